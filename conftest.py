@@ -1,0 +1,23 @@
+"""Fixtures for the unit tests and for the examples in docstrings."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _names_for_examples(doctest_namespace: dict[str, object]) -> None:
+    doctest_namespace.update(torch=torch, nn=nn)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU that PyTorch can use"))

@@ -1,0 +1,155 @@
+"""Move batches to a device, whatever they are made of."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+T = TypeVar("T")
+Move = Callable[[Any, torch.device, bool], Any]
+
+
+def to_device(data: T, device: torch.device | str | int, non_blocking: bool = False) -> T:
+    """Move the tensors anywhere inside `data` to a device.
+
+    >>> batch = {"image": torch.zeros(2, 3), "name": ["a", "b"]}
+    >>> batch = to_device(batch, "cpu")
+    >>> batch["name"]
+    ['a', 'b']
+
+    Walks dicts, lists, tuples, namedtuples, dataclasses and Mappings, and keeps their types.
+    An object with a `.to(device)` of its own moves itself. Everything else (strings, numbers,
+    None, numpy arrays) passes as it is.
+
+    Args:
+        device: A `torch.device`, a name, or a rank: that GPU, or the CPU where there is no GPU.
+        non_blocking: Do not wait for copies from pinned memory.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    moved: T = _move(data, _known_device(device), non_blocking)
+    return moved
+
+
+t2d = to_device
+
+
+def _move(data: Any, device: torch.device, non_blocking: bool) -> Any:
+    kind = type(data)
+    move = _MOVES.get(kind)
+    return (move or _move_for(kind))(data, device, non_blocking)  # type: ignore[arg-type]
+
+
+def _keep(data: T, device: torch.device, non_blocking: bool) -> T:  # noqa: ARG001
+    return data
+
+
+def _move_tensor(data: Tensor, device: torch.device, non_blocking: bool) -> Tensor:
+    return data if data.device == device else data.to(device, non_blocking=non_blocking)
+
+
+def _move_packed(data: PackedSequence, device: torch.device, non_blocking: bool) -> Any:
+    return data.to(device, non_blocking=non_blocking)  # type: ignore[arg-type]
+
+
+def _move_itself(data: Any, device: torch.device, non_blocking: bool) -> Any:  # noqa: ARG001
+    return data.to(device)
+
+
+def _move_list(data: list[Any], device: torch.device, non_blocking: bool) -> list[Any]:
+    return [_move(value, device, non_blocking) for value in data]
+
+
+def _move_tuple(data: tuple[Any, ...], device: torch.device, non_blocking: bool) -> Any:
+    return tuple([_move(value, device, non_blocking) for value in data])
+
+
+def _move_dict(data: dict[Any, Any], device: torch.device, non_blocking: bool) -> dict[Any, Any]:
+    return {key: _move(value, device, non_blocking) for key, value in data.items()}
+
+
+def _move_namedtuple(data: Any, device: torch.device, non_blocking: bool) -> Any:
+    return type(data)(*[_move(value, device, non_blocking) for value in data])
+
+
+def _move_sequence(data: Any, device: torch.device, non_blocking: bool) -> Any:
+    return type(data)([_move(value, device, non_blocking) for value in data])
+
+
+def _move_mapping(data: Any, device: torch.device, non_blocking: bool) -> Any:
+    moved = {key: _move(value, device, non_blocking) for key, value in data.items()}
+    if not hasattr(data, "__setitem__"):  # frozen: made from its items
+        return type(data)(moved)
+    same = copy.copy(data)  # keeps what is not an item, such as the factory of a defaultdict
+    for key, value in moved.items():
+        same[key] = value
+    return same
+
+
+def _move_dataclass(data: Any, device: torch.device, non_blocking: bool) -> Any:
+    same = copy.copy(data)
+    for field in dataclasses.fields(data):
+        if hasattr(data, field.name):
+            value = _move(getattr(data, field.name), device, non_blocking)
+            object.__setattr__(same, field.name, value)  # also where the dataclass is frozen
+    return same
+
+
+_MOVES: Mapping[type, Move] = {
+    Tensor: _move_tensor,
+    list: _move_list,
+    tuple: _move_tuple,
+    dict: _move_dict,
+    PackedSequence: _move_packed,
+    str: _keep,
+    int: _keep,
+    float: _keep,
+    bool: _keep,
+    type(None): _keep,
+}
+
+
+@lru_cache(maxsize=1024)
+def _move_for(kind: type) -> Move:
+    """How the values of a type that is not in the table move."""
+    if issubclass(kind, Tensor):
+        return _move_tensor
+    if callable(getattr(kind, "to", None)):
+        return _move_itself
+    if dataclasses.is_dataclass(kind):
+        return _move_dataclass
+    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        return _move_namedtuple
+    if issubclass(kind, list | tuple):
+        return _move_sequence
+    if issubclass(kind, Mapping):
+        return _move_mapping
+    return _keep
+
+
+@lru_cache(maxsize=256)
+def _known_device(device: torch.device | str | int) -> torch.device:
+    gpus = torch.cuda.device_count()
+    if isinstance(device, int) and gpus == 0:
+        return torch.device("cpu")
+    try:
+        known = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f"unknown device {device!r}: expected a torch.device, a name such as 'cpu' or "
+            "'cuda:0', or a rank"
+        ) from None
+    if known.type == "cuda" and (known.index or 0) >= gpus:
+        raise ValueError(
+            f"there is no device {device!r}: this machine has {gpus} GPUs that PyTorch can use; "
+            f"choose {'one of cuda:0 to cuda:' + str(gpus - 1) if gpus else 'cpu'}"
+        )
+    return known

@@ -1,0 +1,89 @@
+"""Files that are whole or absent, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+PathLike = str | os.PathLike[str]
+
+
+def make_directory(path: PathLike) -> Path:
+    """Create a directory with its parents; any number of processes may do so at once.
+
+    >>> make_directory("runs/digits")
+    PosixPath('runs/digits')
+
+    Raises:
+        NotADirectoryError: the path, or one of its parents, is a file.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next(part for part in (path, *path.parents) if part.exists())
+        raise NotADirectoryError(
+            f"cannot create the directory {path}: {file} is a file; "
+            "choose another log directory or move the file away"
+        ) from None
+    return path
+
+
+@contextmanager
+def write_whole(path: PathLike) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears under its name when it is complete and on the disk.
+
+    >>> with write_whole("notes.txt") as file:
+    ...     _ = file.write(b"all of it")
+
+    An error inside the block leaves the previous file as it was, and nothing beside it.
+    """
+    with _replacement(Path(path)) as temporary, temporary.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_directory(Path(path).parent)
+
+
+def link_or_copy(source: PathLike, target: PathLike) -> None:
+    """Make `target` the same file as `source`: a hard link, or a copy where links are impossible.
+
+    >>> Path("exp_3.pth").touch()
+    >>> link_or_copy("exp_3.pth", "best.pth")
+
+    `target` is replaced in one step: at every moment it is the old file or the new one.
+    """
+    with _replacement(Path(target)) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:  # FAT, some network file systems
+            shutil.copyfile(source, temporary)
+    _sync_directory(Path(target).parent)
+
+
+@contextmanager
+def _replacement(path: Path) -> Iterator[Path]:
+    # In the same directory: a rename across file systems is a copy, and a copy can be cut short.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        # Also after success: renaming one hard link onto another of the same file does nothing.
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    """Put the names in a directory on the disk, not only what the files hold."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

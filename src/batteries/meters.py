@@ -1,0 +1,119 @@
+"""Running averages that do not wait for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class AverageMeter:
+    """The weighted average of the numbers seen so far.
+
+    >>> meter = AverageMeter()
+    >>> meter.update(0.5, times=2)
+    >>> meter.update(2.0)
+    >>> meter.average, meter.sum, meter.counter, meter.value
+    (1.0, 3.0, 3, 2.0)
+
+    What lies on a device is added up there: `update` does not wait for it, reading does. Sums are
+    float64 (float32 on a device without it). Fresh or reset, everything reads 0.
+    """
+
+    __slots__ = ("_counter", "_sum", "_value")
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything.
+
+        >>> meter = AverageMeter()
+        >>> meter.reset()
+        """
+        self._value: float | Tensor = 0.0
+        self._sum: float | Tensor = 0.0
+        self._counter: float | Tensor = 0
+
+    def update(self, value: float | Tensor, times: float | Tensor = 1) -> None:
+        """Take in one number.
+
+        >>> AverageMeter().update(torch.tensor(0.5), times=32)
+
+        Args:
+            value: One number, such as the mean loss of a batch; a tensor has one element.
+            times: How many elements the value is the mean of, its weight. 0 changes nothing.
+
+        Raises:
+            ValueError: More than one number, or a negative weight.
+        """
+        if isinstance(value, Tensor):
+            value = _one_number(value)
+        if isinstance(times, Tensor):
+            times = _one_number(times)
+        if isinstance(times, Tensor):  # on a device, where 0 must be handled unseen
+            value = torch.where(times > 0, value, self._value)
+            self._sum = self._sum + torch.where(times > 0, value * times, 0)
+        elif times > 0:
+            self._sum = self._sum + value * times
+        elif times == 0:
+            return
+        else:
+            raise ValueError(f"times is {times}; expected how many elements the value stands for")
+        self._value = value
+        self._counter = self._counter + times
+
+    @property
+    def value(self) -> float:
+        """The number last taken in."""
+        return float(self._value)
+
+    @property
+    def sum(self) -> float:
+        """The numbers, each times its weight, added up."""
+        return float(self._sum)
+
+    @property
+    def counter(self) -> float:
+        """The weights added up: an int where they are ints."""
+        return self._counter.item() if isinstance(self._counter, Tensor) else self._counter
+
+    @property
+    def average(self) -> float:
+        """The sum over the counter; 0 while nothing was taken in."""
+        counter = self.counter
+        return self.sum / counter if counter else 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        """What is known, as plain numbers.
+
+        >>> AverageMeter().state_dict()
+        {'value': 0.0, 'sum': 0.0, 'counter': 0}
+        """
+        return {"value": self.value, "sum": self.sum, "counter": self.counter}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from a `state_dict`.
+
+        >>> AverageMeter().load_state_dict({"value": 1.0, "sum": 2.0, "counter": 2})
+        """
+        self._value, self._sum, self._counter = state["value"], state["sum"], state["counter"]
+
+
+AverageMetter = AverageMeter  # the specification's spelling
+
+
+def _one_number(tensor: Tensor) -> float | Tensor:
+    """A python number from the CPU, a wide copy on a device: the caller may reuse the tensor."""
+    if tensor.numel() != 1:
+        raise ValueError(
+            f"AverageMeter takes one number at a time, got a tensor of shape "
+            f"{tuple(tensor.shape)}; pass its mean, and how many elements it has as `times`"
+        )
+    if tensor.is_cpu:
+        return tensor.item()
+    wide = torch.int64
+    if tensor.is_floating_point():
+        wide = torch.float32 if tensor.device.type == "mps" else torch.float64
+    return tensor.detach().reshape(()).to(wide, copy=True)

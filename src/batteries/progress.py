@@ -1,0 +1,64 @@
+"""Progress bars: tqdm's own, on rank 0 alone, and readable in a log file."""
+
+from __future__ import annotations
+
+from time import time
+from typing import Any
+
+from tqdm.auto import tqdm as _tqdm
+
+from batteries import distributed
+
+_TQDM_INTERVAL = 0.1  # seconds: tqdm's own default for `mininterval`
+_LINE_INTERVAL = 10.0
+
+
+class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
+    """`tqdm.auto.tqdm` with all its arguments.
+
+    >>> for batch in tqdm([1, 2, 3], desc="train", disable=True):
+    ...     pass
+
+    Other ranks than 0 show nothing. In a terminal it is a bar, in a notebook a widget. Anywhere
+    else (a log file, a pipe) it writes a line every 10 seconds, or every `mininterval`, and one at
+    the end.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._last_line = 0.0
+        if distributed.rank() != 0:
+            kwargs["disable"] = True
+        super().__init__(*args, **kwargs)
+        if self.disable or self._redraws():
+            return
+        self._last_line = self.start_t
+        if self.mininterval == _TQDM_INTERVAL:
+            self.mininterval = _LINE_INTERVAL
+        if kwargs.get("ncols") is None:
+            self.ncols = 0  # numbers without a bar
+
+    def _redraws(self) -> bool:
+        isatty = getattr(self.fp, "isatty", None)
+        return self.gui or bool(isatty and isatty())
+
+    def display(self, msg: str | None = None, pos: int | None = None, **kwargs: Any) -> Any:
+        if self._redraws():
+            return super().display(msg, pos, **kwargs)
+        if msg == "":  # what closing a bar with leave=False asks for: take it from the screen
+            return True
+        closing = self.disable  # close() has set it by now, and ends the line itself
+        if closing:
+            self.fp.write(str(self))
+        elif self.n > self.initial and time() - self._last_line >= self.mininterval:
+            self._last_line = time()
+            self.fp.write(f"{self}\n")
+        self.fp.flush()
+        return True
+
+    def clear(self, *args: Any, **kwargs: Any) -> None:
+        if self._redraws():
+            super().clear(*args, **kwargs)
+
+    def moveto(self, n: int) -> None:
+        if self._redraws():
+            super().moveto(n)

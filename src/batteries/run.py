@@ -1,0 +1,43 @@
+"""The run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from batteries.distributed import rank_zero_only
+from batteries.files import PathLike, make_directory
+
+
+@rank_zero_only(share=True)
+def run_directory(logdir: PathLike, resume: bool = False) -> Path:
+    """Create the next numbered directory of `logdir`; no run ever writes into another's.
+
+    >>> run_directory("runs/digits").as_posix()
+    'runs/digits/001'
+    >>> run_directory("runs/digits").as_posix()
+    'runs/digits/002'
+    >>> run_directory("runs/digits", resume=True).as_posix()
+    'runs/digits/002'
+
+    All ranks call it and get the same directory. Nothing is ever deleted.
+
+    Args:
+        resume: Return the newest one instead, if there is one.
+
+    Raises:
+        NotADirectoryError: `logdir` is a file.
+    """
+    logdir = make_directory(logdir)
+    runs = {int(path.name): path for path in logdir.iterdir() if path.name.isdecimal()}
+    newest = max(runs, default=0)
+    if resume and runs:
+        return runs[newest]
+    number = newest + 1
+    while True:
+        path = logdir / f"{number:03d}"
+        try:
+            path.mkdir()
+        except FileExistsError:  # another program took the number in between
+            number += 1
+        else:
+            return path

@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run_ranks
+from torch import Tensor
+
+from batteries import distributed
+
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
+OTHERS = [torch.bool, torch.uint8, torch.int8, torch.int64]
+
+
+def gather_tensors() -> list[Tensor]:
+    rank = distributed.rank()
+    gathered = []
+    for dtype in FLOATS + OTHERS:
+        for shape in [(), (3,), (0, 4), (rank, 2), (2, rank + 1, 3)]:
+            gathered += distributed.all_gather(torch.full(shape, rank, dtype=dtype))
+    return gathered
+
+
+def expected_tensors(world_size: int) -> list[Tensor]:
+    return [
+        torch.full(shape, rank, dtype=dtype)
+        for dtype in FLOATS + OTHERS
+        for shapes in zip(
+            *[[(), (3,), (0, 4), (r, 2), (2, r + 1, 3)] for r in range(world_size)], strict=True
+        )
+        for rank, shape in enumerate(shapes)
+    ]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_all_gather_of_tensors(world_size: int) -> None:
+    """Equal, ragged and empty tensors of any dtype arrive whole, in the order of the ranks."""
+    results = run_ranks(gather_tensors, world_size=world_size)
+    for gathered in results:
+        torch.testing.assert_close(gathered, expected_tensors(world_size), rtol=0, atol=0)
+
+
+def gather_views() -> list[Tensor]:
+    rank = distributed.rank()
+    strided = torch.arange(12.0).reshape(3, 4).t()[::2] + rank
+    conjugate = torch.tensor([1 + 2j]).conj()
+    learned = torch.ones(2, requires_grad=True) * 2
+    views = [strided, conjugate, learned]
+    return [distributed.all_gather(view)[1] for view in views]
+
+
+def test_all_gather_of_views() -> None:
+    """Strided, conjugated and differentiable tensors arrive as their values."""
+    strided, conjugate, learned = run_ranks(gather_views)[0]
+    assert strided.equal(torch.arange(12.0).reshape(3, 4).t()[::2] + 1)
+    assert conjugate.equal(torch.tensor([1 - 2j]))
+    assert learned.equal(torch.tensor([2.0, 2.0]))
+    assert not learned.requires_grad
+
+
+def gather_mixed() -> list[object]:
+    mine: list[object] = [{"rank": 0, "name": "é"}, torch.ones(2), None]
+    return distributed.all_gather(mine[distributed.rank()])
+
+
+def test_all_gather_of_anything() -> None:
+    """Any picklable data is gathered, of a different kind on each rank if need be."""
+    for first, second, third in run_ranks(gather_mixed, world_size=3):
+        assert first == {"rank": 0, "name": "é"}
+        assert second.equal(torch.ones(2))
+        assert third is None
+
+
+def gather_a_function() -> None:
+    distributed.all_gather(lambda: 1) if distributed.rank() == 1 else distributed.all_gather(1)
+
+
+def test_all_gather_of_what_cannot_travel() -> None:
+    """Data that cannot be pickled is an error on every rank, not a hang."""
+    for error in run_ranks(gather_a_function):
+        assert isinstance(error, AttributeError | pickle.PicklingError)
+        assert "raised on rank 1" in str(error.__cause__) or "Can't pickle" in str(error)
+
+
+def broadcast_from_one() -> tuple[object, Tensor, object]:
+    rank = distributed.rank()
+    text = distributed.broadcast(f"from {rank}", src=1)
+    tensor = distributed.broadcast(torch.full((rank + 1, 2), rank), src=1)
+    nothing = distributed.broadcast(torch.empty(0) if rank == 1 else None, src=1)
+    return text, tensor, nothing
+
+
+def test_broadcast() -> None:
+    """Every rank gets the value of the source, whatever it passed itself."""
+    for text, tensor, nothing in run_ranks(broadcast_from_one):
+        assert text == "from 1"
+        assert tensor.equal(torch.full((2, 2), 1))
+        assert nothing.numel() == 0
+
+
+def reduce_all() -> dict[str, object]:
+    value = distributed.rank() + 2
+    numbers = {op: distributed.all_reduce(value, op) for op in distributed._REDUCTIONS}
+    tensor = torch.tensor([1.0, value])
+    return {
+        **numbers,
+        "float": distributed.all_reduce(value / 10),
+        "tensor": distributed.all_reduce(tensor, "mean"),
+        "untouched": tensor,
+        "flags": distributed.all_reduce(torch.tensor([True, value == 2])),
+        "ints": distributed.all_reduce(torch.tensor([2**53 + value]), "max"),
+    }
+
+
+def test_all_reduce() -> None:
+    """Sum, mean, min, max and product are those of the values of all ranks."""
+    for result in run_ranks(reduce_all, world_size=3):
+        assert (result["sum"], result["mean"], result["min"]) == (9, 3.0, 2)
+        assert (result["max"], result["product"]) == (4, 24)
+        assert result["float"] == pytest.approx(0.9, rel=1e-15)
+        assert result["tensor"].equal(torch.tensor([1.0, 3.0]))
+        assert result["untouched"][0] == 1
+        assert result["flags"].equal(torch.tensor([3, 1]))
+        assert result["ints"].item() == 2**53 + 4
+
+
+def test_alone_is_like_a_group_of_one() -> None:
+    """Without a process group, each helper returns what a group of one returns."""
+    assert distributed.world_size() == 1
+    assert distributed.rank() == distributed.local_rank() == 0
+    assert distributed.is_main()
+    distributed.barrier()
+    assert distributed.all_gather("a") == ["a"]
+    assert distributed.broadcast("a") == "a"
+    assert distributed.all_reduce(2, "mean") == 2.0
+    assert distributed.all_reduce(torch.tensor([True])).equal(torch.tensor([1]))
+    assert not dist.is_initialized()
+
+
+def test_all_reduce_of_an_unknown_operation() -> None:
+    """An unknown operation is refused with the list of the known ones."""
+    with pytest.raises(ValueError, match="sum, mean, min, max, product, not 'avg'"):
+        distributed.all_reduce(1, "avg")
+
+
+def call_without_group(name: str) -> object:
+    return {
+        "all_gather": lambda: distributed.all_gather(1),
+        "all_reduce": lambda: distributed.all_reduce(1),
+        "barrier": distributed.barrier,
+        "broadcast": lambda: distributed.broadcast(1),
+    }[name]()
+
+
+@pytest.mark.parametrize("name", ["all_gather", "all_reduce", "barrier", "broadcast"])
+def test_forgotten_group(name: str) -> None:
+    """A collective on several processes without a group is an error, not a private answer."""
+    for error in run_ranks(call_without_group, name, group=False):
+        assert isinstance(error, RuntimeError)
+        assert f"{name} was called with 2 processes" in str(error)
+        assert "setup()" in str(error)
+
+
+class TwoArgumentsError(Exception):
+    """Pickles, but cannot be unpickled."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what}: {why}")
+
+
+def raise_first(kind: str) -> None:
+    with distributed.rank_zero_first():
+        if distributed.rank() == 0:
+            raise TwoArgumentsError("disk", "full") if kind == "odd" else ValueError("no data")
+
+
+def raise_shared(kind: str) -> object:
+    @distributed.rank_zero_only(share=True)
+    def work() -> object:
+        if kind == "odd":
+            raise TwoArgumentsError("disk", "full")
+        if kind == "unpicklable":
+            return lambda: 1
+        raise ValueError("no data")
+
+    return work()
+
+
+@pytest.mark.parametrize("function", [raise_first, raise_shared])
+def test_error_on_rank_zero_reaches_all(function: object) -> None:
+    """When rank 0 raises, every rank raises the same error, saying where it comes from."""
+    errors = run_ranks(function, "plain", world_size=3)  # type: ignore[arg-type]
+    for error in errors:
+        assert isinstance(error, ValueError)
+        assert str(error) == "no data"
+
+
+@pytest.mark.parametrize("function", [raise_first, raise_shared])
+def test_odd_error_on_rank_zero_reaches_all(function: object) -> None:
+    """An exception that cannot travel arrives as its text."""
+    errors = run_ranks(function, "odd")  # type: ignore[arg-type]
+    assert "disk: full" in str(errors[1])
+    assert "raised on rank 0" in str(errors[1])
+
+
+def test_shared_result_that_cannot_travel() -> None:
+    """A result that cannot be shared is an error on every rank."""
+    for error in run_ranks(raise_shared, "unpicklable"):
+        assert isinstance(error, AttributeError | pickle.PicklingError)
+
+
+def make_one_after_another(directory: str) -> bool:
+    with distributed.rank_zero_first():
+        path = Path(directory) / "data"
+        found = path.exists()
+        if not found:
+            path.touch()
+    return found
+
+
+def test_rank_zero_first(tmp_path: Path) -> None:
+    """The other ranks enter the block after rank 0 has left it."""
+    assert run_ranks(make_one_after_another, str(tmp_path), world_size=3) == [False, True, True]
+
+
+def only_on_zero() -> tuple[object, object]:
+    @distributed.rank_zero_only
+    def private() -> int:
+        return os.getpid()
+
+    @distributed.rank_zero_only(share=True)
+    def shared() -> int:
+        return os.getpid()
+
+    return private(), shared()
+
+
+def test_rank_zero_only() -> None:
+    """Rank 0 runs the function; the others get None, or its result where it is shared."""
+    (pid, shared_pid), (nothing, received) = run_ranks(only_on_zero)
+    assert pid == shared_pid == received
+    assert nothing is None
+
+
+def ranks_around_a_raising_body() -> tuple[bool, int]:
+    with pytest.raises(ValueError, match="body"), distributed.setup():
+        raise ValueError("body")
+    return dist.is_initialized(), distributed.rank()
+
+
+def test_setup_cleans_up() -> None:
+    """The group is gone after a body that raises; the rank is still known."""
+    assert run_ranks(ranks_around_a_raising_body, group=False) == [(False, 0), (False, 1)]
+
+
+def test_setup_alone() -> None:
+    """Started by hand there is no group, and a device all the same."""
+    with distributed.setup() as device:
+        assert not dist.is_initialized()
+        torch.zeros(1, device=device)
+
+
+def nccl_without_gpus() -> None:
+    with distributed.setup("nccl"):
+        pass
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPUs")
+def test_more_processes_than_gpus() -> None:
+    """Processes without a GPU each are told how many there are."""
+    for error in run_ranks(nccl_without_gpus, group=False):
+        assert isinstance(error, ValueError)
+        assert "2 processes were started on this host" in str(error)
+        assert "PyTorch can use 0 here: use gloo" in str(error)
+
+
+def test_gpu_index() -> None:
+    """Each local rank has its own GPU; a process that sees one takes that."""
+    assert [distributed._gpu_index(i, 4, gpus=4) for i in range(4)] == [0, 1, 2, 3]
+    assert distributed._gpu_index(3, 0, gpus=1) == 0
+    with pytest.raises(ValueError, match=r"4 processes .* can use 2 here: start at most 2 \(torch"):
+        distributed._gpu_index(0, 4, gpus=2)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def under_slurm(port: int) -> tuple[float, ...]:
+    rank = os.environ["RANK"]
+    for name in ["RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_USE_AGENT_STORE"]:
+        del os.environ[name]
+    os.environ |= {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_STEP_NUM_TASKS": "2"}
+    os.environ |= {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "localhost",
+        "MASTER_PORT": str(port),
+    }
+    del os.environ["MASTER_ADDR"]
+    with distributed.setup():
+        place = distributed.rank(), distributed.world_size(), distributed.local_rank()
+        return *place, distributed.all_reduce(1)
+
+
+def test_setup_under_slurm() -> None:
+    """What srun puts in the environment is enough to make the group."""
+    results = run_ranks(under_slurm, free_port(), group=False)
+    assert results == [(0, 2, 0, 2), (1, 2, 1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"), [("gpu[07-09,12],other3", "gpu07"), ("a1,b2", "a1"), ("one", "one")]
+)
+def test_slurm_node_lists(nodes: str, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first host of Slurm's compressed list is where the ranks meet."""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", nodes)
+    monkeypatch.setenv("SLURM_JOB_ID", "123456")
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    launch = distributed._launch()
+    assert launch is not None
+    assert launch.init_method == f"tcp://{host}:23456"
+    assert (distributed.rank(), distributed.local_rank(), distributed.world_size()) == (3, 1, 4)
+
+
+def unknown_local_rank() -> int:
+    return distributed.local_rank()
+
+
+def test_local_rank_that_nobody_said() -> None:
+    """With several processes and no LOCAL_RANK the answer is an error, not a guess."""
+    for error in run_ranks(unknown_local_rank, env={"LOCAL_RANK": ""}):
+        assert isinstance(error, RuntimeError)
+        assert "LOCAL_RANK is not in the environment" in str(error)
+
+
+@pytest.mark.gpu
+def test_gpu_collectives() -> None:
+    """On a GPU, tensors stay on the GPU, in a group of nccl alone too."""
+    for backend in ["nccl", None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MASTER_ADDR", "127.0.0.1")
+            patch.setenv("MASTER_PORT", str(free_port()))
+            for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+                patch.setenv(name, value)
+            with distributed.setup(backend) as device:
+                header, payload = distributed._encode(torch.ones(2, device=device), device)
+                meta = distributed._read_header(header)
+                assert distributed._decode(meta, payload, device).equal(
+                    torch.ones(2, device=device)
+                )
+                assert distributed.all_reduce(torch.ones(2, device=device)).device == device
+                assert distributed.all_gather({"a": 1}) == [{"a": 1}]
+                distributed.barrier()
