@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -149,12 +150,13 @@ def test_all_reduce_of_an_unknown_operation() -> None:
 
 
 def call_without_group(name: str) -> object:
-    return {
+    calls: dict[str, Callable[[], object]] = {
         "all_gather": lambda: distributed.all_gather(1),
         "all_reduce": lambda: distributed.all_reduce(1),
         "barrier": distributed.barrier,
         "broadcast": lambda: distributed.broadcast(1),
-    }[name]()
+    }
+    return calls[name]()
 
 
 @pytest.mark.parametrize("name", ["all_gather", "all_reduce", "barrier", "broadcast"])

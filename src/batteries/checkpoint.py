@@ -64,7 +64,7 @@ def make_checkpoint(
     if metrics is not None:
         checkpoint["metrics"] = metrics
     for name, value in kwargs.items():
-        if callable(getattr(value, "state_dict", None)):
+        if callable(getattr(type(value), "state_dict", None)):
             checkpoint[_key(name)] = _state(value)
         else:
             checkpoint[name] = value
@@ -191,7 +191,7 @@ class CheckpointManager:
 
     def process(
         self,
-        score: float | Mapping[str, float],
+        score: float | Tensor | Mapping[str, float | Tensor],
         epoch: int,
         checkpoint: Mapping[str, Any],
     ) -> None:
@@ -228,7 +228,7 @@ class CheckpointManager:
     def _path(self, epoch: int) -> Path:
         return self.logdir / f"exp_{epoch}.pth"
 
-    def _scores(self, score: float | Mapping[str, float]) -> dict[str, float]:
+    def _scores(self, score: float | Tensor | Mapping[str, float | Tensor]) -> dict[str, float]:
         if not isinstance(score, Mapping):
             score = {self.metric: score}
         if self.metric not in score:
@@ -236,7 +236,10 @@ class CheckpointManager:
                 f"the score has no {self.metric!r}, by which {self.logdir} is ranked; "
                 f"it has {', '.join(map(repr, score)) or 'nothing'}"
             )
-        return {name: float(value) for name, value in score.items()}
+        return {
+            name: value.item() if isinstance(value, Tensor) else float(value)
+            for name, value in score.items()
+        }
 
     def _ranked(self) -> list[dict[str, Any]]:
         """The epochs with a finite score, best first."""

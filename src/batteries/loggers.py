@@ -61,4 +61,4 @@ def _flatten(metrics: Metrics, prefix: str = "") -> Iterator[tuple[str, float]]:
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{name}/")
         else:
-            yield f"{prefix}{name}", float(value)
+            yield f"{prefix}{name}", value.item() if isinstance(value, Tensor) else float(value)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from batteries import distribute, distributed, seed_all, unwrap
+
+
+def small() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(), nn.Linear(3, 1))
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    wrapped: Any = torch.compile(model, backend="eager")
+    assert isinstance(wrapped, nn.Module)
+    return wrapped
+
+
+class Own(nn.Module):
+    """Has a child that is called as wrappers call theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Linear(1, 1)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: model,
+        DataParallel,
+        compiled,
+        lambda model: compiled(DataParallel(model)),
+        lambda model: DataParallel(compiled(DataParallel(compiled(model)))),
+    ],
+)
+def test_unwrap(wrap: object) -> None:
+    """The module that the user wrote comes back from under any nesting of wrappers."""
+    model = small()
+    assert unwrap(wrap(model)) is model  # type: ignore[operator]
+
+
+def test_unwrap_keeps_own_names() -> None:
+    """A user's own attribute called `module` is not a wrapper's."""
+    own = Own()
+    assert unwrap(own) is own
+
+
+def test_distribute_alone() -> None:
+    """Without a process group the model itself comes back, on its device."""
+    model = small()
+    assert distribute(model, "cpu") is model
+    assert distribute(small(), "meta")[0].weight.device.type == "meta"  # type: ignore[index]
+
+
+def train_a_step() -> tuple[bool, bool, bool, Tensor]:
+    seed_all(0)
+    model = small()
+    wrapped = distribute(model, "cpu")
+    seed_all(0, rank=distributed.rank())
+    wrapped(torch.randn(8, 4)).sum().backward()
+    frozen = nn.Linear(1, 1).requires_grad_(False)
+    gradient = model[0].weight.grad
+    assert isinstance(gradient, Tensor)
+    return (
+        isinstance(wrapped, DistributedDataParallel),
+        unwrap(compiled(wrapped)) is model,
+        distribute(frozen, "cpu") is frozen,
+        gradient,
+    )
+
+
+def test_distribute_in_a_group() -> None:
+    """In a group the ranks share their gradients, and unwrap sees through it."""
+    (*first, gradient), (*second, other_gradient) = run_ranks(train_a_step)
+    assert first == second == [True, True, True]
+    assert gradient.equal(other_gradient)
+    assert gradient.abs().sum() > 0
+
+
+@pytest.mark.gpu
+def test_batch_norm_is_synchronised_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU in a group, batch norm becomes synchronised batch norm."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "0")
+    with distributed.setup() as device:
+        model = distribute(small(), device)
+        assert isinstance(unwrap(model)[1], nn.SyncBatchNorm)  # type: ignore[index]
+        model(torch.randn(8, 4, device=device)).sum().backward()

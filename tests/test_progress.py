@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Iterator
+
+import nbclient
+import nbformat
+import pytest
+from ranks import run_ranks
+
+from batteries.progress import tqdm
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    """In a terminal it is tqdm's bar, redrawn in place."""
+    file = Terminal()
+    assert list(tqdm(range(3), file=file, desc="train", ncols=60)) == [0, 1, 2]
+    assert "\rtrain: 100%|" in file.getvalue()
+
+
+def test_a_file_gets_lines() -> None:
+    """In a log file 100,000 steps are one line, with no carriage return."""
+    file = io.StringIO()
+    bar = tqdm(range(100_000), file=file, desc="train")
+    for step in bar:
+        if step % 10 == 0:
+            bar.set_postfix_str(f"loss={step}")
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("train: 100% 100000/100000 [")
+    assert "loss=99990" in lines[0]
+    assert "\r" not in file.getvalue()
+
+
+def test_a_file_gets_lines_now_and_then() -> None:
+    """`mininterval` says how often a log file gets a line."""
+    file = io.StringIO()
+    for step in tqdm(range(5), file=file, mininterval=1e-9):
+        while step == 2 and file.getvalue() == "":
+            time.sleep(0)  # the clock may not tick between two steps
+    lines = file.getvalue().splitlines()
+    assert 2 <= len(lines) <= 6
+    assert lines[-1].startswith("100% 5/5")
+
+
+def test_nested_bars_in_a_file() -> None:
+    """Nested bars write lines too, and no cursor movements."""
+    file = io.StringIO()
+    for _ in tqdm(range(2), desc="epoch", file=file):
+        for _ in tqdm(range(3), desc="batch", file=file, leave=False):
+            tqdm.write("text", file=file)
+    lines = file.getvalue().splitlines()
+    assert lines[:-1] == ["text"] * 6
+    assert lines[-1].startswith("epoch: 100% 2/2")
+
+
+def test_iterables_without_a_length() -> None:
+    """A generator's bar counts without a total."""
+
+    def numbers() -> Iterator[int]:
+        yield from range(4)
+
+    file = io.StringIO()
+    assert list(tqdm(numbers(), file=file)) == [0, 1, 2, 3]
+    assert file.getvalue().startswith("4it [")
+
+
+def test_an_empty_loader() -> None:
+    """Nothing to do is no error."""
+    assert list(tqdm([], file=io.StringIO())) == []
+
+
+def test_without_an_iterable() -> None:
+    """A bar that is moved by hand ends where it was left."""
+    file = io.StringIO()
+    with tqdm(total=10, file=file) as bar:
+        bar.update(4)
+    assert file.getvalue().startswith(" 40% 4/10")
+
+
+def test_disable() -> None:
+    """A disabled bar shows nothing and passes everything."""
+    file = Terminal()
+    assert list(tqdm(range(3), file=file, disable=True)) == [0, 1, 2]
+    assert file.getvalue() == ""
+
+
+def show_on_each_rank() -> tuple[list[int], str]:
+    file = Terminal()
+    return list(tqdm(range(3), file=file)), file.getvalue()
+
+
+@pytest.mark.parametrize("group", [True, False])
+def test_rank_zero_only(group: bool) -> None:
+    """Only rank 0 shows a bar; every rank gets the items."""
+    (items, shown), (other_items, other_shown) = run_ranks(show_on_each_rank, group=group)
+    assert items == other_items == [0, 1, 2]
+    assert "100%" in shown
+    assert other_shown == ""
+
+
+def test_a_notebook_gets_a_widget() -> None:
+    """In a notebook the bar is a widget, with the items counted."""
+    code = (
+        "import warnings\n"
+        "with warnings.catch_warnings():\n"
+        "    warnings.simplefilter('error')\n"
+        "    from batteries.progress import tqdm\n"
+        "    for _ in tqdm(range(3), desc='train'): pass"
+    )
+    cell = nbformat.v4.new_code_cell(code)  # type: ignore[no-untyped-call]
+    notebook = nbformat.v4.new_notebook(cells=[cell])  # type: ignore[no-untyped-call]
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    assert "application/vnd.jupyter.widget-view+json" in notebook.cells[0].outputs[0]["data"]
+    [widgets] = notebook.metadata["widgets"].values()
+    states = [widget["state"] for widget in widgets["state"].values()]
+    assert any(state.get("max") == state.get("value") == 3.0 for state in states)
+    assert any("100%" in str(state.get("value")) for state in states)
+
+
+def test_stderr_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a file the bar goes to what stderr is when it is made."""
+    monkeypatch.setattr(sys, "stderr", stderr := io.StringIO())
+    list(tqdm(range(2)))
+    assert stderr.getvalue().startswith("100% 2/2")
