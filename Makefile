@@ -1,13 +1,16 @@
-# Everything runs in .venv, which requirements.txt pins. On a new machine `make demo` is enough.
+# Everything runs in .venv, which requirements.txt pins: on a new machine `make demo` is enough.
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+INSTALL := pip install --quiet --disable-pip-version-check
+# All GPUs where there are some, else two processes on the CPU.
+PROCESSES = $$($(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
 
 .PHONY: demo test check bench clean
 
 demo: .venv/ready
-	$(BIN)/python examples/ddp/demo.py
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node=$(PROCESSES) examples/ddp/experiment.py \
+		--exp-name=demo --progress
 
 test: check
 	$(BIN)/pytest
@@ -15,17 +18,25 @@ test: check
 check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/mypy src tests benchmarks
+	for example in examples/*/; do MYPYPATH=$$example $(BIN)/mypy $$example || exit 1; done
 
-bench: .venv/bench-ready
-	$(BIN)/python benchmarks/run.py
+bench: .venv-bench/ready
+	.venv-bench/bin/python benchmarks/run.py
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache dist
+	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache dist
 
 .venv/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(PIP) $$(grep '^torch==' requirements.txt)
-	$(PIP) -r requirements.txt
-	$(PIP) --no-deps --no-build-isolation -e .
+	$(BIN)/$(INSTALL) $$(grep '^torch==' requirements.txt)
+	$(BIN)/$(INSTALL) -r requirements.txt
+	$(BIN)/$(INSTALL) --no-deps --no-build-isolation -e .
+	touch $@
+
+.venv-bench/ready: requirements.txt requirements-bench.txt pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/$(INSTALL) $$(grep '^torch==' requirements.txt)
+	.venv-bench/bin/$(INSTALL) -r requirements.txt -r requirements-bench.txt
+	.venv-bench/bin/$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@

@@ -1,4 +1,4 @@
-"""Run a function on real ranks: one process each, gloo, started as torchrun starts them."""
+"""Run a function on real ranks: one process each, started as torchrun starts them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ def run_ranks(
     *args: Any,
     world_size: int = 2,
     group: bool = True,
+    gpus: bool = False,
     env: dict[str, str] | None = None,
 ) -> list[Any]:
     """Return what `function(*args)` returned on each rank, or the exception that it raised.
 
     Args:
         group: Call it inside `distributed.setup()`.
-        env: Variables besides the launcher's.
+        gpus: Let them see the GPUs: nccl then, and one for each rank.
+        env: Variables besides the launcher's; an empty one is unset.
     """
     # The store lives here, on a port that the system chose, as torchrun's agent has it.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -42,6 +44,7 @@ def run_ranks(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        **({} if gpus else {"CUDA_VISIBLE_DEVICES": "-1"}),
         **(env or {}),
     }
     pipes, processes = [], []

@@ -272,7 +272,6 @@ def nccl_without_gpus() -> None:
         pass
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPUs")
 def test_more_processes_than_gpus() -> None:
     """Processes without a GPU each are told how many there are."""
     for error in run_ranks(nccl_without_gpus, group=False):
@@ -344,21 +343,50 @@ def test_local_rank_that_nobody_said() -> None:
         assert "LOCAL_RANK is not in the environment" in str(error)
 
 
+def collect_on_gpus(device_type: str) -> bool:
+    rank, size = distributed.rank(), distributed.world_size()
+    mine = torch.full((rank + 1,), rank, device=device_type)
+    gathered = distributed.all_gather(mine)
+    assert all(part.device == mine.device for part in gathered)
+    assert [part.tolist() for part in gathered] == [[r] * (r + 1) for r in range(size)]
+    assert distributed.all_reduce(mine[:1]).tolist() == [sum(range(size))]
+    assert distributed.all_gather({"on": mine})[-1]["on"].is_cpu
+    assert distributed.broadcast(mine, src=size - 1).tolist() == [size - 1] * size
+    distributed.barrier()
+    return True
+
+
 @pytest.mark.gpu
-def test_gpu_collectives() -> None:
-    """On a GPU, tensors stay on the GPU, in a group of nccl alone too."""
-    for backend in ["nccl", None]:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MASTER_ADDR", "127.0.0.1")
-            patch.setenv("MASTER_PORT", str(free_port()))
-            for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
-                patch.setenv(name, value)
-            with distributed.setup(backend) as device:
-                header, payload = distributed._encode(torch.ones(2, device=device), device)
-                meta = distributed._read_header(header)
-                assert distributed._decode(meta, payload, device).equal(
-                    torch.ones(2, device=device)
-                )
-                assert distributed.all_reduce(torch.ones(2, device=device)).device == device
-                assert distributed.all_gather({"a": 1}) == [{"a": 1}]
-                distributed.barrier()
+@pytest.mark.parametrize("device_type", ["cuda", "cpu"])
+def test_gpu_collectives(device_type: str) -> None:
+    """With nccl and gloo, tensors of either device arrive whole and stay on their device."""
+    count = torch.cuda.device_count()
+    assert all(run_ranks(collect_on_gpus, device_type, world_size=count, gpus=True))
+
+
+def encode_for_nccl() -> bool:
+    with distributed.setup("nccl") as device:
+        assert distributed._transport() == device
+        for value in (torch.ones(2), torch.ones((), device=device), {"a": 1}):
+            header, payload = distributed._encode(value, device)
+            assert header.device == payload.device == device
+            meta = distributed._read_header(header)
+            torch.testing.assert_close(
+                distributed._decode(meta, payload, distributed._device_of(value)), value
+            )
+    return True
+
+
+@pytest.mark.gpu
+def test_nccl_alone() -> None:
+    """A group that has nccl alone carries data of the CPU too."""
+    assert run_ranks(encode_for_nccl, world_size=1, group=False, gpus=True) == [True]
+
+
+@pytest.mark.gpu
+def test_more_ranks_than_gpus() -> None:
+    """One rank more than there are GPUs is an error on every rank."""
+    count = torch.cuda.device_count()
+    for error in run_ranks(distributed.rank, world_size=count + 1, gpus=True):
+        assert isinstance(error, ValueError)
+        assert f"start at most {count} (torchrun --nproc-per-node={count})" in str(error)

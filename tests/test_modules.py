@@ -83,14 +83,16 @@ def test_distribute_in_a_group() -> None:
     assert gradient.abs().sum() > 0
 
 
+def train_with_batch_norm() -> bool:
+    device = torch.device("cuda", distributed.local_rank())
+    model = distribute(small(), device)
+    model(torch.randn(8, 4, device=device)).sum().backward()
+    bare = unwrap(model)
+    assert isinstance(bare, nn.Sequential)
+    return isinstance(bare[1], nn.SyncBatchNorm)
+
+
 @pytest.mark.gpu
-def test_batch_norm_is_synchronised_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU in a group, batch norm becomes synchronised batch norm."""
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", "0")
-    with distributed.setup() as device:
-        model = distribute(small(), device)
-        assert isinstance(unwrap(model)[1], nn.SyncBatchNorm)  # type: ignore[index]
-        model(torch.randn(8, 4, device=device)).sum().backward()
+def test_batch_norm_is_synchronised_on_gpus() -> None:
+    """On GPUs in a group, batch norm becomes synchronised batch norm."""
+    assert all(run_ranks(train_with_batch_norm, world_size=torch.cuda.device_count(), gpus=True))

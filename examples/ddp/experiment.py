@@ -1,0 +1,209 @@
+"""Train a digit classifier with one process for each device: the whole flow, downward.
+
+    torchrun --nproc-per-node=2 examples/ddp/experiment.py --progress
+
+Takes about 20 seconds on two CPU cores. Test accuracy: 0.98 to 0.99.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (its usual name)
+from datasets import Images, load_splits
+from models import DigitNet
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.utils.data import DataLoader, DistributedSampler, Subset
+
+from batteries import (
+    AverageMeter,
+    CheckpointManager,
+    TensorBoardLogger,
+    distribute,
+    distributed,
+    get_logger,
+    load_checkpoint,
+    make_checkpoint,
+    run_directory,
+    seed_all,
+    to_device,
+    unwrap,
+)
+from batteries.progress import tqdm
+
+Batches = DataLoader[tuple[Tensor, Tensor]]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--exp-name", default="ddp", help="runs are kept in LOGDIR/EXP_NAME/001, …")
+    parser.add_argument("--logdir", default="runs")
+    parser.add_argument("--dataset", choices=["digits", "mnist"], default="digits")
+    parser.add_argument("--fold", type=int, choices=range(5), default=0, help="the validation part")
+    parser.add_argument("--batch-size", type=int, default=16, help="of one process")
+    parser.add_argument("--accumulation-steps", type=int, default=2)
+    parser.add_argument("--num-workers", type=int, default=1)
+    parser.add_argument("--num-epochs", type=int, default=12)
+    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--continue", dest="resume", action="store_true", help="the newest run")
+    parser.add_argument("--progress", action="store_true", help="show progress bars")
+    # torch.distributed.launch passes it, torchrun does not: the environment says it either way.
+    parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def train(
+    model: nn.Module,
+    loader: Batches,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    device: torch.device,
+    args: argparse.Namespace,
+) -> float:
+    """One epoch of updates; returns the mean loss over all ranks."""
+    model.train()
+    meter = AverageMeter()
+    for step, batch in enumerate(tqdm(loader, "train", disable=not args.progress, leave=False)):
+        images, labels = to_device(batch, device)
+        # Every window of micro-batches ends in an update, the last and shorter one too.
+        start = step // args.accumulation_steps * args.accumulation_steps
+        window = min(args.accumulation_steps, len(loader) - start)
+        closes = step + 1 == start + window
+        sharing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if isinstance(model, DistributedDataParallel) and not closes:
+            sharing = model.no_sync()  # the ranks share gradients once for each window
+        with sharing:
+            loss = F.cross_entropy(model(images), labels)
+            (loss / window).backward()
+        if closes:
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+        meter.update(loss, len(labels))
+    return distributed.all_reduce(meter.sum) / distributed.all_reduce(meter.counter)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: Batches,
+    device: torch.device,
+    args: argparse.Namespace,
+) -> dict[str, float]:
+    """Loss and accuracy over all ranks, each sample counted once."""
+    model = unwrap(model).eval()  # the wrapper would wait for ranks that have fewer batches
+    loss, correct = AverageMeter(), AverageMeter()
+    for batch in tqdm(loader, "valid", disable=not args.progress, leave=False):
+        images, labels = to_device(batch, device)
+        logits = model(images)
+        loss.update(F.cross_entropy(logits, labels), len(labels))
+        correct.update((logits.argmax(1) == labels).sum())
+    samples = distributed.all_reduce(loss.counter)
+    return {
+        "loss": distributed.all_reduce(loss.sum) / samples,
+        "accuracy": distributed.all_reduce(correct.sum) / samples,
+    }
+
+
+def experiment(args: argparse.Namespace, device: torch.device) -> None:
+    # ---------------------------------------------------------------- 1. prepare the environment
+    run = run_directory(Path(args.logdir) / args.exp_name, resume=args.resume)
+    logger = get_logger("experiment", log_file=run / "log.txt")
+    with distributed.rank_zero_first():  # the others find what rank 0 has downloaded
+        splits = load_splits(args.dataset, args.fold)
+    logger.info("%s on %d x %s", run, distributed.world_size(), device.type)
+    for name, split in splits._asdict().items():
+        classes = torch.bincount(split.labels).tolist()
+        logger.info("%s: %d images, of each class %s", name, len(split), classes)
+
+    # ---------------------------------------------------------------- 2. seed everything
+    seed_all(args.seed)  # alike on every rank: identical weights
+
+    # ---------------------------------------------------------------- 3. data loaders
+    rank, world_size = distributed.rank(), distributed.world_size()
+    sampler: DistributedSampler[Images] = DistributedSampler(
+        splits.train, world_size, rank, seed=args.seed, drop_last=True
+    )
+    train_loader = DataLoader(
+        splits.train,
+        args.batch_size,
+        sampler=sampler,
+        num_workers=args.num_workers,
+        worker_init_fn=seed_all,
+        drop_last=True,  # equal micro-batches: their mean is the window's
+    )
+
+    def evaluation_loader(split: Images) -> Batches:
+        mine = Subset(split, range(rank, len(split), world_size))  # nothing twice, nothing left out
+        return DataLoader(mine, batch_size=256)
+
+    # ---------------------------------------------------------------- 4. model and optimizer
+    model_args: dict[str, Any] = {"width": 32, "dropout": 0.2}
+    model = distribute(DigitNet(**model_args), device)
+    optimizer = AdamW(model.parameters(), lr=args.lr)
+    windows = -(-len(train_loader) // args.accumulation_steps)
+    scheduler = CosineAnnealingLR(optimizer, T_max=args.num_epochs * windows)
+    manager = CheckpointManager(
+        run / "checkpoints", metric="accuracy", metric_minimization=False, save_n_best=3
+    )
+    done = 0
+    if manager.last_path.exists():
+        done = load_checkpoint(manager.last_path, model, optimizer, scheduler)["epoch"]
+        logger.info("continue after epoch %d", done)
+
+    # ---------------------------------------------------------------- 5. train
+    with TensorBoardLogger(run / "tensorboard") as tensorboard:
+        for epoch in range(done + 1, args.num_epochs + 1):
+            sampler.set_epoch(epoch)
+            # Different on every rank, and the same when this epoch is run again after a crash.
+            seed_all(args.seed + epoch, rank=rank)
+            train_loss = train(model, train_loader, optimizer, scheduler, device, args)
+            scores = evaluate(model, evaluation_loader(splits.valid), device, args)
+            metrics = {"train": {"loss": train_loss}, "valid": scores}
+            tensorboard.log_metrics({**metrics, "lr": scheduler.get_last_lr()[0]}, epoch)
+            logger.info(
+                "epoch %2d: train loss %.4f, validation loss %.4f, accuracy %.4f",
+                *(epoch, train_loss, scores["loss"], scores["accuracy"]),
+            )
+            checkpoint = make_checkpoint(
+                *("train", epoch, model, optimizer, scheduler),
+                metrics=metrics,
+                experiment_args=args,
+                model_args=model_args,
+            )
+            manager.process(score=scores, epoch=epoch, checkpoint=checkpoint)
+
+    # ---------------------------------------------------------------- 6. test against validation
+    distributed.barrier()  # rank 0 may still be writing
+    load_checkpoint(manager.best_path, model)
+    valid = evaluate(model, evaluation_loader(splits.valid), device, args)["accuracy"]
+    test = evaluate(model, evaluation_loader(splits.test), device, args)["accuracy"]
+    logger.info("test accuracy %.4f, validation %.4f, difference %+.4f", test, valid, test - valid)
+    show_files(run)
+
+
+@distributed.rank_zero_only
+def show_files(run: Path) -> None:
+    python = os.path.relpath(sys.executable)
+    load = f"import torch; print(torch.load('{run}/checkpoints/best.pth')['metrics'])"
+    print(f"\n{run} has")
+    print(f"  the log           cat {run}/log.txt")
+    print(f"  the scores        {python} -m json.tool {run}/checkpoints/metrics.json")
+    print(f'  the best weights  {python} -c "{load}"')
+    print(f"  the curves        {python} -m tensorboard.main --logdir {run}/tensorboard")
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    with distributed.setup() as own_device:
+        experiment(arguments, own_device)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import batteries
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src/batteries"
+MODULES = sorted(path.stem for path in SOURCE.glob("*.py"))
+PUBLIC = [name for name in MODULES if not name.startswith("_")]
+
+
+def floors() -> list[str]:
+    """The modules in the order of docs/architecture.md, top first."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    plan = text.split("```")[1]
+    return re.findall(r"^(\w+) ", plan, flags=re.MULTILINE)
+
+
+def imports_of(module: str) -> set[str]:
+    """The modules of this package that one imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse((SOURCE / f"{module}.py").read_text())):
+        names = [alias.name for alias in getattr(node, "names", []) if isinstance(node, ast.Import)]
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("batteries.")}
+    return found & set(MODULES)
+
+
+def test_the_plan_is_complete() -> None:
+    """The architecture page lists every module, once."""
+    assert sorted(floors()) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_downward(module: str) -> None:
+    """A module imports only those that stand below it."""
+    plan = floors()
+    below = plan[plan.index(module) + 1 :]
+    assert imports_of(module) <= set(below)
+
+
+def test_table_of_contents() -> None:
+    """`__init__` re-exports one name a line, and `__all__` is the same names, sorted."""
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert all(len(node.names) == 1 for node in imports)
+    assert sorted(node.names[0].asname or "" for node in imports) == sorted(batteries.__all__)
+    assert batteries.__all__ == sorted(batteries.__all__)
+
+
+def public_objects() -> list[tuple[str, object]]:
+    objects = []
+    for name in PUBLIC:
+        module = importlib.import_module(f"batteries.{name}")
+        for key, value in vars(module).items():
+            own = getattr(value, "__module__", None) == module.__name__
+            if own and not key.startswith("_") and callable(value):
+                objects.append((f"{name}.{key}", value))
+    return objects
+
+
+@pytest.mark.parametrize(
+    "value", [pytest.param(value, id=name) for name, value in public_objects()]
+)
+def test_docstrings_open_with_an_example(value: object) -> None:
+    """Every public function and class has a docstring whose second paragraph is an example."""
+    text = inspect.getdoc(value)
+    assert text
+    error = isinstance(value, type) and issubclass(value, Exception)
+    protocol = getattr(value, "_is_protocol", False)
+    if not error and not protocol:
+        assert text.split("\n\n")[1].startswith(">>>")
+        assert doctest.DocTestParser().get_examples(text)
+
+
+def test_importing_does_nothing() -> None:
+    """Importing loads no optional package, sets no variable and configures no logging."""
+    script = """
+import logging, os, sys, torch
+handlers, environment, modules = len(logging.root.handlers), dict(os.environ), set(sys.modules)
+import batteries
+optional = {"accelerate", "matplotlib", "mlflow", "pandas", "polars", "rich", "scipy", "sklearn",
+            "tensorboard", "tensorboardX", "torchmetrics", "torchvision", "wandb"}
+new = set(sys.modules) - modules
+print(sorted(new & optional), [name for name in new if "checkpoint" in name and "torch" in name])
+print(dict(os.environ) == environment, len(logging.root.handlers) == handlers)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines() == ["[] []", "True True"]
+    assert result.stderr == ""

@@ -1,0 +1,208 @@
+"""The examples as their users run them: the commands of their READMEs, on real data."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("whole", "broken")
+EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/experiment.py"))
+# Since Python 3.12 a fork (of DataLoader workers) warns where there are threads (of torch).
+WARNINGS = "error,ignore:This process:DeprecationWarning"
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": WARNINGS}
+ENV["CUDA_VISIBLE_DEVICES"] = "-1"  # two processes share no GPU
+ENV["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{ENV['PATH']}"
+
+
+def readme_command(example: str) -> list[str]:
+    text = (ROOT / "examples" / example / "README.md").read_text()
+    [command] = re.findall(r"```bash\n(.*?)\n```", text)
+    return shlex.split(command.replace("examples/", f"{ROOT}/examples/"))
+
+
+def run(
+    command: list[str], *, fails: bool = False, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = {**ENV, **(env or {})}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    print(result.stdout, result.stderr)
+    assert (result.returncode != 0) == fails
+    return result
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_readme_command(example: str) -> None:
+    """The README's command reaches its score and leaves exactly the files that it lists."""
+    result = run(readme_command(example))
+    scores = re.search(r"test accuracy (\S+), validation (\S+), difference (\S+)", result.stderr)
+    assert scores
+    test, valid, difference = map(float, scores.groups())
+    assert test >= 0.97
+    assert difference == pytest.approx(test - valid, abs=1.1e-4)
+    for logdir in Path("runs", example, "001").rglob("metrics.json"):
+        files = sorted(path.name for path in logdir.parent.iterdir())
+        assert [name for name in files if not name.startswith("exp_")] == [
+            "best.pth", "last.pth", "metrics.json"
+        ]  # fmt: skip
+        assert len(files) == 3 + 3
+        memory = json.loads(logdir.read_text())
+        best = max(row["accuracy"] for row in memory["values"])
+        assert torch.load(logdir.parent / "best.pth")["metrics"]["valid"]["accuracy"] == best
+    epochs = re.findall(r"epoch +\d+: train loss", result.stderr)
+    assert len(epochs) == sum(
+        len(json.loads(path.read_text())["values"]) for path in Path("runs").rglob("metrics.json")
+    )  # one line an epoch: the log and the bars are rank 0's alone
+    assert "\r" not in result.stderr
+    assert_listed_commands_work(result.stdout.split(" has\n")[1])
+
+
+def assert_listed_commands_work(listing: str) -> None:
+    *commands, curves = [line[19:] for line in listing.splitlines()]
+    assert len(commands) == 3
+    for command in commands:
+        opened = subprocess.run(command, shell=True, capture_output=True, text=True)
+        assert opened.stdout, opened.stderr
+    assert list(Path(shlex.split(curves)[-1]).rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.gpu
+def test_on_all_gpus() -> None:
+    """The demo reaches its score with a process for each GPU."""
+    torchrun, _, script, *_ = readme_command("ddp")
+    visible = ",".join(map(str, range(torch.cuda.device_count())))
+    command = [torchrun, "--nproc-per-node=gpu", script, "--batch-size=32"]
+    result = run(command, env={"CUDA_VISIBLE_DEVICES": visible})
+    assert "x cuda" in result.stderr
+    scores = re.search(r"test accuracy (\S+),", result.stderr)
+    assert scores
+    assert float(scores[1]) >= 0.96
+
+
+def test_second_run() -> None:
+    """A second run has a directory of its own and leaves the first as it was."""
+    command = [sys.executable, f"{ROOT}/examples/device/experiment.py", "--num-epochs=1"]
+    run(command)
+    before = {path: path.read_bytes() for path in Path("runs/device/001").rglob("*.*")}
+    assert "runs/device/002 has" in run(command).stdout
+    assert {path: path.read_bytes() for path in Path("runs/device/001").rglob("*.*")} == before
+
+
+def stop_at(line: str, number: signal.Signals, command: list[str]) -> None:
+    """Send a signal to a run as soon as it has logged a line."""
+    process = subprocess.Popen(command, env=ENV, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    for logged in process.stderr:
+        if line in logged:
+            process.send_signal(number)
+            break
+    process.communicate(timeout=120)  # ends when all its processes have closed their end
+    assert process.returncode != 0
+
+
+def assert_same_checkpoints(first: Path, second: Path) -> None:
+    assert (first / "metrics.json").read_text() == (second / "metrics.json").read_text()
+    for name in ("best.pth", "last.pth"):
+        expected, found = torch.load(first / name), torch.load(second / name)
+        for key in ("stage", "epoch", "metrics", "scheduler_state_dict"):
+            assert found[key] == expected[key]
+        tensors = [
+            (checkpoint["model_state_dict"], checkpoint["optimizer_state_dict"]["state"])
+            for checkpoint in (found, expected)
+        ]
+        torch.testing.assert_close(*tensors, rtol=0, atol=0)
+
+
+def test_kill_and_continue() -> None:
+    """Killed after an epoch and continued, a run ends as an undisturbed one, bit for bit."""
+    command = [sys.executable, f"{ROOT}/examples/device/experiment.py", "--num-epochs=3"]
+    run([*command, "--exp-name=whole"])
+    broken = [*command, "--exp-name=broken", "--continue"]
+    stop_at("finetune, epoch  1", signal.SIGKILL, broken)
+    assert "train: continue after epoch 3" in run(broken).stderr
+    for stage in ("train", "finetune"):
+        assert_same_checkpoints(*(Path(f"runs/{n}/001/checkpoints/{stage}") for n in NAMES))
+
+
+def test_ranks_continue() -> None:
+    """Two ranks that are stopped and continued end as two that never stopped, bit for bit."""
+    command = [*readme_command("ddp")[:3], "--num-epochs=4"]
+    run([*command, "--exp-name=whole"])
+    broken = [*command, "--exp-name=broken", "--continue"]
+    stop_at("epoch  2", signal.SIGTERM, broken)
+    assert "continue after epoch" in run(broken).stderr
+    assert_same_checkpoints(*(Path(f"runs/{name}/001/checkpoints") for name in NAMES))
+
+
+def test_torch_distributed_launch() -> None:
+    """The older launcher works too, `--local-rank` and all."""
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.launch"]
+    script = f"{ROOT}/examples/ddp/experiment.py"
+    result = run([*launcher, "--nproc-per-node=2", script, "--num-epochs=1"])
+    assert "runs/ddp/001 on 2 x" in result.stderr
+
+
+def test_continue_with_another_model() -> None:
+    """`--continue` with a model of another shape says which weights differ, and how."""
+    shutil.copytree(ROOT / "examples/device", "copy")
+    command = [sys.executable, "copy/experiment.py", "--num-epochs=1", "--continue"]
+    run(command)
+    script = Path("copy/experiment.py")
+    script.write_text(script.read_text().replace('"width": 32', '"width": 16'))
+    result = run(command, fails=True)
+    assert (
+        "CheckpointError: model_state_dict['features.0.0.weight'] is (32, 1, 3, 3)" in result.stderr
+    )
+    assert "but (16, 1, 3, 3) in the model" in result.stderr
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_mnist_without_torchvision(example: str) -> None:
+    """Where torchvision is missing, `--dataset mnist` names it and its install command."""
+    Path("torchvision.py").write_text("raise ModuleNotFoundError('No module named torchvision')")
+    script = f"{ROOT}/examples/{example}/experiment.py"
+    here = {"PYTHONPATH": str(Path.cwd())}  # as if it were not installed, where it is
+    result = run([sys.executable, script, "--dataset=mnist"], fails=True, env=here)
+    assert "--dataset mnist needs torchvision (No module named torchvision)" in result.stderr
+    assert "pip install torchvision, or use --dataset digits" in result.stderr
+
+
+def test_log_directory_that_is_a_file() -> None:
+    """`--logdir` that is a file is named at once."""
+    Path("runs").touch()
+    result = run([sys.executable, f"{ROOT}/examples/device/experiment.py"], fails=True)
+    assert (
+        "NotADirectoryError: cannot create the directory runs/device: runs is a file"
+        in result.stderr
+    )
+
+
+def test_splits_never_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each fold, training, validation and test share no image, and together are all."""
+    monkeypatch.syspath_prepend(ROOT / "examples/device")
+    datasets = importlib.import_module("datasets")
+    for fold in range(datasets.FOLDS):
+        splits = datasets.load_splits("digits", fold)
+        images = [[image.numpy().tobytes() for image in split.images] for split in splits]
+        train, valid, test = map(set, images)
+        assert not train & valid
+        assert not train & test
+        assert not valid & test
+        assert sum(map(len, images)) == 1797
+
+
+@pytest.mark.parametrize("name", ["datasets.py", "models.py"])
+def test_shared_files_are_the_same(name: str) -> None:
+    """The examples differ in `experiment.py` alone: that is what their diff shows."""
+    assert len({(ROOT / "examples" / example / name).read_text() for example in EXAMPLES}) == 1

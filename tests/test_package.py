@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pip install .` installs."""
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--no-build-isolation", "--wheel-dir", str(out), str(ROOT)]
+    subprocess.run(command, check=True)
+    [path] = out.glob("batteries-*.whl")
+    return path
+
+
+def test_requirements(wheel: Path) -> None:
+    """The base needs torch, numpy and tqdm alone; the rest are extras."""
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith("METADATA")]
+        metadata = Parser().parsestr(archive.read(name).decode())
+    requirements = metadata.get_all("Requires-Dist") or []
+    base = [requirement for requirement in requirements if "extra ==" not in requirement]
+    assert sorted(base) == ["numpy>=1.26", "torch>=2.10", "tqdm>=4.66"]
+    assert sorted(metadata.get_all("Provides-Extra") or []) == [
+        "all", "mlflow", "tensorboard", "tensorboardx", "tools", "wandb"
+    ]  # fmt: skip
+    assert metadata["Requires-Python"] == ">=3.10"
+
+
+def test_installed_package_works(wheel: Path, tmp_path: Path) -> None:
+    """The installed package imports from where it was installed, and ships its types."""
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*command, "--no-deps", "--target", str(site), str(wheel)], check=True)
+    script = "import batteries; print(batteries.__file__, batteries.seed_all(1))"
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": str(site), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == f"{site / 'batteries/__init__.py'} None"
+    assert (site / "batteries/py.typed").exists()
