@@ -342,7 +342,7 @@ def _rank_zero_only(function: Callable[P, T], share: bool) -> Callable[P, T | No
     def on_rank_zero(*args: P.args, **kwargs: P.kwargs) -> T | None:
         if not share:
             return function(*args, **kwargs) if is_main() else None
-        if _alone(function.__name__):
+        if _alone("a shared rank_zero_only function"):
             return function(*args, **kwargs)
         if not is_main():
             return broadcast(None)
