@@ -89,7 +89,7 @@ def train(
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
-        meter.update(loss, len(labels))
+        meter.update(loss, labels.shape[0])
     return distributed.all_reduce(meter.sum) / distributed.all_reduce(meter.counter)
 
 
@@ -106,7 +106,7 @@ def evaluate(
     for batch in tqdm(loader, "valid", disable=not args.progress, leave=False):
         images, labels = to_device(batch, device)
         logits = model(images)
-        loss.update(F.cross_entropy(logits, labels), len(labels))
+        loss.update(F.cross_entropy(logits, labels), labels.shape[0])
         correct.update((logits.argmax(1) == labels).sum())
     samples = distributed.all_reduce(loss.counter)
     return {

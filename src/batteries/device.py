@@ -35,17 +35,11 @@ def to_device(data: T, device: torch.device | str | int, non_blocking: bool = Fa
     Raises:
         ValueError: There is no such device.
     """
-    moved: T = _move(data, _known_device(device), non_blocking)
+    moved: T = _MOVES[type(data)](data, _known_device(device), non_blocking)
     return moved
 
 
 t2d = to_device
-
-
-def _move(data: Any, device: torch.device, non_blocking: bool) -> Any:
-    kind = type(data)
-    move = _MOVES.get(kind)
-    return (move or _move_for(kind))(data, device, non_blocking)  # type: ignore[arg-type]
 
 
 def _keep(data: T, device: torch.device, non_blocking: bool) -> T:  # noqa: ARG001
@@ -65,27 +59,27 @@ def _move_itself(data: Any, device: torch.device, non_blocking: bool) -> Any:  #
 
 
 def _move_list(data: list[Any], device: torch.device, non_blocking: bool) -> list[Any]:
-    return [_move(value, device, non_blocking) for value in data]
+    return [_MOVES[type(value)](value, device, non_blocking) for value in data]
 
 
 def _move_tuple(data: tuple[Any, ...], device: torch.device, non_blocking: bool) -> Any:
-    return tuple([_move(value, device, non_blocking) for value in data])
+    return tuple([_MOVES[type(value)](value, device, non_blocking) for value in data])
 
 
 def _move_dict(data: dict[Any, Any], device: torch.device, non_blocking: bool) -> dict[Any, Any]:
-    return {key: _move(value, device, non_blocking) for key, value in data.items()}
+    return {key: _MOVES[type(value)](value, device, non_blocking) for key, value in data.items()}
 
 
 def _move_namedtuple(data: Any, device: torch.device, non_blocking: bool) -> Any:
-    return type(data)(*[_move(value, device, non_blocking) for value in data])
+    return type(data)(*[_MOVES[type(value)](value, device, non_blocking) for value in data])
 
 
 def _move_sequence(data: Any, device: torch.device, non_blocking: bool) -> Any:
-    return type(data)([_move(value, device, non_blocking) for value in data])
+    return type(data)([_MOVES[type(value)](value, device, non_blocking) for value in data])
 
 
 def _move_mapping(data: Any, device: torch.device, non_blocking: bool) -> Any:
-    moved = {key: _move(value, device, non_blocking) for key, value in data.items()}
+    moved = {key: _MOVES[type(value)](value, device, non_blocking) for key, value in data.items()}
     if not hasattr(data, "__setitem__"):  # frozen: made from its items
         return type(data)(moved)
     same = copy.copy(data)  # keeps what is not an item, such as the factory of a defaultdict
@@ -98,28 +92,26 @@ def _move_dataclass(data: Any, device: torch.device, non_blocking: bool) -> Any:
     same = copy.copy(data)
     for field in dataclasses.fields(data):
         if hasattr(data, field.name):
-            value = _move(getattr(data, field.name), device, non_blocking)
-            object.__setattr__(same, field.name, value)  # also where the dataclass is frozen
+            value = getattr(data, field.name)
+            moved = _MOVES[type(value)](value, device, non_blocking)
+            object.__setattr__(same, field.name, moved)  # also where the dataclass is frozen
     return same
 
 
-_MOVES: Mapping[type, Move] = {
-    Tensor: _move_tensor,
-    list: _move_list,
-    tuple: _move_tuple,
-    dict: _move_dict,
-    PackedSequence: _move_packed,
-    str: _keep,
-    int: _keep,
-    float: _keep,
-    bool: _keep,
-    type(None): _keep,
-}
+class _Moves(dict[type, Move]):
+    """How each type moves; one that is new is looked at once."""
+
+    def __missing__(self, kind: type) -> Move:
+        self[kind] = _move_for(kind)
+        return self[kind]
 
 
-@lru_cache(maxsize=1024)
+_MOVES = _Moves({Tensor: _move_tensor, list: _move_list, tuple: _move_tuple, dict: _move_dict})
+
+
 def _move_for(kind: type) -> Move:
-    """How the values of a type that is not in the table move."""
+    if issubclass(kind, PackedSequence):
+        return _move_packed
     if issubclass(kind, Tensor):
         return _move_tensor
     if callable(getattr(kind, "to", None)):

@@ -48,11 +48,12 @@ class AverageMeter:
         Raises:
             ValueError: More than one number, or a negative weight.
         """
-        if isinstance(value, Tensor):
+        # `type(...) is` first: asking whether an int is a Tensor takes as long as adding it up.
+        if type(value) is not float:
             value = _one_number(value)
-        if isinstance(times, Tensor):
+        if type(times) is not int:
             times = _one_number(times)
-        if isinstance(times, Tensor):  # on a device, where 0 must be handled unseen
+        if type(times) is Tensor:  # on a device, where 0 must be handled unseen
             value = torch.where(times > 0, value, self._value)
             self._sum = self._sum + torch.where(times > 0, value * times, 0)
         elif times > 0:
@@ -104,8 +105,10 @@ class AverageMeter:
 AverageMetter = AverageMeter  # the specification's spelling
 
 
-def _one_number(tensor: Tensor) -> float | Tensor:
+def _one_number(tensor: float | Tensor) -> float | Tensor:
     """A python number from the CPU, a wide copy on a device: the caller may reuse the tensor."""
+    if not isinstance(tensor, Tensor):
+        return tensor
     if tensor.numel() != 1:
         raise ValueError(
             f"AverageMeter takes one number at a time, got a tensor of shape "
