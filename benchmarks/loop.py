@@ -9,7 +9,6 @@ them costs nothing. Where a library has no meter, its row has a sum in plain pyt
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TextIO
@@ -165,51 +164,6 @@ def with_ignite(batches: list[Batch], stream: TextIO) -> Loop | None:
     return Loop(model, lambda: trainer.run(batches, max_epochs=1))
 
 
-def with_trainer(batches: list[Batch], stream: TextIO) -> Loop | None:
-    lightning = peer("lightning.pytorch")
-    if lightning is None:
-        return None
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-
-    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.model, self.optimizer = make_model()
-
-        def training_step(self, batch: Batch, _: int) -> Tensor:
-            x, y = batch
-            loss = mse_loss(self.model(x), y)
-            self.log("loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(x))
-            return loss
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return self.optimizer
-
-    class Loader:  # a plain list would be taken for a list of loaders
-        def __len__(self) -> int:
-            return len(batches)
-
-        def __iter__(self) -> Iterator[Batch]:
-            return iter(batches)
-
-    module, loader = Module(), Loader()
-
-    def run() -> None:
-        with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
-            trainer = lightning.Trainer(
-                accelerator="cpu",
-                devices=1,
-                max_epochs=1,
-                accumulate_grad_batches=ACCUMULATION_STEPS,
-                logger=False,
-                enable_checkpointing=False,
-                enable_model_summary=False,
-            )
-            trainer.fit(module, loader)
-
-    return Loop(module.model, run)
-
-
 @contextlib.contextmanager
 def terminal() -> Iterator[tuple[TextIO, Callable[[], None]]]:
     """A pseudo terminal to write to, and a function that empties it: a full one blocks."""
@@ -307,7 +261,6 @@ def main() -> None:
             "accelerate": with_accelerate(batches, log_file),
             "Lightning Fabric": with_fabric(batches, log_file),
             "ignite": with_ignite(batches, log_file),
-            "Lightning Trainer": with_trainer(batches, log_file),
         }
         check_equal(loops)
         contenders = {name: loop and loop.run for name, loop in loops.items()}
