@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+import batteries
+
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,7 +16,8 @@ def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture(autouse=True)
 def _names_for_examples(doctest_namespace: dict[str, object]) -> None:
-    doctest_namespace.update(torch=torch, nn=nn)
+    names = {name: getattr(batteries, name) for name in batteries.__all__}
+    doctest_namespace.update(names, torch=torch, nn=nn)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,7 +15,11 @@ import batteries
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/batteries"
-MODULES = sorted(path.stem for path in SOURCE.glob("*.py"))
+FILES = {
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in SOURCE.rglob("*.py")
+}
+MODULES = sorted(FILES)
 PUBLIC = [name for name in MODULES if not name.startswith("_")]
 
 
@@ -23,19 +27,23 @@ def floors() -> list[str]:
     """The modules in the order of docs/architecture.md, top first."""
     text = (ROOT / "docs/architecture.md").read_text()
     plan = text.split("```")[1]
-    return re.findall(r"^(\w+) ", plan, flags=re.MULTILINE)
+    return re.findall(r"^([\w.]+) ", plan, flags=re.MULTILINE)
 
 
 def imports_of(module: str) -> set[str]:
     """The modules of this package that one imports, at its top or inside a function."""
     found = set()
-    for node in ast.walk(ast.parse((SOURCE / f"{module}.py").read_text())):
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
         names = [alias.name for alias in getattr(node, "names", []) if isinstance(node, ast.Import)]
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} imports relatively"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("batteries.")}
-    return found & set(MODULES)
+        for name in names:
+            parts = name.split(".")[1:] if name.startswith("batteries.") else []
+            # of batteries.checkpoint.storage.peek the longest part that is a module
+            known = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+            found |= set([name for name in known if name in FILES][:1])
+    return found
 
 
 def test_the_plan_is_complete() -> None:

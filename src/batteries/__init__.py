@@ -1,5 +1,6 @@
 """Everything around a PyTorch training loop, nothing inside it."""
 
+from batteries import checkpoint as checkpoint
 from batteries import distributed as distributed
 from batteries import progress as progress
 from batteries.checkpoint import CheckpointError as CheckpointError
@@ -27,6 +28,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointManager",
     "TensorBoardLogger",
+    "checkpoint",
     "distribute",
     "distributed",
     "get_logger",

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 PathLike = str | os.PathLike[str]
+_TEMPORARY = ".tmp"
 
 
 def make_directory(path: PathLike) -> Path:
@@ -43,7 +50,7 @@ def write_whole(path: PathLike) -> Iterator[BinaryIO]:
 
     An error inside the block leaves the previous file as it was, and nothing beside it.
     """
-    with _replacement(Path(path)) as temporary, temporary.open("xb") as file:
+    with _replacement(Path(path)) as temporary, temporary.open("x+b") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -66,10 +73,58 @@ def link_or_copy(source: PathLike, target: PathLike) -> None:
     _sync_directory(Path(target).parent)
 
 
+def remove_leftovers(directory: PathLike) -> None:
+    """Remove the temporary files of processes that were killed; hold the directory meanwhile.
+
+    >>> remove_leftovers(".")
+    """
+    for path in Path(directory).glob(f".*{_TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked_directory(path: PathLike, timeout: float = 60) -> Iterator[None]:
+    """Hold a directory against other processes that ask for it; the system lets go of the dead.
+
+    >>> with locked_directory("."):
+    ...     pass
+
+    The lock is on the directory itself: there is no lock file. On systems and file systems
+    without such locks nothing is held.
+
+    Args:
+        timeout: Seconds to wait for another process.
+
+    Raises:
+        TimeoutError: Another process holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"{path} has been held by another process for {timeout} s: is it stopped?"
+                    ) from None
+                time.sleep(0.01)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def _replacement(path: Path) -> Iterator[Path]:
     # In the same directory: a rename across file systems is a copy, and a copy can be cut short.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
     try:
         yield temporary
         temporary.replace(path)

@@ -1,0 +1,226 @@
+"""What a checkpoint holds: the states of objects, and plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+from argparse import Namespace
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from datetime import date, time
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from batteries.modules import unwrap
+
+Checkpoint = dict[str, Any]
+
+
+class Stateful(Protocol):
+    """Whatever has a memory: models, optimizers, schedulers, scalers, meters, loaders."""
+
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state_dict: Any) -> Any: ...
+
+
+def make_checkpoint(
+    stage: str | int,
+    epoch: int,
+    model: nn.Module,
+    optimizer: Stateful | None = None,
+    scheduler: Stateful | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Checkpoint:
+    """Collect the state of an experiment as a dictionary of plain values and tensors.
+
+    >>> checkpoint = make_checkpoint("train", 3, nn.Linear(2, 1), metrics={"loss": 0.5}, seed=42)
+    >>> list(checkpoint)
+    ['stage', 'epoch', 'model_state_dict', 'metrics', 'seed']
+
+    The model is saved without its wrappers (DDP, DataParallel, torch.compile). Call
+    `scheduler.step()` first: a scheduler saved before its step is one step behind when resumed.
+
+    Args:
+        **kwargs: Stored under their names. Those with a `state_dict()` (an EMA, a GradScaler) are
+            stored through it, as `{name}_state_dict`.
+
+    These become plain, anywhere inside:
+
+    | kind | becomes |
+    |---|---|
+    | numpy scalar, array | number or string, tensor |
+    | `Path`; `datetime`, `date`, `time` | string; ISO 8601 string |
+    | `Namespace`, dataclass, `defaultdict` | dict |
+    | `Enum` member | its value |
+
+    What `torch.load` reads stays as it is; `save_checkpoint` refuses the rest.
+    """
+    checkpoint: Checkpoint = {"stage": stage, "epoch": epoch}
+    objects = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    for name, part in objects.items():
+        if part is not None:
+            checkpoint[state_key(name)] = _state(part)
+    if metrics is not None:
+        checkpoint["metrics"] = metrics
+    for name, value in kwargs.items():
+        if callable(getattr(type(value), "state_dict", None)):
+            checkpoint[state_key(name)] = _state(value)
+        else:
+            checkpoint[name] = value
+    return dict(rebuilt(checkpoint, _plain_or_same))
+
+
+def state_key(name: str) -> str:
+    """Where a checkpoint has the state of an object.
+
+    >>> state_key("optimizer")
+    'optimizer_state_dict'
+    """
+    return f"{name}_state_dict"
+
+
+def _state(part: Any) -> Any:
+    if isinstance(part, nn.Module):
+        return renamed(unwrap(part).state_dict(), _without_compile)
+    return part.state_dict()
+
+
+# ---------------------------------------------------------------- plain values
+
+_ATOMS = (bool, int, float, complex, str, bytes, type(None))
+# torch.load(weights_only=True) reads these as they are (torch 2.10 to 2.13).
+_READABLE = (
+    *_ATOMS, bytearray, Tensor, nn.Parameter, torch.dtype, torch.device, torch.Size, torch.layout,
+)  # fmt: skip
+Leaf = Callable[[Any, str], Any]  # a value and its place to what stands there instead
+
+
+def rebuilt(value: Any, leaf: Leaf) -> Any:
+    """The same containers with other leaves; what is one object stays one object.
+
+    >>> rebuilt({"a": [1, 2]}, lambda value, place: f"{place}={value}")
+    {'a': ['a[0]=1', 'a[1]=2']}
+
+    Raises:
+        TypeError: A container that contains itself.
+    """
+    done: dict[int, tuple[Any, Any]] = {}  # the value too: a freed one's id may come again
+    under_way = object()
+
+    def items(pairs: Iterable[tuple[Any, Any]], place: str) -> Iterable[tuple[Any, Any]]:
+        for key, part in pairs:
+            same_key = key if isinstance(key, str) else rebuild(key, place)
+            yield same_key, rebuild(part, _place(place, key))
+
+    def contents(value: Any, place: str) -> Any:
+        kind = type(value)
+        if kind in (dict, Counter):  # MultiStepLR has a Counter
+            return kind(dict(items(value.items(), place)))
+        if kind is OrderedDict:  # a state dict has the versions of its modules as an attribute
+            same = OrderedDict(items(value.items(), place))
+            same.__dict__.update(value.__dict__)
+            return same
+        if kind in (list, tuple, set):
+            return kind([rebuild(part, f"{place}[{i}]") for i, part in enumerate(value)])
+        if kind is defaultdict:
+            return dict(items(value.items(), place))
+        if isinstance(value, Namespace):
+            return dict(items(vars(value).items(), place))
+        if dataclasses.is_dataclass(kind):
+            names = [field.name for field in dataclasses.fields(value)]
+            return dict(items([(name, getattr(value, name)) for name in names], place))
+        return leaf(value, place)
+
+    def rebuild(value: Any, place: str) -> Any:
+        if type(value) in _ATOMS:
+            return leaf(value, place)
+        if id(value) not in done:
+            done[id(value)] = value, under_way
+            done[id(value)] = value, contents(value, place)
+        if done[id(value)][1] is under_way:
+            raise TypeError(f"{place or 'a checkpoint'} contains itself")
+        return done[id(value)][1]
+
+    return rebuild(value, "")
+
+
+def _place(place: str, key: object) -> str:
+    if place and isinstance(key, str):
+        return f"{place}.{key}" if key.isidentifier() else f"{place}[{key!r}]"
+    return f"{place}[{key!r}]" if place else str(key)
+
+
+def _plain_or_same(value: Any, place: str) -> Any:  # noqa: ARG001
+    if isinstance(value, np.generic):
+        return value.item() if type(value.item()) in _READABLE else value
+    if isinstance(value, np.ndarray):
+        with suppress(TypeError, ValueError):  # strings, objects, foreign byte orders
+            return torch.from_numpy(value.copy())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
+    return value
+
+
+def plain_or_refused(value: Any, place: str) -> Any:
+    """What stands in the file for a value.
+
+    >>> plain_or_refused(Path("runs/a"), "logdir")
+    'runs/a'
+
+    Raises:
+        TypeError: `torch.load` would refuse the file.
+    """
+    plain = _plain_or_same(value, place)
+    kind = type(plain)
+    # Integers of more than 255 bytes have a number format that torch does not read.
+    if kind in _READABLE and not (kind is int and plain.bit_length() > 2000):
+        return plain
+    raise TypeError(
+        f"a checkpoint cannot hold {place or 'this'}, a {kind.__module__}.{kind.__qualname__}: "
+        "torch.load would refuse the file; store plain values (numbers, strings, lists, dicts, "
+        "tensors), or leave it out"
+    )
+
+
+# ---------------------------------------------------------------- names of parameters
+
+
+def renamed(state: Any, rename: Callable[[str], str]) -> Any:
+    """A state dict under other names, with the versions of its modules.
+
+    >>> list(renamed(nn.Linear(1, 1).state_dict(), str.upper))
+    ['WEIGHT', 'BIAS']
+    """
+    same = OrderedDict((rename(key), value) for key, value in state.items())
+    if hasattr(state, "_metadata"):
+        versions = OrderedDict((rename(key), value) for key, value in state._metadata.items())
+        same._metadata = versions  # type: ignore[attr-defined]
+    return same
+
+
+def _without_compile(name: str) -> str:
+    """A parameter's or module's name without what torch.compile adds to it.
+
+    >>> _without_compile("encoder._orig_mod.weight"), _without_compile("encoder._orig_mod")
+    ('encoder.weight', 'encoder')
+    """
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def bare_name(name: str) -> str:
+    """A name without what DDP, DataParallel and torch.compile add to it.
+
+    >>> bare_name("module._orig_mod.encoder.weight")
+    'encoder.weight'
+    """
+    return _without_compile(name).removeprefix("module.")

@@ -1,0 +1,188 @@
+"""Put what a checkpoint holds into the objects of a program: all of it, or nothing."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from batteries.checkpoint.contents import Checkpoint, Stateful, bare_name, renamed, state_key
+from batteries.checkpoint.storage import CheckpointError, read_checkpoint
+from batteries.files import PathLike
+from batteries.modules import unwrap
+
+
+class LoadReport(NamedTuple):
+    """What `load_checkpoint(..., strict=False)` loaded into the modules, and what did not fit.
+
+    >>> LoadReport({}, loaded=[], missing=["model.bias"], unexpected=[], mismatched=[]).missing
+    ['model.bias']
+
+    The lists have the names of parameters and buffers, after the name of their object.
+    """
+
+    checkpoint: Checkpoint
+    loaded: list[str]
+    missing: list[str]  # in the object alone
+    unexpected: list[str]  # in the file alone
+    mismatched: list[str]  # of another shape, or integers for floats
+
+
+@overload
+def load_checkpoint(
+    path: PathLike,
+    model: nn.Module | None = None,
+    optimizer: Stateful | None = None,
+    scheduler: Stateful | None = None,
+    *,
+    strict: Literal[True] = True,
+    prefix: str = "",
+    map_location: torch.device | str = "cpu",
+    **objects: Stateful,
+) -> Checkpoint: ...
+@overload
+def load_checkpoint(
+    path: PathLike,
+    model: nn.Module | None = None,
+    optimizer: Stateful | None = None,
+    scheduler: Stateful | None = None,
+    *,
+    strict: Literal[False],
+    prefix: str = "",
+    map_location: torch.device | str = "cpu",
+    **objects: Stateful,
+) -> LoadReport: ...
+def load_checkpoint(
+    path: PathLike,
+    model: nn.Module | None = None,
+    optimizer: Stateful | None = None,
+    scheduler: Stateful | None = None,
+    *,
+    strict: bool = True,
+    prefix: str = "",
+    map_location: torch.device | str = "cpu",
+    **objects: Stateful,
+) -> Checkpoint | LoadReport:
+    """Read a checkpoint and put the state it holds into the objects that are passed.
+
+    >>> model = nn.Linear(2, 1)
+    >>> save_checkpoint(make_checkpoint("train", 3, model), "last.pth")
+    >>> load_checkpoint("last.pth", model)["epoch"]
+    3
+
+    The file is verified first. Then every part is held against its object, and only when all of
+    them fit does the first one change. Wrappers do not matter: a file saved from a bare model
+    loads into a DDP, DataParallel or compiled one, and the other way round. A file that is the
+    state dict of a model loads too.
+
+    Args:
+        strict: False loads the parameters that fit and returns a report.
+        prefix: Load the part of the file's model whose names begin so: "encoder.".
+        map_location: Where the tensors of the returned checkpoint lie. The state goes to where
+            the objects are in any case.
+        **objects: Others, by the names they had in `make_checkpoint`.
+
+    Returns:
+        Everything in the file; with `strict=False` a `LoadReport`, which has it too.
+
+    Raises:
+        FileNotFoundError: No such file.
+        CheckpointError: Damaged, not a checkpoint, or keys, shapes or types that do not fit.
+    """
+    checkpoint = read_checkpoint(path, map_location)
+    given = {"model": model, "optimizer": optimizer, "scheduler": scheduler, **objects}
+    parts = {name: part for name, part in given.items() if part is not None}
+    report = LoadReport(checkpoint, [], [], [], [])
+    states: dict[str, Any] = {}
+    for name, part in parts.items():
+        if state_key(name) not in checkpoint:
+            raise CheckpointError(
+                f"{path} has no {state_key(name)}; it has {', '.join(checkpoint)}; "
+                f"leave out {name}, or load the checkpoint of a run that saved it"
+            )
+        states[name] = checkpoint[state_key(name)]
+        if isinstance(part, nn.Module):
+            own = unwrap(part).state_dict()
+            states[name] = _under_own_names(states[name], own, prefix if name == "model" else "")
+            misfits = _compare(name, states[name], own, path, report)
+            if misfits and strict:
+                raise CheckpointError(_told(misfits, name))
+            if not strict:
+                states[name] = {k: v for k, v in states[name].items() if _fits(k, v, own)}
+    _put_all(parts, states, path, strict)
+    return checkpoint if strict else report
+
+
+def _under_own_names(state: Any, own: Any, prefix: str) -> Any:
+    """A state dict under the names that its object has, whatever it was wrapped in when saved."""
+    if prefix:
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    names = {bare_name(key): key for key in own}
+    if len(names) < len(own):  # the object's names differ in what wrappers add: they are its own
+        return state
+    names |= {bare_name(module): module for module in own._metadata}
+    return renamed(state, lambda key: names.get(bare_name(key), key))
+
+
+def _compare(name: str, state: Any, own: Any, path: PathLike, report: LoadReport) -> list[str]:
+    """Sort the names into the report, and tell what does not fit."""
+    shapes, absent = [], []
+    for key in own:
+        if key not in state:
+            report.missing.append(f"{name}.{key}")
+            absent.append(f"{state_key(name)}[{key!r}] is not in {path}")
+        elif not _fits(key, state[key], own):
+            report.mismatched.append(f"{name}.{key}")
+            there, here = _difference(state[key], own[key])
+            shapes.append(
+                f"{state_key(name)}[{key!r}] is {there} in {path} but {here} in the {name}"
+            )
+        else:
+            report.loaded.append(f"{name}.{key}")
+    for key in state:
+        if key not in own:
+            report.unexpected.append(f"{name}.{key}")
+            absent.append(f"{state_key(name)}[{key!r}] is not in the {name}")
+    return shapes + absent
+
+
+def _told(misfits: list[str], name: str) -> str:
+    more = f"; and {len(misfits) - 8} more" if len(misfits) > 8 else ""
+    remedy = f"make the {name} as it was when it was saved, or pass strict=False to load what fits"
+    return f"{'; '.join(misfits[:8])}{more}; {remedy}"
+
+
+def _fits(key: str, value: Any, own: Any) -> bool:
+    mine = own.get(key)
+    if not (isinstance(value, Tensor) and isinstance(mine, Tensor)):  # a module's extra state
+        return key in own and isinstance(value, Tensor) == isinstance(mine, Tensor)
+    if is_lazy(mine):
+        return True
+    same_kind = value.is_floating_point() == mine.is_floating_point()
+    return value.shape == mine.shape and same_kind and value.is_complex() == mine.is_complex()
+
+
+def _difference(value: Any, own: Any) -> tuple[object, object]:
+    if not (isinstance(value, Tensor) and isinstance(own, Tensor)):
+        return type(value).__name__, type(own).__name__
+    if value.shape != own.shape:
+        return tuple(value.shape), tuple(own.shape)
+    return value.dtype, own.dtype
+
+
+def _put_all(parts: dict[str, Any], states: dict[str, Any], path: PathLike, strict: bool) -> None:
+    """Load every state, or leave every object as it was."""
+    changed = []
+    # Modules come last: they are known to fit, while others may still refuse their state.
+    for name in sorted(parts, key=lambda name: isinstance(parts[name], nn.Module)):
+        part = unwrap(parts[name]) if isinstance(parts[name], nn.Module) else parts[name]
+        options = {} if strict or not isinstance(part, nn.Module) else {"strict": False}
+        try:
+            changed.append((part, part.state_dict()))
+            part.load_state_dict(states[name], **options)
+        except Exception as error:
+            for other, before in changed:
+                other.load_state_dict(before)
+            raise CheckpointError(f"{state_key(name)} in {path} does not fit: {error}") from error

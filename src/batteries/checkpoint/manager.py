@@ -1,0 +1,282 @@
+"""Which checkpoints are kept: the last, the best, the best few."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from batteries import distributed
+from batteries.checkpoint.storage import CheckpointError, Note, read_note, save_checkpoint
+from batteries.files import (
+    PathLike,
+    link_or_copy,
+    locked_directory,
+    make_directory,
+    remove_leftovers,
+    write_whole,
+)
+
+Row = dict[str, Any]  # {"epoch": 3, "accuracy": 0.9}; None stands for what is not finite
+
+
+class CheckpointManager:
+    """Keep the checkpoints that matter: the last one, the best one, the best few.
+
+    >>> manager = CheckpointManager("runs/digits/checkpoints", metric="accuracy",
+    ...                             metric_minimization=False, save_n_best=3)
+    >>> checkpoint = make_checkpoint("train", 1, nn.Linear(2, 1))
+    >>> manager.process(score=0.93, epoch=1, checkpoint=checkpoint)
+    >>> sorted(path.name for path in manager.logdir.iterdir())
+    ['best.pth', 'exp_1.pth', 'last.pth', 'metrics.json']
+
+    `exp_{epoch}.pth` are the best few; all names of an epoch are hard links to data that is
+    written once. `metrics.json` has the scores of all epochs and is the manager's memory: a new
+    manager on the same directory goes on where the last one stopped, and finishes what it left
+    half done.
+
+    Args:
+        logdir: Created when the first checkpoint is written.
+        metric: The name of the score that decides.
+        metric_minimization: Whether lower is better.
+        save_n_best: How many `exp_*.pth` to keep; 0 keeps `best.pth` and `last.pth` alone, None
+            keeps all.
+        keep_every: Keep each epoch that is a multiple of it besides.
+
+    Raises:
+        ValueError: The directory has the scores of another metric.
+        NotADirectoryError: `logdir` is a file.
+    """
+
+    # Everything follows from metrics.json and last.pth. A save writes the new last.pth, with a
+    # note that has the epoch's scores and what is to be kept, and puts it in place in one step:
+    # before it nothing has happened, after it the rest (_settle) can be carried out by anyone who
+    # reads the note, as often as need be.
+
+    def __init__(
+        self,
+        logdir: PathLike,
+        metric: str = "loss",
+        metric_minimization: bool = True,
+        save_n_best: int | None = 5,
+        keep_every: int | None = None,
+    ) -> None:
+        if save_n_best is not None and save_n_best < 0:
+            raise ValueError(f"save_n_best is {save_n_best}; expected 0 or more, or None for all")
+        if keep_every is not None and keep_every < 1:
+            raise ValueError(f"keep_every is {keep_every}; expected 1 or more")
+        self.logdir = Path(logdir)
+        self.metric = metric
+        self.metric_minimization = metric_minimization
+        self.save_n_best = save_n_best
+        self.keep_every = keep_every
+        self._owner = {"id": uuid.uuid4().hex, "host": platform.node(), "pid": os.getpid()}
+        self._owns = False
+        if self.logdir.exists() and not self.logdir.is_dir():
+            make_directory(self.logdir)  # says what is in the way
+        self._rows = self._read_rows()
+        if self.last_path.exists() and distributed.is_main():
+            with locked_directory(self.logdir):
+                self._recover()
+
+    @property
+    def best_path(self) -> Path:
+        """Where the best checkpoint is."""
+        return self.logdir / "best.pth"
+
+    @property
+    def last_path(self) -> Path:
+        """Where the last checkpoint is."""
+        return self.logdir / "last.pth"
+
+    @property
+    def best_score(self) -> float | None:
+        """The best score so far; None before the first finite one."""
+        ranked = self._ranked(self._rows)
+        return float(ranked[0][self.metric]) if ranked else None
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The scores of all epochs, in their order: `[{"epoch": 1, "loss": 0.5}, ...]`."""
+        return [
+            {name: math.nan if value is None else value for name, value in row.items()}
+            for row in self._rows
+        ]
+
+    def process(
+        self,
+        score: float | Tensor | Mapping[str, float | Tensor],
+        epoch: int,
+        checkpoint: Mapping[str, Any],
+    ) -> None:
+        """Save the checkpoint of an epoch, and remove those that are no longer among the best.
+
+        Call it on every rank or on rank 0 alone: global rank 0 writes. NaN and infinities are
+        never best and evict nothing; of equal scores the earlier stays. Coming back to an epoch
+        forgets it and what came after it.
+
+        Args:
+            score: The metric, or a dictionary that has it among others.
+
+        Raises:
+            KeyError: The dictionary has no such metric.
+            TypeError: A value that cannot be saved, with its place; nothing has changed then.
+            CheckpointError: A newer run has taken the directory over.
+        """
+        row = {"epoch": int(epoch), **self._scores(score)}
+        if distributed.is_main():
+            with self._owned():
+                rows = [old for old in self._rows if old["epoch"] < row["epoch"]] + [row]
+                self._save(checkpoint, {"row": row, "kept": self._kept(rows)})
+                self._settle(rows, self._kept(rows))
+
+    def save_last(self, checkpoint: Mapping[str, Any]) -> None:
+        """Replace `last.pth` alone: in the middle of an epoch, or before the machine is taken.
+
+        >>> manager = CheckpointManager("runs/digits/checkpoints")
+        >>> manager.save_last(make_checkpoint("train", 1, nn.Linear(2, 1)))
+        """
+        if distributed.is_main():
+            with self._owned():
+                self._save(checkpoint, {})
+
+    # ---------------------------------------------------------------- what follows from what
+
+    def _path(self, epoch: int) -> Path:
+        return self.logdir / f"exp_{epoch}.pth"
+
+    def _scores(self, score: float | Tensor | Mapping[str, float | Tensor]) -> Row:
+        if not isinstance(score, Mapping):
+            score = {self.metric: score}
+        if self.metric not in score:
+            raise KeyError(
+                f"the score has no {self.metric!r}, by which {self.logdir} is ranked; "
+                f"it has {', '.join(map(repr, score)) or 'nothing'}"
+            )
+        numbers = {
+            name: value.item() if isinstance(value, Tensor) else float(value)
+            for name, value in score.items()
+        }
+        return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+
+    def _ranked(self, rows: list[Row]) -> list[Row]:
+        """The epochs with a finite score, best first."""
+        finite = [row for row in rows if row[self.metric] is not None]
+        sign = 1 if self.metric_minimization else -1
+        return sorted(finite, key=lambda row: sign * row[self.metric])  # stable: ties stay in order
+
+    def _kept(self, rows: list[Row]) -> list[int]:
+        """The epochs that have a file of their own."""
+        if self.save_n_best is None:
+            return [row["epoch"] for row in rows]
+        best = [row["epoch"] for row in self._ranked(rows)[: self.save_n_best]]
+        every = self.keep_every
+        return best + [row["epoch"] for row in rows if every and row["epoch"] % every == 0]
+
+    # ---------------------------------------------------------------- the directory
+
+    def _save(self, checkpoint: Mapping[str, Any], plan: Note) -> None:
+        save_checkpoint(checkpoint, self.last_path, note={**plan, "owner": self._owner})
+        self._owns = True
+
+    def _settle(self, rows: list[Row], kept: list[int]) -> None:
+        """Make the rest of the directory follow from a new last.pth; to be repeated at will."""
+        self._rows = rows
+        epoch = rows[-1]["epoch"]
+        if epoch in kept:
+            link_or_copy(self.last_path, self._path(epoch))
+        for best in (row["epoch"] for row in self._ranked(rows)):
+            if best == epoch or self._path(best).exists():
+                source = self.last_path if best == epoch else self._path(best)
+                if not (self.best_path.exists() and self.best_path.samefile(source)):
+                    link_or_copy(source, self.best_path)
+                break
+            if self.best_path.exists() and self._epoch_in(self.best_path) == best:
+                break
+        memory = {
+            "metric_name": self.metric,
+            "metric_minimization": self.metric_minimization,
+            "values": rows,
+        }
+        with write_whole(self.logdir / "metrics.json") as file:
+            file.write(json.dumps(memory, indent=2, allow_nan=False).encode())
+        for old in set(self.logdir.glob("exp_*.pth")) - {self._path(epoch) for epoch in kept}:
+            old.unlink()
+
+    def _epoch_in(self, path: Path) -> int | None:
+        row = (read_note(path) or {}).get("row")
+        return row["epoch"] if row else None
+
+    def _recover(self) -> None:
+        """Finish the save that a killed process left half done."""
+        remove_leftovers(self.logdir)
+        note = read_note(self.last_path) or {}
+        self._rows = self._read_rows()
+        if "row" not in note:
+            return
+        row, kept = note["row"], note["kept"]
+        rows = [old for old in self._rows if old["epoch"] < row["epoch"]] + [row]
+        found = {path.name for path in self.logdir.glob("exp_*.pth")}
+        if rows != self._rows or found != {self._path(epoch).name for epoch in kept}:
+            self._settle(rows, kept)
+
+    @contextmanager
+    def _owned(self) -> Iterator[None]:
+        """Hold the directory while it changes, if no newer run has taken it over."""
+        make_directory(self.logdir)
+        with locked_directory(self.logdir):
+            owner = self._found_owner()
+            if self._owns and owner and owner["id"] != self._owner["id"]:
+                raise CheckpointError(
+                    f"{self.logdir} belongs to a newer run by now (process {owner['pid']} on "
+                    f"{owner['host']}): this one no longer saves there; stop one of the two, or "
+                    "give each a directory of its own"
+                )
+            if not self._owns and owner:
+                self._rows = self._read_rows()
+                if _is_running(owner):
+                    warnings.warn(
+                        f"{self.logdir} is taken over from process {owner['pid']}, which is still "
+                        "running: its next save will be refused",
+                        stacklevel=4,
+                    )
+            yield
+
+    def _found_owner(self) -> dict[str, Any] | None:
+        return (read_note(self.last_path) or {}).get("owner") if self.last_path.exists() else None
+
+    def _read_rows(self) -> list[Row]:
+        path = self.logdir / "metrics.json"
+        if not path.exists():
+            return []
+        memory = json.loads(path.read_text())
+        ranked_by = (memory["metric_name"], memory["metric_minimization"])
+        if ranked_by != (self.metric, self.metric_minimization):
+            raise ValueError(
+                f"{path} ranks by {ranked_by[0]!r} with metric_minimization={ranked_by[1]}, not by "
+                f"{self.metric!r} with {self.metric_minimization}; use another log directory"
+            )
+        rows: list[Row] = memory["values"]
+        return rows
+
+
+def _is_running(owner: dict[str, Any]) -> bool:
+    """Whether another process of this host is still there."""
+    if owner["host"] != platform.node() or owner["pid"] == os.getpid():
+        return False
+    try:
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

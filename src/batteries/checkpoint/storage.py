@@ -1,0 +1,327 @@
+"""How a checkpoint is stored: whole or absent, sealed with a digest, verified when read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import mmap
+import struct
+import sys
+import warnings
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from batteries.checkpoint.contents import Checkpoint, plain_or_refused, rebuilt
+from batteries.files import PathLike, write_whole
+
+Note = dict[str, Any]  # what a file says about itself, as JSON
+
+
+class CheckpointError(ValueError):
+    """A file that is not a checkpoint, is damaged, or does not fit these objects."""
+
+
+def save_checkpoint(
+    checkpoint: Mapping[str, Any], path: PathLike, note: Note | None = None
+) -> None:
+    """Write a checkpoint so that the file is complete or absent, whatever happens meanwhile.
+
+    >>> save_checkpoint({"model_state_dict": nn.Linear(2, 1).state_dict(), "epoch": 1}, "last.pth")
+    >>> torch.load("last.pth")["epoch"]
+    1
+
+    Plain `torch.load(path)` opens it anywhere. A digest of the whole file stands in the comment
+    at its end, and `load_checkpoint` verifies it. Call it on one rank.
+
+    Args:
+        note: Plain values to find with `read_note`, without reading the file.
+
+    Raises:
+        TypeError: A value that `torch.load` would refuse to read, with its place; nothing has
+            been written then.
+    """
+    plain = rebuilt(checkpoint, plain_or_refused)
+    with write_whole(path) as file:
+        torch.save(plain, file)
+        _seal(file, note or {})
+
+
+def read_checkpoint(path: PathLike, map_location: torch.device | str = "cpu") -> Checkpoint:
+    """Read a checkpoint whose every byte is as it was written.
+
+    >>> save_checkpoint({"model_state_dict": {}, "epoch": 1}, "last.pth")
+    >>> read_checkpoint("last.pth")["epoch"]
+    1
+
+    The bytes that are verified are the bytes that the tensors lie in. A file that carries no
+    digest (of `torch.save`, say) is held against the checksums of its zip records.
+
+    Raises:
+        FileNotFoundError: No such file.
+        CheckpointError: Damaged, cut short, or not a checkpoint.
+    """
+    path = Path(path)
+    _check_exists(path)
+    checkpoint = _read_verified(path, torch.device(map_location))
+    if isinstance(checkpoint, Mapping) and "model_state_dict" in checkpoint:
+        return dict(checkpoint)
+    tensors = isinstance(checkpoint, Mapping) and all(
+        isinstance(value, Tensor) for value in checkpoint.values()
+    )
+    if checkpoint and tensors:
+        warnings.warn(
+            f"{path} is the bare state dict of a model: no epoch, optimizer or metrics in it",
+            stacklevel=3,
+        )
+        return {"model_state_dict": checkpoint}
+    found = list(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
+    raise CheckpointError(
+        f"{path} is not a checkpoint: expected a dict with 'model_state_dict', or the state dict "
+        f"of a model; found {found}"
+    )
+
+
+def peek(path: PathLike) -> Checkpoint:
+    """Everything in a checkpoint but the numbers in its tensors, at once, whatever the size.
+
+    >>> save_checkpoint({"model_state_dict": nn.Linear(2, 1).state_dict(), "epoch": 1}, "last.pth")
+    >>> peek("last.pth")["model_state_dict"]["weight"].shape
+    torch.Size([1, 2])
+
+    Tensors have their shapes and dtypes, and lie on the `meta` device. Nothing is verified.
+
+    Raises:
+        FileNotFoundError: No such file.
+        CheckpointError: Not a checkpoint.
+    """
+    path = Path(path)
+    _check_exists(path)
+    with path.open("rb") as file:
+        found: Checkpoint = _torch_load(path, file, torch.device("meta"))
+    return found
+
+
+# ---------------------------------------------------------------- the seal
+
+# A zip file may end in a comment, which torch.load reads past. Ours is
+#     batteries little {"epoch":3} digest:0123...
+# with the byte order, the note, and the digest of all bytes before it. It is known by its
+# beginning or its end, so that no one flipped bit makes it look like a file without a seal.
+_MARK, _DIGEST_MARK = b"batteries ", b" digest:"
+_OWN_MARK = _MARK + sys.byteorder.encode() + b" "
+_DIGEST_LENGTH = 32  # hexadecimal digits
+_END_OF_ZIP, _END_LENGTH = b"PK\5\6", 22  # the record whose last field is the comment's length
+_LONGEST_COMMENT = 65_535
+
+
+class _Seal(NamedTuple):
+    note: Note
+    digest: bytes
+    own_byte_order: bool
+
+
+def _seal(file: BinaryIO, note: Note) -> None:
+    comment = _OWN_MARK + json.dumps(note, separators=(",", ":")).encode() + _DIGEST_MARK
+    length = len(comment) + _DIGEST_LENGTH
+    if length > _LONGEST_COMMENT:
+        raise ValueError(f"the note of a checkpoint takes {length} bytes, more than 65,535")
+    end = file.seek(-2, io.SEEK_END)  # torch writes no comment: the file ends in its length, 0
+    file.write(struct.pack("<H", length) + comment)
+    file.flush()
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as written:
+        digest = _Digest()
+        digest.update(written)
+    file.seek(end + 2 + len(comment))
+    file.write(digest.hex())
+
+
+def _find_seal(tail: bytes) -> _Seal | None:
+    """The seal in the last bytes of a file; None where there is none."""
+    body, mark, digest = tail[:-_DIGEST_LENGTH].rpartition(_DIGEST_MARK)
+    comment = body[body.rfind(_END_OF_ZIP) + _END_LENGTH :]
+    if not comment.startswith(_MARK) and not (mark and len(digest) == 0):
+        return None
+    try:
+        note = json.loads(comment[comment.index(b"{") :])
+    except ValueError:
+        note = {}  # damaged, as the digest will say
+    return _Seal(note, tail[-_DIGEST_LENGTH:], comment.startswith(_OWN_MARK))
+
+
+def read_note(path: PathLike) -> Note | None:
+    """The note that a checkpoint was saved with; None if the file carries none.
+
+    >>> save_checkpoint({"model_state_dict": {}}, "last.pth", note={"epoch": 1})
+    >>> read_note("last.pth")
+    {'epoch': 1}
+    """
+    with Path(path).open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - _LONGEST_COMMENT - _END_LENGTH))
+        seal = _find_seal(file.read())
+    return seal.note if seal else None
+
+
+class _Digest:
+    """A digest at the speed of memory: it notices damage, not forgery.
+
+    Each block of 1 MiB is a matrix of 64-bit words whose rows and columns are added up, modulo
+    2**64; the sums are hashed. A change of any one word changes a sum, words that change places
+    change two.
+    """
+
+    block = 2**20
+    _shape = (256, 512)
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=_DIGEST_LENGTH // 2)
+
+    def update(self, data: Any) -> None:
+        """Take in bytes; all calls but the last with a multiple of `block`."""
+        view = memoryview(data).cast("B")
+        whole = len(view) // self.block * self.block
+        for start in range(0, whole, self.block):
+            words = np.frombuffer(view[start : start + self.block], np.uint64).reshape(self._shape)
+            self._hash.update(words.sum(1).data)
+            self._hash.update(words.sum(0).data)
+        self._hash.update(view[whole:])
+
+    def hex(self) -> bytes:
+        return self._hash.hexdigest().encode()
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _check_exists(path: Path) -> None:
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a directory; expected a checkpoint file in it")
+    if not path.exists():
+        beside = sorted(other.name for other in path.parent.glob("*.pth"))
+        raise FileNotFoundError(
+            f"there is no checkpoint {path}; {path.parent} has {', '.join(beside) or 'none'}"
+        )
+
+
+def _read_verified(path: Path, device: torch.device) -> Any:
+    size = path.stat().st_size
+    data = torch.empty(size, dtype=torch.uint8)  # all of the file: the tensors will lie in it
+    view = memoryview(data.numpy().data)
+    digest, signed = _Digest(), size - _DIGEST_LENGTH
+    with path.open("rb", buffering=0) as file:
+        # Block by block, so that each is hashed while the processor still has it.
+        for start in range(0, size, _Digest.block):
+            part = view[start : min(start + _Digest.block, size)]
+            if file.readinto(part) != len(part):
+                raise CheckpointError(f"{path} was cut short while it was read")
+            digest.update(part[: max(0, signed - start)])
+    seal = _find_seal(bytes(view[-_LONGEST_COMMENT - _END_LENGTH :]))
+    if seal is None:
+        _check_records(path, data)
+    elif seal.digest != digest.hex():
+        raise CheckpointError(
+            f"{path} is damaged: its {size} bytes do not have the digest that they were saved "
+            "with; go back to another checkpoint of the run"
+        )
+    elif seal.own_byte_order and device.type == "cpu":
+        with suppress(_NeedsCopy):
+            return _views(path, data)
+    return _torch_load(path, _View(data), device)
+
+
+def _check_records(path: Path, data: Tensor) -> None:
+    """The checksums of a zip file, for files that carry no digest."""
+    try:
+        with zipfile.ZipFile(_View(data)) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: {error}; it is damaged, or was not written "
+            "by save_checkpoint or torch.save"
+        ) from error
+    if broken:
+        raise CheckpointError(
+            f"{path} is damaged: the checksum of its record {broken} is wrong; go back to "
+            "another checkpoint of the run"
+        )
+
+
+class _View(io.RawIOBase):
+    """A tensor of bytes as a file, without a copy."""
+
+    def __init__(self, data: Tensor) -> None:
+        self._data = memoryview(data.numpy().data)
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._data)}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._data[self._at : self._at + len(buffer)]
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+
+def _torch_load(path: Path, file: Any, device: torch.device) -> Any:
+    try:
+        return torch.load(file, map_location=device, weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds, as damage has
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: {reason}; it is damaged, or was not written "
+            "by save_checkpoint or torch.save"
+        ) from error
+
+
+class _NeedsCopy(Exception):  # noqa: N818 (not an error: the slower way)
+    """A tensor that is more than a view of bytes in the file."""
+
+
+def _views(path: Path, data: Tensor) -> Any:
+    """A checkpoint whose tensors are views of the bytes of its file."""
+    structure = _torch_load(path, _View(data), torch.device("meta"))
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def filled(value: Any, place: str) -> Any:  # noqa: ARG001
+        return _filled(value, data, storages) if isinstance(value, Tensor) else value
+
+    return rebuilt(structure, filled)
+
+
+def _filled(value: Tensor, data: Tensor, storages: dict[int, torch.UntypedStorage]) -> Tensor:
+    simple = value.layout == torch.strided and not (
+        value.is_quantized or value.is_conj() or value.is_neg()
+    )
+    offset = getattr(value.untyped_storage(), "_checkpoint_offset", None) if simple else None
+    if offset is None:
+        raise _NeedsCopy
+    if offset not in storages:  # tensors that shared their memory share it again
+        size = value.untyped_storage().nbytes()
+        storages[offset] = data.untyped_storage()[offset : offset + size]
+    shape = value.storage_offset(), value.size(), value.stride()
+    tensor = torch.empty(0, dtype=value.dtype).set_(storages[offset], *shape)
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(tensor, value.requires_grad)
+    return tensor.requires_grad_(value.requires_grad)
