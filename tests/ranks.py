@@ -17,8 +17,8 @@ from batteries import distributed
 
 DEADLINE = 120  # seconds: a slow machine passes, a hang fails
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "batteries"])
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["torch", "batteries"])
 
 
 def run_ranks(
@@ -49,9 +49,9 @@ def run_ranks(
     }
     pipes, processes = [], []
     for rank in range(world_size):
-        ours, theirs = _context.Pipe(duplex=False)
+        ours, theirs = context.Pipe(duplex=False)
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), **launcher}
-        process = _context.Process(target=_run, args=(function, args, own, group, theirs))
+        process = context.Process(target=_run, args=(function, args, own, group, theirs))
         process.start()
         theirs.close()
         pipes.append(ours)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict, defaultdict, namedtuple
+from collections.abc import Iterator, Mapping, MutableMapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -107,6 +108,81 @@ def test_objects_move_themselves() -> None:
     assert to_device([Moving()], ELSEWHERE)[0].device == "meta"
 
 
+class Output(OrderedDict[str, Any]):
+    """A dict whose items are attributes too, as the outputs of well-known models are."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        object.__setattr__(self, key, value)
+
+
+@dataclasses.dataclass
+class ModelOutput(Output):
+    logits: Any = None
+
+    def __post_init__(self) -> None:
+        self["logits"] = self.logits
+
+
+class Wrapping(MutableMapping[str, Any]):
+    """Keeps its items in a dict of its own."""
+
+    def __init__(self, items: Mapping[str, Any]) -> None:
+        self._items = dict(items)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._items[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._items[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+def test_items_and_attributes_agree() -> None:
+    """A dict that is a dataclass too moves as a whole."""
+    moved = to_device(ModelOutput(logits=tensor()), ELSEWHERE)
+    assert isinstance(moved, ModelOutput)
+    assert moved.logits is moved["logits"]
+    assert moved.logits.device == ELSEWHERE
+
+
+def test_mappings_with_items_inside() -> None:
+    """A Mapping that wraps a dict is not changed by moving it."""
+    mapping = Wrapping({"x": tensor()})
+    assert to_device(mapping, ELSEWHERE)["x"].device == ELSEWHERE
+    assert mapping["x"].device.type == "cpu"
+
+
+def test_lists_keep_their_attributes() -> None:
+    """A list of a class of its own keeps what else it has."""
+    labels = Labels([tensor()])
+    labels.name = "train"  # type: ignore[attr-defined]
+    moved = to_device(labels, ELSEWHERE)
+    assert moved.name == "train"  # type: ignore[attr-defined]
+    assert labels[0].device.type == "cpu"
+
+
+class Asking:
+    """Has a `.to` that knows `non_blocking`."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> tuple[torch.device, bool]:
+        return device, non_blocking
+
+
+def test_non_blocking_reaches_those_that_know_it() -> None:
+    """`non_blocking` is passed on to objects whose `.to` takes it."""
+    moved: Any = to_device([Asking(), nn.Linear(1, 1)], ELSEWHERE, non_blocking=True)
+    assert moved[0] == (ELSEWHERE, True)
+
+
 def test_values_arrive() -> None:
     """On the same device nothing is copied; the values are the same."""
     batch = (torch.arange(3), {"y": torch.ones(2)})
@@ -132,6 +208,12 @@ def test_absent_gpu() -> None:
     count = torch.cuda.device_count()
     with pytest.raises(ValueError, match=f"no device 'cuda:99': this machine has {count} GPUs"):
         to_device("even without tensors", "cuda:99")
+
+
+def test_other_absent_devices() -> None:
+    """Any kind of device that the machine does not have is refused alike."""
+    with pytest.raises(ValueError, match="no device 'xpu' on this machine"):
+        to_device(tensor(), "xpu")
 
 
 @pytest.mark.gpu

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import socket
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -128,6 +132,129 @@ def test_all_reduce() -> None:
         assert result["untouched"][0] == 1
         assert result["flags"].equal(torch.tensor([3, 1]))
         assert result["ints"].item() == 2**53 + 4
+
+
+def reduce_mixed() -> list[float]:
+    rank = distributed.rank()
+    mixed = [0, 1.5][rank]
+    odd = [1.0, float("nan")]
+    return [
+        *(distributed.all_reduce(mixed, op) for op in distributed._REDUCTIONS),
+        distributed.all_reduce(np.float32(0.5)),
+        distributed.all_reduce(2**70),
+        distributed.all_reduce(odd[rank], "max"),
+        distributed.all_reduce(odd[1 - rank], "min"),
+        distributed.all_reduce(torch.tensor(odd[rank]), "max").item(),
+        distributed.all_reduce(torch.tensor(odd[1 - rank]), "min").item(),
+    ]
+
+
+def test_all_reduce_of_mixed_numbers() -> None:
+    """An int on one rank and a float on another reduce as numbers; NaN wins whoever has it."""
+    for result in run_ranks(reduce_mixed):
+        assert result[:7] == [1.5, 0.75, 0, 1.5, 0, 1.0, 2**71]
+        assert all(math.isnan(number) for number in result[7:])
+
+
+def reduce_a_view() -> Tensor:
+    view = torch.arange(6.0).reshape(2, 3).t()
+    return distributed.all_reduce(view)
+
+
+def test_all_reduce_of_views() -> None:
+    """A tensor that is not contiguous is reduced by its values."""
+    for result in run_ranks(reduce_a_view):
+        assert result.equal(2 * torch.arange(6.0).reshape(2, 3).t())
+
+
+def wait_at_the_barrier(path: str) -> bool:
+    if distributed.rank() == 1:
+        time.sleep(0.5)  # rank 0 has every chance to run ahead
+        Path(path).touch()
+    distributed.barrier()
+    return Path(path).exists()
+
+
+def test_barrier(tmp_path: Path) -> None:
+    """No rank passes a barrier before the last one has reached it."""
+    assert run_ranks(wait_at_the_barrier, str(tmp_path / "reached")) == [True, True]
+
+
+def stay_away(path: str) -> str:
+    with distributed.setup(timeout=timedelta(seconds=1)):
+        if distributed.rank() == 0:
+            try:
+                distributed.barrier()
+            except Exception as error:
+                Path(path).touch()
+                return str(error)
+        while not Path(path).exists():
+            time.sleep(0.01)
+    return ""
+
+
+def test_timeout(tmp_path: Path) -> None:
+    """A rank waits for the others as long as `setup` was told, and no longer."""
+    (error, _) = run_ranks(stay_away, str(tmp_path / "over"), group=False)
+    assert "imed out" in error or "imeout" in error
+
+
+def collective_inside(kind: str) -> object:
+    @distributed.rank_zero_only(share=True)
+    def shared() -> object:
+        return distributed.broadcast("inner")
+
+    if kind == "shared":
+        return shared()
+    with distributed.rank_zero_first():
+        return distributed.broadcast("inner")
+
+
+@pytest.mark.parametrize("kind", ["shared", "first"])
+def test_collectives_where_ranks_are_apart(kind: str) -> None:
+    """A collective inside a block that the ranks do not share is an error on each, not a hang."""
+    for error in run_ranks(collective_inside, kind):
+        assert isinstance(error, RuntimeError)
+        assert "broadcast was called inside a block that the ranks do not go through" in str(error)
+
+
+class FormattingError(Exception):
+    """Comes back from a pickle with another text."""
+
+    def __init__(self, code: object) -> None:
+        super().__init__(f"code {code}")
+
+
+def raise_formatted() -> None:
+    with distributed.rank_zero_first():
+        if distributed.rank() == 0:
+            raise FormattingError(3)
+
+
+def test_errors_keep_their_text() -> None:
+    """An exception whose text a pickle would change arrives with the text that it had."""
+    assert "FormattingError: code 3\n" in str(run_ranks(raise_formatted)[1])
+
+
+def gather_unreadable() -> None:
+    distributed.all_gather(torch.ones(2, device="meta" if distributed.rank() == 1 else "cpu"))
+
+
+def test_tensors_without_data() -> None:
+    """A tensor that cannot be read is an error on every rank."""
+    for error in run_ranks(gather_unreadable):
+        assert isinstance(error, NotImplementedError | RuntimeError)
+        assert "meta" in str(error)
+
+
+def size_of_a_small_view() -> int:
+    _, payload = distributed._encode({"x": torch.zeros(1_000_000)[:3]}, torch.device("cpu"))
+    return payload.numel()
+
+
+def test_views_travel_alone() -> None:
+    """Of a view inside other data the view is sent, not all that it is part of."""
+    assert size_of_a_small_view() < 2000
 
 
 def test_alone_is_like_a_group_of_one() -> None:
@@ -369,7 +496,7 @@ def encode_for_nccl() -> bool:
         assert distributed._transport() == device
         for value in (torch.ones(2), torch.ones((), device=device), {"a": 1}):
             header, payload = distributed._encode(value, device)
-            assert header.device == payload.device == device
+            assert header.device == device
             meta = distributed._read_header(header)
             torch.testing.assert_close(
                 distributed._decode(meta, payload, distributed._device_of(value)), value

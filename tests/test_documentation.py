@@ -32,8 +32,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_tree_of_the_readme() -> None:
     """The README's file tree names every public module."""
     tree = (ROOT / "README.md").read_text().split("src/batteries/\n")[1].split("examples/")[0]
-    public = [p.name for p in (ROOT / "src/batteries").glob("*.py") if not p.name.startswith("_")]
-    assert sorted(re.findall(r"(\w+\.py)", tree)) == sorted(public)
+    rooms = (path for path in (ROOT / "src/batteries").iterdir() if path.suffix in ("", ".py"))
+    public = [path.stem for path in rooms if not path.name.startswith("_")]
+    assert sorted(re.findall(r"^  (\w+)[./]", tree, re.MULTILINE)) == sorted(public)
 
 
 def test_make_targets_exist() -> None:

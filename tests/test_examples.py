@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -15,6 +17,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from ranks import run_ranks
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from batteries import distribute, distributed, unwrap
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("whole", "broken")
@@ -59,6 +67,8 @@ def test_readme_command(example: str) -> None:
         assert len(files) == 3 + 3
         memory = json.loads(logdir.read_text())
         best = max(row["accuracy"] for row in memory["values"])
+        if logdir.parent.name != "train":  # the last stage's best is what is tested
+            assert valid == pytest.approx(best, abs=5e-5)
         assert torch.load(logdir.parent / "best.pth")["metrics"]["valid"]["accuracy"] == best
     epochs = re.findall(r"epoch +\d+: train loss", result.stderr)
     assert len(epochs) == sum(
@@ -75,6 +85,82 @@ def assert_listed_commands_work(listing: str) -> None:
         opened = subprocess.run(command, shell=True, capture_output=True, text=True)
         assert opened.stdout, opened.stderr
     assert list(Path(shlex.split(curves)[-1]).rglob("events.out.tfevents.*"))
+
+
+def train_with_example(example: str, micro_batches: list[Batch]) -> tuple[Tensor, int]:
+    """The weights after an epoch of an example's own `train`, and how often ranks shared."""
+    folder = ROOT / "examples" / example
+    sys.path.insert(0, str(folder))
+    program = runpy.run_path(str(folder / "experiment.py"))
+    del sys.path[0]
+    for name in ("datasets", "models"):
+        del sys.modules[name]
+    model = distribute(start_model(), "cpu")
+    shared = 0
+
+    def count(_, bucket):  # type: ignore[no-untyped-def]  # torch looks at the annotations
+        nonlocal shared
+        shared += 1
+        return allreduce_hook(dist.distributed_c10d._get_default_group(), bucket)
+
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model.register_comm_hook(None, count)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    args = argparse.Namespace(accumulation_steps=2, progress=False)
+    mine = micro_batches[distributed.rank() :: distributed.world_size()]
+    program["train"](model, mine, optimizer, scheduler, torch.device("cpu"), args)
+    return unwrap(model).state_dict()["weight"], shared
+
+
+Batch = tuple[Tensor, Tensor]
+
+
+def start_model() -> nn.Linear:
+    model = nn.Linear(4, 3, bias=False)
+    nn.init.constant_(model.weight, 0.5)
+    return model
+
+
+def make_micro_batches(number: int) -> list[Batch]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(8, 4, generator=generator), torch.randint(3, (8,), generator=generator))
+        for _ in range(number)
+    ]
+
+
+def train_with_big_batches(windows: list[list[Batch]]) -> Tensor:
+    model = start_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    for window in windows:
+        x, y = (torch.cat(parts) for parts in zip(*window, strict=True))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        scheduler.step()
+    return model.weight.detach()
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("steps", [1, 5, 6])
+def test_gradients_are_those_of_the_big_batch(example: str, steps: int) -> None:
+    """Windows of two micro-batches, the last one shorter or alone, train as big batches do."""
+    micro_batches = make_micro_batches(steps)
+    weight, _ = train_with_example(example, micro_batches)
+    windows = [micro_batches[start : start + 2] for start in range(0, steps, 2)]
+    torch.testing.assert_close(weight, train_with_big_batches(windows))
+
+
+def test_gradients_of_two_ranks() -> None:
+    """Two ranks train as one with the big batch, and share gradients once a window."""
+    micro_batches = make_micro_batches(10)
+    results = run_ranks(train_with_example, "ddp", micro_batches)
+    windows = [micro_batches[start : start + 4] for start in range(0, 10, 4)]
+    for weight, shared in results:
+        torch.testing.assert_close(weight, train_with_big_batches(windows))
+        assert shared == 3
 
 
 @pytest.mark.gpu
@@ -151,6 +237,20 @@ def test_torch_distributed_launch() -> None:
     script = f"{ROOT}/examples/ddp/experiment.py"
     result = run([*launcher, "--nproc-per-node=2", script, "--num-epochs=1"])
     assert "runs/ddp/001 on 2 x" in result.stderr
+
+
+def test_continue_with_other_data() -> None:
+    """`--continue` with another fold would validate on what it trained on: it is refused."""
+    command = [sys.executable, f"{ROOT}/examples/device/experiment.py", "--num-epochs=1"]
+    run(command)
+    result = run([*command, "--continue", "--fold=1"], fails=True)
+    assert "--continue: the run has --fold 0, not 1" in result.stderr
+
+
+def test_batches_larger_than_the_data() -> None:
+    """A batch size over the number of images is an error, not a run that trains nothing."""
+    command = [sys.executable, f"{ROOT}/examples/device/experiment.py", "--batch-size=2000"]
+    assert "--batch-size 2000 is more than there are images" in run(command, fails=True).stderr
 
 
 def test_continue_with_another_model() -> None:

@@ -39,6 +39,15 @@ def test_never_twice(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(capsys.readouterr().err.splitlines()) == 4
 
 
+def test_links_are_the_same_file(name: str) -> None:
+    """A file that is reached through a linked directory is still one file."""
+    Path("real").mkdir()
+    Path("link").symlink_to("real")
+    get_logger(name, "real/log.txt")
+    get_logger(name, "link/log.txt").info("once")
+    assert len(Path("real/log.txt").read_text().splitlines()) == 1
+
+
 def test_appends(name: str) -> None:
     """A restarted program continues its log."""
     Path("log.txt").write_text("before\n")
@@ -70,6 +79,7 @@ def log_everywhere(directory: str) -> tuple[str, str]:
     sys.stderr = io.StringIO()
     logger = get_logger("ranks", f"{directory}/deep/er/log.txt")
     logger.info("progress")
+    logger.warning("careful")
     logger.error("trouble")
     return sys.stderr.getvalue(), "deep"
 
@@ -79,8 +89,8 @@ def test_ranks(tmp_path: Path, group: bool) -> None:
     """Rank 0 writes everything; the others errors only, with their rank in the line."""
     consoles = [r[0] for r in run_ranks(log_everywhere, str(tmp_path), world_size=3, group=group)]
     lines = (tmp_path / "deep/er/log.txt").read_text().splitlines()
-    assert [len(console.splitlines()) for console in consoles] == [2, 1, 1]
-    assert len(lines) == 4
+    assert [len(console.splitlines()) for console in consoles] == [3, 1, 1]
+    assert len(lines) == 5
     assert sum("ERROR - [rank 2] trouble" in line for line in lines) == 1
     assert sum("ERROR - trouble" in line for line in lines) == 1
 

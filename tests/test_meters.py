@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from batteries import AverageMeter, AverageMetter
 
@@ -74,6 +75,27 @@ def test_kinds_of_numbers(number: float) -> None:
     assert read(meter) == [0.5, 0.5, 2, 4]
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_narrow_numbers_are_widened(kind: type) -> None:
+    """Numpy's narrow numbers are added up in float64, and narrow weights do not wrap around."""
+    meter = AverageMeter()
+    for _ in range(10_000):
+        meter.update(kind(0.1), np.uint8(200))
+    assert meter.average == pytest.approx(float(kind(0.1)), rel=1e-10)
+    assert meter.counter == 2_000_000
+
+
+def test_device_sums_are_wide() -> None:
+    """On a device sums are float64 whatever is put in, weights on the device included."""
+    pairs: list[tuple[float | Tensor, int]]
+    pairs = [(1, 1), (torch.tensor(1, device="meta"), 2), (0.5, 3)]
+    for value, times in pairs:
+        meter = AverageMeter()
+        meter.update(value, torch.tensor(times, device="meta"))
+        meter.update(torch.tensor(1.0, device="meta"), times)
+        assert meter._sum.dtype == torch.float64  # type: ignore[union-attr]
+
+
 def test_state() -> None:
     """A meter goes on from its state as if it had not stopped."""
     meter, resumed = AverageMeter(), AverageMeter()
@@ -89,6 +111,8 @@ def test_not_one_number() -> None:
     """A vector is refused with its shape and what to pass."""
     with pytest.raises(ValueError, match=r"shape \(32,\); pass its mean"):
         AverageMeter().update(torch.zeros(32))
+    with pytest.raises(ValueError, match=r"shape \(32,\); pass its mean"):
+        AverageMeter().update(np.zeros(32))  # type: ignore[arg-type]
 
 
 def test_negative_times() -> None:

@@ -8,7 +8,7 @@ from ranks import run_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from batteries import distribute, distributed, seed_all, unwrap
+from batteries import distribute, distributed, seed_all, share_buffers, unwrap
 
 
 def small() -> nn.Sequential:
@@ -56,6 +56,25 @@ def test_distribute_alone() -> None:
     model = small()
     assert distribute(model, "cpu") is model
     assert distribute(small(), "meta")[0].weight.device.type == "meta"  # type: ignore[index]
+
+
+def statistics_after_training() -> tuple[bool, Tensor]:
+    seed_all(0)
+    model = distribute(small(), "cpu")
+    seed_all(0, rank=distributed.rank())
+    model(torch.randn(8, 4)).sum().backward()
+    bare = unwrap(model)
+    before = [buffer.clone() for buffer in bare.buffers()]
+    share_buffers(model)
+    changed = any(not a.equal(b) for a, b in zip(before, bare.buffers(), strict=True))
+    return changed, torch.cat([buffer.flatten() for buffer in bare.buffers()])
+
+
+def test_share_buffers() -> None:
+    """Every rank gets rank 0's statistics, which are those that are saved."""
+    (changed, first), (other_changed, second) = run_ranks(statistics_after_training)
+    assert (changed, other_changed) == (False, True)
+    assert first.equal(second)
 
 
 def train_a_step() -> tuple[bool, bool, bool, Tensor]:

@@ -85,6 +85,22 @@ def test_without_an_iterable() -> None:
     assert file.getvalue().startswith(" 40% 4/10")
 
 
+def test_the_end_is_written_once() -> None:
+    """The last line of a file stands there once."""
+    file = io.StringIO()
+    list(tqdm(range(3), file=file, mininterval=0))
+    assert sum("3/3" in line for line in file.getvalue().splitlines()) == 1
+
+
+def test_methods_of_a_disabled_bar() -> None:
+    """What a program calls on rank 0's bar, the disabled bars of the others take too."""
+    bar = tqdm(range(3), disable=True)
+    bar.clear()
+    bar.refresh()
+    bar.set_postfix(loss=1)
+    bar.close()
+
+
 def test_disable() -> None:
     """A disabled bar shows nothing and passes everything."""
     file = Terminal()

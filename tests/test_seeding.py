@@ -138,6 +138,21 @@ def test_workers_of_ranks_differ(context: str) -> None:
     assert not {x for sample in first for x in sample} & {x for sample in second for x in sample}
 
 
+def test_rank_of_workers_without_a_launcher() -> None:
+    """Where no launcher says the rank, `rank=` in a worker_init_fn does."""
+    draws = [epoch_draws(partial(seed_all, rank=rank), base_seed=1) for rank in (0, 1)]
+    assert not {x for sample in draws[0] for x in sample} & {x for s in draws[1] for x in s}
+
+
+def test_kinds_of_seeds() -> None:
+    """Numpy's integers are seeds; what is no integer is refused before anything is seeded."""
+    seed_all(np.int64(3))
+    assert torch.initial_seed() == 3
+    with pytest.raises(TypeError, match="float"):
+        seed_all(1.5)  # type: ignore[arg-type]
+    assert torch.initial_seed() == 3
+
+
 def reseeding_init(worker_id: int) -> None:
     seed_all(1000 + worker_id)
 

@@ -35,6 +35,7 @@ from batteries import (
     make_checkpoint,
     run_directory,
     seed_all,
+    share_buffers,
     to_device,
     unwrap,
 )
@@ -60,6 +61,15 @@ def parse_args() -> argparse.Namespace:
     # torch.distributed.launch passes it, torchrun does not: the environment says it either way.
     parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def check_same_experiment(checkpoint: dict[str, Any], args: argparse.Namespace) -> None:
+    """A run goes on with the data and the schedule that it began with, or its scores would lie."""
+    for name in ("dataset", "fold", "seed", "num_epochs", "batch_size", "accumulation_steps"):
+        before, now = checkpoint["experiment_args"][name], getattr(args, name)
+        if before != now:
+            option = "--" + name.replace("_", "-")
+            raise SystemExit(f"--continue: the run has {option} {before}, not {now}")
 
 
 def train(
@@ -102,6 +112,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Loss and accuracy over all ranks, each sample counted once."""
     model = unwrap(model).eval()  # the wrapper would wait for ranks that have fewer batches
+    share_buffers(model)  # of the ranks' running statistics, rank 0's are those that are saved
     loss, correct = AverageMeter(), AverageMeter()
     for batch in tqdm(loader, "valid", disable=not args.progress, leave=False):
         images, labels = to_device(batch, device)
@@ -142,6 +153,10 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
         worker_init_fn=seed_all,
         drop_last=True,  # equal micro-batches: their mean is the window's
     )
+    if len(train_loader) == 0:
+        raise SystemExit(
+            f"--batch-size {args.batch_size} is more than there are images to train on"
+        )
 
     def evaluation_loader(split: Images) -> Batches:
         mine = Subset(split, range(rank, len(split), world_size))  # nothing twice, nothing left out
@@ -158,7 +173,9 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
     )
     done = 0
     if manager.last_path.exists():
-        done = load_checkpoint(manager.last_path, model, optimizer, scheduler)["epoch"]
+        last = load_checkpoint(manager.last_path, model, optimizer, scheduler)
+        check_same_experiment(last, args)
+        done = last["epoch"]
         logger.info("continue after epoch %d", done)
 
     # ---------------------------------------------------------------- 5. train

@@ -56,6 +56,15 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def check_same_experiment(checkpoint: dict[str, Any], args: argparse.Namespace) -> None:
+    """A run goes on with the data and the schedule that it began with, or its scores would lie."""
+    for name in ("dataset", "fold", "seed", "num_epochs", "batch_size", "accumulation_steps"):
+        before, now = checkpoint["experiment_args"][name], getattr(args, name)
+        if before != now:
+            option = "--" + name.replace("_", "-")
+            raise SystemExit(f"--continue: the run has {option} {before}, not {now}")
+
+
 def train(
     model: nn.Module,
     loader: Batches,
@@ -122,6 +131,10 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
         worker_init_fn=seed_all,
         drop_last=True,  # equal micro-batches: their mean is the window's
     )
+    if len(train_loader) == 0:
+        raise SystemExit(
+            f"--batch-size {args.batch_size} is more than there are images to train on"
+        )
     valid_loader = DataLoader(splits.valid, batch_size=256)
     test_loader = DataLoader(splits.test, batch_size=256)
 
@@ -143,7 +156,9 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
         best_path = manager.best_path
         done = 0
         if manager.last_path.exists():
-            done = load_checkpoint(manager.last_path, model, optimizer, scheduler)["epoch"]
+            last = load_checkpoint(manager.last_path, model, optimizer, scheduler)
+            check_same_experiment(last, args)
+            done = last["epoch"]
             logger.info("%s: continue after epoch %d", stage, done)
 
         # ------------------------------------------------------------ 6. train

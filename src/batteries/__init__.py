@@ -15,6 +15,7 @@ from batteries.logs import get_logger as get_logger
 from batteries.meters import AverageMeter as AverageMeter
 from batteries.meters import AverageMetter as AverageMetter
 from batteries.modules import distribute as distribute
+from batteries.modules import share_buffers as share_buffers
 from batteries.modules import unwrap as unwrap
 from batteries.run import run_directory as run_directory
 from batteries.seeding import seed_all as seed_all
@@ -39,6 +40,7 @@ __all__ = [
     "save_checkpoint",
     "seed_all",
     "seed_worker",
+    "share_buffers",
     "t2d",
     "to_device",
     "unwrap",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
+from collections import UserDict
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 T = TypeVar("T")
@@ -26,7 +28,7 @@ def to_device(data: T, device: torch.device | str | int, non_blocking: bool = Fa
 
     Walks dicts, lists, tuples, namedtuples, dataclasses and Mappings, and keeps their types.
     An object with a `.to(device)` of its own moves itself. Everything else (strings, numbers,
-    None, numpy arrays) passes as it is.
+    None, numpy arrays) passes as it is. `non_blocking` reaches those that know it.
 
     Args:
         device: A `torch.device`, a name, or a rank: that GPU, or the CPU where there is no GPU.
@@ -35,7 +37,7 @@ def to_device(data: T, device: torch.device | str | int, non_blocking: bool = Fa
     Raises:
         ValueError: There is no such device.
     """
-    moved: T = _MOVES[type(data)](data, _known_device(device), non_blocking)
+    moved: T = _MOVES[type(data)](data, known_device(device), non_blocking)
     return moved
 
 
@@ -50,12 +52,12 @@ def _move_tensor(data: Tensor, device: torch.device, non_blocking: bool) -> Tens
     return data if data.device == device else data.to(device, non_blocking=non_blocking)
 
 
-def _move_packed(data: PackedSequence, device: torch.device, non_blocking: bool) -> Any:
-    return data.to(device, non_blocking=non_blocking)  # type: ignore[arg-type]
-
-
 def _move_itself(data: Any, device: torch.device, non_blocking: bool) -> Any:  # noqa: ARG001
     return data.to(device)
+
+
+def _move_itself_later(data: Any, device: torch.device, non_blocking: bool) -> Any:
+    return data.to(device, non_blocking=non_blocking)
 
 
 def _move_list(data: list[Any], device: torch.device, non_blocking: bool) -> list[Any]:
@@ -74,13 +76,19 @@ def _move_namedtuple(data: Any, device: torch.device, non_blocking: bool) -> Any
     return type(data)(*[_MOVES[type(value)](value, device, non_blocking) for value in data])
 
 
-def _move_sequence(data: Any, device: torch.device, non_blocking: bool) -> Any:
+def _move_own_tuple(data: Any, device: torch.device, non_blocking: bool) -> Any:
     return type(data)([_MOVES[type(value)](value, device, non_blocking) for value in data])
+
+
+def _move_own_list(data: Any, device: torch.device, non_blocking: bool) -> Any:
+    same = copy.copy(data)  # with its attributes
+    same[:] = [_MOVES[type(value)](value, device, non_blocking) for value in data]
+    return same
 
 
 def _move_mapping(data: Any, device: torch.device, non_blocking: bool) -> Any:
     moved = {key: _MOVES[type(value)](value, device, non_blocking) for key, value in data.items()}
-    if not hasattr(data, "__setitem__"):  # frozen: made from its items
+    if not isinstance(data, dict | UserDict):  # of others a copy may share the items
         return type(data)(moved)
     same = copy.copy(data)  # keeps what is not an item, such as the factory of a defaultdict
     for key, value in moved.items():
@@ -110,25 +118,39 @@ _MOVES = _Moves({Tensor: _move_tensor, list: _move_list, tuple: _move_tuple, dic
 
 
 def _move_for(kind: type) -> Move:
-    if issubclass(kind, PackedSequence):
-        return _move_packed
     if issubclass(kind, Tensor):
         return _move_tensor
-    if callable(getattr(kind, "to", None)):
-        return _move_itself
+    own = getattr(kind, "to", None)
+    if callable(own):
+        return _move_itself_later if _takes_non_blocking(kind, own) else _move_itself
+    if issubclass(kind, Mapping):  # before dataclasses: some are both, and items are what counts
+        return _move_mapping
     if dataclasses.is_dataclass(kind):
         return _move_dataclass
-    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
-        return _move_namedtuple
-    if issubclass(kind, list | tuple):
-        return _move_sequence
-    if issubclass(kind, Mapping):
-        return _move_mapping
+    if issubclass(kind, tuple):
+        return _move_namedtuple if hasattr(kind, "_fields") else _move_own_tuple
+    if issubclass(kind, list):
+        return _move_own_list
     return _keep
 
 
+def _takes_non_blocking(kind: type, to: Callable[..., Any]) -> bool:
+    # torch's own take it as one of *args, **kwargs
+    return issubclass(kind, PackedSequence | nn.Module) or (
+        "non_blocking" in inspect.signature(to).parameters
+    )
+
+
 @lru_cache(maxsize=256)
-def _known_device(device: torch.device | str | int) -> torch.device:
+def known_device(device: torch.device | str | int) -> torch.device:
+    """A device that this machine has.
+
+    >>> known_device("cpu")
+    device(type='cpu')
+
+    Raises:
+        ValueError: It has none of that name.
+    """
     gpus = torch.cuda.device_count()
     if isinstance(device, int) and gpus == 0:
         return torch.device("cpu")
@@ -144,4 +166,9 @@ def _known_device(device: torch.device | str | int) -> torch.device:
             f"there is no device {device!r}: this machine has {gpus} GPUs that PyTorch can use; "
             f"choose {'one of cuda:0 to cuda:' + str(gpus - 1) if gpus else 'cpu'}"
         )
+    if known.type not in ("cpu", "cuda", "meta"):
+        try:
+            torch.empty(0, device=known)
+        except Exception as error:
+            raise ValueError(f"there is no device {device!r} on this machine: {error}") from error
     return known

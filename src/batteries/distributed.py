@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 import os
 import pickle
 import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import timedelta
-from numbers import Integral
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, overload
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -73,7 +75,8 @@ def setup(backend: str | None = None, timeout: timedelta | None = None) -> Itera
     the first GPU or the CPU.
 
     Args:
-        backend: Default: "gloo" for the CPU, with "nccl" for the GPUs where there are some.
+        backend: Default: "gloo" for the CPU, with "nccl" for the GPUs where there are some. "gloo"
+            alone keeps to the CPU.
         timeout: How long a collective waits for the other ranks; default: torch's own.
 
     Raises:
@@ -85,7 +88,7 @@ def setup(backend: str | None = None, timeout: timedelta | None = None) -> Itera
         yield torch.device("cuda", 0) if gpus else torch.device("cpu")
         return
     device = torch.device("cpu")
-    if gpus or backend == "nccl":
+    if (gpus and backend != "gloo") or backend == "nccl":
         device = torch.device("cuda", _gpu_index(local_rank(), launch.local_world_size, gpus))
         torch.cuda.set_device(device)
     dist.init_process_group(
@@ -177,10 +180,19 @@ def is_main() -> bool:
     return rank() == 0
 
 
+# Whether this code is where the ranks are not together: a collective there would pair with another.
+_apart: ContextVar[bool] = ContextVar("_apart", default=False)
+
+
 def _alone(what: str) -> bool:
     """Whether a collective has nobody to talk to; a group that was forgotten is an error."""
     if world_size() == 1:
         return True
+    if _apart.get():
+        raise RuntimeError(
+            f"{what} was called inside a block that the ranks do not go through together "
+            "(rank_zero_first, or a shared rank_zero_only function): call it before or after"
+        )
     if not _in_group():
         raise RuntimeError(
             f"{what} was called with {world_size()} processes started but no process group: "
@@ -228,11 +240,12 @@ def all_gather(data: T) -> list[T]:
     dist.all_gather(headers, header)
     metas = [_read_header(header) for header in headers]
     sizes = [meta.size for meta in metas]
-    payloads = [torch.empty(size, dtype=torch.uint8, device=transport) for size in sizes]
+    carrier = _carrier(metas, transport)
+    payloads = [torch.empty(size, dtype=torch.uint8, device=carrier) for size in sizes]
     if len(set(sizes)) == 1:
-        dist.all_gather(payloads, payload)
+        dist.all_gather(payloads, payload.to(carrier))
     else:
-        payloads[rank()] = payload
+        payloads[rank()] = payload.to(carrier)
         for source, part in enumerate(payloads):
             dist.broadcast(part, src=source)
     device = _device_of(data)
@@ -257,8 +270,10 @@ def broadcast(data: T, src: int = 0) -> T:
     header, payload = _encode(data if sending else None, transport)
     dist.broadcast(header, src=src)
     meta = _read_header(header)
+    carrier = _carrier([meta], transport)
     if not sending:
-        payload = torch.empty(meta.size, dtype=torch.uint8, device=transport)
+        payload = torch.empty(meta.size, dtype=torch.uint8, device=carrier)
+    payload = payload.to(carrier)
     dist.broadcast(payload, src=src)
     if sending and not meta.failed:
         return data
@@ -266,13 +281,7 @@ def broadcast(data: T, src: int = 0) -> T:
     return received
 
 
-_REDUCTIONS = {
-    "sum": dist.ReduceOp.SUM,
-    "mean": dist.ReduceOp.SUM,
-    "min": dist.ReduceOp.MIN,
-    "max": dist.ReduceOp.MAX,
-    "product": dist.ReduceOp.PRODUCT,
-}
+_REDUCTIONS = {"sum": "SUM", "mean": "SUM", "min": "MIN", "max": "MAX", "product": "PRODUCT"}
 
 
 @overload
@@ -287,9 +296,9 @@ def all_reduce(value: Tensor | float, op: str = "sum") -> Tensor | float:
     >>> all_reduce(torch.tensor([True, False]))
     tensor([1, 0])
 
-    Numbers are reduced in int64 or float64. The tensors have equal shapes and dtypes; what was
-    passed stays as it is. As in torch, booleans count as integers; the mean of integers is
-    float64.
+    Numbers may be ints on some ranks and floats on others. The tensors have equal shapes and
+    dtypes; what was passed stays as it is. As in torch, booleans count as integers, the mean of
+    integers is float64, and NaN wins over any number.
 
     Args:
         op: "sum", "mean", "min", "max" or "product".
@@ -300,8 +309,7 @@ def all_reduce(value: Tensor | float, op: str = "sum") -> Tensor | float:
     if op not in _REDUCTIONS:
         raise ValueError(f"all_reduce knows {', '.join(_REDUCTIONS)}, not {op!r}")
     if not isinstance(value, Tensor):
-        wide = torch.int64 if isinstance(value, Integral) else torch.float64
-        return all_reduce(torch.tensor(value, dtype=wide), op).item()
+        return _reduced([value] if _alone("all_reduce") else all_gather(value), op)
     reduced = value.detach().clone(memory_format=torch.contiguous_format)
     if reduced.dtype == torch.bool:
         reduced = reduced.long()
@@ -311,9 +319,23 @@ def all_reduce(value: Tensor | float, op: str = "sum") -> Tensor | float:
         transport = _transport()
         if transport.type == "cuda":  # nccl alone does not carry what lies on the CPU
             reduced = reduced.to(transport)
-        dist.all_reduce(reduced, op=_REDUCTIONS[op])
+        nan = reduced.isnan() if op in ("min", "max") else None
+        dist.all_reduce(reduced, op=getattr(dist.ReduceOp, _REDUCTIONS[op]))
+        if nan is not None:  # which of NaN and a number is larger depends on the rank
+            counts = nan.to(torch.uint8)
+            dist.all_reduce(counts, op=dist.ReduceOp.MAX)
+            reduced[counts.bool()] = torch.nan if reduced.is_floating_point() else 0
         reduced = reduced.to(value.device)
     return reduced / world_size() if op == "mean" else reduced
+
+
+def _reduced(values: list[float], op: str) -> float:
+    numbers = [value.item() if isinstance(value, np.generic) else value for value in values]
+    if op in ("min", "max"):
+        return next((x for x in numbers if x != x), min(numbers) if op == "min" else max(numbers))
+    if op == "product":
+        return math.prod(numbers)
+    return sum(numbers) / len(numbers) if op == "mean" else sum(numbers)
 
 
 @overload
@@ -370,14 +392,25 @@ def rank_zero_first() -> Iterator[None]:
         broadcast(None)
     else:
         broadcast(None)
+        with _being_apart():
+            yield
+
+
+@contextmanager
+def _being_apart() -> Iterator[None]:
+    token = _apart.set(True)
+    try:
         yield
+    finally:
+        _apart.reset(token)
 
 
 @contextmanager
 def _sharing_errors() -> Iterator[None]:
     """Send the error that ends a block to the ranks that wait in `broadcast`."""
     try:
-        yield
+        with _being_apart():
+            yield
     except BaseException as error:
         with suppress(BaseException):  # `broadcast` raises what it has told; so do we, below
             broadcast(_Failure.of(error))
@@ -396,10 +429,11 @@ class _Failure(NamedTuple):
         text = "".join(traceback.format_exception(error))
         try:
             pickled = pickle.dumps(error)
-            pickle.loads(pickled)  # an exception with required arguments fails only here
+            # An exception with arguments of its own may fail here, or come back as another.
+            same = str(pickle.loads(pickled)) == str(error)
         except Exception:
-            return cls(rank(), None, text)
-        return cls(rank(), pickled, text)
+            same = False
+        return cls(rank(), pickled if same else None, text)
 
     def throw(self) -> None:
         told = RuntimeError(f"raised on rank {self.rank}:\n{self.text}")
@@ -421,35 +455,44 @@ class _Meta(NamedTuple):
     failed: bool
     dtype: str | None  # "float32"; None: a pickle
     shape: list[int]
+    on: str  # "cuda" or "cpu"
 
 
 def _encode(data: object, transport: torch.device) -> tuple[Tensor, Tensor]:
-    dtype, shape = None, []
+    """The header, on the device that carries it, and the payload, where the data is."""
+    dtype, shape, on = None, [], "cpu"
     failure = data if isinstance(data, _Failure) else None
-    if type(data) is Tensor and data.layout == torch.strided and not data.is_quantized:
-        dtype, shape = str(data.dtype).removeprefix("torch."), list(data.shape)
-        plain = data.detach().resolve_conj().resolve_neg().contiguous()
-        payload = plain.reshape(-1).view(torch.uint8).to(transport)
-    else:
-        try:
-            pickled = _pickle(failure or data)
-        except Exception as error:
-            failure = _Failure.of(error)
-            pickled = pickle.dumps(failure)
-        payload = _as_tensor(pickled, transport)
-    meta = _Meta(payload.numel(), failure is not None, dtype, shape)
+    try:
+        if type(data) is Tensor and data.layout == torch.strided and not data.is_quantized:
+            plain = data.detach().resolve_conj().resolve_neg().contiguous()
+            payload = plain.reshape(-1).view(torch.uint8)
+            payload = payload if payload.is_cuda else payload.to("cpu")
+            dtype, shape = str(data.dtype).removeprefix("torch."), list(data.shape)
+            on = payload.device.type
+        else:
+            payload = _as_tensor(_pickle(failure or data))
+    except Exception as error:
+        failure = _Failure.of(error)
+        payload = _as_tensor(pickle.dumps(failure))
+    meta = _Meta(payload.numel(), failure is not None, dtype, shape, on)
     header = json.dumps(meta).encode().ljust(_HEADER_BYTES)
     assert len(header) == _HEADER_BYTES, "64 dimensions, the most torch has, fit"
-    return _as_tensor(header, transport), payload
+    return _as_tensor(header).to(transport), payload
 
 
 class _Pickler(pickle.Pickler):
-    """Takes tensors to the CPU: torch would unpickle rank 1's on the receiver's second GPU."""
+    """Takes tensors to the CPU, and of a view the view alone.
+
+    Torch would unpickle rank 1's on the receiver's second GPU, and send all that a view is part of.
+    """
 
     def reducer_override(self, value: Any) -> Any:
-        if type(value) is Tensor and value.device.type != "cpu":
-            return value.detach().cpu().__reduce_ex__(2)  # type: ignore[no-untyped-call]
-        return NotImplemented
+        if type(value) is not Tensor or value.layout != torch.strided:
+            return NotImplemented
+        small = value.untyped_storage().nbytes() > value.numel() * value.element_size()
+        if value.device.type == "cpu" and not small:
+            return NotImplemented
+        return value.detach().cpu().clone().__reduce_ex__(2)  # type: ignore[no-untyped-call]
 
 
 def _pickle(data: object) -> bytes:
@@ -458,8 +501,14 @@ def _pickle(data: object) -> bytes:
     return file.getvalue()
 
 
-def _as_tensor(data: bytes, transport: torch.device) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8).to(transport)
+def _as_tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _carrier(metas: list[_Meta], transport: torch.device) -> torch.device:
+    """The device that carries the payloads: the GPU when they all lie there and nccl is at hand."""
+    on_gpus = all(meta.on == "cuda" for meta in metas) and "nccl" in dist.get_backend_config()
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpus else transport
 
 
 def _read_header(header: Tensor) -> _Meta:

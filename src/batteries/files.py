@@ -33,9 +33,9 @@ def make_directory(path: PathLike) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        file = next(part for part in (path, *path.parents) if part.exists())
+        parts = (part for part in (path, *path.parents) if part.exists() or part.is_symlink())
         raise NotADirectoryError(
-            f"cannot create the directory {path}: {file} is a file; "
+            f"cannot create the directory {path}: {next(parts)} is a file; "
             "choose another log directory or move the file away"
         ) from None
     return path

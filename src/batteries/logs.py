@@ -44,7 +44,7 @@ def get_logger(
         _add(logger, _ConsoleHandler())
     if log_file is None:
         return logger
-    path = os.path.abspath(log_file)
+    path = os.path.realpath(log_file)  # one file, by whatever path
     if not any(getattr(handler, "baseFilename", None) == path for handler in logger.handlers):
         make_directory(Path(path).parent)
         # delay: a rank without errors opens nothing

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +56,7 @@ class AverageMeter:
         if type(times) is not int:
             times = _one_number(times)
         if type(times) is Tensor:  # on a device, where 0 must be handled unseen
+            times = times.clamp(min=0)
             value = torch.where(times > 0, value, self._value)
             self._sum = self._sum + torch.where(times > 0, value * times, 0)
         elif times > 0:
@@ -78,7 +81,8 @@ class AverageMeter:
     @property
     def counter(self) -> float:
         """The weights added up: an int where they are ints."""
-        return self._counter.item() if isinstance(self._counter, Tensor) else self._counter
+        counter = float(self._counter)
+        return int(counter) if counter.is_integer() else counter
 
     @property
     def average(self) -> float:
@@ -105,18 +109,16 @@ class AverageMeter:
 AverageMetter = AverageMeter  # the specification's spelling
 
 
-def _one_number(tensor: float | Tensor) -> float | Tensor:
+def _one_number(value: float | Tensor) -> float | Tensor:
     """A python number from the CPU, a wide copy on a device: the caller may reuse the tensor."""
-    if not isinstance(tensor, Tensor):
-        return tensor
-    if tensor.numel() != 1:
+    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) != 1:
         raise ValueError(
-            f"AverageMeter takes one number at a time, got a tensor of shape "
-            f"{tuple(tensor.shape)}; pass its mean, and how many elements it has as `times`"
+            f"AverageMeter takes one number at a time, got one of shape {tuple(value.shape)}; "
+            "pass its mean, and how many elements it has as `times`"
         )
-    if tensor.is_cpu:
-        return tensor.item()
-    wide = torch.int64
-    if tensor.is_floating_point():
-        wide = torch.float32 if tensor.device.type == "mps" else torch.float64
-    return tensor.detach().reshape(()).to(wide, copy=True)
+    if isinstance(value, Tensor) and not value.is_cpu:
+        wide = torch.float32 if value.device.type == "mps" else torch.float64
+        return value.detach().reshape(()).to(wide, copy=True)
+    # of numpy too: float32 plus float32 would be float32
+    number: float = value.item() if hasattr(value, "item") else value
+    return number

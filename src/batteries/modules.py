@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from batteries import distributed
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the module that the user wrote, from under every wrapper.
@@ -24,6 +26,18 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model.get_submodule("_orig_mod")
         else:
             return model
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every rank the buffers of rank 0, such as the running statistics of batch norm.
+
+    >>> share_buffers(nn.BatchNorm1d(3))
+
+    On the CPU the ranks' statistics differ after an epoch, and rank 0's are those that are saved:
+    share them before evaluating, or the score is that of no saved model. All ranks call it.
+    """
+    for buffer in unwrap(model).buffers():
+        buffer.copy_(distributed.broadcast(buffer))
 
 
 def distribute(model: nn.Module, device: torch.device | str) -> nn.Module:

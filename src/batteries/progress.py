@@ -32,7 +32,7 @@ class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
         if self.disable or self._redraws():
             return
         self._last_line = self.start_t
-        if self.mininterval == _TQDM_INTERVAL:
+        if "mininterval" not in kwargs and self.mininterval == _TQDM_INTERVAL:
             self.mininterval = _LINE_INTERVAL
         if kwargs.get("ncols") is None:
             self.ncols = 0  # numbers without a bar
@@ -49,14 +49,18 @@ class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
         closing = self.disable  # close() has set it by now, and ends the line itself
         if closing:
             self.fp.write(str(self))
-        elif self.n > self.initial and time() - self._last_line >= self.mininterval:
+        elif self._between() and time() - self._last_line >= self.mininterval:
             self._last_line = time()
             self.fp.write(f"{self}\n")
         self.fp.flush()
         return True
 
+    def _between(self) -> bool:
+        """Neither at the start nor at the end, which has a line of its own."""
+        return self.n > self.initial and self.n != self.total
+
     def clear(self, *args: Any, **kwargs: Any) -> None:
-        if self._redraws():
+        if not self.disable and self._redraws():
             super().clear(*args, **kwargs)
 
     def moveto(self, n: int) -> None:

@@ -28,11 +28,11 @@ def run_directory(logdir: PathLike, resume: bool = False) -> Path:
         NotADirectoryError: `logdir` is a file.
     """
     logdir = make_directory(logdir)
-    runs = {int(path.name): path for path in logdir.iterdir() if path.name.isdecimal()}
-    newest = max(runs, default=0)
+    names = {int(path.name): path for path in logdir.iterdir() if path.name.isdecimal()}
+    runs = [number for number, path in names.items() if path.is_dir()]
     if resume and runs:
-        return runs[newest]
-    number = newest + 1
+        return names[max(runs)]
+    number = max(names, default=0) + 1
     while True:
         path = logdir / f"{number:03d}"
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import random
 
 import numpy as np
@@ -24,7 +25,9 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
     different dropout masks and augmentations. The second call's seeds depend on both numbers, so
     it may be repeated for each epoch, with the epoch in the seed.
 
-    As `DataLoader(..., worker_init_fn=seed_all)` it does what `seed_worker` does.
+    As `DataLoader(..., worker_init_fn=seed_all)` it does what `seed_worker` does. Workers know
+    the rank from the launcher's environment; without a launcher (`mp.spawn`) give it to them:
+    `worker_init_fn=functools.partial(seed_all, rank=rank)`.
 
     Args:
         seed: From 0 to 2**64 - 1. `torch.manual_seed` gets the number itself where there is no
@@ -34,8 +37,9 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
         rank: Give each rank a stream of its own.
 
     Raises:
-        ValueError: The seed is out of range.
+        TypeError, ValueError: The seed is not an integer, or out of range.
     """
+    seed = operator.index(seed)  # numpy's integers too
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed is {seed}; expected an integer from 0 to 2**64 - 1")
     torch.backends.cudnn.deterministic = deterministic
@@ -43,8 +47,9 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
     worker = get_worker_info()
     if worker is not None:
         base_seed = worker.seed - worker.id
+        rank = distributed.rank() if rank is None else rank
         # The argument is mixed in, so that a worker may be seeded again.
-        _seed_from(_entropy(base_seed, distributed.rank(), worker.id, seed))
+        _seed_from(_entropy(base_seed, rank, worker.id, seed))
     elif rank is not None:
         _seed_from(_entropy(seed, rank))
     else:

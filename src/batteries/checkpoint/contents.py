@@ -159,7 +159,7 @@ def _place(place: str, key: object) -> str:
 def _plain_or_same(value: Any, place: str) -> Any:  # noqa: ARG001
     if isinstance(value, np.generic):
         return value.item() if type(value.item()) in _READABLE else value
-    if isinstance(value, np.ndarray):
+    if type(value) is np.ndarray:  # a masked array is more than its numbers
         with suppress(TypeError, ValueError):  # strings, objects, foreign byte orders
             return torch.from_numpy(value.copy())
     if isinstance(value, Path):
@@ -182,8 +182,14 @@ def plain_or_refused(value: Any, place: str) -> Any:
     """
     plain = _plain_or_same(value, place)
     kind = type(plain)
-    # Integers of more than 255 bytes have a number format that torch does not read.
-    if kind in _READABLE and not (kind is int and plain.bit_length() > 2000):
+    # Torch does not read the formats of integers over 255 bytes and of empty bytes, and reads
+    # few of the things that a tensor may have as python attributes.
+    unreadable = (
+        (kind is int and plain.bit_length() > 2000)
+        or (kind in (bytes, bytearray) and not plain)
+        or (kind in (Tensor, nn.Parameter) and plain.__dict__)
+    )
+    if kind in _READABLE and not unreadable:
         return plain
     raise TypeError(
         f"a checkpoint cannot hold {place or 'this'}, a {kind.__module__}.{kind.__qualname__}: "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -104,10 +106,17 @@ def load_checkpoint(
             )
         states[name] = checkpoint[state_key(name)]
         if isinstance(part, nn.Module):
+            if not isinstance(states[name], Mapping):
+                raise CheckpointError(
+                    f"{state_key(name)} in {path} is a {type(states[name]).__name__}; expected "
+                    "the state dict of a module"
+                )
             own = unwrap(part).state_dict()
             states[name] = _under_own_names(states[name], own, prefix if name == "model" else "")
+            mismatches = len(report.mismatched)
             misfits = _compare(name, states[name], own, path, report)
-            if misfits and strict:
+            shapes_fit = len(report.mismatched) == mismatches
+            if misfits and strict and not (shapes_fit and _loads(states[name], part)):
                 raise CheckpointError(_told(misfits, name))
             if not strict:
                 states[name] = {k: v for k, v in states[name].items() if _fits(k, v, own)}
@@ -122,7 +131,7 @@ def _under_own_names(state: Any, own: Any, prefix: str) -> Any:
     names = {bare_name(key): key for key in own}
     if len(names) < len(own):  # the object's names differ in what wrappers add: they are its own
         return state
-    names |= {bare_name(module): module for module in own._metadata}
+    names |= {bare_name(module): module for module in getattr(own, "_metadata", {})}
     return renamed(state, lambda key: names.get(bare_name(key), key))
 
 
@@ -146,6 +155,15 @@ def _compare(name: str, state: Any, own: Any, path: PathLike, report: LoadReport
             report.unexpected.append(f"{name}.{key}")
             absent.append(f"{state_key(name)}[{key!r}] is not in the {name}")
     return shapes + absent
+
+
+def _loads(state: Any, module: nn.Module) -> bool:
+    """Whether a module takes a state that has other names: some know their older forms."""
+    try:
+        copy.deepcopy(unwrap(module)).load_state_dict(state)
+    except Exception:
+        return False
+    return True
 
 
 def _told(misfits: list[str], name: str) -> str:

@@ -84,7 +84,7 @@ class CheckpointManager:
         if self.logdir.exists() and not self.logdir.is_dir():
             make_directory(self.logdir)  # says what is in the way
         self._rows = self._read_rows()
-        if self.last_path.exists() and distributed.is_main():
+        if self.logdir.is_dir() and distributed.is_main():
             with locked_directory(self.logdir):
                 self._recover()
 
@@ -129,15 +129,18 @@ class CheckpointManager:
 
         Raises:
             KeyError: The dictionary has no such metric.
-            TypeError: A value that cannot be saved, with its place; nothing has changed then.
+            TypeError: A score that is not a number, or a value that cannot be saved, with its
+                place; nothing has changed then.
             CheckpointError: A newer run has taken the directory over.
         """
-        row = {"epoch": int(epoch), **self._scores(score)}
-        if distributed.is_main():
-            with self._owned():
-                rows = [old for old in self._rows if old["epoch"] < row["epoch"]] + [row]
-                self._save(checkpoint, {"row": row, "kept": self._kept(rows)})
-                self._settle(rows, self._kept(rows))
+        row = {**self._scores(score), "epoch": int(epoch)}
+        if not distributed.is_main():
+            self._rows = _followed_by(row, self._rows)
+            return
+        with self._owned():
+            rows = _followed_by(row, self._rows)
+            self._save(checkpoint, {"row": row, "kept": self._kept(rows)})
+            self._settle(rows, self._kept(rows))
 
     def save_last(self, checkpoint: Mapping[str, Any]) -> None:
         """Replace `last.pth` alone: in the middle of an epoch, or before the machine is taken.
@@ -151,6 +154,10 @@ class CheckpointManager:
 
     # ---------------------------------------------------------------- what follows from what
 
+    @property
+    def _memory_path(self) -> Path:
+        return self.logdir / "metrics.json"
+
     def _path(self, epoch: int) -> Path:
         return self.logdir / f"exp_{epoch}.pth"
 
@@ -162,11 +169,7 @@ class CheckpointManager:
                 f"the score has no {self.metric!r}, by which {self.logdir} is ranked; "
                 f"it has {', '.join(map(repr, score)) or 'nothing'}"
             )
-        numbers = {
-            name: value.item() if isinstance(value, Tensor) else float(value)
-            for name, value in score.items()
-        }
-        return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        return {"epoch": 0} | {name: _finite(name, value) for name, value in score.items()}
 
     def _ranked(self, rows: list[Row]) -> list[Row]:
         """The epochs with a finite score, best first."""
@@ -194,39 +197,46 @@ class CheckpointManager:
         epoch = rows[-1]["epoch"]
         if epoch in kept:
             link_or_copy(self.last_path, self._path(epoch))
-        for best in (row["epoch"] for row in self._ranked(rows)):
-            if best == epoch or self._path(best).exists():
-                source = self.last_path if best == epoch else self._path(best)
-                if not (self.best_path.exists() and self.best_path.samefile(source)):
-                    link_or_copy(source, self.best_path)
-                break
-            if self.best_path.exists() and self._epoch_in(self.best_path) == best:
-                break
+        best = self._best_at_hand(rows)
+        if best is None:
+            self.best_path.unlink(missing_ok=True)
+        elif not (self.best_path.exists() and self.best_path.samefile(best)):
+            link_or_copy(best, self.best_path)
         memory = {
             "metric_name": self.metric,
             "metric_minimization": self.metric_minimization,
             "values": rows,
         }
-        with write_whole(self.logdir / "metrics.json") as file:
+        with write_whole(self._memory_path) as file:
             file.write(json.dumps(memory, indent=2, allow_nan=False).encode())
         for old in set(self.logdir.glob("exp_*.pth")) - {self._path(epoch) for epoch in kept}:
-            old.unlink()
+            if self._row_in(old):  # ours; the user's own files stay
+                old.unlink()
 
-    def _epoch_in(self, path: Path) -> int | None:
-        row = (read_note(path) or {}).get("row")
-        return row["epoch"] if row else None
+    def _best_at_hand(self, rows: list[Row]) -> Path | None:
+        """The file of the best epoch that has one: an earlier best may be gone with its save."""
+        for row in self._ranked(rows):
+            for path in (self._path(row["epoch"]), self.best_path, self.last_path):
+                if path.exists() and self._row_in(path) == row:
+                    return path
+        return None
+
+    def _row_in(self, path: Path) -> Row | None:
+        row: Row | None = (read_note(path) or {}).get("row")
+        return row
 
     def _recover(self) -> None:
         """Finish the save that a killed process left half done."""
         remove_leftovers(self.logdir)
-        note = read_note(self.last_path) or {}
+        note = (read_note(self.last_path) or {}) if self.last_path.exists() else {}
         self._rows = self._read_rows()
         if "row" not in note:
             return
         row, kept = note["row"], note["kept"]
-        rows = [old for old in self._rows if old["epoch"] < row["epoch"]] + [row]
-        found = {path.name for path in self.logdir.glob("exp_*.pth")}
-        if rows != self._rows or found != {self._path(epoch).name for epoch in kept}:
+        rows = _followed_by(row, self._rows)
+        found = {path.name for path in self.logdir.glob("exp_*.pth") if self._row_in(path)}
+        written = self._memory_path.exists() and rows == self._rows
+        if not written or found != {self._path(epoch).name for epoch in kept}:
             self._settle(rows, kept)
 
     @contextmanager
@@ -255,11 +265,19 @@ class CheckpointManager:
         return (read_note(self.last_path) or {}).get("owner") if self.last_path.exists() else None
 
     def _read_rows(self) -> list[Row]:
-        path = self.logdir / "metrics.json"
-        if not path.exists():
-            return []
-        memory = json.loads(path.read_text())
-        ranked_by = (memory["metric_name"], memory["metric_minimization"])
+        path = self._memory_path
+        if not path.exists():  # lost, or not written yet: each file has its own row
+            notes = [self._row_in(file) for file in sorted(self.logdir.glob("*.pth"))]
+            known = {row["epoch"]: row for row in notes if row and self.metric in row}
+            return [known[epoch] for epoch in sorted(known)]
+        try:
+            memory = json.loads(path.read_text())
+            ranked_by = (memory["metric_name"], memory["metric_minimization"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path} was not written by a CheckpointManager, or is damaged; move it away: the "
+                "scores are in the checkpoints too"
+            ) from error
         if ranked_by != (self.metric, self.metric_minimization):
             raise ValueError(
                 f"{path} ranks by {ranked_by[0]!r} with metric_minimization={ranked_by[1]}, not by "
@@ -267,6 +285,18 @@ class CheckpointManager:
             )
         rows: list[Row] = memory["values"]
         return rows
+
+
+def _followed_by(row: Row, rows: list[Row]) -> list[Row]:
+    return [old for old in rows if old["epoch"] < row["epoch"]] + [row]
+
+
+def _finite(name: str, value: Any) -> float | None:
+    try:
+        number = float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"the score {name!r} is {value!r}; expected one number") from error
+    return number if math.isfinite(number) else None
 
 
 def _is_running(owner: dict[str, Any]) -> bool:

@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import mmap
+import re
+import shutil
 import struct
 import sys
 import warnings
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from batteries.checkpoint.contents import Checkpoint, plain_or_refused, rebuilt
+from batteries.device import known_device
 from batteries.files import PathLike, write_whole
 
 Note = dict[str, Any]  # what a file says about itself, as JSON
@@ -49,9 +52,34 @@ def save_checkpoint(
             been written then.
     """
     plain = rebuilt(checkpoint, plain_or_refused)
-    with write_whole(path) as file:
-        torch.save(plain, file)
-        _seal(file, note or {})
+    try:
+        with write_whole(path) as file:
+            torch.save(plain, file)
+            _seal(file, note or {})
+    except OSError as error:
+        needed, free = _bytes_in(plain), shutil.disk_usage(_existing(Path(path).parent)).free
+        raise type(error)(
+            error.errno,
+            f"{error.strerror}: {path} takes about {needed:,} bytes, and {free:,} bytes are free; "
+            "what was there before is as it was",
+        ) from error
+
+
+def _bytes_in(checkpoint: Any) -> int:
+    sizes: dict[int, int] = {}
+
+    def count(value: Any, place: str) -> Any:  # noqa: ARG001
+        if isinstance(value, Tensor) and value.layout == torch.strided:
+            storage = value.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    rebuilt(checkpoint, count)
+    return sum(sizes.values())
+
+
+def _existing(path: Path) -> Path:
+    return next(part for part in (path, *path.resolve().parents) if part.exists())
 
 
 def read_checkpoint(path: PathLike, map_location: torch.device | str = "cpu") -> Checkpoint:
@@ -66,17 +94,15 @@ def read_checkpoint(path: PathLike, map_location: torch.device | str = "cpu") ->
 
     Raises:
         FileNotFoundError: No such file.
+        ValueError: An unknown `map_location`.
         CheckpointError: Damaged, cut short, or not a checkpoint.
     """
     path = Path(path)
     _check_exists(path)
-    checkpoint = _read_verified(path, torch.device(map_location))
-    if isinstance(checkpoint, Mapping) and "model_state_dict" in checkpoint:
+    checkpoint, sealed = _read_verified(path, known_device(map_location))
+    if isinstance(checkpoint, Mapping) and (sealed or "model_state_dict" in checkpoint):
         return dict(checkpoint)
-    tensors = isinstance(checkpoint, Mapping) and all(
-        isinstance(value, Tensor) for value in checkpoint.values()
-    )
-    if checkpoint and tensors:
+    if isinstance(checkpoint, Mapping) and checkpoint and _is_state(checkpoint):
         warnings.warn(
             f"{path} is the bare state dict of a model: no epoch, optimizer or metrics in it",
             stacklevel=3,
@@ -87,6 +113,10 @@ def read_checkpoint(path: PathLike, map_location: torch.device | str = "cpu") ->
         f"{path} is not a checkpoint: expected a dict with 'model_state_dict', or the state dict "
         f"of a model; found {found}"
     )
+
+
+def _is_state(state: Mapping[Any, Any]) -> bool:
+    return all(isinstance(v, Tensor) or str(k).endswith("_extra_state") for k, v in state.items())
 
 
 def peek(path: PathLike) -> Checkpoint:
@@ -118,6 +148,7 @@ def peek(path: PathLike) -> Checkpoint:
 _MARK, _DIGEST_MARK = b"batteries ", b" digest:"
 _OWN_MARK = _MARK + sys.byteorder.encode() + b" "
 _DIGEST_LENGTH = 32  # hexadecimal digits
+_SEAL_LENGTH = len(_DIGEST_MARK) + _DIGEST_LENGTH
 _END_OF_ZIP, _END_LENGTH = b"PK\5\6", 22  # the record whose last field is the comment's length
 _LONGEST_COMMENT = 65_535
 
@@ -145,12 +176,12 @@ def _seal(file: BinaryIO, note: Note) -> None:
 
 def _find_seal(tail: bytes) -> _Seal | None:
     """The seal in the last bytes of a file; None where there is none."""
-    body, mark, digest = tail[:-_DIGEST_LENGTH].rpartition(_DIGEST_MARK)
-    comment = body[body.rfind(_END_OF_ZIP) + _END_LENGTH :]
-    if not comment.startswith(_MARK) and not (mark and len(digest) == 0):
+    comment = tail[tail.rfind(_END_OF_ZIP) + _END_LENGTH :]
+    text, mark = comment[:-_SEAL_LENGTH], tail[-_SEAL_LENGTH:-_DIGEST_LENGTH]
+    if not comment.startswith(_MARK) and mark != _DIGEST_MARK:
         return None
     try:
-        note = json.loads(comment[comment.index(b"{") :])
+        note = json.loads(text[text.find(b"{") :])
     except ValueError:
         note = {}  # damaged, as the digest will say
     return _Seal(note, tail[-_DIGEST_LENGTH:], comment.startswith(_OWN_MARK))
@@ -211,7 +242,8 @@ def _check_exists(path: Path) -> None:
         )
 
 
-def _read_verified(path: Path, device: torch.device) -> Any:
+def _read_verified(path: Path, device: torch.device) -> tuple[Any, bool]:
+    """The contents of a file, and whether it was sealed by `save_checkpoint`."""
     size = path.stat().st_size
     data = torch.empty(size, dtype=torch.uint8)  # all of the file: the tensors will lie in it
     view = memoryview(data.numpy().data)
@@ -233,8 +265,8 @@ def _read_verified(path: Path, device: torch.device) -> Any:
         )
     elif seal.own_byte_order and device.type == "cpu":
         with suppress(_NeedsCopy):
-            return _views(path, data)
-    return _torch_load(path, _View(data), device)
+            return _views(path, data), True
+    return _torch_load(path, _View(data), device), seal is not None
 
 
 def _check_records(path: Path, data: Tensor) -> None:
@@ -288,7 +320,9 @@ def _torch_load(path: Path, file: Any, device: torch.device) -> Any:
     except OSError:
         raise
     except Exception as error:  # of many kinds, as damage has
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # torch says what it refuses in the middle of advice to trust the file
+        refused = re.search(r"Unsupported [^.]*?GLOBAL \S+|Unsupported operand \d+", str(error))
+        reason = refused[0] if refused else (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: {reason}; it is damaged, or was not written "
             "by save_checkpoint or torch.save"

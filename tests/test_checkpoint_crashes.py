@@ -1,0 +1,309 @@
+"""Kill a process anywhere in a save: nothing is lost, and the next start makes it good."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import DEADLINE, context, run_ranks
+from torch import nn
+
+from batteries import CheckpointError, CheckpointManager, distributed, make_checkpoint
+from batteries.checkpoint import read_checkpoint
+
+# Epoch 4 is a new best and drops epoch 1; epoch 5 is kept by `keep_every` alone; epoch 6 is
+# neither; epoch 7 has no score.
+SCORES = [0.3, 0.5, 0.4, 0.9, 0.1, 0.2, float("nan"), 0.6]
+
+
+def manager(logdir: str | Path) -> CheckpointManager:
+    options: dict[str, Any] = {"metric_minimization": False, "save_n_best": 2, "keep_every": 5}
+    return CheckpointManager(logdir, "accuracy", **options)
+
+
+def run_epochs(logdir: str | Path, until: int, numbers: int = 1) -> None:
+    """What a training program does: go on after the last checkpoint."""
+    checkpoints = manager(logdir)
+    last = read_checkpoint(checkpoints.last_path)["epoch"] if checkpoints.last_path.exists() else 0
+    for epoch in range(last + 1, until + 1):
+        model = nn.Linear(numbers, 1, bias=False)
+        model.requires_grad_(False).weight.fill_(epoch)
+        checkpoint = make_checkpoint("train", epoch, model)
+        checkpoints.process(SCORES[epoch - 1], epoch, checkpoint)
+
+
+def state(logdir: str | Path) -> dict[str, Any]:
+    """The files of a directory, each verified, with the epoch that it has."""
+    found: dict[str, Any] = {}
+    for path in sorted(Path(logdir).iterdir()):
+        if path.suffix == ".pth":
+            checkpoint = read_checkpoint(path)
+            assert checkpoint["model_state_dict"]["weight"].eq(checkpoint["epoch"]).all()
+            found[path.name] = checkpoint["epoch"]
+        else:
+            found[path.name] = json.loads(path.read_text())
+    return found
+
+
+def die_at(event_number: int, function: Callable[..., None], *args: Any) -> None:
+    """Kill this process just before its n-th call that changes a directory or opens a file."""
+    seen = 0
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        changes = event in ("os.rename", "os.link", "os.remove", "os.mkdir")
+        if changes or (event == "open" and arguments[1] not in ("r", "rb")):
+            seen += 1
+            if seen == event_number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.set_num_threads(1)
+    sys.addaudithook(count)
+    function(*args)
+
+
+def start(function: Callable[..., None], *args: Any) -> BaseProcess:
+    process = context.Process(target=function, args=args)
+    process.start()
+    return process
+
+
+def end_of(process: BaseProcess) -> int | None:
+    process.join(DEADLINE)
+    assert process.exitcode is not None, "the process hangs"
+    return process.exitcode
+
+
+def undisturbed(until: int) -> dict[str, Any]:
+    path = Path(f"undisturbed-{until}")
+    if not path.exists():
+        run_epochs(path, until)
+    return state(path)
+
+
+@pytest.mark.parametrize("epoch", [1, 4, 6])
+def test_death_at_every_step(epoch: int) -> None:
+    """Killed at any call of a save, the directory has the old or the new state, and then heals."""
+    event, survived = 0, False
+    while not survived:
+        event += 1
+        logdir = f"event-{event}"
+        run_epochs(logdir, epoch - 1)
+        survived = end_of(start(die_at, event, run_epochs, logdir, epoch)) == 0
+        if Path(logdir, "last.pth").exists():
+            assert read_checkpoint(Path(logdir, "last.pth"))["epoch"] in (epoch - 1, epoch)
+        if epoch > 1:
+            assert read_checkpoint(Path(logdir, "best.pth"))["epoch"] in (2, 4)
+        run_epochs(logdir, epoch)  # what the next start does: heal, then run what is missing
+        assert state(logdir) == undisturbed(epoch)
+        run_epochs(logdir, len(SCORES))
+        assert state(logdir) == undisturbed(len(SCORES))
+    assert event > 8
+
+
+def recover(logdir: str) -> None:
+    manager(logdir)
+
+
+@pytest.mark.parametrize("event", [2, 4, 6, 8])
+def test_death_while_healing(event: int) -> None:
+    """Killed while it makes good what another death left, a start loses nothing either."""
+    second, healed = 0, False
+    while not healed:
+        second += 1
+        logdir = f"second-{second}"
+        run_epochs(logdir, 3)
+        assert end_of(start(die_at, event, run_epochs, logdir, 4)) == -signal.SIGKILL
+        healed = end_of(start(die_at, second, recover, logdir)) == 0
+        run_epochs(logdir, 4)
+        assert state(logdir) == undisturbed(4)
+
+
+def test_random_kills_of_large_saves() -> None:
+    """40 SIGKILLs at random moments of saves of 50 MB: last and best load, and the rest heals."""
+    numbers, chance = 50_000_000 // 4, random.Random(0)
+    begun = time.monotonic()
+    run_epochs("timing", 2, numbers)
+    seconds = (time.monotonic() - begun) / 2
+    logdir = Path("logs")
+    kills = 0
+    while kills < 40:
+        process = start(run_epochs, logdir, len(SCORES), numbers)
+        process.join(chance.uniform(0, 3 * seconds + 0.2))  # a moment that nobody chose
+        process.kill()
+        kills += end_of(process) == -signal.SIGKILL
+        names = {path.name for path in logdir.iterdir()} if logdir.exists() else set()
+        if "last.pth" in names:
+            assert read_checkpoint(logdir / "last.pth")["epoch"] >= 1
+        if "best.pth" in names:
+            read_checkpoint(logdir / "best.pth")
+        done = "last.pth" in names and read_checkpoint(logdir / "last.pth")["epoch"] == len(SCORES)
+        if done:  # begin anew, beside it
+            run_epochs(logdir, len(SCORES), numbers)
+            assert state(logdir) == undisturbed(len(SCORES))
+            logdir = Path(f"logs-{kills}")
+
+
+# ---------------------------------------------------------------- two writers
+
+
+def process_one(checkpoints: CheckpointManager, epoch: int) -> None:
+    checkpoint = make_checkpoint("train", epoch, nn.Linear(1, 1))
+    checkpoints.process(SCORES[epoch - 1], epoch, checkpoint)
+
+
+def test_the_newer_run_owns() -> None:
+    """Once a new run has saved, the old one's saves are refused, and nothing is mixed."""
+    old = manager("logs")
+    process_one(old, 1)
+    new = manager("logs")
+    process_one(old, 2)  # a new manager that only looks changes nothing
+    process_one(new, 3)
+    assert [row["epoch"] for row in new.history] == [1, 2, 3]
+    before = {path: path.read_bytes() for path in Path("logs").iterdir()}
+    for save in (partial(process_one, old, 3), partial(old.save_last, {"a": 1})):
+        with pytest.raises(CheckpointError, match=r"logs belongs to a newer run by now \(process"):
+            save()
+    assert {path: path.read_bytes() for path in Path("logs").iterdir()} == before
+
+
+def hold_and_wait(logdir: str, pipe: Any) -> None:
+    checkpoints = manager(logdir)
+    process_one(checkpoints, 1)
+    pipe.send("saved")
+    pipe.recv()
+    try:
+        process_one(checkpoints, 2)
+    except CheckpointError as error:
+        pipe.send(str(error))
+
+
+def test_a_running_writer_is_told_of() -> None:
+    """Who takes over from a process that is still running is warned, and that one is refused."""
+    ours, theirs = context.Pipe()
+    process = start(hold_and_wait, "logs", theirs)
+    assert ours.recv() == "saved"
+    with pytest.warns(UserWarning, match=rf"taken over from process {process.pid}, which is still"):
+        process_one(manager("logs"), 2)
+    ours.send("go on")
+    assert "belongs to a newer run" in ours.recv()
+    assert end_of(process) == 0
+
+
+# ---------------------------------------------------------------- the rest of the promises
+
+
+def test_keep_all() -> None:
+    """`save_n_best=None` keeps every epoch."""
+    checkpoints = CheckpointManager("logs", save_n_best=None)
+    for epoch in range(1, 6):
+        checkpoints.process(float("nan"), epoch, make_checkpoint("train", epoch, nn.Linear(1, 1)))
+    assert len(list(Path("logs").glob("exp_*.pth"))) == 5
+
+
+def test_save_last() -> None:
+    """`save_last` replaces the last checkpoint alone, and the next epoch goes on from there."""
+    checkpoints = manager("logs")
+    process_one(checkpoints, 1)
+    checkpoints.save_last(make_checkpoint("middle", 2, nn.Linear(1, 1)))
+    assert read_checkpoint("logs/last.pth")["stage"] == "middle"
+    assert read_checkpoint("logs/best.pth")["stage"] == "train"
+    process_one(manager("logs"), 2)
+    assert [row["epoch"] for row in manager("logs").history] == [1, 2]
+
+
+def test_best_of_what_is_left() -> None:
+    """Coming back to an epoch makes the best of the remaining ones best again."""
+    checkpoints = manager("logs")
+    for epoch in range(1, 5):
+        process_one(checkpoints, epoch)
+    assert read_checkpoint("logs/best.pth")["epoch"] == 4
+    process_one(checkpoints, 3)
+    assert read_checkpoint("logs/best.pth")["epoch"] == 2
+    assert checkpoints.best_score == 0.5
+
+
+def test_looking_changes_nothing() -> None:
+    """A manager that is made to look, with other settings, removes and rewrites nothing."""
+    run_epochs("logs", 5)
+    before = {path: (path.read_bytes(), path.stat()) for path in Path("logs").iterdir()}
+    looking = CheckpointManager("logs", "accuracy", metric_minimization=False, save_n_best=0)
+    assert looking.best_score == 0.9
+    assert {path: (path.read_bytes(), path.stat()) for path in Path("logs").iterdir()} == before
+
+
+@pytest.mark.parametrize("bad", [{"save_n_best": -1}, {"keep_every": 0}])
+def test_bad_numbers(bad: dict[str, int]) -> None:
+    """Numbers that make no sense are refused."""
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*; expected"):
+        CheckpointManager("logs", **bad)  # type: ignore[arg-type]
+
+
+def test_lost_memory() -> None:
+    """Without metrics.json the history comes from the files, and none of them is removed."""
+    run_epochs("logs", 4)
+    Path("logs/metrics.json").unlink()
+    assert manager("logs").history == [{"accuracy": 0.5, "epoch": 2}, {"accuracy": 0.9, "epoch": 4}]
+    run_epochs("logs", 6)
+    assert {"exp_2.pth", "exp_4.pth", "exp_5.pth"} <= {path.name for path in Path("logs").iterdir()}
+
+
+def test_foreign_files_stay() -> None:
+    """Files that the manager did not write are not removed, whatever they are called."""
+    Path("logs").mkdir()
+    torch.save({}, "logs/exp_7.pth")
+    Path("logs/exp_notes.pth").write_text("mine")
+    run_epochs("logs", 6)
+    assert Path("logs/exp_7.pth").exists()
+    assert Path("logs/exp_notes.pth").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"loss": 1}'])
+def test_foreign_memory(text: str) -> None:
+    """A metrics.json that is not the manager's is named, and left alone."""
+    Path("logs").mkdir()
+    Path("logs/metrics.json").write_text(text)
+    with pytest.raises(ValueError, match=r"logs/metrics\.json was not written by a Checkpoint"):
+        manager("logs")
+    assert Path("logs/metrics.json").read_text() == text
+
+
+def test_a_score_called_epoch() -> None:
+    """A score that is called `epoch` does not take the epoch's place."""
+    checkpoints = CheckpointManager("logs")
+    for epoch in (1, 2):
+        checkpoint = make_checkpoint("train", epoch, nn.Linear(1, 1))
+        checkpoints.process({"loss": 0.5, "epoch": 7.0}, epoch, checkpoint)
+    assert [row["epoch"] for row in checkpoints.history] == [1, 2]
+
+
+@pytest.mark.parametrize("bad", [None, "high", [0.5], torch.zeros(2), {"nested": 1}])
+def test_scores_that_are_not_numbers(bad: Any) -> None:
+    """A score that is not one number is named."""
+    checkpoints = CheckpointManager("logs", metric="loss")
+    with pytest.raises(TypeError, match=r"the score 'loss' is .*; expected one number"):
+        checkpoints.process({"loss": bad}, 1, {})
+
+
+def best_scores(directory: str) -> tuple[float | None, int, bool]:
+    rank = distributed.rank()
+    checkpoints = manager(Path(directory, str(rank)))
+    process_one(checkpoints, 1)
+    process_one(checkpoints, 2)
+    return checkpoints.best_score, len(checkpoints.history), checkpoints.logdir.exists()
+
+
+def test_ranks_agree_on_the_best(tmp_path: Path) -> None:
+    """Every rank that calls `process` knows the same scores; rank 0 alone writes."""
+    assert run_ranks(best_scores, str(tmp_path)) == [(0.5, 2, True), (0.5, 2, False)]
