@@ -111,6 +111,8 @@ AverageMetter = AverageMeter  # the specification's spelling
 
 def _one_number(value: float | Tensor) -> float | Tensor:
     """A python number from the CPU, a wide copy on a device: the caller may reuse the tensor."""
+    if type(value) is Tensor and value.is_cpu and value.numel() == 1:  # the usual, and fast
+        return value.item()
     if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) != 1:
         raise ValueError(
             f"AverageMeter takes one number at a time, got one of shape {tuple(value.shape)}; "
