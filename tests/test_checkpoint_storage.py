@@ -20,7 +20,7 @@ from torch import nn
 
 from batteries import CheckpointError, load_checkpoint, make_checkpoint, save_checkpoint
 from batteries.checkpoint import LoadReport, peek, read_checkpoint
-from batteries.checkpoint.storage import _Digest, _seal, read_note
+from batteries.checkpoint.archive import Digest, _seal, read_note
 
 
 def small(width: int = 16) -> nn.Sequential:
@@ -86,7 +86,7 @@ def test_places_count() -> None:
     words = torch.arange(2**19).numpy()  # 4 MiB
 
     def digest() -> bytes:
-        value = _Digest()
+        value = Digest()
         value.update(words.data)
         return value.hex()
 

@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from batteries import distributed
-from batteries.checkpoint.storage import CheckpointError, Note, read_note, save_checkpoint
+from batteries.checkpoint.archive import Note, read_note
+from batteries.checkpoint.storage import CheckpointError, save_checkpoint
 from batteries.files import (
     PathLike,
     link_or_copy,

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
-import mmap
 import re
 import shutil
-import struct
-import sys
 import warnings
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from batteries.checkpoint.archive import (
+    DIGEST_LENGTH,
+    LONGEST_SEAL,
+    Digest,
+    Note,
+    find_seal,
+    tensors_in,
+    write_archive,
+)
 from batteries.checkpoint.contents import Checkpoint, plain_or_refused, rebuilt
 from batteries.device import known_device
 from batteries.files import PathLike, write_whole
-
-Note = dict[str, Any]  # what a file says about itself, as JSON
 
 
 class CheckpointError(ValueError):
@@ -54,8 +55,7 @@ def save_checkpoint(
     plain = rebuilt(checkpoint, plain_or_refused)
     try:
         with write_whole(path) as file:
-            torch.save(plain, file)
-            _seal(file, note or {})
+            write_archive(plain, file, note or {})
     except OSError as error:
         needed, free = _bytes_in(plain), shutil.disk_usage(_existing(Path(path).parent)).free
         raise type(error)(
@@ -66,16 +66,9 @@ def save_checkpoint(
 
 
 def _bytes_in(checkpoint: Any) -> int:
-    sizes: dict[int, int] = {}
-
-    def count(value: Any, place: str) -> Any:  # noqa: ARG001
-        if isinstance(value, Tensor) and value.layout == torch.strided:
-            storage = value.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return value
-
-    rebuilt(checkpoint, count)
-    return sum(sizes.values())
+    dense = [tensor for tensor in tensors_in(checkpoint) if tensor.layout == torch.strided]
+    storages = (tensor.untyped_storage() for tensor in dense)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def _existing(path: Path) -> Path:
@@ -139,96 +132,6 @@ def peek(path: PathLike) -> Checkpoint:
     return found
 
 
-# ---------------------------------------------------------------- the seal
-
-# A zip file may end in a comment, which torch.load reads past. Ours is
-#     batteries little {"epoch":3} digest:0123...
-# with the byte order, the note, and the digest of all bytes before it. It is known by its
-# beginning or its end, so that no one flipped bit makes it look like a file without a seal.
-_MARK, _DIGEST_MARK = b"batteries ", b" digest:"
-_OWN_MARK = _MARK + sys.byteorder.encode() + b" "
-_DIGEST_LENGTH = 32  # hexadecimal digits
-_SEAL_LENGTH = len(_DIGEST_MARK) + _DIGEST_LENGTH
-_END_OF_ZIP, _END_LENGTH = b"PK\5\6", 22  # the record whose last field is the comment's length
-_LONGEST_COMMENT = 65_535
-
-
-class _Seal(NamedTuple):
-    note: Note
-    digest: bytes
-    own_byte_order: bool
-
-
-def _seal(file: BinaryIO, note: Note) -> None:
-    comment = _OWN_MARK + json.dumps(note, separators=(",", ":")).encode() + _DIGEST_MARK
-    length = len(comment) + _DIGEST_LENGTH
-    if length > _LONGEST_COMMENT:
-        raise ValueError(f"the note of a checkpoint takes {length} bytes, more than 65,535")
-    end = file.seek(-2, io.SEEK_END)  # torch writes no comment: the file ends in its length, 0
-    file.write(struct.pack("<H", length) + comment)
-    file.flush()
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as written:
-        digest = _Digest()
-        digest.update(written)
-    file.seek(end + 2 + len(comment))
-    file.write(digest.hex())
-
-
-def _find_seal(tail: bytes) -> _Seal | None:
-    """The seal in the last bytes of a file; None where there is none."""
-    comment = tail[tail.rfind(_END_OF_ZIP) + _END_LENGTH :]
-    text, mark = comment[:-_SEAL_LENGTH], tail[-_SEAL_LENGTH:-_DIGEST_LENGTH]
-    if not comment.startswith(_MARK) and mark != _DIGEST_MARK:
-        return None
-    try:
-        note = json.loads(text[text.find(b"{") :])
-    except ValueError:
-        note = {}  # damaged, as the digest will say
-    return _Seal(note, tail[-_DIGEST_LENGTH:], comment.startswith(_OWN_MARK))
-
-
-def read_note(path: PathLike) -> Note | None:
-    """The note that a checkpoint was saved with; None if the file carries none.
-
-    >>> save_checkpoint({"model_state_dict": {}}, "last.pth", note={"epoch": 1})
-    >>> read_note("last.pth")
-    {'epoch': 1}
-    """
-    with Path(path).open("rb") as file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(max(0, size - _LONGEST_COMMENT - _END_LENGTH))
-        seal = _find_seal(file.read())
-    return seal.note if seal else None
-
-
-class _Digest:
-    """A digest at the speed of memory: it notices damage, not forgery.
-
-    Each block of 1 MiB is a matrix of 64-bit words whose rows and columns are added up, modulo
-    2**64; the sums are hashed. A change of any one word changes a sum, words that change places
-    change two.
-    """
-
-    block = 2**20
-    _shape = (256, 512)
-
-    def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=_DIGEST_LENGTH // 2)
-
-    def update(self, data: Any) -> None:
-        """Take in bytes; all calls but the last with a multiple of `block`."""
-        view = memoryview(data).cast("B")
-        whole = len(view) // self.block * self.block
-        for start in range(0, whole, self.block):
-            words = np.frombuffer(view[start : start + self.block], np.uint64).reshape(self._shape)
-            self._hash.update(words.sum(1).data)
-            self._hash.update(words.sum(0).data)
-        self._hash.update(view[whole:])
-
-    def hex(self) -> bytes:
-        return self._hash.hexdigest().encode()
-
-
 # ---------------------------------------------------------------- reading
 
 
@@ -247,15 +150,15 @@ def _read_verified(path: Path, device: torch.device) -> tuple[Any, bool]:
     size = path.stat().st_size
     data = torch.empty(size, dtype=torch.uint8)  # all of the file: the tensors will lie in it
     view = memoryview(data.numpy().data)
-    digest, signed = _Digest(), size - _DIGEST_LENGTH
+    digest, signed = Digest(), size - DIGEST_LENGTH
     with path.open("rb", buffering=0) as file:
         # Block by block, so that each is hashed while the processor still has it.
-        for start in range(0, size, _Digest.block):
-            part = view[start : min(start + _Digest.block, size)]
+        for start in range(0, size, Digest.block):
+            part = view[start : min(start + Digest.block, size)]
             if file.readinto(part) != len(part):
                 raise CheckpointError(f"{path} was cut short while it was read")
             digest.update(part[: max(0, signed - start)])
-    seal = _find_seal(bytes(view[-_LONGEST_COMMENT - _END_LENGTH :]))
+    seal = find_seal(bytes(view[-LONGEST_SEAL:]))
     if seal is None:
         _check_records(path, data)
     elif seal.digest != digest.hex():
