@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from batteries.checkpoint.contents import rebuilt
 from batteries.files import PathLike
@@ -69,6 +69,29 @@ def storage_bytes(storage: torch.UntypedStorage) -> Tensor:
     """
     data = torch.empty(0, dtype=torch.uint8, device=storage.device)
     return data.set_(storage, 0, (storage.nbytes(),), (1,))
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is a strided view of the bytes of its storage, and no more.
+
+    >>> is_plain(torch.zeros(2, 3).t()), is_plain(torch.eye(2).to_sparse())
+    (True, False)
+    """
+    more = tensor.layout != torch.strided or tensor.is_quantized
+    return not (more or tensor.is_conj() or tensor.is_neg())
+
+
+def like(tensor: Tensor, storage: torch.UntypedStorage) -> Tensor:
+    """A tensor of the same form on other memory.
+
+    >>> like(torch.zeros(2), torch.ones(2).untyped_storage())
+    tensor([1., 1.])
+    """
+    shape = tensor.storage_offset(), tensor.size(), tensor.stride()
+    same = torch.empty(0, dtype=tensor.dtype).set_(storage, *shape)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(same, tensor.requires_grad)
+    return same.requires_grad_(tensor.requires_grad)
 
 
 def _fill(file: BinaryIO, tensors: list[Tensor]) -> None:

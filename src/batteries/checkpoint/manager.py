@@ -8,7 +8,7 @@ import os
 import platform
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from batteries import distributed
 from batteries.checkpoint.archive import Note, read_note
+from batteries.checkpoint.background import BackgroundWriter
+from batteries.checkpoint.contents import plain_or_refused, rebuilt
 from batteries.checkpoint.storage import CheckpointError, save_checkpoint
 from batteries.files import (
     PathLike,
@@ -52,6 +54,9 @@ class CheckpointManager:
         save_n_best: How many `exp_*.pth` to keep; 0 keeps `best.pth` and `last.pth` alone, None
             keeps all.
         keep_every: Keep each epoch that is a multiple of it besides.
+        background: Copy the checkpoint and return; another thread writes it, as safely. Call
+            `wait()` before reading the files, and `close()`, or use the manager in a `with`, at
+            the end. The error of a save is raised by the next call.
 
     Raises:
         ValueError: The directory has the scores of another metric.
@@ -70,6 +75,7 @@ class CheckpointManager:
         metric_minimization: bool = True,
         save_n_best: int | None = 5,
         keep_every: int | None = None,
+        background: bool = False,
     ) -> None:
         if save_n_best is not None and save_n_best < 0:
             raise ValueError(f"save_n_best is {save_n_best}; expected 0 or more, or None for all")
@@ -81,7 +87,9 @@ class CheckpointManager:
         self.save_n_best = save_n_best
         self.keep_every = keep_every
         self._owner = {"id": uuid.uuid4().hex, "host": platform.node(), "pid": os.getpid()}
-        self._owns = False
+        self._began = False  # processed an epoch
+        self._owns = False  # wrote the last.pth that is there
+        self._writer = BackgroundWriter() if background and distributed.is_main() else None
         if self.logdir.exists() and not self.logdir.is_dir():
             make_directory(self.logdir)  # says what is in the way
         self._rows = self._read_rows()
@@ -138,10 +146,17 @@ class CheckpointManager:
         if not distributed.is_main():
             self._rows = _followed_by(row, self._rows)
             return
-        with self._owned():
-            rows = _followed_by(row, self._rows)
-            self._save(checkpoint, {"row": row, "kept": self._kept(rows)})
-            self._settle(rows, self._kept(rows))
+        if not self._began:  # another run may have gone on since this manager was made
+            self._rows, self._began = self._read_rows(), True
+        rows = _followed_by(row, self._rows)
+        kept = self._kept(rows)
+
+        def save(plain: Mapping[str, Any]) -> None:
+            self._save(plain, {"row": row, "kept": kept})
+            self._settle(rows, kept)
+
+        self._let(save, checkpoint)
+        self._rows = rows
 
     def save_last(self, checkpoint: Mapping[str, Any]) -> None:
         """Replace `last.pth` alone: in the middle of an epoch, or before the machine is taken.
@@ -150,8 +165,44 @@ class CheckpointManager:
         >>> manager.save_last(make_checkpoint("train", 1, nn.Linear(2, 1)))
         """
         if distributed.is_main():
+            self._let(lambda plain: self._save(plain, {}), checkpoint)
+
+    def wait(self) -> None:
+        """Return when all that was processed is on the disk.
+
+        >>> CheckpointManager("runs/digits/checkpoints").wait()
+
+        Raises:
+            Exception: The error of a save in the background.
+        """
+        if self._writer is not None:
+            self._writer.wait()
+
+    def close(self) -> None:
+        """Wait, and end the thread that writes in the background.
+
+        >>> CheckpointManager("runs/digits/checkpoints").close()
+        """
+        if self._writer is not None:
+            self._writer.close()
+
+    def __enter__(self) -> CheckpointManager:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _let(self, save: Callable[[Mapping[str, Any]], None], checkpoint: Any) -> None:
+        """Carry out a save while the directory is held, now or in the background."""
+
+        def save_owned(plain: Mapping[str, Any]) -> None:
             with self._owned():
-                self._save(checkpoint, {})
+                save(plain)
+
+        if self._writer is None:
+            save_owned(checkpoint)
+        else:
+            self._writer.submit(rebuilt(checkpoint, plain_or_refused), save_owned)
 
     # ---------------------------------------------------------------- what follows from what
 
@@ -194,7 +245,6 @@ class CheckpointManager:
 
     def _settle(self, rows: list[Row], kept: list[int]) -> None:
         """Make the rest of the directory follow from a new last.pth; to be repeated at will."""
-        self._rows = rows
         epoch = rows[-1]["epoch"]
         if epoch in kept:
             link_or_copy(self.last_path, self._path(epoch))
@@ -239,6 +289,7 @@ class CheckpointManager:
         written = self._memory_path.exists() and rows == self._rows
         if not written or found != {self._path(epoch).name for epoch in kept}:
             self._settle(rows, kept)
+        self._rows = rows
 
     @contextmanager
     def _owned(self) -> Iterator[None]:
@@ -252,14 +303,12 @@ class CheckpointManager:
                     f"{owner['host']}): this one no longer saves there; stop one of the two, or "
                     "give each a directory of its own"
                 )
-            if not self._owns and owner:
-                self._rows = self._read_rows()
-                if _is_running(owner):
-                    warnings.warn(
-                        f"{self.logdir} is taken over from process {owner['pid']}, which is still "
-                        "running: its next save will be refused",
-                        stacklevel=4,
-                    )
+            if not self._owns and owner and _is_running(owner):
+                warnings.warn(
+                    f"{self.logdir} is taken over from process {owner['pid']}, which is still "
+                    "running: its next save will be refused",
+                    stacklevel=6,
+                )
             yield
 
     def _found_owner(self) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from batteries.checkpoint.archive import (
     DIGEST_LENGTH,
@@ -21,6 +21,8 @@ from batteries.checkpoint.archive import (
     Digest,
     Note,
     find_seal,
+    is_plain,
+    like,
     tensors_in,
     write_archive,
 )
@@ -248,17 +250,10 @@ def _views(path: Path, data: Tensor) -> Any:
 
 
 def _filled(value: Tensor, data: Tensor, storages: dict[int, torch.UntypedStorage]) -> Tensor:
-    simple = value.layout == torch.strided and not (
-        value.is_quantized or value.is_conj() or value.is_neg()
-    )
-    offset = getattr(value.untyped_storage(), "_checkpoint_offset", None) if simple else None
+    offset = value.untyped_storage()._checkpoint_offset if is_plain(value) else None
     if offset is None:
         raise _NeedsCopy
     if offset not in storages:  # tensors that shared their memory share it again
         size = value.untyped_storage().nbytes()
         storages[offset] = data.untyped_storage()[offset : offset + size]
-    shape = value.storage_offset(), value.size(), value.stride()
-    tensor = torch.empty(0, dtype=value.dtype).set_(storages[offset], *shape)
-    if isinstance(value, nn.Parameter):
-        return nn.Parameter(tensor, value.requires_grad)
-    return tensor.requires_grad_(value.requires_grad)
+    return like(value, storages[offset])

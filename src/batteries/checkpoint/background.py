@@ -1,0 +1,171 @@
+"""Saves that training does not wait for: copies in host memory, written by another thread."""
+
+from __future__ import annotations
+
+import atexit
+import queue
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from batteries.checkpoint.archive import is_plain, like, storage_bytes
+from batteries.checkpoint.contents import rebuilt
+
+Save = Callable[[Any], None]  # takes the copy of a checkpoint
+
+
+class BackgroundWriter:
+    """Writes copies of checkpoints in order, at most one at a time and one waiting.
+
+    >>> with BackgroundWriter() as writer:
+    ...     writer.submit({"epoch": 1}, print)
+    {'epoch': 1}
+
+    The third checkpoint waits until the first one is written, and says so once. What is
+    submitted is copied before `submit` returns, into memory that is used again. At the end of the
+    program everything is written.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: queue.SimpleQueue[_Buffers] = queue.SimpleQueue()
+        for _ in range(2):
+            self._buffers.put(_Buffers())
+        self._jobs: queue.Queue[tuple[Any, _Buffers, Save] | None] = queue.Queue()
+        self._error: BaseException | None = None
+        self._told = False
+        self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    def submit(self, checkpoint: Any, save: Save) -> None:
+        """Copy a checkpoint, and let it be saved.
+
+        Raises:
+            Exception: The error of an earlier save.
+        """
+        self._raise()
+        try:
+            buffers = self._buffers.get_nowait()
+        except queue.Empty:
+            if not self._told:
+                self._told = True
+                warnings.warn(
+                    "checkpoints are made faster than they can be written: training waits for the "
+                    "disk; save less often, or to a faster one",
+                    stacklevel=4,
+                )
+            buffers = self._buffers.get()
+        try:
+            copy = buffers.copy(checkpoint)
+        except BaseException:
+            self._buffers.put(buffers)
+            raise
+        self._jobs.put((copy, buffers, save))
+
+    def wait(self) -> None:
+        """Return when everything is written.
+
+        Raises:
+            Exception: The error of a save.
+        """
+        self._jobs.join()
+        self._raise()
+
+    def close(self) -> None:
+        """Write everything and end the thread; to be called once more does nothing.
+
+        Raises:
+            Exception: The error of a save.
+        """
+        atexit.unregister(self.close)
+        if self._thread.is_alive():
+            self._jobs.put(None)
+            self._thread.join()
+        self._raise()
+
+    def __enter__(self) -> BackgroundWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            copy, buffers, save = job
+            try:
+                buffers.finish()
+                save(copy)
+            except BaseException as error:
+                self._error = error
+            finally:
+                del job, copy
+                self._buffers.put(buffers)
+                self._jobs.task_done()
+        self._jobs.task_done()
+
+
+class _Buffers:
+    """Host memory for one checkpoint, used again for the next one of the same sizes."""
+
+    def __init__(self) -> None:
+        self._memory: list[Tensor] = []
+        self._copied: torch.cuda.Event | None = None
+
+    def copy(self, checkpoint: Any) -> Any:
+        """The same checkpoint in this memory; on a GPU the copies are only queued."""
+        storages: dict[tuple[torch.device, int], torch.UntypedStorage] = {}
+        fresh: list[Tensor] = []
+
+        def copied(value: Any, place: str) -> Any:  # noqa: ARG001
+            if not isinstance(value, Tensor):
+                return value
+            if not is_plain(value):
+                return value.detach().clone().cpu()
+            source = value.untyped_storage()
+            key = source.device, source.data_ptr()
+            if key not in storages:
+                fresh.append(self._room(len(fresh), source))
+                fresh[-1].copy_(storage_bytes(source), non_blocking=True)
+                storages[key] = fresh[-1].untyped_storage()
+            return like(value, storages[key])
+
+        with _side_stream() as event:
+            copy = rebuilt(checkpoint, copied)
+        self._memory, self._copied = fresh, event
+        return copy
+
+    def finish(self) -> None:
+        if self._copied is not None:
+            self._copied.synchronize()
+
+    def _room(self, index: int, source: torch.UntypedStorage) -> Tensor:
+        if index < len(self._memory) and self._memory[index].numel() == source.nbytes():
+            return self._memory[index]
+        pinned = source.device.type == "cuda"
+        return torch.empty(source.nbytes(), dtype=torch.uint8, pin_memory=pinned)
+
+
+@contextmanager
+def _side_stream() -> Iterator[torch.cuda.Event | None]:
+    """Queue copies beside the training; its next kernels wait for them, the program does not."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        yield None
+        return
+    training = torch.cuda.current_stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    side.wait_stream(training)
+    with torch.cuda.stream(side):
+        yield copied
+        copied.record(side)
+    training.wait_event(copied)
