@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import mmap
+import os
 import struct
 import sys
 import zipfile
@@ -106,8 +107,15 @@ def _fill(file: BinaryIO, tensors: list[Tensor]) -> None:
             data = storage_bytes(tensor.untyped_storage()).cpu().numpy().data
             file.seek(offset)
             file.write(data)
+            _begin_writeback(file, offset, len(data))
             sums[offset] = zlib.crc32(data)
     _write_checksums(file, sums)
+
+
+def _begin_writeback(file: BinaryIO, offset: int, length: int) -> None:
+    """Let the disk begin while the processor goes on: less is left to wait for at the end."""
+    if length >= 2**20 and hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)
 
 
 def _write_checksums(file: BinaryIO, sums: dict[int, int]) -> None:

@@ -55,7 +55,7 @@ def make_checkpoint(
     | kind | becomes |
     |---|---|
     | numpy scalar, array | number or string, tensor |
-    | `Path`; `datetime`, `date`, `time` | string; ISO 8601 string |
+    | `Path`; `datetime`, `date`, `time`; `bytearray` | string; ISO 8601 string; bytes |
     | `Namespace`, dataclass, `defaultdict` | dict |
     | `Enum` member | its value |
 
@@ -96,7 +96,7 @@ def _state(part: Any) -> Any:
 _ATOMS = (bool, int, float, complex, str, bytes, type(None))
 # torch.load(weights_only=True) reads these as they are (torch 2.10 to 2.13).
 _READABLE = (
-    *_ATOMS, bytearray, Tensor, nn.Parameter, torch.dtype, torch.device, torch.Size, torch.layout,
+    *_ATOMS, Tensor, nn.Parameter, torch.dtype, torch.device, torch.Size, torch.layout,
 )  # fmt: skip
 Leaf = Callable[[Any, str], Any]  # a value and its place to what stands there instead
 
@@ -164,6 +164,8 @@ def _plain_or_same(value: Any, place: str) -> Any:  # noqa: ARG001
             return torch.from_numpy(value.copy())
     if isinstance(value, Path):
         return str(value)
+    if type(value) is bytearray:
+        return bytes(value)
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, date | time):  # a datetime is a date
@@ -186,7 +188,7 @@ def plain_or_refused(value: Any, place: str) -> Any:
     # few of the things that a tensor may have as python attributes.
     unreadable = (
         (kind is int and plain.bit_length() > 2000)
-        or (kind in (bytes, bytearray) and not plain)
+        or (kind is bytes and not plain)
         or (kind in (Tensor, nn.Parameter) and plain.__dict__)
     )
     if kind in _READABLE and not unreadable:

@@ -20,6 +20,7 @@ from batteries.checkpoint.archive import (
     LONGEST_SEAL,
     Digest,
     Note,
+    Seal,
     find_seal,
     is_plain,
     like,
@@ -27,6 +28,7 @@ from batteries.checkpoint.archive import (
     write_archive,
 )
 from batteries.checkpoint.contents import Checkpoint, plain_or_refused, rebuilt
+from batteries.checkpoint.inspection import Suspicious, inspect_contents, inspect_file
 from batteries.device import known_device
 from batteries.files import PathLike, write_whole
 
@@ -129,8 +131,15 @@ def peek(path: PathLike) -> Checkpoint:
     """
     path = Path(path)
     _check_exists(path)
+    size = path.stat().st_size
     with path.open("rb") as file:
-        found: Checkpoint = _torch_load(path, file, torch.device("meta"))
+        try:
+            inspect_file(file, size)
+            file.seek(0)
+            found: Checkpoint = _torch_load(path, file, torch.device("meta"))
+            inspect_contents(found, size)
+        except Suspicious as error:
+            raise _unreadable(path, error) from error
     return found
 
 
@@ -161,17 +170,38 @@ def _read_verified(path: Path, device: torch.device) -> tuple[Any, bool]:
                 raise CheckpointError(f"{path} was cut short while it was read")
             digest.update(part[: max(0, signed - start)])
     seal = find_seal(bytes(view[-LONGEST_SEAL:]))
-    if seal is None:
-        _check_records(path, data)
-    elif seal.digest != digest.hex():
+    if seal is not None and seal.digest != digest.hex():
         raise CheckpointError(
             f"{path} is damaged: its {size} bytes do not have the digest that they were saved "
             "with; go back to another checkpoint of the run"
         )
-    elif seal.own_byte_order and device.type == "cpu":
+    try:
+        inspect_file(_View(data), size)  # type: ignore[arg-type]
+        if seal is None:
+            _check_records(path, data)
+        contents = _contents(path, data, seal, device)
+        inspect_contents(contents, size)
+    except CheckpointError:
+        raise
+    except (Suspicious, RuntimeError, TypeError, ValueError) as found:
+        # what has the right digest but the wrong insides: tensors beyond their storage, say
+        raise _unreadable(path, found) from found
+    return contents, seal is not None
+
+
+def _contents(path: Path, data: Tensor, seal: Seal | None, device: torch.device) -> Any:
+    if seal is not None and seal.own_byte_order and device.type == "cpu":
         with suppress(_NeedsCopy):
-            return _views(path, data), True
-    return _torch_load(path, _View(data), device), seal is not None
+            return _views(path, data)
+    return _torch_load(path, _View(data), device)
+
+
+def _unreadable(path: Path, reason: object) -> CheckpointError:
+    first_line = (str(reason).splitlines() or [type(reason).__name__])[0]
+    return CheckpointError(
+        f"{path} cannot be read as a checkpoint: {first_line}; it is damaged, or was not written "
+        "by save_checkpoint or torch.save"
+    )
 
 
 def _check_records(path: Path, data: Tensor) -> None:
@@ -180,10 +210,7 @@ def _check_records(path: Path, data: Tensor) -> None:
         with zipfile.ZipFile(_View(data)) as archive:
             broken = archive.testzip()
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {error}; it is damaged, or was not written "
-            "by save_checkpoint or torch.save"
-        ) from error
+        raise _unreadable(path, error) from error
     if broken:
         raise CheckpointError(
             f"{path} is damaged: the checksum of its record {broken} is wrong; go back to "
@@ -227,11 +254,7 @@ def _torch_load(path: Path, file: Any, device: torch.device) -> Any:
     except Exception as error:  # of many kinds, as damage has
         # torch says what it refuses in the middle of advice to trust the file
         refused = re.search(r"Unsupported [^.]*?GLOBAL \S+|Unsupported operand \d+", str(error))
-        reason = refused[0] if refused else (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {reason}; it is damaged, or was not written "
-            "by save_checkpoint or torch.save"
-        ) from error
+        raise _unreadable(path, refused[0] if refused else error) from error
 
 
 class _NeedsCopy(Exception):  # noqa: N818 (not an error: the slower way)

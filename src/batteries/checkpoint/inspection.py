@@ -1,0 +1,135 @@
+"""Look at a file before it is believed: what it would call, and how much memory it would take."""
+
+from __future__ import annotations
+
+import pickletools
+import warnings
+import zipfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from batteries.checkpoint.contents import rebuilt
+
+# What the pickles of torch.save call. torch.load calls more, such as bytearray(8 GiB).
+_CALLED = {
+    "torch._utils _rebuild_tensor",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_tensor_v3",
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_parameter_with_state",
+    "torch._utils _rebuild_sparse_tensor",
+    "torch._utils _rebuild_qtensor",
+    "torch._tensor _rebuild_from_type_v2",
+    "torch.serialization _get_layout",
+    "torch Size",
+    "torch device",
+    "collections Counter",
+    "collections OrderedDict",
+    "__builtin__ set",
+    "builtins set",
+    "_codecs encode",
+}
+
+
+class Suspicious(Exception):  # noqa: N818 (what is wrong is in the text)
+    """What a file would do that no checkpoint does."""
+
+
+def inspect_file(file: BinaryIO, size: int) -> None:
+    """Raise if loading a file could run other code than torch.save's, or take memory for nothing.
+
+    >>> with open("a.pth", "x+b") as file:
+    ...     torch.save({"epoch": 1}, file)
+    ...     inspect_file(file, size=file.tell())
+
+    Records must be stored, not compressed, and together no longer than the file. The pickle is
+    read, not executed.
+
+    Raises:
+        Suspicious: With what was found.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError) as error:
+        raise Suspicious(str(error)) from error
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise Suspicious("its records are compressed, which torch.save never does")
+    if sum(record.file_size for record in records) > size:
+        raise Suspicious("its records are longer than the file")
+    file.seek(0)
+    try:
+        # torch's own reader: the bytes that torch.load would read
+        pickled = torch._C.PyTorchFileReader(file).get_record("data.pkl")
+    except RuntimeError as error:
+        raise Suspicious(str(error)) from error
+    _inspect_pickle(pickled)
+
+
+def inspect_contents(contents: Any, size: int) -> None:
+    """Raise if what was loaded is larger than its file, or has no end.
+
+    >>> inspect_contents({"weight": torch.zeros(1).expand(1000)}, size=1000)
+    Traceback (most recent call last):
+    batteries.checkpoint.inspection.Suspicious: its tensor weight has 4,000 bytes, and it 1,000
+
+    Raises:
+        Suspicious: With what was found.
+    """
+
+    def inspect(value: Any, place: str) -> Any:
+        if isinstance(value, Tensor) and value.layout == torch.strided:
+            logical = value.numel() * value.element_size()
+            if logical > size:
+                raise Suspicious(f"its tensor {place} has {logical:,} bytes, and it {size:,}")
+        return value
+
+    try:
+        rebuilt(contents, inspect)
+    except RecursionError as error:
+        raise Suspicious("it is nested too deep") from error
+    except TypeError as error:  # contains itself, or unhashable keys
+        raise Suspicious(str(error)) from error
+
+
+def _operations(pickled: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of strange escapes, in strings that nobody will read
+        yield from pickletools.genops(pickled)
+
+
+def _inspect_pickle(pickled: bytes) -> None:
+    """Follow what stands on the stack, to see what each call would call."""
+    stack: list[object] = []  # names of globals, and None for all else
+    memo: dict[int, object] = {}
+    mark = object()
+    try:
+        for operation, argument, _ in _operations(pickled):
+            name = operation.name
+            if name in ("BINPUT", "LONG_BINPUT", "PUT"):
+                memo[argument] = stack[-1]
+                continue
+            if name in ("REDUCE", "NEWOBJ"):
+                called = stack[-2]
+                if called not in _CALLED:
+                    raise Suspicious(f"it would call {called or 'what it has made itself'}")
+            before = operation.stack_before
+            if pickletools.markobject in before:
+                while stack.pop() is not mark:
+                    pass
+                before = before[: before.index(pickletools.markobject)]
+            if before:
+                del stack[-len(before) :]
+            if name == "MARK":
+                stack.append(mark)
+            elif name in ("BINGET", "LONG_BINGET", "GET"):
+                stack.append(memo[argument])
+            elif name == "GLOBAL":
+                stack.append(argument)
+            else:
+                stack.extend([None] * len(operation.stack_after))
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        raise Suspicious(f"its pickle is broken: {error}") from error
