@@ -1,6 +1,6 @@
 """Benchmarks against the libraries that do the same: python benchmarks/run.py [NAME ...].
 
-Names: loop, to_device, seed_all, import_time; all of them take about three minutes.
+Names: loop, to_device, seed_all, import_time, checkpoints; all of them take a few minutes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import platform
 import warnings
 from pathlib import Path
 
+import checkpoints
 import import_time
 import loop
 import seed_all
@@ -24,6 +25,7 @@ BENCHMARKS = {
     "to_device": to_device.main,
     "seed_all": seed_all.main,
     "import_time": import_time.main,
+    "checkpoints": checkpoints.main,
 }
 PACKAGES = [
     "batteries",

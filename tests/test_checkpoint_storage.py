@@ -22,7 +22,7 @@ from ranks import run_ranks
 from torch import nn
 
 from batteries import CheckpointError, load_checkpoint, make_checkpoint, save_checkpoint
-from batteries.checkpoint import LoadReport, peek, read_checkpoint
+from batteries.checkpoint import LoadReport, latest, peek, read_checkpoint
 from batteries.checkpoint.archive import Digest, _seal, read_note
 
 
@@ -180,6 +180,25 @@ def test_notes() -> None:
     assert read_note("last.pth") == {"row": {"epoch": 3}}
     torch.save({}, "plain.pth")
     assert read_note("plain.pth") is None
+
+
+def damage(path: str) -> None:
+    data = bytearray(Path(path).read_bytes())
+    data[len(data) // 2] ^= 1
+    Path(path).write_bytes(data)
+
+
+def test_latest() -> None:
+    """The newest good checkpoint is found, with a warning for each damaged one before it."""
+    assert latest(".") is None
+    for name in ("last.pth", "exp_9.pth", "exp_10.pth", "best.pth", "exp_notes.pth"):
+        save(name)
+    assert latest(".") == Path("last.pth")
+    for damaged, then in [("last.pth", "exp_10.pth"), ("exp_10.pth", "exp_9.pth")]:
+        damage(damaged)
+        with pytest.warns(UserWarning, match=r"is damaged: .*; an older one is taken") as told:
+            assert latest(".") == Path(then)
+        assert str(told[-1].message).startswith(damaged)
 
 
 # ---------------------------------------------------------------- what is written can be read

@@ -100,6 +100,7 @@ def _fill(file: BinaryIO, tensors: list[Tensor]) -> None:
     file.seek(0)
     places = tensors_in(torch.load(file, map_location="meta", weights_only=True))
     sums: dict[int, int] = {}
+    begun = 0  # up to where the disk was told to begin
     for tensor, place in zip(tensors, places, strict=True):
         offset = place.untyped_storage()._checkpoint_offset
         assert offset is not None, "torch.load says where each tensor of a meta device lies"
@@ -107,15 +108,18 @@ def _fill(file: BinaryIO, tensors: list[Tensor]) -> None:
             data = storage_bytes(tensor.untyped_storage()).cpu().numpy().data
             file.seek(offset)
             file.write(data)
-            _begin_writeback(file, offset, len(data))
             sums[offset] = zlib.crc32(data)
+            if offset + len(data) >= begun + 4 * 2**20:
+                file.flush()
+                begun = _begin_writeback(file, begun, offset + len(data))
     _write_checksums(file, sums)
 
 
-def _begin_writeback(file: BinaryIO, offset: int, length: int) -> None:
+def _begin_writeback(file: BinaryIO, start: int, end: int) -> int:
     """Let the disk begin while the processor goes on: less is left to wait for at the end."""
-    if length >= 2**20 and hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
+    return end
 
 
 def _write_checksums(file: BinaryIO, sums: dict[int, int]) -> None:

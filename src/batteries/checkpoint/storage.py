@@ -116,6 +116,29 @@ def _is_state(state: Mapping[Any, Any]) -> bool:
     return all(isinstance(v, Tensor) or str(k).endswith("_extra_state") for k, v in state.items())
 
 
+def latest(logdir: PathLike) -> Path | None:
+    """The newest checkpoint of a directory that is as it was written; None if there is none.
+
+    >>> latest("runs/nothing") is None
+    True
+
+    A damaged one is warned about and passed over: first `last.pth`, then the epochs from the
+    newest, then `best.pth`.
+    """
+    folder = Path(logdir)
+    epochs = {path.stem[4:]: path for path in folder.glob("exp_*.pth") if path.stem[4:].isdecimal()}
+    newest_first = [epochs[name] for name in sorted(epochs, key=int, reverse=True)]
+    for path in [folder / "last.pth", *newest_first, folder / "best.pth"]:
+        if path.exists():
+            try:
+                read_checkpoint(path)
+            except CheckpointError as error:
+                warnings.warn(f"{error}; an older one is taken", stacklevel=2)
+            else:
+                return path
+    return None
+
+
 def peek(path: PathLike) -> Checkpoint:
     """Everything in a checkpoint but the numbers in its tensors, at once, whatever the size.
 

@@ -1,0 +1,182 @@
+"""Saving and loading a checkpoint: how long it takes, and how long training waits for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from measure import Timings, print_table, report, take_turns
+from torch.distributed.checkpoint.state_dict_saver import async_save
+
+from batteries import CheckpointManager
+from batteries.checkpoint import peek, read_checkpoint, save_checkpoint
+
+TURNS = 9
+LOOPS, SAVES = 5, 3  # measurements of a training loop, and saves in each
+
+
+def make_checkpoint(megabytes: int) -> dict[str, Any]:
+    tensors = {f"layer{i}.weight": torch.randn(500, 500) for i in range(megabytes)}
+    return {"epoch": 1, "model_state_dict": tensors}
+
+
+def torch_save(checkpoint: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def storing(checkpoint: dict[str, Any], size: int, folder: Path) -> None:
+    theirs, ours = folder / "theirs.pth", folder / "ours.pth"
+    contenders: dict[str, Callable[[], object] | None] = {
+        "torch.save and fsync": lambda: torch_save(checkpoint, theirs),
+        "save_checkpoint": lambda: save_checkpoint(checkpoint, ours),
+    }
+    timings = take_turns(contenders, turns=TURNS)
+    report(f"checkpoints: save {size} MB", timings, reference="torch.save and fsync", unit="ms")
+    contenders = {
+        "torch.load": lambda: torch.load(theirs),
+        "read_checkpoint, verified": lambda: read_checkpoint(ours),
+        "peek": lambda: peek(ours),
+    }
+    timings = take_turns(contenders, turns=TURNS)
+    report(f"checkpoints: load {size} MB", timings, reference="torch.load", unit="ms")
+
+
+def managing(checkpoint: dict[str, Any], size: int, folder: Path) -> None:
+    """Best, last and the best three, while each epoch is better than the one before."""
+    epoch = 0
+    manager = CheckpointManager(folder / "manager", save_n_best=3)
+
+    def process() -> None:
+        nonlocal epoch
+        epoch += 1
+        manager.process(1 / epoch, epoch, checkpoint)
+
+    def three_times() -> None:
+        for name in ("exp.pth", "best.pth", "last.pth"):
+            torch_save(checkpoint, folder / name)
+
+    contenders: dict[str, Callable[[], object] | None] = {
+        "torch.save and fsync, once": lambda: torch_save(checkpoint, folder / "once.pth"),
+        "the same three times": three_times,
+        "CheckpointManager.process": process,
+    }
+    timings = take_turns(contenders, turns=TURNS)
+    title = f"checkpoints: best, last and top 3 of {size} MB"
+    report(title, timings, reference="torch.save and fsync, once", unit="ms")
+
+
+def waiting(checkpoint: dict[str, Any], size: int, folder: Path) -> None:
+    """How long the training thread is held by one save, the one before being on the disk."""
+    manager = CheckpointManager(folder / "background", save_n_best=0, background=True)
+    copies = [torch.empty_like(tensor) for tensor in checkpoint["model_state_dict"].values()]
+    timings: Timings = {"a copy in memory": [], "torch.save": [], "DCP async_save": []}
+    timings["background=True"] = []
+
+    def timed(name: str, call: Callable[[], object]) -> object:
+        start = time.perf_counter()
+        result = call()
+        taken = timings[name]
+        assert taken is not None
+        taken.append((time.perf_counter() - start) * 1e6)
+        return result
+
+    def copy() -> None:
+        for mine, tensor in zip(copies, checkpoint["model_state_dict"].values(), strict=True):
+            mine.copy_(tensor)
+
+    def async_dcp() -> object:
+        return async_save(checkpoint, checkpoint_id=folder / f"dcp{turn % 2}")
+
+    def process() -> None:
+        manager.process(turn, turn, checkpoint)
+
+    for turn in range(TURNS + 3):  # noqa: B007 (what is timed uses it)
+        os.sync()  # nobody pays for what another has left to the disk
+        timed("a copy in memory", copy)
+        timed("torch.save", lambda: torch.save(checkpoint, folder / "blocked.pth"))
+        os.sync()
+        future: Any = timed("DCP async_save", async_dcp)
+        future.result()
+        os.sync()
+        timed("background=True", process)
+        manager.wait()
+    manager.close()
+    warm = {name: times and times[3:] for name, times in timings.items()}  # the buffers are there
+    report(
+        f"checkpoints: training held by {size} MB", warm, reference="a copy in memory", unit="ms"
+    )
+
+
+def losing(checkpoint: dict[str, Any], size: int, folder: Path, threads: int) -> None:
+    """Training time lost for each save, with a core to spare and with all of them training."""
+    torch.set_num_threads(threads)
+    weights = torch.randn(512, 512)
+    saves_every = 40 if size < 100 else 200  # steps of about 2 ms: a save is over by the next
+
+    def train(save: Callable[[int], object] | None, finish: Callable[[], object]) -> float:
+        x = torch.randn(512, 512)
+        start = time.perf_counter()
+        for step in range(SAVES * saves_every):
+            for _ in range(2):
+                x = torch.tanh(weights @ x)
+            if save is not None and step % saves_every == 0:
+                save(step)
+        taken = time.perf_counter() - start
+        finish()
+        return taken
+
+    manager = CheckpointManager(folder / f"losing{threads}", save_n_best=0, background=True)
+    begun = 0
+
+    def process(_: int) -> None:
+        nonlocal begun
+        begun += 1
+        manager.process(begun, begun, checkpoint)
+
+    def nothing() -> None:
+        pass
+
+    contenders: dict[str, tuple[Callable[[int], object] | None, Callable[[], object]]] = {
+        "no saves": (None, nothing),
+        "torch.save": (lambda _: torch.save(checkpoint, folder / "losing.pth"), nothing),
+        "background=True": (process, manager.wait),
+    }
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(LOOPS):
+        for name, (save, finish) in contenders.items():
+            times[name].append(train(save, finish))
+            os.sync()
+    manager.close()
+    torch.set_num_threads(1)
+    rows = [["", "a step, ms", "lost for each save, ms"]]
+    for name, taken in times.items():
+        bare = times["no saves"]
+        lost = median(t - b for t, b in zip(taken, bare, strict=True)) / SAVES * 1e3
+        rows.append([name, f"{median(taken) / SAVES / saves_every * 1e3:.2f}", f"{lost:+.1f}"])
+    spare = "a core to spare" if threads < (os.cpu_count() or 1) else "every core training"
+    print(f"\n### checkpoints: training lost to {size} MB, {spare}\n")
+    print_table(rows)
+
+
+def main() -> None:
+    folder = Path(tempfile.mkdtemp())
+    try:
+        for size in (40, 400):
+            checkpoint = make_checkpoint(size)
+            storing(checkpoint, size, folder)
+            managing(checkpoint, size, folder)
+            waiting(checkpoint, size, folder)
+            for threads in sorted({1, os.cpu_count() or 1}):
+                losing(checkpoint, size, folder, threads)
+    finally:
+        shutil.rmtree(folder)
