@@ -156,6 +156,12 @@ def test_what_is_read_is_what_was_written() -> None:
         assert read["strided"][0, 0] == read["nested"]["a"][0][0][0, 1] == 7
 
 
+def test_expanded_tensors() -> None:
+    """A tensor that is larger than its memory is written in full, and can be read again."""
+    save_checkpoint({"model_state_dict": {}, "x": torch.tensor([1.0, 2]).expand(5000, 2)}, "a.pth")
+    assert read_checkpoint("a.pth")["x"].equal(torch.tensor([1.0, 2]).expand(5000, 2))
+
+
 def test_tensors_may_be_changed() -> None:
     """What was read may be changed in place, and the file stays as it was."""
     data = save()

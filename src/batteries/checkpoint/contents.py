@@ -192,12 +192,20 @@ def plain_or_refused(value: Any, place: str) -> Any:
         or (kind in (Tensor, nn.Parameter) and plain.__dict__)
     )
     if kind in _READABLE and not unreadable:
-        return plain
+        return _whole(plain) if kind is Tensor else plain
     raise TypeError(
         f"a checkpoint cannot hold {place or 'this'}, a {kind.__module__}.{kind.__qualname__}: "
         "torch.load would refuse the file; store plain values (numbers, strings, lists, dicts, "
         "tensors), or leave it out"
     )
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """An expanded tensor in full: one larger than its memory looks like a trap in a file."""
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return tensor
+    logical = tensor.numel() * tensor.element_size()
+    return tensor.contiguous() if logical > tensor.untyped_storage().nbytes() else tensor
 
 
 # ---------------------------------------------------------------- names of parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import warnings
@@ -154,8 +155,8 @@ def peek(path: PathLike) -> Checkpoint:
     """
     path = Path(path)
     _check_exists(path)
-    size = path.stat().st_size
     with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
         try:
             inspect_file(file, size)
             file.seek(0)
@@ -181,11 +182,11 @@ def _check_exists(path: Path) -> None:
 
 def _read_verified(path: Path, device: torch.device) -> tuple[Any, bool]:
     """The contents of a file, and whether it was sealed by `save_checkpoint`."""
-    size = path.stat().st_size
-    data = torch.empty(size, dtype=torch.uint8)  # all of the file: the tensors will lie in it
-    view = memoryview(data.numpy().data)
-    digest, signed = Digest(), size - DIGEST_LENGTH
     with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size  # of this file: another may take the name meanwhile
+        data = torch.empty(size, dtype=torch.uint8)  # all of it: the tensors will lie in there
+        view = memoryview(data.numpy().data)
+        digest, signed = Digest(), size - DIGEST_LENGTH
         # Block by block, so that each is hashed while the processor still has it.
         for start in range(0, size, Digest.block):
             part = view[start : min(start + Digest.block, size)]
