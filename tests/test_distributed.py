@@ -17,6 +17,7 @@ from ranks import run_ranks
 from torch import Tensor
 
 from batteries import distributed
+from batteries.distributed import collectives, launch, messages
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
 OTHERS = [torch.bool, torch.uint8, torch.int8, torch.int64]
@@ -110,7 +111,7 @@ def test_broadcast() -> None:
 
 def reduce_all() -> dict[str, object]:
     value = distributed.rank() + 2
-    numbers = {op: distributed.all_reduce(value, op) for op in distributed._REDUCTIONS}
+    numbers = {op: distributed.all_reduce(value, op) for op in collectives._REDUCTIONS}
     tensor = torch.tensor([1.0, value])
     return {
         **numbers,
@@ -139,7 +140,7 @@ def reduce_mixed() -> list[float]:
     mixed = [0, 1.5][rank]
     odd = [1.0, float("nan")]
     return [
-        *(distributed.all_reduce(mixed, op) for op in distributed._REDUCTIONS),
+        *(distributed.all_reduce(mixed, op) for op in collectives._REDUCTIONS),
         distributed.all_reduce(np.float32(0.5)),
         distributed.all_reduce(2**70),
         distributed.all_reduce(odd[rank], "max"),
@@ -248,7 +249,7 @@ def test_tensors_without_data() -> None:
 
 
 def size_of_a_small_view() -> int:
-    _, payload = distributed._encode({"x": torch.zeros(1_000_000)[:3]}, torch.device("cpu"))
+    _, payload = messages.encode({"x": torch.zeros(1_000_000)[:3]}, torch.device("cpu"))
     return payload.numel()
 
 
@@ -409,10 +410,10 @@ def test_more_processes_than_gpus() -> None:
 
 def test_gpu_index() -> None:
     """Each local rank has its own GPU; a process that sees one takes that."""
-    assert [distributed._gpu_index(i, 4, gpus=4) for i in range(4)] == [0, 1, 2, 3]
-    assert distributed._gpu_index(3, 0, gpus=1) == 0
+    assert [launch._gpu_index(i, 4, gpus=4) for i in range(4)] == [0, 1, 2, 3]
+    assert launch._gpu_index(3, 0, gpus=1) == 0
     with pytest.raises(ValueError, match=r"4 processes .* can use 2 here: start at most 2 \(torch"):
-        distributed._gpu_index(0, 4, gpus=2)
+        launch._gpu_index(0, 4, gpus=2)
 
 
 def free_port() -> int:
@@ -453,9 +454,9 @@ def test_slurm_node_lists(nodes: str, host: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("SLURM_JOB_ID", "123456")
     monkeypatch.setenv("SLURM_PROCID", "3")
     monkeypatch.setenv("SLURM_LOCALID", "1")
-    launch = distributed._launch()
-    assert launch is not None
-    assert launch.init_method == f"tcp://{host}:23456"
+    launched = launch.launched()
+    assert launched is not None
+    assert launched.init_method == f"tcp://{host}:23456"
     assert (distributed.rank(), distributed.local_rank(), distributed.world_size()) == (3, 1, 4)
 
 
@@ -493,13 +494,13 @@ def test_gpu_collectives(device_type: str) -> None:
 
 def encode_for_nccl() -> bool:
     with distributed.setup("nccl") as device:
-        assert distributed._transport() == device
+        assert messages.transport_device() == device
         for value in (torch.ones(2), torch.ones((), device=device), {"a": 1}):
-            header, payload = distributed._encode(value, device)
+            header, payload = messages.encode(value, device)
             assert header.device == device
-            meta = distributed._read_header(header)
+            meta = messages.read_header(header)
             torch.testing.assert_close(
-                distributed._decode(meta, payload, distributed._device_of(value)), value
+                messages.decode(meta, payload, messages.device_of(value)), value
             )
     return True
 

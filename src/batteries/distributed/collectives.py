@@ -1,0 +1,195 @@
+"""What all ranks do together; alone, what a group of one would do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar, overload
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from batteries.distributed.launch import in_group, rank, world_size
+from batteries.distributed.messages import (
+    carrying_device,
+    decode,
+    device_of,
+    encode,
+    read_header,
+    transport_device,
+)
+
+T = TypeVar("T")
+
+
+# Whether this code is where the ranks are not together: a collective there would pair with another.
+_apart: ContextVar[bool] = ContextVar("_apart", default=False)
+
+
+def alone(what: str) -> bool:
+    """Whether a collective has nobody to talk to; a group that was forgotten is an error.
+
+    >>> alone("all_gather")
+    True
+    """
+    if world_size() == 1:
+        return True
+    if _apart.get():
+        raise RuntimeError(
+            f"{what} was called inside a block that the ranks do not go through together "
+            "(rank_zero_first, or a shared rank_zero_only function): call it before or after"
+        )
+    if not in_group():
+        raise RuntimeError(
+            f"{what} was called with {world_size()} processes started but no process group: "
+            "call it inside `with batteries.distributed.setup():`"
+        )
+    return False
+
+
+@contextmanager
+def being_apart() -> Iterator[None]:
+    """A block that the ranks do not go through together: collectives in it are errors.
+
+    >>> with being_apart():
+    ...     pass
+    """
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
+
+
+def barrier() -> None:
+    """Wait until every rank is here.
+
+    >>> barrier()
+    """
+    if not alone("barrier"):
+        token = torch.zeros(1, device=transport_device())
+        dist.all_reduce(token)
+        token.item()  # nccl only queues the work: wait for it
+
+
+def all_gather(data: T) -> list[T]:
+    """Collect one value of each rank, in the order of the ranks, on every rank.
+
+    >>> all_gather({"name": "a"})
+    [{'name': 'a'}]
+
+    Tensors may differ in shape and dtype, and arrive on the device of this rank's own tensor.
+    Other data is pickled; tensors inside it arrive on the CPU. Use it among processes that trust
+    each other: unpickling runs code.
+
+    Raises:
+        Exception: The error of a rank whose data cannot be pickled, on every rank.
+    """
+    if alone("all_gather"):
+        return [data]
+    transport = transport_device()
+    header, payload = encode(data, transport)
+    headers = [torch.empty_like(header) for _ in range(world_size())]
+    dist.all_gather(headers, header)
+    metas = [read_header(header) for header in headers]
+    sizes = [meta.size for meta in metas]
+    carrier = carrying_device(metas, transport)
+    payloads = [torch.empty(size, dtype=torch.uint8, device=carrier) for size in sizes]
+    if len(set(sizes)) == 1:
+        dist.all_gather(payloads, payload.to(carrier))
+    else:
+        payloads[rank()] = payload.to(carrier)
+        for source, part in enumerate(payloads):
+            dist.broadcast(part, src=source)
+    device = device_of(data)
+    return [decode(meta, part, device) for meta, part in zip(metas, payloads, strict=True)]
+
+
+def broadcast(data: T, src: int = 0) -> T:
+    """Give every rank the value of rank `src`; what the others pass is not looked at.
+
+    >>> broadcast("runs/003")
+    'runs/003'
+
+    A tensor arrives on the device of the tensor that the receiving rank passed, else on the CPU.
+
+    Raises:
+        Exception: The error of rank `src` if its data cannot be pickled, on every rank.
+    """
+    if alone("broadcast"):
+        return data
+    transport = transport_device()
+    sending = rank() == src
+    header, payload = encode(data if sending else None, transport)
+    dist.broadcast(header, src=src)
+    meta = read_header(header)
+    carrier = carrying_device([meta], transport)
+    if not sending:
+        payload = torch.empty(meta.size, dtype=torch.uint8, device=carrier)
+    payload = payload.to(carrier)
+    dist.broadcast(payload, src=src)
+    if sending and not meta.failed:
+        return data
+    received: T = decode(meta, payload, device_of(data))
+    return received
+
+
+_REDUCTIONS = {"sum": "SUM", "mean": "SUM", "min": "MIN", "max": "MAX", "product": "PRODUCT"}
+
+
+@overload
+def all_reduce(value: Tensor, op: str = "sum") -> Tensor: ...
+@overload
+def all_reduce(value: float, op: str = "sum") -> float: ...
+def all_reduce(value: Tensor | float, op: str = "sum") -> Tensor | float:
+    """Reduce one number or tensor of each rank to one, on every rank.
+
+    >>> all_reduce(3, "max")
+    3
+    >>> all_reduce(torch.tensor([True, False]))
+    tensor([1, 0])
+
+    Numbers may be ints on some ranks and floats on others. The tensors have equal shapes and
+    dtypes; what was passed stays as it is. As in torch, booleans count as integers, the mean of
+    integers is float64, and NaN wins over any number.
+
+    Args:
+        op: "sum", "mean", "min", "max" or "product".
+
+    Raises:
+        ValueError: An unknown operation.
+    """
+    if op not in _REDUCTIONS:
+        raise ValueError(f"all_reduce knows {', '.join(_REDUCTIONS)}, not {op!r}")
+    if not isinstance(value, Tensor):
+        return _reduced([value] if alone("all_reduce") else all_gather(value), op)
+    reduced = value.detach().clone(memory_format=torch.contiguous_format)
+    if reduced.dtype == torch.bool:
+        reduced = reduced.long()
+    if op == "mean" and not (reduced.is_floating_point() or reduced.is_complex()):
+        reduced = reduced.double()
+    if not alone("all_reduce"):
+        transport = transport_device()
+        if transport.type == "cuda":  # nccl alone does not carry what lies on the CPU
+            reduced = reduced.to(transport)
+        nan = reduced.isnan() if op in ("min", "max") else None
+        dist.all_reduce(reduced, op=getattr(dist.ReduceOp, _REDUCTIONS[op]))
+        if nan is not None:  # which of NaN and a number is larger depends on the rank
+            counts = nan.to(torch.uint8)
+            dist.all_reduce(counts, op=dist.ReduceOp.MAX)
+            reduced[counts.bool()] = torch.nan if reduced.is_floating_point() else 0
+        reduced = reduced.to(value.device)
+    return reduced / world_size() if op == "mean" else reduced
+
+
+def _reduced(values: list[float], op: str) -> float:
+    numbers = [value.item() if isinstance(value, np.generic) else value for value in values]
+    if op in ("min", "max"):
+        return next((x for x in numbers if x != x), min(numbers) if op == "min" else max(numbers))
+    if op == "product":
+        return math.prod(numbers)
+    return sum(numbers) / len(numbers) if op == "mean" else sum(numbers)

@@ -1,0 +1,181 @@
+"""Who this process is: what the launcher said, and the process group that it made."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+
+class Launch(NamedTuple):
+    """What the launcher said about this process.
+
+    >>> Launch(rank=9, world_size=16, local_rank=1, local_world_size=8, init_method="env://").rank
+    9
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int | None  # None, 0: the launcher does not say
+    local_world_size: int
+    init_method: str
+
+
+def launched() -> Launch | None:
+    """Read what torchrun, torch.distributed.launch or Slurm put in the environment.
+
+    >>> launched() is None  # started by hand
+    True
+    """
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return Launch(
+            rank=int(env["RANK"]),
+            world_size=int(env["WORLD_SIZE"]),
+            local_rank=int(env["LOCAL_RANK"]) if "LOCAL_RANK" in env else None,
+            local_world_size=int(env.get("LOCAL_WORLD_SIZE", 0)),
+            init_method="env://",
+        )
+    # A step's variable, not a job's: in a batch script outside srun there is one process only.
+    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        # "node[07-09,12],other3" begins with node07
+        host = re.sub(r"\[(\w+)[^]]*\]", r"\1", env["SLURM_STEP_NODELIST"]).split(",")[0]
+        host = env.get("MASTER_ADDR", host)
+        # The same on every rank, different for jobs that share a host.
+        port = env.get("MASTER_PORT", 20_000 + int(env["SLURM_JOB_ID"]) % 10_000)
+        return Launch(
+            rank=int(env["SLURM_PROCID"]),
+            world_size=int(env["SLURM_STEP_NUM_TASKS"]),
+            local_rank=int(env["SLURM_LOCALID"]),
+            local_world_size=0,
+            init_method=f"tcp://{host}:{port}",
+        )
+    return None
+
+
+@contextmanager
+def setup(backend: str | None = None, timeout: timedelta | None = None) -> Iterator[torch.device]:
+    """Join the process group that the launcher made, and leave it at the end, come what may.
+
+    >>> with setup() as device:
+    ...     weight = torch.zeros(1, device=device)
+
+    Started by torchrun, `python -m torch.distributed.launch` or srun, each process gets its own
+    GPU, or the CPU on a machine without GPUs. Started by hand there is no group, and the device is
+    the first GPU or the CPU.
+
+    Args:
+        backend: Default: "gloo" for the CPU, with "nccl" for the GPUs where there are some. "gloo"
+            alone keeps to the CPU.
+        timeout: How long a collective waits for the other ranks; default: torch's own.
+
+    Raises:
+        ValueError: More processes were started on this host than it has GPUs.
+    """
+    launch = launched()
+    gpus = torch.cuda.device_count()
+    if launch is None:
+        yield torch.device("cuda", 0) if gpus else torch.device("cpu")
+        return
+    device = torch.device("cpu")
+    if (gpus and backend != "gloo") or backend == "nccl":
+        device = torch.device("cuda", _gpu_index(local_rank(), launch.local_world_size, gpus))
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        backend or ("cpu:gloo,cuda:nccl" if gpus else "gloo"),
+        init_method=launch.init_method,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def _gpu_index(local_rank: int, local_world_size: int, gpus: int) -> int:
+    """The GPU of a process among those it can see.
+
+    >>> _gpu_index(local_rank=1, local_world_size=8, gpus=8)
+    1
+    """
+    if local_world_size == 0 and gpus == 1:  # srun --gpus-per-task=1 shows each its own
+        return 0
+    wanted = local_world_size or local_rank + 1
+    if wanted > gpus:
+        remedy = f"start at most {gpus} (torchrun --nproc-per-node={gpus})" if gpus else "use gloo"
+        raise ValueError(
+            f"{wanted} processes were started on this host to train on its GPUs, but PyTorch can "
+            f"use {gpus} here: {remedy}"
+        )
+    return local_rank
+
+
+def in_group() -> bool:
+    """Whether there is a process group.
+
+    >>> in_group()
+    False
+    """
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """The number of this process among all, from 0; what the launcher said where there is no group.
+
+    >>> rank()
+    0
+    """
+    if in_group():
+        return dist.get_rank()
+    launch = launched()
+    return launch.rank if launch else 0
+
+
+def world_size() -> int:
+    """How many processes there are; what the launcher said where there is no group.
+
+    >>> world_size()
+    1
+    """
+    if in_group():
+        return dist.get_world_size()
+    launch = launched()
+    return launch.world_size if launch else 1
+
+
+def local_rank() -> int:
+    """The number of this process among those of its host, from 0.
+
+    >>> local_rank()
+    0
+
+    Raises:
+        RuntimeError: There are several processes, and no launcher that said it.
+    """
+    launch = launched()
+    if launch and launch.local_rank is not None:
+        return launch.local_rank
+    if world_size() > 1:
+        raise RuntimeError(
+            "the local rank is not known: LOCAL_RANK is not in the environment; start the program "
+            "with torchrun, or set it where you start the processes"
+        )
+    return 0
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints, logs and writes: global rank 0.
+
+    >>> is_main()
+    True
+    """
+    return rank() == 0

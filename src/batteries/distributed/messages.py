@@ -1,0 +1,172 @@
+"""How a value travels between ranks: a header that says what follows, and bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import traceback
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from batteries.distributed.launch import rank
+
+
+class Failure(NamedTuple):
+    """An error on its way to other ranks.
+
+    >>> Failure.of(ValueError("no data")).throw()
+    Traceback (most recent call last):
+    ValueError: no data
+    """
+
+    rank: int
+    pickled: bytes | None  # None: this error cannot travel as itself
+    text: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        text = "".join(traceback.format_exception(error))
+        try:
+            pickled = pickle.dumps(error)
+            # An exception with arguments of its own may fail here, or come back as another.
+            same = str(pickle.loads(pickled)) == str(error)
+        except Exception:
+            same = False
+        return cls(rank(), pickled if same else None, text)
+
+    def throw(self) -> None:
+        told = RuntimeError(f"raised on rank {self.rank}:\n{self.text}")
+        if self.pickled is None:
+            raise told
+        try:
+            error: BaseException = pickle.loads(self.pickled)
+        except Exception:
+            raise told from None
+        raise error from told
+
+
+# A value travels as a header of fixed length, which says what follows, and a payload of bytes.
+_HEADER_BYTES = 1024
+
+
+class Header(NamedTuple):
+    """What follows.
+
+    >>> Header(size=8, failed=False, dtype="float32", shape=[2], on="cpu").size
+    8
+    """
+
+    size: int  # bytes of payload
+    failed: bool
+    dtype: str | None  # "float32"; None: a pickle
+    shape: list[int]
+    on: str  # "cuda" or "cpu"
+
+
+def encode(data: object, transport: torch.device) -> tuple[Tensor, Tensor]:
+    """The header, on the device that carries it, and the payload, where the data is.
+
+    >>> header, payload = encode(torch.ones(2), torch.device("cpu"))
+    >>> payload.shape
+    torch.Size([8])
+    """
+    dtype, shape, on = None, [], "cpu"
+    failure = data if isinstance(data, Failure) else None
+    try:
+        if type(data) is Tensor and data.layout == torch.strided and not data.is_quantized:
+            plain = data.detach().resolve_conj().resolve_neg().contiguous()
+            payload = plain.reshape(-1).view(torch.uint8)
+            payload = payload if payload.is_cuda else payload.to("cpu")
+            dtype, shape = str(data.dtype).removeprefix("torch."), list(data.shape)
+            on = payload.device.type
+        else:
+            payload = _as_tensor(_pickle(failure or data))
+    except Exception as error:
+        failure = Failure.of(error)
+        payload = _as_tensor(pickle.dumps(failure))
+    meta = Header(payload.numel(), failure is not None, dtype, shape, on)
+    header = json.dumps(meta).encode().ljust(_HEADER_BYTES)
+    assert len(header) == _HEADER_BYTES, "64 dimensions, the most torch has, fit"
+    return _as_tensor(header).to(transport), payload
+
+
+class _Pickler(pickle.Pickler):
+    """Takes tensors to the CPU, and of a view the view alone.
+
+    Torch would unpickle rank 1's on the receiver's second GPU, and send all that a view is part of.
+    """
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value) is not Tensor or value.layout != torch.strided:
+            return NotImplemented
+        small = value.untyped_storage().nbytes() > value.numel() * value.element_size()
+        if value.device.type == "cpu" and not small:
+            return NotImplemented
+        return value.detach().cpu().clone().__reduce_ex__(2)  # type: ignore[no-untyped-call]
+
+
+def _pickle(data: object) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file).dump(data)
+    return file.getvalue()
+
+
+def _as_tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def transport_device() -> torch.device:
+    """The device whose tensors the group can carry: the CPU, unless the group is nccl alone.
+
+    >>> carried = transport_device() if dist.is_initialized() else torch.device("cpu")
+    """
+    if "gloo" in dist.get_backend_config() or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def carrying_device(metas: list[Header], transport: torch.device) -> torch.device:
+    """The device that carries the payloads: the GPU when they all lie there and nccl is at hand.
+
+    >>> carrying_device([Header(8, False, "float32", [2], "cpu")], torch.device("cpu"))
+    device(type='cpu')
+    """
+    on_gpus = all(meta.on == "cuda" for meta in metas) and "nccl" in dist.get_backend_config()
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpus else transport
+
+
+def read_header(header: Tensor) -> Header:
+    """What a header says.
+
+    >>> read_header(encode(torch.ones(2), torch.device("cpu"))[0]).shape
+    [2]
+    """
+    return Header(*json.loads(header.cpu().numpy().tobytes()))
+
+
+def decode(meta: Header, payload: Tensor, device: torch.device) -> Any:
+    """The value that a header and a payload are; one that is an error is raised.
+
+    >>> header, payload = encode({"a": 1}, torch.device("cpu"))
+    >>> decode(read_header(header), payload, torch.device("cpu"))
+    {'a': 1}
+    """
+    if meta.dtype is not None:
+        return payload.view(getattr(torch, meta.dtype)).reshape(meta.shape).to(device)
+    data = pickle.loads(payload.cpu().numpy().tobytes())
+    if meta.failed:
+        data.throw()
+    return data
+
+
+def device_of(data: object) -> torch.device:
+    """Where a tensor lies; the CPU for other values.
+
+    >>> device_of("text")
+    device(type='cpu')
+    """
+    return data.device if isinstance(data, Tensor) else torch.device("cpu")
