@@ -56,7 +56,7 @@ def _move_itself(data: Any, device: torch.device, non_blocking: bool) -> Any:  #
     return data.to(device)
 
 
-def _move_itself_later(data: Any, device: torch.device, non_blocking: bool) -> Any:
+def _move_itself_non_blocking(data: Any, device: torch.device, non_blocking: bool) -> Any:
     return data.to(device, non_blocking=non_blocking)
 
 
@@ -122,7 +122,7 @@ def _move_for(kind: type) -> Move:
         return _move_tensor
     own = getattr(kind, "to", None)
     if callable(own):
-        return _move_itself_later if _takes_non_blocking(kind, own) else _move_itself
+        return _move_itself_non_blocking if _takes_non_blocking(kind, own) else _move_itself
     if issubclass(kind, Mapping):  # before dataclasses: some are both, and items are what counts
         return _move_mapping
     if dataclasses.is_dataclass(kind):

@@ -34,7 +34,15 @@ class TensorBoardLogger:
         self._writer: Any = tensorboard.SummaryWriter(logdir) if distributed.is_main() else None
 
     def log_metrics(self, metrics: Metrics, step: int) -> None:
-        """Write each number under its name, at a step of the user's counting."""
+        """Write each number under its name.
+
+        >>> with TensorBoardLogger("events") as tensorboard:
+        ...     tensorboard.log_metrics({"loss": 0.5}, step=1)
+
+        Args:
+            metrics: Numbers or tensors of one element; nested mappings are joined by "/".
+            step: In the user's own counting: epochs, updates or samples.
+        """
         if self._writer is not None:
             for name, value in _flatten(metrics):
                 self._writer.add_scalar(name, value, step)

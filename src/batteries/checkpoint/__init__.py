@@ -1,5 +1,6 @@
 """Checkpoints: what they hold, how they are stored and loaded, and which of them are kept."""
 
+from batteries.checkpoint.archive import read_note as read_note
 from batteries.checkpoint.contents import Checkpoint as Checkpoint
 from batteries.checkpoint.contents import Stateful as Stateful
 from batteries.checkpoint.contents import make_checkpoint as make_checkpoint

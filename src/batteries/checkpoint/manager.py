@@ -129,6 +129,10 @@ class CheckpointManager:
     ) -> None:
         """Save the checkpoint of an epoch, and remove those that are no longer among the best.
 
+        >>> manager = CheckpointManager("runs/digits/checkpoints", metric="loss")
+        >>> checkpoint = make_checkpoint("train", 1, nn.Linear(2, 1))
+        >>> manager.process(score={"loss": 0.5, "accuracy": 0.9}, epoch=1, checkpoint=checkpoint)
+
         Call it on every rank or on rank 0 alone: global rank 0 writes. NaN and infinities are
         never best and evict nothing; of equal scores the earlier stays. Coming back to an epoch
         forgets it and what came after it.
@@ -351,12 +355,13 @@ def _finite(name: str, value: Any) -> float | None:
 
 def _is_running(owner: dict[str, Any]) -> bool:
     """Whether another process of this host is still there."""
-    if owner["host"] != platform.node() or owner["pid"] == os.getpid():
+    elsewhere = owner["host"] != platform.node() or owner["pid"] == os.getpid()
+    if elsewhere or os.name != "posix":  # on Windows signal 0 is Ctrl-C
         return False
     try:
         os.kill(owner["pid"], 0)
     except ProcessLookupError:
         return False
-    except OSError:
-        return True
+    except PermissionError:  # another user's
+        pass
     return True
