@@ -18,7 +18,9 @@ from batteries import distributed
 DEADLINE = 120  # seconds: a slow machine passes, a hang fails
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["torch", "batteries"])
+context.set_forkserver_preload(
+    ["torch.distributed.checkpoint", "torch.distributed.fsdp", "batteries"]
+)
 
 
 def run_ranks(

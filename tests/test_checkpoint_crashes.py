@@ -28,15 +28,16 @@ from batteries.checkpoint import read_checkpoint
 SCORES = [0.3, 0.5, 0.4, 0.9, 0.1, 0.2, float("nan"), 0.6]
 
 
-def manager(logdir: str | Path, background: bool = False) -> CheckpointManager:
+def manager(logdir: str | Path, mode: str | None = None) -> CheckpointManager:
     options: dict[str, Any] = {"metric_minimization": False, "save_n_best": 2, "keep_every": 5}
-    return CheckpointManager(logdir, "accuracy", background=background, **options)
+    modes = {mode: True} if mode else {}
+    return CheckpointManager(logdir, "accuracy", **options, **modes)
 
 
-def run_epochs(logdir: str | Path, until: int, numbers: int = 1, background: bool = False) -> None:
+def run_epochs(logdir: str | Path, until: int, numbers: int = 1, mode: str | None = None) -> None:
     """What a training program does: go on after the last checkpoint."""
     warnings.filterwarnings("ignore", "checkpoints are made faster")
-    with manager(logdir, background) as checkpoints:
+    with manager(logdir, mode) as checkpoints:
         path = checkpoints.last_path
         last = read_checkpoint(path)["epoch"] if path.exists() else 0
         model = nn.Linear(numbers, 1, bias=False).requires_grad_(False)
@@ -50,7 +51,11 @@ def state(logdir: str | Path) -> dict[str, Any]:
     """The files of a directory, each verified, with the epoch that it has."""
     found: dict[str, Any] = {}
     for path in sorted(Path(logdir).iterdir()):
-        if path.suffix == ".pth":
+        if path.name == "shards":  # those that have a name, and no others
+            assert {link.resolve() for link in Path(logdir).glob("*.dcp")} == {
+                *path.resolve().iterdir()
+            }
+        elif path.suffix in (".pth", ".dcp"):
             checkpoint = read_checkpoint(path)
             assert checkpoint["model_state_dict"]["weight"].eq(checkpoint["epoch"]).all()
             found[path.name] = checkpoint["epoch"]
@@ -88,31 +93,32 @@ def end_of(process: BaseProcess) -> int | None:
     return process.exitcode
 
 
-def undisturbed(until: int) -> dict[str, Any]:
+def undisturbed(until: int, mode: str | None = None) -> dict[str, Any]:
     path = Path(f"undisturbed-{until}")
     if not path.exists():
-        run_epochs(path, until)
+        run_epochs(path, until, mode=mode)
     return state(path)
 
 
-@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("mode", [None, "background", "sharded"])
 @pytest.mark.parametrize("epoch", [1, 4, 6])
-def test_death_at_every_step(epoch: int, background: bool) -> None:
+def test_death_at_every_step(epoch: int, mode: str | None) -> None:
     """Killed at any call of a save, the directory has the old or the new state, and then heals."""
+    suffix = ".dcp" if mode == "sharded" else ".pth"
     event, survived = 0, False
     while not survived:
         event += 1
         logdir = f"event-{event}"
-        run_epochs(logdir, epoch - 1)
-        survived = end_of(start(die_at, event, run_epochs, logdir, epoch, 1, background)) == 0
-        if Path(logdir, "last.pth").exists():
-            assert read_checkpoint(Path(logdir, "last.pth"))["epoch"] in (epoch - 1, epoch)
+        run_epochs(logdir, epoch - 1, mode=mode)
+        survived = end_of(start(die_at, event, run_epochs, logdir, epoch, 1, mode)) == 0
+        if Path(logdir, f"last{suffix}").exists():
+            assert read_checkpoint(Path(logdir, f"last{suffix}"))["epoch"] in (epoch - 1, epoch)
         if epoch > 1:
-            assert read_checkpoint(Path(logdir, "best.pth"))["epoch"] in (2, 4)
-        run_epochs(logdir, epoch)  # what the next start does: heal, then run what is missing
-        assert state(logdir) == undisturbed(epoch)
-        run_epochs(logdir, len(SCORES))
-        assert state(logdir) == undisturbed(len(SCORES))
+            assert read_checkpoint(Path(logdir, f"best{suffix}"))["epoch"] in (2, 4)
+        run_epochs(logdir, epoch, mode=mode)  # what the next start does: heal, run what is missing
+        assert state(logdir) == undisturbed(epoch, mode)
+        run_epochs(logdir, len(SCORES), mode=mode)
+        assert state(logdir) == undisturbed(len(SCORES), mode)
     assert event > 8
 
 
@@ -143,7 +149,7 @@ def test_random_kills_of_large_saves() -> None:
     logdir = Path("logs")
     kills = 0
     while kills < 40:
-        process = start(run_epochs, logdir, len(SCORES), numbers, kills % 2 == 1)
+        process = start(run_epochs, logdir, len(SCORES), numbers, [None, "background"][kills % 2])
         process.join(chance.uniform(0, 3 * seconds + 0.2))  # a moment that nobody chose
         process.kill()
         kills += end_of(process) == -signal.SIGKILL

@@ -31,7 +31,7 @@ def test_requirements(wheel: Path) -> None:
     base = [requirement for requirement in requirements if "extra ==" not in requirement]
     assert sorted(base) == ["numpy>=1.26", "torch>=2.10", "tqdm>=4.66"]
     assert sorted(metadata.get_all("Provides-Extra") or []) == [
-        "all", "mlflow", "tensorboard", "tensorboardx", "tools", "wandb"
+        "all", "mlflow", "safetensors", "tensorboard", "tensorboardx", "tools", "wandb"
     ]  # fmt: skip
     assert metadata["Requires-Python"] == ">=3.10"
 

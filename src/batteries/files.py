@@ -54,7 +54,7 @@ def write_whole(path: PathLike) -> Iterator[BinaryIO]:
         yield file
         file.flush()
         os.fsync(file.fileno())
-    _sync_directory(Path(path).parent)
+    sync(Path(path).parent)
 
 
 def link_or_copy(source: PathLike, target: PathLike) -> None:
@@ -63,14 +63,32 @@ def link_or_copy(source: PathLike, target: PathLike) -> None:
     >>> Path("exp_3.pth").touch()
     >>> link_or_copy("exp_3.pth", "best.pth")
 
-    `target` is replaced in one step: at every moment it is the old file or the new one.
+    `target` is replaced in one step: at every moment it is the old file or the new one. Of a
+    symbolic link it becomes another.
     """
+    if Path(source).is_symlink():
+        point_to(Path(source).readlink(), target)
+        return
     with _replacement(Path(target)) as temporary:
         try:
             os.link(source, temporary)
         except OSError:  # FAT, some network file systems
             shutil.copyfile(source, temporary)
-    _sync_directory(Path(target).parent)
+    sync(Path(target).parent)
+
+
+def point_to(destination: PathLike, link: PathLike) -> None:
+    """Make `link` a symbolic link, in place of whatever file or link has that name.
+
+    >>> make_directory("shards/1")
+    PosixPath('shards/1')
+    >>> point_to("shards/1", "last")
+
+    `link` is replaced in one step.
+    """
+    with _replacement(Path(link)) as temporary:
+        temporary.symlink_to(destination)
+    sync(Path(link).parent)
 
 
 def remove_leftovers(directory: PathLike) -> None:
@@ -133,8 +151,11 @@ def _replacement(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _sync_directory(path: Path) -> None:
-    """Put the names in a directory on the disk, not only what the files hold."""
+def sync(path: PathLike) -> None:
+    """Put a file, or the names in a directory, on the disk.
+
+    >>> sync(".")
+    """
     if os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)

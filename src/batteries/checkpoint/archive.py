@@ -22,6 +22,7 @@ from batteries.checkpoint.contents import rebuilt
 from batteries.files import PathLike
 
 Note = dict[str, Any]  # what a file says about itself, as JSON
+INDEX = "index.pth"  # what stands for a directory of shards
 
 
 def write_archive(checkpoint: Any, file: BinaryIO, note: Note) -> None:
@@ -201,13 +202,14 @@ def find_seal(tail: bytes) -> Seal | None:
 
 
 def read_note(path: PathLike) -> Note | None:
-    """The note that a checkpoint was saved with; None if the file carries none.
+    """The note that a checkpoint was saved with; None if it carries none.
 
     >>> save_checkpoint({"model_state_dict": {}}, "last.pth", note={"epoch": 1})
     >>> read_note("last.pth")
     {'epoch': 1}
     """
-    with Path(path).open("rb") as file:
+    path = Path(path)
+    with (path / INDEX if path.is_dir() else path).open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - LONGEST_SEAL))
         seal = find_seal(file.read())

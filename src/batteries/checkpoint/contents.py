@@ -65,12 +65,12 @@ def make_checkpoint(
     objects = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     for name, part in objects.items():
         if part is not None:
-            checkpoint[state_key(name)] = _state(part)
+            checkpoint[state_key(name)] = state_of(part)
     if metrics is not None:
         checkpoint["metrics"] = metrics
     for name, value in kwargs.items():
         if callable(getattr(type(value), "state_dict", None)):
-            checkpoint[state_key(name)] = _state(value)
+            checkpoint[state_key(name)] = state_of(value)
         else:
             checkpoint[name] = value
     return dict(rebuilt(checkpoint, _plain_or_same))
@@ -85,7 +85,12 @@ def state_key(name: str) -> str:
     return f"{name}_state_dict"
 
 
-def _state(part: Any) -> Any:
+def state_of(part: Any) -> Any:
+    """The state of an object as a checkpoint has it: that of a module without its wrappers.
+
+    >>> list(state_of(nn.DataParallel(nn.Linear(1, 1))))
+    ['weight', 'bias']
+    """
     if isinstance(part, nn.Module):
         return renamed(unwrap(part).state_dict(), _without_compile)
     return part.state_dict()

@@ -10,8 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from batteries.checkpoint.contents import Checkpoint, Stateful, bare_name, renamed, state_key
-from batteries.checkpoint.storage import CheckpointError, read_checkpoint
+from batteries.checkpoint.contents import (
+    Checkpoint,
+    Stateful,
+    bare_name,
+    rebuilt,
+    renamed,
+    state_key,
+    state_of,
+)
+from batteries.checkpoint.forms import is_sharded, read_checkpoint
+from batteries.checkpoint.sharded import read_shards
+from batteries.checkpoint.storage import CheckpointError
 from batteries.files import PathLike
 from batteries.modules import unwrap
 
@@ -77,7 +87,9 @@ def load_checkpoint(
     The file is verified first. Then every part is held against its object, and only when all of
     them fit does the first one change. Wrappers do not matter: a file saved from a bare model
     loads into a DDP, DataParallel or compiled one, and the other way round. A file that is the
-    state dict of a model loads too.
+    state dict of a model loads too, and so do `.safetensors` weights. A sharded checkpoint loads
+    into objects that are sharded in another way, or not at all, and a file into sharded ones; all
+    ranks call it then.
 
     Args:
         strict: False loads the parameters that fit and returns a report.
@@ -93,9 +105,12 @@ def load_checkpoint(
         FileNotFoundError: No such file.
         CheckpointError: Damaged, not a checkpoint, or keys, shapes or types that do not fit.
     """
-    checkpoint = read_checkpoint(path, map_location)
     given = {"model": model, "optimizer": optimizer, "scheduler": scheduler, **objects}
     parts = {name: part for name, part in given.items() if part is not None}
+    if is_sharded(path):
+        checkpoint = read_shards(path, _Own(parts).room)
+    else:
+        checkpoint = _Own(parts).spread(read_checkpoint(path, map_location))
     report = LoadReport(checkpoint, [], [], [], [])
     states: dict[str, Any] = {}
     for name, part in parts.items():
@@ -122,6 +137,66 @@ def load_checkpoint(
                 states[name] = {k: v for k, v in states[name].items() if _fits(k, v, own)}
     _put_all(parts, states, path, strict)
     return checkpoint if strict else report
+
+
+class _Own:
+    """The tensors that objects have, by the places where a checkpoint has them."""
+
+    def __init__(self, parts: dict[str, Any]) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        for name, part in parts.items():
+            rebuilt({state_key(name): state_of(part)}, self._keep)
+            # An optimizer has its states only after the first step: most are like its parameters.
+            parameters = [p for group in getattr(part, "param_groups", ()) for p in group["params"]]
+            for index, parameter in enumerate(parameters):
+                self._tensors[f"{state_key(name)}.state[{index}]"] = parameter
+
+    def room(self, place: str, whole: Tensor) -> Tensor:
+        """Room for a tensor: sharded as the object's own, else whole on the CPU."""
+        own = self._like(place, whole)
+        if own is None:
+            return torch.empty_like(whole, device="cpu")
+        return torch.empty_like(own, dtype=whole.dtype, requires_grad=False)
+
+    def spread(self, checkpoint: Checkpoint) -> Checkpoint:
+        """A checkpoint whose tensors are sharded where the objects' own are."""
+
+        def leaf(value: Any, place: str) -> Any:
+            own = self._like(place, value) if isinstance(value, Tensor) else None
+            return value if own is None else _sharded(value, own)
+
+        return (
+            dict(rebuilt(checkpoint, leaf))
+            if any(map(_is_sharded, self._tensors.values()))
+            else checkpoint
+        )
+
+    def _keep(self, value: Any, place: str) -> Any:
+        if isinstance(value, Tensor):
+            self._tensors[place] = value
+        return value
+
+    def _like(self, place: str, tensor: Tensor) -> Tensor | None:
+        """The object's own tensor of that place and shape, or the parameter that it belongs to."""
+        for known in (place, place.rpartition(".")[0]):
+            own = self._tensors.get(known)
+            if own is not None and own.shape == tensor.shape:
+                return own
+        return None
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "device_mesh")  # a DTensor, whose module takes long to import
+
+
+def _sharded(value: Tensor, own: Any) -> Tensor:
+    """This rank's part of a tensor that every rank has."""
+    if not _is_sharded(own) or _is_sharded(value):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh = own.device_mesh
+    return distribute_tensor(value.to(mesh.device_type), mesh, own.placements, src_data_rank=None)
 
 
 def _under_own_names(state: Any, own: Any, prefix: str) -> Any:

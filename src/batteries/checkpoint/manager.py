@@ -9,7 +9,7 @@ import platform
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from batteries import distributed
 from batteries.checkpoint.archive import Note, read_note
 from batteries.checkpoint.background import BackgroundWriter
 from batteries.checkpoint.contents import plain_or_refused, rebuilt
+from batteries.checkpoint.sharded import commit_shards, new_folder, remove_unnamed, write_shards
 from batteries.checkpoint.storage import CheckpointError, save_checkpoint
 from batteries.files import (
     PathLike,
@@ -54,6 +55,11 @@ class CheckpointManager:
         save_n_best: How many `exp_*.pth` to keep; 0 keeps `best.pth` and `last.pth` alone, None
             keeps all.
         keep_every: Keep each epoch that is a multiple of it besides.
+        sharded: For states of FSDP2 and other DTensors. Each rank writes its part, so all ranks
+            call `process` and `save_last`. The names end in `.dcp` and are symbolic links to
+            directories in `shards`, which `torch.distributed.checkpoint` writes;
+            `load_checkpoint` reads them on any number of ranks. For storage that all ranks share,
+            and that you trust.
         background: Copy the checkpoint and return; another thread writes it, as safely. Call
             `wait()` before reading the files, and `close()`, or use the manager in a `with`, at
             the end. The error of a save is raised by the next call.
@@ -76,16 +82,21 @@ class CheckpointManager:
         save_n_best: int | None = 5,
         keep_every: int | None = None,
         background: bool = False,
+        sharded: bool = False,
     ) -> None:
         if save_n_best is not None and save_n_best < 0:
             raise ValueError(f"save_n_best is {save_n_best}; expected 0 or more, or None for all")
         if keep_every is not None and keep_every < 1:
             raise ValueError(f"keep_every is {keep_every}; expected 1 or more")
+        if sharded and background:
+            raise ValueError("a sharded checkpoint cannot be saved in the background: choose one")
         self.logdir = Path(logdir)
         self.metric = metric
         self.metric_minimization = metric_minimization
         self.save_n_best = save_n_best
         self.keep_every = keep_every
+        self.sharded = sharded
+        self._suffix = ".dcp" if sharded else ".pth"
         self._owner = {"id": uuid.uuid4().hex, "host": platform.node(), "pid": os.getpid()}
         self._began = False  # processed an epoch
         self._owns = False  # wrote the last.pth that is there
@@ -96,16 +107,18 @@ class CheckpointManager:
         if self.logdir.is_dir() and distributed.is_main():
             with locked_directory(self.logdir):
                 self._recover()
+                if self.sharded:
+                    remove_unnamed(self._shards)
 
     @property
     def best_path(self) -> Path:
         """Where the best checkpoint is."""
-        return self.logdir / "best.pth"
+        return self.logdir / f"best{self._suffix}"
 
     @property
     def last_path(self) -> Path:
         """Where the last checkpoint is."""
-        return self.logdir / "last.pth"
+        return self.logdir / f"last{self._suffix}"
 
     @property
     def best_score(self) -> float | None:
@@ -133,9 +146,9 @@ class CheckpointManager:
         >>> checkpoint = make_checkpoint("train", 1, nn.Linear(2, 1))
         >>> manager.process(score={"loss": 0.5, "accuracy": 0.9}, epoch=1, checkpoint=checkpoint)
 
-        Call it on every rank or on rank 0 alone: global rank 0 writes. NaN and infinities are
-        never best and evict nothing; of equal scores the earlier stays. Coming back to an epoch
-        forgets it and what came after it.
+        Call it on every rank, or, unless sharded, on rank 0 alone: global rank 0 writes. NaN and
+        infinities are never best and evict nothing; of equal scores the earlier stays. Coming
+        back to an epoch forgets it and what came after it.
 
         Args:
             score: The metric, or a dictionary that has it among others.
@@ -147,19 +160,12 @@ class CheckpointManager:
             CheckpointError: A newer run has taken the directory over.
         """
         row = {**self._scores(score), "epoch": int(epoch)}
-        if not distributed.is_main():
-            self._rows = _followed_by(row, self._rows)
-            return
-        if not self._began:  # another run may have gone on since this manager was made
-            self._rows, self._began = self._read_rows(), True
+        if not self._began and distributed.is_main():
+            self._rows = self._read_rows()  # another run may have gone on since this was made
+        self._began = True
         rows = _followed_by(row, self._rows)
         kept = self._kept(rows)
-
-        def save(plain: Mapping[str, Any]) -> None:
-            self._save(plain, {"row": row, "kept": kept})
-            self._settle(rows, kept)
-
-        self._let(save, checkpoint)
+        self._save(checkpoint, {"row": row, "kept": kept}, lambda: self._settle(rows, kept))
         self._rows = rows
 
     def save_last(self, checkpoint: Mapping[str, Any]) -> None:
@@ -168,8 +174,7 @@ class CheckpointManager:
         >>> manager = CheckpointManager("runs/digits/checkpoints")
         >>> manager.save_last(make_checkpoint("train", 1, nn.Linear(2, 1)))
         """
-        if distributed.is_main():
-            self._let(lambda plain: self._save(plain, {}), checkpoint)
+        self._save(checkpoint, {}, lambda: None)
 
     def wait(self) -> None:
         """Return when all that was processed is on the disk.
@@ -196,26 +201,59 @@ class CheckpointManager:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _let(self, save: Callable[[Mapping[str, Any]], None], checkpoint: Any) -> None:
-        """Carry out a save while the directory is held, now or in the background."""
+    def _save(self, checkpoint: Any, plan: Note, settle: Callable[[], None]) -> None:
+        """Replace the last checkpoint, and do what follows, while the directory is held."""
+        note = {**plan, "owner": self._owner}
 
-        def save_owned(plain: Mapping[str, Any]) -> None:
+        def save(plain: Mapping[str, Any]) -> None:
             with self._owned():
-                save(plain)
+                save_checkpoint(plain, self.last_path, note=note)
+                self._owns = True
+                settle()
 
-        if self._writer is None:
-            save_owned(checkpoint)
+        if self.sharded:
+            self._save_sharded(checkpoint, note, settle)
+        elif not distributed.is_main():
+            return
+        elif self._writer is None:
+            save(checkpoint)
         else:
-            self._writer.submit(rebuilt(checkpoint, plain_or_refused), save_owned)
+            self._writer.submit(rebuilt(checkpoint, plain_or_refused), save)
+
+    def _save_sharded(self, checkpoint: Any, note: Note, settle: Callable[[], None]) -> None:
+        on_rank_zero = distributed.rank_zero_only(share=True)
+        folder = new_folder(self._shards)
+        with ExitStack() as held:  # by rank 0
+
+            def hold() -> Path:
+                held.enter_context(self._owned())
+                return make_directory(folder)
+
+            def commit() -> None:
+                commit_shards(index, folder, self.last_path, note)
+                self._owns = True
+                settle()
+
+            folder = on_rank_zero(hold)()
+            try:
+                index = write_shards(checkpoint, folder)
+                on_rank_zero(commit)()
+            finally:
+                if distributed.is_main():
+                    remove_unnamed(self._shards)
 
     # ---------------------------------------------------------------- what follows from what
+
+    @property
+    def _shards(self) -> Path:
+        return self.logdir / "shards"
 
     @property
     def _memory_path(self) -> Path:
         return self.logdir / "metrics.json"
 
     def _path(self, epoch: int) -> Path:
-        return self.logdir / f"exp_{epoch}.pth"
+        return self.logdir / f"exp_{epoch}{self._suffix}"
 
     def _scores(self, score: float | Tensor | Mapping[str, float | Tensor]) -> Row:
         if not isinstance(score, Mapping):
@@ -243,10 +281,6 @@ class CheckpointManager:
 
     # ---------------------------------------------------------------- the directory
 
-    def _save(self, checkpoint: Mapping[str, Any], plan: Note) -> None:
-        save_checkpoint(checkpoint, self.last_path, note={**plan, "owner": self._owner})
-        self._owns = True
-
     def _settle(self, rows: list[Row], kept: list[int]) -> None:
         """Make the rest of the directory follow from a new last.pth; to be repeated at will."""
         epoch = rows[-1]["epoch"]
@@ -264,7 +298,9 @@ class CheckpointManager:
         }
         with write_whole(self._memory_path) as file:
             file.write(json.dumps(memory, indent=2, allow_nan=False).encode())
-        for old in set(self.logdir.glob("exp_*.pth")) - {self._path(epoch) for epoch in kept}:
+        for old in set(self.logdir.glob(f"exp_*{self._suffix}")) - {
+            self._path(epoch) for epoch in kept
+        }:
             if self._row_in(old):  # ours; the user's own files stay
                 old.unlink()
 
@@ -289,7 +325,9 @@ class CheckpointManager:
             return
         row, kept = note["row"], note["kept"]
         rows = _followed_by(row, self._rows)
-        found = {path.name for path in self.logdir.glob("exp_*.pth") if self._row_in(path)}
+        found = {
+            path.name for path in self.logdir.glob(f"exp_*{self._suffix}") if self._row_in(path)
+        }
         written = self._memory_path.exists() and rows == self._rows
         if not written or found != {self._path(epoch).name for epoch in kept}:
             self._settle(rows, kept)
@@ -321,7 +359,7 @@ class CheckpointManager:
     def _read_rows(self) -> list[Row]:
         path = self._memory_path
         if not path.exists():  # lost, or not written yet: each file has its own row
-            notes = [self._row_in(file) for file in sorted(self.logdir.glob("*.pth"))]
+            notes = [self._row_in(file) for file in sorted(self.logdir.glob(f"*{self._suffix}"))]
             known = {row["epoch"]: row for row in notes if row and self.metric in row}
             return [known[epoch] for epoch in sorted(known)]
         try:

@@ -80,11 +80,11 @@ def _existing(path: Path) -> Path:
     return next(part for part in (path, *path.resolve().parents) if part.exists())
 
 
-def read_checkpoint(path: PathLike, map_location: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint whose every byte is as it was written.
+def read_file(path: PathLike, map_location: torch.device | str = "cpu") -> Checkpoint:
+    """Read a checkpoint file whose every byte is as it was written.
 
     >>> save_checkpoint({"model_state_dict": {}, "epoch": 1}, "last.pth")
-    >>> read_checkpoint("last.pth")["epoch"]
+    >>> read_file("last.pth")["epoch"]
     1
 
     The bytes that are verified are the bytes that the tensors lie in. A file that carries no
@@ -103,7 +103,7 @@ def read_checkpoint(path: PathLike, map_location: torch.device | str = "cpu") ->
     if isinstance(checkpoint, Mapping) and checkpoint and _is_state(checkpoint):
         warnings.warn(
             f"{path} is the bare state dict of a model: no epoch, optimizer or metrics in it",
-            stacklevel=3,
+            stacklevel=4,
         )
         return {"model_state_dict": checkpoint}
     found = list(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
@@ -117,37 +117,12 @@ def _is_state(state: Mapping[Any, Any]) -> bool:
     return all(isinstance(v, Tensor) or str(k).endswith("_extra_state") for k, v in state.items())
 
 
-def latest(logdir: PathLike) -> Path | None:
-    """The newest checkpoint of a directory that is as it was written; None if there is none.
-
-    >>> latest("runs/nothing") is None
-    True
-
-    A damaged one is warned about and passed over: first `last.pth`, then the epochs from the
-    newest, then `best.pth`.
-    """
-    folder = Path(logdir)
-    epochs = {path.stem[4:]: path for path in folder.glob("exp_*.pth") if path.stem[4:].isdecimal()}
-    newest_first = [epochs[name] for name in sorted(epochs, key=int, reverse=True)]
-    for path in [folder / "last.pth", *newest_first, folder / "best.pth"]:
-        if path.exists():
-            try:
-                read_checkpoint(path)
-            except CheckpointError as error:
-                warnings.warn(f"{error}; an older one is taken", stacklevel=2)
-            else:
-                return path
-    return None
-
-
-def peek(path: PathLike) -> Checkpoint:
-    """Everything in a checkpoint but the numbers in its tensors, at once, whatever the size.
+def peek_file(path: PathLike) -> Checkpoint:
+    """What is in a checkpoint file, with meta tensors; nothing is verified.
 
     >>> save_checkpoint({"model_state_dict": nn.Linear(2, 1).state_dict(), "epoch": 1}, "last.pth")
-    >>> peek("last.pth")["model_state_dict"]["weight"].shape
-    torch.Size([1, 2])
-
-    Tensors have their shapes and dtypes, and lie on the `meta` device. Nothing is verified.
+    >>> peek_file("last.pth")["model_state_dict"]["weight"].device
+    device(type='meta')
 
     Raises:
         FileNotFoundError: No such file.

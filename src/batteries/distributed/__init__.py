@@ -4,6 +4,7 @@ from batteries.distributed.collectives import all_gather as all_gather
 from batteries.distributed.collectives import all_reduce as all_reduce
 from batteries.distributed.collectives import barrier as barrier
 from batteries.distributed.collectives import broadcast as broadcast
+from batteries.distributed.collectives import together as together
 from batteries.distributed.launch import is_main as is_main
 from batteries.distributed.launch import local_rank as local_rank
 from batteries.distributed.launch import rank as rank

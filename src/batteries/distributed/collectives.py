@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TypeVar, overload
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from batteries.distributed.launch import in_group, rank, world_size
 from batteries.distributed.messages import (
+    Failure,
     carrying_device,
     decode,
     device_of,
@@ -107,6 +108,24 @@ def all_gather(data: T) -> list[T]:
             dist.broadcast(part, src=source)
     device = device_of(data)
     return [decode(meta, part, device) for meta, part in zip(metas, payloads, strict=True)]
+
+
+def together(function: Callable[[], T]) -> T:
+    """Call a function on every rank; when it raises on one, all raise that error.
+
+    >>> together(lambda: 3)
+    3
+    """
+    if alone("together"):
+        return function()
+    try:
+        result = function()
+    except BaseException as error:
+        with suppress(BaseException):  # all_gather raises what it has told; so do we, below
+            all_gather(Failure.of(error))
+        raise
+    all_gather(None)
+    return result
 
 
 def broadcast(data: T, src: int = 0) -> T:

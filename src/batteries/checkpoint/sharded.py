@@ -1,0 +1,229 @@
+"""Checkpoints larger than one process: a directory to which each rank writes its part."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from batteries import distributed
+from batteries.checkpoint.archive import INDEX, Digest, Note
+from batteries.checkpoint.contents import Checkpoint, plain_or_refused, rebuilt
+from batteries.checkpoint.storage import CheckpointError, read_file, save_checkpoint
+from batteries.files import PathLike, point_to, sync
+
+# A directory holds the files of torch.distributed.checkpoint and, written last, index.pth: the
+# checkpoint with an empty tensor for each tensor, their shapes, the digests of the other files.
+_UUID = "[0-9a-f]{32}"
+Room = Callable[[str, Tensor], Tensor]  # a place and a meta tensor to the tensor to be filled
+
+
+def new_folder(shards: Path) -> Path:
+    """A name for a directory that nobody has.
+
+    >>> new_folder(Path("shards"))
+    PosixPath('shards/...')
+    """
+    return shards / uuid.uuid4().hex
+
+
+def write_shards(checkpoint: Mapping[str, Any], folder: Path) -> Checkpoint:
+    """Write the tensors of a checkpoint, each rank its part, and return what the index will say.
+
+    >>> index = write_shards({"epoch": 1, "x": torch.ones(2, 3)}, Path("shards"))
+    >>> index["checkpoint"], index["shapes"]
+    ({'epoch': 1, 'x': tensor([])}, {'x': [2, 3]})
+
+    All ranks call it with the same checkpoint. When it returns, all is on the disk.
+
+    Raises:
+        TypeError: A value that cannot be saved, with its place; nothing has been written then.
+        CheckpointError: A rank could not write, on every rank.
+    """
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter  # takes long to import
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    tensors: dict[str, Tensor] = {}
+
+    def taken(value: Any, place: str) -> Any:
+        if not isinstance(value, Tensor):
+            return plain_or_refused(value, place)
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise TypeError(
+                f"a sharded checkpoint cannot hold {place}: it is quantized, sparse or without "
+                "numbers; store dense tensors"
+            )
+        tensors[place] = value.detach()
+        return torch.empty(0, dtype=value.dtype)
+
+    plain = distributed.together(lambda: rebuilt(checkpoint, taken))
+    # The engine would sync .metadata before Python has written it: all is synced below.
+    writer = FileSystemWriter(folder, sync_files=False)
+    with _engine(f"{folder} cannot be written"):
+        save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
+    own = list(folder.glob(f"__{distributed.rank()}_*"))
+    own += [folder / ".metadata"] if distributed.is_main() else []
+    digests = distributed.together(lambda: {path.name: _synced_digest(path) for path in own})
+    return {
+        "checkpoint": plain,
+        "shapes": {place: list(tensor.shape) for place, tensor in tensors.items()},
+        "files": {
+            name: digest
+            for part in distributed.all_gather(digests)
+            for name, digest in part.items()
+        },
+    }
+
+
+def commit_shards(index: Checkpoint, folder: Path, name: Path, note: Note) -> None:
+    """Complete a directory with its index, and let a name stand for it in one step.
+
+    >>> folder = Path("runs/shards/1")
+    >>> commit_shards(write_shards({"epoch": 1}, folder), folder, Path("runs/last.dcp"), note={})
+    >>> read_shards("runs/last.dcp")
+    {'epoch': 1}
+    """
+    save_checkpoint(index, folder / INDEX, note=note)
+    sync(folder.parent)
+    sync(folder.parent.parent)
+    point_to(os.path.relpath(folder, name.parent), name)
+
+
+def remove_unnamed(shards: Path) -> None:
+    """Remove the directories of ours for which no name beside `shards` stands; hold them meanwhile.
+
+    >>> remove_unnamed(Path("runs/shards"))
+    """
+    if shards.exists():
+        named = {link.resolve() for link in shards.parent.iterdir() if link.is_symlink()}
+        ours = {path for path in shards.resolve().iterdir() if re.fullmatch(_UUID, path.name)}
+        for folder in ours - named:
+            shutil.rmtree(folder)
+
+
+def read_shards(path: PathLike, room: Room | None = None) -> Checkpoint:
+    """Read a sharded checkpoint, on any number of ranks, all of which call it.
+
+    >>> folder = Path("runs/shards/1")
+    >>> index = write_shards({"epoch": 1, "x": torch.ones(2)}, folder)
+    >>> commit_shards(index, folder, Path("runs/last.dcp"), note={})
+    >>> read_shards("runs/last.dcp")
+    {'epoch': 1, 'x': tensor([1., 1.])}
+
+    The engine reads a pickle, which can run code: every file is held against its digest first,
+    but that notices damage, not forgery. This is for storage that you trust.
+
+    Args:
+        room: What to fill for each tensor: a DTensor, to get this rank's part of it. Without it
+            tensors come whole, on the CPU.
+
+    Raises:
+        CheckpointError: Damaged or incomplete, on every rank.
+    """
+    from torch.distributed.checkpoint.filesystem import FileSystemReader  # takes long to import
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    folder = Path(path).resolve()  # the name may stand for another meanwhile
+    index = verify_shards(folder)
+    tensors: dict[str, Tensor] = {}
+
+    def own(place: str, whole: Tensor) -> Tensor:
+        tensors[place] = room(place, whole) if room else torch.empty_like(whole, device="cpu")
+        return tensors[place]
+
+    checkpoint = _filled(index, own)
+    with _engine(f"{path} cannot be read"):
+        load(tensors, storage_reader=FileSystemReader(folder), no_dist=not dist.is_initialized())
+    return checkpoint
+
+
+def verify_shards(path: PathLike) -> Checkpoint:
+    """The index of a sharded checkpoint whose files are as they were written; all ranks call it.
+
+    >>> folder = Path("runs/shards/1")
+    >>> commit_shards(write_shards({}, folder), folder, Path("runs/last.dcp"), note={})
+    >>> list(verify_shards("runs/last.dcp")["files"])
+    ['__0_0.distcp', '.metadata']
+
+    Each rank verifies some of the files.
+
+    Raises:
+        CheckpointError: Damaged or incomplete, on every rank.
+    """
+    folder = Path(path).resolve()
+
+    def verify() -> Checkpoint:
+        index = read_file(folder / INDEX)
+        if not {"checkpoint", "shapes", "files"} <= set(index):
+            raise CheckpointError(f"{path}/{INDEX} is not the index of a sharded checkpoint")
+        names = sorted(index["files"])[distributed.rank() :: distributed.world_size()]
+        for name in names:
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{path} is incomplete: {name} is missing")
+            if _digest(folder / name) != index["files"][name]:
+                raise CheckpointError(
+                    f"{path} is damaged: its {name} does not have the digest that it was saved "
+                    "with; go back to another checkpoint of the run"
+                )
+        return index
+
+    return distributed.together(verify)
+
+
+def peek_shards(path: PathLike) -> Checkpoint:
+    """What is in a sharded checkpoint, with meta tensors; its shards are not verified.
+
+    >>> folder = Path("runs/shards/1")
+    >>> commit_shards(write_shards({"x": torch.ones(2)}, folder), folder, Path("runs/a"), note={})
+    >>> peek_shards("runs/a")
+    {'x': tensor(..., device='meta', size=(2,))}
+    """
+    return _filled(read_file(Path(path) / INDEX), lambda place, whole: whole)  # noqa: ARG005
+
+
+def _filled(index: Checkpoint, room: Room) -> Checkpoint:
+    """The checkpoint of an index, with tensors of their shapes."""
+
+    def leaf(value: Any, place: str) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return room(place, torch.empty(index["shapes"][place], dtype=value.dtype, device="meta"))
+
+    return dict(rebuilt(index["checkpoint"], leaf))
+
+
+def _synced_digest(path: Path) -> str:
+    sync(path)
+    return _digest(path)
+
+
+def _digest(path: Path) -> str:
+    digest = Digest()
+    with path.open("rb") as file:
+        while block := file.read(8 * Digest.block):
+            digest.update(block)
+    return digest.hex().decode()
+
+
+@contextmanager
+def _engine(failed: str) -> Iterator[None]:
+    """Tell the errors of torch.distributed.checkpoint, which are no Exceptions, as ours."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            yield
+    except CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        raise CheckpointError(f"{failed}: {cause}, on rank {rank}") from cause
