@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Iterator
@@ -99,6 +100,9 @@ def setup(backend: str | None = None, timeout: timedelta | None = None) -> Itera
         yield device
     finally:
         dist.destroy_process_group()
+        # DDP models keep the group in reference cycles. Its threads must end before python does:
+        # one that lets go of the last collective's tensors after that aborts the process.
+        gc.collect()
 
 
 def _gpu_index(local_rank: int, local_world_size: int, gpus: int) -> int:
