@@ -4,7 +4,6 @@ import math
 import os
 import pickle
 import socket
-import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,9 +14,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
-from torch import Tensor, nn
+from torch import Tensor
 
-from batteries import distribute, distributed
+from batteries import distributed
 from batteries.distributed import collectives, launch, messages
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
@@ -519,26 +518,3 @@ def test_more_ranks_than_gpus() -> None:
     for error in run_ranks(distributed.rank, world_size=count + 1, gpus=True):
         assert isinstance(error, ValueError)
         assert f"start at most {count} (torchrun --nproc-per-node={count})" in str(error)
-
-
-def threads_left() -> int:
-    """How many threads of the process group are there when it was left."""
-
-    def count() -> int:
-        return len(list(Path("/proc/self/task").iterdir()))
-
-    def train() -> None:
-        model = distribute(nn.Linear(4, 4), "cpu")
-        model(torch.ones(2, 4)).sum().backward()
-
-    before = count()
-    with distributed.setup():
-        train()
-        assert count() > before
-    return count() - before
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-def test_leaving_the_group() -> None:
-    """The group's threads end with it: one that outlives python aborts a finished program."""
-    assert run_ranks(threads_left, group=False) == [0, 0]
