@@ -1,7 +1,9 @@
 """Fixtures for the unit tests and for the examples in docstrings."""
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,7 +19,7 @@ def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.fixture(autouse=True)
 def _names_for_examples(doctest_namespace: dict[str, object]) -> None:
     names = {name: getattr(batteries, name) for name in batteries.__all__}
-    doctest_namespace.update(names, torch=torch, nn=nn)
+    doctest_namespace.update(names, torch=torch, nn=nn, np=np, random=random)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,7 @@
 """Everything around a PyTorch training loop, nothing inside it."""
 
 from batteries import checkpoint as checkpoint
+from batteries import data as data
 from batteries import distributed as distributed
 from batteries import progress as progress
 from batteries.checkpoint import CheckpointError as CheckpointError
@@ -18,8 +19,12 @@ from batteries.modules import distribute as distribute
 from batteries.modules import share_buffers as share_buffers
 from batteries.modules import unwrap as unwrap
 from batteries.run import run_directory as run_directory
+from batteries.seeding import isolated_rng as isolated_rng
+from batteries.seeding import rng_state as rng_state
 from batteries.seeding import seed_all as seed_all
 from batteries.seeding import seed_worker as seed_worker
+from batteries.seeding import set_rng_state as set_rng_state
+from batteries.training import accumulate as accumulate
 
 __version__ = "0.1.0"
 
@@ -29,17 +34,22 @@ __all__ = [
     "CheckpointError",
     "CheckpointManager",
     "TensorBoardLogger",
+    "accumulate",
     "checkpoint",
+    "data",
     "distribute",
     "distributed",
     "get_logger",
+    "isolated_rng",
     "load_checkpoint",
     "make_checkpoint",
     "progress",
+    "rng_state",
     "run_directory",
     "save_checkpoint",
     "seed_all",
     "seed_worker",
+    "set_rng_state",
     "share_buffers",
     "t2d",
     "to_device",

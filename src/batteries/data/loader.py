@@ -1,0 +1,388 @@
+"""torch's DataLoader, with a memory of where it is."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+
+from batteries import distributed
+from batteries.data.shuffle import Shuffle
+from batteries.data.streams import Stream
+from batteries.seeding import chosen_seed, isolated_rng, rekey
+
+T = TypeVar("T", covariant=True)
+
+_SHUFFLE, _SAMPLER, _SAMPLE, _STEP = range(4)  # what a key is for
+_AHEAD = 2048  # positions whose indices are computed at once
+
+
+class Arrival(NamedTuple):
+    """A batch, and what it is.
+
+    >>> Arrival(batch="images", indices=[3, 1], start=0, stop=4).indices
+    [3, 1]
+    """
+
+    batch: Any
+    indices: list[Any]  # in the dataset
+    start: int  # positions in the order of the epoch, over all ranks
+    stop: int
+
+
+class DataLoader(torch.utils.data.DataLoader[T]):
+    """torch's DataLoader, whose every batch is a function of (seed, epoch, step).
+
+    >>> loader = DataLoader(range(10), batch_size=4, shuffle=True, seed=42)
+    >>> first = [batch.tolist() for batch in loader]
+    >>> loader.set_epoch(0)
+    >>> first == [batch.tolist() for batch in loader]
+    True
+    >>> loader.epoch, loader.state_dict()["position"]
+    (1, 0)
+
+    The order depends on the seed and the epoch alone: not on workers, ranks or what was drawn
+    before. So does what `dataset[i]` draws from python's, numpy's and torch's generators, for each
+    `i`, and what the loop draws between two batches, where the rank counts too. `state_dict()` is
+    right for what the loop has received, and another run goes on from it at the next sample, with
+    any number of workers and of ranks.
+
+    Where there is a process group each rank gets its part of `batch_size` samples. With
+    `shuffle=False` and no sampler, nothing is repeated and nothing left out: the last batches of
+    the ranks may differ in size, and a rank may have one batch less. Otherwise the ranks stay in
+    step: when the last step has fewer samples than there are ranks, some of them are repeated.
+
+    Besides torch's arguments:
+
+    Args:
+        seed: Default: that of the last `seed_all`. The same on every rank.
+        sharded: An iterable dataset that gives each rank and worker its own part. Others are
+            divided here: of all items each takes every n-th.
+
+    Attributes:
+        epoch: The epoch that comes next, or is under way; a completed pass advances it.
+        indices: The indices in the dataset of the batch last received.
+        in_step: Whether all ranks get equally many batches.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[T],
+        batch_size: int | None = 1,
+        shuffle: bool | None = None,
+        sampler: Any = None,
+        batch_sampler: Any = None,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        pin_memory: bool = False,
+        drop_last: bool = False,
+        *,
+        seed: int | None = None,
+        sharded: bool = False,
+        worker_init_fn: Callable[[int], None] | None = None,
+        **options: Any,
+    ) -> None:
+        options.update(num_workers=num_workers, pin_memory=pin_memory)
+        super().__init__(  # checks what was passed, and has it as attributes
+            dataset, batch_size, shuffle, sampler, batch_sampler,
+            collate_fn=collate_fn, drop_last=drop_last, worker_init_fn=worker_init_fn, **options,
+        )  # fmt: skip
+        if options.get("in_order") is False:
+            raise ValueError("in_order=False would yield batches in an order that nobody knows")
+        self.seed = chosen_seed(seed)
+        self.epoch = 0
+        self.indices: list[Any] = []
+        self._position = 0  # what the loop has received
+        self._begin = 0  # where a pass begins
+        self._pass: object = None  # the one under way
+        self._unit = "batches" if batch_sampler is not None else "samples"
+        self._sampler = batch_sampler if batch_sampler is not None else sampler
+        self._shuffled = bool(shuffle)
+        self.in_step = bool(shuffle) or self._sampler is not None
+        self._plan: Iterator[list[Any] | Any] = iter(())
+        own: dict[str, Any] = {}
+        if isinstance(dataset, IterableDataset):
+            self._stream = Stream(dataset, self.seed, sharded)
+            own = {"dataset": self._stream, "batch_size": batch_size, "drop_last": drop_last}
+        else:
+            planned = _Planned(self)
+            own = {"dataset": _Keyed(dataset, self.seed)}
+            own |= (
+                {"sampler": planned, "batch_size": None}
+                if batch_size is None and self._unit == "samples"
+                else {"batch_sampler": planned}
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it has just been said
+            self._inner: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
+                collate_fn=self.collate_fn, worker_init_fn=worker_init_fn, **own, **options
+            )
+
+    # ---------------------------------------------------------------- passes
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for arrival in self.arrivals():
+            self.receive(arrival)
+            yield arrival.batch
+        self.complete()
+
+    def arrivals(self) -> Iterator[Arrival]:
+        """One pass, as batches that the loop has not received yet.
+
+        >>> loader = DataLoader(range(4), batch_size=2)
+        >>> [arrival.indices for arrival in loader.arrivals()]
+        [[0, 1], [2, 3]]
+        """
+        this = self._pass = object()
+        self._position = self._begin
+        pending: deque[Arrival] = deque()
+        if isinstance(self.dataset, IterableDataset):
+            batches = self._stream_arrivals()
+        else:
+            self._plan = self._planned(pending)
+            batches = (pending.popleft()._replace(batch=batch) for batch in self._inner)
+        try:
+            yield from batches
+        finally:
+            if self._pass is this:
+                self._pass = None
+
+    def receive(self, arrival: Arrival, settled: bool = True) -> None:
+        """Let the loop have a batch: from now on it counts.
+
+        >>> loader = DataLoader(range(4), batch_size=2)
+        >>> loader.receive(next(loader.arrivals()))
+        >>> loader.indices, loader.state_dict()["position"]
+        ([0, 1], 2)
+
+        Args:
+            settled: False leaves the state where it is, for batches that a run which goes on from
+                it is to have again.
+        """
+        self.indices = arrival.indices
+        if settled:
+            self._position = arrival.stop
+        rekey(_STEP, self.seed, self.epoch, distributed.rank(), arrival.start)
+
+    def complete(self) -> None:
+        """End a pass whose batches have all been received.
+
+        >>> loader = DataLoader(range(4))
+        >>> loader.complete()
+        >>> loader.epoch
+        1
+        """
+        rekey(_STEP, self.seed, self.epoch, distributed.rank(), -1)
+        self.set_epoch(self.epoch + 1)
+
+    def samples(self, arrival: Arrival) -> int | None:
+        """The samples of a step over all ranks; None where only they know.
+
+        >>> loader = DataLoader(range(4), batch_size=2, shuffle=True)
+        >>> loader.samples(next(loader.arrivals()))
+        2
+        """
+        stream = isinstance(self.dataset, IterableDataset)
+        if stream or not self.in_step or self._unit == "batches":
+            return None
+        return max(arrival.stop - arrival.start, distributed.world_size())
+
+    def __len__(self) -> int:
+        """The batches of a whole epoch on this rank."""
+        if isinstance(self.dataset, IterableDataset):
+            return super().__len__()
+        group, rank = self._group(), distributed.rank()
+        steps, rest = divmod(self._length(), group)
+        return steps + bool(rest and not self._drops and (self.in_step or rank < rest))
+
+    # ---------------------------------------------------------------- memory
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next pass be that of an epoch; the epoch of a loaded state goes on where it was.
+
+        >>> DataLoader(range(4)).set_epoch(3)
+        """
+        if epoch != self.epoch:
+            self.epoch, self._begin, self._position = epoch, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loop is: a few integers.
+
+        >>> DataLoader(range(4), batch_size=2, seed=42).state_dict()
+        {'seed': 42, 'epoch': 0, 'position': 0, 'length': 4, 'order': 'as it is', 'step': 2}
+        """
+        state = {"seed": self.seed, "epoch": self.epoch, "position": self._position}
+        if isinstance(self.dataset, IterableDataset):
+            return state | self._stream.state_dict()
+        return {
+            **state,
+            "length": self._length(),
+            "order": self._order_name(),
+            "step": self._group(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another loader was.
+
+        >>> loader = DataLoader(range(4), seed=42)
+        >>> loader.load_state_dict({**loader.state_dict(), "epoch": 1, "position": 3})
+        >>> [batch.item() for batch in loader]
+        [3]
+
+        With another number of ranks, or another batch size, the samples that are left come in
+        other steps, each once.
+
+        Raises:
+            ValueError: The state of a loader with another seed, length or order.
+            RuntimeError: A pass is under way.
+        """
+        if self._pass is not None:
+            raise RuntimeError(
+                "a pass over the loader is under way: load its state before the loop"
+            )
+        own = self.state_dict()
+        for name in ("seed", "length", "order"):
+            if state.get(name) != own.get(name):
+                raise ValueError(
+                    f"the state is that of a loader with {name} {state.get(name)!r}, and this one "
+                    f"has {own.get(name)!r}: make it as it was, or leave it out of what is loaded"
+                )
+        if isinstance(self.dataset, IterableDataset):
+            self._stream.load_state_dict(state, self.num_workers)
+        elif not 0 <= state["position"] <= self._length():
+            raise ValueError(f"position {state['position']} is not in {self._length()} samples")
+        self.epoch = state["epoch"]
+        self._begin = self._position = state["position"]
+
+    # ---------------------------------------------------------------- the order of an epoch
+
+    @property
+    def _drops(self) -> bool:
+        return self.drop_last and self._unit == "samples"
+
+    def _length(self) -> int:
+        """Positions of an epoch."""
+        if self._sampler is not None and hasattr(self._sampler, "__len__"):
+            return len(self._sampler)
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def _group(self) -> int:
+        """Positions of a step, over all ranks."""
+        return distributed.world_size() * (1 if self._unit == "batches" else self.batch_size or 1)
+
+    def _order_name(self) -> str:
+        if self._sampler is not None:
+            return f"{self._unit} of {type(self._sampler).__name__}"
+        return "shuffled" if self._shuffled else "as it is"
+
+    def _planned(self, pending: deque[Arrival]) -> Iterator[Any]:
+        """What the workers are asked for, batch by batch, and noted for the loop."""
+        rank, world_size, group = distributed.rank(), distributed.world_size(), self._group()
+        single = self.batch_size is None and self._unit == "samples"
+        take, length, epoch = *self._order(), self.epoch
+        for start in range(self._begin, length, group):
+            stop = min(start + group, length)
+            if stop - start < group and self._drops:
+                return
+            indices = take(range(start + rank, stop, world_size))
+            if not indices and self.in_step:
+                position = start + rank % (stop - start)
+                indices = take(range(position, position + 1))
+            if not indices:
+                return
+            if self._unit == "batches":
+                [indices] = indices
+            pending.append(Arrival(None, indices, start, stop))
+            keys = [(epoch, index) for index in indices]
+            yield keys[0] if single else keys
+
+    def _order(self) -> tuple[Callable[[range], list[Any]], int]:
+        """What gives the indices at positions, and how many positions there are."""
+        if self._sampler is not None:
+            drawn = _drawn(self._sampler, (_SAMPLER, self.seed, self.epoch))
+            return (
+                lambda positions: drawn[positions.start : positions.stop : positions.step]
+            ), len(drawn)
+        length = self._length()
+        if not self._shuffled:
+            return list, length
+        return _Ahead(Shuffle(length, (_SHUFFLE, self.seed, self.epoch)), length), length
+
+    def _stream_arrivals(self) -> Iterator[Arrival]:
+        self._stream.begin(self.epoch)
+        for number, batch in enumerate(self._inner, start=self._begin):
+            yield Arrival(batch, [], number, number + 1)
+
+
+class _Planned:
+    """The batch sampler of torch's loader: what the pass under way asks for."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._loader._plan
+
+
+class _Keyed(Dataset[Any]):
+    """A dataset asked for (epoch, index), whose samples draw by these alone."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        self._dataset = dataset
+        self._seed = seed
+        inner = dataset
+        while type(inner) is Subset:
+            inner = inner.dataset
+        self._draws = type(inner) is not TensorDataset  # which has nothing to draw for
+
+    def __getitem__(self, key: tuple[int, Any]) -> Any:
+        epoch, index = key
+        if self._draws:
+            number = index if isinstance(index, int) else zlib.crc32(repr(index).encode())
+            rekey(_SAMPLE, self._seed, epoch, number)
+        return self._dataset[index]
+
+
+class _Ahead:
+    """Computes the indices at equally spaced positions ahead, many at a time."""
+
+    def __init__(self, shuffle: Shuffle, length: int) -> None:
+        self._shuffle = shuffle
+        self._length = length
+        self._known = range(0)
+        self._indices: list[int] = []
+
+    def __call__(self, positions: range) -> list[int]:
+        if not positions:
+            return []
+        if (
+            positions.step != self._known.step
+            or positions[0] not in self._known
+            or positions[-1] not in self._known
+        ):
+            count = max(_AHEAD, len(positions))
+            end = min(positions.start + count * positions.step, self._length)
+            self._known = range(positions.start, end, positions.step)
+            self._indices = self._shuffle(
+                np.arange(self._known.start, end, positions.step)
+            ).tolist()
+        first = self._known.index(positions[0])
+        return self._indices[first : first + len(positions)]
+
+
+def _drawn(sampler: Iterable[Any], key: tuple[int, ...]) -> list[Any]:
+    """All that a sampler of the user yields, as a function of a key."""
+    with isolated_rng():
+        rekey(*key)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(key[-1])
+        generator = getattr(sampler, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(int(torch.randint(2**62, ())))
+        return list(sampler)

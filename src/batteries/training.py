@@ -1,0 +1,262 @@
+"""Gradient accumulation: many small batches, the gradient of the big one."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from batteries import distributed
+from batteries.data import Arrival, DataLoader
+
+T = TypeVar("T")
+Count = Callable[[Any], Any]
+
+
+class Window(Generic[T]):
+    """One micro-batch of a window whose gradients add up.
+
+    >>> loss = nn.Linear(2, 1)(torch.ones(4, 2)).mean()
+    >>> with Window(nn.Linear(2, 1), closed=True, weight=1.0) as window:
+    ...     window.backward(loss)
+
+    Attributes:
+        closed: Whether this is the window's last micro-batch, after which the optimizer steps.
+        weight: The part of the window that this micro-batch is, times the number of ranks.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        closed: bool,
+        weight: float,
+        scaler: Any = None,
+        finite: Callable[[Tensor], None] = lambda loss: None,  # noqa: ARG005
+    ) -> None:
+        self.closed = closed
+        self.weight = weight
+        self._model = model
+        self._scaler = scaler
+        self._finite = finite
+        self._sharing: Any = None
+
+    def __enter__(self) -> Window[T]:
+        """Let DDP share gradients in the window's last backward pass alone."""
+        if not self.closed and hasattr(self._model, "no_sync"):
+            self._sharing = self._model.no_sync()
+            self._sharing.__enter__()
+        elif hasattr(self._model, "set_requires_gradient_sync"):  # FSDP2
+            self._model.set_requires_gradient_sync(self.closed)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._sharing is not None:
+            self._sharing.__exit__(*error)
+            self._sharing = None
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this micro-batch, weighted so that the window's is the big batch's.
+
+        Args:
+            loss: The mean over what is counted, a scalar. With nothing counted it may be NaN: the
+                gradient is zero then.
+
+        Raises:
+            ValueError: A loss that is not a scalar.
+        """
+        if loss.dim():
+            raise ValueError(
+                f"the loss has shape {tuple(loss.shape)}; expected one number, the mean over what "
+                "is counted in the batch: loss.mean()"
+            )
+        if self.weight == 0:
+            _backward_of_zero(loss)
+            return
+        self._finite(loss)
+        weighted = loss if self.weight == 1 else loss * self.weight
+        if self._scaler is not None:
+            weighted = self._scaler.scale(weighted)
+        weighted.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, optimizer: Optimizer) -> bool:
+        """Step, through the scaler where there is one; whether the optimizer really did.
+
+        With a scaler, clip between `scaler.unscale_(optimizer)` and this. A scheduler steps only
+        when this is True: the scaler leaves out a step whose gradients overflow.
+        """
+        if self._scaler is None:
+            optimizer.step()
+            return True
+        before = self._scaler.get_scale()
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        return bool(self._scaler.get_scale() >= before)
+
+
+class _Losses:
+    """Tells of losses that are not finite; of those on a GPU as soon as it has computed them."""
+
+    def __init__(self) -> None:
+        self._queue: deque[tuple[torch.cuda.Event, Tensor, str]] = deque()
+
+    def watch(self, where: str, loss: Tensor) -> None:
+        if loss.device.type != "cuda":
+            _tell(loss.detach(), where)
+            return
+        value = torch.empty((), dtype=loss.dtype, pin_memory=True)
+        value.copy_(loss.detach(), non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record()
+        self._queue.append((copied, value, where))
+        self.tell()
+
+    def tell(self, wait: bool = False) -> None:
+        while self._queue and (wait or self._queue[0][0].query()):  # type: ignore[no-untyped-call]
+            copied, value, where = self._queue.popleft()
+            copied.synchronize()
+            _tell(value, where)
+
+
+def _tell(loss: Tensor, where: str) -> None:
+    value = loss.item()
+    if not math.isfinite(value):
+        warnings.warn(f"the loss is {value} at {where}", stacklevel=5)
+
+
+class _Accumulate(Generic[T]):
+    """The pairs of `accumulate`, with their number."""
+
+    def __init__(
+        self, loader: Iterable[T], model: nn.Module, steps: int, count: Count | None, scaler: Any
+    ) -> None:
+        self._loader = loader
+        self._model = model
+        self._steps = steps
+        self._count = count
+        self._scaler = scaler
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[tuple[T, Window[T]]]:
+        own = self._loader if isinstance(self._loader, DataLoader) else None
+        arrivals = own.arrivals() if own else _arrivals(self._loader)
+        step, losses = 0, _Losses()
+        while window := list(islice(arrivals, self._steps)):
+            weights = self._weights(window, own)
+            for number, (arrival, weight) in enumerate(zip(window, weights, strict=True), start=1):
+                closed = number == len(window)
+                if own is not None:  # a window that was cut short is to come again as a whole
+                    own.receive(arrival, settled=closed)
+                epoch = f"of epoch {own.epoch}, " if own else ""
+                watch = functools.partial(losses.watch, f"micro-batch {step} {epoch}counted from 0")
+                step += 1
+                yield arrival.batch, Window(self._model, closed, weight, self._scaler, watch)
+        if own is not None:
+            own.complete()
+        losses.tell(wait=True)
+
+    def _weights(self, window: list[Arrival], own: DataLoader[Any] | None) -> list[float]:
+        """The part of each micro-batch in its window, of all ranks, times their number."""
+        world_size = distributed.world_size()
+        counts = [self._counted(arrival.batch) for arrival in window]
+        total = sum(counts)
+        if world_size > 1:
+            known = [own.samples(a) for a in window] if own and self._count is None else [None]
+            total = distributed.all_reduce(total) if None in known else sum(filter(None, known))
+        return [count * world_size / total if total else 0.0 for count in counts]
+
+    def _counted(self, batch: Any) -> float:
+        count = float(_size(batch) if self._count is None else self._count(batch))
+        if not count >= 0:
+            raise ValueError(f"count returned {count} for a batch; expected 0 or more")
+        return count
+
+
+def accumulate(
+    loader: Iterable[T],
+    model: nn.Module,
+    accumulation_steps: int = 1,
+    *,
+    count: Count | None = None,
+    scaler: Any = None,
+) -> _Accumulate[T]:
+    """Group batches into windows whose gradient is that of all their samples in one batch.
+
+    >>> model, batches = nn.Linear(2, 1), [torch.randn(4, 2), torch.randn(4, 2), torch.randn(3, 2)]
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> for x, window in accumulate(batches, model, accumulation_steps=2):
+    ...     with window:
+    ...         loss = model(x).square().mean()
+    ...         window.backward(loss)
+    ...     if window.closed:
+    ...         optimizer.step()
+    ...         optimizer.zero_grad(set_to_none=True)
+
+    The last window may be shorter, batches may differ in size, and so may those of the ranks: each
+    counts by its samples. DDP and FSDP2 share gradients once a window. A window's batches are
+    fetched together. A checkpoint of the loader made inside a window goes on with that window's
+    first batch, one made after its last batch with the next.
+
+    Args:
+        loader: Any iterable of batches; of several ranks all have equally many. Progress bars go
+            around `accumulate`, not inside it.
+        model: Bare or wrapped: what is called in the loop.
+        count: What the loss of a batch is a mean over, by the batch: for tokens
+            `lambda batch: (batch[1] != PAD).sum()`. Default: its samples.
+        scaler: A `torch.amp.GradScaler`, for `window.backward` and `window.step(optimizer)`.
+
+    Raises:
+        ValueError: `accumulation_steps` below 1, or a negative count.
+    """
+    if accumulation_steps < 1:
+        raise ValueError(f"accumulation_steps is {accumulation_steps}; expected 1 or more")
+    return _Accumulate(loader, model, accumulation_steps, count, scaler)
+
+
+def _arrivals(loader: Iterable[Any]) -> Iterator[Arrival]:
+    return (Arrival(batch, [], 0, 0) for batch in loader)
+
+
+def _size(batch: Any) -> int:
+    """The samples of a batch: the length of the first tensor in it.
+
+    >>> _size({"image": torch.zeros(3, 2), "label": torch.zeros(3)})
+    3
+    """
+    if isinstance(batch, Tensor):
+        return batch.shape[0]
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, list | tuple) and batch:
+        return _size(batch[0])
+    raise ValueError(
+        f"a {type(batch).__name__} does not say how many samples it has; pass "
+        "count=lambda batch: ... to accumulate"
+    )
+
+
+def _backward_of_zero(loss: Tensor) -> None:
+    """Give a gradient of zero to all that a loss depends on, whatever its own would be.
+
+    DDP waits for each of them, and 0 * NaN is NaN.
+    """
+    found, seen = [], set()
+    nodes = [loss.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        nodes.extend(following for following, _ in node.next_functions)
+    torch.autograd.backward(found, [torch.zeros_like(leaf) for leaf in found])

@@ -1,0 +1,410 @@
+"""The order of an epoch, what its samples draw, and how a loader goes on."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from math import factorial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+from scipy.stats import chisquare
+from torch.utils.data import (
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+from batteries import distributed, seed_all
+from batteries.data import DataLoader, Shuffle
+
+Draws = tuple[int, float, float, float]
+
+
+class Noisy(Dataset[Draws]):
+    """Samples that draw from every generator."""
+
+    def __init__(self, length: int = 37) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Draws:
+        return index, random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def as_it_is(samples: list[Any]) -> list[Any]:
+    return samples
+
+
+def loader(length: int = 37, batch_size: int | None = 4, **options: Any) -> DataLoader[Any]:
+    options = {"shuffle": True, "seed": 3, "collate_fn": as_it_is, **options}
+    return DataLoader(Noisy(length), batch_size, **options)
+
+
+def passes(data: DataLoader[Any], epochs: int = 2) -> list[Any]:
+    """Each batch, and what the loop draws after it."""
+    return [
+        (batch, random.random(), float(np.random.rand()), float(torch.rand(())), data.indices)
+        for _ in range(epochs)
+        for batch in data
+    ]
+
+
+# ---------------------------------------------------------------- the shuffle
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 10, 63, 64, 65, 1000, 65_537])
+def test_shuffle_is_a_permutation(length: int) -> None:
+    """Every index stands at exactly one position, for every length and key."""
+    for key in range(5):
+        order = Shuffle(length, (key, 0))(np.arange(length))
+        assert sorted(order.tolist()) == list(range(length))
+
+
+@pytest.mark.parametrize("length", [2, 3, 4, 5])
+def test_all_orders_are_equally_frequent(length: int) -> None:
+    """Over many keys each order of a few elements comes up as often as any other."""
+    positions = np.arange(length)
+    orders = Counter(tuple(Shuffle(length, (key, 1))(positions).tolist()) for key in range(6000))
+    counts = list(orders.values()) + [0] * (factorial(length) - len(orders))
+    assert chisquare(counts).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("length", [50, 1000])
+def test_positions_and_neighbours_are_uniform(length: int) -> None:
+    """Each position gets each part of the indices, and neighbours differ by any step."""
+    firsts, steps = [], []
+    for key in range(3000):
+        order = Shuffle(length, (key, 2))(np.array([0, 1, length - 1]))
+        firsts.append(order[[0, 2]] * 10 // length)
+        steps.append((order[1] - order[0]) % length * 10 // length)
+    for seen in (*np.array(firsts).T, np.array(steps)):
+        counts = np.bincount(seen, minlength=10)
+        expected = np.bincount(np.arange(length) * 10 // length, minlength=10) / length * 3000
+        assert chisquare(counts, expected).pvalue > 1e-4
+
+
+class Huge(Dataset[int]):
+    def __len__(self) -> int:
+        return 10**9
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def test_huge_epochs_take_no_memory() -> None:
+    """An epoch over 10**9 samples starts, in its middle too, without a list of them."""
+    data = DataLoader(Huge(), batch_size=64, shuffle=True, seed=1)
+    tracemalloc.start()
+    next(iter(data))
+    data.load_state_dict({**data.state_dict(), "position": 64 * 10**7})
+    next(iter(data))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10e6
+
+
+# ---------------------------------------------------------------- functions of the seed
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_change_nothing(workers: int, persistent: bool) -> None:
+    """Batches, what samples draw and what the loop draws are the same with any workers."""
+    options = {"num_workers": workers, "persistent_workers": persistent}
+    assert passes(loader(**options)) == passes(loader())
+
+
+def test_history_changes_nothing() -> None:
+    """What was drawn before, or in another epoch, changes no batch."""
+    expected = passes(loader())
+    torch.rand(7)
+    data = loader()
+    data.set_epoch(1)
+    assert passes(data, 1) == expected[10:]
+
+
+def test_epochs_and_seeds_differ() -> None:
+    """Each epoch and each seed has its own order, draws and loop draws."""
+    batches = [*passes(loader()), *passes(loader(seed=4))]
+    draws = [sample[1:] for batch, *_ in batches for sample in batch]
+    assert len({draw for sample in draws for draw in sample}) == 3 * len(draws)
+    assert len({drawn for _, *loop, _ in batches for drawn in loop}) == 3 * len(batches)
+    orders = [[s[0] for batch, *_ in batches[i : i + 10] for s in batch] for i in (0, 10, 20, 30)]
+    assert len(set(map(tuple, orders))) == 4
+    assert all(sorted(order) == list(range(37)) for order in orders)
+
+
+def test_the_seed_of_seed_all() -> None:
+    """The loader takes the seed last given to `seed_all`, not a rank's."""
+    seed_all(7)
+    seed_all(8, rank=1)
+    assert loader(seed=None).seed == 7
+
+
+def rank_passes(lengths: list[int], batch_size: int, options: dict[str, Any]) -> list[Any]:
+    return [passes(loader(length, batch_size, **options), 1) for length in lengths]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_each_step(world_size: int) -> None:
+    """With the same global batch, a step has the same samples, drawing alike, on any ranks."""
+    lengths = [35, 36, 37, 49]
+    results = run_ranks(rank_passes, lengths, 6 // world_size, {}, world_size=world_size)
+    for whole, ranks in zip(rank_passes(lengths, 6, {}), zip(*results, strict=True), strict=True):
+        assert {len(batches) for batches in ranks} == {len(whole)}  # in step
+        for step, (batch, *_) in enumerate(whole):
+            together = [sample for batches in ranks for sample in batches[step][0]]
+            repeated = max(0, world_size - len(batch))
+            assert len(together) == len(batch) + repeated
+            assert set(together) == set(batch)
+            assert len({batches[step][1] for batches in ranks}) == world_size  # drawing apart
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_evaluation_sees_each_sample_once(world_size: int) -> None:
+    """Unshuffled, nothing is repeated and nothing left out, though a rank may have nothing."""
+    lengths = [1, 2, 12, 13, 25]
+    results = run_ranks(rank_passes, lengths, 2, {"shuffle": False}, world_size=world_size)
+    for length, ranks in zip(lengths, zip(*results, strict=True), strict=True):
+        seen = [sample[0] for batches in ranks for batch, *_ in batches for sample in batch]
+        assert sorted(seen) == list(range(length))
+
+
+def lengths_are_right() -> bool:
+    kinds: list[dict[str, Any]] = [{}, {"shuffle": False}, {"drop_last": True}]
+    return all(
+        len(loader(length, 3, **kind)) == len(passes(loader(length, 3, **kind), 1))
+        for kind in kinds
+        for length in (1, 5, 6, 7, 12)
+    )
+
+
+def test_len() -> None:
+    """`len` is the number of batches that this rank gets."""
+    assert lengths_are_right()
+    assert run_ranks(lengths_are_right) == [True, True]
+
+
+def test_drop_last() -> None:
+    """With `drop_last` every batch is whole."""
+    assert [len(batch) for batch, *_ in passes(loader(drop_last=True), 1)] == [4] * 9
+
+
+def test_single_samples() -> None:
+    """`batch_size=None` yields samples."""
+    data = loader(batch_size=None, collate_fn=None)
+    assert sorted(int(sample[0]) for sample in data) == list(range(37))
+
+
+# ---------------------------------------------------------------- going on
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_anywhere(workers: int) -> None:
+    """From the state after any batch, another loader yields the rest, draw for draw."""
+    expected = passes(loader())
+    for done in range(0, 21, 3):
+        first = loader(num_workers=workers)
+        seen = 0
+        while seen < done:
+            for _ in first:
+                seen += 1
+                if seen == done:
+                    break
+        state = first.state_dict()
+        second = loader(num_workers=2 - workers)
+        second.load_state_dict(state)
+        rest = passes(second, 2 - state["epoch"])
+        assert rest == expected[done:]
+
+
+def resumed(state: dict[str, Any], batch_size: int) -> list[Any]:
+    data = loader(50, batch_size)
+    data.load_state_dict(state)
+    return passes(data, 1)
+
+
+@pytest.mark.parametrize("batch_size", [3])
+def test_resume_on_other_ranks(batch_size: int) -> None:
+    """On another number of ranks, with another batch size, the rest of the epoch comes once."""
+    data = loader(50, 4)
+    batches = iter(data)
+    seen = [sample for _ in range(4) for sample in next(batches)]
+    ranks = run_ranks(resumed, data.state_dict(), batch_size, world_size=2)
+    rest = [sample for batches in ranks for batch, *_ in batches for sample in batch]
+    assert sorted(seen + rest) == sorted(s for batch, *_ in passes(loader(50), 1) for s in batch)
+
+
+def test_a_pass_that_is_broken_off() -> None:
+    """The next pass begins where that one began, as torch's does; a resumed one too."""
+    data = loader()
+    expected = passes(loader(), 1)
+    next(iter(data))
+    assert data.state_dict()["position"] == 4
+    assert passes(data, 1) == expected
+    data = loader()
+    data.load_state_dict({**data.state_dict(), "position": 8})
+    next(iter(data))
+    assert passes(data, 1) == expected[2:]
+
+
+def test_at_the_end_of_an_epoch() -> None:
+    """A state from the body of the last batch has nothing left; after it comes the next epoch."""
+    data = loader()
+    for _ in data:
+        state = data.state_dict()
+    assert state["epoch"] == 0
+    other = loader()
+    other.load_state_dict(state)
+    assert passes(other, 2) == passes(loader(), 2)[10:]
+
+
+@pytest.mark.parametrize(
+    ("other", "name"),
+    [({"length": 36}, "length"), ({"seed": 4}, "seed"), ({"shuffle": False}, "order")],
+)
+def test_another_loader(other: dict[str, Any], name: str) -> None:
+    """The state of a loader of another length, seed or order is refused, with both values."""
+    data = loader()
+    with pytest.raises(ValueError, match=rf"a loader with {name} .*, and this one has"):
+        data.load_state_dict(loader(**other).state_dict())
+    assert data.state_dict() == loader().state_dict()
+
+
+def test_loading_in_a_pass() -> None:
+    """A state loaded inside the loop is an error: the batches under way are from before it."""
+    data = loader()
+    batches = iter(data)
+    next(batches)
+    with pytest.raises(RuntimeError, match="load its state before the loop"):
+        data.load_state_dict(loader().state_dict())
+
+
+def test_positions_out_of_range() -> None:
+    """A position that the epoch does not have is refused."""
+    with pytest.raises(ValueError, match="position 38 is not in 37 samples"):
+        loader().load_state_dict({**loader().state_dict(), "position": 38})
+
+
+# ---------------------------------------------------------------- other samplers and streams
+
+
+def sampled(kind: str) -> DataLoader[Any]:
+    if kind == "batches":
+        batches = [[0, 1], [2], [3, 4, 5], [6]]
+        return loader(batch_size=1, shuffle=None, batch_sampler=batches)
+    if kind == "own generator":
+        own = RandomSampler(range(37), generator=torch.Generator())
+        return loader(shuffle=None, sampler=own)
+    weights = WeightedRandomSampler(torch.arange(37.0).tolist(), 30)
+    return loader(shuffle=None, sampler=weights)
+
+
+def sampled_passes(kind: str) -> list[Any]:
+    return passes(sampled(kind))
+
+
+@pytest.mark.parametrize("kind", ["batches", "own generator", "weights"])
+def test_samplers_of_the_user(kind: str) -> None:
+    """Their order too is a function of seed and epoch, shared by the ranks, and resumed."""
+    expected = sampled_passes(kind)
+    torch.rand(3)
+    assert sampled_passes(kind) == expected
+    data = sampled(kind)
+    batches = iter(data)
+    next(batches), next(batches)
+    other = sampled(kind)
+    other.load_state_dict(data.state_dict())
+    assert passes(other, 1) == expected[2 : len(expected) // 2]
+    ranks = run_ranks(sampled_passes, kind)
+    assert len(ranks[0]) == len(ranks[1])
+    seen = {sample for batches in ranks for batch, *_ in batches for sample in batch}
+    assert seen == {sample for batch, *_ in expected for sample in batch}
+
+
+class Lines(IterableDataset[Any]):
+    """Twenty items in an order of its own, with draws."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in torch.randperm(20).tolist():
+            yield item, random.random()
+
+
+class Remembering(Lines):
+    def __init__(self) -> None:
+        self.at = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while self.at < 20:
+            self.at += 1
+            yield self.at, random.random()
+        self.at = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
+
+
+def stream_passes(workers: int) -> list[Any]:
+    data = DataLoader(Lines(), 3, seed=3, num_workers=workers, collate_fn=as_it_is)
+    return [[item for batch in data for item in batch] for _ in range(2)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_streams_are_divided(workers: int, world_size: int) -> None:
+    """Each item of an iterable dataset comes once, drawing alike, anew in each epoch."""
+    expected = stream_passes(0)
+    ranks = run_ranks(stream_passes, workers, world_size=world_size)
+    for epoch in range(2):
+        seen = [item for passed in ranks for item in passed[epoch]]
+        assert sorted(seen) == sorted(expected[epoch])
+    assert sorted(expected[0]) != sorted(expected[1])
+
+
+def test_streams_that_remember_go_on() -> None:
+    """An iterable dataset with a memory is resumed in the middle."""
+
+    def make() -> DataLoader[Any]:
+        return DataLoader(Remembering(), 3, seed=3, collate_fn=as_it_is)
+
+    expected = passes(make(), 2)
+    data = make()
+    batches = iter(data)
+    next(batches), next(batches)
+    other = make()
+    other.load_state_dict(data.state_dict())
+    assert passes(other, 2) == expected[2:]
+
+
+def test_streams_that_forget() -> None:
+    """Without a memory, or read ahead by workers, it says why it cannot go on in an epoch."""
+    state = {**DataLoader(Lines(), seed=3).state_dict(), "position": 2}
+    with pytest.raises(ValueError, match="Lines has no load_state_dict"):
+        DataLoader(Lines(), seed=3).load_state_dict(state)
+    with pytest.raises(ValueError, match="read ahead by 2 workers"):
+        DataLoader(Remembering(), seed=3, num_workers=2).load_state_dict(state)
+    DataLoader(Lines(), seed=3).load_state_dict({**state, "position": 0, "epoch": 3})
+
+
+def test_it_is_a_torch_loader() -> None:
+    """Its attributes are those that torch's has."""
+    data = DataLoader(TensorDataset(torch.arange(6)), 2, shuffle=True)
+    assert isinstance(data, torch.utils.data.DataLoader)
+    assert (data.batch_size, len(data.dataset), data.num_workers) == (2, 6, 0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="in_order"):
+        DataLoader(Noisy(), in_order=False)
+    assert distributed.world_size() == 1

@@ -1,0 +1,232 @@
+"""The gradient of a window is that of its samples in one batch."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F  # noqa: N812 (its usual name)
+from ranks import run_ranks
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import TensorDataset
+
+from batteries import accumulate, distribute, distributed
+from batteries.data import DataLoader
+
+PAD = -100
+
+
+def network(dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).to(dtype)
+
+
+def samples(count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count, 5, dtype=dtype, generator=generator)
+    y = torch.randint(3, (count, 4), generator=generator)
+    y[torch.rand(count, 4, generator=generator) < 0.5] = PAD  # some rows have nothing to count
+    y[:3] = PAD
+    return x, y
+
+
+def token_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """The mean over tokens that are not padding, as a user writes it: NaN without any."""
+    losses = F.cross_entropy(logits.repeat_interleave(4, 0), y.flatten(), reduction="none")
+    return losses.sum() / (y != PAD).sum()
+
+
+def mean_loss(logits: Tensor, y: Tensor) -> Tensor:
+    return (logits - y.clamp(0)[:, :3]).square().mean()
+
+
+LOSSES: dict[str, tuple[Any, Any]] = {
+    "samples": (mean_loss, None),
+    "tokens": (token_loss, lambda batch: (batch[1] != PAD).sum()),
+}
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def window_gradients(
+    kind: str, count: int, batch_size: int, steps: int, dtype: torch.dtype, plain: bool
+) -> list[tuple[list[Any], list[Tensor]]]:
+    """The indices of each window, and its gradient."""
+    loss, counter = LOSSES[kind]
+    data = TensorDataset(*samples(count, dtype), torch.arange(count))
+    model: nn.Module = network(dtype)
+    if distributed.world_size() > 1:
+        model = DistributedDataParallel(model, find_unused_parameters=count % 2 == 1)
+    loader: Any = DataLoader(data, batch_size, shuffle=True, seed=5)
+    if plain:
+        loader = list(loader)
+    found, indices = [], []
+    for (x, y, index), window in accumulate(loader, model, steps, count=counter):
+        indices += index.tolist()
+        with window:
+            window.backward(loss(model(x), y))
+        if window.closed:
+            found.append((indices, gradients(model)))
+            model.zero_grad(set_to_none=True)
+            indices = []
+    return found
+
+
+CASES = [
+    (kind, count, batch_size, steps)
+    for kind in LOSSES
+    for count, batch_size, steps in [(24, 4, 3), (25, 4, 3), (26, 4, 4), (5, 2, 8), (13, 3, 1)]
+]
+
+
+def all_windows(dtype: torch.dtype, divide: int, plain: bool) -> list[Any]:
+    return [
+        window_gradients(kind, count, batch_size // divide or 1, steps, dtype, plain)
+        for kind, count, batch_size, steps in CASES
+    ]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_gradient_of_the_big_batch(
+    world_size: int, dtype: torch.dtype, rtol: float, plain: bool
+) -> None:
+    """Each window has the gradient of its samples in one batch: all lengths, sizes and ranks."""
+    results = run_ranks(all_windows, dtype, world_size, plain, world_size=world_size)
+    for (kind, count, _, _), ranks in zip(CASES, zip(*results, strict=True), strict=True):
+        x, y = samples(count, dtype)
+        for windows in zip(*ranks, strict=True):
+            indices = [index for mine, _ in windows for index in mine]
+            model = network(dtype)
+            LOSSES[kind][0](model(x[indices]), y[indices]).backward()
+            if not (kind == "tokens" and (y[indices] == PAD).all()):
+                big = torch.cat([gradient.flatten() for gradient in gradients(model)])
+                for _, mine in windows:
+                    found = torch.cat([gradient.flatten() for gradient in mine])
+                    assert (found - big).norm() <= rtol * big.norm()
+
+
+def test_nothing_to_count() -> None:
+    """A window in which nothing is counted has a gradient of zero, not NaN."""
+    model = network(torch.float32)
+    x, y = samples(3, torch.float32)
+    batches = [(x, torch.full_like(y, PAD))] * 2
+    for (x, y), window in accumulate(batches, model, 2, count=LOSSES["tokens"][1]):
+        with window:
+            window.backward(token_loss(model(x), y))
+    assert all((gradient == 0).all() for gradient in gradients(model))
+
+
+def count_all_reduces(steps: int) -> int:
+    calls: list[Any] = []
+    model: Any = distribute(nn.Linear(2, 1), "cpu")
+    group: Any = dist.group.WORLD
+
+    def hook(state, bucket):  # type: ignore[no-untyped-def]
+        calls.append(state)
+        return allreduce_hook(group, bucket)
+
+    model.register_comm_hook(None, hook)
+    for x, window in accumulate([torch.ones(2, 2)] * 8, model, steps):
+        with window:
+            window.backward(model(x).mean())
+    return len(calls)
+
+
+def test_ranks_share_once_a_window() -> None:
+    """DDP all-reduces in the last backward pass of a window alone."""
+    assert run_ranks(count_all_reduces, 4) == [2, 2]
+
+
+def test_a_window_that_is_cut_short_comes_again() -> None:
+    """The loader's state inside a window is that before it; after its last batch, after it."""
+    loader = DataLoader(TensorDataset(torch.arange(20)), 2, shuffle=True, seed=1)
+    positions = []
+    for _, window in accumulate(loader, nn.Linear(1, 1), 4):
+        positions.append((loader.state_dict()["position"], window.closed, len(loader.indices)))
+    starts = [0, 0, 0, 8, 8, 8, 8, 16, 16, 20]
+    assert positions == [
+        (at, at in (8, 16, 20) and i in (3, 7, 9), 2) for i, at in enumerate(starts)
+    ]
+
+
+def test_draws_do_not_depend_on_the_window() -> None:
+    """What the loop draws at a micro-batch is the same in windows of any length."""
+
+    def draws(steps: int) -> list[float]:
+        loader = DataLoader(TensorDataset(torch.arange(20)), 2, shuffle=True, seed=1)
+        return [float(torch.rand(())) for _ in accumulate(loader, nn.Linear(1, 1), steps)]
+
+    assert draws(1) == draws(3) == draws(4)
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+def test_scaler(overflow: bool) -> None:
+    """With a scaler the gradient is the same, and a step that was left out is told."""
+    model = network(torch.float32)
+    before = [p.clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    x, y = samples(8, torch.float32)
+    batches = [(x[:4], y[:4]), (x[4:] * (1e38 if overflow else 1), y[4:])]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the loss is inf")
+        for (x, y), window in accumulate(batches, model, 2, scaler=scaler):
+            with window:
+                window.backward(mean_loss(model(x), y) * (1e38 if overflow else 1))
+            if window.closed:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                assert window.step(optimizer) != overflow
+    same = all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    assert same == overflow
+
+
+def backward_of_all(pairs: Any, device: str = "cpu") -> None:
+    weight = torch.ones(1, requires_grad=True, device=device)
+    for (x,), window in pairs:
+        window.backward((weight * x.to(device)).sum())
+
+
+def test_nan_is_told() -> None:
+    """A loss that is not finite is told with its epoch and step; the loop is the user's."""
+    loader = DataLoader(TensorDataset(torch.tensor([1.0, 2, torch.nan, 4])), 1)
+    loader.set_epoch(3)
+    pairs = accumulate(loader, nn.Identity(), 2)
+    with pytest.warns(UserWarning, match="the loss is nan at micro-batch 2 of epoch 3"):
+        backward_of_all(pairs)
+
+
+@pytest.mark.gpu
+def test_nan_on_a_gpu_is_told() -> None:
+    """A loss on a GPU is told of too, without waiting for it."""
+    pairs = accumulate([[torch.ones(1)], [torch.ones(1) / 0]], nn.Identity())
+    with pytest.warns(UserWarning, match="the loss is inf at micro-batch 1"):
+        backward_of_all(pairs, "cuda")
+
+
+def test_bad_input() -> None:
+    """Windows of nothing, losses that are no number and negative counts are named."""
+    model, batches = nn.Linear(2, 1), [torch.ones(2, 2)]
+    with pytest.raises(ValueError, match="accumulation_steps is 0; expected 1 or more"):
+        accumulate(batches, model, 0)
+    with pytest.raises(ValueError, match=r"count returned -1\.0 for a batch"):
+        list(accumulate(batches, model, count=lambda _: -1))
+    with pytest.raises(ValueError, match="pass count="):
+        list(accumulate(["text"], model))
+    [(x, window)] = accumulate(batches, model)
+    with pytest.raises(ValueError, match=r"the loss has shape \(2, 1\); expected one number"):
+        window.backward(model(x))
+
+
+def test_len() -> None:
+    """A progress bar around it knows how many micro-batches there are."""
+    assert len(accumulate([1, 2, 3], nn.Identity(), 2)) == 3
