@@ -8,6 +8,7 @@ from batteries.checkpoint import CheckpointError as CheckpointError
 from batteries.checkpoint import CheckpointManager as CheckpointManager
 from batteries.checkpoint import load_checkpoint as load_checkpoint
 from batteries.checkpoint import make_checkpoint as make_checkpoint
+from batteries.checkpoint import resume as resume
 from batteries.checkpoint import save_checkpoint as save_checkpoint
 from batteries.device import t2d as t2d
 from batteries.device import to_device as to_device
@@ -15,6 +16,7 @@ from batteries.loggers import TensorBoardLogger as TensorBoardLogger
 from batteries.logs import get_logger as get_logger
 from batteries.meters import AverageMeter as AverageMeter
 from batteries.meters import AverageMetter as AverageMetter
+from batteries.modules import check_in_sync as check_in_sync
 from batteries.modules import distribute as distribute
 from batteries.modules import share_buffers as share_buffers
 from batteries.modules import unwrap as unwrap
@@ -35,6 +37,7 @@ __all__ = [
     "CheckpointManager",
     "TensorBoardLogger",
     "accumulate",
+    "check_in_sync",
     "checkpoint",
     "data",
     "distribute",
@@ -44,6 +47,7 @@ __all__ = [
     "load_checkpoint",
     "make_checkpoint",
     "progress",
+    "resume",
     "rng_state",
     "run_directory",
     "save_checkpoint",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from batteries import distributed
@@ -56,6 +58,56 @@ def distribute(model: nn.Module, device: torch.device | str) -> nn.Module:
     if not (dist.is_available() and dist.is_initialized() and trainable):
         return model
     if device.type == "cpu":
-        return DistributedDataParallel(model)
+        return _settled(DistributedDataParallel(model))
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    return DistributedDataParallel(synchronised, device_ids=[device])
+    return _settled(DistributedDataParallel(synchronised, device_ids=[device]))
+
+
+def _settled(model: DistributedDataParallel) -> DistributedDataParallel:
+    """Let DDP put its buckets in order now.
+
+    It does so after its first backward pass, by the order in which gradients came. The first step
+    of a run that was resumed would be summed up in another order than that of one that was not.
+    """
+    inner = model.module
+    own = inner.__dict__.get("forward")
+    parameters = [parameter for parameter in inner.parameters() if parameter.requires_grad]
+    inner.forward = lambda: sum((parameter * 0).sum() for parameter in parameters)
+    try:
+        for _ in range(2):  # the second forward pass orders the buckets
+            model().backward()
+    finally:
+        del inner.forward
+        if own is not None:
+            inner.forward = own
+    model.zero_grad(set_to_none=True)
+    return model
+
+
+def check_in_sync(model: nn.Module, **values: object) -> None:
+    """Raise on every rank if the ranks' models differ, with the first tensor that does.
+
+    >>> check_in_sync(nn.Linear(2, 1), step=100)
+
+    Compares a digest of the bits of every parameter and buffer; all ranks call it.
+
+    Args:
+        **values: Others that are to be equal, such as `step=step`.
+
+    Raises:
+        RuntimeError: They differ; with the name and the ranks.
+    """
+    own = {name: repr(value) for name, value in values.items()}
+    for name, tensor in unwrap(model).state_dict().items():
+        if isinstance(tensor, Tensor):
+            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            own[name] = hashlib.blake2b(data, digest_size=16).hexdigest()
+    everybody = distributed.all_gather(own)
+    for name in own:
+        found = [rank.get(name) for rank in everybody]
+        others = [rank for rank, value in enumerate(found) if value != found[0]]
+        if others:
+            raise RuntimeError(
+                f"{name} differs between the ranks: {', '.join(map(str, others))} have another one "
+                "than rank 0; were they seeded alike, and did each take every step?"
+            )

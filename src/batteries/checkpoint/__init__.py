@@ -11,6 +11,7 @@ from batteries.checkpoint.forms import peek as peek
 from batteries.checkpoint.forms import read_checkpoint as read_checkpoint
 from batteries.checkpoint.loading import LoadReport as LoadReport
 from batteries.checkpoint.loading import load_checkpoint as load_checkpoint
+from batteries.checkpoint.loading import resume as resume
 from batteries.checkpoint.manager import CheckpointManager as CheckpointManager
 from batteries.checkpoint.storage import CheckpointError as CheckpointError
 from batteries.checkpoint.storage import save_checkpoint as save_checkpoint

@@ -78,18 +78,27 @@ def latest(logdir: PathLike) -> Path | None:
     A damaged one is warned about and passed over: first the last, then the epochs from the
     newest, then the best. Where there are sharded ones in a process group, all ranks call it.
     """
+    for path in newest_first(logdir):
+        try:
+            verify_shards(path) if is_sharded(path) else read_file(path)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; an older one is taken", stacklevel=2)
+        else:
+            return path
+    return None
+
+
+def newest_first(logdir: PathLike) -> list[Path]:
+    """The checkpoints of a directory: the last, then the epochs from the newest, then the best.
+
+    >>> newest_first("runs/nothing")
+    []
+    """
     folder = Path(logdir)
     epochs = [path for path in folder.glob("exp_*.*") if path.stem[4:].isdecimal()]
-    newest_first = sorted(epochs, key=lambda path: int(path.stem[4:]), reverse=True)
-    for path in [*folder.glob("last.*"), *newest_first, *folder.glob("best.*")]:
-        if path.suffix in (".pth", ".dcp"):
-            try:
-                verify_shards(path) if is_sharded(path) else read_file(path)
-            except CheckpointError as error:
-                warnings.warn(f"{error}; an older one is taken", stacklevel=2)
-            else:
-                return path
-    return None
+    epochs = sorted(epochs, key=lambda path: int(path.stem[4:]), reverse=True)
+    paths = [*folder.glob("last.*"), *epochs, *folder.glob("best.*")]
+    return [path for path in paths if path.suffix in (".pth", ".dcp")]
 
 
 def consolidate(directory: PathLike, out: PathLike) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, overload
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from batteries import distributed
 from batteries.checkpoint.contents import (
     Checkpoint,
     Stateful,
@@ -19,7 +22,7 @@ from batteries.checkpoint.contents import (
     state_key,
     state_of,
 )
-from batteries.checkpoint.forms import is_sharded, read_checkpoint
+from batteries.checkpoint.forms import is_sharded, newest_first, read_checkpoint
 from batteries.checkpoint.sharded import read_shards
 from batteries.checkpoint.storage import CheckpointError
 from batteries.files import PathLike
@@ -105,12 +108,79 @@ def load_checkpoint(
         FileNotFoundError: No such file.
         CheckpointError: Damaged, not a checkpoint, or keys, shapes or types that do not fit.
     """
+    parts = _given(model, optimizer, scheduler, objects)
+    checkpoint = _Own(parts).read(path, map_location)
+    report = _put(checkpoint, parts, path, strict=strict, prefix=prefix)
+    return checkpoint if strict else report
+
+
+def resume(
+    logdir: PathLike,
+    model: nn.Module | None = None,
+    optimizer: Stateful | None = None,
+    scheduler: Stateful | None = None,
+    *,
+    map_location: torch.device | str = "cpu",
+    **objects: Stateful,
+) -> Checkpoint | None:
+    """Load the newest good checkpoint of a directory; None where there is none yet.
+
+    >>> model = nn.Linear(2, 1)
+    >>> last = resume("runs/line", model)
+    >>> first_epoch = last["epoch"] + 1 if last else 1
+
+    The same command then starts, restarts and continues an experiment. All ranks call it, and
+    load the same checkpoint. A damaged one is warned about, and an older one taken.
+
+    Args:
+        **objects: As for `load_checkpoint`. A state in the checkpoint for which no object is
+            passed is warned about.
+
+    Raises:
+        CheckpointError: All checkpoints are damaged, or the newest good one does not fit.
+    """
+    parts = _given(model, optimizer, scheduler, objects)
+    own = _Own(parts)
+    paths = distributed.broadcast(newest_first(logdir))
+    for path in paths:
+        try:
+            checkpoint = distributed.together(functools.partial(own.read, path, map_location))
+        except CheckpointError as error:
+            warnings.warn(f"{error}; an older one is taken", stacklevel=2)
+            continue
+        distributed.together(functools.partial(_put, checkpoint, parts, path))
+        states = {
+            key.removesuffix("_state_dict") for key in checkpoint if key.endswith("_state_dict")
+        }
+        for name in sorted(states - set(parts)):
+            warnings.warn(
+                f"{path} has {state_key(name)}, but no {name}= was given to resume: what it was "
+                "goes on from its beginning",
+                stacklevel=2,
+            )
+        return checkpoint
+    if paths:
+        raise CheckpointError(
+            f"none of the {len(paths)} checkpoints in {logdir} can be read; move them away to "
+            "start anew"
+        )
+    return None
+
+
+def _given(model: Any, optimizer: Any, scheduler: Any, objects: dict[str, Any]) -> dict[str, Any]:
     given = {"model": model, "optimizer": optimizer, "scheduler": scheduler, **objects}
-    parts = {name: part for name, part in given.items() if part is not None}
-    if is_sharded(path):
-        checkpoint = read_shards(path, _Own(parts).room)
-    else:
-        checkpoint = _Own(parts).spread(read_checkpoint(path, map_location))
+    return {name: part for name, part in given.items() if part is not None}
+
+
+def _put(
+    checkpoint: Checkpoint,
+    parts: dict[str, Any],
+    path: PathLike,
+    *,
+    strict: bool = True,
+    prefix: str = "",
+) -> LoadReport:
+    """Hold each part against its object, and put all of them in if all fit."""
     report = LoadReport(checkpoint, [], [], [], [])
     states: dict[str, Any] = {}
     for name, part in parts.items():
@@ -136,7 +206,7 @@ def load_checkpoint(
             if not strict:
                 states[name] = {k: v for k, v in states[name].items() if _fits(k, v, own)}
     _put_all(parts, states, path, strict)
-    return checkpoint if strict else report
+    return report
 
 
 class _Own:
@@ -150,6 +220,12 @@ class _Own:
             parameters = [p for group in getattr(part, "param_groups", ()) for p in group["params"]]
             for index, parameter in enumerate(parameters):
                 self._tensors[f"{state_key(name)}.state[{index}]"] = parameter
+
+    def read(self, path: PathLike, map_location: torch.device | str) -> Checkpoint:
+        """A checkpoint whose tensors are sharded as the objects' own."""
+        if is_sharded(path):
+            return read_shards(path, self.room)
+        return self.spread(read_checkpoint(path, map_location))
 
     def room(self, place: str, whole: Tensor) -> Tensor:
         """Room for a tensor: sharded as the object's own, else whole on the CPU."""

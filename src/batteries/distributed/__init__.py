@@ -10,5 +10,6 @@ from batteries.distributed.launch import local_rank as local_rank
 from batteries.distributed.launch import rank as rank
 from batteries.distributed.launch import setup as setup
 from batteries.distributed.launch import world_size as world_size
+from batteries.distributed.per_rank import PerRank as PerRank
 from batteries.distributed.rank_zero import rank_zero_first as rank_zero_first
 from batteries.distributed.rank_zero import rank_zero_only as rank_zero_only
