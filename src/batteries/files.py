@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import os
 import shutil
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +21,7 @@ except ImportError:  # Windows
 
 PathLike = str | os.PathLike[str]
 _TEMPORARY = ".tmp"
+_CLONE = 0x40049409  # FICLONE of Linux: the copy shares its data until one of the two changes
 
 
 def make_directory(path: PathLike) -> Path:
@@ -42,19 +46,26 @@ def make_directory(path: PathLike) -> Path:
 
 
 @contextmanager
-def write_whole(path: PathLike) -> Iterator[BinaryIO]:
+def write_whole(path: PathLike, size: int = 0) -> Iterator[BinaryIO]:
     """Open a file for writing that appears under its name when it is complete and on the disk.
 
     >>> with write_whole("notes.txt") as file:
     ...     _ = file.write(b"all of it")
 
     An error inside the block leaves the previous file as it was, and nothing beside it.
+
+    Args:
+        size: Bytes that are about to be written, for the error when there is no room.
+
+    Raises:
+        OSError: With the path, the cause, the bytes needed and the bytes free.
     """
-    with _replacement(Path(path)) as temporary, temporary.open("x+b") as file:
+    path = Path(path)
+    with _replacement(path, size) as temporary, temporary.open("x+b") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
-    sync(Path(path).parent)
+    _sync_name(path)
 
 
 def link_or_copy(source: PathLike, target: PathLike) -> None:
@@ -64,17 +75,28 @@ def link_or_copy(source: PathLike, target: PathLike) -> None:
     >>> link_or_copy("exp_3.pth", "best.pth")
 
     `target` is replaced in one step: at every moment it is the old file or the new one. Of a
-    symbolic link it becomes another.
+    symbolic link it becomes another. A copy is on the disk before it has its name, shares its
+    data where the file system can do that, and is warned about once for each directory.
+
+    Raises:
+        OSError: With the path, the cause, the bytes needed and the bytes free.
     """
-    if Path(source).is_symlink():
-        point_to(Path(source).readlink(), target)
+    source, target = Path(source), Path(target)
+    if source.is_symlink():
+        point_to(source.readlink(), target)
         return
-    with _replacement(Path(target)) as temporary:
-        try:
-            os.link(source, temporary)
-        except OSError:  # FAT, some network file systems
-            shutil.copyfile(source, temporary)
-    sync(Path(target).parent)
+    impossible = None
+    # Renaming one hard link onto another of the same file does nothing, and leaves both.
+    if not (target.exists() and target.samefile(source)):
+        with _replacement(target, source.stat().st_size) as temporary:
+            try:
+                os.link(source, temporary)
+            except OSError as error:  # FAT, some network file systems
+                impossible = error.strerror
+                _copy(source, temporary)
+    _sync_name(target)
+    if impossible is not None:
+        _tell_of_copies(target.parent.resolve(), impossible)
 
 
 def point_to(destination: PathLike, link: PathLike) -> None:
@@ -88,7 +110,7 @@ def point_to(destination: PathLike, link: PathLike) -> None:
     """
     with _replacement(Path(link)) as temporary:
         temporary.symlink_to(destination)
-    sync(Path(link).parent)
+    _sync_name(Path(link))
 
 
 def remove_leftovers(directory: PathLike) -> None:
@@ -97,7 +119,8 @@ def remove_leftovers(directory: PathLike) -> None:
     >>> remove_leftovers(".")
     """
     for path in Path(directory).glob(f".*{_TEMPORARY}"):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # it does no harm where it cannot be removed
+            path.unlink()
 
 
 @contextmanager
@@ -119,36 +142,77 @@ def locked_directory(path: PathLike, timeout: float = 60) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(
-                        f"{path} has been held by another process for {timeout} s: is it stopped?"
-                    ) from None
-                time.sleep(0.01)
-            except OSError:  # a file system without locks
-                break
+    with _opened(Path(path)) as descriptor:
+        _lock(descriptor, path, timeout)
         yield
-    finally:
-        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: PathLike, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"{path} has been held by another process for {timeout} s: is it stopped?"
+                ) from None
+            time.sleep(0.01)
+        except OSError:  # a file system without locks
+            return None
 
 
 @contextmanager
-def _replacement(path: Path) -> Iterator[Path]:
+def _replacement(path: Path, size: int = 0) -> Iterator[Path]:
     # In the same directory: a rename across file systems is a copy, and a copy can be cut short.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
     try:
+        if path.is_dir() and not path.is_symlink():
+            raise IsADirectoryError(errno.EISDIR, f"a directory is in the way, move {path} away")
         yield temporary
         temporary.replace(path)
-    finally:
-        # Also after success: renaming one hard link onto another of the same file does nothing.
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # what went wrong first is what is told
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise _described(error, path, size) from error
+        raise
+
+
+def _described(error: OSError, path: Path, size: int) -> OSError:
+    free = shutil.disk_usage(next(part for part in path.absolute().parents if part.exists())).free
+    return type(error)(
+        error.errno,
+        f"{error.strerror or error}: {path} takes about {size:,} bytes, and {free:,} bytes are "
+        "free; what was there before is as it was",
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as file, target.open("xb") as copy:
+        if not _cloned(file, copy):
+            shutil.copyfileobj(file, copy, 2**20)
+        copy.flush()
+        os.fsync(copy.fileno())
+
+
+def _cloned(file: BinaryIO, copy: BinaryIO) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        fcntl.ioctl(copy.fileno(), _CLONE, file.fileno())
+    except OSError:  # most file systems
+        return False
+    return True
+
+
+@functools.cache  # once for each directory
+def _tell_of_copies(directory: Path, reason: str) -> None:
+    warnings.warn(
+        f"there are no hard links in {directory} ({reason}): copies stand in for them, as safe "
+        "but slower and larger; another file system, or fewer checkpoints to keep, helps",
+        stacklevel=3,
+    )
 
 
 def sync(path: PathLike) -> None:
@@ -156,10 +220,27 @@ def sync(path: PathLike) -> None:
 
     >>> sync(".")
     """
-    if os.name != "posix":
-        return
+    if os.name == "posix":
+        with _opened(Path(path)) as descriptor:
+            os.fsync(descriptor)
+
+
+def _sync_name(path: Path) -> None:
+    try:
+        sync(path.parent)
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"{error.strerror}: {path} is in place, but a power cut may take it back; look after "
+            "the disk",
+        ) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
-        os.close(descriptor)
+        with suppress(OSError):  # nothing was written through it
+            os.close(descriptor)

@@ -11,6 +11,7 @@ import struct
 import sys
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -119,7 +120,8 @@ def _fill(file: BinaryIO, tensors: list[Tensor]) -> None:
 def _begin_writeback(file: BinaryIO, start: int, end: int) -> int:
     """Let the disk begin while the processor goes on: less is left to wait for at the end."""
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
+        with suppress(OSError):  # it is advice
+            os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
     return end
 
 
@@ -208,12 +210,26 @@ def read_note(path: PathLike) -> Note | None:
     >>> read_note("last.pth")
     {'epoch': 1}
     """
+    seal = read_seal(path)
+    return seal.note if seal else None
+
+
+def read_seal(path: PathLike) -> Seal | None:
+    """The seal of a checkpoint; None if it has none.
+
+    >>> save_checkpoint({"model_state_dict": {}}, "last.pth", note={"epoch": 1})
+    >>> read_seal("last.pth").note
+    {'epoch': 1}
+    """
     path = Path(path)
-    with (path / INDEX if path.is_dir() else path).open("rb") as file:
+    if path.is_dir():
+        path = path / INDEX
+        if not path.exists():
+            return None
+    with path.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - LONGEST_SEAL))
-        seal = find_seal(file.read())
-    return seal.note if seal else None
+        return find_seal(file.read())
 
 
 class Digest:

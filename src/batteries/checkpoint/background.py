@@ -36,7 +36,7 @@ class BackgroundWriter:
         for _ in range(2):
             self._buffers.put(_Buffers())
         self._jobs: queue.Queue[tuple[Any, _Buffers, Save] | None] = queue.Queue()
-        self._error: BaseException | None = None
+        self._errors: list[BaseException] = []
         self._told = False
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
         self._thread.start()
@@ -95,9 +95,8 @@ class BackgroundWriter:
         self.close()
 
     def _raise(self) -> None:
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        if self._errors:
+            raise self._errors.pop(0)
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -106,7 +105,7 @@ class BackgroundWriter:
                 buffers.finish()
                 save(copy)
             except BaseException as error:
-                self._error = error
+                self._errors.append(error)
             finally:
                 del job, copy
                 self._buffers.put(buffers)

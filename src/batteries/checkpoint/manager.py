@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import json
 import math
 import os
 import platform
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from batteries import distributed
-from batteries.checkpoint.archive import Note, read_note
+from batteries.checkpoint.archive import Note, read_note, read_seal
 from batteries.checkpoint.background import BackgroundWriter
 from batteries.checkpoint.contents import plain_or_refused, rebuilt
 from batteries.checkpoint.sharded import commit_shards, new_folder, remove_unnamed, write_shards
@@ -100,15 +102,22 @@ class CheckpointManager:
         self._owner = {"id": uuid.uuid4().hex, "host": platform.node(), "pid": os.getpid()}
         self._began = False  # processed an epoch
         self._owns = False  # wrote the last.pth that is there
+        self._disturbed = False  # an error came in the middle of a save
+        self._waiting: list[Row | None] = []  # to be written in the background
         self._writer = BackgroundWriter() if background and distributed.is_main() else None
         if self.logdir.exists() and not self.logdir.is_dir():
             make_directory(self.logdir)  # says what is in the way
         self._rows = self._read_rows()
         if self.logdir.is_dir() and distributed.is_main():
             with locked_directory(self.logdir):
-                self._recover()
-                if self.sharded:
-                    remove_unnamed(self._shards)
+                try:
+                    self._recover()
+                    if self.sharded:
+                        remove_unnamed(self._shards)
+                except OSError as error:  # what can only be read can be looked at
+                    if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                        raise
+                    self._disturbed = True
 
     @property
     def best_path(self) -> Path:
@@ -123,7 +132,7 @@ class CheckpointManager:
     @property
     def best_score(self) -> float | None:
         """The best score so far; None before the first finite one."""
-        ranked = self._ranked(self._rows)
+        ranked = self._ranked(self._all_rows)
         return float(ranked[0][self.metric]) if ranked else None
 
     @property
@@ -131,8 +140,14 @@ class CheckpointManager:
         """The scores of all epochs, in their order: `[{"epoch": 1, "loss": 0.5}, ...]`."""
         return [
             {name: math.nan if value is None else value for name, value in row.items()}
-            for row in self._rows
+            for row in self._all_rows
         ]
+
+    @property
+    def _all_rows(self) -> list[Row]:
+        # Those that wait first: one that is written meanwhile is then in both.
+        waiting = [row for row in self._waiting if row is not None]
+        return functools.reduce(lambda rows, row: _followed_by(row, rows), waiting, self._rows)
 
     def process(
         self,
@@ -158,15 +173,16 @@ class CheckpointManager:
             TypeError: A score that is not a number, or a value that cannot be saved, with its
                 place; nothing has changed then.
             CheckpointError: A newer run has taken the directory over.
+            OSError: Of the disk. Either nothing has changed then, or the next save, or the next
+                start, completes this one first.
         """
         row = {**self._scores(score), "epoch": int(epoch)}
         if not self._began and distributed.is_main():
             self._rows = self._read_rows()  # another run may have gone on since this was made
         self._began = True
-        rows = _followed_by(row, self._rows)
-        kept = self._kept(rows)
-        self._save(checkpoint, {"row": row, "kept": kept}, lambda: self._settle(rows, kept))
-        self._rows = rows
+        self._save(checkpoint, row)
+        if not distributed.is_main():
+            self._rows = _followed_by(row, self._rows)
 
     def save_last(self, checkpoint: Mapping[str, Any]) -> None:
         """Replace `last.pth` alone: in the middle of an epoch, or before the machine is taken.
@@ -174,7 +190,7 @@ class CheckpointManager:
         >>> manager = CheckpointManager("runs/digits/checkpoints")
         >>> manager.save_last(make_checkpoint("train", 1, nn.Linear(2, 1)))
         """
-        self._save(checkpoint, {}, lambda: None)
+        self._save(checkpoint, None)
 
     def wait(self) -> None:
         """Return when all that was processed is on the disk.
@@ -201,26 +217,35 @@ class CheckpointManager:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _save(self, checkpoint: Any, plan: Note, settle: Callable[[], None]) -> None:
+    def _save(self, checkpoint: Any, row: Row | None) -> None:
         """Replace the last checkpoint, and do what follows, while the directory is held."""
-        note = {**plan, "owner": self._owner}
 
         def save(plain: Mapping[str, Any]) -> None:
-            with self._owned():
+            with self._owned(), self._committing(row) as note:
                 save_checkpoint(plain, self.last_path, note=note)
-                self._owns = True
-                settle()
+
+        def save_waiting(plain: Mapping[str, Any]) -> None:
+            try:
+                save(plain)
+            finally:
+                self._waiting.remove(row)
 
         if self.sharded:
-            self._save_sharded(checkpoint, note, settle)
+            self._save_sharded(checkpoint, row)
         elif not distributed.is_main():
             return
         elif self._writer is None:
             save(checkpoint)
         else:
-            self._writer.submit(rebuilt(checkpoint, plain_or_refused), save)
+            plain = rebuilt(checkpoint, plain_or_refused)
+            self._waiting.append(row)
+            try:
+                self._writer.submit(plain, save_waiting)
+            except BaseException:
+                self._waiting.remove(row)
+                raise
 
-    def _save_sharded(self, checkpoint: Any, note: Note, settle: Callable[[], None]) -> None:
+    def _save_sharded(self, checkpoint: Any, row: Row | None) -> None:
         on_rank_zero = distributed.rank_zero_only(share=True)
         folder = new_folder(self._shards)
         with ExitStack() as held:  # by rank 0
@@ -230,9 +255,8 @@ class CheckpointManager:
                 return make_directory(folder)
 
             def commit() -> None:
-                commit_shards(index, folder, self.last_path, note)
-                self._owns = True
-                settle()
+                with self._committing(row) as note:
+                    commit_shards(index, folder, self.last_path, note)
 
             folder = on_rank_zero(hold)()
             try:
@@ -241,6 +265,21 @@ class CheckpointManager:
             finally:
                 if distributed.is_main():
                     remove_unnamed(self._shards)
+
+    @contextmanager
+    def _committing(self, row: Row | None) -> Iterator[Note]:
+        """Give the note for a new last checkpoint; when that is in place, do what follows."""
+        if self._disturbed:
+            self._recover()  # as after a death: the last save may be half done
+        self._disturbed = True
+        rows = self._rows if row is None else _followed_by(row, self._rows)
+        kept = self._kept(rows)
+        plan: Note = {} if row is None else {"row": row, "kept": kept}
+        yield {**plan, "owner": self._owner}
+        self._owns = True
+        if row is not None:
+            self._settle(rows, kept)
+        self._rows, self._disturbed = rows, False
 
     # ---------------------------------------------------------------- what follows from what
 
@@ -284,20 +323,21 @@ class CheckpointManager:
     def _settle(self, rows: list[Row], kept: list[int]) -> None:
         """Make the rest of the directory follow from a new last.pth; to be repeated at will."""
         epoch = rows[-1]["epoch"]
-        if epoch in kept:
+        if epoch in kept and not _same_data(self._path(epoch), self.last_path):
             link_or_copy(self.last_path, self._path(epoch))
         best = self._best_at_hand(rows)
         if best is None:
             self.best_path.unlink(missing_ok=True)
-        elif not (self.best_path.exists() and self.best_path.samefile(best)):
+        elif not _same_data(self.best_path, best):
             link_or_copy(best, self.best_path)
         memory = {
             "metric_name": self.metric,
             "metric_minimization": self.metric_minimization,
             "values": rows,
         }
-        with write_whole(self._memory_path) as file:
-            file.write(json.dumps(memory, indent=2, allow_nan=False).encode())
+        text = json.dumps(memory, indent=2, allow_nan=False).encode()
+        with write_whole(self._memory_path, len(text)) as file:
+            file.write(text)
         for old in set(self.logdir.glob(f"exp_*{self._suffix}")) - {
             self._path(epoch) for epoch in kept
         }:
@@ -320,18 +360,17 @@ class CheckpointManager:
         """Finish the save that a killed process left half done."""
         remove_leftovers(self.logdir)
         note = (read_note(self.last_path) or {}) if self.last_path.exists() else {}
-        self._rows = self._read_rows()
+        self._rows = old = self._read_rows()
         if "row" not in note:
             return
         row, kept = note["row"], note["kept"]
-        rows = _followed_by(row, self._rows)
+        self._rows = rows = _followed_by(row, old)
         found = {
             path.name for path in self.logdir.glob(f"exp_*{self._suffix}") if self._row_in(path)
         }
-        written = self._memory_path.exists() and rows == self._rows
+        written = self._memory_path.exists() and rows == old
         if not written or found != {self._path(epoch).name for epoch in kept}:
             self._settle(rows, kept)
-        self._rows = rows
 
     @contextmanager
     def _owned(self) -> Iterator[None]:
@@ -365,7 +404,7 @@ class CheckpointManager:
         try:
             memory = json.loads(path.read_text())
             ranked_by = (memory["metric_name"], memory["metric_minimization"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, IsADirectoryError) as error:
             raise ValueError(
                 f"{path} was not written by a CheckpointManager, or is damaged; move it away: the "
                 "scores are in the checkpoints too"
@@ -381,6 +420,15 @@ class CheckpointManager:
 
 def _followed_by(row: Row, rows: list[Row]) -> list[Row]:
     return [old for old in rows if old["epoch"] < row["epoch"]] + [row]
+
+
+def _same_data(path: Path, other: Path) -> bool:
+    """Whether two names stand for the same data: for one file, or for copies."""
+    if not path.exists():
+        return False
+    seal, others = read_seal(path), read_seal(other)
+    copied = seal is not None and others is not None and seal.digest == others.digest
+    return copied or path.samefile(other)
 
 
 def _finite(name: str, value: Any) -> float | None:

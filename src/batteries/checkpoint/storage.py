@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import shutil
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -56,28 +55,17 @@ def save_checkpoint(
     Raises:
         TypeError: A value that `torch.load` would refuse to read, with its place; nothing has
             been written then.
+        OSError: With the path, the cause, the bytes needed and the bytes free.
     """
     plain = rebuilt(checkpoint, plain_or_refused)
-    try:
-        with write_whole(path) as file:
-            write_archive(plain, file, note or {})
-    except OSError as error:
-        needed, free = _bytes_in(plain), shutil.disk_usage(_existing(Path(path).parent)).free
-        raise type(error)(
-            error.errno,
-            f"{error.strerror}: {path} takes about {needed:,} bytes, and {free:,} bytes are free; "
-            "what was there before is as it was",
-        ) from error
+    with write_whole(path, _bytes_in(plain)) as file:
+        write_archive(plain, file, note or {})
 
 
 def _bytes_in(checkpoint: Any) -> int:
     dense = [tensor for tensor in tensors_in(checkpoint) if tensor.layout == torch.strided]
     storages = (tensor.untyped_storage() for tensor in dense)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def _existing(path: Path) -> Path:
-    return next(part for part in (path, *path.resolve().parents) if part.exists())
 
 
 def read_file(path: PathLike, map_location: torch.device | str = "cpu") -> Checkpoint:
