@@ -8,10 +8,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+
+from batteries.distributed.attempts import attempt_store
 
 
 class Launch(NamedTuple):
@@ -90,7 +92,7 @@ def setup(backend: str | None = None, timeout: timedelta | None = None) -> Itera
         torch.cuda.set_device(device)
     dist.init_process_group(
         backend or ("cpu:gloo,cuda:nccl" if gpus else "gloo"),
-        init_method=launch.init_method,
+        **_meeting_place(launch, timeout),
         rank=launch.rank,
         world_size=launch.world_size,
         timeout=timeout,
@@ -104,6 +106,16 @@ def setup(backend: str | None = None, timeout: timedelta | None = None) -> Itera
         # aborts the process if python has ended by then (8 of 25 programs, with three processes a
         # core). It cannot be waited for; this takes long enough (0 of 25).
         gc.collect()
+
+
+def _meeting_place(launch: Launch, timeout: timedelta | None) -> dict[str, Any]:
+    """Where the ranks find each other: torchrun's store outlives the workers, any other is new."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {"init_method": launch.init_method}
+    limit = timeout or dist.default_pg_timeout
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, timeout=limit)  # type: ignore[attr-defined]
+    return {"store": attempt_store(store, launch.rank, launch.world_size, limit)}
 
 
 def _gpu_index(local_rank: int, local_world_size: int, gpus: int) -> int:

@@ -1,0 +1,74 @@
+"""torchrun ends all workers when one dies and starts them again: they must find each other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
+
+from batteries.distributed.attempts import attempt_store
+
+TORCHRUN = str(Path(sys.executable).with_name("torchrun"))
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
+
+PROGRAM = """
+import os, signal
+from datetime import timedelta
+from batteries import distributed
+attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+with distributed.setup(timeout=timedelta(seconds=60)):
+    assert distributed.all_reduce(1) == 2
+    if attempt < 3 and distributed.rank() == attempt % 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    attempts = distributed.all_gather(attempt)
+    if distributed.is_main():
+        print(attempts, flush=True)
+"""
+
+
+def test_restarts_of_torchrun() -> None:
+    """After each killed worker the next attempt's ranks find each other, not the dead."""
+    Path("program.py").write_text(PROGRAM)
+    options = ["--standalone", "--nproc-per-node=2", "--max-restarts=3", "--monitor-interval=0.1"]
+    result = subprocess.run(
+        [TORCHRUN, *options, "program.py"], env=ENV, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "[3, 3]\n"
+
+
+def join(store: Store, rank: int) -> str:
+    """The name that rank 0 wrote, as each rank reads it in the part that it was given."""
+    own = attempt_store(store, rank, 3, timedelta(seconds=30))
+    if rank == 0:
+        own.set("written by 0", str(uuid.uuid4()))
+    return str(own.get("written by 0").decode())
+
+
+def test_each_attempt_has_a_part_of_the_store() -> None:
+    """Ranks started together share a part, and never one of ranks that were started before."""
+    store = HashStore()
+    names = []
+    for _ in range(5):
+        store.set("asked/1", "a number of a process that died while it waited")
+        with ThreadPoolExecutor(3) as threads:
+            together = list(threads.map(join, [store] * 3, [2, 0, 1]))
+        assert len(set(together)) == 1
+        names += together[:1]
+    assert len(set(names)) == 5
+
+
+def test_rank_that_does_not_come() -> None:
+    """Rank 0 names the ranks that it waited for; the others say that there was no rank 0."""
+    store, soon = HashStore(), timedelta(seconds=0.1)
+    with pytest.raises(TimeoutError, match=r"rank 1 found no rank 0 in 0\.1 s"):
+        attempt_store(store, 1, 2, soon)
+    with pytest.raises(TimeoutError, match=r"waited 0\.1 s for ranks \[1, 2\], which did not come"):
+        attempt_store(store, 0, 3, soon)
