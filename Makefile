@@ -10,7 +10,7 @@ PROCESSES = $$($(BIN)/python -c "import torch; print(torch.cuda.device_count() o
 
 demo: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node=$(PROCESSES) examples/ddp/experiment.py \
-		--exp-name=demo --progress
+		--exp-name=demo --continue --progress
 
 test: check
 	$(BIN)/pytest

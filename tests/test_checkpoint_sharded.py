@@ -256,6 +256,7 @@ def refused_on_one(logdir: str) -> tuple[str, list[str]]:
         manager.process(0.5, 1, {"x": torch.ones(2), "hook": hook})
     distributed.barrier()
     left = sorted(os.listdir(Path(logdir, "shards")))  # noqa: PTH208
+    distributed.barrier()  # before rank 0 goes on and makes a new one
     manager.process(0.5, 1, {"x": torch.ones(2)})
     return str(caught.value), left
 

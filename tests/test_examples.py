@@ -243,6 +243,7 @@ def test_continue_with_other_data() -> None:
     """`--continue` with another fold would validate on what it trained on: it is refused."""
     command = [sys.executable, f"{ROOT}/examples/device/experiment.py", "--num-epochs=1"]
     run(command)
+    Path("runs/device/001/scores.json").unlink()  # as if it had been killed before the end
     result = run([*command, "--continue", "--fold=1"], fails=True)
     assert "--continue: the run has --fold 0, not 1" in result.stderr
 
@@ -258,6 +259,7 @@ def test_continue_with_another_model() -> None:
     shutil.copytree(ROOT / "examples/device", "copy")
     command = [sys.executable, "copy/experiment.py", "--num-epochs=1", "--continue"]
     run(command)
+    Path("runs/device/001/scores.json").unlink()  # as if it had been killed before the end
     script = Path("copy/experiment.py")
     script.write_text(script.read_text().replace('"width": 32', '"width": 16'))
     result = run(command, fails=True)

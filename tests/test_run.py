@@ -25,6 +25,14 @@ def test_resume() -> None:
     assert run_directory("runs").name == "1001"
 
 
+def test_finished_runs_are_not_resumed() -> None:
+    """A run that has written its last file is finished: the next one is new."""
+    first = run_directory("runs", resume=True, unless="scores.json")
+    assert run_directory("runs", resume=True, unless="scores.json") == first
+    (first / "scores.json").touch()
+    assert run_directory("runs", resume=True, unless="scores.json").name == "002"
+
+
 def ask_for_one(logdir: str) -> str:
     return run_directory(logdir).name
 

@@ -8,7 +8,7 @@ Takes about 20 seconds on two CPU cores. Test accuracy: 0.98 to 0.99.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -16,29 +16,30 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
-from datasets import Images, load_splits
+from datasets import load_splits
 from models import DigitNet
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
-from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from batteries import (
     AverageMeter,
     CheckpointManager,
     TensorBoardLogger,
+    accumulate,
     distribute,
     distributed,
     get_logger,
     load_checkpoint,
     make_checkpoint,
+    resume,
     run_directory,
     seed_all,
     share_buffers,
     to_device,
     unwrap,
 )
+from batteries.data import DataLoader
 from batteries.progress import tqdm
 
 Batches = DataLoader[tuple[Tensor, Tensor]]
@@ -56,7 +57,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num-epochs", type=int, default=12)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--continue", dest="resume", action="store_true", help="the newest run")
+    parser.add_argument(
+        "--continue", dest="resume", action="store_true", help="the newest unfinished run"
+    )
     parser.add_argument("--progress", action="store_true", help="show progress bars")
     # torch.distributed.launch passes it, torchrun does not: the environment says it either way.
     parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS)
@@ -83,19 +86,13 @@ def train(
     """One epoch of updates; returns the mean loss over all ranks."""
     model.train()
     meter = AverageMeter()
-    for step, batch in enumerate(tqdm(loader, "train", disable=not args.progress, leave=False)):
+    batches = accumulate(loader, model, args.accumulation_steps)
+    for batch, window in tqdm(batches, "train", disable=not args.progress, leave=False):
         images, labels = to_device(batch, device)
-        # Every window of micro-batches ends in an update, the last and shorter one too.
-        start = step // args.accumulation_steps * args.accumulation_steps
-        window = min(args.accumulation_steps, len(loader) - start)
-        closes = step + 1 == start + window
-        sharing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if isinstance(model, DistributedDataParallel) and not closes:
-            sharing = model.no_sync()  # the ranks share gradients once for each window
-        with sharing:
+        with window:  # the ranks share gradients once for each
             loss = F.cross_entropy(model(images), labels)
-            (loss / window).backward()
-        if closes:
+            window.backward(loss)
+        if window.closed:
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
@@ -128,7 +125,7 @@ def evaluate(
 
 def experiment(args: argparse.Namespace, device: torch.device) -> None:
     # ---------------------------------------------------------------- 1. prepare the environment
-    run = run_directory(Path(args.logdir) / args.exp_name, resume=args.resume)
+    run = run_directory(Path(args.logdir) / args.exp_name, resume=args.resume, unless="scores.json")
     logger = get_logger("experiment", log_file=run / "log.txt")
     with distributed.rank_zero_first():  # the others find what rank 0 has downloaded
         splits = load_splits(args.dataset, args.fold)
@@ -141,26 +138,21 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
     seed_all(args.seed)  # alike on every rank: identical weights
 
     # ---------------------------------------------------------------- 3. data loaders
-    rank, world_size = distributed.rank(), distributed.world_size()
-    sampler: DistributedSampler[Images] = DistributedSampler(
-        splits.train, world_size, rank, seed=args.seed, drop_last=True
-    )
-    train_loader = DataLoader(
+    train_loader: Batches = DataLoader(
         splits.train,
         args.batch_size,
-        sampler=sampler,
+        shuffle=True,
         num_workers=args.num_workers,
-        worker_init_fn=seed_all,
-        drop_last=True,  # equal micro-batches: their mean is the window's
+        drop_last=True,  # batch norm wants batches of one size
     )
     if len(train_loader) == 0:
         raise SystemExit(
             f"--batch-size {args.batch_size} is more than there are images to train on"
         )
 
-    def evaluation_loader(split: Images) -> Batches:
-        mine = Subset(split, range(rank, len(split), world_size))  # nothing twice, nothing left out
-        return DataLoader(mine, batch_size=256)
+    # The ranks share the samples of each loader; here nothing comes twice.
+    valid_loader: Batches = DataLoader(splits.valid, batch_size=256)
+    test_loader: Batches = DataLoader(splits.test, batch_size=256)
 
     # ---------------------------------------------------------------- 4. model and optimizer
     model_args: dict[str, Any] = {"width": 32, "dropout": 0.2}
@@ -172,8 +164,8 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
         run / "checkpoints", metric="accuracy", metric_minimization=False, save_n_best=3
     )
     done = 0
-    if manager.last_path.exists():
-        last = load_checkpoint(manager.last_path, model, optimizer, scheduler)
+    last = resume(manager.logdir, model, optimizer, scheduler, loader=train_loader)
+    if last:
         check_same_experiment(last, args)
         done = last["epoch"]
         logger.info("continue after epoch %d", done)
@@ -181,11 +173,8 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
     # ---------------------------------------------------------------- 5. train
     with TensorBoardLogger(run / "tensorboard") as tensorboard:
         for epoch in range(done + 1, args.num_epochs + 1):
-            sampler.set_epoch(epoch)
-            # Different on every rank, and the same when this epoch is run again after a crash.
-            seed_all(args.seed + epoch, rank=rank)
             train_loss = train(model, train_loader, optimizer, scheduler, device, args)
-            scores = evaluate(model, evaluation_loader(splits.valid), device, args)
+            scores = evaluate(model, valid_loader, device, args)
             metrics = {"train": {"loss": train_loss}, "valid": scores}
             tensorboard.log_metrics({**metrics, "lr": scheduler.get_last_lr()[0]}, epoch)
             logger.info(
@@ -195,6 +184,7 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
             checkpoint = make_checkpoint(
                 *("train", epoch, model, optimizer, scheduler),
                 metrics=metrics,
+                loader=train_loader,
                 experiment_args=args,
                 model_args=model_args,
             )
@@ -203,10 +193,17 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
     # ---------------------------------------------------------------- 6. test against validation
     distributed.barrier()  # rank 0 may still be writing
     load_checkpoint(manager.best_path, model)
-    valid = evaluate(model, evaluation_loader(splits.valid), device, args)["accuracy"]
-    test = evaluate(model, evaluation_loader(splits.test), device, args)["accuracy"]
+    valid = evaluate(model, valid_loader, device, args)["accuracy"]
+    test = evaluate(model, test_loader, device, args)["accuracy"]
     logger.info("test accuracy %.4f, validation %.4f, difference %+.4f", test, valid, test - valid)
+    finish(run, {"validation": valid, "test": test, "difference": test - valid})
     show_files(run)
+
+
+@distributed.rank_zero_only
+def finish(run: Path, scores: dict[str, float]) -> None:
+    """What `--continue` knows a finished run by."""
+    (run / "scores.json").write_text(json.dumps(scores))
 
 
 @distributed.rank_zero_only

@@ -8,6 +8,7 @@ Takes about 20 seconds on two CPU cores. Test accuracy: 0.98 to 0.99.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -20,19 +21,21 @@ from models import DigitNet
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
-from torch.utils.data import DataLoader
 
 from batteries import (
     AverageMeter,
     CheckpointManager,
     TensorBoardLogger,
+    accumulate,
     get_logger,
     load_checkpoint,
     make_checkpoint,
+    resume,
     run_directory,
     seed_all,
     to_device,
 )
+from batteries.data import DataLoader
 from batteries.progress import tqdm
 
 # Each stage starts from the best weights of the one before it.
@@ -53,7 +56,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num-workers", type=int, default=1)
     parser.add_argument("--num-epochs", type=int, default=8, help="of each stage")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--continue", dest="resume", action="store_true", help="the newest run")
+    parser.add_argument(
+        "--continue", dest="resume", action="store_true", help="the newest unfinished run"
+    )
     parser.add_argument("--progress", action="store_true", help="show progress bars")
     return parser.parse_args()
 
@@ -78,14 +83,13 @@ def train(
     """One epoch of updates; returns the mean loss."""
     model.train()
     meter = AverageMeter()
-    for step, batch in enumerate(tqdm(loader, "train", disable=not args.progress, leave=False)):
+    batches = accumulate(loader, model, args.accumulation_steps)
+    for batch, window in tqdm(batches, "train", disable=not args.progress, leave=False):
         images, labels = to_device(batch, device)
-        # Every window of micro-batches ends in an update, the last and shorter one too.
-        start = step // args.accumulation_steps * args.accumulation_steps
-        window = min(args.accumulation_steps, len(loader) - start)
-        loss = F.cross_entropy(model(images), labels)
-        (loss / window).backward()
-        if step + 1 == start + window:
+        with window:
+            loss = F.cross_entropy(model(images), labels)
+            window.backward(loss)
+        if window.closed:
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
@@ -113,7 +117,7 @@ def evaluate(
 
 def experiment(args: argparse.Namespace, device: torch.device) -> None:
     # ---------------------------------------------------------------- 1. prepare the environment
-    run = run_directory(Path(args.logdir) / args.exp_name, resume=args.resume)
+    run = run_directory(Path(args.logdir) / args.exp_name, resume=args.resume, unless="scores.json")
     logger = get_logger("experiment", log_file=run / "log.txt")
     splits = load_splits(args.dataset, args.fold)
     logger.info("%s on %s", run, device.type)
@@ -125,27 +129,26 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
     seed_all(args.seed)
 
     # ---------------------------------------------------------------- 3. data loaders
-    train_loader = DataLoader(
+    train_loader: Batches = DataLoader(
         splits.train,
         args.batch_size,
         shuffle=True,
         num_workers=args.num_workers,
-        worker_init_fn=seed_all,
-        drop_last=True,  # equal micro-batches: their mean is the window's
+        drop_last=True,  # batch norm wants batches of one size
     )
     if len(train_loader) == 0:
         raise SystemExit(
             f"--batch-size {args.batch_size} is more than there are images to train on"
         )
-    valid_loader = DataLoader(splits.valid, batch_size=256)
-    test_loader = DataLoader(splits.test, batch_size=256)
+    valid_loader: Batches = DataLoader(splits.valid, batch_size=256)
+    test_loader: Batches = DataLoader(splits.test, batch_size=256)
 
     # ---------------------------------------------------------------- 4. model
     model_args: dict[str, Any] = {"width": 32, "dropout": 0.2}
     model = DigitNet(**model_args).to(device)
 
     best_path = None
-    for number, (stage, lr) in enumerate(STAGES.items()):
+    for stage, lr in STAGES.items():
         # ------------------------------------------------------------ 5. optimizer, scheduler
         if best_path is not None:  # start from the best weights of the stage before
             load_checkpoint(best_path, model)
@@ -157,8 +160,8 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
         )
         best_path = manager.best_path
         done = 0
-        if manager.last_path.exists():
-            last = load_checkpoint(manager.last_path, model, optimizer, scheduler)
+        last = resume(manager.logdir, model, optimizer, scheduler, loader=train_loader)
+        if last:
             check_same_experiment(last, args)
             done = last["epoch"]
             logger.info("%s: continue after epoch %d", stage, done)
@@ -166,8 +169,6 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
         # ------------------------------------------------------------ 6. train
         with TensorBoardLogger(run / "tensorboard" / stage) as tensorboard:
             for epoch in range(done + 1, args.num_epochs + 1):
-                # The same when this epoch is run again after a crash.
-                seed_all(args.seed + number * args.num_epochs + epoch)
                 train_loss = train(model, train_loader, optimizer, scheduler, device, args)
                 scores = evaluate(model, valid_loader, device, args)
                 metrics = {"train": {"loss": train_loss}, "valid": scores}
@@ -179,6 +180,7 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
                 checkpoint = make_checkpoint(
                     *(stage, epoch, model, optimizer, scheduler),
                     metrics=metrics,
+                    loader=train_loader,
                     experiment_args=args,
                     model_args=model_args,
                 )
@@ -189,7 +191,13 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
     valid = evaluate(model, valid_loader, device, args)["accuracy"]
     test = evaluate(model, test_loader, device, args)["accuracy"]
     logger.info("test accuracy %.4f, validation %.4f, difference %+.4f", test, valid, test - valid)
+    finish(run, {"validation": valid, "test": test, "difference": test - valid})
     show_files(run, stage)
+
+
+def finish(run: Path, scores: dict[str, float]) -> None:
+    """What `--continue` knows a finished run by."""
+    (run / "scores.json").write_text(json.dumps(scores))
 
 
 def show_files(run: Path, stage: str) -> None:

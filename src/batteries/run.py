@@ -9,7 +9,7 @@ from batteries.files import PathLike, make_directory
 
 
 @rank_zero_only(share=True)
-def run_directory(logdir: PathLike, resume: bool = False) -> Path:
+def run_directory(logdir: PathLike, resume: bool = False, unless: str | None = None) -> Path:
     """Create the next numbered directory of `logdir`; no run ever writes into another's.
 
     >>> run_directory("runs/digits").as_posix()
@@ -23,6 +23,7 @@ def run_directory(logdir: PathLike, resume: bool = False) -> Path:
 
     Args:
         resume: Return the newest one instead, if there is one.
+        unless: A file that a run writes when it is finished: such a run is not resumed.
 
     Raises:
         NotADirectoryError: `logdir` is a file.
@@ -30,7 +31,7 @@ def run_directory(logdir: PathLike, resume: bool = False) -> Path:
     logdir = make_directory(logdir)
     names = {int(path.name): path for path in logdir.iterdir() if path.name.isdecimal()}
     runs = [number for number, path in names.items() if path.is_dir()]
-    if resume and runs:
+    if resume and runs and not (unless and (names[max(runs)] / unless).exists()):
         return names[max(runs)]
     number = max(names, default=0) + 1
     while True:
