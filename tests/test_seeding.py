@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 import random
+from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +13,17 @@ from ranks import run_ranks
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from batteries import distributed, seed_all, seed_worker
-from batteries.seeding import _entropy
+from batteries import (
+    distributed,
+    isolated_rng,
+    rng_state,
+    save_checkpoint,
+    seed_all,
+    seed_worker,
+    set_rng_state,
+)
+from batteries.checkpoint import read_checkpoint
+from batteries.seeding import _entropy, rekey
 
 Draws = tuple[float, float, float]
 
@@ -81,11 +93,15 @@ def test_seed_out_of_range(seed: int) -> None:
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_cudnn_flags_agree(deterministic: bool) -> None:
+def test_algorithms(deterministic: bool) -> None:
     """Deterministic algorithms and benchmarking are never on together."""
     seed_all(deterministic=deterministic)
     assert torch.backends.cudnn.deterministic is deterministic
     assert torch.backends.cudnn.benchmark is not deterministic
+    assert torch.are_deterministic_algorithms_enabled() is deterministic
+    assert torch.is_deterministic_algorithms_warn_only_enabled() is deterministic
+    if deterministic:
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
 
 
 def seed_twice() -> tuple[Tensor, Draws]:
@@ -166,3 +182,32 @@ def test_seed_worker_outside_a_worker() -> None:
     """Outside a worker, seed_worker says where it belongs."""
     with pytest.raises(RuntimeError, match="pass it as worker_init_fn=seed_worker"):
         seed_worker(0)
+
+
+def test_states_of_generators() -> None:
+    """A state goes through a checkpoint and back, and the generators draw the same again."""
+    draws: list[Any] = [draw, np.random.randn]
+    np.random.randn()  # half of a pair is kept
+    save_checkpoint({"rng": rng_state()}, "a.pth")
+    first = [draw() for draw in draws]
+    set_rng_state(read_checkpoint("a.pth")["rng"])
+    assert [draw() for draw in draws] == first
+
+
+def test_isolated_rng() -> None:
+    """What is drawn or seeded in the block changes nothing after it, though it raises."""
+    with suppress(KeyError), isolated_rng():
+        expected = torch.rand(3)
+        seed_all(5)
+        raise KeyError
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_keys_do_not_meet() -> None:
+    """Many keys give as many streams, to each generator, whatever was drawn before."""
+    draws = set()
+    for epoch in range(20):
+        for sample in range(200):
+            rekey(42, epoch, sample)
+            draws |= set(draw())
+    assert len(draws) == 3 * 20 * 200

@@ -39,16 +39,16 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
     Args:
         seed: From 0 to 2**64 - 1. `torch.manual_seed` gets the number itself where there is no
             `rank`; so do python and numpy (which takes numbers over 2**32 as two words).
-        deterministic: Let cudnn choose deterministic algorithms (and not benchmark them);
-            False lets it benchmark for the fastest.
+        deterministic: Choose deterministic algorithms where there are some, in cudnn, cuBLAS and
+            torch, and let torch warn of operations that have none. False lets cudnn benchmark for
+            the fastest.
         rank: Give each rank a stream of its own.
 
     Raises:
         TypeError, ValueError: The seed is not an integer, or out of range.
     """
     seed = _checked(seed)
-    torch.backends.cudnn.deterministic = deterministic
-    torch.backends.cudnn.benchmark = not deterministic
+    _choose_algorithms(deterministic)
     worker = get_worker_info()
     if worker is not None:
         base_seed = worker.seed - worker.id
@@ -62,6 +62,18 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
         np.random.seed(seed if seed < 2**32 else [seed % 2**32, seed // 2**32])
         torch.manual_seed(seed)
         os.environ[_SEED] = str(seed)
+
+
+def _choose_algorithms(deterministic: bool) -> None:
+    """What https://docs.pytorch.org/docs/stable/notes/randomness.html names, besides seeds."""
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    # As torch.use_deterministic_algorithms does, which takes a second to import the compiler.
+    torch.set_deterministic_debug_mode("warn" if deterministic else "default")
+    if deterministic:
+        # An empty tensor is to be overwritten: filling it first would cost, and change no result.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA is first used
 
 
 def seed_worker(worker_id: int) -> None:
