@@ -1,6 +1,6 @@
 """Benchmarks against the libraries that do the same: python benchmarks/run.py [NAME ...].
 
-Names: loop, to_device, seed_all, import_time, checkpoints; all of them take a few minutes.
+Names: loop, to_device, seed_all, import_time, checkpoints, training. All take a few minutes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import loop
 import seed_all
 import to_device
 import torch
+import training
 from measure import print_table
 
 BENCHMARKS = {
@@ -26,6 +27,7 @@ BENCHMARKS = {
     "seed_all": seed_all.main,
     "import_time": import_time.main,
     "checkpoints": checkpoints.main,
+    "training": training.main,
 }
 PACKAGES = [
     "batteries",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from collections import deque
@@ -21,40 +20,38 @@ T = TypeVar("T")
 Count = Callable[[Any], Any]
 
 
-class Window(Generic[T]):
-    """One micro-batch of a window whose gradients add up.
+class Window:
+    """One micro-batch of a window whose gradients add up; `accumulate` makes them.
 
     >>> loss = nn.Linear(2, 1)(torch.ones(4, 2)).mean()
-    >>> with Window(nn.Linear(2, 1), closed=True, weight=1.0) as window:
-    ...     window.backward(loss)
+    >>> for x, window in accumulate([torch.ones(4, 2)], nn.Linear(2, 1)):
+    ...     with window:
+    ...         window.backward(loss)
+    >>> window.closed
+    True
 
     Attributes:
         closed: Whether this is the window's last micro-batch, after which the optimizer steps.
         weight: The part of the window that this micro-batch is, times the number of ranks.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        closed: bool,
-        weight: float,
-        scaler: Any = None,
-        finite: Callable[[Tensor], None] = lambda loss: None,  # noqa: ARG005
-    ) -> None:
+    __slots__ = ("_pass", "_sharing", "_step", "closed", "weight")
+
+    def __init__(self, of: _Pass, step: int, closed: bool, weight: float) -> None:
+        self._pass = of
+        self._step = step
+        self._sharing: Any = None
         self.closed = closed
         self.weight = weight
-        self._model = model
-        self._scaler = scaler
-        self._finite = finite
-        self._sharing: Any = None
 
-    def __enter__(self) -> Window[T]:
-        """Let DDP share gradients in the window's last backward pass alone."""
-        if not self.closed and hasattr(self._model, "no_sync"):
-            self._sharing = self._model.no_sync()
+    def __enter__(self) -> Window:
+        """Let DDP and FSDP2 share gradients in the window's last backward pass alone."""
+        of = self._pass
+        if of.set_sync is not None:
+            of.set_sync(self.closed)
+        elif of.no_sync is not None and not self.closed:
+            self._sharing = of.no_sync()
             self._sharing.__enter__()
-        elif hasattr(self._model, "set_requires_gradient_sync"):  # FSDP2
-            self._model.set_requires_gradient_sync(self.closed)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -80,10 +77,10 @@ class Window(Generic[T]):
         if self.weight == 0:
             _backward_of_zero(loss)
             return
-        self._finite(loss)
+        self._pass.watch(loss, self._step)
         weighted = loss if self.weight == 1 else loss * self.weight
-        if self._scaler is not None:
-            weighted = self._scaler.scale(weighted)
+        if self._pass.scaler is not None:
+            weighted = self._pass.scaler.scale(weighted)
         weighted.backward()  # type: ignore[no-untyped-call]
 
     def step(self, optimizer: Optimizer) -> bool:
@@ -92,43 +89,49 @@ class Window(Generic[T]):
         With a scaler, clip between `scaler.unscale_(optimizer)` and this. A scheduler steps only
         when this is True: the scaler leaves out a step whose gradients overflow.
         """
-        if self._scaler is None:
+        scaler = self._pass.scaler
+        if scaler is None:
             optimizer.step()
             return True
-        before = self._scaler.get_scale()
-        self._scaler.step(optimizer)
-        self._scaler.update()
-        return bool(self._scaler.get_scale() >= before)
+        before = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        return bool(scaler.get_scale() >= before)
 
 
-class _Losses:
-    """Tells of losses that are not finite; of those on a GPU as soon as it has computed them."""
+class _Pass:
+    """What the windows of a pass have in common."""
 
-    def __init__(self) -> None:
-        self._queue: deque[tuple[torch.cuda.Event, Tensor, str]] = deque()
+    def __init__(self, model: Any, scaler: Any, epoch: int | None) -> None:
+        self.no_sync = getattr(model, "no_sync", None)  # DDP
+        self.set_sync = getattr(model, "set_requires_gradient_sync", None)  # FSDP2
+        self.scaler = scaler
+        self._epoch = epoch
+        self._queue: deque[tuple[torch.cuda.Event, Tensor, int]] = deque()
 
-    def watch(self, where: str, loss: Tensor) -> None:
-        if loss.device.type != "cuda":
-            _tell(loss.detach(), where)
+    def watch(self, loss: Tensor, step: int) -> None:
+        """Tell of a loss that is not finite; of one on a GPU when it has computed it."""
+        if not loss.is_cuda:
+            self._tell(loss.item(), step)
             return
         value = torch.empty((), dtype=loss.dtype, pin_memory=True)
         value.copy_(loss.detach(), non_blocking=True)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
-        self._queue.append((copied, value, where))
-        self.tell()
+        self._queue.append((copied, value, step))
+        self.tell_queued()
 
-    def tell(self, wait: bool = False) -> None:
+    def tell_queued(self, wait: bool = False) -> None:
         while self._queue and (wait or self._queue[0][0].query()):  # type: ignore[no-untyped-call]
-            copied, value, where = self._queue.popleft()
+            copied, value, step = self._queue.popleft()
             copied.synchronize()
-            _tell(value, where)
+            self._tell(value.item(), step)
 
-
-def _tell(loss: Tensor, where: str) -> None:
-    value = loss.item()
-    if not math.isfinite(value):
-        warnings.warn(f"the loss is {value} at {where}", stacklevel=5)
+    def _tell(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            epoch = "" if self._epoch is None else f"of epoch {self._epoch}, "
+            where = f"at micro-batch {step} {epoch}counted from 0"
+            warnings.warn(f"the loss is {loss} {where}", stacklevel=4)
 
 
 class _Accumulate(Generic[T]):
@@ -146,23 +149,21 @@ class _Accumulate(Generic[T]):
     def __len__(self) -> int:
         return len(self._loader)  # type: ignore[arg-type]
 
-    def __iter__(self) -> Iterator[tuple[T, Window[T]]]:
+    def __iter__(self) -> Iterator[tuple[T, Window]]:
         own = self._loader if isinstance(self._loader, DataLoader) else None
-        arrivals = own.arrivals() if own else _arrivals(self._loader)
-        step, losses = 0, _Losses()
+        arrivals = _arrivals(self._loader) if own is None else own.arrivals()
+        this = _Pass(self._model, self._scaler, None if own is None else own.epoch)
+        step = 0
         while window := list(islice(arrivals, self._steps)):
-            weights = self._weights(window, own)
-            for number, (arrival, weight) in enumerate(zip(window, weights, strict=True), start=1):
-                closed = number == len(window)
+            last = step + len(window) - 1
+            for arrival, weight in zip(window, self._weights(window, own), strict=True):
                 if own is not None:  # a window that was cut short is to come again as a whole
-                    own.receive(arrival, settled=closed)
-                epoch = f"of epoch {own.epoch}, " if own else ""
-                watch = functools.partial(losses.watch, f"micro-batch {step} {epoch}counted from 0")
+                    own.receive(arrival, settled=step == last)
+                yield arrival.batch, Window(this, step, step == last, weight)
                 step += 1
-                yield arrival.batch, Window(self._model, closed, weight, self._scaler, watch)
         if own is not None:
             own.complete()
-        losses.tell(wait=True)
+        this.tell_queued(wait=True)
 
     def _weights(self, window: list[Arrival], own: DataLoader[Any] | None) -> list[float]:
         """The part of each micro-batch in its window, of all ranks, times their number."""
@@ -170,7 +171,11 @@ class _Accumulate(Generic[T]):
         counts = [self._counted(arrival.batch) for arrival in window]
         total = sum(counts)
         if world_size > 1:
-            known = [own.samples(a) for a in window] if own and self._count is None else [None]
+            known = (
+                [own.samples(a) for a in window]
+                if own is not None and self._count is None
+                else [None]
+            )
             total = distributed.all_reduce(total) if None in known else sum(filter(None, known))
         return [count * world_size / total if total else 0.0 for count in counts]
 
@@ -223,7 +228,7 @@ def accumulate(
 
 
 def _arrivals(loader: Iterable[Any]) -> Iterator[Arrival]:
-    return (Arrival(batch, [], 0, 0) for batch in loader)
+    return (Arrival(batch, [], 0, 0) for batch in loader)  # nothing else is known
 
 
 def _size(batch: Any) -> int:

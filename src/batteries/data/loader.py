@@ -112,7 +112,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             own = {"dataset": self._stream, "batch_size": batch_size, "drop_last": drop_last}
         else:
             planned = _Planned(self)
-            own = {"dataset": _Keyed(dataset, self.seed)}
+            self._keyed = _draws(dataset)
+            own = {"dataset": _Keyed(dataset, self.seed) if self._keyed else dataset}
             own |= (
                 {"sampler": planned, "batch_size": None}
                 if batch_size is None and self._unit == "samples"
@@ -299,7 +300,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             if self._unit == "batches":
                 [indices] = indices
             pending.append(Arrival(None, indices, start, stop))
-            keys = [(epoch, index) for index in indices]
+            keys = [(epoch, index) for index in indices] if self._keyed else indices
             yield keys[0] if single else keys
 
     def _order(self) -> tuple[Callable[[range], list[Any]], int]:
@@ -336,17 +337,23 @@ class _Keyed(Dataset[Any]):
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
         self._dataset = dataset
         self._seed = seed
-        inner = dataset
-        while type(inner) is Subset:
-            inner = inner.dataset
-        self._draws = type(inner) is not TensorDataset  # which has nothing to draw for
 
     def __getitem__(self, key: tuple[int, Any]) -> Any:
         epoch, index = key
-        if self._draws:
-            number = index if isinstance(index, int) else zlib.crc32(repr(index).encode())
-            rekey(_SAMPLE, self._seed, epoch, number)
+        number = index if isinstance(index, int) else zlib.crc32(repr(index).encode())
+        rekey(_SAMPLE, self._seed, epoch, number)
         return self._dataset[index]
+
+
+def _draws(dataset: Dataset[Any]) -> bool:
+    """Whether the samples of a dataset may draw; those of tensors do not.
+
+    >>> _draws(TensorDataset(torch.ones(3)))
+    False
+    """
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    return type(dataset) is not TensorDataset
 
 
 class _Ahead:
