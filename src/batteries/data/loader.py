@@ -20,7 +20,7 @@ from batteries.seeding import chosen_seed, isolated_rng, rekey
 T = TypeVar("T", covariant=True)
 
 _SHUFFLE, _SAMPLER, _SAMPLE, _STEP = range(4)  # what a key is for
-_AHEAD = 2048  # positions whose indices are computed at once
+_AHEAD = 8192  # positions whose indices are computed at once
 
 
 class Arrival(NamedTuple):
@@ -98,6 +98,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self.seed = chosen_seed(seed)
         self.epoch = 0
         self.indices: list[Any] = []
+        self._rank = 0  # of the pass under way
         self._position = 0  # what the loop has received
         self._begin = 0  # where a pass begins
         self._pass: object = None  # the one under way
@@ -141,6 +142,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         [[0, 1], [2, 3]]
         """
         this = self._pass = object()
+        self._rank = distributed.rank()
         self._position = self._begin
         pending: deque[Arrival] = deque()
         if isinstance(self.dataset, IterableDataset):
@@ -169,7 +171,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self.indices = arrival.indices
         if settled:
             self._position = arrival.stop
-        rekey(_STEP, self.seed, self.epoch, distributed.rank(), arrival.start)
+        rekey(_STEP, self.seed, self.epoch, self._rank, arrival.start)
 
     def complete(self) -> None:
         """End a pass whose batches have all been received.
@@ -179,7 +181,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         >>> loader.epoch
         1
         """
-        rekey(_STEP, self.seed, self.epoch, distributed.rank(), -1)
+        rekey(_STEP, self.seed, self.epoch, self._rank, -1)
         self.set_epoch(self.epoch + 1)
 
     def samples(self, arrival: Arrival) -> int | None:
