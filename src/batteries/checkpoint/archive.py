@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -9,8 +10,11 @@ import mmap
 import os
 import struct
 import sys
+import threading
 import zipfile
 import zlib
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -99,22 +103,35 @@ def like(tensor: Tensor, storage: torch.UntypedStorage) -> Tensor:
 
 def _fill(file: BinaryIO, tensors: list[Tensor]) -> None:
     """Put the bytes of tensors where torch.save left room for them."""
-    file.seek(0)
-    places = tensors_in(torch.load(file, map_location="meta", weights_only=True))
-    sums: dict[int, int] = {}
+    # As torch numbers them: tensors that share their memory share a record.
+    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}.values()
+    records, directory = _records(file)
+    numbered = {name.rpartition("/data/")[2]: record for name, record in records.items()}
+    sums: dict[int, Callable[[], int]] = {}
     begun = 0  # up to where the disk was told to begin
-    for tensor, place in zip(tensors, places, strict=True):
-        offset = place.untyped_storage()._checkpoint_offset
-        assert offset is not None, "torch.load says where each tensor of a meta device lies"
-        if offset not in sums:
-            data = storage_bytes(tensor.untyped_storage()).cpu().numpy().data
-            file.seek(offset)
+    with ThreadPoolExecutor(1) as other:  # sums up what this thread writes
+        for number, storage in enumerate(storages):
+            record = numbered[str(number)]
+            data = storage_bytes(storage).cpu().numpy().data
+            assert len(data) == record.size, "torch.save numbers storages as it meets them"
+            file.seek(record.offset)
+            sums[record.offset] = _begun(other, zlib.crc32, data)
             file.write(data)
-            sums[offset] = zlib.crc32(data)
-            if offset + len(data) >= begun + 4 * 2**20:
+            if record.offset + len(data) >= begun + 4 * 2**20:
                 file.flush()
-                begun = _begin_writeback(file, begun, offset + len(data))
-    _write_checksums(file, sums)
+                begun = _begin_writeback(file, begun, record.offset + len(data))
+    for record in records.values():
+        if record.size and record.offset in sums:
+            _write_checksum(file, record, directory, sums[record.offset]())
+
+
+def _begun(pool: Executor, function: Callable[[Any], int], data: Any) -> Callable[[], int]:
+    if threading.current_thread() is not threading.main_thread():
+        return functools.partial(function, data)  # nobody waits, and training has the other cores
+    try:
+        return pool.submit(function, data).result
+    except RuntimeError:  # python is ending, and begins no more threads
+        return functools.partial(function, data)
 
 
 def _begin_writeback(file: BinaryIO, start: int, end: int) -> int:
@@ -125,23 +142,37 @@ def _begin_writeback(file: BinaryIO, start: int, end: int) -> int:
     return end
 
 
-def _write_checksums(file: BinaryIO, sums: dict[int, int]) -> None:
-    """Put the CRC-32 of records, by the offsets of their data, where zip files have them."""
+class _Record(NamedTuple):
+    """Where a file in a zip file lies."""
+
+    offset: int  # of its data
+    size: int
+    entry: int  # in the directory at the end
+
+
+def _records(file: BinaryIO) -> tuple[dict[str, _Record], int]:
+    """The records of a zip file of torch.save, and where its directory begins."""
     with zipfile.ZipFile(file) as archive:
-        records, directory = archive.infolist(), archive.start_dir
+        infos, directory = archive.infolist(), archive.start_dir
     file.seek(directory)
     entries, at = file.read(), 0
-    for record in records:
-        file.seek(record.header_offset + 26)
-        offset = record.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
-        if record.file_size and offset in sums:
-            file.seek(directory + at + 16)
-            file.write(struct.pack("<I", sums[offset]))
-            file.seek(offset + record.file_size)
-            assert file.read(4) == b"PK\7\10", "torch puts the sum behind the data too"
-            file.seek(offset + record.file_size + 4)
-            file.write(struct.pack("<I", sums[offset]))
+    records = {}
+    for info in infos:
+        file.seek(info.header_offset + 26)
+        offset = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+        records[info.filename] = _Record(offset, info.file_size, at)
         at += 46 + sum(struct.unpack_from("<HHH", entries, at + 28))
+    return records, directory
+
+
+def _write_checksum(file: BinaryIO, record: _Record, directory: int, crc: int) -> None:
+    """Put the CRC-32 of a record where zip files have it."""
+    file.seek(directory + record.entry + 16)
+    file.write(struct.pack("<I", crc))
+    file.seek(record.offset + record.size)
+    assert file.read(4) == b"PK\7\10", "torch puts the sum behind the data too"
+    file.seek(record.offset + record.size + 4)
+    file.write(struct.pack("<I", crc))
 
 
 # ---------------------------------------------------------------- the seal
