@@ -20,6 +20,7 @@ def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def _names_for_examples(doctest_namespace: dict[str, object]) -> None:
     names = {name: getattr(batteries, name) for name in batteries.__all__}
     doctest_namespace.update(names, torch=torch, nn=nn, np=np, random=random)
+    doctest_namespace["DataLoader"] = batteries.data.DataLoader
     doctest_namespace["PerRank"] = batteries.distributed.PerRank
 
 

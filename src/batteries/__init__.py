@@ -20,6 +20,7 @@ from batteries.modules import check_in_sync as check_in_sync
 from batteries.modules import distribute as distribute
 from batteries.modules import share_buffers as share_buffers
 from batteries.modules import unwrap as unwrap
+from batteries.preemption import PreemptionGuard as PreemptionGuard
 from batteries.run import run_directory as run_directory
 from batteries.seeding import isolated_rng as isolated_rng
 from batteries.seeding import rng_state as rng_state
@@ -35,6 +36,7 @@ __all__ = [
     "AverageMetter",
     "CheckpointError",
     "CheckpointManager",
+    "PreemptionGuard",
     "TensorBoardLogger",
     "accumulate",
     "check_in_sync",

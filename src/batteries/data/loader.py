@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 import zlib
 from collections import deque
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 from batteries import distributed
 from batteries.data.shuffle import Shuffle
 from batteries.data.streams import Stream
+from batteries.preemption import ignore_signals
 from batteries.seeding import chosen_seed, isolated_rng, rekey
 
 T = TypeVar("T", covariant=True)
@@ -123,7 +125,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it has just been said
             self._inner: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
-                collate_fn=self.collate_fn, worker_init_fn=worker_init_fn, **own, **options
+                collate_fn=self.collate_fn,
+                worker_init_fn=functools.partial(_begin_worker, worker_init_fn),
+                **own,
+                **options,
             )
 
     # ---------------------------------------------------------------- passes
@@ -383,6 +388,12 @@ class _Ahead:
             ).tolist()
         first = self._known.index(positions[0])
         return self._indices[first : first + len(positions)]
+
+
+def _begin_worker(then: Callable[[int], None] | None, worker_id: int) -> None:
+    ignore_signals()
+    if then is not None:
+        then(worker_id)
 
 
 def _drawn(sampler: Iterable[Any], key: tuple[int, ...]) -> list[Any]:
