@@ -153,10 +153,10 @@ class _Accumulate(Generic[T]):
         own = self._loader if isinstance(self._loader, DataLoader) else None
         arrivals = _arrivals(self._loader) if own is None else own.arrivals()
         this = _Pass(self._model, self._scaler, None if own is None else own.epoch)
-        step = 0
+        step, ranks = 0, distributed.world_size()
         while window := list(islice(arrivals, self._steps)):
             last = step + len(window) - 1
-            for arrival, weight in zip(window, self._weights(window, own), strict=True):
+            for arrival, weight in zip(window, self._weights(window, own, ranks), strict=True):
                 if own is not None:  # a window that was cut short is to come again as a whole
                     own.receive(arrival, settled=step == last)
                 yield arrival.batch, Window(this, step, step == last, weight)
@@ -165,19 +165,20 @@ class _Accumulate(Generic[T]):
             own.complete()
         this.tell_queued(wait=True)
 
-    def _weights(self, window: list[Arrival], own: DataLoader[Any] | None) -> list[float]:
+    def _weights(
+        self, window: list[Arrival], own: DataLoader[Any] | None, ranks: int
+    ) -> list[float]:
         """The part of each micro-batch in its window, of all ranks, times their number."""
-        world_size = distributed.world_size()
         counts = [self._counted(arrival.batch) for arrival in window]
         total = sum(counts)
-        if world_size > 1:
+        if ranks > 1:
             known = (
                 [own.samples(a) for a in window]
                 if own is not None and self._count is None
                 else [None]
             )
             total = distributed.all_reduce(total) if None in known else sum(filter(None, known))
-        return [count * world_size / total if total else 0.0 for count in counts]
+        return [count * ranks / total if total else 0.0 for count in counts]
 
     def _counted(self, batch: Any) -> float:
         count = float(_size(batch) if self._count is None else self._count(batch))
