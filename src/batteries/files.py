@@ -68,6 +68,21 @@ def write_whole(path: PathLike, size: int = 0) -> Iterator[BinaryIO]:
     _sync_name(path)
 
 
+@contextmanager
+def naming(path: PathLike) -> Iterator[None]:
+    """Let an error of the disk in a block say which file it is about, where it does not.
+
+    >>> with naming("metrics.json"):
+    ...     pass
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
+
+
 def link_or_copy(source: PathLike, target: PathLike) -> None:
     """Make `target` the same file as `source`: a hard link, or a copy where links are impossible.
 

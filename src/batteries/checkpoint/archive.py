@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from batteries.checkpoint.contents import rebuilt
-from batteries.files import PathLike
+from batteries.files import PathLike, naming
 
 Note = dict[str, Any]  # what a file says about itself, as JSON
 INDEX = "index.pth"  # what stands for a directory of shards
@@ -257,7 +257,7 @@ def read_seal(path: PathLike) -> Seal | None:
         path = path / INDEX
         if not path.exists():
             return None
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - LONGEST_SEAL))
         return find_seal(file.read())

@@ -28,6 +28,7 @@ from batteries.files import (
     link_or_copy,
     locked_directory,
     make_directory,
+    naming,
     remove_leftovers,
     write_whole,
 )
@@ -402,7 +403,8 @@ class CheckpointManager:
             known = {row["epoch"]: row for row in notes if row and self.metric in row}
             return [known[epoch] for epoch in sorted(known)]
         try:
-            memory = json.loads(path.read_text())
+            with naming(path):
+                memory = json.loads(path.read_text())
             ranked_by = (memory["metric_name"], memory["metric_minimization"])
         except (ValueError, TypeError, KeyError, IsADirectoryError) as error:
             raise ValueError(

@@ -59,7 +59,13 @@ def save_checkpoint(
     """
     plain = rebuilt(checkpoint, plain_or_refused)
     with write_whole(path, _bytes_in(plain)) as file:
-        write_archive(plain, file, note or {})
+        try:
+            write_archive(plain, file, note or {})
+        except (RuntimeError, zipfile.BadZipFile) as error:
+            # The zip writers of torch and python complain of what failed, and hide it.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _bytes_in(checkpoint: Any) -> int:
