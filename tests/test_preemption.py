@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ranks import context, run_ranks
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.utils.data import Dataset
 
 from batteries import PreemptionGuard, distributed
 from batteries.data import DataLoader
+from batteries.preemption import ignore_signals
 
 DEADLINE = 60
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
 
 
 def steps_until_stop(told: list[int], number: int, after: int, slow: float) -> tuple[int, int]:
@@ -85,56 +92,90 @@ with PreemptionGuard():
     assert done.returncode == 75
 
 
-def hang_with_a_peer(directory: str, number: int) -> None:
-    """Rank 1 dies or stops; rank 0 is told while it waits for it in a collective."""
-    with PreemptionGuard() as guard:
-        distributed.all_reduce(torch.ones(3))
-        Path(directory, str(os.environ["RANK"])).write_text(str(os.getpid()))
-        if distributed.rank() == 1:
-            os.kill(os.getpid(), number)
-        try:
-            distributed.all_reduce(torch.ones(3))
-        except RuntimeError:  # gloo notices the dead
-            while not guard.stop():
-                time.sleep(0.1)
-            os._exit(guard.exit_code)
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
 
 
-def leave(directory: str, number: int) -> None:
-    run_ranks(hang_with_a_peer, directory, number)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_dead_and_stopped_peers(number: int, tmp_path: Path) -> None:
-    """With a dead or stopped peer, a rank that is told leaves in seconds, not at the timeout."""
-    starter = context.Process(target=leave, args=(str(tmp_path), number))
-    starter.start()
-    pids: list[int] = []
-    deadline = time.monotonic() + DEADLINE
-    while len(pids) < 2 and time.monotonic() < deadline:
-        pids = [int(text) for r in "01" if (text := _read(tmp_path / r))]
-    begun = time.monotonic()
-    os.kill(pids[0], signal.SIGTERM)
-    while _runs(pids[0]) and time.monotonic() < begun + DEADLINE:
-        time.sleep(0.05)
-    taken = time.monotonic() - begun
-    for pid in pids:
-        if _runs(pid):
-            os.kill(pid, signal.SIGKILL)
-    starter.join(DEADLINE)
-    assert taken < 30  # gloo's own timeout is 30 minutes
-
-
-def _read(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
-
-
-def _runs(pid: int) -> bool:
+def lone_rank(program: str, *, others: str = "", agent: bool = True) -> tuple[int, float, str]:
+    """Two ranks; rank 1 gets the signal `others`, then rank 0 SIGTERM: how and when it left."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port = store.port if agent else free_port()
+    launcher = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    launcher |= {"TORCHELASTIC_USE_AGENT_STORE": str(agent), **ENV}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", PRELUDE + program],
+            env={**launcher, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
+        for rank in ranks:
+            assert rank.stdout
+            assert rank.stdout.readline() == "ready\n"
+        told, other = ranks if agent else ranks[::-1]  # rank 0 has the store, without an agent
+        other.send_signal(signal.Signals[others])
+        told.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        _, errors = told.communicate(timeout=DEADLINE)
+        return told.returncode, time.monotonic() - begun, errors
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+
+
+PRELUDE = """
+import os, signal, sys, time
+import torch
+from pathlib import Path
+from batteries import PreemptionGuard, distributed
+def ready():
+    distributed.barrier()
+    print("ready", flush=True)
+"""
+
+HANG = """
+with distributed.setup(), PreemptionGuard(patience=2) as guard:
+    guard.stop()
+    while guard._store is None:
+        time.sleep(0.01)
+    ready()
+    distributed.all_reduce(1) if distributed.rank() == TOLD else time.sleep(600)
+"""
+
+STEPS = """
+with distributed.setup(), PreemptionGuard(patience=2) as guard:
+    ready()
+    while not guard.stop():
+        time.sleep(0.05)  # a step that needs nobody
+    Path("saved").touch()
+    sys.exit(guard.exit_code)
+"""
+
+
+@pytest.mark.parametrize("agent", [True, False], ids=["store of an agent", "store of the stopped"])
+def test_stopped_peer(agent: bool) -> None:
+    """A rank that hangs in a collective with a stopped one leaves in seconds when it is told."""
+    program = HANG.replace("TOLD", "0" if agent else "1")
+    code, taken, errors = lone_rank(program, others="SIGSTOP", agent=agent)
+    assert code == PreemptionGuard.exit_code
+    assert taken < 20  # alone on a machine 2 s; the group's timeout is 30 minutes
+    assert "PreemptionGuard: not all ranks answered, and no step ended in 2 s" in errors
+
+
+@pytest.mark.parametrize("others", ["SIGKILL", "SIGSTOP"])
+def test_boundary_without_the_peer(others: str) -> None:
+    """A rank that comes to its boundary without the others saves, and leaves in seconds."""
+    code, taken, _ = lone_rank(STEPS, others=others)
+    assert Path("saved").exists()
+    assert code == PreemptionGuard.exit_code
+    assert taken < 20
 
 
 class Slow(Dataset[int]):
@@ -156,6 +197,155 @@ def test_workers_live_on(start: str) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
         os.kill(worker, number)
     assert len(list(batches)) == 39
+
+
+def test_signals_of_others() -> None:
+    """Signals that others handle are not told to the loop, such as that of a worker's end."""
+    handler = signal.signal(signal.SIGCHLD, lambda *_: None)
+    with PreemptionGuard() as guard:
+        for _ in range(3):
+            subprocess.run(["true"], check=True)
+        guard._poke()  # read after what came before
+        assert not guard.stop()
+    signal.signal(signal.SIGCHLD, handler)
+    assert not guard.requested
+
+
+def wait_long() -> None:
+    time.sleep(600)
+
+
+def test_children_end_when_they_are_told() -> None:
+    """A forked child is ended by SIGTERM as ever, and the loop is not told."""
+    with PreemptionGuard() as guard:
+        child = multiprocessing.get_context("fork").Process(target=wait_long)
+        child.start()
+        child.terminate()
+        child.join(DEADLINE)
+        assert child.exitcode == -signal.SIGTERM
+    assert not guard.requested
+
+
+SAVE = """
+with PreemptionGuard() as guard:
+    print("ready", flush=True)
+    while not guard.stop():
+        time.sleep(0.01)
+    print("saving", flush=True)
+    sys.stdin.readline()
+    sys.exit(guard.exit_code)
+"""
+
+
+@pytest.mark.parametrize(("number", "saves"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+def test_signal_during_a_save(number: int, saves: bool) -> None:
+    """SIGTERM while the loop saves is torchrun's, and waits; a second Ctrl-C leaves at once."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", PRELUDE + SAVE]
+    with subprocess.Popen(command, env=ENV, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as run:
+        assert run.stdout
+        assert run.stdout.readline() == "ready\n"
+        run.send_signal(number)
+        assert run.stdout.readline() == "saving\n"
+        begun = time.monotonic()
+        while run.poll() is None and time.monotonic() < begun + 3:
+            time.sleep(0.4)
+            run.send_signal(number)
+        assert (run.poll() is None) == saves
+        _, errors = run.communicate("\n" if saves else None)
+        assert run.returncode == PreemptionGuard.exit_code
+    assert ("SIGINT came a second time" in errors) == (not saves)
+
+
+def hang_in_c(pipe: Connection) -> None:
+    ignore_signals()
+    pipe.send("ready")
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    for _ in range(2):  # the second lock waits for ever, and no signal interrupts it
+        libc.pthread_mutex_lock(mutex)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="knows the size of a mutex on Linux")
+def test_workers_that_hang_can_be_ended() -> None:
+    """SIGTERM twice in a moment is one, which a worker ignores; a later one ends it anywhere."""
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=hang_in_c, args=(theirs,))
+    worker.start()
+    assert ours.recv() == "ready"
+    begun = time.monotonic()
+    worker.terminate()
+    worker.terminate()
+    while worker.exitcode is None and time.monotonic() < begun + DEADLINE:
+        worker.join(0.3)
+        worker.terminate()
+    assert time.monotonic() - begun > 1
+    assert worker.exitcode == 0
+
+
+ORPHANS = """
+from batteries.data import DataLoader
+class Pids(torch.utils.data.Dataset):
+    def __len__(self):
+        return 100
+    def __getitem__(self, index):
+        return os.getpid()
+loader = DataLoader(Pids(), 1, num_workers=2)
+batches = iter(loader)
+print(int(next(batches)), int(next(batches)), flush=True)
+LEAVE
+"""
+
+
+@pytest.mark.parametrize("leave", ["", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_no_orphans(leave: str) -> None:
+    """Workers that ignore signals end with their parent, however it ends."""
+    command = [sys.executable, "-c", PRELUDE + ORPHANS.replace("LEAVE", leave)]
+    with subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout
+        pids = [int(pid) for pid in run.stdout.readline().split()]
+        assert run.stdout.read() == ""  # it ends when the last process that has the pipe does
+    assert len(set(pids)) == 2
+
+
+TRAIN = """
+from batteries import CheckpointManager, distribute, load_checkpoint, make_checkpoint
+attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+with distributed.setup() as device, PreemptionGuard() as guard:
+    model = distribute(torch.nn.Linear(2, 1, bias=False), device)
+    manager = CheckpointManager("kept")
+    begun = step = load_checkpoint(manager.last_path, model)["step"] if attempt else 0
+    while True:
+        step += 1
+        model(torch.ones(1, 2)).sum().backward()
+        if step == 20 and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        if step == begun + 20 and attempt and distributed.is_main():
+            print("again from", begun, flush=True)
+        if guard.stop():
+            print("stopped after", step, flush=True)
+            manager.save_last(make_checkpoint("train", 0, model, step=step))
+            sys.exit(guard.exit_code)
+"""
+
+
+def test_torchrun() -> None:
+    """One rank's signal restarts all where they stopped; SIGTERM to torchrun ends all alike."""
+    Path("train.py").write_text(PRELUDE + TRAIN)
+    torchrun = Path(sys.executable).with_name("torchrun")
+    options = ["--standalone", "--nproc-per-node=2", "--max-restarts=1", "--monitor-interval=0.1"]
+    command = [str(torchrun), *options, "train.py"]
+    with subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout
+        first = [run.stdout.readline() for _ in range(2)]
+        again = run.stdout.readline()
+        run.send_signal(signal.SIGTERM)
+        second = run.stdout.read().splitlines()
+    assert first[0] == first[1]
+    assert again.split()[-1] == first[0].split()[-1]
+    assert len(second) == 2
+    assert second[0] == second[1]
+    assert torch.load("kept/last.pth")["step"] == int(second[0].split()[-1])
+    assert run.returncode != 0
 
 
 def test_only_in_the_main_thread() -> None:

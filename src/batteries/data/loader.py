@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import itertools
 import warnings
+import weakref
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -150,11 +153,18 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._rank = distributed.rank()
         self._position = self._begin
         pending: deque[Arrival] = deque()
+        known: Iterator[Arrival]
         if isinstance(self.dataset, IterableDataset):
-            batches = self._stream_arrivals()
+            self._stream.begin(self.epoch)
+            numbers = itertools.count(self._begin)
+            known = (Arrival(None, [], number, number + 1) for number in numbers)
         else:
             self._plan = self._planned(pending)
-            batches = (pending.popleft()._replace(batch=batch) for batch in self._inner)
+            known = iter(pending.popleft, None)
+        inner = iter(self._inner)
+        if self.num_workers:
+            _ended_at_exit().add(inner)
+        batches = (next(known)._replace(batch=batch) for batch in inner)
         try:
             yield from batches
         finally:
@@ -322,11 +332,6 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             return list, length
         return _Ahead(Shuffle(length, (_SHUFFLE, self.seed, self.epoch)), length), length
 
-    def _stream_arrivals(self) -> Iterator[Arrival]:
-        self._stream.begin(self.epoch)
-        for number, batch in enumerate(self._inner, start=self._begin):
-            yield Arrival(batch, [], number, number + 1)
-
 
 class _Planned:
     """The batch sampler of torch's loader: what the pass under way asks for."""
@@ -388,6 +393,22 @@ class _Ahead:
             ).tolist()
         first = self._known.index(positions[0])
         return self._indices[first : first + len(positions)]
+
+
+@functools.cache  # once for the process, after multiprocessing's own, which it so comes before
+def _ended_at_exit() -> weakref.WeakSet[Any]:
+    """Passes with workers, which are told of the program's end: they ignore its signals.
+
+    Python would terminate them, once, and wait for them for ever.
+    """
+    passes: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def end() -> None:
+        for workers in list(passes):
+            workers._shutdown_workers()
+
+    atexit.register(end)
+    return passes
 
 
 def _begin_worker(then: Callable[[int], None] | None, worker_id: int) -> None:
