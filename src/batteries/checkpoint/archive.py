@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import errno
 import hashlib
 import io
 import json
@@ -10,12 +10,10 @@ import mmap
 import os
 import struct
 import sys
-import threading
-import zipfile
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -26,7 +24,13 @@ from torch import Tensor, nn
 from batteries.checkpoint.contents import rebuilt
 from batteries.files import PathLike, naming
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 Note = dict[str, Any]  # what a file says about itself, as JSON
+_CHUNK = 2**21  # bytes that go to the disk at once; a multiple of the digest's blocks
 INDEX = "index.pth"  # what stands for a directory of shards
 
 
@@ -42,13 +46,29 @@ def write_archive(checkpoint: Any, file: BinaryIO, note: Note) -> None:
     interpreter to itself while it writes and sums up each record.
     """
     tensors = tensors_in(checkpoint)
-    if all(tensor.layout == torch.strided and not tensor.is_quantized for tensor in tensors):
-        with torch.serialization.skip_data():  # leaves room for the tensors
-            torch.save(checkpoint, file)
-        _fill(file, tensors)
-    else:
-        torch.save(checkpoint, file)
-    _seal(file, note)
+    dense = all(tensor.layout == torch.strided and not tensor.is_quantized for tensor in tensors)
+    skeleton = _Skeleton()
+    with torch.serialization.skip_data() if dense else nullcontext():
+        torch.save(checkpoint, skeleton)  # type: ignore[arg-type]
+    # As torch numbers them: tensors that share their memory share a record.
+    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors if dense}
+    numbered = list(storages.values())
+    sums: dict[bytes, bytes] = {}
+    comment = _comment(note)
+    *texts, end = skeleton.texts
+    with ThreadPoolExecutor(1) as pool:
+        stream = _Stream(file, pool)
+        for text, gap, after in zip(texts, skeleton.gaps, skeleton.texts[1:], strict=True):
+            stream.write(text)
+            name = _last_name(text)
+            data = storage_bytes(numbered[int(name.rpartition(b"/")[2])]).cpu().numpy()
+            assert data.nbytes == gap, "torch.save numbers storages as it meets them"
+            assert after[:4] == b"PK\7\10", "torch puts the sum of a record behind it"
+            after[4:8] = sums[name] = struct.pack("<I", stream.write(data))
+        _put_sums(end, sums)
+        end[-2:] = comment  # torch writes none: the file ends in its length, 0
+        stream.write(end)
+        stream.end()
 
 
 def tensors_in(checkpoint: Any) -> list[Tensor]:
@@ -88,91 +108,169 @@ def is_plain(tensor: Tensor) -> bool:
     return not (more or tensor.is_conj() or tensor.is_neg())
 
 
-def like(tensor: Tensor, storage: torch.UntypedStorage) -> Tensor:
-    """A tensor of the same form on other memory.
+class Form(NamedTuple):
+    """How a tensor lies in its memory.
 
-    >>> like(torch.zeros(2), torch.ones(2).untyped_storage())
+    >>> form_of(torch.zeros(2, 3)).stride
+    (3, 1)
+    """
+
+    dtype: torch.dtype
+    offset: int
+    size: torch.Size
+    stride: tuple[int, ...]
+    requires_grad: bool
+    learned: bool  # a parameter
+
+
+def form_of(tensor: Tensor) -> Form:
+    """How a tensor lies in its memory.
+
+    >>> form_of(torch.zeros(2, 3)).offset
+    0
+    """
+    return Form(
+        tensor.dtype,
+        int(tensor.storage_offset()),
+        tensor.size(),
+        tensor.stride(),
+        tensor.requires_grad,
+        isinstance(tensor, nn.Parameter),
+    )
+
+
+def formed(storage: torch.UntypedStorage, form: Form) -> Tensor:
+    """A tensor of a form on other memory.
+
+    >>> formed(torch.ones(2).untyped_storage(), form_of(torch.zeros(2)))
     tensor([1., 1.])
     """
-    shape = tensor.storage_offset(), tensor.size(), tensor.stride()
-    same = torch.empty(0, dtype=tensor.dtype).set_(storage, *shape)
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(same, tensor.requires_grad)
-    return same.requires_grad_(tensor.requires_grad)
+    same = torch.empty(0, dtype=form.dtype).set_(storage, form.offset, form.size, form.stride)
+    if form.learned:
+        return nn.Parameter(same, form.requires_grad)
+    return same.requires_grad_(form.requires_grad)
 
 
-def _fill(file: BinaryIO, tensors: list[Tensor]) -> None:
-    """Put the bytes of tensors where torch.save left room for them."""
-    # As torch numbers them: tensors that share their memory share a record.
-    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}.values()
-    records, directory = _records(file)
-    numbered = {name.rpartition("/data/")[2]: record for name, record in records.items()}
-    sums: dict[int, Callable[[], int]] = {}
-    begun = 0  # up to where the disk was told to begin
-    with ThreadPoolExecutor(1) as other:  # sums up what this thread writes
-        for number, storage in enumerate(storages):
-            record = numbered[str(number)]
-            data = storage_bytes(storage).cpu().numpy().data
-            assert len(data) == record.size, "torch.save numbers storages as it meets them"
-            file.seek(record.offset)
-            sums[record.offset] = _begun(other, zlib.crc32, data)
-            file.write(data)
-            if record.offset + len(data) >= begun + 4 * 2**20:
-                file.flush()
-                begun = _begin_writeback(file, begun, record.offset + len(data))
-    for record in records.values():
-        if record.size and record.offset in sums:
-            _write_checksum(file, record, directory, sums[record.offset]())
+class _Skeleton:
+    """What torch.save writes when it leaves out the tensors: bytes, and the sizes of gaps."""
+
+    def __init__(self) -> None:
+        self.texts = [bytearray()]
+        self.gaps: list[int] = []  # one behind each text but the last
+
+    def write(self, data: bytes) -> int:
+        self.texts[-1] += data
+        return len(data)
+
+    def seek(self, offset: int, whence: int) -> None:
+        assert whence == io.SEEK_CUR
+        self.gaps.append(offset)
+        self.texts.append(bytearray())
+
+    def flush(self) -> None:
+        pass
 
 
-def _begun(pool: Executor, function: Callable[[Any], int], data: Any) -> Callable[[], int]:
-    if threading.current_thread() is not threading.main_thread():
-        return functools.partial(function, data)  # nobody waits, and training has the other cores
+def _last_name(text: bytearray) -> bytes:
+    """Of the record that begins at the end of a part of a zip file."""
+    header = text.rindex(b"PK\3\4")
+    (length,) = struct.unpack_from("<H", text, header + 26)
+    return bytes(text[header + 30 : header + 30 + length])
+
+
+def _put_sums(end: bytearray, sums: dict[bytes, bytes]) -> None:
+    """Put the CRC-32 of records into the directory at the end of a zip file."""
+    last = len(end) - 98  # three records of a fixed size, of which the first knows the directory's
+    assert end[last : last + 4] == b"PK\6\6", "torch writes zip64"
+    (size,) = struct.unpack_from("<Q", end, last + 40)
+    at = last - size
+    while at < last:
+        name, extra, comment = struct.unpack_from("<HHH", end, at + 28)
+        crc = sums.get(bytes(end[at + 46 : at + 46 + name]))
+        if crc is not None:
+            end[at + 16 : at + 20] = crc
+        at += 46 + name + extra + comment
+
+
+class _Stream:
+    """A new file, written from its beginning to its end, past the page cache where that works.
+
+    What is written is gathered in aligned memory, and summed up there while the processor has it;
+    another thread hands it to the disk meanwhile.
+    """
+
+    def __init__(self, file: BinaryIO, pool: Executor) -> None:
+        self._file = file.fileno()
+        self._pool = pool
+        self._rooms = [np.frombuffer(mmap.mmap(-1, _CHUNK), np.uint8) for _ in range(2)]
+        self._filled = 0  # of the first one; the other is being written
+        self._wait: Callable[[], None] = _nothing
+        self._digest = Digest()
+        _set_direct(self._file, True)
+
+    def write(self, data: Any) -> int:
+        """Add bytes; returns their CRC-32."""
+        view, crc = np.frombuffer(data, np.uint8), 0
+        while len(view):
+            room = self._rooms[0][self._filled : self._filled + len(view)]
+            np.copyto(room, view[: len(room)])
+            crc = zlib.crc32(room.data, crc)
+            self._filled += len(room)
+            view = view[len(room) :]
+            if self._filled == _CHUNK:
+                self._hand_over()
+        return crc
+
+    def end(self) -> None:
+        """Write the rest, and the digest of all that was written."""
+        rest = self._rooms[0][: self._filled]
+        self._digest.update(rest)
+        self._wait()
+        _set_direct(self._file, False)  # which writes whole blocks only
+        _write_all(self._file, rest.tobytes() + self._digest.hex())
+
+    def _hand_over(self) -> None:
+        chunk = self._rooms[0]
+        self._wait()
+        self._wait = _begun(self._pool, _write_all, self._file, chunk)
+        self._digest.update(chunk)
+        self._rooms.reverse()
+        self._filled = 0
+
+
+def _begun(pool: Executor, function: Callable[..., None], *args: Any) -> Callable[[], None]:
     try:
-        return pool.submit(function, data).result
+        return pool.submit(function, *args).result
     except RuntimeError:  # python is ending, and begins no more threads
-        return functools.partial(function, data)
+        function(*args)
+        return _nothing
 
 
-def _begin_writeback(file: BinaryIO, start: int, end: int) -> int:
-    """Let the disk begin while the processor goes on: less is left to wait for at the end."""
-    if hasattr(os, "posix_fadvise"):
-        with suppress(OSError):  # it is advice
-            os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
-    return end
+def _nothing() -> None:
+    pass
 
 
-class _Record(NamedTuple):
-    """Where a file in a zip file lies."""
-
-    offset: int  # of its data
-    size: int
-    entry: int  # in the directory at the end
-
-
-def _records(file: BinaryIO) -> tuple[dict[str, _Record], int]:
-    """The records of a zip file of torch.save, and where its directory begins."""
-    with zipfile.ZipFile(file) as archive:
-        infos, directory = archive.infolist(), archive.start_dir
-    file.seek(directory)
-    entries, at = file.read(), 0
-    records = {}
-    for info in infos:
-        file.seek(info.header_offset + 26)
-        offset = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
-        records[info.filename] = _Record(offset, info.file_size, at)
-        at += 46 + sum(struct.unpack_from("<HHH", entries, at + 28))
-    return records, directory
+def _write_all(file: int, data: Any) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(file, view) :]
+        except OSError as error:
+            if error.errno != errno.EINVAL or not _set_direct(file, False):
+                raise
+        if view:  # the disk is full, say, or wants other blocks: without them it says so
+            _set_direct(file, False)
 
 
-def _write_checksum(file: BinaryIO, record: _Record, directory: int, crc: int) -> None:
-    """Put the CRC-32 of a record where zip files have it."""
-    file.seek(directory + record.entry + 16)
-    file.write(struct.pack("<I", crc))
-    file.seek(record.offset + record.size)
-    assert file.read(4) == b"PK\7\10", "torch puts the sum behind the data too"
-    file.seek(record.offset + record.size + 4)
-    file.write(struct.pack("<I", crc))
+def _set_direct(file: int, direct: bool) -> bool:
+    """Write past the page cache or through it; whether that is a change."""
+    flag = getattr(os, "O_DIRECT", 0)
+    before = fcntl.fcntl(file, fcntl.F_GETFL) if flag else 0
+    after = before | flag if direct else before & ~flag
+    try:
+        return before != after and fcntl.fcntl(file, fcntl.F_SETFL, after) == 0
+    except OSError:  # a file system in memory, say
+        return False
 
 
 # ---------------------------------------------------------------- the seal
@@ -202,19 +300,13 @@ class Seal(NamedTuple):
     own_byte_order: bool
 
 
-def _seal(file: BinaryIO, note: Note) -> None:
+def _comment(note: Note) -> bytes:
+    """The seal and its length, as a zip file ends; all but the digest."""
     comment = _OWN_MARK + json.dumps(note, separators=(",", ":")).encode() + _DIGEST_MARK
     length = len(comment) + DIGEST_LENGTH
     if length > _LONGEST_COMMENT:
         raise ValueError(f"the note of a checkpoint takes {length} bytes, more than 65,535")
-    end = file.seek(-2, io.SEEK_END)  # torch writes no comment: the file ends in its length, 0
-    file.write(struct.pack("<H", length) + comment)
-    file.flush()
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as written:
-        digest = Digest()
-        digest.update(written)
-    file.seek(end + 2 + len(comment))
-    file.write(digest.hex())
+    return struct.pack("<H", length) + comment
 
 
 def find_seal(tail: bytes) -> Seal | None:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batteries.checkpoint.archive import is_plain, like, storage_bytes
-from batteries.checkpoint.contents import rebuilt
+from batteries.checkpoint.archive import form_of, formed, is_plain, storage_bytes
+from batteries.checkpoint.contents import plain_or_refused, rebuilt
 
 Save = Callable[[Any], None]  # takes the copy of a checkpoint
 
@@ -46,6 +46,7 @@ class BackgroundWriter:
         """Copy a checkpoint, and let it be saved.
 
         Raises:
+            TypeError: A value that cannot be saved, with its place.
             Exception: The error of an earlier save.
         """
         self._raise()
@@ -102,8 +103,7 @@ class BackgroundWriter:
         while (job := self._jobs.get()) is not None:
             copy, buffers, save = job
             try:
-                buffers.finish()
-                save(copy)
+                save(buffers.finish(copy))
             except BaseException as error:
                 self._errors.append(error)
             finally:
@@ -111,6 +111,19 @@ class BackgroundWriter:
                 self._buffers.put(buffers)
                 self._jobs.task_done()
         self._jobs.task_done()
+
+
+class _Copied:
+    """A tensor in other memory, to be made of it when nobody waits."""
+
+    __slots__ = ("_form", "_room")
+
+    def __init__(self, tensor: Tensor, room: Tensor) -> None:
+        self._form = form_of(tensor)
+        self._room = room
+
+    def tensor(self) -> Tensor:
+        return formed(self._room.untyped_storage(), self._form)
 
 
 class _Buffers:
@@ -121,31 +134,38 @@ class _Buffers:
         self._copied: torch.cuda.Event | None = None
 
     def copy(self, checkpoint: Any) -> Any:
-        """The same checkpoint in this memory; on a GPU the copies are only queued."""
-        storages: dict[tuple[torch.device, int], torch.UntypedStorage] = {}
-        fresh: list[Tensor] = []
+        """The same checkpoint in this memory; on a GPU the copies are only queued.
 
-        def copied(value: Any, place: str) -> Any:  # noqa: ARG001
+        Raises:
+            TypeError: A value that cannot be saved, with its place.
+        """
+        rooms: dict[tuple[torch.device, int], Tensor] = {}  # by the memory that is copied there
+        sources: list[Tensor] = []
+
+        def taken(value: Any, place: str) -> Any:
+            value = plain_or_refused(value, place)
             if not isinstance(value, Tensor):
                 return value
             if not is_plain(value):
                 return value.detach().clone().cpu()
             source = value.untyped_storage()
-            key = source.device, source.data_ptr()
-            if key not in storages:
-                fresh.append(self._room(len(fresh), source))
-                fresh[-1].copy_(storage_bytes(source), non_blocking=True)
-                storages[key] = fresh[-1].untyped_storage()
-            return like(value, storages[key])
+            key = value.device, source.data_ptr()
+            if key not in rooms:
+                rooms[key] = self._room(len(rooms), source)
+                sources.append(storage_bytes(source))
+            return _Copied(value, rooms[key])
 
-        with _side_stream() as event:
-            copy = rebuilt(checkpoint, copied)
-        self._memory, self._copied = fresh, event
+        copy = rebuilt(checkpoint, taken)
+        self._memory = list(rooms.values())
+        with _side_stream() as self._copied:
+            torch._foreach_copy_(self._memory, sources, non_blocking=True)
         return copy
 
-    def finish(self) -> None:
+    def finish(self, copy: Any) -> Any:
+        """The checkpoint whose copy is complete."""
         if self._copied is not None:
             self._copied.synchronize()
+        return rebuilt(copy, lambda value, _: value.tensor() if type(value) is _Copied else value)
 
     def _room(self, index: int, source: torch.UntypedStorage) -> Tensor:
         if index < len(self._memory) and self._memory[index].numel() == source.nbytes():

@@ -20,7 +20,6 @@ from torch import Tensor
 from batteries import distributed
 from batteries.checkpoint.archive import Note, read_note, read_seal
 from batteries.checkpoint.background import BackgroundWriter
-from batteries.checkpoint.contents import plain_or_refused, rebuilt
 from batteries.checkpoint.sharded import commit_shards, new_folder, remove_unnamed, write_shards
 from batteries.checkpoint.storage import CheckpointError, save_checkpoint
 from batteries.files import (
@@ -238,10 +237,9 @@ class CheckpointManager:
         elif self._writer is None:
             save(checkpoint)
         else:
-            plain = rebuilt(checkpoint, plain_or_refused)
             self._waiting.append(row)
             try:
-                self._writer.submit(plain, save_waiting)
+                self._writer.submit(checkpoint, save_waiting)
             except BaseException:
                 self._waiting.remove(row)
                 raise

@@ -22,8 +22,9 @@ from batteries.checkpoint.archive import (
     Note,
     Seal,
     find_seal,
+    form_of,
+    formed,
     is_plain,
-    like,
     tensors_in,
     write_archive,
 )
@@ -59,13 +60,7 @@ def save_checkpoint(
     """
     plain = rebuilt(checkpoint, plain_or_refused)
     with write_whole(path, _bytes_in(plain)) as file:
-        try:
-            write_archive(plain, file, note or {})
-        except (RuntimeError, zipfile.BadZipFile) as error:
-            # The zip writers of torch and python complain of what failed, and hide it.
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+        write_archive(plain, file, note or {})
 
 
 def _bytes_in(checkpoint: Any) -> int:
@@ -272,4 +267,4 @@ def _filled(value: Tensor, data: Tensor, storages: dict[int, torch.UntypedStorag
     if offset not in storages:  # tensors that shared their memory share it again
         size = value.untyped_storage().nbytes()
         storages[offset] = data.untyped_storage()[offset : offset + size]
-    return like(value, storages[offset])
+    return formed(storages[offset], form_of(value))
