@@ -158,7 +158,8 @@ class _Buffers:
         copy = rebuilt(checkpoint, taken)
         self._memory = list(rooms.values())
         with _side_stream() as self._copied:
-            torch._foreach_copy_(self._memory, sources, non_blocking=True)
+            if sources:
+                torch._foreach_copy_(self._memory, sources, non_blocking=True)
         return copy
 
     def finish(self, copy: Any) -> Any:

@@ -47,12 +47,12 @@ class Suspicious(Exception):  # noqa: N818 (what is wrong is in the text)
     """What a file would do that no checkpoint does."""
 
 
-def inspect_file(file: BinaryIO, size: int) -> None:
-    """Raise if loading a file could run other code than torch.save's, or take memory for nothing.
+def inspect_file(file: BinaryIO, size: int) -> bytes:
+    """The pickle in a file whose loading runs no other code than torch.save's.
 
     >>> with open("a.pth", "x+b") as file:
     ...     torch.save({"epoch": 1}, file)
-    ...     inspect_file(file, size=file.tell())
+    ...     pickled = inspect_file(file, size=file.tell())
 
     Records must be stored, not compressed, and together no longer than the file. The pickle is
     read, not executed.
@@ -72,11 +72,12 @@ def inspect_file(file: BinaryIO, size: int) -> None:
     file.seek(0)
     try:
         # torch's own reader: the bytes that torch.load would read
-        pickled = torch._C.PyTorchFileReader(file).get_record("data.pkl")
+        pickled: bytes = torch._C.PyTorchFileReader(file).get_record("data.pkl")
     except RuntimeError as error:
         raise Suspicious(str(error)) from error
     if not _names_in(pickled) <= _HARMLESS:
         _inspect_pickle(pickled)
+    return pickled
 
 
 def _names_in(pickled: bytes) -> set[str]:

@@ -30,6 +30,7 @@ from batteries.checkpoint.archive import (
 )
 from batteries.checkpoint.contents import Checkpoint, plain_or_refused, rebuilt
 from batteries.checkpoint.inspection import Suspicious, inspect_contents, inspect_file
+from batteries.checkpoint.outline import Unknown, outline
 from batteries.device import known_device
 from batteries.files import PathLike, write_whole
 
@@ -122,9 +123,12 @@ def peek_file(path: PathLike) -> Checkpoint:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         try:
-            inspect_file(file, size)
-            file.seek(0)
-            found: Checkpoint = _torch_load(path, file, torch.device("meta"))
+            pickled = inspect_file(file, size)
+            try:
+                found: Checkpoint = outline(pickled)
+            except Unknown:
+                file.seek(0)
+                found = _torch_load(path, file, torch.device("meta"))
             inspect_contents(found, size)
         except Suspicious as error:
             raise _unreadable(path, error) from error

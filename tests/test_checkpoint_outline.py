@@ -1,0 +1,99 @@
+"""The outline of a checkpoint is what torch.load makes of it on the meta device."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+from collections import Counter, OrderedDict
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from batteries import make_checkpoint
+from batteries.checkpoint.contents import rebuilt
+from batteries.checkpoint.outline import Unknown, outline
+
+
+def pickled(value: Any) -> tuple[bytes, Any]:
+    """The pickle in a file of torch.save, and what torch.load makes of it."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    data: bytes = torch._C.PyTorchFileReader(file).get_record("data.pkl")
+    file.seek(0)
+    return data, torch.load(file, map_location="meta")
+
+
+def described(value: Any) -> Any:
+    """With tensors as what they are, so that == compares them."""
+
+    def leaf(value: Any, place: str) -> Any:  # noqa: ARG001
+        if isinstance(value, Tensor):
+            form = value.dtype, value.size(), value.stride(), value.requires_grad, value.device.type
+            return repr((type(value), form))
+        return value
+
+    return rebuilt(value, leaf)
+
+
+def everything() -> dict[str, Any]:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    dtypes = [torch.float64, torch.bfloat16, torch.float16, torch.int8, torch.bool, torch.complex64]
+    return {
+        **make_checkpoint("train", 70_000, model, optimizer, metrics={"loss": -0.5}),
+        "numbers": [0, 255, 256, 65_536, -1, -(2**40), 2**1000, 1e300, True, None],
+        "texts": ["", "é" * 300, "\ud800", b"some \xff bytes"],
+        "tensors": [torch.zeros(2, 3, dtype=dtype).t() for dtype in dtypes],
+        "learned": nn.Parameter(torch.zeros(())),
+        "nested": {(1, ("a", 2)): [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)], 3: {1, 2}},
+        "counted": Counter("aab"),
+        "ordered": OrderedDict(b=1, a=2),
+        "torch": [torch.Size([2, 3]), torch.device("cuda:1"), torch.float32],
+        "many": list(range(2000)),
+    }
+
+
+def test_the_same_as_torch() -> None:
+    """All that checkpoints commonly hold is read as torch.load reads it."""
+    data, expected = pickled(everything())
+    found = outline(data)
+    assert described(found) == described(expected)
+    state = found["model_state_dict"]
+    assert state._metadata == expected["model_state_dict"]._metadata
+
+
+@pytest.mark.parametrize(
+    "rare", [torch.eye(2).to_sparse(), torch.ones(2, dtype=torch.cfloat).conj()]
+)
+def test_rare_tensors(rare: Tensor) -> None:
+    """What it does not know it says it does not know."""
+    with pytest.raises(Unknown):
+        outline(pickled([rare])[0])
+
+
+@pytest.mark.parametrize("value", [print, io.BytesIO(b"a"), range(3), 1j])
+def test_calls(value: Any) -> None:
+    """A pickle that calls anything else is not executed."""
+    with pytest.raises(Unknown):
+        outline(pickle.dumps(value, protocol=2))
+
+
+def test_broken_pickles() -> None:
+    """Of 5,000 broken pickles each is read, or refused, and none does more."""
+    data, _ = pickled(everything())
+    chance, refused = random.Random(0), 0
+    for _ in range(5000):
+        broken = bytearray(data[: chance.randrange(len(data))] if chance.random() < 0.1 else data)
+        for _ in range(chance.randint(1, 4)):
+            broken[chance.randrange(len(broken))] = chance.randrange(256)
+        try:
+            outline(bytes(broken))
+        except Unknown:
+            refused += 1
+    assert 1000 < refused < 5000
