@@ -197,7 +197,7 @@ def stay_away(path: str) -> str:
 def test_timeout(tmp_path: Path) -> None:
     """A rank waits for the others as long as `setup` was told, and no longer."""
     (error, _) = run_ranks(stay_away, str(tmp_path / "over"), group=False)
-    assert "imed out" in error or "imeout" in error
+    assert "rank 1 did not come" in error
 
 
 def collective_inside(kind: str) -> object:
@@ -249,7 +249,7 @@ def test_tensors_without_data() -> None:
 
 
 def size_of_a_small_view() -> int:
-    _, payload = messages.encode({"x": torch.zeros(1_000_000)[:3]}, torch.device("cpu"))
+    _, payload = messages.encode({"x": torch.zeros(1_000_000)[:3]})
     return payload.numel()
 
 
@@ -496,12 +496,7 @@ def encode_for_nccl() -> bool:
     with distributed.setup("nccl") as device:
         assert messages.transport_device() == device
         for value in (torch.ones(2), torch.ones((), device=device), {"a": 1}):
-            header, payload = messages.encode(value, device)
-            assert header.device == device
-            meta = messages.read_header(header)
-            torch.testing.assert_close(
-                messages.decode(meta, payload, messages.device_of(value)), value
-            )
+            assert distributed.all_gather(value) == [value]
     return True
 
 

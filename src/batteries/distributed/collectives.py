@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from batteries.distributed.agreement import agree
 from batteries.distributed.launch import in_group, rank, world_size
 from batteries.distributed.messages import (
     Failure,
@@ -20,7 +21,6 @@ from batteries.distributed.messages import (
     decode,
     device_of,
     encode,
-    read_header,
     transport_device,
 )
 
@@ -72,12 +72,10 @@ def barrier() -> None:
     >>> barrier()
     """
     if not alone("barrier"):
-        token = torch.zeros(1, device=transport_device())
-        dist.all_reduce(token)
-        token.item()  # nccl only queues the work: wait for it
+        agree("barrier", encode(None)[0])
 
 
-def all_gather(data: T) -> list[T]:
+def all_gather(data: T, *, check: bool = True) -> list[T]:
     """Collect one value of each rank, in the order of the ranks, on every rank.
 
     >>> all_gather({"name": "a"})
@@ -87,18 +85,21 @@ def all_gather(data: T) -> list[T]:
     Other data is pickled; tensors inside it arrive on the CPU. Use it among processes that trust
     each other: unpickling runs code.
 
+    Args:
+        check: False lets the ranks call from different places.
+
     Raises:
         Exception: The error of a rank whose data cannot be pickled, on every rank.
+        RuntimeError: The ranks are not doing the same, or some do not come; it says who.
     """
-    if alone("all_gather"):
-        return [data]
-    transport = transport_device()
-    header, payload = encode(data, transport)
-    headers = [torch.empty_like(header) for _ in range(world_size())]
-    dist.all_gather(headers, header)
-    metas = [read_header(header) for header in headers]
+    return [data] if alone("all_gather") else _all_gather(data, "all_gather", check)
+
+
+def _all_gather(data: Any, operation: str, check: bool) -> list[Any]:
+    header, payload = encode(data)
+    metas = agree(operation, header, check)
     sizes = [meta.size for meta in metas]
-    carrier = carrying_device(metas, transport)
+    carrier = carrying_device(metas, transport_device())
     payloads = [torch.empty(size, dtype=torch.uint8, device=carrier) for size in sizes]
     if len(set(sizes)) == 1:
         dist.all_gather(payloads, payload.to(carrier))
@@ -122,13 +123,13 @@ def together(function: Callable[[], T]) -> T:
         result = function()
     except BaseException as error:
         with suppress(BaseException):  # all_gather raises what it has told; so do we, below
-            all_gather(Failure.of(error))
+            _all_gather(Failure.of(error), "together", check=True)
         raise
-    all_gather(None)
+    _all_gather(None, "together", check=True)
     return result
 
 
-def broadcast(data: T, src: int = 0) -> T:
+def broadcast(data: T, src: int = 0, *, check: bool = True) -> T:
     """Give every rank the value of rank `src`; what the others pass is not looked at.
 
     >>> broadcast("runs/003")
@@ -136,17 +137,19 @@ def broadcast(data: T, src: int = 0) -> T:
 
     A tensor arrives on the device of the tensor that the receiving rank passed, else on the CPU.
 
+    Args:
+        check: False lets the ranks call from different places.
+
     Raises:
         Exception: The error of rank `src` if its data cannot be pickled, on every rank.
+        RuntimeError: The ranks are not doing the same, or some do not come; it says who.
     """
     if alone("broadcast"):
         return data
-    transport = transport_device()
     sending = rank() == src
-    header, payload = encode(data if sending else None, transport)
-    dist.broadcast(header, src=src)
-    meta = read_header(header)
-    carrier = carrying_device([meta], transport)
+    header, payload = encode(data if sending else None)
+    meta = agree(f"broadcast from rank {src}", header, check)[src]
+    carrier = carrying_device([meta], transport_device())
     if not sending:
         payload = torch.empty(meta.size, dtype=torch.uint8, device=carrier)
     payload = payload.to(carrier)
@@ -161,10 +164,10 @@ _REDUCTIONS = {"sum": "SUM", "mean": "SUM", "min": "MIN", "max": "MAX", "product
 
 
 @overload
-def all_reduce(value: Tensor, op: str = "sum") -> Tensor: ...
+def all_reduce(value: Tensor, op: str = "sum", *, check: bool = True) -> Tensor: ...
 @overload
-def all_reduce(value: float, op: str = "sum") -> float: ...
-def all_reduce(value: Tensor | float, op: str = "sum") -> Tensor | float:
+def all_reduce(value: float, op: str = "sum", *, check: bool = True) -> float: ...
+def all_reduce(value: Tensor | float, op: str = "sum", *, check: bool = True) -> Tensor | float:
     """Reduce one number or tensor of each rank to one, on every rank.
 
     >>> all_reduce(3, "max")
@@ -178,20 +181,28 @@ def all_reduce(value: Tensor | float, op: str = "sum") -> Tensor | float:
 
     Args:
         op: "sum", "mean", "min", "max" or "product".
+        check: False lets the ranks call from different places, and leaves out the exchange in
+            which they agree, where the value is a tensor: the same on all ranks.
 
     Raises:
         ValueError: An unknown operation.
+        RuntimeError: The ranks are not doing the same, or some do not come; it says who.
     """
     if op not in _REDUCTIONS:
         raise ValueError(f"all_reduce knows {', '.join(_REDUCTIONS)}, not {op!r}")
     if not isinstance(value, Tensor):
-        return _reduced([value] if alone("all_reduce") else all_gather(value), op)
+        operation = f"all_reduce({op}) of a number"
+        values = [value] if alone("all_reduce") else _all_gather(value, operation, check)
+        return _reduced(values, op)
     reduced = value.detach().clone(memory_format=torch.contiguous_format)
     if reduced.dtype == torch.bool:
         reduced = reduced.long()
     if op == "mean" and not (reduced.is_floating_point() or reduced.is_complex()):
         reduced = reduced.double()
     if not alone("all_reduce"):
+        if check:
+            form = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+            agree(f"all_reduce({op}) of {form}", encode(None)[0])
         transport = transport_device()
         if transport.type == "cuda":  # nccl alone does not carry what lies on the CPU
             reduced = reduced.to(transport)

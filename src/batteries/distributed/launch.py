@@ -6,7 +6,7 @@ import gc
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -98,14 +98,29 @@ def setup(backend: str | None = None, timeout: timedelta | None = None) -> Itera
         timeout=timeout,
         device_id=device if device.type == "cuda" else None,
     )
+    why = "it came to its end"
     try:
         yield device
+    except BaseException as error:
+        why = f"{type(error).__name__}: {error}"
+        raise
     finally:
+        with suppress(Exception):  # the store may be gone; then nobody waits for this rank
+            notes().set(f"left/{dist.get_rank()}", why)
         dist.destroy_process_group()
         # A thread of gloo lets go of the last collective's tensors a moment after it returned, and
         # aborts the process if python has ended by then (8 of 25 programs, with three processes a
         # core). It cannot be waited for; this takes long enough (0 of 25).
         gc.collect()
+
+
+def notes() -> Any:
+    """Where ranks leave word for each other, in a process group.
+
+    >>> store = notes() if in_group() else None
+    """
+    shared = dist.distributed_c10d._get_default_store()
+    return dist.PrefixStore("notes", shared)  # type: ignore[attr-defined]
 
 
 def _meeting_place(launch: Launch, timeout: timedelta | None) -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""How a value travels between ranks: a header that says what follows, and bytes."""
+"""How a value travels between ranks: a header that says what it is, and bytes."""
 
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import traceback
 from typing import Any, NamedTuple
@@ -49,12 +48,8 @@ class Failure(NamedTuple):
         raise error from told
 
 
-# A value travels as a header of fixed length, which says what follows, and a payload of bytes.
-_HEADER_BYTES = 1024
-
-
 class Header(NamedTuple):
-    """What follows.
+    """What a payload of bytes is.
 
     >>> Header(size=8, failed=False, dtype="float32", shape=[2], on="cpu").size
     8
@@ -67,12 +62,12 @@ class Header(NamedTuple):
     on: str  # "cuda" or "cpu"
 
 
-def encode(data: object, transport: torch.device) -> tuple[Tensor, Tensor]:
-    """The header, on the device that carries it, and the payload, where the data is.
+def encode(data: object) -> tuple[Header, Tensor]:
+    """The header and the payload of a value, which stays where it is.
 
-    >>> header, payload = encode(torch.ones(2), torch.device("cpu"))
-    >>> payload.shape
-    torch.Size([8])
+    >>> header, payload = encode(torch.ones(2))
+    >>> header.dtype, payload.shape
+    ('float32', torch.Size([8]))
     """
     dtype, shape, on = None, [], "cpu"
     failure = data if isinstance(data, Failure) else None
@@ -88,10 +83,7 @@ def encode(data: object, transport: torch.device) -> tuple[Tensor, Tensor]:
     except Exception as error:
         failure = Failure.of(error)
         payload = _as_tensor(pickle.dumps(failure))
-    meta = Header(payload.numel(), failure is not None, dtype, shape, on)
-    header = json.dumps(meta).encode().ljust(_HEADER_BYTES)
-    assert len(header) == _HEADER_BYTES, "64 dimensions, the most torch has, fit"
-    return _as_tensor(header).to(transport), payload
+    return Header(payload.numel(), failure is not None, dtype, shape, on), payload
 
 
 class _Pickler(pickle.Pickler):
@@ -139,20 +131,10 @@ def carrying_device(metas: list[Header], transport: torch.device) -> torch.devic
     return torch.device("cuda", torch.cuda.current_device()) if on_gpus else transport
 
 
-def read_header(header: Tensor) -> Header:
-    """What a header says.
-
-    >>> read_header(encode(torch.ones(2), torch.device("cpu"))[0]).shape
-    [2]
-    """
-    return Header(*json.loads(header.cpu().numpy().tobytes()))
-
-
 def decode(meta: Header, payload: Tensor, device: torch.device) -> Any:
     """The value that a header and a payload are; one that is an error is raised.
 
-    >>> header, payload = encode({"a": 1}, torch.device("cpu"))
-    >>> decode(read_header(header), payload, torch.device("cpu"))
+    >>> decode(*encode({"a": 1}), torch.device("cpu"))
     {'a': 1}
     """
     if meta.dtype is not None:
