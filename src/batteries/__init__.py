@@ -12,14 +12,17 @@ from batteries.checkpoint import resume as resume
 from batteries.checkpoint import save_checkpoint as save_checkpoint
 from batteries.device import t2d as t2d
 from batteries.device import to_device as to_device
+from batteries.early_stopping import EarlyStopping as EarlyStopping
 from batteries.loggers import TensorBoardLogger as TensorBoardLogger
 from batteries.logs import get_logger as get_logger
 from batteries.meters import AverageMeter as AverageMeter
 from batteries.meters import AverageMetter as AverageMetter
+from batteries.meters import all_reduce_meters as all_reduce_meters
 from batteries.modules import check_in_sync as check_in_sync
 from batteries.modules import distribute as distribute
 from batteries.modules import share_buffers as share_buffers
 from batteries.modules import unwrap as unwrap
+from batteries.predictions import Predictions as Predictions
 from batteries.preemption import PreemptionGuard as PreemptionGuard
 from batteries.run import run_directory as run_directory
 from batteries.seeding import isolated_rng as isolated_rng
@@ -36,9 +39,12 @@ __all__ = [
     "AverageMetter",
     "CheckpointError",
     "CheckpointManager",
+    "EarlyStopping",
+    "Predictions",
     "PreemptionGuard",
     "TensorBoardLogger",
     "accumulate",
+    "all_reduce_meters",
     "check_in_sync",
     "checkpoint",
     "data",

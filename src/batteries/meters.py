@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from batteries import distributed
 
 
 class AverageMeter:
@@ -90,6 +92,18 @@ class AverageMeter:
         counter = self.counter
         return self.sum / counter if counter else 0.0
 
+    def all_reduce(self) -> float:
+        """The average over all ranks; all of them call it.
+
+        >>> meter = AverageMeter()
+        >>> meter.update(0.5, times=2)
+        >>> meter.all_reduce()
+        0.5
+
+        The meter stays as it is. Several at once: `all_reduce_meters`.
+        """
+        return all_reduce_meters({"average": self})["average"]
+
     def state_dict(self) -> dict[str, float]:
         """What is known, as plain numbers.
 
@@ -107,6 +121,37 @@ class AverageMeter:
 
 
 AverageMetter = AverageMeter  # the specification's spelling
+
+
+def all_reduce_meters(meters: Mapping[str, AverageMeter]) -> dict[str, float]:
+    """The averages of meters over all ranks, in one exchange; all ranks call it.
+
+    >>> meter = AverageMeter()
+    >>> meter.update(0.5, times=2)
+    >>> all_reduce_meters({"loss": meter})
+    {'loss': 0.5}
+
+    Sums and weights are added up, in float64 and without an error of rounding, so the result is
+    the weighted average, bit by bit the same on every rank. The meters stay as they are.
+
+    Raises:
+        KeyError: A rank has other meters.
+    """
+    own = {name: (meter.sum, meter.counter) for name, meter in meters.items()}
+    ranks = distributed.all_gather(own)
+    for rank, theirs in enumerate(ranks):
+        if set(theirs) != set(own):
+            raise KeyError(f"rank {rank} has meters {sorted(theirs)}, this one {sorted(own)}")
+    totals = {
+        name: [_total(part) for part in zip(*(theirs[name] for theirs in ranks), strict=True)]
+        for name in own
+    }
+    return {name: total / counter if counter else 0.0 for name, (total, counter) in totals.items()}
+
+
+def _total(parts: Iterable[float]) -> float:
+    parts = list(parts)
+    return math.fsum(parts) if all(map(math.isfinite, parts)) else sum(parts)
 
 
 def _one_number(value: float | Tensor) -> float | Tensor:

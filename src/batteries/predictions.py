@@ -1,0 +1,472 @@
+"""Predictions in the order of the dataset, each sample once, whichever rank made them."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from batteries import distributed
+from batteries._optional import import_optional
+from batteries.distributed.messages import transport_device
+from batteries.files import PathLike, write_whole
+
+_CHUNK = 2**25  # bytes that travel at once
+_OBJECTS = 4096  # objects that travel at once
+_NAMED = 5  # indices in an error
+Indices = range | NDArray[np.integer]  # a range where they are equally spaced: it takes no room
+
+
+class _Form(NamedTuple):
+    """What one row of an array is."""
+
+    name: str
+    dtype: str  # "" where the rows are objects
+    shape: tuple[int, ...]
+
+
+class Predictions:
+    """One prediction for each sample of a dataset, on any number of processes.
+
+    >>> outputs = Predictions(3)
+    >>> outputs.add([2, 0], probability=torch.tensor([0.5, 0.25]), target=torch.tensor([1, 0]))
+    >>> outputs.add([1], probability=torch.tensor([0.75]), target=torch.tensor([1]))
+    >>> probability, target = outputs.gather()
+    >>> probability
+    tensor([0.2500, 0.7500, 0.5000])
+
+    Each rank adds what it has predicted, with the indices of the samples in the dataset:
+    `loader.indices` of `batteries.data.DataLoader`. `gather` puts the rows of all ranks in the
+    order of the dataset. A metric of what it returns is that of one process.
+
+    Args:
+        length: The samples of the dataset.
+        duplicates: "drop" lets a sample come more than once, as torch's `DistributedSampler`
+            makes it, if its predictions agree (as `np.allclose` has it).
+
+    Raises:
+        ValueError: Anything else for `duplicates`.
+    """
+
+    def __init__(self, length: int, duplicates: Literal["raise", "drop"] = "raise") -> None:
+        if duplicates not in ("raise", "drop"):
+            raise ValueError(f"duplicates is {duplicates!r}; expected 'raise' or 'drop'")
+        self._length = length
+        self._drops = duplicates == "drop"
+        self._forms: list[_Form] = []
+        self._indices: list[Indices] = []
+        self._rows: dict[str, list[Any]] = {}  # batches of tensors, or of objects
+        # Of a row's place, 4 bytes are as much as a float32 has.
+        self._places = np.dtype(np.int32 if length < 2**31 else np.int64)
+
+    def add(self, indices: Iterable[int] | Tensor, **arrays: Any) -> None:
+        """Take in a batch.
+
+        >>> Predictions(8).add(range(2), logits=torch.zeros(2, 10), name=["a", "b"])
+
+        Args:
+            indices: Of the samples in the dataset, (batch,).
+            **arrays: Tensors or numpy arrays, (batch, ...), which keep their dtype and arrive on
+                the CPU; or a list of any objects, one for each sample.
+
+        Raises:
+            IndexError: An index outside of the dataset.
+            ValueError: Arrays of another length than the indices, or which are not what they were
+                in the batches before.
+        """
+        own = _as_indices(indices)
+        if len(own) and not (own.min() >= 0 and own.max() < self._length):
+            outside = own[(own < 0) | (own >= self._length)]
+            raise IndexError(
+                f"index {outside[0]} is outside of a dataset of {self._length} samples"
+            )
+        rows = {name: _as_rows(name, value) for name, value in arrays.items()}
+        for name, value in rows.items():
+            if len(value) != len(own):
+                raise ValueError(f"{name} has {len(value)} rows for {len(own)} indices")
+        forms = [_form_of(name, value) for name, value in rows.items()]
+        if self._forms and forms != self._forms:
+            raise ValueError(
+                f"a batch has {_described(forms)}, the ones before {_described(self._forms)}"
+            )
+        self._forms = forms
+        self._indices.append(own.astype(self._places))
+        for name, value in rows.items():
+            self._rows.setdefault(name, []).append(value)
+
+    def gather(self, dst: int | None = None) -> tuple[Any, ...]:
+        """The arrays in the order of the dataset, and of `add`'s arguments; all ranks call it.
+
+        Tensors travel as they are, in pieces: beside the result, a rank needs memory for its own
+        rows and one piece. Objects are pickled, among processes that trust each other.
+
+        Args:
+            dst: The rank that gets them; the others get None for each. Default: all ranks.
+
+        Returns:
+            Tensors, (length, ...), on the CPU, and lists of objects.
+
+        Raises:
+            ValueError: Samples that are missing or came more than once, with how many and the
+                first few; duplicates that do not agree; ranks that added different arrays. On
+                every rank.
+        """
+        return tuple(self._gathered(dst).values())
+
+    def save(self, path: PathLike, ids: Sequence[Any] | NDArray[Any] | None = None) -> None:
+        """Write the arrays to one file, whole or not at all; all ranks call it, rank 0 writes.
+
+        >>> outputs = Predictions(2)
+        >>> outputs.add([0, 1], probability=torch.tensor([[0.25, 0.75], [0.5, 0.5]]))
+        >>> outputs.save("valid.parquet", ids=["a", "b"])
+        >>> load("valid.parquet")["probability"][0]
+        array([0.25, 0.75], dtype=float32)
+
+        Args:
+            path: `.parquet`, or `.npy` for large arrays: one structured array, which `load` maps
+                into memory. Neither has 16-bit floats, which become 32-bit ones.
+            ids: What the samples are called, (length,). Default: their indices.
+
+        Raises:
+            ValueError: Another suffix, or ids of another length; what `gather` raises.
+            TypeError: Objects that the file cannot hold.
+        """
+        columns = self._gathered(0)
+        distributed.rank_zero_only(share=True)(_write)(Path(path), columns, ids)
+
+    def _gathered(self, dst: int | None) -> dict[str, Any]:
+        indices, rows = self._joined()
+        spaced = indices if isinstance(indices, range) else None
+        own = self._length, self._drops, self._forms, len(indices), spaced
+        ranks = distributed.all_gather(own)
+        forms = next((theirs for _, _, theirs, _, _ in ranks if theirs), [])
+        for number, (length, drops, theirs, _, _) in enumerate(ranks):
+            if (length, drops) != own[:2] or theirs not in ([], forms):
+                raise ValueError(
+                    f"the ranks have different predictions: rank {number} has {_described(theirs)} "
+                    f"of {length} samples, this one {_described(forms)} of {self._length}"
+                )
+        me = distributed.rank()
+        result = _Result(self._length, forms, self._drops) if dst in (None, me) else None
+        for source, (_, _, _, count, their_spaced) in enumerate(ranks):
+            if result is None and source != me:
+                continue
+            way = _Way(source, dst)
+            for piece in _pieces(count, forms):
+                size, mine = piece.stop - piece.start, source == me
+                there: Any = their_spaced[piece] if their_spaced is not None else None
+                if there is None:
+                    part = torch.from_numpy(indices[piece]) if mine else None
+                    there = way.carry(_Form("", self._places.name, ()), size, part)
+                values = [
+                    way.carry(form, size, rows[form.name][piece] if mine else None)
+                    for form in forms
+                ]
+                if result is not None:
+                    result.put(there if isinstance(there, range) else there.numpy(), values)
+        if result is None:
+            return distributed.together(lambda: dict.fromkeys(form.name for form in forms))
+        return distributed.together(result.checked)
+
+    def _joined(self) -> tuple[Indices, dict[str, Any]]:
+        """This rank's indices and rows, each in one piece, and from now on kept so."""
+        if len(self._indices) > 1 or not all(isinstance(part, range) for part in self._indices):
+            parts = [np.asarray(part, dtype=self._places) for part in self._indices]
+            self._indices = [_spaced(np.concatenate(parts))]
+            for name, batches in self._rows.items():
+                objects = isinstance(batches[0], list)
+                self._rows[name] = [list(chain(*batches)) if objects else torch.cat(batches)]
+        rows = {name: batches[0] for name, batches in self._rows.items()}
+        return self._indices[0] if self._indices else range(0), rows
+
+
+def load(path: PathLike) -> dict[str, NDArray[Any]]:
+    """Read a file of `Predictions.save`: the ids, as "id", and the arrays.
+
+    >>> outputs = Predictions(2)
+    >>> outputs.add([0, 1], score=torch.tensor([0.25, 0.5]))
+    >>> outputs.save("valid.npy")
+    >>> load("valid.npy")["score"]
+    memmap([0.25, 0.5 ], dtype=float32)
+
+    Raises:
+        ValueError: A file of something else.
+    """
+    if Path(path).suffix == ".npy":
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+        names = table.dtype.names or ()
+        columns = {name: table[name] for name in names}
+    else:
+        frame = _polars().read_parquet(path)
+        columns = {name: frame[name].to_numpy() for name in frame.columns}
+    if "id" not in columns:
+        raise ValueError(f"{path} has no ids: it has {', '.join(columns) or 'one plain array'}")
+    return columns
+
+
+# ---------------------------------------------------------------- rows on their way
+
+
+class _Way:
+    """From one rank to another, or to all."""
+
+    def __init__(self, source: int, dst: int | None) -> None:
+        self._source = source
+        self._dst = dst
+        self._sends = distributed.rank() == source
+        self._needed = distributed.world_size() > 1 and source != dst
+
+    def carry(self, form: _Form, size: int, mine: Any) -> Any:
+        """Rows of the source, as its own argument and as what the others get."""
+        if not self._needed:
+            return mine
+        if not form.dtype:
+            return self._carry_objects(mine)
+        room = torch.empty(size, *form.shape, dtype=getattr(torch, form.dtype))
+        data = mine.contiguous() if self._sends else room
+        self._move(data.reshape(-1).view(torch.uint8))
+        return data
+
+    def _carry_objects(self, mine: Any) -> Any:
+        data = torch.frombuffer(bytearray(pickle.dumps(mine)), dtype=torch.uint8)
+        size = torch.tensor([len(data)])
+        self._move(size.view(torch.uint8))
+        if not self._sends:
+            data = torch.empty(int(size), dtype=torch.uint8)
+        self._move(data)
+        return mine if self._sends else pickle.loads(data.numpy().tobytes())
+
+    def _move(self, data: Tensor) -> None:
+        if not len(data):
+            return
+        carrier = data.to(transport_device())  # the same, or that of a group that has nccl alone
+        if self._dst is None:
+            dist.broadcast(carrier, src=self._source)
+        elif self._sends:
+            dist.send(carrier, self._dst)
+        else:
+            dist.recv(carrier, self._source)
+        if carrier is not data and not self._sends:
+            data.copy_(carrier)
+
+
+def _pieces(count: int, forms: list[_Form]) -> Iterator[slice]:
+    """Rows that travel together."""
+    sizes = [
+        math.prod(form.shape) * getattr(torch, form.dtype).itemsize
+        if form.dtype
+        else _CHUNK // _OBJECTS
+        for form in forms
+    ]
+    rows = max(1, _CHUNK // max([1, *sizes]))
+    for start in range(0, count, rows):
+        yield slice(start, min(start + rows, count))
+
+
+class _Result:
+    """Arrays that rows are put into, each once."""
+
+    def __init__(self, length: int, forms: list[_Form], drops: bool) -> None:
+        self._drops = drops
+        self._seen = np.zeros(length, dtype=bool)
+        self._count = 0
+        self._repeated: list[int] = []
+        self._differing: dict[str, list[int]] = {form.name: [] for form in forms}
+        self._arrays: dict[str, Any] = {
+            form.name: torch.empty(length, *form.shape, dtype=getattr(torch, form.dtype))
+            if form.dtype
+            else [None] * length
+            for form in forms
+        }
+
+    def put(self, there: Indices, values: list[Any]) -> None:
+        """Put rows where they belong, and compare those that are there already."""
+        again = self._claim(there)
+        if again is None:
+            self._write(there, values)
+            return
+        there = np.asarray(there)
+        self._repeated.extend(there[again].tolist())
+        self._write(there[~again], [_chosen(value, ~again) for value in values])
+        for (name, array), value in zip(self._arrays.items(), values, strict=True):
+            same = _equal(_chosen(array, there[again]), _chosen(value, again))
+            self._differing[name].extend(there[again][~same].tolist())
+
+    def _claim(self, there: Indices) -> NDArray[np.bool_] | None:
+        """Which of the rows came before; None where none did."""
+        where = slice(there.start, there.stop, there.step) if isinstance(there, range) else there
+        again: NDArray[np.bool_] = self._seen[where].copy()
+        self._seen[where] = True
+        total = int(np.count_nonzero(self._seen))
+        new, self._count = total - self._count, total
+        if new == len(again):
+            return None
+        if not isinstance(there, range):  # twice in this piece: the first one counts
+            later = np.ones(len(again), dtype=bool)
+            later[np.unique(there, return_index=True)[1]] = False
+            again |= later
+        return again
+
+    def _write(self, there: Indices, values: list[Any]) -> None:
+        for array, value in zip(self._arrays.values(), values, strict=True):
+            if isinstance(array, list):
+                for place, item in zip(there, value, strict=True):
+                    array[place] = item
+            elif isinstance(there, range):
+                array[there.start : there.stop : there.step] = value
+            else:
+                array.index_copy_(0, torch.from_numpy(there.astype(np.int64)), value)
+
+    def checked(self) -> dict[str, Any]:
+        """The arrays, if each row came once."""
+        total, told = len(self._seen), []
+        if self._count < total:
+            told.append(f"{_few(np.flatnonzero(~self._seen))} of {total} samples are missing")
+        if self._repeated and not self._drops:
+            told.append(
+                f"{_few(self._repeated)} came more than once: with torch's DistributedSampler, "
+                "which repeats some, pass duplicates='drop'"
+            )
+        if self._drops:
+            told += [
+                f"{_few(places)} came more than once with different values of {name}"
+                for name, places in self._differing.items()
+                if places
+            ]
+        if told:
+            raise ValueError("; ".join(told))
+        return self._arrays
+
+
+def _few(indices: Any) -> str:
+    """How many there are, and the first of them."""
+    first = sorted({int(index) for index in indices[: 10 * _NAMED]})[:_NAMED]
+    more = ", ..." if len(indices) > len(first) else ""
+    return f"{len(indices)} ({', '.join(map(str, first))}{more})"
+
+
+def _chosen(rows: Any, which: NDArray[Any]) -> Any:
+    if isinstance(rows, list):
+        return [rows[i] for i in (np.flatnonzero(which) if which.dtype == bool else which)]
+    return rows[torch.from_numpy(which)]
+
+
+def _equal(some: Any, others: Any) -> NDArray[np.bool_]:
+    """Which rows agree, (rows,)."""
+    if isinstance(some, list):
+        return np.array(
+            [pickle.dumps(a) == pickle.dumps(b) for a, b in zip(some, others, strict=True)]
+        )
+    if some.is_floating_point() or some.is_complex():
+        wide = torch.complex128 if some.is_complex() else torch.float64
+        same = torch.isclose(some.to(wide), others.to(wide), equal_nan=True)
+    else:
+        same = some == others
+    return same.reshape(len(same), -1).all(1).numpy()
+
+
+# ---------------------------------------------------------------- rows as they come
+
+
+def _as_indices(indices: Iterable[int] | Tensor) -> NDArray[np.int64]:
+    given = indices.cpu().numpy() if isinstance(indices, Tensor) else np.asarray(list(indices))
+    if given.ndim != 1 or not (len(given) == 0 or np.issubdtype(given.dtype, np.integer)):
+        raise ValueError(
+            f"indices have shape {given.shape} and dtype {given.dtype}; expected integers, (batch,)"
+        )
+    return given.astype(np.int64)
+
+
+def _as_rows(name: str, value: Any) -> Any:
+    """A copy on the CPU: the caller may use its memory again."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    if isinstance(value, np.ndarray):
+        try:
+            value = torch.from_numpy(value)
+        except TypeError as error:
+            raise ValueError(f"{name} is an array of {value.dtype}: pass a list") from error
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        kind = "one number" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ValueError(f"{name} is {kind}; expected a row for each index: a tensor or a list")
+    return value.detach().resolve_conj().resolve_neg().to("cpu", copy=True)
+
+
+def _form_of(name: str, rows: Any) -> _Form:
+    if isinstance(rows, list):
+        return _Form(name, "", ())
+    return _Form(name, str(rows.dtype).removeprefix("torch."), tuple(rows.shape[1:]))
+
+
+def _described(forms: list[_Form]) -> str:
+    return (
+        ", ".join(
+            f"{f.name}: {f.dtype or 'objects'} {f.shape if f.dtype else ''}".strip() for f in forms
+        )
+        or "nothing"
+    )
+
+
+def _spaced(indices: NDArray[np.integer]) -> Indices:
+    """The same indices, as a range where they are equally spaced."""
+    if not len(indices):
+        return range(0)
+    first, last = int(indices[0]), int(indices[-1])
+    step = int(indices[1]) - first if len(indices) > 1 else 1
+    spaced = step > 0 and bool((np.diff(indices) == step).all())
+    return range(first, last + 1, step) if spaced else indices
+
+
+# ---------------------------------------------------------------- files
+
+
+def _polars() -> Any:
+    return import_optional("polars", needs="polars", for_="predictions in .parquet")
+
+
+def _write(path: Path, columns: dict[str, Any], ids: Any) -> None:
+    length = len(next(iter(columns.values()), ()))
+    ids = np.arange(length) if ids is None else np.asarray(ids)
+    if len(ids) != length:
+        raise ValueError(f"there are {len(ids)} ids for {length} samples")
+    arrays = {"id": ids} | {name: _as_column(name, value) for name, value in columns.items()}
+    if path.suffix == ".npy":
+        for name, array in arrays.items():
+            if isinstance(array, list) or array.dtype == object:
+                raise TypeError(
+                    f"{name} is a list of objects, which .npy cannot hold: use .parquet"
+                )
+        kinds = [(name, array.dtype, array.shape[1:]) for name, array in arrays.items()]
+        table = np.empty(length, dtype=kinds)
+        for name, array in arrays.items():
+            table[name] = array
+        with write_whole(path, table.nbytes) as file:
+            np.save(file, table, allow_pickle=False)
+    elif path.suffix == ".parquet":
+        polars = _polars()
+        series = [polars.Series(name, array) for name, array in arrays.items()]
+        for column in series:
+            if column.dtype == polars.Object:
+                raise TypeError(f"{column.name} has objects that a .parquet file cannot hold")
+        with write_whole(path) as file:
+            polars.DataFrame(series).write_parquet(file)
+    else:
+        raise ValueError(f"predictions are saved as .parquet or .npy, not as {path.name}")
+
+
+def _as_column(name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [item.tolist() if isinstance(item, Tensor | np.ndarray) else item for item in value]
+    if name == "id":
+        raise ValueError("the arrays have one called 'id', as the ids are: give it another name")
+    small = value.dtype in (torch.bfloat16, torch.float16)
+    return (value.float() if small else value).numpy()

@@ -1,0 +1,285 @@
+"""Predictions: each sample once, in the order of the dataset, on any number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+from sklearn.datasets import load_digits
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+from torch import Tensor, nn
+from torch.utils.data import Dataset, DistributedSampler, TensorDataset
+from torchmetrics.classification import MulticlassAUROC
+
+from batteries import Predictions, distributed, predictions
+from batteries.data import DataLoader
+
+KINDS = {
+    "float": torch.rand(23, dtype=torch.float64),
+    "half": torch.rand(23, 2, 3).half(),
+    "brain": torch.rand(23, 1).bfloat16(),
+    "flag": torch.rand(23, 4) > 0.5,
+    "long": torch.arange(23) * 2**40,
+    "complex": torch.randn(23, dtype=torch.complex64),
+    "empty": torch.empty(23, 0),
+    "numpy": np.arange(23, dtype=np.uint8),
+    "ragged": [torch.arange(i) for i in range(23)],
+    "text": [f"sample {i}" for i in range(23)],
+}
+
+
+def rows(value: Any, indices: list[int]) -> Any:
+    return [value[i] for i in indices] if isinstance(value, list) else value[indices]
+
+
+def gather_kinds(kinds: dict[str, Any], parts: list[list[int]]) -> list[tuple[Any, ...]]:
+    outputs = Predictions(23)
+    for indices in np.array_split(parts[distributed.rank()], 3):
+        if len(indices):
+            batch = {name: rows(value, indices.tolist()) for name, value in kinds.items()}
+            outputs.add(indices.tolist(), **batch)
+    return [outputs.gather(), outputs.gather(dst=0), outputs.gather(dst=1)]
+
+
+PARTS = {
+    "strided": [list(range(0, 23, 2)), list(range(1, 23, 2))],
+    "random": [[22, 3, 0, 7, 9, 1], [i for i in range(23)[::-1] if i not in (22, 3, 0, 7, 9, 1)]],
+    "one has none": [[], list(range(23))],
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_any_kind(name: str) -> None:
+    """Arrays of any dtype and shape, and objects, arrive whole, where they are asked for."""
+    on_zero, on_one = run_ranks(gather_kinds, KINDS, PARTS[name])
+    assert on_zero[2] == on_one[1] == (None,) * len(KINDS)
+    for gathered in (*on_zero[:2], on_one[0], on_one[2]):
+        for value, expected in zip(gathered, KINDS.values(), strict=True):
+            if isinstance(expected, list):
+                assert all(np.array_equal(a, b) for a, b in zip(value, expected, strict=True))
+            else:
+                torch.testing.assert_close(value, torch.as_tensor(expected), rtol=0, atol=0)
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    data = load_digits()
+    return torch.from_numpy(data.data[:301]).float() / 16, torch.from_numpy(data.target[:301])
+
+
+def evaluate(batch_size: int, shuffle: bool) -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)).double()
+    images, labels = digits()
+    dataset = TensorDataset(images.double(), labels)
+    loader = DataLoader(dataset, batch_size, shuffle=shuffle, seed=3)
+    outputs = Predictions(len(dataset), duplicates="drop" if shuffle else "raise")
+    with torch.inference_mode():
+        for x, y in loader:
+            # One by one: a kernel may sum otherwise for another size of batch.
+            logits = torch.stack([model(one) for one in x])
+            outputs.add(loader.indices, probability=logits.softmax(1), target=y)
+    return outputs.gather()
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_the_same_on_any_number_of_processes(shuffle: bool) -> None:
+    """Worlds of 1 to 4 give the same bits, and the metrics of one process."""
+    _, labels = digits()
+    (expected,) = run_ranks(evaluate, 301, False, world_size=1)
+    probability, target = expected
+    assert target.equal(labels)
+    auc = MulticlassAUROC(10)(probability, labels)
+    for world_size in (1, 2, 3, 4):
+        for found in run_ranks(evaluate, 32, shuffle, world_size=world_size):
+            assert found[0].equal(probability)
+            assert found[1].equal(target)
+            guesses = found[0].argmax(1)
+            assert accuracy_score(found[1], guesses) == accuracy_score(
+                labels, probability.argmax(1)
+            )
+            assert f1_score(found[1], guesses, average="macro") == f1_score(
+                labels, probability.argmax(1), average="macro"
+            )
+            assert log_loss(found[1], found[0]) == log_loss(labels, probability)
+            assert MulticlassAUROC(10)(*found) == auc
+
+
+class Numbers(Dataset[int]):
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def with_torch_sampler(duplicates: Any, noise: float) -> Any:
+    sampler: DistributedSampler[int] = DistributedSampler(Numbers(), shuffle=False)
+    outputs = Predictions(10, duplicates)
+    for index in sampler:
+        outputs.add([index], value=torch.tensor([index + noise * distributed.rank()]))
+    return outputs.gather()[0]
+
+
+def test_padded_duplicates() -> None:
+    """Samples that torch's sampler repeats are an error, or dropped if they agree."""
+    for error in run_ranks(with_torch_sampler, "raise", 0.0, world_size=4):
+        assert isinstance(error, ValueError)
+        assert "2 (0, 1) came more than once: with torch's DistributedSampler" in str(error)
+    for value in run_ranks(with_torch_sampler, "drop", 1e-9, world_size=4):
+        assert value.tolist() == pytest.approx(list(range(10)))
+    for error in run_ranks(with_torch_sampler, "drop", 0.1, world_size=4):
+        assert "2 (0, 1) came more than once with different values of value" in str(error)
+
+
+@pytest.mark.parametrize("indices", [[0, 1, 1, 2], [2, 0, 2, 2, 1]])
+def test_duplicates_in_one_batch(indices: list[int]) -> None:
+    """A sample that comes twice in one batch is noticed, and its first row counts."""
+    outputs = Predictions(3)
+    outputs.add(indices, value=torch.zeros(len(indices)))
+    with pytest.raises(ValueError, match="came more than once"):
+        outputs.gather()
+    outputs = Predictions(3, duplicates="drop")
+    outputs.add(indices, value=torch.tensor(indices), name=[str(i) for i in indices])
+    assert [list(column) for column in outputs.gather()] == [[0, 1, 2], ["0", "1", "2"]]
+
+
+def lose_some(dst: int | None) -> None:
+    outputs = Predictions(1000)
+    outputs.add(range(distributed.rank(), 900, 2), value=torch.zeros(450))
+    outputs.gather(dst)
+
+
+@pytest.mark.parametrize("dst", [None, 0])
+def test_missing_samples(dst: int | None) -> None:
+    """Missing samples are an error on every rank, with how many and the first of them."""
+    for error in run_ranks(lose_some, dst):
+        assert str(error) == "100 (900, 901, 902, 903, 904, ...) of 1000 samples are missing"
+
+
+def add_different_arrays() -> None:
+    outputs = Predictions(2)
+    outputs.add([distributed.rank()], value=torch.zeros(1, distributed.rank() + 1))
+    outputs.gather()
+
+
+def test_ranks_that_differ() -> None:
+    """Ranks that added different arrays are told so, all of them."""
+    for error in run_ranks(add_different_arrays):
+        assert "the ranks have different predictions: rank " in str(error)
+
+
+def raise_in_the_middle() -> None:
+    outputs = Predictions(4)
+    for index in range(distributed.rank(), 4, 2):
+        if index == 3:
+            raise ArithmeticError("no number")
+        outputs.add([index], value=torch.zeros(1))
+    outputs.gather()
+
+
+def test_a_rank_that_raises() -> None:
+    """When one rank raises before the end, the others get its error and not a timeout."""
+    errors = run_ranks(raise_in_the_middle)
+    assert "rank 1 has left: ArithmeticError: no number" in str(errors[0])
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "text"),
+    [
+        (([0, 1], {"x": torch.zeros(3)}), ValueError, "x has 3 rows for 2 indices"),
+        (([0], {"x": torch.zeros(1, 3)}), ValueError, r"x: float32 \(3,\), the ones before x: fl"),
+        (([0], {"x": torch.zeros(1, 2).int()}), ValueError, r"a batch has x: int32 \(2,\)"),
+        (([0], {"y": torch.zeros(1, 2)}), ValueError, "a batch has y: float32"),
+        (([9], {"x": torch.zeros(1, 2)}), IndexError, "index 9 is outside of a dataset of 5 sam"),
+        (([-1], {"x": torch.zeros(1, 2)}), IndexError, "index -1 is outside"),
+        (([0.5], {"x": torch.zeros(1, 2)}), ValueError, "expected integers"),
+        (([0], {"x": torch.zeros(())}), ValueError, "x is one number; expected a row for each"),
+        (([0], {"x": 1.0}), ValueError, "x is a float; expected a row for each index"),
+        (([0], {"x": np.array(["a"])}), ValueError, "x is an array of <U1: pass a list"),
+    ],
+)
+def test_bad_batches(bad: tuple[Any, dict[str, Any]], kind: Any, text: str) -> None:
+    """A batch that does not fit is an error that says why, and nothing is added."""
+    outputs = Predictions(5)
+    outputs.add([1], x=torch.zeros(1, 2))
+    with pytest.raises(kind, match=text):
+        outputs.add(bad[0], **bad[1])
+    outputs.add([0, 2, 3, 4], x=torch.ones(4, 2))
+    assert outputs.gather()[0].sum() == 8
+
+
+def test_memory_is_the_callers() -> None:
+    """What is added is copied: the program may use its buffer again."""
+    outputs, buffer = Predictions(2), torch.zeros(1)
+    for index in range(2):
+        buffer.fill_(index)
+        outputs.add([index], value=buffer)
+    assert outputs.gather()[0].tolist() == [0, 1]
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("name", ["valid.parquet", "valid.npy"])
+def test_files(name: str) -> None:
+    """What is saved is loaded: ids, dtypes and shapes; 16-bit floats become 32-bit ones."""
+    outputs = Predictions(3)
+    kept = {
+        "probability": torch.rand(3, 2, 2),
+        "target": torch.arange(3),
+        "flag": torch.ones(3) > 0,
+    }
+    outputs.add(range(3), **kept, half=torch.tensor([0.1, 0.2, 0.3]).bfloat16())
+    outputs.save(name, ids=["c", "a", "b"])
+    found = predictions.load(name)
+    assert list(found) == ["id", "probability", "target", "flag", "half"]
+    assert found["id"].tolist() == ["c", "a", "b"]
+    for key, value in kept.items():
+        assert found[key].dtype == value.numpy().dtype
+        assert np.array_equal(found[key], value.numpy())
+    assert found["half"].dtype == np.float32
+    assert sorted(path.name for path in Path().iterdir()) == [name]
+
+
+def test_objects_in_files() -> None:
+    """Texts and ragged numbers are saved as .parquet, and refused as .npy."""
+    outputs = Predictions(2)
+    outputs.add(range(2), boxes=[torch.ones(1), torch.zeros(3)], name=["a", "b"])
+    outputs.save("a.parquet")
+    found = predictions.load("a.parquet")
+    assert [list(box) for box in found["boxes"]] == [[1], [0, 0, 0]]
+    assert found["name"].tolist() == ["a", "b"]
+    with pytest.raises(TypeError, match=r"boxes is a list of objects, which \.npy cannot hold"):
+        outputs.save("a.npy")
+
+
+def save_on_all(path: str) -> None:
+    outputs = Predictions(4)
+    outputs.add([3 - distributed.rank(), distributed.rank()], value=torch.tensor([1.0, 0.0]))
+    outputs.save(path, ids=range(10, 14))
+
+
+def test_saving_on_several_ranks(tmp_path: Path) -> None:
+    """Rank 0 writes for all, and an error reaches all."""
+    assert run_ranks(save_on_all, str(tmp_path / "a.parquet")) == [None, None]
+    found = predictions.load(tmp_path / "a.parquet")
+    assert (found["id"].tolist(), found["value"].tolist()) == ([10, 11, 12, 13], [0, 0, 1, 1])
+    for error in run_ranks(save_on_all, str(tmp_path / "a.csv")):
+        assert "predictions are saved as .parquet or .npy, not as a.csv" in str(error)
+
+
+def test_bad_files() -> None:
+    """Ids of another length and files of something else are errors."""
+    outputs = Predictions(2)
+    outputs.add(range(2), value=torch.zeros(2))
+    with pytest.raises(ValueError, match="there are 3 ids for 2 samples"):
+        outputs.save("a.parquet", ids=range(3))
+    np.save("b.npy", np.zeros(3))
+    with pytest.raises(ValueError, match=r"b\.npy has no ids: it has one plain array"):
+        predictions.load("b.npy")
+    with pytest.raises(ValueError, match="duplicates is 'keep'; expected 'raise' or 'drop'"):
+        Predictions(2, "keep")  # type: ignore[arg-type]
