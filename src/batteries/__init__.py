@@ -4,6 +4,7 @@ from batteries import checkpoint as checkpoint
 from batteries import data as data
 from batteries import distributed as distributed
 from batteries import progress as progress
+from batteries import splits as splits
 from batteries.checkpoint import CheckpointError as CheckpointError
 from batteries.checkpoint import CheckpointManager as CheckpointManager
 from batteries.checkpoint import load_checkpoint as load_checkpoint
@@ -63,6 +64,7 @@ __all__ = [
     "seed_worker",
     "set_rng_state",
     "share_buffers",
+    "splits",
     "t2d",
     "to_device",
     "unwrap",

@@ -1,0 +1,99 @@
+"""What is on both sides of a fold, and how folds differ."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from batteries.splits.folds import Folds, fold_indices
+from batteries.splits.tables import as_table, is_table, length_of, polars_for
+
+_NAMED = 5  # in an error
+
+
+def check_folds(folds: Folds, targets: Any = None, groups: Any = None, data: Any = None) -> Any:
+    """A short table of the folds, unless something is on both sides of one.
+
+    >>> check_folds(Folds(np.array([0, 1]), "kfold"), targets=["cat", "dog"]).rows()
+    [(0, 1, 1, 1.0, 0.0), (1, 1, 1, 0.0, 1.0)]
+
+    Args:
+        targets: Classes, (rows,), for the part of each in the validation rows; of many different
+            numbers their mean.
+        groups: Groups, (rows,), that are to be on one side only.
+        data: The samples, (rows, ...) or a table or a list of arrays, bytes or strings: exact
+            duplicates on both sides are found by their hashes.
+
+    Returns:
+        A polars frame, a row for each fold.
+
+    Raises:
+        ValueError: Folds for another number of rows, or leaks: which, how many and the first few.
+    """
+    columns: dict[str, list[Any]] = {"fold": list(range(folds.n_folds)), "train": [], "valid": []}
+    for name, value in {"targets": targets, "groups": groups, "data": data}.items():
+        if value is not None and length_of(value) != len(folds):
+            raise ValueError(f"{name} has {length_of(value)} rows, the folds are of {len(folds)}")
+    shares = {} if targets is None else _shares(np.asarray(targets))
+    columns |= {name: [] for name in shares}
+    leaks: list[str] = []
+    sides: dict[str, Any] = {"groups": None if groups is None else np.asarray(groups)}
+    sides["duplicates"] = None if data is None else _hashes(data)
+    for fold in range(folds.n_folds):
+        train, valid = fold_indices(folds, fold)
+        columns["train"].append(len(train))
+        columns["valid"].append(len(valid))
+        for name, values in shares.items():
+            columns[name].append(float(values[valid].mean()))
+        for name, values in sides.items():
+            if values is not None:
+                leaks += _both_sides(name, fold, values, train, valid)
+    if 0 in columns["valid"]:
+        leaks.append(f"fold {columns['valid'].index(0)} has no rows to validate on")
+    if leaks:
+        raise ValueError("the folds leak: " + "; ".join(leaks))
+    return polars_for("check_folds").DataFrame(columns)
+
+
+def _shares(targets: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+    """Columns whose mean says how a fold is balanced."""
+    classes = np.unique(targets)
+    if len(classes) > 20 and np.issubdtype(targets.dtype, np.number):
+        return {"mean": targets.astype(np.float64)}
+    return {f"class {value}": (targets == value).astype(np.float64) for value in classes[:20]}
+
+
+def _both_sides(
+    name: str, fold: int, values: NDArray[Any], train: NDArray[Any], valid: NDArray[Any]
+) -> list[str]:
+    shared = np.isin(values[valid], values[train])
+    if not shared.any():
+        return []
+    rows = valid[shared]
+    first = ", ".join(map(str, values[rows][:_NAMED] if name == "groups" else rows[:_NAMED]))
+    what = "rows are in groups that are" if name == "groups" else "rows have exact duplicates"
+    where = "in training too" if name == "groups" else "in training"
+    return [f"in fold {fold} {len(rows)} validation {what} {where} ({first})"]
+
+
+def _hashes(data: Any) -> NDArray[Any]:
+    if is_table(data):
+        table = as_table(data)
+        data = list(zip(*(column.tolist() for column in table.values()), strict=True))
+    return np.array([_hash_of(row) for row in data])
+
+
+def _hash_of(row: Any) -> str:
+    if isinstance(row, Tensor):
+        row = row.detach().cpu().numpy()
+    if isinstance(row, np.ndarray) and row.dtype != object:
+        form = f"{row.dtype} {row.shape}".encode()
+        return hashlib.blake2b(
+            form + np.ascontiguousarray(row).tobytes(), digest_size=16
+        ).hexdigest()
+    data = row if isinstance(row, bytes) else repr(row).encode()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -1,0 +1,96 @@
+"""Tables and arrays, as users have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batteries._optional import import_optional
+
+
+def is_table(data: Any) -> bool:
+    """Whether data has named columns: a polars or pandas frame, or a dict.
+
+    >>> is_table({"a": [1]}), is_table([1])
+    (True, False)
+    """
+    return isinstance(data, Mapping) or hasattr(data, "columns")
+
+
+def column_of(data: Any, column: Any) -> Any:
+    """An array, as it is or by its name in a table.
+
+    >>> column_of({"a": [1, 2]}, "a")
+    array([1, 2])
+
+    Raises:
+        ValueError: No such column.
+    """
+    if isinstance(column, str):
+        if not is_table(data) or column not in names_in(data):
+            raise ValueError(f"there is no column {column!r}; expected one of {names_in(data)}")
+        column = data[column]
+    return None if column is None else np.asarray(column)
+
+
+def names_in(data: Any) -> list[str]:
+    """The names of a table's columns.
+
+    >>> names_in({"a": [1]})
+    ['a']
+    """
+    return list(data if isinstance(data, Mapping) else getattr(data, "columns", []))
+
+
+def length_of(data: Any) -> int:
+    """How many rows there are.
+
+    >>> length_of({"a": [1, 2]})
+    2
+    """
+    return len(next(iter(data.values()))) if isinstance(data, Mapping) else len(data)
+
+
+def as_table(data: Any) -> dict[str, NDArray[Any]]:
+    """The columns as arrays; an array is a table of one column.
+
+    >>> as_table([1, 2])
+    {'values': array([1, 2])}
+    """
+    if is_table(data):
+        return {name: np.asarray(data[name]) for name in names_in(data)}
+    return {"values": np.asarray(data)}
+
+
+def is_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which values are None or NaN, (rows,).
+
+    >>> is_missing(np.array([1.0, np.nan]))
+    array([False,  True])
+    """
+    if values.dtype == object:
+        return np.array([value is None or value != value for value in values], dtype=bool)
+    return (
+        np.isnan(values) if np.issubdtype(values.dtype, np.inexact) else np.zeros(len(values), bool)
+    )
+
+
+def polars_for(for_: str) -> Any:
+    """Polars, which the core does without.
+
+    >>> polars_for("this example").DataFrame({"a": [1]}).shape
+    (1, 1)
+    """
+    return import_optional("polars", needs="polars", for_=for_)
+
+
+def sklearn_room(room: str) -> Any:
+    """A part of scikit-learn, which the core does without.
+
+    >>> sklearn_room("metrics").accuracy_score([0, 1], [0, 1])
+    1.0
+    """
+    return import_optional(f"sklearn.{room}", needs="scikit-learn", for_="batteries.splits")

@@ -1,0 +1,302 @@
+"""Folds stay the same, leaks are found, and out-of-fold predictions are what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from ranks import run_ranks
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, roc_auc_score
+from sklearn.model_selection import StratifiedKFold, TimeSeriesSplit, cross_val_predict
+
+from batteries.splits import Folds, OutOfFold, check_folds, fold_indices, look, make_folds
+
+CHANCE = np.random.default_rng(0)
+TARGETS = CHANCE.integers(0, 3, 200)
+GROUPS = np.array([f"patient {i}" for i in CHANCE.integers(0, 40, 200)])
+TABLE = {"label": TARGETS, "patient": GROUPS, "age": CHANCE.normal(size=200)}
+KINDS = ["kfold", "stratified", "group", "stratified_group", "time"]
+
+
+def parts(folds: Folds) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    return [fold_indices(folds, fold) for fold in range(folds.n_folds)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(5))
+def test_every_row_is_validated_once(kind: Any, seed: int) -> None:
+    """Training and validation never overlap, and but for the order of time all rows are used."""
+    folds = make_folds(TABLE, 5, kind, seed, targets="label", groups="patient")
+    for train, valid in parts(folds):
+        assert not set(train) & set(valid)
+        if kind == "time":
+            assert train.max() < valid.min()
+        else:
+            assert len(train) + len(valid) == 200
+        if "group" in kind:
+            assert not set(GROUPS[train]) & set(GROUPS[valid])
+        if "stratified" in kind:
+            shares = np.bincount(TARGETS[valid]) / len(valid) - np.bincount(TARGETS) / 200
+            assert abs(shares).max() < 0.1
+    validated = np.concatenate([valid for _, valid in parts(folds)])
+    assert len(validated) == len(set(validated))
+
+
+def test_the_splitters_of_sklearn() -> None:
+    """The folds are those that scikit-learn makes."""
+    ours = parts(make_folds(TARGETS, 4, "stratified", seed=7))
+    theirs = StratifiedKFold(4, shuffle=True, random_state=7).split(TARGETS, TARGETS)
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(ours, theirs, strict=True))
+    in_time = TimeSeriesSplit(4).split(np.zeros(200))
+    for (train, valid), (their_train, their_valid) in zip(
+        parts(make_folds(200, 4, "time")), in_time, strict=True
+    ):
+        assert np.array_equal(train, their_train)
+        assert np.array_equal(valid, their_valid)
+
+
+@pytest.mark.parametrize("table", [TABLE, pl.DataFrame(TABLE)])
+def test_tables(table: Any) -> None:
+    """A table's columns are the same as the arrays in it."""
+    expected = make_folds(200, 3, "stratified_group", targets=TARGETS, groups=GROUPS)
+    found = make_folds(table, 3, "stratified_group", targets="label", groups="patient")
+    assert found.hash == expected.hash
+    assert (
+        make_folds(TARGETS, 3, "stratified").hash
+        == make_folds(table, 3, "stratified", targets="label").hash
+    )
+
+
+@pytest.mark.parametrize("name", ["folds.csv", "folds.parquet"])
+def test_files(name: str) -> None:
+    """Folds in a file are loaded, not made again, and only for what they were made of."""
+    made = make_folds(TARGETS, 3, "stratified", path=name)
+    before = Path(name).stat().st_mtime_ns
+    again = make_folds(TARGETS, 3, "stratified", path=name)
+    assert np.array_equal(made.assignment, again.assignment)
+    assert made.hash == again.hash
+    assert Path(name).stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match=f"{name} has folds of 200 rows, and the data has 199"):
+        make_folds(TARGETS[1:], 3, "stratified", path=name)
+    others: list[dict[str, Any]] = [
+        {"seed": 1}, {"n_folds": 4}, {"kind": "kfold"}, {"data": TARGETS[::-1]},
+    ]  # fmt: skip
+    for other in others:
+        arguments: dict[str, Any] = {"data": TARGETS, "n_folds": 3, "kind": "stratified", **other}
+        with pytest.raises(ValueError, match=f"{name} was made with another n_folds, kind, seed"):
+            make_folds(**arguments, path=name)
+
+
+def test_damaged_files() -> None:
+    """A file of folds in which one row was changed, or of something else, is refused."""
+    make_folds(10, 2, path="folds.csv")
+    text = Path("folds.csv").read_text()
+    swapped = (
+        text.replace("\n3,0,", "\n3,x,").replace("\n3,1,", "\n3,0,").replace("\n3,x,", "\n3,1,")
+    )
+    Path("folds.csv").write_text(swapped)
+    with pytest.raises(ValueError, match=r"folds\.csv was changed since it was written"):
+        make_folds(10, 2, path="folds.csv")
+    Path("folds.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"folds\.csv has no folds of make_folds in it"):
+        make_folds(10, 2, path="folds.csv")
+
+
+def folds_on_a_rank(path: str) -> str:
+    return make_folds(TARGETS, 3, "stratified", path=path).hash
+
+
+def test_ranks(tmp_path: Path) -> None:
+    """All ranks have the same folds, and one file is written."""
+    assert len(set(run_ranks(folds_on_a_rank, str(tmp_path / "folds.csv"), world_size=3))) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["folds.csv"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"data": 3, "n_folds": 4}, "n_folds is 4; expected 2 to 3"),
+        ({"data": 3, "n_folds": 1}, "n_folds is 1; expected 2 to 3"),
+        ({"data": 3, "n_folds": 2, "kind": "random"}, "kind is 'random'; expected one of kfold,"),
+        ({"data": 9, "kind": "stratified"}, "kind 'stratified' needs targets="),
+        ({"data": [0] * 9 + [1] * 2, "n_folds": 3, "kind": "stratified"}, "class 1 has 2 members"),
+        ({"data": 4, "n_folds": 2, "kind": "group", "groups": [1, 1]}, "2 groups for 4 rows"),
+        (
+            {"data": 4, "n_folds": 2, "kind": "group", "groups": ["a", None, "b", None]},
+            "2 of the groups are missing, first of all in row 1, 3: fill them in",
+        ),
+        (
+            {"data": 4, "n_folds": 2, "kind": "group", "groups": [1.0, np.nan, 2.0, 3.0]},
+            "1 of the groups are missing",
+        ),
+        (
+            {"data": 4, "n_folds": 3, "kind": "group", "groups": [1, 1, 2, 2]},
+            "2 groups for 3 folds",
+        ),
+        ({"data": TABLE, "kind": "group", "groups": "name"}, "there is no column 'name'; expected"),
+    ],
+)
+def test_bad_requests(arguments: dict[str, Any], text: str) -> None:
+    """What cannot be divided is an error that says why."""
+    with pytest.raises(ValueError, match=text):
+        make_folds(**arguments)
+
+
+def test_no_such_fold() -> None:
+    """A fold that is not there is an error."""
+    with pytest.raises(IndexError, match="there is no fold 5: they are 0 to 4"):
+        fold_indices(make_folds(20), 5)
+
+
+# ---------------------------------------------------------------- leaks
+
+
+def test_the_table() -> None:
+    """Sizes and the parts of the classes are those of the rows."""
+    folds = make_folds(TARGETS, 4, "stratified")
+    table = check_folds(folds, TARGETS, data=np.arange(200))
+    for fold, row in enumerate(table.iter_rows(named=True)):
+        train, valid = fold_indices(folds, fold)
+        assert (row["train"], row["valid"]) == (len(train), len(valid))
+        assert row["class 2"] == pytest.approx((TARGETS[valid] == 2).mean())
+    assert "mean" in check_folds(folds, CHANCE.normal(size=200)).columns
+
+
+def test_groups_on_both_sides() -> None:
+    """A group that is trained and validated on is an error that names it."""
+    with pytest.raises(ValueError, match=r"in fold 0 \d+ validation rows are in groups .*patient"):
+        check_folds(make_folds(200), groups=GROUPS)
+    check_folds(make_folds(TABLE, kind="group", groups="patient"), groups=GROUPS)
+
+
+IMAGES = torch.rand(20, 1, 4, 4)
+IMAGES[13] = IMAGES[2]
+DATA = {
+    "tensors": IMAGES,
+    "arrays": IMAGES.numpy(),
+    "bytes": [image.numpy().tobytes() for image in IMAGES],
+    "texts": [str(image.tolist()) for image in IMAGES],
+    "table": {"a": IMAGES[:, 0, 0, 0].numpy(), "b": IMAGES[:, 0, 1, 1].numpy()},
+    "ragged": [image.reshape(-1)[: 3 + i % 11] for i, image in enumerate(IMAGES)],
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_duplicates_on_both_sides(name: str) -> None:
+    """Exact duplicates are found, of any kind of data, where they are on both sides."""
+    apart = Folds(np.array([0] * 10 + [1] * 10), "kfold")
+    with pytest.raises(
+        ValueError, match=r"in fold 0 1 validation rows have exact duplicates in tr"
+    ):
+        check_folds(apart, data=DATA[name])
+    together = Folds(np.arange(20) == 19, "kfold").assignment.astype(int)
+    assert len(check_folds(Folds(together, "kfold"), data=DATA[name])) == 2
+
+
+def test_other_rows() -> None:
+    """Folds for another number of rows are an error."""
+    with pytest.raises(ValueError, match="targets has 3 rows, the folds are of 200"):
+        check_folds(make_folds(200), targets=[1, 2, 3])
+
+
+# ---------------------------------------------------------------- a look
+
+
+def test_train_and_test_alike() -> None:
+    """The classifier tells shifted data from train, and not data of the same kind."""
+    train = {"x": CHANCE.normal(size=400), "city": CHANCE.choice(["a", "b"], 400)}
+    same = {"x": CHANCE.normal(size=300), "city": CHANCE.choice(["a", "b"], 300)}
+    other = {"x": CHANCE.normal(size=300), "city": CHANCE.choice(["b", "c"], 300)}
+    assert look(train, same).auc == pytest.approx(0.5, abs=0.12)
+    assert look(train, other).auc > 0.7
+    assert look(train, other).auc == look(train, other).auc
+
+
+def test_what_there_is() -> None:
+    """Dtypes, missing values and classes are those of the columns."""
+    train = pl.DataFrame(
+        {"x": [1.0, None, 3.0] * 20, "n": [None, "a", "b"] * 20, "y": [0, 1, 1] * 20}
+    )
+    seen = look(train, train.drop("y"), targets="y")
+    rows = {row["column"]: row for row in seen.columns.iter_rows(named=True)}
+    assert (rows["x"]["missing in train"], rows["n"]["missing in test"]) == (20, 20)
+    assert (rows["y"]["test dtype"], rows["y"]["missing in test"]) == (None, None)
+    assert seen.classes["part"].to_list() == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_images() -> None:
+    """Images are compared too, by projections of their pixels."""
+    images = torch.rand(120, 3, 16, 16)
+    assert look(images[:60], images[60:] + 0.5).auc > 0.9
+    with pytest.raises(ValueError, match="train and test have no column in common"):
+        look({"a": [1]}, {"b": [1]})
+
+
+# ---------------------------------------------------------------- out of fold
+
+
+def test_the_same_as_sklearn() -> None:
+    """Out-of-fold predictions and their scores are those of scikit-learn's cross-validation."""
+    data = load_digits()
+    images, labels = data.data[:300] / 16, data.target[:300]
+    folds, model = make_folds(labels, 3, "stratified", seed=1), LogisticRegression()
+    collected = OutOfFold(folds)
+    tests = []
+    for fold in (2, 0, 1):
+        train, valid = fold_indices(folds, fold)
+        model.fit(images[train], labels[train])
+        tests.append(model.predict_proba(data.data[300:320] / 16))
+        collected.add(fold, model.predict_proba(images[valid]), tests[-1], trained_on=folds.hash)
+    splitter = StratifiedKFold(3, shuffle=True, random_state=1)
+    expected = cross_val_predict(model, images, labels, cv=splitter, method="predict_proba")
+    np.testing.assert_array_equal(collected.predictions, expected)
+    np.testing.assert_allclose(collected.test, np.mean(tests, axis=0), rtol=1e-15)
+    score = collected.score(labels, lambda y, p: accuracy_score(y, p.argmax(1)))
+    assert score.value == accuracy_score(labels, expected.argmax(1))
+    by_fold = [
+        accuracy_score(labels[valid], expected[valid].argmax(1)) for _, valid in parts(folds)
+    ]
+    assert score.folds == by_fold
+    assert score.spread == pytest.approx(np.std(by_fold, ddof=1))
+    auc = collected.score(labels == 3, lambda y, p: roc_auc_score(y, p[:, 3]))
+    assert auc.value == roc_auc_score(labels == 3, expected[:, 3])
+
+
+def test_in_the_order_of_time() -> None:
+    """Rows that no fold validates have no prediction, and do not count in the score."""
+    folds = make_folds(10, 4, "time")
+    collected = OutOfFold(folds)
+    for fold, (_, valid) in enumerate(parts(folds)):
+        collected.add(fold, valid, trained_on=folds.hash)
+    assert np.isnan(collected.predictions[:2]).all()
+    assert collected.predictions[2:].tolist() == list(range(2, 10))
+    assert collected.score(np.arange(10), accuracy_score).value == 1.0
+
+
+def test_what_does_not_fit() -> None:
+    """A fold of other splits, one that comes twice, and other shapes are refused."""
+    folds, other = make_folds(10, 2, seed=0), make_folds(10, 2, seed=1)
+    collected = OutOfFold(folds)
+    with pytest.raises(ValueError, match=r"fold 0 was trained on other splits .* it has seen rows"):
+        collected.add(0, np.zeros(5), trained_on=other.hash)
+    with pytest.raises(ValueError, match="fold 0 has 5 rows, and there are 4 predictions"):
+        collected.add(0, np.zeros(4), trained_on=folds.hash)
+    collected.add(0, np.zeros((5, 2)), np.zeros(3), trained_on=folds.hash)
+    with pytest.raises(ValueError, match="fold 0 was added before"):
+        collected.add(0, np.zeros((5, 2)), trained_on=folds.hash)
+    with pytest.raises(
+        ValueError, match=r"fold 1 has rows of shape \(5,\), the ones before \(5, 2\)"
+    ):
+        collected.add(1, np.zeros(5), trained_on=folds.hash)
+    with pytest.raises(ValueError, match=r"fold 1 has test rows of shape \(4,\), the ones before"):
+        collected.add(1, np.zeros((5, 2)), np.zeros(4), trained_on=folds.hash)
+    assert collected.missing == [1]
+    for name in ("predictions", "test"):
+        with pytest.raises(ValueError, match="fold 1 of 2 is missing"):
+            getattr(collected, name)
