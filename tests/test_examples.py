@@ -22,7 +22,7 @@ from ranks import run_ranks
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from batteries import distribute, distributed, unwrap
+from batteries import AverageMeter, PreemptionGuard, distribute, distributed, unwrap
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("whole", "broken")
@@ -107,9 +107,10 @@ def train_with_example(example: str, micro_batches: list[Batch]) -> tuple[Tensor
         model.register_comm_hook(None, count)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    memory = AverageMeter(), PreemptionGuard()
     args = argparse.Namespace(accumulation_steps=2, progress=False)
     mine = micro_batches[distributed.rank() :: distributed.world_size()]
-    program["train"](model, mine, optimizer, scheduler, torch.device("cpu"), args)
+    program["train"](model, mine, optimizer, scheduler, *memory, torch.device("cpu"), args)
     return unwrap(model).state_dict()["weight"], shared
 
 
@@ -185,16 +186,24 @@ def test_second_run() -> None:
     assert {path: path.read_bytes() for path in Path("runs/device/001").rglob("*.*")} == before
 
 
-def stop_at(line: str, number: signal.Signals, command: list[str]) -> None:
-    """Send a signal to a run as soon as it has logged a line."""
-    process = subprocess.Popen(command, env=ENV, stderr=subprocess.PIPE, text=True)
+def stop_at(
+    line: str, number: signal.Signals, command: list[str], group: bool = False
+) -> tuple[int, str]:
+    """Signal a run that logs a line, or all its processes, as Ctrl-C does: how it ended."""
+    process = subprocess.Popen(
+        command, env=ENV, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stderr
+    log = ""
     for logged in process.stderr:
+        log += logged
         if line in logged:
-            process.send_signal(number)
+            os.killpg(process.pid, number) if group else process.send_signal(number)
             break
-    process.communicate(timeout=120)  # ends when all its processes have closed their end
+    log += process.communicate(timeout=120)[1]  # ends when all its processes closed their end
+    print(log)
     assert process.returncode != 0
+    return process.returncode, log
 
 
 def assert_same_checkpoints(first: Path, second: Path) -> None:
@@ -210,24 +219,35 @@ def assert_same_checkpoints(first: Path, second: Path) -> None:
         torch.testing.assert_close(*tensors, rtol=0, atol=0)
 
 
+IN_AN_EPOCH = r"continue after epoch \d+ and [1-9]\d* images"
+
+
 def test_kill_and_continue() -> None:
-    """Killed after an epoch and continued, a run ends as an undisturbed one, bit for bit."""
+    """Killed, then interrupted in an epoch, a run ends as an undisturbed one, bit for bit."""
     command = [sys.executable, f"{ROOT}/examples/device/experiment.py", "--num-epochs=3"]
     run([*command, "--exp-name=whole"])
     broken = [*command, "--exp-name=broken", "--continue"]
-    stop_at("finetune, epoch  1", signal.SIGKILL, broken)
-    assert "train: continue after epoch 3" in run(broken).stderr
+    stop_at("train, epoch  2", signal.SIGKILL, broken)
+    code, log = stop_at("finetune, epoch  1", signal.SIGINT, broken, group=True)
+    assert code == PreemptionGuard.exit_code
+    assert "train: continue after epoch" in log
+    assert re.search(r"finetune: stopped in epoch \d; --continue goes on with it\n$", log)
+    assert re.search(f"finetune: {IN_AN_EPOCH}", run(broken).stderr)
     for stage in ("train", "finetune"):
         assert_same_checkpoints(*(Path(f"runs/{n}/001/checkpoints/{stage}") for n in NAMES))
 
 
 def test_ranks_continue() -> None:
-    """Two ranks that are stopped and continued end as two that never stopped, bit for bit."""
+    """Two ranks stopped in an epoch, by SIGTERM or Ctrl-C, go on as two that never were."""
     command = [*readme_command("ddp")[:3], "--num-epochs=4"]
     run([*command, "--exp-name=whole"])
     broken = [*command, "--exp-name=broken", "--continue"]
-    stop_at("epoch  2", signal.SIGTERM, broken)
-    assert "continue after epoch" in run(broken).stderr
+    _, first = stop_at(": train loss", signal.SIGTERM, broken)
+    _, second = stop_at(": train loss", signal.SIGINT, broken, group=True)
+    for log in (first, second):
+        assert "stopped in epoch" in log
+        assert "SystemExit" not in log  # what torchrun says is enough
+    assert re.search(IN_AN_EPOCH, run(broken).stderr)
     assert_same_checkpoints(*(Path(f"runs/{name}/001/checkpoints") for name in NAMES))
 
 

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from batteries import (
     AverageMeter,
     CheckpointManager,
+    PreemptionGuard,
     TensorBoardLogger,
     accumulate,
     distribute,
@@ -80,24 +81,27 @@ def train(
     loader: Batches,
     optimizer: Optimizer,
     scheduler: LRScheduler,
+    meter: AverageMeter,
+    guard: PreemptionGuard,
     device: torch.device,
     args: argparse.Namespace,
-) -> float:
-    """One epoch of updates; returns the mean loss over all ranks."""
+) -> bool:
+    """The updates that are left of an epoch; False if it was told to stop before the end."""
     model.train()
-    meter = AverageMeter()
     batches = accumulate(loader, model, args.accumulation_steps)
     for batch, window in tqdm(batches, "train", disable=not args.progress, leave=False):
         images, labels = to_device(batch, device)
         with window:  # the ranks share gradients once for each
             loss = F.cross_entropy(model(images), labels)
             window.backward(loss)
+        meter.update(loss, labels.shape[0])
         if window.closed:
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
-        meter.update(loss, labels.shape[0])
-    return distributed.all_reduce(meter.sum) / distributed.all_reduce(meter.counter)
+            if guard.stop():  # all ranks alike
+                return False
+    return True
 
 
 @torch.inference_mode()
@@ -163,17 +167,31 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
     manager = CheckpointManager(
         run / "checkpoints", metric="accuracy", metric_minimization=False, save_n_best=3
     )
+    meter = AverageMeter()  # of the epoch under way
+    objects: dict[str, Any] = {
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "loader": train_loader,
+        "meter": distributed.PerRank(meter),
+    }
+    notes: dict[str, Any] = {"experiment_args": args, "model_args": model_args}
     done = 0
-    last = resume(manager.logdir, model, optimizer, scheduler, loader=train_loader)
+    last = resume(manager.logdir, model, **objects)
     if last:
         check_same_experiment(last, args)
         done = last["epoch"]
-        logger.info("continue after epoch %d", done)
+        position = train_loader.state_dict()["position"]
+        logger.info("continue after epoch %d and %d images", done, position)
 
     # ---------------------------------------------------------------- 5. train
-    with TensorBoardLogger(run / "tensorboard") as tensorboard:
+    with TensorBoardLogger(run / "tensorboard") as tensorboard, PreemptionGuard() as guard:
         for epoch in range(done + 1, args.num_epochs + 1):
-            train_loss = train(model, train_loader, optimizer, scheduler, device, args)
+            if not train(model, train_loader, optimizer, scheduler, meter, guard, device, args):
+                manager.save_last(make_checkpoint("train", epoch - 1, model, **objects, **notes))
+                logger.info("stopped in epoch %d; --continue goes on with it", epoch)
+                raise SystemExit(guard.exit_code)
+            train_loss = distributed.all_reduce(meter.sum) / distributed.all_reduce(meter.counter)
+            meter.reset()
             scores = evaluate(model, valid_loader, device, args)
             metrics = {"train": {"loss": train_loss}, "valid": scores}
             tensorboard.log_metrics({**metrics, "lr": scheduler.get_last_lr()[0]}, epoch)
@@ -181,13 +199,7 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
                 "epoch %2d: train loss %.4f, validation loss %.4f, accuracy %.4f",
                 *(epoch, train_loss, scores["loss"], scores["accuracy"]),
             )
-            checkpoint = make_checkpoint(
-                *("train", epoch, model, optimizer, scheduler),
-                metrics=metrics,
-                loader=train_loader,
-                experiment_args=args,
-                model_args=model_args,
-            )
+            checkpoint = make_checkpoint("train", epoch, model, metrics=metrics, **objects, **notes)
             manager.process(score=scores, epoch=epoch, checkpoint=checkpoint)
 
     # ---------------------------------------------------------------- 6. test against validation

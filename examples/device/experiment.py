@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from batteries import (
     AverageMeter,
     CheckpointManager,
+    PreemptionGuard,
     TensorBoardLogger,
     accumulate,
     get_logger,
@@ -77,24 +78,27 @@ def train(
     loader: Batches,
     optimizer: Optimizer,
     scheduler: LRScheduler,
+    meter: AverageMeter,
+    guard: PreemptionGuard,
     device: torch.device,
     args: argparse.Namespace,
-) -> float:
-    """One epoch of updates; returns the mean loss."""
+) -> bool:
+    """The updates that are left of an epoch; False if it was told to stop before the end."""
     model.train()
-    meter = AverageMeter()
     batches = accumulate(loader, model, args.accumulation_steps)
     for batch, window in tqdm(batches, "train", disable=not args.progress, leave=False):
         images, labels = to_device(batch, device)
         with window:
             loss = F.cross_entropy(model(images), labels)
             window.backward(loss)
+        meter.update(loss, labels.shape[0])
         if window.closed:
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
-        meter.update(loss, labels.shape[0])
-    return meter.average
+            if guard.stop():
+                return False
+    return True
 
 
 @torch.inference_mode()
@@ -159,17 +163,34 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
             run / "checkpoints" / stage, metric="accuracy", metric_minimization=False, save_n_best=3
         )
         best_path = manager.best_path
+        meter = AverageMeter()  # of the epoch under way
+        objects: dict[str, Any] = {
+            "optimizer": optimizer,
+            "scheduler": scheduler,
+            "loader": train_loader,
+            "meter": meter,
+        }
+        notes: dict[str, Any] = {"experiment_args": args, "model_args": model_args}
         done = 0
-        last = resume(manager.logdir, model, optimizer, scheduler, loader=train_loader)
+        last = resume(manager.logdir, model, **objects)
         if last:
             check_same_experiment(last, args)
             done = last["epoch"]
-            logger.info("%s: continue after epoch %d", stage, done)
+            position = train_loader.state_dict()["position"]
+            logger.info("%s: continue after epoch %d and %d images", stage, done, position)
 
         # ------------------------------------------------------------ 6. train
-        with TensorBoardLogger(run / "tensorboard" / stage) as tensorboard:
+        with (
+            TensorBoardLogger(run / "tensorboard" / stage) as tensorboard,
+            PreemptionGuard() as guard,
+        ):
             for epoch in range(done + 1, args.num_epochs + 1):
-                train_loss = train(model, train_loader, optimizer, scheduler, device, args)
+                if not train(model, train_loader, optimizer, scheduler, meter, guard, device, args):
+                    manager.save_last(make_checkpoint(stage, epoch - 1, model, **objects, **notes))
+                    logger.info("%s: stopped in epoch %d; --continue goes on with it", stage, epoch)
+                    raise SystemExit(guard.exit_code)
+                train_loss = meter.average
+                meter.reset()
                 scores = evaluate(model, valid_loader, device, args)
                 metrics = {"train": {"loss": train_loss}, "valid": scores}
                 tensorboard.log_metrics({**metrics, "lr": scheduler.get_last_lr()[0]}, epoch)
@@ -178,11 +199,7 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
                     *(stage, epoch, train_loss, scores["loss"], scores["accuracy"]),
                 )
                 checkpoint = make_checkpoint(
-                    *(stage, epoch, model, optimizer, scheduler),
-                    metrics=metrics,
-                    loader=train_loader,
-                    experiment_args=args,
-                    model_args=model_args,
+                    stage, epoch, model, metrics=metrics, **objects, **notes
                 )
                 manager.process(score=scores, epoch=epoch, checkpoint=checkpoint)
 
