@@ -2,215 +2,69 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import random
 import shutil
-import signal
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812 (its usual name)
+from killable import Kill, run, run_torchrun, struck
 from ranks import run_ranks
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import Dataset, get_worker_info
+from torch import nn
 
 from batteries import (
     AverageMeter,
     CheckpointError,
     CheckpointManager,
-    accumulate,
     check_in_sync,
     distribute,
     distributed,
     make_checkpoint,
     resume,
     save_checkpoint,
-    seed_all,
-    share_buffers,
-    unwrap,
 )
-from batteries.data import DataLoader
-
-EPOCHS = 2
-Kill = tuple[int, int, str]  # the step, the rank, and what is killed there
 
 
 @cache
-def digits() -> tuple[Tensor, Tensor]:
-    data = load_digits()
-    images = torch.from_numpy(data.images[:150]).float().unsqueeze(1) / 16
-    return images, torch.from_numpy(data.target[:150])
-
-
-class Augmented(Dataset[tuple[Tensor, int]]):
-    """Digits, shifted, mirrored and blurred by three generators."""
-
-    def __init__(self, kills: list[Kill], directory: str) -> None:
-        self.images, self.labels = digits()
-        self.kills = kills
-        self.directory = directory
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if get_worker_info() is not None and index in (5, 50):
-            die_once(self.kills, (index, distributed.rank(), "worker"), self.directory)
-        image = torch.roll(self.images[index], int(np.random.randint(-1, 2)), dims=2)
-        image = image.flip(1) if random.random() < 0.5 else image
-        return image + 0.1 * torch.randn(image.shape), int(self.labels[index])
-
-
-def die_once(kills: list[Kill], kill: Kill, directory: str) -> None:
-    mark = Path(directory, "-".join(map(str, kill)))
-    if kill in kills and not mark.exists():
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def network() -> nn.Module:
-    return nn.Sequential(
-        *(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()),
-        *(nn.Dropout(0.2), nn.Linear(144, 20), nn.Tanh(), nn.Linear(20, 10)),
-    )
-
-
-def experiment(
-    directory: str, kills: list[Kill], workers: int = 0, left_out: tuple[str, ...] = ()
-) -> tuple[str, bytes]:
-    """The digest of the final state, and metrics.json."""
-    rank, checkpoints = distributed.rank(), Path(directory, "checkpoints")
-    # -------------------------------------------------------- seed, model, optimizer, scheduler
-    seed_all(1)
-    model = distribute(network(), "cpu")
-    ema = AveragedModel(
-        unwrap(model),
-        multi_avg_fn=get_ema_multi_avg_fn(0.9),  # type: ignore[no-untyped-call]
-        use_buffers=True,
-    )
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=100)
-    # -------------------------------------------------------- data
-    batch_size = 12 // distributed.world_size()
-    dataset = Augmented(kills, directory)
-    loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=workers)
-    # -------------------------------------------------------- go on
-    meter = AverageMeter()
-    manager = CheckpointManager(checkpoints, save_n_best=2)
-    objects: dict[str, Any] = {
-        "optimizer": optimizer,
-        "scheduler": scheduler,
-        "loader": loader,
-        "ema": ema,
-        "meter": distributed.PerRank(meter),
-    }
-    kept = {name: part for name, part in objects.items() if name not in left_out}
-    last = resume(checkpoints, model, **kept)
-    step = last["step"] if last else 0
-
-    def checkpoint(epoch: int) -> dict[str, Any]:
-        return make_checkpoint("train", epoch, model, **objects, step=step)
-
-    # -------------------------------------------------------- train
-    while loader.epoch < EPOCHS:
-        epoch = loader.epoch + 1
-        for (x, y), window in accumulate(loader, model, 3):
-            with window:
-                loss = F.cross_entropy(model(x), y)
-                window.backward(loss)
-            meter.update(loss, len(y))
-            if window.closed:
-                optimizer.step()
-                scheduler.step()
-                optimizer.zero_grad(set_to_none=True)
-                ema.update_parameters(unwrap(model))
-                step += 1
-                if step % 2 == 0:
-                    manager.save_last(checkpoint(epoch))
-                die_once(kills, (step, rank, "rank"), directory)
-        check_in_sync(unwrap(model)[0], step=step)  # type: ignore[index]
-        share_buffers(model)
-        total = distributed.all_reduce(meter.sum) / distributed.all_reduce(meter.counter)
-        manager.process({"loss": total, "step": step}, epoch, checkpoint(epoch))
-        meter.reset()
-    state = {name: part.state_dict() for name, part in objects.items()}
-    return digest([unwrap(model).state_dict(), state]), (checkpoints / "metrics.json").read_bytes()
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of all that a value holds, bit for bit."""
-    sha = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, Tensor):
-            value = value.detach().numpy().tobytes()
-        if isinstance(value, Mapping):
-            value = list(value.items())
-        if isinstance(value, list | tuple):
-            for part in value:
-                add(part)
-        else:
-            sha.update(repr(value).encode())
-
-    add(value)
-    return sha.hexdigest()
-
-
-def run(world_size: int, *args: Any) -> Any:
-    """Start it again, like a cluster, until it ends by itself; what rank 0 returned."""
-    for _ in range(10):
-        try:
-            results = run_ranks(experiment, *args, world_size=world_size)
-        except EOFError:  # rank 0 was killed
-            continue
-        if all(isinstance(result, tuple) for result in results):
-            return results[0]
-    raise AssertionError("it never ended")
-
-
-def kills_of(world_size: int) -> list[Kill]:
-    return [(2, world_size - 1, "rank"), (3, 0, "rank"), (7, world_size // 2, "rank")]
+def undisturbed(world_size: int) -> str:
+    with TemporaryDirectory() as folder:
+        return run(world_size, Path(folder, "whole"), [])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_killed_and_started_again(world_size: int, tmp_path: Path) -> None:
-    """Ranks killed at several steps, and all started again: the same bits, the same scores."""
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    whole = run(world_size, str(tmp_path / "whole"), [])
-    kills = kills_of(world_size)
-    assert run(world_size, str(tmp_path / "killed"), kills) == whole
-    marks = {path.name for path in (tmp_path / "killed").iterdir()} - {"checkpoints"}
-    assert len(marks) == len(set(kills))
+def test_killed_and_started_again(world_size: int) -> None:
+    """Ranks killed and told to stop, at several steps, and all started again: the same bits."""
+    last, middle = world_size - 1, world_size // 2
+    kills: list[Kill] = [(3, 0, "SIGTERM"), (7, middle, "SIGKILL"), (2, last, "SIGKILL")]
+    kills = kills if world_size < 4 else kills[:2]  # each start of four takes long
+    assert run(world_size, Path("killed"), kills) == undisturbed(world_size)
+    assert struck(Path("killed")) == len(kills)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "kills"), [(2, [(6, 0, "SIGTERM"), (3, 1, "SIGKILL")]), (3, [(7, 2, "SIGKILL")])]
+)
+def test_restarted_by_torchrun(world_size: int, kills: list[Kill]) -> None:
+    """torchrun starts a run again, whose ranks were killed and told to stop: the same bits."""
+    assert run_torchrun(world_size, Path("killed"), kills) == undisturbed(world_size)
+    assert struck(Path("killed")) == len(kills)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_workers_and_their_deaths(tmp_path: Path) -> None:
-    """With 0, 2 and 3 workers, and after a worker is killed: the same bits."""
-    results = []
-    for name, kills, workers in [("0", [], 0), ("2", [(50, 0, "worker")], 2), ("3", [], 3)]:
-        (tmp_path / name).mkdir()
-        results.append(run(1, str(tmp_path / name), kills, workers))
-    assert results[0] == results[1] == results[2]
-    assert (tmp_path / "2/50-0-worker").exists()
+@pytest.mark.parametrize(("workers", "kills"), [(2, [(50, 0, "worker")]), (3, [])])
+def test_workers_and_their_deaths(workers: int, kills: list[Kill]) -> None:
+    """With workers, and after one of them is killed: the same bits."""
+    assert run(1, Path("killed"), kills, workers) == undisturbed(1)
+    assert struck(Path("killed")) == len(kills)
 
 
 @pytest.mark.filterwarnings("ignore:.*goes on from its beginning")
-def test_each_part_is_needed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["optimizer", "scheduler", "scaler", "loader", "ema", "meter"])
+def test_each_part_is_needed(name: str) -> None:
     """Without any one of the parts, a killed run ends otherwise: the comparison would notice."""
-    (tmp_path / "whole").mkdir()
-    whole = run(1, str(tmp_path / "whole"), [])
-    for name in ("optimizer", "scheduler", "loader", "ema", "meter"):
-        (tmp_path / name).mkdir()
-        assert run(1, str(tmp_path / name), kills_of(1)[1:2], 0, (name,)) != whole
+    assert run(1, Path("killed"), [(3, 0, "SIGKILL")], 0, (name,)) != undisturbed(1)
 
 
 # ---------------------------------------------------------------- resume
