@@ -22,7 +22,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from batteries import distributed, seed_all
+from batteries import accumulate, distributed, seed_all
 from batteries.data import DataLoader, Shuffle
 
 Draws = tuple[int, float, float, float]
@@ -375,27 +375,69 @@ def test_streams_are_divided(workers: int, world_size: int) -> None:
     assert sorted(expected[0]) != sorted(expected[1])
 
 
-def test_streams_that_remember_go_on() -> None:
-    """An iterable dataset with a memory is resumed in the middle."""
+def remembering(workers: int, persistent: bool = False, **options: Any) -> DataLoader[Any]:
+    return DataLoader(
+        Remembering(), 3, seed=3, collate_fn=as_it_is, num_workers=workers,
+        persistent_workers=persistent, **options,
+    )  # fmt: skip
 
-    def make() -> DataLoader[Any]:
-        return DataLoader(Remembering(), 3, seed=3, collate_fn=as_it_is)
 
-    expected = passes(make(), 2)
-    data = make()
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (1, False), (3, False), (3, True)])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_streams_that_remember_go_on(workers: int, persistent: bool) -> None:
+    """A stream goes on after any batch, though workers had read on, and the next epoch is whole."""
+    expected = passes(remembering(workers))
+    half = len(expected) // 2
+    for done in (1, 2, 4, half):
+        first = iter(data := remembering(workers))
+        for _ in range(done):
+            next(first)
+        state = data.state_dict()
+        other = remembering(workers, persistent)
+        next(iter(other))  # workers that are there already
+        other.load_state_dict(state)
+        assert passes(other) == expected[done:]
+
+
+def stream_on_ranks(state: dict[str, Any] | None) -> Any:
+    data = remembering(0)
+    part = distributed.PerRank(data)
+    if state is not None:
+        part.load_state_dict(state)
+        return [item for batch in data for item in batch]
     batches = iter(data)
-    next(batches), next(batches)
-    other = make()
+    seen = [*next(batches), *next(batches)]
+    return seen, part.state_dict(), data.state_dict()
+
+
+def test_streams_on_ranks_go_on() -> None:
+    """Each rank goes on at its own place; another rank's state is refused, as it is elsewhere."""
+    ranks = run_ranks(stream_on_ranks, None)
+    rests = run_ranks(stream_on_ranks, ranks[0][1])
+    items = [item for seen, *_ in ranks for item in seen] + [i for rest in rests for i in rest]
+    assert sorted(item[0] for item in items) == list(range(1, 21))
+    with pytest.raises(ValueError, match=r"rank 1 of 2, and this is rank 0 of 1.*PerRank"):
+        remembering(0).load_state_dict(ranks[1][2])
+
+
+def test_streams_in_a_window() -> None:
+    """The state inside a window of batches that were fetched together is that before it."""
+    expected = passes(remembering(0), 1)
+    data = remembering(0)
+    pairs = iter(accumulate(data, torch.nn.Identity(), 3, count=len))
+    for _ in range(4):
+        next(pairs)
+    other = remembering(0)
     other.load_state_dict(data.state_dict())
-    assert passes(other, 2) == expected[2:]
+    assert passes(other, 1) == expected[3:]
 
 
 def test_streams_that_forget() -> None:
-    """Without a memory, or read ahead by workers, it says why it cannot go on in an epoch."""
+    """Without a memory, or with other workers, it says why it cannot go on in an epoch."""
     state = {**DataLoader(Lines(), seed=3).state_dict(), "position": 2}
     with pytest.raises(ValueError, match="Lines has no load_state_dict"):
         DataLoader(Lines(), seed=3).load_state_dict(state)
-    with pytest.raises(ValueError, match="read ahead by 2 workers"):
+    with pytest.raises(ValueError, match=r"was read by 1 workers .*, and there are 2"):
         DataLoader(Remembering(), seed=3, num_workers=2).load_state_dict(state)
     DataLoader(Lines(), seed=3).load_state_dict({**state, "position": 0, "epoch": 3})
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import itertools
 import warnings
 import weakref
 import zlib
@@ -18,7 +17,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from batteries import distributed
 from batteries.data.shuffle import Shuffle
-from batteries.data.streams import Stream
+from batteries.data.streams import Part, Stream, fresh_parts
 from batteries.preemption import ignore_signals
 from batteries.seeding import chosen_seed, isolated_rng, rekey
 
@@ -39,6 +38,7 @@ class Arrival(NamedTuple):
     indices: list[Any]  # in the dataset
     start: int  # positions in the order of the epoch, over all ranks
     stop: int
+    part: Any = None  # where the worker that read it is in its stream
 
 
 class DataLoader(torch.utils.data.DataLoader[T]):
@@ -112,14 +112,18 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._shuffled = bool(shuffle)
         self.in_step = bool(shuffle) or self._sampler is not None
         self._plan: Iterator[list[Any] | Any] = iter(())
-        own: dict[str, Any] = {}
+        # where each worker is in a stream, the one whose turn comes next first
+        self._begin_parts = self._parts = fresh_parts(num_workers or 1)
+        self._unsettled: list[Part] = []
+        own: dict[str, Any] = {"collate_fn": self.collate_fn}
         if isinstance(dataset, IterableDataset):
             self._stream = Stream(dataset, self.seed, sharded)
             own = {"dataset": self._stream, "batch_size": batch_size, "drop_last": drop_last}
+            own["collate_fn"] = functools.partial(self._stream.collated, self.collate_fn)
         else:
             planned = _Planned(self)
             self._keyed = _draws(dataset)
-            own = {"dataset": _Keyed(dataset, self.seed) if self._keyed else dataset}
+            own["dataset"] = _Keyed(dataset, self.seed) if self._keyed else dataset
             own |= (
                 {"sampler": planned, "batch_size": None}
                 if batch_size is None and self._unit == "samples"
@@ -128,7 +132,6 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it has just been said
             self._inner: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
-                collate_fn=self.collate_fn,
                 worker_init_fn=functools.partial(_begin_worker, worker_init_fn),
                 **own,
                 **options,
@@ -153,18 +156,22 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._rank = distributed.rank()
         self._position = self._begin
         pending: deque[Arrival] = deque()
-        known: Iterator[Arrival]
-        if isinstance(self.dataset, IterableDataset):
-            self._stream.begin(self.epoch)
-            numbers = itertools.count(self._begin)
-            known = (Arrival(None, [], number, number + 1) for number in numbers)
+        stream = isinstance(self.dataset, IterableDataset)
+        if stream:
+            self._parts, self._unsettled = self._begin_parts, []
+            if not self._stream.begin(self.epoch, self._parts):
+                self._inner._iterator = None  # persistent workers, which would go on elsewhere
         else:
             self._plan = self._planned(pending)
-            known = iter(pending.popleft, None)
         inner = iter(self._inner)
         if self.num_workers:
             _ended_at_exit().add(inner)
-        batches = (next(known)._replace(batch=batch) for batch in inner)
+        batches: Iterator[Arrival]
+        if stream:
+            numbered = enumerate(inner, self._begin)
+            batches = (Arrival(batch, [], n, n + 1, part) for n, (batch, part) in numbered)
+        else:
+            batches = (pending.popleft()._replace(batch=batch) for batch in inner)
         try:
             yield from batches
         finally:
@@ -184,8 +191,11 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                 it is to have again.
         """
         self.indices = arrival.indices
+        if arrival.part is not None:
+            self._unsettled.append(arrival.part)
         if settled:
             self._position = arrival.stop
+            self._settle_parts()
         rekey(_STEP, self.seed, self.epoch, self._rank, arrival.start)
 
     def complete(self) -> None:
@@ -228,6 +238,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         """
         if epoch != self.epoch:
             self.epoch, self._begin, self._position = epoch, 0, 0
+            self._begin_parts = self._parts = fresh_parts(len(self._parts))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loop is: a few integers.
@@ -237,7 +248,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         """
         state = {"seed": self.seed, "epoch": self.epoch, "position": self._position}
         if isinstance(self.dataset, IterableDataset):
-            return state | self._stream.state_dict()
+            ranks = {"rank": distributed.rank(), "ranks": distributed.world_size()}
+            return {**state, **ranks, "workers": self._parts}
         return {
             **state,
             "length": self._length(),
@@ -272,11 +284,22 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                     f"has {own.get(name)!r}: make it as it was, or leave it out of what is loaded"
                 )
         if isinstance(self.dataset, IterableDataset):
-            self._stream.load_state_dict(state, self.num_workers)
+            begun = state["position"] > 0
+            if begun:
+                self._stream.check(state, len(self._parts))
+            self._begin_parts = state["workers"] if begun else fresh_parts(len(self._parts))
+            self._parts = self._begin_parts
         elif not 0 <= state["position"] <= self._length():
             raise ValueError(f"position {state['position']} is not in {self._length()} samples")
         self.epoch = state["epoch"]
         self._begin = self._position = state["position"]
+
+    def _settle_parts(self) -> None:
+        """The worker whose turn it was is the last to have its next one."""
+        for part in self._unsettled:
+            others = [other for other in self._parts if other["worker"] != part["worker"]]
+            self._parts = [*others, part]
+        self._unsettled = []
 
     # ---------------------------------------------------------------- the order of an epoch
 
