@@ -6,7 +6,7 @@ INSTALL := pip install --quiet --disable-pip-version-check
 # All GPUs where there are some, else two processes on the CPU.
 PROCESSES = $$($(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check stress bench clean
 
 demo: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node=$(PROCESSES) examples/ddp/experiment.py \
@@ -20,6 +20,10 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy src tests benchmarks
 	for example in examples/*/; do MYPYPATH=$$example $(BIN)/mypy $$example || exit 1; done
+
+# The promises of checkpoints, thousands of times: all parts, or PART="kills power-xfs".
+stress: .venv/ready
+	$(BIN)/python tests/stress.py $(PART)
 
 bench: .venv-bench/ready
 	.venv-bench/bin/python benchmarks/run.py

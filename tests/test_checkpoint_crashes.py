@@ -40,11 +40,16 @@ def run_epochs(logdir: str | Path, until: int, numbers: int = 1, mode: str | Non
     with manager(logdir, mode) as checkpoints:
         path = checkpoints.last_path
         last = read_checkpoint(path)["epoch"] if path.exists() else 0
-        model = nn.Linear(numbers, 1, bias=False).requires_grad_(False)
         for epoch in range(last + 1, until + 1):
-            model.weight.fill_(epoch)  # in place, as an optimizer does
-            checkpoint = make_checkpoint("train", epoch, model)
-            checkpoints.process(SCORES[epoch - 1], epoch, checkpoint)
+            process_epoch(checkpoints, epoch, numbers)
+
+
+def process_epoch(checkpoints: CheckpointManager, epoch: int, numbers: int = 1) -> None:
+    model = nn.Linear(numbers, 1, bias=False, device="meta").requires_grad_(False)
+    model.to_empty(device="cpu").weight.fill_(epoch)
+    checkpoint = make_checkpoint("train", epoch, model)
+    checkpoints.process(SCORES[(epoch - 1) % len(SCORES)], epoch, checkpoint)
+    model.weight.fill_(-1)  # in place, as an optimizer does
 
 
 def state(logdir: str | Path) -> dict[str, Any]:
@@ -64,13 +69,16 @@ def state(logdir: str | Path) -> dict[str, Any]:
     return found
 
 
+CHANGES = ["os.rename", "os.link", "os.symlink", "os.remove", "os.mkdir", "os.rmdir"]
+
+
 def die_at(event_number: int, function: Callable[..., None], *args: Any) -> None:
     """Kill this process just before its n-th call that changes a directory or opens a file."""
     seen = 0
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
-        changes = event in ("os.rename", "os.link", "os.remove", "os.mkdir")
+        changes = event in CHANGES
         if changes or (event == "open" and arguments[1] not in ("r", "rb")):
             seen += 1
             if seen == event_number:
@@ -168,21 +176,16 @@ def test_random_kills_of_large_saves() -> None:
 # ---------------------------------------------------------------- two writers
 
 
-def process_one(checkpoints: CheckpointManager, epoch: int) -> None:
-    checkpoint = make_checkpoint("train", epoch, nn.Linear(1, 1))
-    checkpoints.process(SCORES[epoch - 1], epoch, checkpoint)
-
-
 def test_the_newer_run_owns() -> None:
     """Once a new run has saved, the old one's saves are refused, and nothing is mixed."""
     old = manager("logs")
-    process_one(old, 1)
+    process_epoch(old, 1)
     new = manager("logs")
-    process_one(old, 2)  # a new manager that only looks changes nothing
-    process_one(new, 3)
+    process_epoch(old, 2)  # a new manager that only looks changes nothing
+    process_epoch(new, 3)
     assert [row["epoch"] for row in new.history] == [1, 2, 3]
     before = {path: path.read_bytes() for path in Path("logs").iterdir()}
-    for save in (partial(process_one, old, 3), partial(old.save_last, {"a": 1})):
+    for save in (partial(process_epoch, old, 3), partial(old.save_last, {"a": 1})):
         with pytest.raises(CheckpointError, match=r"logs belongs to a newer run by now \(process"):
             save()
     assert {path: path.read_bytes() for path in Path("logs").iterdir()} == before
@@ -190,11 +193,11 @@ def test_the_newer_run_owns() -> None:
 
 def hold_and_wait(logdir: str, pipe: Any) -> None:
     checkpoints = manager(logdir)
-    process_one(checkpoints, 1)
+    process_epoch(checkpoints, 1)
     pipe.send("saved")
     pipe.recv()
     try:
-        process_one(checkpoints, 2)
+        process_epoch(checkpoints, 2)
     except CheckpointError as error:
         pipe.send(str(error))
 
@@ -205,7 +208,7 @@ def test_a_running_writer_is_told_of() -> None:
     process = start(hold_and_wait, "logs", theirs)
     assert ours.recv() == "saved"
     with pytest.warns(UserWarning, match=rf"taken over from process {process.pid}, which is still"):
-        process_one(manager("logs"), 2)
+        process_epoch(manager("logs"), 2)
     ours.send("go on")
     assert "belongs to a newer run" in ours.recv()
     assert end_of(process) == 0
@@ -225,11 +228,11 @@ def test_keep_all() -> None:
 def test_save_last() -> None:
     """`save_last` replaces the last checkpoint alone, and the next epoch goes on from there."""
     checkpoints = manager("logs")
-    process_one(checkpoints, 1)
+    process_epoch(checkpoints, 1)
     checkpoints.save_last(make_checkpoint("middle", 2, nn.Linear(1, 1)))
     assert read_checkpoint("logs/last.pth")["stage"] == "middle"
     assert read_checkpoint("logs/best.pth")["stage"] == "train"
-    process_one(manager("logs"), 2)
+    process_epoch(manager("logs"), 2)
     assert [row["epoch"] for row in manager("logs").history] == [1, 2]
 
 
@@ -237,9 +240,9 @@ def test_best_of_what_is_left() -> None:
     """Coming back to an epoch makes the best of the remaining ones best again."""
     checkpoints = manager("logs")
     for epoch in range(1, 5):
-        process_one(checkpoints, epoch)
+        process_epoch(checkpoints, epoch)
     assert read_checkpoint("logs/best.pth")["epoch"] == 4
-    process_one(checkpoints, 3)
+    process_epoch(checkpoints, 3)
     assert read_checkpoint("logs/best.pth")["epoch"] == 2
     assert checkpoints.best_score == 0.5
 
@@ -309,8 +312,8 @@ def test_scores_that_are_not_numbers(bad: Any) -> None:
 def best_scores(directory: str) -> tuple[float | None, int, bool]:
     rank = distributed.rank()
     checkpoints = manager(Path(directory, str(rank)))
-    process_one(checkpoints, 1)
-    process_one(checkpoints, 2)
+    process_epoch(checkpoints, 1)
+    process_epoch(checkpoints, 2)
     return checkpoints.best_score, len(checkpoints.history), checkpoints.logdir.exists()
 
 

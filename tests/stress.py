@@ -1,0 +1,59 @@
+"""The long form of what the tests promise: `make stress`, or one part of it.
+
+python tests/stress.py --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from stress_deaths import kills, power_cuts
+from stress_mutations import mutations
+
+# A part takes how often and a source of chance, and returns what was counted; it raises when a
+# promise is broken.
+Part = Callable[[int, random.Random], str]
+PARTS: dict[str, tuple[Part, int]] = {
+    "kills": (kills, 2_000),
+    "mutations": (mutations, 100_000),
+    "power-ext4": (partial(power_cuts, "ext4"), 50),
+    "power-xfs": (partial(power_cuts, "xfs"), 50),
+}
+
+
+def run_part(name: str, number: int | None = None, seed: int = 0) -> str:
+    """Run a part in an empty directory and return its report."""
+    part, usual = PARTS[name]
+    number = number or usual
+    before, begun = Path.cwd(), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            report = part(number, random.Random(seed))
+        except pytest.skip.Exception as reason:
+            return f"{name}: skipped: {reason}"
+        finally:
+            os.chdir(before)
+    return f"{name}: {number:,} in {time.monotonic() - begun:.0f} s, seed {seed}: {report}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; all")
+    parser.add_argument("--number", type=int, help="how often, instead of the usual")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    for name in arguments.parts or PARTS:
+        print(run_part(name, arguments.number, arguments.seed), flush=True)
+
+
+if __name__ == "__main__":
+    main()

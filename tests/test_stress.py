@@ -1,0 +1,17 @@
+"""What `make stress` does often, done a few times."""
+
+from __future__ import annotations
+
+import pytest
+from stress import PARTS, run_part
+
+FEW = {"kills": 6, "mutations": 100, "power-ext4": 3, "power-xfs": 3}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts(part: str) -> None:
+    """Every part of `make stress` holds its promise, here a few times."""
+    report = run_part(part, FEW.get(part, 1))
+    if "skipped" in report:
+        pytest.skip(report)
+    assert report.startswith(f"{part}: ")
