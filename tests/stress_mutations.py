@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from test_checkpoint_storage import save, small
+import torch
+from torch import nn
 
-from batteries import CheckpointError, load_checkpoint
+from batteries import CheckpointError, load_checkpoint, make_checkpoint, save_checkpoint
 from batteries.checkpoint import peek, read_checkpoint
 from batteries.checkpoint.archive import _seal
 
@@ -95,12 +96,16 @@ def memory() -> int:
 def mutations(number: int, chance: random.Random) -> str:
     """Read changed files: without a digest, with a wrong one, and with one that is right again."""
     warnings.simplefilter("ignore")  # of torch, about what it refuses then
-    sealed = save("whole.pth")
+    model = nn.Linear(8, 2)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+    model(torch.ones(1, 8)).sum().backward()
+    optimizer.step()
+    save_checkpoint(make_checkpoint("train", 3, model, optimizer, metrics={"loss": 0.5}), "a.pth")
+    sealed = Path("a.pth").read_bytes()
     plain = sealed[: sealed.rfind(b"PK\5\6") + 20] + b"\0\0"
     with zipfile.ZipFile(io.BytesIO(plain)) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
     pickled = next(data for name, data in records.items() if name.endswith("/data.pkl"))
-    model = small()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     reads: list[Callable[[Path], Any]] = [
         read_checkpoint,

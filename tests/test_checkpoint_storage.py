@@ -9,6 +9,7 @@ import struct
 import sys
 import zipfile
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -476,6 +477,17 @@ def test_mutated_files() -> None:
         except CheckpointError:
             refused += 1
     assert refused > 500
+
+
+@pytest.mark.parametrize("read", [peek, read_checkpoint])
+def test_damage_that_torch_cannot_tell_of(read: Callable[[str], object]) -> None:
+    """A file about which torch raises an error that is no text is refused as any other."""
+    torch.save({"model_state_dict": {}}, "a.pth")
+    data = Path("a.pth").read_bytes()
+    assert data.count(b"Z3\n") == 1  # the record with the version
+    Path("a.pth").write_bytes(data.replace(b"Z3\n", b"Z\xf4\n"))
+    with pytest.raises(CheckpointError, match=r"^a\.pth cannot be read as a checkpoint"):
+        read("a.pth")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])

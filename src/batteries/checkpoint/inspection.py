@@ -73,7 +73,7 @@ def inspect_file(file: BinaryIO, size: int) -> bytes:
     try:
         # torch's own reader: the bytes that torch.load would read
         pickled: bytes = torch._C.PyTorchFileReader(file).get_record("data.pkl")
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:  # the latter of what torch would say
         raise Suspicious(str(error)) from error
     if not _names_in(pickled) <= _HARMLESS:
         _inspect_pickle(pickled)
