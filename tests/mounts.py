@@ -58,3 +58,13 @@ def cut_power(path: Path) -> None:
         fcntl.ioctl(descriptor, _SHUTDOWN, _NO_LOG_FLUSH)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def remounted(path: Path, option: str) -> Iterator[None]:
+    """Change how a file system is mounted: "ro" for read-only."""
+    subprocess.run(["mount", "-o", f"remount,{option}", str(path)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", str(path)], check=True)

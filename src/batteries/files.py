@@ -195,10 +195,14 @@ def _replacement(path: Path, size: int = 0) -> Iterator[Path]:
 
 
 def _described(error: OSError, path: Path, size: int) -> OSError:
-    free = shutil.disk_usage(next(part for part in path.absolute().parents if part.exists())).free
+    try:
+        directory = next(part for part in path.parents if part.exists())
+        free = f"{shutil.disk_usage(directory).free:,}"
+    except OSError:  # the disk is gone
+        free = "an unknown number of"
     return type(error)(
         error.errno,
-        f"{error.strerror or error}: {path} takes about {size:,} bytes, and {free:,} bytes are "
+        f"{error.strerror or error}: {path} takes about {size:,} bytes, and {free} bytes are "
         "free; what was there before is as it was",
     )
 

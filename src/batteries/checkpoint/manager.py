@@ -11,7 +11,7 @@ import platform
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +263,8 @@ class CheckpointManager:
                 on_rank_zero(commit)()
             finally:
                 if distributed.is_main():
-                    remove_unnamed(self._shards)
+                    with suppress(OSError):  # what went wrong first is what is told
+                        remove_unnamed(self._shards)
 
     @contextmanager
     def _committing(self, row: Row | None) -> Iterator[Note]:
@@ -359,7 +360,9 @@ class CheckpointManager:
         """Finish the save that a killed process left half done."""
         remove_leftovers(self.logdir)
         note = (read_note(self.last_path) or {}) if self.last_path.exists() else {}
-        self._rows = old = self._read_rows()
+        if self._memory_path.exists() or not self._rows:  # else it was removed: we know them still
+            self._rows = self._read_rows()
+        old = self._rows
         if "row" not in note:
             return
         row, kept = note["row"], note["kept"]
