@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import random
@@ -10,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from faults import failing, run_with_faults
 from ranks import DEADLINE, context, run_ranks
 from torch import nn
 
@@ -72,14 +76,17 @@ def state(logdir: str | Path) -> dict[str, Any]:
 CHANGES = ["os.rename", "os.link", "os.symlink", "os.remove", "os.mkdir", "os.rmdir"]
 
 
+def changes_files(event: str, arguments: tuple[Any, ...]) -> bool:
+    return event in CHANGES or (event == "open" and arguments[1] not in ("r", "rb"))
+
+
 def die_at(event_number: int, function: Callable[..., None], *args: Any) -> None:
     """Kill this process just before its n-th call that changes a directory or opens a file."""
     seen = 0
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
-        changes = event in CHANGES
-        if changes or (event == "open" and arguments[1] not in ("r", "rb")):
+        if changes_files(event, arguments):
             seen += 1
             if seen == event_number:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -108,26 +115,114 @@ def undisturbed(until: int, mode: str | None = None) -> dict[str, Any]:
     return state(path)
 
 
-@pytest.mark.parametrize("mode", [None, "background", "sharded"])
-@pytest.mark.parametrize("epoch", [1, 4, 6])
-def test_death_at_every_step(epoch: int, mode: str | None) -> None:
-    """Killed at any call of a save, the directory has the old or the new state, and then heals."""
+def die_everywhere(
+    epoch: int,
+    mode: str | None,
+    place: Callable[[int], str | Path] = "event-{}".format,
+    run: Callable[..., None] = run_epochs,
+) -> int:
+    """Kill a save at each of its calls, heal, go on; return how many there were."""
     suffix = ".dcp" if mode == "sharded" else ".pth"
-    event, survived = 0, False
-    while not survived:
-        event += 1
-        logdir = f"event-{event}"
-        run_epochs(logdir, epoch - 1, mode=mode)
-        survived = end_of(start(die_at, event, run_epochs, logdir, epoch, 1, mode)) == 0
+    for event in itertools.count(1):
+        logdir = place(event)
+        run(logdir, epoch - 1, mode=mode)
+        survived = end_of(start(die_at, event, run, logdir, epoch, 1, mode)) == 0
         if Path(logdir, f"last{suffix}").exists():
             assert read_checkpoint(Path(logdir, f"last{suffix}"))["epoch"] in (epoch - 1, epoch)
         if epoch > 1:
             assert read_checkpoint(Path(logdir, f"best{suffix}"))["epoch"] in (2, 4)
-        run_epochs(logdir, epoch, mode=mode)  # what the next start does: heal, run what is missing
+        run(logdir, epoch, mode=mode)  # what the next start does: heal, run what is missing
         assert state(logdir) == undisturbed(epoch, mode)
-        run_epochs(logdir, len(SCORES), mode=mode)
+        run(logdir, len(SCORES), mode=mode)
         assert state(logdir) == undisturbed(len(SCORES), mode)
-    assert event > 8
+        if survived:
+            return event - 1
+    raise AssertionError
+
+
+@pytest.mark.parametrize("mode", [None, "background", "sharded"])
+@pytest.mark.parametrize("epoch", [1, 4, 6])
+def test_death_at_every_step(epoch: int, mode: str | None) -> None:
+    """Killed at any call of a save, the directory has the old or the new state, and then heals."""
+    assert die_everywhere(epoch, mode) >= 8
+
+
+def behind_a_link(event: int) -> Path:
+    Path(f"real-{event}").mkdir()
+    Path(f"link-{event}").symlink_to(f"real-{event}")
+    return Path(f"link-{event}")
+
+
+@pytest.mark.parametrize("mode", [None, "sharded"])
+def test_death_behind_a_link(mode: str | None) -> None:
+    """A log directory that is a symbolic link survives the same, and stays one."""
+    events = die_everywhere(4, mode, behind_a_link)
+    assert all(Path(f"link-{event}").is_symlink() for event in range(1, events + 1))
+
+
+def run_without_links(logdir: Path, until: int, numbers: int = 1, mode: str | None = None) -> None:
+    with failing(logdir, -1, errno.EPERM, "link"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "there are no hard links")
+        run_epochs(logdir, until, numbers, mode)
+
+
+def die_without_links(directory: str, mode: str | None) -> tuple[int, int]:
+    os.chdir(directory)
+
+    def place(event: int) -> Path:
+        return Path(f"event-{event}").absolute()
+
+    events = die_everywhere(4, mode, place, run_without_links)
+    return events, Path("event-1/last.pth").stat().st_nlink
+
+
+@pytest.mark.parametrize("mode", [None, "background"])
+def test_death_without_links(tmp_path: Path, mode: str | None) -> None:
+    """Where the system refuses links, copies survive a death at every call too."""
+    events, links = run_with_faults(die_without_links, str(tmp_path), mode)
+    assert events >= 8
+    assert links == 1
+
+
+def interrupt_everywhere(directory: str, mode: str | None) -> int:
+    os.chdir(directory)
+    seen = at = 0
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        if at and changes_files(event, arguments):
+            seen += 1
+            if seen == at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    sys.addaudithook(count)
+    for number in itertools.count(1):
+        logdir = Path(f"interrupted-{number}")
+        run_epochs(logdir, 3)
+        with manager(logdir, mode) as checkpoints:
+            seen, at, interrupted = 0, number, True
+            with suppress(KeyboardInterrupt):
+                process_epoch(checkpoints, 4)
+                checkpoints.wait()
+                interrupted = False
+            at = 0
+            checkpoints.wait()
+            assert not list(logdir.glob(".*"))
+            assert read_checkpoint(logdir / "last.pth")["epoch"] in (3, 4)
+            assert read_checkpoint(logdir / "best.pth")["epoch"] in (2, 4)
+            process_epoch(checkpoints, 4)
+            checkpoints.wait()
+            assert state(logdir) == undisturbed(4)
+        if not interrupted:
+            return number - 1
+    raise AssertionError
+
+
+@pytest.mark.parametrize("mode", [None, "background"])
+def test_interrupts_at_every_step(tmp_path: Path, mode: str | None) -> None:
+    """Ctrl-C at any call of a save leaves nothing behind, and the same manager goes on."""
+    [number] = run_ranks(interrupt_everywhere, str(tmp_path), mode, world_size=1, group=False)
+    assert number >= 8
 
 
 def recover(logdir: str) -> None:
