@@ -240,7 +240,7 @@ def sync(path: PathLike) -> None:
     >>> sync(".")
     """
     if os.name == "posix":
-        with _opened(Path(path)) as descriptor:
+        with naming(path), _opened(Path(path)) as descriptor:
             os.fsync(descriptor)
 
 
