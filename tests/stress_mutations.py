@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from test_checkpoint_storage import seal_file
 from torch import nn
 
 from batteries import CheckpointError, load_checkpoint, make_checkpoint, save_checkpoint
 from batteries.checkpoint import peek, read_checkpoint
-from batteries.checkpoint.archive import _seal
 
 LONGEST = 20  # seconds for one file, on a busy machine; the system ends a program that takes more
 MEMORY = 64 * 2**20  # bytes that reading all of them may add
@@ -125,8 +125,8 @@ def mutations(number: int, chance: random.Random) -> str:
                 file.write(mutated([sealed, plain][n % 4], chance))
             else:
                 file.write(with_pickle(records, mutated(pickled, chance)))
-            if n % 2:
-                _seal(file, {})
+        if n % 2:
+            seal_file(path)
         begun = time.monotonic()
         result = outcome(reads[n % len(reads)], path)
         longest = max(longest, time.monotonic() - begun)
