@@ -27,6 +27,7 @@ from batteries import AverageMeter, PreemptionGuard, distribute, distributed, un
 ROOT = Path(__file__).parents[1]
 NAMES = ("whole", "broken")
 EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/experiment.py"))
+SINGLE = [name for name in EXAMPLES if name != "kfold"]  # one model each
 # Since Python 3.12 a fork (of DataLoader workers) warns where there are threads (of torch).
 WARNINGS = "error,ignore:This process:DeprecationWarning"
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": WARNINGS}
@@ -50,7 +51,7 @@ def run(
     return result
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", SINGLE)
 def test_readme_command(example: str) -> None:
     """The README's command reaches its score and leaves exactly the files that it lists."""
     result = run(readme_command(example))
@@ -76,6 +77,23 @@ def test_readme_command(example: str) -> None:
     )  # one line an epoch: the log and the bars are rank 0's alone
     assert "\r" not in result.stderr
     assert_listed_commands_work(result.stdout.split(" has\n")[1])
+
+
+def test_folds_on_different_machines() -> None:
+    """A fold that another machine trained is the same, and all are put together from the disk."""
+    whole = run(readme_command("kfold"))
+    scores = re.findall(r"accuracy (?:of the mean of the folds )?(0\.\d+)", whole.stderr)
+    assert min(map(float, scores[-2:])) >= 0.97
+    oof, there = Path("runs/kfold/oof.parquet").read_bytes(), Path("elsewhere/kfold/fold_3")
+    run([*readme_command("kfold"), "--fold=3", "--logdir=elsewhere"])
+    for name in ("valid.parquet", "test.parquet", "fold.json"):
+        assert (there / name).read_bytes() == Path("runs/kfold/fold_3", name).read_bytes()
+    Path("runs/kfold/oof.parquet").unlink()
+    shutil.rmtree("runs/kfold/fold_3")
+    assert "fold 3 to come" in run([*readme_command("kfold"), "--fold=2"]).stderr
+    shutil.copytree(there, "runs/kfold/fold_3")
+    run(readme_command("kfold"))
+    assert Path("runs/kfold/oof.parquet").read_bytes() == oof
 
 
 def assert_listed_commands_work(listing: str) -> None:
@@ -144,7 +162,7 @@ def train_with_big_batches(windows: list[list[Batch]]) -> Tensor:
     return model.weight.detach()
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", SINGLE)
 @pytest.mark.parametrize("steps", [1, 5, 6])
 def test_gradients_are_those_of_the_big_batch(example: str, steps: int) -> None:
     """Windows of two micro-batches, the last one shorter or alone, train as big batches do."""

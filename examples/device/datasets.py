@@ -7,9 +7,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from sklearn.datasets import load_digits
-from sklearn.model_selection import StratifiedKFold, train_test_split
+from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from batteries.splits import fold_indices, make_folds
 
 FOLDS = 5
 DATA = "runs/data"  # where MNIST is downloaded to
@@ -43,25 +45,28 @@ class Splits(NamedTuple):
 
 def load_splits(dataset: str, fold: int) -> Splits:
     """Part `fold` of five is for validation; the test images are the same for every fold."""
-    if dataset == "mnist":
-        images, labels, test_images, test_labels = load_mnist()
-    else:
-        pixels, targets = load_digits(return_X_y=True)
-        parts = train_test_split(
-            torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16,
-            torch.tensor(targets),
-            test_size=0.2,
-            stratify=targets,
-            random_state=0,
-        )
-        images, test_images, labels, test_labels = parts
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(images, labels)
-    train, valid = list(folds)[fold]
+    images, labels, test_images, test_labels = load_images(dataset)
+    train, valid = fold_indices(make_folds(labels, FOLDS, "stratified", seed=0), fold)
     return Splits(
         Images(images[train], labels[train], augment=True),
         Images(images[valid], labels[valid]),
         Images(test_images, test_labels),
     )
+
+
+def load_images(dataset: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images (n, 1, height, width) and classes to train and validate on, and the test's."""
+    if dataset == "mnist":
+        return load_mnist()
+    pixels, targets = load_digits(return_X_y=True)
+    images, test_images, labels, test_labels = train_test_split(
+        torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16,
+        torch.tensor(targets),
+        test_size=0.2,
+        stratify=targets,
+        random_state=0,
+    )
+    return images, labels, test_images, test_labels
 
 
 def load_mnist() -> tuple[Tensor, Tensor, Tensor, Tensor]:

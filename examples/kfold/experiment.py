@@ -1,0 +1,176 @@
+"""Train a digit classifier on each of five folds, and put their predictions together.
+
+    python examples/kfold/experiment.py --progress
+
+Takes about 40 seconds on two CPU cores. Out-of-fold accuracy: 0.98 to 0.99; test: 0.98 to 0.99.
+With `--fold 3` it trains that fold alone: run the folds on different machines, copy their
+directories into one place, and run it there without `--fold` to put them together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 (its usual name)
+from datasets import FOLDS, Images, load_images
+from models import DigitNet
+from sklearn.metrics import accuracy_score
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from batteries import (
+    AverageMeter,
+    CheckpointManager,
+    Predictions,
+    accumulate,
+    get_logger,
+    load_checkpoint,
+    make_checkpoint,
+    predictions,
+    resume,
+    seed_all,
+    to_device,
+)
+from batteries.data import DataLoader
+from batteries.files import write_whole
+from batteries.progress import tqdm
+from batteries.splits import Folds, OutOfFold, check_folds, fold_indices, make_folds
+
+Batches = DataLoader[tuple[Tensor, Tensor]]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--exp-name", default="kfold", help="folds are kept in LOGDIR/EXP_NAME")
+    parser.add_argument("--logdir", default="runs")
+    parser.add_argument("--dataset", choices=["digits", "mnist"], default="digits")
+    parser.add_argument("--fold", type=int, choices=range(FOLDS), help="this one alone")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--num-workers", type=int, default=0)
+    parser.add_argument("--num-epochs", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--progress", action="store_true", help="show progress bars")
+    return parser.parse_args()
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: Images, device: torch.device) -> Predictions:
+    """The probability of each class, in the order of the images."""
+    model.eval()
+    loader: Batches = DataLoader(images, batch_size=256)
+    outputs = Predictions(len(images))
+    for batch in loader:
+        x, _ = to_device(batch, device)
+        outputs.add(loader.indices, probability=model(x).softmax(1))
+    return outputs
+
+
+def run_fold(fold: int, folds: Folds, root: Path, device: torch.device, args: Any) -> None:
+    run, logger = root / f"fold_{fold}", get_logger("kfold", log_file=root / "log.txt")
+    # ---------------------------------------------------------------- 1. the same seed each time
+    seed_all(args.seed)
+
+    # ---------------------------------------------------------------- 2. data
+    images, labels, test_images, test_labels = load_images(args.dataset)
+    train, valid = fold_indices(folds, fold)
+    valid_set = Images(images[valid], labels[valid])
+    train_loader: Batches = DataLoader(
+        Images(images[train], labels[train], augment=True),
+        args.batch_size,
+        shuffle=True,
+        num_workers=args.num_workers,
+        drop_last=True,
+    )
+
+    # ---------------------------------------------------------------- 3. model and optimizer
+    model = DigitNet(width=32, dropout=0.2).to(device)
+    optimizer = AdamW(model.parameters(), lr=args.lr)
+    scheduler = CosineAnnealingLR(optimizer, T_max=args.num_epochs * len(train_loader))
+    manager = CheckpointManager(
+        run / "checkpoints", metric="accuracy", metric_minimization=False, save_n_best=1
+    )
+    last = resume(manager.logdir, model, optimizer, scheduler, loader=train_loader)
+    done = last["epoch"] if last else 0
+
+    # ---------------------------------------------------------------- 4. train
+    for epoch in range(done + 1, args.num_epochs + 1):
+        model.train()
+        meter = AverageMeter()
+        batches = accumulate(train_loader, model)
+        for batch, window in tqdm(batches, f"fold {fold}", disable=not args.progress, leave=False):
+            x, y = to_device(batch, device)
+            with window:
+                loss = F.cross_entropy(model(x), y)
+                window.backward(loss)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+            meter.update(loss, len(y))
+        (probability,) = predict(model, valid_set, device).gather()
+        accuracy = accuracy_score(valid_set.labels, probability.argmax(1))
+        logger.info(
+            "fold %d, epoch %d: loss %.4f, accuracy %.4f", fold, epoch, meter.average, accuracy
+        )
+        checkpoint = make_checkpoint(
+            *("train", epoch, model, optimizer, scheduler), loader=train_loader, folds=folds.hash
+        )
+        manager.process(score=accuracy, epoch=epoch, checkpoint=checkpoint)
+
+    # ---------------------------------------------------------------- 5. predict, by the best
+    trained_on = load_checkpoint(manager.best_path, model)["folds"]
+    predict(model, valid_set, device).save(run / "valid.parquet", ids=valid)
+    predict(model, Images(test_images, test_labels), device).save(run / "test.parquet")
+    with write_whole(run / "fold.json") as file:  # last: what a finished fold is known by
+        file.write(json.dumps({"fold": fold, "trained_on": trained_on}).encode())
+
+
+def assemble(folds: Folds, root: Path, args: argparse.Namespace) -> None:
+    """Out-of-fold and test predictions from what lies on the disk."""
+    _, labels, _, test_labels = load_images(args.dataset)
+    collected = OutOfFold(folds)
+    for path in sorted(root.glob("fold_*/fold.json")):
+        known = json.loads(path.read_text())
+        valid = predictions.load(path.with_name("valid.parquet"))
+        test = predictions.load(path.with_name("test.parquet"))
+        assert np.array_equal(valid["id"], fold_indices(folds, known["fold"])[1])
+        collected.add(
+            known["fold"], valid["probability"], test["probability"], trained_on=known["trained_on"]
+        )
+    logger = get_logger("kfold", log_file=root / "log.txt")
+    if collected.missing:
+        logger.info("fold %s to come", ", ".join(map(str, collected.missing)))
+        return
+    score = collected.score(labels, lambda y, p: accuracy_score(y, p.argmax(1)))
+    test = accuracy_score(test_labels, collected.test.argmax(1))
+    logger.info(
+        "out-of-fold accuracy %.4f, folds %.4f to %.4f (spread %.4f)",
+        *(score.value, min(score.folds), max(score.folds), score.spread),
+    )
+    logger.info("test accuracy of the mean of the folds %.4f", test)
+    outputs = Predictions(len(folds))
+    outputs.add(range(len(folds)), probability=collected.predictions)
+    outputs.save(root / "oof.parquet")
+    print(f"\n{root} has folds.csv, oof.parquet, and fold_0, … with checkpoints and predictions")
+
+
+def main(args: argparse.Namespace, device: torch.device) -> None:
+    root = Path(args.logdir) / args.exp_name
+    root.mkdir(parents=True, exist_ok=True)
+    images, labels, _, _ = load_images(args.dataset)
+    folds = make_folds(labels, FOLDS, "stratified", seed=args.seed, path=root / "folds.csv")
+    print(check_folds(folds, labels, data=images))
+    for fold in range(FOLDS) if args.fold is None else [args.fold]:
+        if not (root / f"fold_{fold}" / "fold.json").exists():
+            run_fold(fold, folds, root, device, args)
+    assemble(folds, root, args)
+
+
+if __name__ == "__main__":
+    main(parse_args(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
