@@ -1,6 +1,7 @@
 """Benchmarks against the libraries that do the same: python benchmarks/run.py [NAME ...].
 
-Names: loop, to_device, seed_all, import_time, checkpoints, training. All take a few minutes.
+Names: loop, to_device, seed_all, import_time, checkpoints, training, predictions. All take about
+ten minutes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import checkpoints
 import import_time
 import loop
+import predictions
 import seed_all
 import to_device
 import torch
@@ -28,6 +30,7 @@ BENCHMARKS = {
     "import_time": import_time.main,
     "checkpoints": checkpoints.main,
     "training": training.main,
+    "predictions": predictions.main,
 }
 PACKAGES = [
     "batteries",
@@ -39,6 +42,7 @@ PACKAGES = [
     "pytorch-lightning",
     "pytorch-ignite",
     "torchtnt",
+    "torchmetrics",
 ]
 
 
