@@ -291,6 +291,22 @@ def test_loading_in_a_pass() -> None:
         data.load_state_dict(loader().state_dict())
 
 
+def test_loading_twice() -> None:
+    """A loader resumed twice is where the last state says, not twice as far."""
+    data, state = loader(), {**loader().state_dict(), "position": 8}
+    for _ in range(2):
+        data.load_state_dict(state)
+    assert passes(data, 1) == passes(loader(), 1)[2:]
+
+
+def test_another_kind_of_loader() -> None:
+    """The state of a stream is refused by a loader of samples, and the other way round."""
+    with pytest.raises(ValueError, match="a loader with length None, and this one has 37"):
+        loader().load_state_dict(DataLoader(Lines(), seed=3).state_dict())
+    with pytest.raises(ValueError, match="a loader with length 37, and this one has None"):
+        DataLoader(Lines(), seed=3).load_state_dict(loader().state_dict())
+
+
 def test_positions_out_of_range() -> None:
     """A position that the epoch does not have is refused."""
     with pytest.raises(ValueError, match="position 38 is not in 37 samples"):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from ranks import run_ranks
 from torch import Tensor
 
-from batteries import distributed
+from batteries import AverageMeter, distributed
 from batteries.distributed import collectives, launch, messages
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
@@ -462,6 +463,23 @@ def test_slurm_node_lists(nodes: str, host: str, monkeypatch: pytest.MonkeyPatch
 
 def unknown_local_rank() -> int:
     return distributed.local_rank()
+
+
+def meter_of_each(state: dict[str, Any] | None) -> Any:
+    meter = AverageMeter()
+    if state is None:
+        meter.update(float(distributed.rank()))
+        return distributed.PerRank(meter).state_dict()
+    distributed.PerRank(meter).load_state_dict(state)
+    return meter.average
+
+
+def test_state_of_each_rank() -> None:
+    """Each rank gets its own state back; other numbers of ranks are told how many saved it."""
+    states = run_ranks(meter_of_each, None)
+    assert run_ranks(meter_of_each, states[1]) == [0.0, 1.0]
+    with pytest.raises(ValueError, match="saved by 2 ranks, and there are 1: start as many, or"):
+        meter_of_each(states[0])
 
 
 def test_local_rank_that_nobody_said() -> None:
