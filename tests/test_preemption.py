@@ -199,6 +199,24 @@ def test_workers_live_on(start: str) -> None:
     assert len(list(batches)) == 39
 
 
+EARLY = """
+from batteries.data import DataLoader
+def early():
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        os.kill(os.getpid(), number)
+with PreemptionGuard() as guard:
+    os.register_at_fork(after_in_child=early)
+    print(len(list(DataLoader(range(4), num_workers=1))), guard.requested)
+"""
+
+
+def test_workers_live_on_from_the_first_moment() -> None:
+    """A signal to a worker that was just forked, and has not come to ignore it, does no harm."""
+    command = [sys.executable, "-c", PRELUDE + EARLY]
+    run = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=DEADLINE)
+    assert run.stdout == "4 False\n", run.stderr
+
+
 def test_signals_of_others() -> None:
     """Signals that others handle are not told to the loop, such as that of a worker's end."""
     handler = signal.signal(signal.SIGCHLD, lambda *_: None)

@@ -9,7 +9,8 @@ import signal
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch.distributed as dist
@@ -289,6 +290,23 @@ def _undo_in_children() -> None:
     os.register_at_fork(before=hold, after_in_parent=go_on, after_in_child=undo)
 
 
+@contextmanager
+def holding_signals() -> Iterator[None]:
+    """Let children that a block starts have no signal before `ignore_signals`.
+
+    >>> with holding_signals():
+    ...     batches = iter(DataLoader(range(4)))
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignore_signals() -> None:
     """Let a DataLoader worker live through the signals that tell the program to stop.
 
@@ -304,6 +322,8 @@ def ignore_signals() -> None:
     signal.signal(signal.SIGTERM, _nothing)
     signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_end_at_the_second, args=(read, write), daemon=True).start()
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _end_at_the_second(read: socket.socket, write: socket.socket) -> None:

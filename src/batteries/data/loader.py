@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 from batteries import distributed
 from batteries.data.shuffle import Shuffle
 from batteries.data.streams import Part, Stream, fresh_parts
-from batteries.preemption import ignore_signals
+from batteries.preemption import holding_signals, ignore_signals
 from batteries.seeding import chosen_seed, isolated_rng, rekey
 
 T = TypeVar("T", covariant=True)
@@ -163,7 +163,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                 self._inner._iterator = None  # persistent workers, which would go on elsewhere
         else:
             self._plan = self._planned(pending)
-        inner = iter(self._inner)
+        with holding_signals():
+            inner = iter(self._inner)
         if self.num_workers:
             _ended_at_exit().add(inner)
         batches: Iterator[Arrival]
