@@ -12,7 +12,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from datetime import timedelta
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch import nn
 
 from batteries import CheckpointError, CheckpointManager, distributed, make_checkpoint
 from batteries.checkpoint import read_checkpoint
+from batteries.files import locked_directory, make_directory
 
 # Epoch 4 is a new best and drops epoch 1; epoch 5 is kept by `keep_every` alone; epoch 6 is
 # neither; epoch 7 has no score.
@@ -307,6 +309,63 @@ def test_a_running_writer_is_told_of() -> None:
     ours.send("go on")
     assert "belongs to a newer run" in ours.recv()
     assert end_of(process) == 0
+
+
+def race(logdir: str, mode: str | None, pipe: Any) -> None:
+    warnings.simplefilter("ignore")
+    try:
+        run_epochs(logdir, 40, mode=mode)
+    except CheckpointError as error:
+        pipe.send(str(error))
+    else:
+        pipe.send("finished")
+
+
+@pytest.mark.parametrize("mode", [None, "background"])
+def test_two_writers_race(mode: str | None) -> None:
+    """Of two runs that save at once one is refused, and the other leaves what it leaves alone."""
+    pipes = [context.Pipe() for _ in range(2)]
+    processes = [start(race, "logs", mode, theirs) for _, theirs in pipes]
+    told = sorted(ours.recv() for ours, _ in pipes)
+    assert [end_of(process) for process in processes] == [0, 0]
+    assert told[0] == "finished"
+    assert told[1] == "finished" or "belongs to a newer run" in told[1]
+    assert state("logs") == undisturbed(40, mode)
+
+
+def test_taking_over_in_the_middle_of_a_save() -> None:
+    """Who takes over while another's save is half done forgets none of its scores."""
+    run_epochs("logs", 3)
+    checkpoints, before = manager("logs"), Path("logs/metrics.json").read_bytes()
+    run_epochs("logs", 4)  # by the other,
+    Path("logs/metrics.json").write_bytes(before)  # which has not come to this
+    process_epoch(checkpoints, 5)
+    assert [row["epoch"] for row in checkpoints.history] == [1, 2, 3, 4, 5]
+
+
+def slow_save(directory: str) -> tuple[bool, bool]:
+    logdir = make_directory(Path(directory, "logs"))
+    seconds = 5
+    with distributed.setup(timeout=timedelta(seconds=seconds)):
+        with ExitStack() as slow:
+            checkpoints = manager(logdir, "background")
+            distributed.barrier()
+            if distributed.rank() == 1:
+                slow.enter_context(locked_directory(logdir))  # rank 0 has to wait
+            distributed.barrier()
+            process_epoch(checkpoints, 1)
+            begun = time.monotonic()
+            while distributed.broadcast(time.monotonic() < begun + seconds + 1):
+                pass  # training goes on
+            early = checkpoints.last_path.exists()
+        checkpoints.close()
+        distributed.barrier()
+        return early, checkpoints.last_path.exists()
+
+
+def test_saves_longer_than_the_timeout(tmp_path: Path) -> None:
+    """A background save that takes longer than the group's timeout stops no other rank."""
+    assert run_ranks(slow_save, str(tmp_path), group=False) == [(False, True)] * 2
 
 
 # ---------------------------------------------------------------- the rest of the promises

@@ -62,7 +62,9 @@ class CheckpointManager:
             directories in `shards`, which `torch.distributed.checkpoint` writes;
             `load_checkpoint` reads them on any number of ranks. For storage that all ranks share,
             and that you trust.
-        background: Copy the checkpoint and return; another thread writes it, as safely. Call
+        background: Copy the checkpoint and return; another thread writes it, as safely. Other
+            ranks then do not wait for the disk in their next collective, whose timeout is that of
+            the process group: a save on rank 0 may take longer than that. Call
             `wait()` before reading the files, and `close()`, or use the manager in a `with`, at
             the end. The error of a save is raised by the next call.
 
@@ -100,7 +102,6 @@ class CheckpointManager:
         self.sharded = sharded
         self._suffix = ".dcp" if sharded else ".pth"
         self._owner = {"id": uuid.uuid4().hex, "host": platform.node(), "pid": os.getpid()}
-        self._began = False  # processed an epoch
         self._owns = False  # wrote the last.pth that is there
         self._disturbed = False  # an error came in the middle of a save
         self._waiting: list[Row | None] = []  # to be written in the background
@@ -177,9 +178,6 @@ class CheckpointManager:
                 start, completes this one first.
         """
         row = {**self._scores(score), "epoch": int(epoch)}
-        if not self._began and distributed.is_main():
-            self._rows = self._read_rows()  # another run may have gone on since this was made
-        self._began = True
         self._save(checkpoint, row)
         if not distributed.is_main():
             self._rows = _followed_by(row, self._rows)
@@ -269,8 +267,8 @@ class CheckpointManager:
     @contextmanager
     def _committing(self, row: Row | None) -> Iterator[Note]:
         """Give the note for a new last checkpoint; when that is in place, do what follows."""
-        if self._disturbed:
-            self._recover()  # as after a death: the last save may be half done
+        if self._disturbed or not self._owns:
+            self._recover()  # the last save may be half done, or another run's
         self._disturbed = True
         rows = self._rows if row is None else _followed_by(row, self._rows)
         kept = self._kept(rows)

@@ -20,7 +20,7 @@ from batteries import distributed
 from batteries.checkpoint.archive import INDEX, Digest, Note
 from batteries.checkpoint.contents import Checkpoint, plain_or_refused, rebuilt
 from batteries.checkpoint.storage import CheckpointError, read_file, save_checkpoint
-from batteries.files import PathLike, point_to, sync
+from batteries.files import PathLike, naming, point_to, sync
 
 # A directory holds the files of torch.distributed.checkpoint and, written last, index.pth: the
 # checkpoint with an empty tensor for each tensor, their shapes, the digests of the other files.
@@ -209,7 +209,7 @@ def _synced_digest(path: Path) -> str:
 
 def _digest(path: Path) -> str:
     digest = Digest()
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         while block := file.read(8 * Digest.block):
             digest.update(block)
     return digest.hex().decode()
