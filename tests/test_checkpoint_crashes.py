@@ -313,23 +313,31 @@ def test_a_running_writer_is_told_of() -> None:
 
 def race(logdir: str, mode: str | None, pipe: Any) -> None:
     warnings.simplefilter("ignore")
-    try:
-        run_epochs(logdir, 40, mode=mode)
-    except CheckpointError as error:
-        pipe.send(str(error))
-    else:
-        pipe.send("finished")
+    with suppress(CheckpointError), manager(logdir, mode) as checkpoints:  # once more, at its end
+        pipe.send("ready")
+        pipe.recv()
+        try:
+            for epoch in range(1, 41):
+                process_epoch(checkpoints, epoch)
+            checkpoints.wait()
+        except CheckpointError as error:
+            pipe.send(str(error))
+        else:
+            pipe.send("finished")
 
 
 @pytest.mark.parametrize("mode", [None, "background"])
 def test_two_writers_race(mode: str | None) -> None:
-    """Of two runs that save at once one is refused, and the other leaves what it leaves alone."""
+    """Of two runs that save at once one is refused, and the directory is the other's alone."""
     pipes = [context.Pipe() for _ in range(2)]
     processes = [start(race, "logs", mode, theirs) for _, theirs in pipes]
-    told = sorted(ours.recv() for ours, _ in pipes)
+    assert [ours.recv() for ours, _ in pipes] == ["ready", "ready"]
+    for ours, _ in pipes:
+        ours.send("go")
+    finished, refused = sorted((ours.recv() for ours, _ in pipes), key=len)
     assert [end_of(process) for process in processes] == [0, 0]
-    assert told[0] == "finished"
-    assert told[1] == "finished" or "belongs to a newer run" in told[1]
+    assert finished == "finished"
+    assert "logs belongs to a newer run by now (process" in refused
     assert state("logs") == undisturbed(40, mode)
 
 
