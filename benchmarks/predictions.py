@@ -76,8 +76,13 @@ def timed(ragged: bool) -> Timings:
         dist.all_gather_into_tensor(rooms[0], scores)
         dist.all_gather_into_tensor(rooms[1], targets)
 
+    def into_fresh_memory() -> None:
+        dist.all_gather_into_tensor(torch.empty(2 * ROWS), scores)
+        dist.all_gather_into_tensor(torch.empty(2 * ROWS, dtype=torch.int64), targets)
+
     contenders: dict[str, Callable[[], object] | None] = {
         "all_gather_into_tensor, bare": None if ragged else bare,
+        "the same into fresh memory": None if ragged else into_fresh_memory,
         "Predictions.gather, in order": outputs.gather,
         "Predictions.gather, shuffled": shuffled.gather,
         "all_gather_object": lambda: dist.all_gather_object(objects, (scores, targets)),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +21,7 @@ from batteries._optional import import_optional
 from batteries.distributed.messages import transport_device
 from batteries.files import PathLike, write_whole
 
-_CHUNK = 2**25  # bytes that travel at once
+_CHUNK = 2**23  # bytes of an array that travel at once, while as many are put away
 _OBJECTS = 4096  # objects that travel at once
 _NAMED = 5  # indices in an error
 Indices = range | NDArray[np.integer]  # a range where they are equally spaced: it takes no room
@@ -157,25 +158,27 @@ class Predictions:
                 )
         me = distributed.rank()
         result = _Result(self._length, forms, self._drops) if dst in (None, me) else None
-        for source, (_, _, _, count, their_spaced) in enumerate(ranks):
-            if result is None and source != me:
+        finish_previous: Callable[[], None] = _nothing
+        # By turns: what ranks have of one part of the dataset is put away while it is in the cache.
+        turns = zip_longest(*(_pieces(count, forms) for _, _, _, count, _ in ranks))
+        for source, piece in chain.from_iterable(map(enumerate, turns)):
+            mine = source == me
+            if piece is None or (result is None and not mine):
                 continue
-            way = _Way(source, dst)
-            for piece in _pieces(count, forms):
-                size, mine = piece.stop - piece.start, source == me
-                there: Any = their_spaced[piece] if their_spaced is not None else None
-                if there is None:
-                    part = torch.from_numpy(indices[piece]) if mine else None
-                    there = way.carry(_Form("", self._places.name, ()), size, part)
-                values = [
-                    way.carry(form, size, rows[form.name][piece] if mine else None)
-                    for form in forms
-                ]
-                if result is not None:
-                    result.put(there if isinstance(there, range) else there.numpy(), values)
-        if result is None:
-            return distributed.together(lambda: dict.fromkeys(form.name for form in forms))
-        return distributed.together(result.checked)
+            way, spaced = _Way(source, dst, piece.stop - piece.start), ranks[source][-1]
+            there: Any = spaced[piece] if spaced is not None else None
+            if there is None:
+                part = torch.from_numpy(indices[piece]) if mine else None
+                there = way.carry(_Form("", self._places.name, ()), part)
+            values = [way.carry(form, rows[form.name][piece] if mine else None) for form in forms]
+            finish_previous()  # while this one travels
+            finish_previous = partial(_arrived, way, there, values, result)
+        finish_previous()
+        if dst is None:  # all have put the same together, and see the same in it
+            assert result is not None
+            return result.checked()
+        nothing = dict.fromkeys(form.name for form in forms)
+        return distributed.together(result.checked if result else lambda: nothing)
 
     def _joined(self) -> tuple[Indices, dict[str, Any]]:
         """This rank's indices and rows, each in one piece, and from now on kept so."""
@@ -217,46 +220,66 @@ def load(path: PathLike) -> dict[str, NDArray[Any]]:
 
 
 class _Way:
-    """From one rank to another, or to all."""
+    """Some rows from one rank to another, or to all: begun by `carry`, there after `wait`."""
 
-    def __init__(self, source: int, dst: int | None) -> None:
+    def __init__(self, source: int, dst: int | None, size: int) -> None:
         self._source = source
         self._dst = dst
+        self._size = size  # rows
         self._sends = distributed.rank() == source
         self._needed = distributed.world_size() > 1 and source != dst
+        self._under_way: list[tuple[Any, Tensor, Tensor]] = []
 
-    def carry(self, form: _Form, size: int, mine: Any) -> Any:
-        """Rows of the source, as its own argument and as what the others get."""
+    def carry(self, form: _Form, mine: Any) -> Any:
+        """Rows of the source, and the room for them elsewhere."""
         if not self._needed:
             return mine
         if not form.dtype:
             return self._carry_objects(mine)
-        room = torch.empty(size, *form.shape, dtype=getattr(torch, form.dtype))
-        data = mine.contiguous() if self._sends else room
-        self._move(data.reshape(-1).view(torch.uint8))
+        room = torch.empty(self._size, *form.shape, dtype=getattr(torch, form.dtype))
+        data: Tensor = mine.contiguous() if self._sends else room
+        self._begin(data.reshape(-1).view(torch.uint8))
         return data
+
+    def wait(self) -> None:
+        for work, carrier, data in self._under_way:
+            work.wait()
+            if carrier is not data and not self._sends:
+                data.copy_(carrier)
+        self._under_way = []
 
     def _carry_objects(self, mine: Any) -> Any:
         data = torch.frombuffer(bytearray(pickle.dumps(mine)), dtype=torch.uint8)
         size = torch.tensor([len(data)])
-        self._move(size.view(torch.uint8))
+        self._begin(size.view(torch.uint8))
+        self.wait()
         if not self._sends:
             data = torch.empty(int(size), dtype=torch.uint8)
-        self._move(data)
+        self._begin(data)
+        self.wait()
         return mine if self._sends else pickle.loads(data.numpy().tobytes())
 
-    def _move(self, data: Tensor) -> None:
+    def _begin(self, data: Tensor) -> None:
         if not len(data):
             return
         carrier = data.to(transport_device())  # the same, or that of a group that has nccl alone
         if self._dst is None:
-            dist.broadcast(carrier, src=self._source)
-        elif self._sends:
-            dist.send(carrier, self._dst)
+            work = dist.broadcast(carrier, src=self._source, async_op=True)
         else:
-            dist.recv(carrier, self._source)
-        if carrier is not data and not self._sends:
-            data.copy_(carrier)
+            work = (
+                dist.isend(carrier, self._dst) if self._sends else dist.irecv(carrier, self._source)
+            )
+        self._under_way.append((work, carrier, data))
+
+
+def _arrived(way: _Way, there: Any, values: list[Any], result: _Result | None) -> None:
+    way.wait()
+    if result is not None:
+        result.put(there if isinstance(there, range) else there.numpy(), values)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _pieces(count: int, forms: list[_Form]) -> Iterator[slice]:
@@ -303,8 +326,13 @@ class _Result:
 
     def _claim(self, there: Indices) -> NDArray[np.bool_] | None:
         """Which of the rows came before; None where none did."""
-        where = slice(there.start, there.stop, there.step) if isinstance(there, range) else there
-        again: NDArray[np.bool_] = self._seen[where].copy()
+        where = _selector(there)
+        again: NDArray[np.bool_] = self._seen[where]  # of a range it is a view
+        if isinstance(there, range) and not again.any():
+            again[:] = True
+            self._count += len(there)
+            return None
+        again = again.copy()
         self._seen[where] = True
         total = int(np.count_nonzero(self._seen))
         new, self._count = total - self._count, total
@@ -321,10 +349,8 @@ class _Result:
             if isinstance(array, list):
                 for place, item in zip(there, value, strict=True):
                     array[place] = item
-            elif isinstance(there, range):
-                array[there.start : there.stop : there.step] = value
             else:
-                array.index_copy_(0, torch.from_numpy(there.astype(np.int64)), value)
+                _bits(array)[_selector(there)] = _bits(value)
 
     def checked(self) -> dict[str, Any]:
         """The arrays, if each row came once."""
@@ -345,6 +371,18 @@ class _Result:
         if told:
             raise ValueError("; ".join(told))
         return self._arrays
+
+
+def _selector(there: Indices) -> Any:
+    return slice(there.start, there.stop, there.step) if isinstance(there, range) else there
+
+
+def _bits(rows: Tensor) -> NDArray[Any]:
+    """The same memory as numpy has it, which knows fewer dtypes and scatters faster."""
+    if rows.is_complex():
+        rows = torch.view_as_real(rows)
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return rows.view(integers[rows.itemsize]).numpy()
 
 
 def _few(indices: Any) -> str:

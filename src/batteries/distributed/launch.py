@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -14,6 +15,9 @@ import torch
 import torch.distributed as dist
 
 from batteries.distributed.attempts import attempt_store
+
+_AT_ITS_END = "it came to its end"
+_LEAVE = 10.0  # seconds for the others to come to their end
 
 
 class Launch(NamedTuple):
@@ -98,7 +102,7 @@ def setup(backend: str | None = None, timeout: timedelta | None = None) -> Itera
         timeout=timeout,
         device_id=device if device.type == "cuda" else None,
     )
-    why = "it came to its end"
+    why = _AT_ITS_END
     try:
         if "gloo" in dist.get_backend_config():
             # A rank that ends at once would close a connection that another is still making.
@@ -109,12 +113,25 @@ def setup(backend: str | None = None, timeout: timedelta | None = None) -> Itera
         raise
     finally:
         with suppress(Exception):  # the store may be gone; then nobody waits for this rank
-            notes().set(f"left/{dist.get_rank()}", why)
+            _take_leave(why, wait=why == _AT_ITS_END)
         dist.destroy_process_group()
         # A thread of gloo lets go of the last collective's tensors a moment after it returned, and
         # aborts the process if python has ended by then (8 of 25 programs, with three processes a
         # core). It cannot be waited for; this takes long enough (0 of 25).
         gc.collect()
+
+
+def _take_leave(why: str, wait: bool) -> None:
+    """Say that this rank will not come again; a rank that ends well waits for the others a while.
+
+    What the last collective sent to them may still be on its way, and is lost when this rank
+    closes its connections.
+    """
+    store, deadline = notes(), time.monotonic() + _LEAVE
+    store.set(f"left/{dist.get_rank()}", why)
+    everybody = [f"left/{other}" for other in range(dist.get_world_size())]
+    while wait and not store.check(everybody) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def notes() -> Any:
