@@ -60,13 +60,13 @@ class _Reader:
         self.at = 0
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []  # the stacks below
-        self.memo: dict[int, Any] = {}
+        self.memo: dict[int | bytes, Any] = {}  # by one byte, or by four
 
     def take(self, size: int) -> bytes:
-        self.at += size
-        if self.at > len(self.data):
-            raise ValueError("a pickle that was cut short")
-        return self.data[self.at - size : self.at]
+        """The next bytes; behind the end there are none, and no operation either."""
+        start = self.at
+        self.at = end = start + size
+        return self.data[start:end]
 
     def since_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.marks.pop()
@@ -88,7 +88,9 @@ def _put(reader: _Reader) -> None:
 
 
 def _long_put(reader: _Reader) -> None:
-    reader.memo[int.from_bytes(reader.take(4), "little")] = reader.stack[-1]
+    at = reader.at
+    reader.at = end = at + 4
+    reader.memo[reader.data[at:end]] = reader.stack[-1]
 
 
 def _get(reader: _Reader) -> None:
@@ -97,7 +99,7 @@ def _get(reader: _Reader) -> None:
 
 
 def _long_get(reader: _Reader) -> None:
-    reader.stack.append(reader.memo[int.from_bytes(reader.take(4), "little")])
+    reader.stack.append(reader.memo[reader.take(4)])
 
 
 def _mark(reader: _Reader) -> None:
@@ -106,8 +108,9 @@ def _mark(reader: _Reader) -> None:
 
 
 def _unicode(reader: _Reader) -> None:
-    size = int.from_bytes(reader.take(4), "little")
-    reader.stack.append(str(reader.take(size), "utf-8", "surrogatepass"))
+    start = reader.at + 4
+    reader.at = end = start + int.from_bytes(reader.data[reader.at : start], "little")
+    reader.stack.append(str(reader.data[start:end], "utf-8", "surrogatepass"))
 
 
 def _integer(size: int, signed: bool = False) -> Callable[[_Reader], None]:
