@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from datasets import load_splits
 from models import DigitNet
+from sklearn.metrics import accuracy_score
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
@@ -25,6 +26,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from batteries import (
     AverageMeter,
     CheckpointManager,
+    Predictions,
     PreemptionGuard,
     TensorBoardLogger,
     accumulate,
@@ -114,17 +116,14 @@ def evaluate(
     """Loss and accuracy over all ranks, each sample counted once."""
     model = unwrap(model).eval()  # the wrapper would wait for ranks that have fewer batches
     share_buffers(model)  # of the ranks' running statistics, rank 0's are those that are saved
-    loss, correct = AverageMeter(), AverageMeter()
+    loss, outputs = AverageMeter(), Predictions(len(loader.dataset))  # type: ignore[arg-type]
     for batch in tqdm(loader, "valid", disable=not args.progress, leave=False):
         images, labels = to_device(batch, device)
         logits = model(images)
         loss.update(F.cross_entropy(logits, labels), labels.shape[0])
-        correct.update((logits.argmax(1) == labels).sum())
-    samples = distributed.all_reduce(loss.counter)
-    return {
-        "loss": distributed.all_reduce(loss.sum) / samples,
-        "accuracy": distributed.all_reduce(correct.sum) / samples,
-    }
+        outputs.add(loader.indices, guess=logits.argmax(1), target=labels)
+    guess, target = outputs.gather()
+    return {"loss": loss.all_reduce(), "accuracy": float(accuracy_score(target, guess))}
 
 
 def experiment(args: argparse.Namespace, device: torch.device) -> None:
@@ -190,7 +189,7 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
                 manager.save_last(make_checkpoint("train", epoch - 1, model, **objects, **notes))
                 logger.info("stopped in epoch %d; --continue goes on with it", epoch)
                 raise SystemExit(guard.exit_code)
-            train_loss = distributed.all_reduce(meter.sum) / distributed.all_reduce(meter.counter)
+            train_loss = meter.all_reduce()
             meter.reset()
             scores = evaluate(model, valid_loader, device, args)
             metrics = {"train": {"loss": train_loss}, "valid": scores}

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from datasets import load_splits
 from models import DigitNet
+from sklearn.metrics import accuracy_score
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
@@ -25,6 +26,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from batteries import (
     AverageMeter,
     CheckpointManager,
+    Predictions,
     PreemptionGuard,
     TensorBoardLogger,
     accumulate,
@@ -110,13 +112,14 @@ def evaluate(
 ) -> dict[str, float]:
     """Loss and accuracy, each sample counted once."""
     model.eval()
-    loss, correct = AverageMeter(), AverageMeter()
+    loss, outputs = AverageMeter(), Predictions(len(loader.dataset))  # type: ignore[arg-type]
     for batch in tqdm(loader, "valid", disable=not args.progress, leave=False):
         images, labels = to_device(batch, device)
         logits = model(images)
         loss.update(F.cross_entropy(logits, labels), labels.shape[0])
-        correct.update((logits.argmax(1) == labels).sum())
-    return {"loss": loss.average, "accuracy": correct.sum / loss.counter}
+        outputs.add(loader.indices, guess=logits.argmax(1), target=labels)
+    guess, target = outputs.gather()
+    return {"loss": loss.average, "accuracy": float(accuracy_score(target, guess))}
 
 
 def experiment(args: argparse.Namespace, device: torch.device) -> None:
