@@ -21,7 +21,7 @@ check: .venv/ready
 	$(BIN)/mypy src tests benchmarks
 	for example in examples/*/; do MYPYPATH=$$example $(BIN)/mypy $$example || exit 1; done
 
-# The promises of checkpoints, thousands of times: all parts, or PART="kills power-xfs".
+# The promises of checkpoints and of resuming, many times: all parts, or PART="kills power-xfs".
 stress: .venv/ready
 	$(BIN)/python tests/stress.py $(PART)
 

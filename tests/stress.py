@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from stress_deaths import kills, power_cuts
 from stress_mutations import mutations
+from stress_resume import resumes
 
 # A part takes how often and a source of chance, and returns what was counted; it raises when a
 # promise is broken.
@@ -26,6 +27,7 @@ PARTS: dict[str, tuple[Part, int]] = {
     "mutations": (mutations, 100_000),
     "power-ext4": (partial(power_cuts, "ext4"), 50),
     "power-xfs": (partial(power_cuts, "xfs"), 50),
+    "resume": (resumes, 100),
 }
 
 
