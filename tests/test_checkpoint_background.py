@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -143,3 +144,22 @@ def test_copies_from_a_gpu() -> None:
             checkpoints.wait()
             read = read_checkpoint(checkpoints.last_path)
             assert read["model_state_dict"]["weight"].eq(epoch).all()
+
+
+def test_memory_that_begins_alike() -> None:
+    """Tensors over memory that begins at one address and ends at different ones stay whole."""
+    numbers = np.arange(10.0)
+    with CheckpointManager("logs", background=True) as manager:
+        part, whole = torch.from_numpy(numbers[:5]), torch.from_numpy(numbers)
+        manager.save_last({"part": part, "whole": whole})
+    found = torch.load("logs/last.pth")
+    assert found["whole"].tolist() == list(range(10))
+    assert found["part"].tolist() == list(range(5))
+
+
+def test_saves_after_the_end() -> None:
+    """A save after `close` is an error, and not lost without a word."""
+    manager = CheckpointManager("logs", background=True)
+    manager.close()
+    with pytest.raises(RuntimeError, match=r"a checkpoint was to be saved after close\(\)"):
+        manager.save_last({"epoch": 1})

@@ -87,3 +87,12 @@ def test_bad_numbers(bad: dict[str, Any]) -> None:
     """Numbers that make no sense are refused."""
     with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*; expected 0 or more"):
         EarlyStopping(**bad)
+
+
+def decide_with_the_score_of_rank_zero() -> bool:
+    return EarlyStopping(patience=0).step(0.5 if distributed.is_main() else None)
+
+
+def test_scores_of_rank_zero_alone() -> None:
+    """The other ranks need no score."""
+    assert run_ranks(decide_with_the_score_of_rank_zero) == [False, False]

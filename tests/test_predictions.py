@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +284,42 @@ def test_bad_files() -> None:
         predictions.load("b.npy")
     with pytest.raises(ValueError, match="duplicates is 'keep'; expected 'raise' or 'drop'"):
         Predictions(2, "keep")  # type: ignore[arg-type]
+
+
+def gather_to_oneself() -> None:
+    outputs = Predictions(2)
+    outputs.add([distributed.rank()], value=torch.zeros(1))
+    outputs.gather(dst=distributed.rank())
+
+
+def test_different_destinations() -> None:
+    """Ranks that gather to different ranks, or to one that is not there, are told so."""
+    for error in run_ranks(gather_to_oneself):
+        assert "the ranks have different predictions: rank " in str(error)
+    with pytest.raises(ValueError, match="dst is 1; expected a rank, 0 to 0"):
+        Predictions(0).gather(dst=1)
+
+
+def test_nothing_to_add() -> None:
+    """Indices without predictions are an error: another's would stand in their place."""
+    with pytest.raises(ValueError, match="there are indices, and no predictions for them"):
+        Predictions(2).add([0])
+
+
+def test_objects_are_kept_as_they_were() -> None:
+    """Objects are copied when they are added, of a view the view alone; lambdas are refused."""
+    outputs, big = Predictions(256), torch.ones(256, 1000)
+    outputs.add(range(256), boxes=[row[:3] for row in big])
+    assert sum(map(len, outputs._rows["boxes"][0])) < 256 * 1000
+    big.zero_()
+    assert torch.stack(outputs.gather()[0]).eq(1).all()
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        Predictions(1).add([0], call=[lambda: 1])
+
+
+def test_numpy_views() -> None:
+    """Arrays that run backwards or cannot be written are taken as their values."""
+    outputs, fixed = Predictions(3), np.arange(3.0)
+    fixed.flags.writeable = False
+    outputs.add(range(3), back=np.arange(3.0)[::-1], fixed=fixed)
+    assert [column.tolist() for column in outputs.gather()] == [[2, 1, 0], [0, 1, 2]]

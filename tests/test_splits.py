@@ -300,3 +300,53 @@ def test_what_does_not_fit() -> None:
     for name in ("predictions", "test"):
         with pytest.raises(ValueError, match="fold 1 of 2 is missing"):
             getattr(collected, name)
+
+
+def test_folds_of_other_dtypes() -> None:
+    """Predictions keep the widest dtype of the folds, and are copies of what was passed."""
+    folds = Folds(np.array([0, 1]), "kfold")
+    collected, buffer = OutOfFold(folds), np.array([7])
+    collected.add(0, buffer, buffer, trained_on=folds.hash)
+    buffer[:] = 0
+    collected.add(1, [0.5], [2.0], trained_on=folds.hash)
+    assert collected.predictions.tolist() == [7, 0.5]
+    assert collected.test.tolist() == [4.5]
+
+
+class Opaque:
+    """Its repr says where it lies."""
+
+
+def test_samples_of_several_parts() -> None:
+    """Long samples that differ in one number are no duplicates; what cannot be compared is said."""
+    folds, images = Folds(np.array([0, 1]), "kfold"), torch.zeros(2, 3000)
+    images[1, 1500] = 1
+    data = [(image, {"label": 1}) for image in images]
+    assert len(check_folds(folds, data=data)) == 2
+    with pytest.raises(ValueError, match="exact duplicates"):
+        check_folds(folds, data=[data[0], data[0]])
+    with pytest.raises(TypeError, match="a Opaque cannot be compared: pass arrays, bytes or texts"):
+        check_folds(folds, data=[Opaque(), Opaque()])
+
+
+MISSING: list[Any] = [
+    ["a", "b", None, "c"],
+    ["a", "b", float("nan"), "c"],
+    np.array(["2020-01-01", "2021-01-01", "NaT", "2022-01-01"], dtype="datetime64[D]"),
+    pl.Series(["a", "b", None, "c"]),
+    pl.Series([1, 2, None, 3]),
+]
+
+
+@pytest.mark.parametrize("groups", MISSING, ids=str)
+def test_missing_groups(groups: Any) -> None:
+    """A missing group is noticed whatever it is: None, NaN, NaT, a null."""
+    with pytest.raises(ValueError, match="1 of the groups are missing, first of all in row 2"):
+        make_folds(4, 2, "group", groups=groups)
+
+
+def test_numbers_of_numpy() -> None:
+    """Counts and seeds of numpy are the numbers that they are."""
+    made = make_folds(10, 2, seed=1, path="folds.csv")
+    again = make_folds(np.int64(10), np.int64(2), seed=np.int64(1), path="folds.csv")
+    assert made.hash == again.hash

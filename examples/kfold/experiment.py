@@ -139,10 +139,10 @@ def assemble(folds: Folds, root: Path, args: argparse.Namespace) -> None:
         known = json.loads(path.read_text())
         valid = predictions.load(path.with_name("valid.parquet"))
         test = predictions.load(path.with_name("test.parquet"))
-        assert np.array_equal(valid["id"], fold_indices(folds, known["fold"])[1])
         collected.add(
             known["fold"], valid["probability"], test["probability"], trained_on=known["trained_on"]
         )
+        assert np.array_equal(valid["id"], fold_indices(folds, known["fold"])[1])
     logger = get_logger("kfold", log_file=root / "log.txt")
     if collected.missing:
         logger.info("fold %s to come", ", ".join(map(str, collected.missing)))

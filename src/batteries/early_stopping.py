@@ -51,15 +51,17 @@ class EarlyStopping:
         self.best_epoch: int | None = None
         self._checks = 0
 
-    def step(self, score: float | Tensor) -> bool:
+    def step(self, score: float | Tensor | None) -> bool:
         """Take in the score of an epoch; whether to stop.
 
         >>> EarlyStopping().step(0.5)
         False
 
-        Also spelled `stopper(score)`.
+        Also spelled `stopper(score)`. On ranks other than 0 the score may be None.
         """
-        number: float = distributed.broadcast(float(score))
+        main = distributed.is_main()
+        own = distributed.together(lambda: float(score) if main else 0.0)  # type: ignore[arg-type]
+        number = distributed.broadcast(own)
         self._checks += 1
         if self._is_better(number):
             self.best_score, self.best_epoch = number, self._checks

@@ -151,7 +151,10 @@ def all_reduce_meters(meters: Mapping[str, AverageMeter]) -> dict[str, float]:
 
 def _total(parts: Iterable[float]) -> float:
     parts = list(parts)
-    return math.fsum(parts) if all(map(math.isfinite, parts)) else sum(parts)
+    try:
+        return math.fsum(parts)
+    except (OverflowError, ValueError):  # too large for a float, or infinities of both signs
+        return sum(parts)
 
 
 def _one_number(value: float | Tensor) -> float | Tensor:

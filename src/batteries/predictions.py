@@ -18,6 +18,7 @@ from torch import Tensor
 
 from batteries import distributed
 from batteries._optional import import_optional
+from batteries.distributed.messages import pickled as _pickle
 from batteries.distributed.messages import transport_device
 from batteries.files import PathLike, write_whole
 
@@ -52,7 +53,7 @@ class Predictions:
     Args:
         length: The samples of the dataset.
         duplicates: "drop" lets a sample come more than once, as torch's `DistributedSampler`
-            makes it, if its predictions agree (as `np.allclose` has it).
+            makes it, if its predictions agree: arrays as `np.allclose` has it, objects to the bit.
 
     Raises:
         ValueError: Anything else for `duplicates`.
@@ -63,7 +64,7 @@ class Predictions:
             raise ValueError(f"duplicates is {duplicates!r}; expected 'raise' or 'drop'")
         self._length = length
         self._drops = duplicates == "drop"
-        self._forms: list[_Form] = []
+        self._forms: list[_Form] = []  # none yet
         self._indices: list[Indices] = []
         self._rows: dict[str, list[Any]] = {}  # batches of tensors, or of objects
         # Of a row's place, 4 bytes are as much as a float32 has.
@@ -77,7 +78,7 @@ class Predictions:
         Args:
             indices: Of the samples in the dataset, (batch,).
             **arrays: Tensors or numpy arrays, (batch, ...), which keep their dtype and arrive on
-                the CPU; or a list of any objects, one for each sample.
+                the CPU; or a list of objects that pickle knows, one for each sample.
 
         Raises:
             IndexError: An index outside of the dataset.
@@ -85,6 +86,8 @@ class Predictions:
                 in the batches before.
         """
         own = _as_indices(indices)
+        if not arrays:
+            raise ValueError("there are indices, and no predictions for them")
         if len(own) and not (own.min() >= 0 and own.max() < self._length):
             outside = own[(own < 0) | (own >= self._length)]
             raise IndexError(
@@ -134,7 +137,7 @@ class Predictions:
 
         Args:
             path: `.parquet`, or `.npy` for large arrays: one structured array, which `load` maps
-                into memory. Neither has 16-bit floats, which become 32-bit ones.
+                into memory. Floats of 16 bits and less become float32.
             ids: What the samples are called, (length,). Default: their indices.
 
         Raises:
@@ -147,20 +150,22 @@ class Predictions:
     def _gathered(self, dst: int | None) -> dict[str, Any]:
         indices, rows = self._joined()
         spaced = indices if isinstance(indices, range) else None
-        own = self._length, self._drops, self._forms, len(indices), spaced
+        if dst is not None and not 0 <= dst < distributed.world_size():
+            raise ValueError(f"dst is {dst}; expected a rank, 0 to {distributed.world_size() - 1}")
+        own = (self._length, self._drops, dst), self._forms, len(indices), spaced
         ranks = distributed.all_gather(own)
-        forms = next((theirs for _, _, theirs, _, _ in ranks if theirs), [])
-        for number, (length, drops, theirs, _, _) in enumerate(ranks):
-            if (length, drops) != own[:2] or theirs not in ([], forms):
+        forms = next((theirs for _, theirs, _, _ in ranks if theirs), [])
+        for number, (asked, theirs, _, _) in enumerate(ranks):
+            if asked != own[0] or theirs not in ([], forms):
                 raise ValueError(
                     f"the ranks have different predictions: rank {number} has {_described(theirs)} "
-                    f"of {length} samples, this one {_described(forms)} of {self._length}"
+                    f"and (length, drops, dst) {asked}, this one {_described(forms)} and {own[0]}"
                 )
         me = distributed.rank()
         result = _Result(self._length, forms, self._drops) if dst in (None, me) else None
         finish_previous: Callable[[], None] = _nothing
         # By turns: what ranks have of one part of the dataset is put away while it is in the cache.
-        turns = zip_longest(*(_pieces(count, forms) for _, _, _, count, _ in ranks))
+        turns = zip_longest(*(_pieces(count, forms) for _, _, count, _ in ranks))
         for source, piece in chain.from_iterable(map(enumerate, turns)):
             mine = source == me
             if piece is None or (result is None and not mine):
@@ -257,7 +262,7 @@ class _Way:
             data = torch.empty(int(size), dtype=torch.uint8)
         self._begin(data)
         self.wait()
-        return mine if self._sends else pickle.loads(data.numpy().tobytes())
+        return mine if self._sends else pickle.loads(data.numpy().tobytes())  # of bytes
 
     def _begin(self, data: Tensor) -> None:
         if not len(data):
@@ -370,7 +375,10 @@ class _Result:
             ]
         if told:
             raise ValueError("; ".join(told))
-        return self._arrays
+        return {
+            name: list(map(pickle.loads, array)) if isinstance(array, list) else array
+            for name, array in self._arrays.items()
+        }
 
 
 def _selector(there: Indices) -> Any:
@@ -401,9 +409,7 @@ def _chosen(rows: Any, which: NDArray[Any]) -> Any:
 def _equal(some: Any, others: Any) -> NDArray[np.bool_]:
     """Which rows agree, (rows,)."""
     if isinstance(some, list):
-        return np.array(
-            [pickle.dumps(a) == pickle.dumps(b) for a, b in zip(some, others, strict=True)]
-        )
+        return np.array([mine == other for mine, other in zip(some, others, strict=True)])
     if some.is_floating_point() or some.is_complex():
         wide = torch.complex128 if some.is_complex() else torch.float64
         same = torch.isclose(some.to(wide), others.to(wide), equal_nan=True)
@@ -427,10 +433,11 @@ def _as_indices(indices: Iterable[int] | Tensor) -> NDArray[np.int64]:
 def _as_rows(name: str, value: Any) -> Any:
     """A copy on the CPU: the caller may use its memory again."""
     if isinstance(value, list | tuple):
-        return list(value)
+        # Pickled now, so that what cannot travel is an error here, and a view is sent alone.
+        return [_pickle(item) for item in value]
     if isinstance(value, np.ndarray):
         try:
-            value = torch.from_numpy(value)
+            value = torch.from_numpy(np.array(value))  # not read-only, nor backwards
         except TypeError as error:
             raise ValueError(f"{name} is an array of {value.dtype}: pass a list") from error
     if not isinstance(value, Tensor) or value.dim() == 0:
@@ -506,5 +513,5 @@ def _as_column(name: str, value: Any) -> Any:
         return [item.tolist() if isinstance(item, Tensor | np.ndarray) else item for item in value]
     if name == "id":
         raise ValueError("the arrays have one called 'id', as the ids are: give it another name")
-    small = value.dtype in (torch.bfloat16, torch.float16)
+    small = value.is_floating_point() and value.itemsize < 4
     return (value.float() if small else value).numpy()

@@ -49,9 +49,12 @@ class BackgroundWriter:
 
         Raises:
             TypeError: A value that cannot be saved, with its place.
+            RuntimeError: It was closed.
             Exception: The error of an earlier save.
         """
         self._raise()
+        if not self._thread.is_alive():
+            raise RuntimeError("a checkpoint was to be saved after close(): close at the end")
         try:
             buffers = self._buffers.get_nowait()
         except queue.Empty:
@@ -150,7 +153,7 @@ class _Buffers:
         Raises:
             TypeError: A value that cannot be saved, with its place.
         """
-        rooms: dict[tuple[torch.device, int], Tensor] = {}  # by the memory that is copied there
+        rooms: dict[tuple[torch.device, int, int], Tensor] = {}  # by the memory that is copied
         sources: list[Tensor] = []
 
         def taken(value: Any, place: str) -> Any:
@@ -160,7 +163,7 @@ class _Buffers:
             if not is_plain(value):
                 return value.detach().clone().cpu()
             source = value.untyped_storage()
-            key = value.device, source.data_ptr()
+            key = value.device, source.data_ptr(), source.nbytes()
             if key not in rooms:
                 rooms[key] = self._room(len(rooms), source)
                 sources.append(storage_bytes(source))

@@ -38,14 +38,7 @@ def outline(pickled: bytes) -> Any:
             reader.at += 1
             _OPERATIONS[code](reader)
         (value,) = reader.stack
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-        AttributeError,
-        struct.error,
-    ) as error:
+    except _BROKEN as error:
         raise Unknown(str(error)) from error
     return value
 

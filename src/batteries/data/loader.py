@@ -376,7 +376,8 @@ class _Keyed(Dataset[Any]):
 
     def __getitem__(self, key: tuple[int, Any]) -> Any:
         epoch, index = key
-        number = index if isinstance(index, int) else zlib.crc32(repr(index).encode())
+        whole = isinstance(index, int | np.integer)
+        number = int(index) if whole else zlib.crc32(repr(index).encode())
         rekey(_SAMPLE, self._seed, epoch, number)
         return self._dataset[index]
 

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,18 +113,23 @@ def _bytes(tensor: Tensor) -> bytes:
 def _wait(work: Any, call: Call) -> None:
     """Wait for the others; say so after a moment, and give up soon when one has left."""
     moments = 0
-    while True:
-        try:
-            work.wait(_SOON)
-        except RuntimeError:
-            if work.is_completed():  # it failed; the moment was not too short
-                raise
-        else:
-            return
+    while not _done_soon(work):
         notes().set(f"waits/{rank()}", str(call.number))
         moments = moments + 1 if _left() else 0
         if moments == _MOMENTS:
             raise RuntimeError("a rank has left")
+    work.wait()  # raises what went wrong, if anything did
+
+
+def _done_soon(work: Any) -> bool:
+    if transport_device().type == "cpu":
+        with suppress(RuntimeError):  # of the time, or of the work: `is_completed` knows
+            work.wait(_SOON)
+        return bool(work.is_completed())
+    deadline = time.monotonic() + _SOON.total_seconds()
+    while not work.is_completed() and time.monotonic() < deadline:
+        time.sleep(0.001)  # a wait that ends early would end the whole group of nccl
+    return bool(work.is_completed())
 
 
 def _left() -> dict[int, str]:
@@ -146,7 +152,7 @@ def _who_is_missing(call: Call) -> str:
                 break
             time.sleep(0.05)
     except RuntimeError:
-        return "rank 0, which has the ranks' store, is gone"
+        return "the ranks' store is gone, and with it perhaps rank 0"
     told = [f"rank {other} has left: {why}" for other, why in left.items()]
     told += [f"rank {other} did not come (dead, stopped, or elsewhere)" for other in sorted(absent)]
     return "; ".join(told) or "the connection to another rank broke"

@@ -79,7 +79,7 @@ def encode(data: object) -> tuple[Header, Tensor]:
             dtype, shape = str(data.dtype).removeprefix("torch."), list(data.shape)
             on = payload.device.type
         else:
-            payload = _as_tensor(_pickle(failure or data))
+            payload = _as_tensor(pickled(failure or data))
     except Exception as error:
         failure = Failure.of(error)
         payload = _as_tensor(pickle.dumps(failure))
@@ -101,7 +101,12 @@ class _Pickler(pickle.Pickler):
         return value.detach().cpu().clone().__reduce_ex__(2)  # type: ignore[no-untyped-call]
 
 
-def _pickle(data: object) -> bytes:
+def pickled(data: object) -> bytes:
+    """A pickle whose tensors are on the CPU, and no larger than they look.
+
+    >>> len(pickled(torch.zeros(1000)[:1])) < 1000
+    True
+    """
     file = io.BytesIO()
     _Pickler(file).dump(data)
     return file.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -91,9 +92,17 @@ def _hash_of(row: Any) -> str:
     if isinstance(row, Tensor):
         row = row.detach().cpu().numpy()
     if isinstance(row, np.ndarray) and row.dtype != object:
-        form = f"{row.dtype} {row.shape}".encode()
-        return hashlib.blake2b(
-            form + np.ascontiguousarray(row).tobytes(), digest_size=16
-        ).hexdigest()
-    data = row if isinstance(row, bytes) else repr(row).encode()
+        data = f"{row.dtype} {row.shape}".encode() + np.ascontiguousarray(row).tobytes()
+    elif isinstance(row, list | tuple | np.ndarray):
+        data = ",".join(map(_hash_of, row)).encode()
+    elif isinstance(row, Mapping):
+        data = ",".join(f"{key}={_hash_of(value)}" for key, value in row.items()).encode()
+    elif hasattr(row, "tobytes"):  # a picture
+        data = f"{getattr(row, 'mode', '')} {getattr(row, 'size', '')}".encode() + row.tobytes()
+    elif isinstance(row, bytes):
+        data = row
+    elif repr(row) == object.__repr__(row):  # it would say where it lies
+        raise TypeError(f"a {type(row).__name__} cannot be compared: pass arrays, bytes or texts")
+    else:
+        data = repr(row).encode()
     return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -95,11 +95,14 @@ def make_folds(
         ValueError: Too few rows, or members of a class, or groups for so many folds; a group that
             is missing; a file with folds of something else, or that was changed.
     """
+    n_folds, seed = int(n_folds), int(seed)  # of numpy too: they are hashed
     rows, targets = _rows_and_targets(data, targets)
     groups = column_of(data, groups)
     _check_request(rows, n_folds, kind, targets, groups)
     targets = targets if "stratified" in kind else None  # others are not looked at
     groups = groups if "group" in kind else None
+    if path is not None and Path(path).suffix not in (".csv", ".parquet"):
+        raise ValueError(f"folds are saved as .csv or .parquet, not as {Path(path).name}")
     made_of = _digest(rows, n_folds, kind, seed, targets, groups)
     if path is not None and Path(path).exists():
         return _load(Path(path), rows, kind, made_of)
@@ -133,8 +136,8 @@ def fold_indices(folds: Folds, fold: int) -> tuple[NDArray[np.int64], NDArray[np
 
 
 def _rows_and_targets(data: Any, targets: Any) -> tuple[int, Any]:
-    if isinstance(data, int):
-        return data, column_of(data, targets)
+    if isinstance(data, int | np.integer):
+        return int(data), column_of(data, targets)
     if targets is None and not is_table(data):
         return length_of(data), np.asarray(data)
     return length_of(data), column_of(data, targets)
@@ -143,8 +146,9 @@ def _rows_and_targets(data: Any, targets: Any) -> tuple[int, Any]:
 def _check_request(rows: int, n_folds: int, kind: str, targets: Any, groups: Any) -> None:
     if kind not in _SPLITTERS:
         raise ValueError(f"kind is {kind!r}; expected one of {', '.join(_SPLITTERS)}")
-    if not 2 <= n_folds <= rows:
-        raise ValueError(f"n_folds is {n_folds}; expected 2 to {rows}, the number of rows")
+    most = rows - 1 if kind == "time" else rows
+    if not 2 <= n_folds <= most:
+        raise ValueError(f"n_folds is {n_folds}; expected 2 to {most}, for {rows} rows")
     for name, value, needed in (
         ("targets", targets, "stratified" in kind),
         ("groups", groups, "group" in kind),
@@ -196,8 +200,6 @@ def _save(folds: Folds, path: Path, made_of: str) -> None:
             "made_of": [made_of] * rows,
         }
     )
-    if path.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"folds are saved as .csv or .parquet, not as {path.name}")
     with write_whole(path) as file:
         (frame.write_csv if path.suffix == ".csv" else frame.write_parquet)(file)
 

@@ -64,7 +64,7 @@ class OutOfFold:
             )
         if fold in self._valid:
             raise ValueError(f"fold {fold} was added before")
-        own = np.asarray(valid)
+        own = np.array(valid)  # a copy: the caller may use its memory again
         if len(own) != len(rows):
             raise ValueError(
                 f"fold {fold} has {len(rows)} rows, and there are {len(own)} predictions"
@@ -80,7 +80,7 @@ class OutOfFold:
                 )
         self._valid[fold] = own
         if test is not None:
-            self._test[fold] = np.asarray(test)
+            self._test[fold] = np.array(test)
 
     @property
     def missing(self) -> list[int]:
@@ -97,7 +97,7 @@ class OutOfFold:
         self._check_complete(self._valid)
         first = self._valid[0]
         outside = (self._folds.assignment < 0).any()
-        dtype = np.result_type(first, np.float32) if outside else first.dtype
+        dtype = np.result_type(*self._valid.values(), *([np.float32] if outside else []))
         whole = np.empty((len(self._folds), *first.shape[1:]), dtype=dtype)
         if outside:
             whole[self._folds.assignment < 0] = math.nan
@@ -113,9 +113,9 @@ class OutOfFold:
             ValueError: Folds are missing; which.
         """
         self._check_complete(self._test)
-        first = self._test[0]
+        dtype = np.result_type(*self._test.values())
         mean = np.mean([self._test[fold] for fold in sorted(self._test)], axis=0, dtype=np.float64)
-        kept = first.dtype if np.issubdtype(first.dtype, np.floating) else np.float64
+        kept = dtype if np.issubdtype(dtype, np.floating) else np.float64
         return np.asarray(mean, dtype=kept)
 
     def score(self, targets: ArrayLike, metric: Callable[[Any, Any], float]) -> Score:

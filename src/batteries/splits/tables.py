@@ -33,6 +33,9 @@ def column_of(data: Any, column: Any) -> Any:
         if not is_table(data) or column not in names_in(data):
             raise ValueError(f"there is no column {column!r}; expected one of {names_in(data)}")
         column = data[column]
+    if isinstance(column, list | tuple):
+        mixed = np.array(column, dtype=object)
+        return mixed if is_missing(mixed).any() else np.asarray(column)
     return None if column is None else np.asarray(column)
 
 
@@ -71,11 +74,20 @@ def is_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
     >>> is_missing(np.array([1.0, np.nan]))
     array([False,  True])
     """
+    if values.dtype.kind in "mM":
+        return np.asarray(np.isnat(values))
     if values.dtype == object:
-        return np.array([value is None or value != value for value in values], dtype=bool)
+        return np.array([_is_absent(value) for value in values], dtype=bool)
     return (
         np.isnan(values) if np.issubdtype(values.dtype, np.inexact) else np.zeros(len(values), bool)
     )
+
+
+def _is_absent(value: Any) -> bool:
+    try:
+        return value is None or bool(value != value)  # as NaN is
+    except TypeError:  # pandas' NA does not know
+        return True
 
 
 def polars_for(for_: str) -> Any:
