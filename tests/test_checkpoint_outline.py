@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import random
+import zipfile
 from collections import Counter, OrderedDict
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from batteries import make_checkpoint
+from batteries import CheckpointError, make_checkpoint
+from batteries.checkpoint import peek, read_checkpoint
 from batteries.checkpoint.contents import rebuilt
-from batteries.checkpoint.outline import Unknown, outline
+from batteries.checkpoint.outline import Suspicious, Unknown, check_cost, outline
 
 
 def pickled(value: Any) -> tuple[bytes, Any]:
@@ -97,3 +99,35 @@ def test_broken_pickles() -> None:
         except Unknown:
             refused += 1
     assert 1000 < refused < 5000
+
+
+TUPLES = b")" + b"q\x00h\x00\x86" * 60  # of two of the one before, sixty times
+COSTLY = {
+    "a key of tuples": b"}" + TUPLES + b"Ns",
+    "a set of tuples": b"c__builtin__\nset\n]" + TUPLES + b"a\x85R",
+    "a key after what is unknown": b"(ctorch.serialization\n_get_layout\n)R}" + TUPLES + b"Nst",
+    "a thousand sets": b"c__builtin__\nset\nq\x01]("
+    + b"K\x01" * 2000
+    + b"eq\x02]"
+    + b"h\x01h\x02\x85Ra" * 1000,
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_costly_pickles(name: str) -> None:
+    """What would hash or copy for ever is refused before it is tried."""
+    data = b"\x80\x02" + COSTLY[name] + b"."
+    with pytest.raises(Suspicious, match="it would copy or hash more values than it has"):
+        check_cost(data)
+    with zipfile.ZipFile("bomb.pth", "w") as archive:
+        for record, content in [("data.pkl", data), ("version", b"3\n"), ("byteorder", b"little")]:
+            archive.writestr(f"a/{record}", content)
+    for read in (peek, read_checkpoint):
+        with pytest.raises(CheckpointError, match="would copy or hash more"):
+            read("bomb.pth")
+
+
+def test_what_costs_nothing() -> None:
+    """Common checkpoints pass, and so do tensors that only torch.load knows."""
+    check_cost(pickled(everything())[0])
+    check_cost(pickled([torch.eye(2).to_sparse(), 1j, torch.ones(2, dtype=torch.cfloat).conj()])[0])

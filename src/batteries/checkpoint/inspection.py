@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from batteries.checkpoint.contents import rebuilt
+from batteries.checkpoint.outline import Suspicious
 
 # What the pickles of torch.save call. torch.load calls more, such as bytearray(8 GiB).
 _CALLED = {
@@ -41,10 +42,6 @@ _HARMLESS = _CALLED | {
     for name in dir(torch)
     if name.endswith("Storage") or isinstance(getattr(torch, name), torch.dtype)
 }
-
-
-class Suspicious(Exception):  # noqa: N818 (what is wrong is in the text)
-    """What a file would do that no checkpoint does."""
 
 
 def inspect_file(file: BinaryIO, size: int) -> bytes:
@@ -93,7 +90,7 @@ def inspect_contents(contents: Any, size: int) -> None:
 
     >>> inspect_contents({"weight": torch.zeros(1).expand(1000)}, size=1000)
     Traceback (most recent call last):
-    batteries.checkpoint.inspection.Suspicious: its tensor weight has 4,000 bytes, and it 1,000
+    batteries.checkpoint.outline.Suspicious: its tensor weight has 4,000 bytes, and it 1,000
 
     Raises:
         Suspicious: With what was found.

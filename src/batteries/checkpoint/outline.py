@@ -5,10 +5,16 @@ from __future__ import annotations
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+class Suspicious(Exception):  # noqa: N818 (what is wrong is in the text)
+    """What a file would do that no checkpoint does."""
 
 
 class Unknown(Exception):  # noqa: N818 (not an error: torch.load knows more)
@@ -31,8 +37,28 @@ def outline(pickled: bytes) -> Any:
 
     Raises:
         Unknown: What is none of these, or a broken pickle.
+        Suspicious: It would take more time or memory than its size justifies.
     """
-    reader = _Reader(pickled)
+    return _run(_Reader(pickled))
+
+
+def check_cost(pickled: bytes) -> None:
+    r"""Raise if a pickle would take more time or memory than its size justifies.
+
+    >>> check_cost(b"\x80\x02N.")
+
+    A list can be made a set a thousand times, and a tuple of tuples of itself a key whose hash
+    takes for ever. What it does not know it passes over.
+
+    Raises:
+        Suspicious: With what was found.
+    """
+    with suppress(Unknown):
+        _run(_Reader(pickled, strict=False))
+
+
+def _run(reader: _Reader) -> Any:
+    pickled = reader.data
     try:
         while (code := pickled[reader.at]) != _STOP:
             reader.at += 1
@@ -46,10 +72,12 @@ def outline(pickled: bytes) -> Any:
 class _Reader:
     """The machine that a pickle is a program for."""
 
-    __slots__ = ("at", "data", "marks", "memo", "stack")
+    __slots__ = ("at", "data", "left", "marks", "memo", "stack", "strict")
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, strict: bool = True) -> None:
         self.data = data
+        self.strict = strict  # not to pass over what is unknown
+        self.left = len(data)  # values that may still be copied or hashed
         self.at = 0
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []  # the stacks below
@@ -60,6 +88,20 @@ class _Reader:
         start = self.at
         self.at = end = start + size
         return self.data[start:end]
+
+    def spend(self, values: int) -> None:
+        self.left -= values
+        if self.left < 0:
+            raise Suspicious("it would copy or hash more values than it has")
+
+    def hash(self, key: Any) -> None:
+        """Spend what the hash of a key takes: tuples are walked through each time."""
+        parts = [key]
+        while parts:
+            part = parts.pop()
+            if type(part) is tuple:
+                self.spend(1 + len(part))
+                parts.extend(part)
 
     def since_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.marks.pop()
@@ -72,7 +114,11 @@ def _line(reader: _Reader) -> str:
 
 
 def _global(reader: _Reader) -> None:
-    reader.stack.append(_KNOWN[_line(reader), _line(reader)])
+    name = _line(reader), _line(reader)
+    if reader.strict or name in _KNOWN:
+        reader.stack.append(_KNOWN[name])
+    else:
+        reader.stack.append(_PASSED_OVER)
 
 
 def _put(reader: _Reader) -> None:
@@ -150,11 +196,16 @@ def _appends(reader: _Reader) -> None:
 
 def _set_item(reader: _Reader) -> None:
     value, key = reader.stack.pop(), reader.stack.pop()
+    if type(key) is tuple:
+        reader.hash(key)
     _only(reader.stack[-1], dict, OrderedDict, Counter)[key] = value
 
 
 def _set_items(reader: _Reader) -> None:
     items = reader.since_mark()
+    for key in items[::2]:
+        if type(key) is tuple:
+            reader.hash(key)
     pairs = zip(items[::2], items[1::2], strict=True)
     _only(reader.stack[-1], dict, OrderedDict, Counter).update(dict(pairs))
 
@@ -162,16 +213,30 @@ def _set_items(reader: _Reader) -> None:
 def _reduce(reader: _Reader) -> None:
     arguments = _only(reader.stack.pop(), tuple)
     function = _only(reader.stack.pop(), _Call).function
+    for argument in arguments:
+        if isinstance(argument, list | tuple | dict | str):
+            reader.spend(len(argument))
+    if function is set:
+        for item in chain(*arguments):
+            reader.hash(item)
+    if not reader.strict and function not in (set, Counter, OrderedDict):
+        function = _nothing
     reader.stack.append(function(*arguments))
 
 
 def _build(reader: _Reader) -> None:
     state = reader.stack.pop()
+    if not reader.strict:
+        return
     _only(reader.stack[-1], OrderedDict).__dict__.update(_only(state, dict))
 
 
 def _storage(reader: _Reader) -> None:
-    name, dtype, _key, _location, _size = reader.stack.pop()
+    identity = reader.stack.pop()
+    if not reader.strict:
+        reader.stack.append(None)
+        return
+    name, dtype, _key, _location, _size = identity
     if name != "storage":
         raise ValueError(f"an unknown {name}")
     reader.stack.append(_only(dtype, torch.dtype))
@@ -188,6 +253,13 @@ class _Call:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
+
+
+def _nothing(*_: Any) -> None:
+    """What an unknown call makes, as far as its cost goes."""
+
+
+_PASSED_OVER = _Call(_nothing)
 
 
 def _tensor(

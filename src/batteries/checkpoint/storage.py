@@ -29,8 +29,8 @@ from batteries.checkpoint.archive import (
     write_archive,
 )
 from batteries.checkpoint.contents import Checkpoint, plain_or_refused, rebuilt
-from batteries.checkpoint.inspection import Suspicious, inspect_contents, inspect_file
-from batteries.checkpoint.outline import Unknown, outline
+from batteries.checkpoint.inspection import inspect_contents, inspect_file
+from batteries.checkpoint.outline import Suspicious, Unknown, check_cost, outline
 from batteries.device import known_device
 from batteries.files import PathLike, write_whole
 
@@ -127,6 +127,7 @@ def peek_file(path: PathLike) -> Checkpoint:
             try:
                 found: Checkpoint = outline(pickled)
             except Unknown:
+                check_cost(pickled)
                 file.seek(0)
                 found = _torch_load(path, file, torch.device("meta"))
             inspect_contents(found, size)
@@ -168,7 +169,7 @@ def _read_verified(path: Path, device: torch.device) -> tuple[Any, bool]:
             "with; go back to another checkpoint of the run"
         )
     try:
-        inspect_file(_View(data), size)  # type: ignore[arg-type]
+        check_cost(inspect_file(_View(data), size))  # type: ignore[arg-type]
         if seal is None:
             _check_records(path, data)
         contents = _contents(path, data, seal, device)
