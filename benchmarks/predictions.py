@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -129,14 +129,19 @@ def peers(ragged: bool) -> dict[str, Any]:
 def peak_memory() -> float:
     """The memory that gathering on rank 0 added at its peak, in bytes for each byte gathered."""
     rank, world_size = distributed.rank(), distributed.world_size()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     outputs, batch = Predictions(world_size * MANY), MANY // 100
     for start in range(0, MANY, batch):
         rows = range(start * world_size + rank, (start + batch) * world_size, world_size)
         outputs.add(rows, score=torch.ones(batch))
     outputs.gather(dst=0)
-    added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return added * 1024 / (world_size * MANY * 4)
+    return (peak() - before) / (world_size * MANY * 4)
+
+
+def peak() -> int:
+    """Bytes; getrusage has those of the parent too, from before the program began."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def main() -> None:

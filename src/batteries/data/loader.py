@@ -376,10 +376,14 @@ class _Keyed(Dataset[Any]):
 
     def __getitem__(self, key: tuple[int, Any]) -> Any:
         epoch, index = key
-        whole = isinstance(index, int | np.integer)
-        number = int(index) if whole else zlib.crc32(repr(index).encode())
+        number = index if type(index) is int else _number_of(index)
         rekey(_SAMPLE, self._seed, epoch, number)
         return self._dataset[index]
+
+
+def _number_of(index: Any) -> int:
+    whole = isinstance(index, int | np.integer)
+    return int(index) if whole else zlib.crc32(repr(index).encode())
 
 
 def _draws(dataset: Dataset[Any]) -> bool:
