@@ -64,7 +64,7 @@ class Predictions:
             raise ValueError(f"duplicates is {duplicates!r}; expected 'raise' or 'drop'")
         self._length = length
         self._drops = duplicates == "drop"
-        self._forms: list[_Form] = []  # none yet
+        self._forms: list[_Form] = []
         self._indices: list[Indices] = []
         self._rows: dict[str, list[Any]] = {}  # batches of tensors, or of objects
         # Of a row's place, 4 bytes are as much as a float32 has.
@@ -262,7 +262,7 @@ class _Way:
             data = torch.empty(int(size), dtype=torch.uint8)
         self._begin(data)
         self.wait()
-        return mine if self._sends else pickle.loads(data.numpy().tobytes())  # of bytes
+        return mine if self._sends else pickle.loads(data.numpy().tobytes())
 
     def _begin(self, data: Tensor) -> None:
         if not len(data):

@@ -77,7 +77,8 @@ class _Reader:
     def __init__(self, data: bytes, strict: bool = True) -> None:
         self.data = data
         self.strict = strict  # not to pass over what is unknown
-        self.left = len(data)  # values that may still be copied or hashed
+        # Values that may still be copied or hashed: one key may stand in many dicts.
+        self.left = 10 * len(data)
         self.at = 0
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []  # the stacks below
@@ -92,7 +93,7 @@ class _Reader:
     def spend(self, values: int) -> None:
         self.left -= values
         if self.left < 0:
-            raise Suspicious("it would copy or hash more values than it has")
+            raise Suspicious("it would copy or hash many more values than it has")
 
     def hash(self, key: Any) -> None:
         """Spend what the hash of a key takes: tuples are walked through each time."""
