@@ -1,4 +1,4 @@
-"""Predictions in the order of the dataset, each sample once, whichever rank made them."""
+"""What ranks have predicted, and how it comes together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,23 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batteries import distributed
-from batteries._optional import import_optional
 from batteries.distributed.messages import pickled as _pickle
 from batteries.distributed.messages import transport_device
-from batteries.files import PathLike, write_whole
+from batteries.files import PathLike
+from batteries.predictions.files import write
+from batteries.predictions.result import Form, Indices, Result
 
 _CHUNK = 2**23  # bytes of an array that travel at once, while as many are put away
 _OBJECTS = 4096  # objects that travel at once
-_NAMED = 5  # indices in an error
-Indices = range | NDArray[np.integer]  # a range where they are equally spaced: it takes no room
-
-
-class _Form(NamedTuple):
-    """What one row of an array is."""
-
-    name: str
-    dtype: str  # "" where the rows are objects
-    shape: tuple[int, ...]
 
 
 class Predictions:
@@ -64,7 +55,7 @@ class Predictions:
             raise ValueError(f"duplicates is {duplicates!r}; expected 'raise' or 'drop'")
         self._length = length
         self._drops = duplicates == "drop"
-        self._forms: list[_Form] = []
+        self._forms: list[Form] = []
         self._indices: list[Indices] = []
         self._rows: dict[str, list[Any]] = {}  # batches of tensors, or of objects
         # Of a row's place, 4 bytes are as much as a float32 has.
@@ -145,7 +136,7 @@ class Predictions:
             TypeError: Objects that the file cannot hold.
         """
         columns = self._gathered(0)
-        distributed.rank_zero_only(share=True)(_write)(Path(path), columns, ids)
+        distributed.rank_zero_only(share=True)(write)(Path(path), columns, ids)
 
     def _gathered(self, dst: int | None) -> dict[str, Any]:
         indices, rows = self._joined()
@@ -162,7 +153,7 @@ class Predictions:
                     f"and (length, drops, dst) {asked}, this one {_described(forms)} and {own[0]}"
                 )
         me = distributed.rank()
-        result = _Result(self._length, forms, self._drops) if dst in (None, me) else None
+        result = Result(self._length, forms, self._drops) if dst in (None, me) else None
         finish_previous: Callable[[], None] = _nothing
         # By turns: what ranks have of one part of the dataset is put away while it is in the cache.
         turns = zip_longest(*(_pieces(count, forms) for _, _, count, _ in ranks))
@@ -174,7 +165,7 @@ class Predictions:
             there: Any = spaced[piece] if spaced is not None else None
             if there is None:
                 part = torch.from_numpy(indices[piece]) if mine else None
-                there = way.carry(_Form("", self._places.name, ()), part)
+                there = way.carry(Form("", self._places.name, ()), part)
             values = [way.carry(form, rows[form.name][piece] if mine else None) for form in forms]
             finish_previous()  # while this one travels
             finish_previous = partial(_arrived, way, there, values, result)
@@ -197,30 +188,6 @@ class Predictions:
         return self._indices[0] if self._indices else range(0), rows
 
 
-def load(path: PathLike) -> dict[str, NDArray[Any]]:
-    """Read a file of `Predictions.save`: the ids, as "id", and the arrays.
-
-    >>> outputs = Predictions(2)
-    >>> outputs.add([0, 1], score=torch.tensor([0.25, 0.5]))
-    >>> outputs.save("valid.npy")
-    >>> load("valid.npy")["score"]
-    memmap([0.25, 0.5 ], dtype=float32)
-
-    Raises:
-        ValueError: A file of something else.
-    """
-    if Path(path).suffix == ".npy":
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
-        names = table.dtype.names or ()
-        columns = {name: table[name] for name in names}
-    else:
-        frame = _polars().read_parquet(path)
-        columns = {name: frame[name].to_numpy() for name in frame.columns}
-    if "id" not in columns:
-        raise ValueError(f"{path} has no ids: it has {', '.join(columns) or 'one plain array'}")
-    return columns
-
-
 # ---------------------------------------------------------------- rows on their way
 
 
@@ -235,7 +202,7 @@ class _Way:
         self._needed = distributed.world_size() > 1 and source != dst
         self._under_way: list[tuple[Any, Tensor, Tensor]] = []
 
-    def carry(self, form: _Form, mine: Any) -> Any:
+    def carry(self, form: Form, mine: Any) -> Any:
         """Rows of the source, and the room for them elsewhere."""
         if not self._needed:
             return mine
@@ -277,7 +244,7 @@ class _Way:
         self._under_way.append((work, carrier, data))
 
 
-def _arrived(way: _Way, there: Any, values: list[Any], result: _Result | None) -> None:
+def _arrived(way: _Way, there: Any, values: list[Any], result: Result | None) -> None:
     way.wait()
     if result is not None:
         result.put(there if isinstance(there, range) else there.numpy(), values)
@@ -287,7 +254,7 @@ def _nothing() -> None:
     pass
 
 
-def _pieces(count: int, forms: list[_Form]) -> Iterator[slice]:
+def _pieces(count: int, forms: list[Form]) -> Iterator[slice]:
     """Rows that travel together."""
     sizes = [
         math.prod(form.shape) * getattr(torch, form.dtype).itemsize
@@ -298,124 +265,6 @@ def _pieces(count: int, forms: list[_Form]) -> Iterator[slice]:
     rows = max(1, _CHUNK // max([1, *sizes]))
     for start in range(0, count, rows):
         yield slice(start, min(start + rows, count))
-
-
-class _Result:
-    """Arrays that rows are put into, each once."""
-
-    def __init__(self, length: int, forms: list[_Form], drops: bool) -> None:
-        self._drops = drops
-        self._seen = np.zeros(length, dtype=bool)
-        self._count = 0
-        self._repeated: list[int] = []
-        self._differing: dict[str, list[int]] = {form.name: [] for form in forms}
-        self._arrays: dict[str, Any] = {
-            form.name: torch.empty(length, *form.shape, dtype=getattr(torch, form.dtype))
-            if form.dtype
-            else [None] * length
-            for form in forms
-        }
-
-    def put(self, there: Indices, values: list[Any]) -> None:
-        """Put rows where they belong, and compare those that are there already."""
-        again = self._claim(there)
-        if again is None:
-            self._write(there, values)
-            return
-        there = np.asarray(there)
-        self._repeated.extend(there[again].tolist())
-        self._write(there[~again], [_chosen(value, ~again) for value in values])
-        for (name, array), value in zip(self._arrays.items(), values, strict=True):
-            same = _equal(_chosen(array, there[again]), _chosen(value, again))
-            self._differing[name].extend(there[again][~same].tolist())
-
-    def _claim(self, there: Indices) -> NDArray[np.bool_] | None:
-        """Which of the rows came before; None where none did."""
-        where = _selector(there)
-        again: NDArray[np.bool_] = self._seen[where]  # of a range it is a view
-        if isinstance(there, range) and not again.any():
-            again[:] = True
-            self._count += len(there)
-            return None
-        again = again.copy()
-        self._seen[where] = True
-        total = int(np.count_nonzero(self._seen))
-        new, self._count = total - self._count, total
-        if new == len(again):
-            return None
-        if not isinstance(there, range):  # twice in this piece: the first one counts
-            later = np.ones(len(again), dtype=bool)
-            later[np.unique(there, return_index=True)[1]] = False
-            again |= later
-        return again
-
-    def _write(self, there: Indices, values: list[Any]) -> None:
-        for array, value in zip(self._arrays.values(), values, strict=True):
-            if isinstance(array, list):
-                for place, item in zip(there, value, strict=True):
-                    array[place] = item
-            else:
-                _bits(array)[_selector(there)] = _bits(value)
-
-    def checked(self) -> dict[str, Any]:
-        """The arrays, if each row came once."""
-        total, told = len(self._seen), []
-        if self._count < total:
-            told.append(f"{_few(np.flatnonzero(~self._seen))} of {total} samples are missing")
-        if self._repeated and not self._drops:
-            told.append(
-                f"{_few(self._repeated)} came more than once: with torch's DistributedSampler, "
-                "which repeats some, pass duplicates='drop'"
-            )
-        if self._drops:
-            told += [
-                f"{_few(places)} came more than once with different values of {name}"
-                for name, places in self._differing.items()
-                if places
-            ]
-        if told:
-            raise ValueError("; ".join(told))
-        return {
-            name: list(map(pickle.loads, array)) if isinstance(array, list) else array
-            for name, array in self._arrays.items()
-        }
-
-
-def _selector(there: Indices) -> Any:
-    return slice(there.start, there.stop, there.step) if isinstance(there, range) else there
-
-
-def _bits(rows: Tensor) -> NDArray[Any]:
-    """The same memory as numpy has it, which knows fewer dtypes and scatters faster."""
-    if rows.is_complex():
-        rows = torch.view_as_real(rows)
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return rows.view(integers[rows.itemsize]).numpy()
-
-
-def _few(indices: Any) -> str:
-    """How many there are, and the first of them."""
-    first = sorted({int(index) for index in indices[: 10 * _NAMED]})[:_NAMED]
-    more = ", ..." if len(indices) > len(first) else ""
-    return f"{len(indices)} ({', '.join(map(str, first))}{more})"
-
-
-def _chosen(rows: Any, which: NDArray[Any]) -> Any:
-    if isinstance(rows, list):
-        return [rows[i] for i in (np.flatnonzero(which) if which.dtype == bool else which)]
-    return rows[torch.from_numpy(which)]
-
-
-def _equal(some: Any, others: Any) -> NDArray[np.bool_]:
-    """Which rows agree, (rows,)."""
-    if isinstance(some, list):
-        return np.array([mine == other for mine, other in zip(some, others, strict=True)])
-    if some.is_floating_point() or some.is_complex():
-        wide = torch.complex128 if some.is_complex() else torch.float64
-        same = torch.isclose(some.to(wide), others.to(wide), equal_nan=True)
-    else:
-        same = some == others
-    return same.reshape(len(same), -1).all(1).numpy()
 
 
 # ---------------------------------------------------------------- rows as they come
@@ -446,13 +295,13 @@ def _as_rows(name: str, value: Any) -> Any:
     return value.detach().resolve_conj().resolve_neg().to("cpu", copy=True)
 
 
-def _form_of(name: str, rows: Any) -> _Form:
+def _form_of(name: str, rows: Any) -> Form:
     if isinstance(rows, list):
-        return _Form(name, "", ())
-    return _Form(name, str(rows.dtype).removeprefix("torch."), tuple(rows.shape[1:]))
+        return Form(name, "", ())
+    return Form(name, str(rows.dtype).removeprefix("torch."), tuple(rows.shape[1:]))
 
 
-def _described(forms: list[_Form]) -> str:
+def _described(forms: list[Form]) -> str:
     return (
         ", ".join(
             f"{f.name}: {f.dtype or 'objects'} {f.shape if f.dtype else ''}".strip() for f in forms
@@ -469,49 +318,3 @@ def _spaced(indices: NDArray[np.integer]) -> Indices:
     step = int(indices[1]) - first if len(indices) > 1 else 1
     spaced = step > 0 and bool((np.diff(indices) == step).all())
     return range(first, last + 1, step) if spaced else indices
-
-
-# ---------------------------------------------------------------- files
-
-
-def _polars() -> Any:
-    return import_optional("polars", needs="polars", for_="predictions in .parquet")
-
-
-def _write(path: Path, columns: dict[str, Any], ids: Any) -> None:
-    length = len(next(iter(columns.values()), ()))
-    ids = np.arange(length) if ids is None else np.asarray(ids)
-    if len(ids) != length:
-        raise ValueError(f"there are {len(ids)} ids for {length} samples")
-    arrays = {"id": ids} | {name: _as_column(name, value) for name, value in columns.items()}
-    if path.suffix == ".npy":
-        for name, array in arrays.items():
-            if isinstance(array, list) or array.dtype == object:
-                raise TypeError(
-                    f"{name} is a list of objects, which .npy cannot hold: use .parquet"
-                )
-        kinds = [(name, array.dtype, array.shape[1:]) for name, array in arrays.items()]
-        table = np.empty(length, dtype=kinds)
-        for name, array in arrays.items():
-            table[name] = array
-        with write_whole(path, table.nbytes) as file:
-            np.save(file, table, allow_pickle=False)
-    elif path.suffix == ".parquet":
-        polars = _polars()
-        series = [polars.Series(name, array) for name, array in arrays.items()]
-        for column in series:
-            if column.dtype == polars.Object:
-                raise TypeError(f"{column.name} has objects that a .parquet file cannot hold")
-        with write_whole(path) as file:
-            polars.DataFrame(series).write_parquet(file)
-    else:
-        raise ValueError(f"predictions are saved as .parquet or .npy, not as {path.name}")
-
-
-def _as_column(name: str, value: Any) -> Any:
-    if isinstance(value, list):
-        return [item.tolist() if isinstance(item, Tensor | np.ndarray) else item for item in value]
-    if name == "id":
-        raise ValueError("the arrays have one called 'id', as the ids are: give it another name")
-    small = value.is_floating_point() and value.itemsize < 4
-    return (value.float() if small else value).numpy()

@@ -1,0 +1,150 @@
+"""Arrays that rows of all ranks are put into, each once."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_NAMED = 5  # indices in an error
+Indices = range | NDArray[np.integer]  # a range where they are equally spaced: it takes no room
+
+
+class Form(NamedTuple):
+    """What one row of an array is.
+
+    >>> Form("probability", "float32", (10,)).shape
+    (10,)
+    """
+
+    name: str
+    dtype: str  # "" where the rows are objects
+    shape: tuple[int, ...]
+
+
+class Result:
+    """Arrays that rows are put into, each once.
+
+    >>> result = Result(2, [Form("score", "int64", ())], drops=False)
+    >>> result.put(np.array([1, 0]), [torch.tensor([10, 20])])
+    >>> result.checked()
+    {'score': tensor([20, 10])}
+    """
+
+    def __init__(self, length: int, forms: list[Form], drops: bool) -> None:
+        self._drops = drops
+        self._seen = np.zeros(length, dtype=bool)
+        self._count = 0
+        self._repeated: list[int] = []
+        self._differing: dict[str, list[int]] = {form.name: [] for form in forms}
+        self._arrays: dict[str, Any] = {
+            form.name: torch.empty(length, *form.shape, dtype=getattr(torch, form.dtype))
+            if form.dtype
+            else [None] * length
+            for form in forms
+        }
+
+    def put(self, there: Indices, values: list[Any]) -> None:
+        """Put rows where they belong, and compare those that are there already."""
+        again = self._claim(there)
+        if again is None:
+            self._write(there, values)
+            return
+        there = np.asarray(there)
+        self._repeated.extend(there[again].tolist())
+        self._write(there[~again], [_chosen(value, ~again) for value in values])
+        for (name, array), value in zip(self._arrays.items(), values, strict=True):
+            same = _equal(_chosen(array, there[again]), _chosen(value, again))
+            self._differing[name].extend(there[again][~same].tolist())
+
+    def _claim(self, there: Indices) -> NDArray[np.bool_] | None:
+        """Which of the rows came before; None where none did."""
+        where = _selector(there)
+        again: NDArray[np.bool_] = self._seen[where]  # of a range it is a view
+        if isinstance(there, range) and not again.any():
+            again[:] = True
+            self._count += len(there)
+            return None
+        again = again.copy()
+        self._seen[where] = True
+        total = int(np.count_nonzero(self._seen))
+        new, self._count = total - self._count, total
+        if new == len(again):
+            return None
+        if not isinstance(there, range):  # twice in this piece: the first one counts
+            later = np.ones(len(again), dtype=bool)
+            later[np.unique(there, return_index=True)[1]] = False
+            again |= later
+        return again
+
+    def _write(self, there: Indices, values: list[Any]) -> None:
+        for array, value in zip(self._arrays.values(), values, strict=True):
+            if isinstance(array, list):
+                for place, item in zip(there, value, strict=True):
+                    array[place] = item
+            else:
+                _bits(array)[_selector(there)] = _bits(value)
+
+    def checked(self) -> dict[str, Any]:
+        """The arrays, if each row came once."""
+        total, told = len(self._seen), []
+        if self._count < total:
+            told.append(f"{_few(np.flatnonzero(~self._seen))} of {total} samples are missing")
+        if self._repeated and not self._drops:
+            told.append(
+                f"{_few(self._repeated)} came more than once: with torch's DistributedSampler, "
+                "which repeats some, pass duplicates='drop'"
+            )
+        if self._drops:
+            told += [
+                f"{_few(places)} came more than once with different values of {name}"
+                for name, places in self._differing.items()
+                if places
+            ]
+        if told:
+            raise ValueError("; ".join(told))
+        return {
+            name: list(map(pickle.loads, array)) if isinstance(array, list) else array
+            for name, array in self._arrays.items()
+        }
+
+
+def _selector(there: Indices) -> Any:
+    return slice(there.start, there.stop, there.step) if isinstance(there, range) else there
+
+
+def _bits(rows: Tensor) -> NDArray[Any]:
+    """The same memory as numpy has it, which knows fewer dtypes and scatters faster."""
+    if rows.is_complex():
+        rows = torch.view_as_real(rows)
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return rows.view(integers[rows.itemsize]).numpy()
+
+
+def _few(indices: Any) -> str:
+    """How many there are, and the first of them."""
+    first = sorted({int(index) for index in indices[: 10 * _NAMED]})[:_NAMED]
+    more = ", ..." if len(indices) > len(first) else ""
+    return f"{len(indices)} ({', '.join(map(str, first))}{more})"
+
+
+def _chosen(rows: Any, which: NDArray[Any]) -> Any:
+    if isinstance(rows, list):
+        return [rows[i] for i in (np.flatnonzero(which) if which.dtype == bool else which)]
+    return rows[torch.from_numpy(which)]
+
+
+def _equal(some: Any, others: Any) -> NDArray[np.bool_]:
+    """Which rows agree, (rows,)."""
+    if isinstance(some, list):
+        return np.array([mine == other for mine, other in zip(some, others, strict=True)])
+    if some.is_floating_point() or some.is_complex():
+        wide = torch.complex128 if some.is_complex() else torch.float64
+        same = torch.isclose(some.to(wide), others.to(wide), equal_nan=True)
+    else:
+        same = some == others
+    return same.reshape(len(same), -1).all(1).numpy()
