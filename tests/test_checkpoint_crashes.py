@@ -9,10 +9,11 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -351,18 +352,29 @@ def test_taking_over_in_the_middle_of_a_save() -> None:
     assert [row["epoch"] for row in checkpoints.history] == [1, 2, 3, 4, 5]
 
 
-def slow_save(directory: str) -> tuple[bool, bool]:
+@contextmanager
+def held(logdir: Path, seconds: float) -> Iterator[None]:
+    """Hold a directory against other processes for a time."""
+    with ExitStack() as holding:
+        holding.enter_context(locked_directory(logdir))
+        release = threading.Timer(seconds, holding.close)
+        release.start()
+        yield
+        release.join()
+
+
+def slow_save(directory: str, mode: str | None) -> tuple[bool, bool]:
     logdir = make_directory(Path(directory, "logs"))
     seconds = 5
     with distributed.setup(timeout=timedelta(seconds=seconds)):
         with ExitStack() as slow:
-            checkpoints = manager(logdir, "background")
+            checkpoints = manager(logdir, mode)
             distributed.barrier()
-            if distributed.rank() == 1:
-                slow.enter_context(locked_directory(logdir))  # rank 0 has to wait
+            if distributed.rank() == 1:  # rank 0 has to wait
+                slow.enter_context(held(logdir, seconds + 3))
             distributed.barrier()
-            process_epoch(checkpoints, 1)
             begun = time.monotonic()
+            process_epoch(checkpoints, 1)
             while distributed.broadcast(time.monotonic() < begun + seconds + 1):
                 pass  # training goes on
             early = checkpoints.last_path.exists()
@@ -371,9 +383,11 @@ def slow_save(directory: str) -> tuple[bool, bool]:
         return early, checkpoints.last_path.exists()
 
 
-def test_saves_longer_than_the_timeout(tmp_path: Path) -> None:
-    """A background save that takes longer than the group's timeout stops no other rank."""
-    assert run_ranks(slow_save, str(tmp_path), group=False) == [(False, True)] * 2
+@pytest.mark.parametrize(("mode", "early"), [(None, True), ("background", False)])
+def test_saves_longer_than_the_timeout(mode: str | None, early: bool, tmp_path: Path) -> None:
+    """A save that takes longer than the group's timeout stops no other rank."""
+    results = run_ranks(slow_save, str(tmp_path), mode, group=False)
+    assert results == [(early, True)] * 2
 
 
 # ---------------------------------------------------------------- the rest of the promises

@@ -22,6 +22,7 @@ from batteries.checkpoint.archive import Note, read_note, read_seal
 from batteries.checkpoint.background import BackgroundWriter
 from batteries.checkpoint.sharded import commit_shards, new_folder, remove_unnamed, write_shards
 from batteries.checkpoint.storage import CheckpointError, save_checkpoint
+from batteries.distributed.rank_zero import others_wait
 from batteries.files import (
     PathLike,
     link_or_copy,
@@ -62,9 +63,7 @@ class CheckpointManager:
             directories in `shards`, which `torch.distributed.checkpoint` writes;
             `load_checkpoint` reads them on any number of ranks. For storage that all ranks share,
             and that you trust.
-        background: Copy the checkpoint and return; another thread writes it, as safely. Other
-            ranks then do not wait for the disk in their next collective, whose timeout is that of
-            the process group: a save on rank 0 may take longer than that. Call
+        background: Copy the checkpoint and return; another thread writes it, as safely. Call
             `wait()` before reading the files, and `close()`, or use the manager in a `with`, at
             the end. The error of a save is raised by the next call.
 
@@ -99,7 +98,9 @@ class CheckpointManager:
         self.metric_minimization = metric_minimization
         self.save_n_best = save_n_best
         self.keep_every = keep_every
+        self.background = background
         self.sharded = sharded
+        self._saves = 0
         self._suffix = ".dcp" if sharded else ".pth"
         self._owner = {"id": uuid.uuid4().hex, "host": platform.node(), "pid": os.getpid()}
         self._owns = False  # wrote the last.pth that is there
@@ -162,9 +163,11 @@ class CheckpointManager:
         >>> checkpoint = make_checkpoint("train", 1, nn.Linear(2, 1))
         >>> manager.process(score={"loss": 0.5, "accuracy": 0.9}, epoch=1, checkpoint=checkpoint)
 
-        Call it on every rank, or, unless sharded, on rank 0 alone: global rank 0 writes. NaN and
-        infinities are never best and evict nothing; of equal scores the earlier stays. Coming
-        back to an epoch forgets it and what came after it.
+        Call it on every rank, or, unless sharded, on rank 0 alone: global rank 0 writes. Ranks
+        that call it too wait for that, however long it takes; others wait in their next
+        collective, for as long as the process group allows. NaN and infinities are never best and
+        evict nothing; of equal scores the earlier stays. Coming back to an epoch forgets it and
+        what came after it.
 
         Args:
             score: The metric, or a dictionary that has it among others.
@@ -230,10 +233,13 @@ class CheckpointManager:
 
         if self.sharded:
             self._save_sharded(checkpoint, row)
-        elif not distributed.is_main():
-            return
+        elif not self.background:
+            self._saves += 1
+            with others_wait(f"save {self._saves} of {self.logdir}"):
+                if distributed.is_main():
+                    save(checkpoint)
         elif self._writer is None:
-            save(checkpoint)
+            return  # not rank 0
         else:
             self._waiting.append(row)
             try:

@@ -155,7 +155,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         this = self._pass = object()
         self._rank = distributed.rank()
         self._position = self._begin
-        pending: deque[Arrival] = deque()
+        pending: deque[tuple[list[Any], int, int]] = deque()
         stream = isinstance(self.dataset, IterableDataset)
         if stream:
             self._parts, self._unsettled = self._begin_parts, []
@@ -172,7 +172,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             numbered = enumerate(inner, self._begin)
             batches = (Arrival(batch, [], n, n + 1, part) for n, (batch, part) in numbered)
         else:
-            batches = (pending.popleft()._replace(batch=batch) for batch in inner)
+            batches = (Arrival(batch, *pending.popleft()) for batch in inner)
         try:
             yield from batches
         finally:
@@ -323,7 +323,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             return f"{self._unit} of {type(self._sampler).__name__}"
         return "shuffled" if self._shuffled else "as it is"
 
-    def _planned(self, pending: deque[Arrival]) -> Iterator[Any]:
+    def _planned(self, pending: deque[tuple[list[Any], int, int]]) -> Iterator[Any]:
         """What the workers are asked for, batch by batch, and noted for the loop."""
         rank, world_size, group = distributed.rank(), distributed.world_size(), self._group()
         single = self.batch_size is None and self._unit == "samples"
@@ -340,7 +340,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                 return
             if self._unit == "batches":
                 [indices] = indices
-            pending.append(Arrival(None, indices, start, stop))
+            pending.append((indices, start, stop))
             keys = [(epoch, index) for index in indices] if self._keyed else indices
             yield keys[0] if single else keys
 

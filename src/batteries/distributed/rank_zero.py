@@ -1,18 +1,22 @@
-"""What rank 0 does alone, or first."""
+"""What rank 0 does alone, first, or for long."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
+import torch.distributed as dist
+
 from batteries.distributed.collectives import alone, being_apart, broadcast
-from batteries.distributed.launch import is_main
+from batteries.distributed.launch import in_group, is_main, notes
 from batteries.distributed.messages import Failure
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_LOOK = timedelta(seconds=5)  # how often to see whether rank 0 is there
 
 
 @overload
@@ -83,3 +87,41 @@ def _sharing_errors() -> Iterator[None]:
         with suppress(BaseException):  # `broadcast` raises what it has told; so do we, below
             broadcast(Failure.of(error), check=False)
         raise
+
+
+@contextmanager
+def others_wait(what: str) -> Iterator[None]:
+    """A block in which rank 0 may take longer than collectives wait for each other.
+
+    >>> with others_wait("saving 1"):
+    ...     pass
+
+    The others wait at its end until rank 0 is through. Those that do not come do not matter; for
+    a rank 0 that does not come they wait as long as a collective would, and go on.
+
+    Args:
+        what: A name that is not used again.
+    """
+    if not in_group():
+        yield
+        return
+    store = notes()
+    if not is_main():
+        yield
+        with suppress(dist.DistStoreError):
+            store.wait([f"{what}/begun"])
+            while not (_set_soon(store, f"{what}/done") or store.check(["left/0"])):
+                pass
+        return
+    store.set(f"{what}/begun", "")
+    try:
+        yield
+    finally:
+        store.set(f"{what}/done", "")
+
+
+def _set_soon(store: Any, key: str) -> bool:
+    with suppress(dist.DistStoreError):
+        store.wait([key], _LOOK)
+        return True
+    return False
