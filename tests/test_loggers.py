@@ -1,33 +1,374 @@
 from __future__ import annotations
 
+import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
+from PIL import Image
+from ranks import DEADLINE, run_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
-from batteries import TensorBoardLogger
+from batteries import (
+    JsonLinesLogger,
+    Loggers,
+    MLflowLogger,
+    TensorBoardLogger,
+    TensorBoardXLogger,
+    WandbLogger,
+    load_checkpoint,
+    make_checkpoint,
+    save_checkpoint,
+)
+from batteries.loggers import read_lines
+from batteries.loggers.wandb import read_offline
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+Scalars = dict[str, list[tuple[int, Any]]]  # step and value, by name
 
 
-def read_scalars(logdir: str | Path) -> dict[str, list[tuple[int, float]]]:
+def read_events(logdir: str | Path) -> Scalars:
     events = EventAccumulator(str(logdir)).Reload()
     tags = events.Tags()["scalars"]
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
 
 
-def test_what_is_logged_is_read() -> None:
-    """TensorBoard's own reader finds every number, under its joined name and at its step."""
-    with TensorBoardLogger("events") as tensorboard:
+def read_json(logdir: str | Path) -> Scalars:
+    found: Scalars = {}
+    for line in read_lines(logdir):
+        for name, value in line.get("metrics", {}).items():
+            found.setdefault(name, []).append((line["step"], value))
+    return found
+
+
+def read_wandb(logdir: str | Path) -> Scalars:
+    found: Scalars = {}
+    for path in sorted(Path(logdir).glob("wandb/offline-run-*/*.wandb")):
+        for record in read_offline(path):
+            items = record.history.item
+            row = {item.key or "/".join(item.nested_key): item.value_json for item in items}
+            step = json.loads(row.pop("global_step", "0"))
+            for name, value in row.items():
+                if not name.startswith(("_", "note")):
+                    found.setdefault(name, []).append((step, json.loads(value)))
+    return found
+
+
+def read_mlflow(logdir: str | Path) -> Scalars:
+    return query_mlflow(f"sqlite:///{Path(logdir).resolve()}/mlflow.db")
+
+
+def query_mlflow(uri: str) -> Scalars:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("batteries")
+    runs = client.search_runs([experiment.experiment_id]) if experiment else []
+    if not runs:
+        return {}
+    [run] = runs
+    found: Scalars = {}
+    for name in run.data.metrics:
+        history = client.get_metric_history(run.info.run_id, name)
+        found[name] = sorted((metric.step, metric.value) for metric in history)
+    return found
+
+
+READERS: dict[Any, Callable[[str | Path], Scalars]] = {
+    JsonLinesLogger: read_json,
+    TensorBoardLogger: read_events,
+    TensorBoardXLogger: read_events,
+    WandbLogger: read_wandb,
+    MLflowLogger: read_mlflow,
+}
+each_logger = pytest.mark.parametrize(
+    ("kind", "read"), [pytest.param(*item, id=item[0].__name__) for item in READERS.items()]
+)
+
+
+def all_of_them(root: str | Path) -> list[Any]:
+    return [kind(Path(root, kind.__name__)) for kind in READERS]
+
+
+@each_logger
+def test_what_is_logged_is_read(kind: Any, read: Callable[[str], Scalars]) -> None:
+    """The tracker's own reader finds every number, under its joined name and at its step."""
+    with kind("logs") as logger:
+        logger.log_params({"lr": 1e-3, "model": {"width": 32}})
         for step in (1, 2):
             loss = torch.tensor(step / 2, requires_grad=True)
-            tensorboard.log_metrics({"train": {"loss": loss}, "lr": step}, step)
-    assert read_scalars("events") == {
-        "train/loss": [(1, 0.5), (2, 1.0)],
-        "lr": [(1, 1.0), (2, 2.0)],
-    }
+            logger.log_metrics({"train": {"loss": loss}, "lr": step}, step)
+        logger.log_text("note", "as <b>before</b>", 2)
+    assert read("logs") == {"train/loss": [(1, 0.5), (2, 1.0)], "lr": [(1, 1.0), (2, 2.0)]}
+
+
+@each_logger
+def test_going_on(kind: Any, read: Callable[[str], Scalars]) -> None:
+    """A run that goes on from a checkpoint is the same run, and has each step once."""
+    logger, model = kind("logs"), nn.Linear(1, 1)
+    for step in range(1, 6):
+        logger.log_metrics({"loss": step}, step)
+        if step == 3:
+            save_checkpoint(make_checkpoint("train", 3, model, logger=logger), "last.pth")
+    logger.close()
+    again = kind("logs")
+    load_checkpoint("last.pth", model, logger=again)
+    assert again.run_id == logger.run_id
+    with again:
+        for step in range(4, 8):
+            again.log_metrics({"loss": step}, step)
+    assert read("logs") == {"loss": [(step, float(step)) for step in range(1, 8)]}
+
+
+LOG_FOR_EVER = """
+import sys, threading, test_loggers
+loggers = test_loggers.all_of_them(sys.argv[1])
+for step in range(50):
+    for logger in loggers:
+        logger.log_metrics({"loss": step}, step)
+print("logged", flush=True)
+threading.Event().wait()
+"""
+
+
+def test_killed() -> None:
+    """What was logged is with every tracker soon, without a close, and survives a SIGKILL."""
+    program = [sys.executable, "-c", LOG_FOR_EVER, "logs"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    with subprocess.Popen(program, stdout=subprocess.PIPE, env=env) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"logged\n"
+            wanted = {"loss": [(step, float(step)) for step in range(50)]}
+            deadline, late = time.monotonic() + DEADLINE, list(READERS)
+            while late and time.monotonic() < deadline:
+                late = [kind for kind in late if READERS[kind](f"logs/{kind.__name__}") != wanted]
+        finally:
+            process.send_signal(signal.SIGKILL)
+    assert not late
+    for kind, read in READERS.items():
+        assert read(f"logs/{kind.__name__}") == wanted
+
+
+def test_the_end_of_the_program() -> None:
+    """A logger that nobody closed writes everything at the end of the program."""
+    program = (
+        "import sys, test_loggers\n"
+        "loggers = test_loggers.all_of_them('logs')\n"
+        "for logger in loggers: logger.log_metrics({'loss': 1}, 1)\n"
+        "raise ValueError"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    result = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True)
+    assert result.returncode == 1
+    for kind, read in READERS.items():
+        assert read(f"logs/{kind.__name__}") == {"loss": [(1, 1.0)]}
+
+
+# ---------------------------------------------------------------- a server
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of a tracking server over SQLite."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri, store = f"http://127.0.0.1:{port}", f"sqlite:///{tmp_path}/server.db"
+    program = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
+    program += ["--artifacts-destination", str(tmp_path / "artifacts"), "--workers", "1"]
+    program += ["--host", "127.0.0.1", "--port", str(port)]
+    with subprocess.Popen(
+        program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        try:
+            deadline = time.monotonic() + DEADLINE
+            while not answers(f"{uri}/health"):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+            yield uri
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+def test_mlflow_server(server: str) -> None:
+    """A tracking server has the numbers, the parameters and the state of the run."""
+    from mlflow.tracking import MlflowClient
+
+    logger = MLflowLogger("logs", server)
+    logger.log_params({"lr": 1e-3})
+    logger.log_metrics({"loss": 0.5}, 1)
+    state = logger.state_dict()
+    logger.log_metrics({"loss": 0.4}, 2)
+    with pytest.raises(ZeroDivisionError), logger:
+        raise ZeroDivisionError
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name("batteries")
+    assert experiment is not None
+    [run] = client.search_runs([experiment.experiment_id])
+    assert (run.data.params, run.info.status) == ({"lr": "0.001"}, "FAILED")
+    again = MLflowLogger("logs", server)
+    again.load_state_dict(state)
+    with again:
+        again.log_params({"lr": 2e-3})  # which MLflow refuses to change
+        again.log_metrics({"loss": 0.4}, 2)
+        again.log_metrics({"loss": 0.3}, 3)
+    [run] = client.search_runs([experiment.experiment_id])
+    assert run.data.tags["changed.lr"] == "0.002"
+    assert run.info.status == "FINISHED"
+    assert query_mlflow(server) == {"loss": [(1, 0.5), (2, 0.4), (3, 0.3)]}
+
+
+# ---------------------------------------------------------------- failures
+
+
+def test_one_that_fails() -> None:
+    """A logger that fails is reported once, and the others have everything."""
+    Path("file").touch()
+    loggers = Loggers(JsonLinesLogger("file"), JsonLinesLogger("good"), Broken())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(5):
+            loggers.log_metrics({"loss": step}, step)
+        loggers.close()
+    texts = [str(warning.message) for warning in caught]
+    assert sum("JsonLinesLogger (file) fails" in text for text in texts) == 1
+    assert sum("Broken.log_metrics fails" in text for text in texts) == 1
+    assert "JsonLinesLogger: 5 calls were lost" in texts
+    assert read_json("good") == {"loss": [(step, float(step)) for step in range(5)]}
+
+
+class Broken:
+    """A logger of the user's own."""
+
+    def log_metrics(self, *_: Any) -> None:
+        raise ConnectionError("no network")
+
+    log_params = log_figure = log_text = log_metrics
+
+    def close(self) -> None: ...
+
+
+def test_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no server answers, training is not stopped, and the warning says what is lost."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        logger = MLflowLogger("logs", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        logger.log_metrics({"loss": 0.5}, 1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            logger.close()
+    assert "MLflowLogger (logs) fails, and training goes on" in str(caught[0].message)
+    assert str(caught[1].message) == "MLflowLogger: 1 calls were lost"
+
+
+def test_full_disk() -> None:
+    """A full disk leaves whole lines, and one warning with the file."""
+    program = (
+        "import resource, warnings; from batteries import JsonLinesLogger\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))\n"
+        "logger = JsonLinesLogger('logs')\n"
+        "for step in range(10): logger.log_metrics({'loss': step}, step); logger._hurry.set()\n"
+        "logger.close()"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert result.stderr.count("File too large: 'logs/metrics.jsonl'") == 1
+    assert Path("logs/metrics.jsonl").read_bytes()[-1:] in (b"", b"\n")
+
+
+def test_torn_lines() -> None:
+    """A torn last line is not read, and is gone when the run goes on."""
+    with JsonLinesLogger("logs") as logger:
+        logger.log_metrics({"loss": float("nan")}, 1)
+    path = Path("logs/metrics.jsonl")
+    path.write_bytes(path.read_bytes() + b'foreign\n{"step": 2, "metr')
+    assert read_json("logs") == {"loss": [(1, "nan")]}
+    with JsonLinesLogger("logs") as logger:
+        logger.log_metrics({"loss": 0.5}, 2)
+    assert read_json("logs") == {"loss": [(1, "nan"), (2, 0.5)]}
+    assert b"metr\n" not in path.read_bytes()
+
+
+def test_not_a_number() -> None:
+    """A metric that is not one number is named."""
+    loggers = Loggers(JsonLinesLogger("logs"))
+    with pytest.raises(TypeError, match=r"'train/loss' is a tensor of shape \(2,\)"):
+        loggers.log_metrics({"train": {"loss": torch.zeros(2)}}, 1)
+    with pytest.raises(TypeError, match="'name' is 'digits'; expected one number"):
+        loggers.log_metrics({"name": "digits"}, 1)  # type: ignore[dict-item]
+
+
+def test_state_comes_first() -> None:
+    """A state that comes after the first call is refused; so is a call after the end."""
+    logger = JsonLinesLogger("logs")
+    logger.log_metrics({"loss": 1}, 1)
+    with pytest.raises(RuntimeError, match="load its state before the first call"):
+        logger.load_state_dict(logger.state_dict())
+    logger.close()
+    with pytest.raises(RuntimeError, match="JsonLinesLogger was closed"):
+        logger.log_metrics({"loss": 1}, 2)
+
+
+# ---------------------------------------------------------------- the rest of the promises
+
+
+def test_figures() -> None:
+    """A figure is a picture in TensorBoard, MLflow and beside the lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2, 1), dpi=50)
+    figure.subplots().plot([1, 2])
+    with Loggers(*all_of_them("logs")) as loggers:
+        loggers.log_figure("valid/curve", figure, 3)
+    [line] = read_lines("logs/JsonLinesLogger")
+    assert line["figure"] == {"valid/curve": "figures/valid_curve_3.png"}
+    pictures = list(Path("logs").rglob("*.png"))
+    places = {path.relative_to("logs").parts[0] for path in pictures}
+    assert places == {"JsonLinesLogger", "MLflowLogger", "WandbLogger"}
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert picture.size == (100, 50)
+    for kind in ("TensorBoardLogger", "TensorBoardXLogger"):
+        [image] = EventAccumulator(f"logs/{kind}").Reload().Images("valid/curve")
+        assert (image.step, image.width, image.height) == (3, 100, 50)
+
+
+def test_the_specification_spells_it() -> None:
+    """`add_metric(tag, value, global_step)` is a number in the file."""
+    with TensorBoardXLogger("logs") as logger:
+        logger.add_metric("loss", 0.5, global_step=7)
+    assert read_events("logs") == {"loss": [(7, 0.5)]}
+
+
+def test_two_of_a_kind() -> None:
+    """Two loggers of one kind each have a state of their own."""
+    first = Loggers(JsonLinesLogger("a"), JsonLinesLogger("b"))
+    again = Loggers(JsonLinesLogger("a"), JsonLinesLogger("b"))
+    again.load_state_dict(first.state_dict())
+    assert again.state_dict() == first.state_dict()
+    assert list(first.state_dict()) == ["JsonLinesLogger", "JsonLinesLogger 2"]
 
 
 def log_on_each_rank(directory: str) -> None:
@@ -39,27 +380,34 @@ def test_rank_zero_writes(tmp_path: Path) -> None:
     """Rank 0 writes once what all ranks log."""
     assert run_ranks(log_on_each_rank, str(tmp_path), world_size=3) == [None] * 3
     assert len(list(tmp_path.iterdir())) == 1
-    assert read_scalars(tmp_path) == {"loss": [(1, 1.0)]}
+    assert read_events(tmp_path) == {"loss": [(1, 1.0)]}
 
 
-def test_tensorboard_is_missing() -> None:
-    """Without tensorboard the error is the command that installs it."""
-    script = (
-        "import sys; sys.modules['tensorboard'] = None; import batteries\n"
-        "batteries.TensorBoardLogger('events')"
-    )
+@pytest.mark.parametrize(
+    ("kind", "package"),
+    [
+        ("TensorBoardLogger", "tensorboard"),
+        ("TensorBoardXLogger", "tensorboardX"),
+        ("WandbLogger", "wandb"),
+        ("MLflowLogger", "mlflow"),
+    ],
+)
+def test_a_tracker_is_missing(kind: str, package: str) -> None:
+    """Without the tracker's package the error is the command that installs it."""
+    script = f"import sys; sys.modules[{package!r}] = None; import batteries; batteries.{kind}('x')"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == (
-        "ModuleNotFoundError: TensorBoardLogger needs tensorboard, which is not installed: "
-        "pip install tensorboard"
+        f"ModuleNotFoundError: {kind} needs {package}, which is not installed: "
+        f"pip install {package}"
     )
-    assert not Path("events").exists()
+    assert not Path("x").exists()
 
 
 @pytest.mark.gpu
 def test_device_tensors() -> None:
-    """Numbers on a GPU are logged as they are."""
+    """Numbers on a GPU are logged as they are, and read together."""
+    losses = {str(number): torch.tensor(number / 2, device="cuda") for number in range(5)}
     with TensorBoardLogger("events") as tensorboard:
-        tensorboard.log_metrics({"loss": torch.tensor(0.5, device="cuda")}, 1)
-    assert read_scalars("events") == {"loss": [(1, 0.5)]}
+        tensorboard.log_metrics(losses, 1)
+    assert read_events("events") == {str(number): [(1, number / 2)] for number in range(5)}

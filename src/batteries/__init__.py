@@ -14,7 +14,12 @@ from batteries.checkpoint import save_checkpoint as save_checkpoint
 from batteries.device import t2d as t2d
 from batteries.device import to_device as to_device
 from batteries.early_stopping import EarlyStopping as EarlyStopping
+from batteries.loggers import JsonLinesLogger as JsonLinesLogger
+from batteries.loggers import Loggers as Loggers
+from batteries.loggers import MLflowLogger as MLflowLogger
 from batteries.loggers import TensorBoardLogger as TensorBoardLogger
+from batteries.loggers import TensorBoardXLogger as TensorBoardXLogger
+from batteries.loggers import WandbLogger as WandbLogger
 from batteries.logs import get_logger as get_logger
 from batteries.meters import AverageMeter as AverageMeter
 from batteries.meters import AverageMetter as AverageMetter
@@ -41,9 +46,14 @@ __all__ = [
     "CheckpointError",
     "CheckpointManager",
     "EarlyStopping",
+    "JsonLinesLogger",
+    "Loggers",
+    "MLflowLogger",
     "Predictions",
     "PreemptionGuard",
     "TensorBoardLogger",
+    "TensorBoardXLogger",
+    "WandbLogger",
     "accumulate",
     "all_reduce_meters",
     "check_in_sync",

@@ -1,0 +1,289 @@
+"""What the loggers have in common: a queue, a thread that writes, and a place to go on from."""
+
+from __future__ import annotations
+
+import atexit
+import io
+import queue
+import threading
+import time
+import uuid
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from batteries import distributed
+from batteries.files import PathLike
+
+Metrics = Mapping[str, "float | Tensor | Metrics"]
+_BOUND = 10_000  # calls that may wait to be written
+_GATHER = 0.1  # seconds in which calls come together, to be written at once
+_RETRY = 5.0  # seconds until a tracker that could not be opened is tried again
+_CLOSE = 30.0  # seconds that `close` waits for a tracker
+
+
+class Row(NamedTuple):
+    """The metrics of a step.
+
+    >>> Row(step=1, time=0.0, metrics={"loss": 0.5}).step
+    1
+    """
+
+    step: int
+    time: float  # seconds since 1970
+    metrics: dict[str, float]
+
+
+class BackgroundLogger:
+    """A tracker that is written to by a thread of its own; the trackers' loggers are its children.
+
+    >>> with BackgroundLogger("runs/digits") as nowhere:
+    ...     nowhere.log_metrics({"loss": 0.5}, step=1)
+
+    Rank 0 writes; on the other ranks nothing happens. A call returns when its numbers are read,
+    and what it logs is with the tracker within a second. A tracker that fails is warned about at
+    the next call, once, and stops nothing. When 10,000 calls wait for one that does not answer,
+    more are lost, and `close` says how many.
+
+    `state_dict` has the id of the run and the highest step. Who loads it goes on with that run, and
+    steps after it are not there twice: so it belongs in the checkpoint.
+
+    Args:
+        run_id: What the tracker is to know the run by; default: a new one, or that of the
+            checkpoint.
+    """
+
+    def __init__(self, logdir: PathLike, *, run_id: str | None = None) -> None:
+        self.logdir = Path(logdir)
+        self.run_id = run_id or uuid.uuid4().hex[:16]
+        self._step: int | None = None  # the highest so far
+        self._continues: int | None = None  # after which step; None: begins
+        self._calls: queue.SimpleQueue[tuple[str, tuple[Any, ...]]] = queue.SimpleQueue()
+        self._hurry = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._told = False
+        self._error: Exception | None = None
+        self._lost = 0
+        self._failed = False  # the run, not the logger
+        self._closed = False
+        self._exit = _closing(weakref.ref(self))
+        atexit.register(self._exit)
+
+    # ---------------------------------------------------------------- what is called in the loop
+
+    def log_metrics(self, metrics: Metrics, step: int) -> None:
+        """Write each number under its name; nested names are joined: "train/loss".
+
+        Args:
+            metrics: Numbers or tensors of one element. Those on a device are read together.
+            step: In the user's own counting: epochs, updates or samples.
+
+        Raises:
+            TypeError: A value that is not a number, with its name.
+        """
+        if distributed.is_main():
+            step = int(step)
+            self._step = step if self._step is None else max(step, self._step)
+            self._call("_write_metrics", Row(step, time.time(), read_together(metrics)))
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Write what the run was started with; nested names are joined."""
+        self._call("_write_params", dict(flatten(params)))
+
+    def log_figure(self, name: str, figure: Any, step: int) -> None:
+        """Write a picture of a matplotlib figure (or of anything with its `savefig`)."""
+        if distributed.is_main():
+            image = io.BytesIO()
+            figure.savefig(image, format="png")
+            self._call("_write_figure", name, image.getvalue(), int(step))
+
+    def log_text(self, name: str, text: str, step: int) -> None:
+        """Write a text."""
+        self._call("_write_text", name, str(text), int(step))
+
+    def close(self) -> None:
+        """Write out what still waits. To be called once more does nothing."""
+        atexit.unregister(self._exit)
+        self._closed = True
+        if self._thread is not None:
+            self._calls.put(("_end", ()))
+            self._hurry.set()
+            self._thread.join(_CLOSE)
+            if self._thread.is_alive():
+                self._lost += self._calls.qsize()
+                self._error = TimeoutError(f"it did not answer for {_CLOSE:.0f} s")
+            self._thread = None
+        self._report()
+        if self._lost:
+            warnings.warn(f"{self._name}: {self._lost} calls were lost", stacklevel=2)
+            self._lost = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._failed = error is not None
+        self.close()
+
+    # ---------------------------------------------------------------- memory
+
+    def state_dict(self) -> dict[str, Any]:
+        """The id of the run, and the highest step that was logged."""
+        return {"run_id": self.run_id, "step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with a run, after the step of its state.
+
+        Raises:
+            RuntimeError: Something was logged already.
+        """
+        if self._thread is not None:
+            raise RuntimeError(
+                f"{self._name} has begun to log: load its state before the first call"
+            )
+        self.run_id, self._step = state["run_id"], state["step"]
+        self._continues = -1 if self._step is None else self._step
+
+    # ---------------------------------------------------------------- what the trackers do
+
+    def _open(self) -> None: ...
+    def _write_metrics(self, rows: list[Row]) -> None: ...
+    def _write_params(self, params: dict[str, Any]) -> None: ...
+    def _write_figure(self, name: str, png: bytes, step: int) -> None: ...
+    def _write_text(self, name: str, text: str, step: int) -> None: ...
+    def _flush(self) -> None: ...
+    def _close(self) -> None: ...
+
+    # ---------------------------------------------------------------- the thread
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _call(self, what: str, *arguments: Any) -> None:
+        if not distributed.is_main():
+            return
+        if self._closed:
+            raise RuntimeError(f"{self._name} was closed: log before that")
+        self._report()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+        if self._calls.qsize() < _BOUND:
+            self._calls.put((what, arguments))
+        else:
+            self._lost += 1
+            self._error = self._error or TimeoutError(
+                f"{_BOUND:,} calls wait for it; more are lost"
+            )
+
+    def _report(self) -> None:
+        if self._error is not None and not self._told:
+            self._told = True
+            error = self._error
+            warnings.warn(
+                f"{self._name} ({self.logdir}) fails, and training goes on: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=4,
+            )
+
+    def _run(self) -> None:
+        calls = [self._calls.get()]
+        while not self._try(self._open):
+            if self._hurry.wait(_RETRY):  # what was called meanwhile waits in the queue
+                self._lost += self._calls.qsize()  # with the first, without the end
+                return
+        atexit.register(self._exit)  # again: before what the tracker has registered, if anything
+        while True:
+            self._hurry.wait(_GATHER)
+            while not self._calls.empty():
+                calls.append(self._calls.get())
+            for what, group in groupby(calls, key=lambda call: call[0]):
+                arguments = [arguments for _, arguments in group]
+                if what == "_write_metrics":
+                    arguments = [([row for (row,) in arguments],)]
+                for each in arguments:
+                    if what != "_end" and not self._try(getattr(self, what), *each):
+                        self._lost += len(each[0]) if what == "_write_metrics" else 1
+            self._try(self._flush)
+            if calls[-1][0] == "_end":
+                break
+            calls = [self._calls.get()]
+        self._try(self._close)
+
+    def _try(self, function: Any, *arguments: Any) -> bool:
+        try:
+            function(*arguments)
+        except Exception as error:
+            self._error = self._error or error
+            return False
+        return True
+
+
+def _closing(own: Callable[[], BackgroundLogger | None]) -> Callable[[], None]:
+    """What closes a logger at the end of the program, if it is still there then."""
+
+    def close() -> None:
+        logger = own()
+        if logger is not None:
+            logger.close()
+
+    return close
+
+
+def read_together(metrics: Metrics) -> dict[str, float]:
+    """Numbers by their joined names; those on a device are fetched from it together.
+
+    >>> read_together({"train": {"loss": torch.tensor(0.5)}, "lr": 1})
+    {'train/loss': 0.5, 'lr': 1.0}
+
+    Raises:
+        TypeError: A value that is not one number, with its name.
+    """
+    found = {name: _number(name, value) for name, value in flatten(metrics)}
+    away = [name for name, value in found.items() if isinstance(value, Tensor)]
+    for device in {found[name].device for name in away}:  # type: ignore[union-attr]
+        names = [name for name in away if found[name].device == device]  # type: ignore[union-attr]
+        together = torch.stack([found[name].double() for name in names])  # type: ignore[union-attr]
+        found.update(zip(names, together.tolist(), strict=True))
+    return found  # type: ignore[return-value]
+
+
+def _number(name: str, value: Any) -> float | Tensor:
+    if isinstance(value, Tensor):
+        value = value.detach()
+        if value.numel() == 1 and value.device.type != "cpu":
+            scalar: Tensor = value.reshape(())
+            return scalar
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        shape = tuple(value.shape) if isinstance(value, Tensor) else None
+        found = repr(value) if shape is None else f"a tensor of shape {shape}"
+        raise TypeError(f"the metric {name!r} is {found}; expected one number") from None
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings, with joined names.
+
+    >>> dict(flatten({"train": {"loss": 0.5}, "lr": 1}))
+    {'train/loss': 0.5, 'lr': 1}
+    """
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value

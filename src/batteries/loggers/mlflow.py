@@ -1,0 +1,112 @@
+"""MLflow: a local SQLite file, or a tracking server."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from batteries._optional import import_optional
+from batteries.files import PathLike, make_directory
+from batteries.loggers.background import BackgroundLogger, Row
+
+_TAG = "batteries.run_id"
+_AT_ONCE = 1000  # metrics in a call, MLflow's limit; of params it is 100
+
+
+class MLflowLogger(BackgroundLogger):
+    """Metrics to MLflow.
+
+    >>> mlflow = MLflowLogger("runs/digits", experiment="digits")
+    >>> mlflow.close()
+
+    A run that goes on is found by its id, in the tag `batteries.run_id`; numbers that MLflow has
+    already are not sent again.
+
+    Args:
+        tracking_uri: A tracking server, "http://host:5000"; default: `mlflow.db` in `logdir`.
+        experiment: What MLflow groups runs by.
+
+    Raises:
+        ModuleNotFoundError: mlflow is not installed.
+    """
+
+    def __init__(
+        self,
+        logdir: PathLike,
+        tracking_uri: str | None = None,
+        experiment: str = "batteries",
+        *,
+        run_id: str | None = None,
+    ) -> None:
+        self._tracking = import_optional("mlflow.tracking", needs="mlflow", for_="MLflowLogger")
+        self._entities = import_optional("mlflow.entities", needs="mlflow", for_="MLflowLogger")
+        self._uri = tracking_uri
+        self._experiment = experiment
+        super().__init__(logdir, run_id=run_id)
+
+    def _open(self) -> None:
+        artifacts = None
+        if self._uri is None:
+            here = make_directory(self.logdir).resolve()
+            self._uri, artifacts = f"sqlite:///{here}/mlflow.db", (here / "mlartifacts").as_uri()
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # the tables are new
+        self._client = self._tracking.MlflowClient(self._uri)
+        found = self._client.get_experiment_by_name(self._experiment)
+        number = (
+            found.experiment_id
+            if found
+            else self._client.create_experiment(self._experiment, artifacts)
+        )
+        runs = self._client.search_runs([number], f"tags.`{_TAG}` = '{self.run_id}'")
+        self._last: dict[str, int] = {}  # steps that MLflow has
+        if runs:
+            self._run_there = runs[0].info.run_id
+            self._client.update_run(self._run_there, status="RUNNING")
+            for name in runs[0].data.metrics:
+                history = self._client.get_metric_history(self._run_there, name)
+                self._last[name] = max(metric.step for metric in history)
+            self._params = dict(runs[0].data.params)
+        else:
+            tags = {_TAG: self.run_id}
+            run = self._client.create_run(number, tags=tags, run_name=self.logdir.name)
+            self._run_there, self._params = run.info.run_id, {}
+
+    def _write_metrics(self, rows: list[Row]) -> None:
+        metrics = [
+            self._entities.Metric(name, value, round(row.time * 1000), row.step)
+            for row in rows
+            for name, value in row.metrics.items()
+            if row.step > self._last.get(name, row.step - 1)
+        ]
+        for part in _parts(metrics, _AT_ONCE):
+            self._client.log_batch(self._run_there, metrics=part)
+
+    def _write_params(self, params: dict[str, Any]) -> None:
+        # MLflow lets no parameter change: what differs now is a tag.
+        new = {name: str(value) for name, value in params.items() if name not in self._params}
+        entries = [self._entities.Param(name, value) for name, value in new.items()]
+        for part in _parts(entries, 100):
+            self._client.log_batch(self._run_there, params=part)
+        for name, value in params.items():
+            if self._params.get(name, str(value)) != str(value):
+                self._client.set_tag(self._run_there, f"changed.{name}", str(value))
+        self._params |= new
+
+    def _write_figure(self, name: str, png: bytes, step: int) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / f"{name.replace('/', '_')}_{step}.png"
+            path.write_bytes(png)
+            self._client.log_artifact(self._run_there, str(path), "figures")
+
+    def _write_text(self, name: str, text: str, step: int) -> None:
+        self._client.log_text(self._run_there, text, f"texts/{name.replace('/', '_')}_{step}.txt")
+
+    def _close(self) -> None:
+        self._client.set_terminated(self._run_there, "FAILED" if self._failed else "FINISHED")
+
+
+def _parts(values: list[Any], length: int) -> Iterator[list[Any]]:
+    return (values[start : start + length] for start in range(0, len(values), length))

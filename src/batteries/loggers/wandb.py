@@ -1,0 +1,139 @@
+"""Weights & Biases, offline unless told otherwise."""
+
+from __future__ import annotations
+
+import html
+import io
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from batteries._optional import import_optional
+from batteries.files import PathLike, make_directory
+from batteries.loggers.background import BackgroundLogger, Row
+
+_HEADER, _BLOCK = 7, 32768  # bytes, of the files it writes offline
+_STEP = "global_step"
+_INTERVAL = "x_transaction_log_flush_interval"  # 15 seconds, unless told
+
+
+class WandbLogger(BackgroundLogger):
+    """Metrics to Weights & Biases.
+
+    >>> wandb = WandbLogger("runs/digits", project="digits")
+    >>> wandb.close()
+
+    The step is the metric `global_step`, which the charts are drawn over. A run that goes on has
+    the same id; offline it is one more directory in `logdir`/wandb, which `wandb sync` adds to the
+    run. Steps that W&B has already are not written again.
+
+    Args:
+        mode: "offline" writes files; "online" sends them. Default: the environment's WANDB_MODE,
+            else "offline".
+
+    Raises:
+        ModuleNotFoundError: wandb is not installed.
+    """
+
+    def __init__(
+        self,
+        logdir: PathLike,
+        project: str = "batteries",
+        *,
+        mode: Literal["offline", "online"] | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        self._wandb = import_optional("wandb", needs="wandb", for_="WandbLogger")
+        self._mode = mode or os.environ.get("WANDB_MODE", "offline")
+        self._project = project
+        super().__init__(logdir, run_id=run_id)
+
+    def _open(self) -> None:
+        directory = make_directory(self.logdir).resolve()  # its server has another cwd
+        known = self._wandb.Settings.model_fields  # earlier releases have no such interval
+        often = {_INTERVAL: 0.5} if _INTERVAL in known else {}
+        self._run_there = self._wandb.init(
+            project=self._project,
+            dir=str(directory),
+            id=self.run_id,
+            name=self.logdir.name,
+            mode=self._mode,
+            resume="allow" if self._mode == "online" else None,
+            settings=self._wandb.Settings(console="off", silent=True, **often),
+        )
+        # wandb's own step takes numbers in only when the next step comes: a kill would lose them.
+        self._run_there.define_metric("*", step_metric=_STEP)
+        online = self._run_there.summary.get(_STEP, -1) if self._mode == "online" else -1
+        self._last = max(online, _last_step(directory / "wandb", self.run_id))
+
+    def _write_metrics(self, rows: list[Row]) -> None:
+        for row in rows:
+            known = self._continues is not None and self._continues < row.step <= self._last
+            if not known:
+                self._run_there.log({**row.metrics, _STEP: row.step})
+
+    def _write_params(self, params: dict[str, Any]) -> None:
+        self._run_there.config.update(params, allow_val_change=True)
+
+    def _write_figure(self, name: str, png: bytes, step: int) -> None:
+        images = import_optional("PIL.Image", needs="pillow", for_="log_figure")
+        picture = self._wandb.Image(images.open(io.BytesIO(png)))
+        self._run_there.log({name: picture, _STEP: step})
+
+    def _write_text(self, name: str, text: str, step: int) -> None:
+        page = self._wandb.Html(f"<pre>{html.escape(text)}</pre>")
+        self._run_there.log({name: page, _STEP: step})
+
+    def _close(self) -> None:
+        self._run_there.finish(exit_code=int(self._failed))
+
+
+def _last_step(directory: Path, run_id: str) -> int:
+    """The last step in the offline files of a run; -1 where there are none."""
+    files = directory.glob(f"offline-run-*-{run_id}/run-{run_id}.wandb")
+    items = (
+        item for file in files for record in read_offline(file) for item in record.history.item
+    )
+    names = ((item.key or "/".join(item.nested_key), item.value_json) for item in items)
+    return max((int(value) for name, value in names if name == _STEP), default=-1)
+
+
+def read_offline(path: PathLike) -> list[Any]:
+    """The records of a file that wandb wrote offline, as far as it is whole.
+
+    >>> Path("run.wandb").write_bytes(b":W&B" + b"torn")
+    8
+    >>> read_offline("run.wandb")
+    []
+    """
+    messages = import_optional("wandb.proto.wandb_internal_pb2", needs="wandb", for_="read_offline")
+    records: list[Any] = []
+    for data in _logged(Path(path).read_bytes()):
+        record = messages.Record()
+        record.ParseFromString(data)
+        records.append(record)
+    return records
+
+
+def _logged(data: bytes) -> Iterator[bytes]:
+    """The records of a log of LevelDB's format, which wandb puts 7 bytes before.
+
+    In blocks of 32 KiB there are parts of records, each after 7 bytes: a checksum, its length, and
+    whether it is a whole one (1), or one's beginning, middle or end (2, 3, 4).
+    """
+    start, record = _HEADER, b""
+    while start + _HEADER <= len(data):
+        if _BLOCK - start % _BLOCK < _HEADER:  # no room for a part: the block's end is empty
+            start += _BLOCK - start % _BLOCK
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, start)
+        start += _HEADER
+        if not 1 <= kind <= 4 or start + length > len(data):  # torn
+            return
+        record += data[start : start + length]
+        start += length
+        if kind in (1, 4):
+            yield record
+            record = b""
