@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +108,7 @@ def test_refused_at_the_call() -> None:
         assert checkpoints.history == []
 
 
-@pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "raise ValueError"])
+@pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "raise ValueError", "del manager"])
 def test_the_end_of_the_program(end: str) -> None:
     """However the program ends, what was processed is written, without a `close`."""
     program = f"""
@@ -122,6 +124,44 @@ for epoch in (1, 2):
     names = sorted(path.name for path in Path("logs").iterdir())
     assert names == ["best.pth", "exp_1.pth", "exp_2.pth", "last.pth", "metrics.json"]
     assert [row["epoch"] for row in CheckpointManager("logs").history] == [1, 2]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_dropped(waits: bool) -> None:
+    """A manager that is dropped without `close` is written, and freed with its memory."""
+    manager = CheckpointManager("logs", background=True)
+    for epoch in (1, 2):
+        manager.process(0.5, epoch, make_checkpoint("train", epoch, nn.Linear(1000, 1000)))
+    if waits:
+        manager.wait()
+    assert manager._writer is not None
+    thread = manager._writer._thread
+    held = weakref.WeakSet[object]([manager, manager._writer, manager._writer._buffers])
+    del manager
+    gc.collect()
+    thread.join(60)
+    gc.collect()
+    assert not thread.is_alive()
+    assert len(held) == 0
+    assert [row["epoch"] for row in CheckpointManager("logs").history] == [1, 2]
+
+
+@pytest.mark.parametrize("end", ["", "del manager"])
+def test_the_last_error(end: str) -> None:
+    """The error of the last save is told, also when nobody asks for it any more."""
+    program = f"""
+import pathlib
+from batteries import CheckpointManager
+manager = CheckpointManager("logs", background=True)
+pathlib.Path("logs/last.pth").mkdir(parents=True)  # in the way
+thread = manager._writer._thread
+manager.save_last({{"epoch": 1}})
+{end}
+{end and "thread.join(60)"}
+"""
+    ended = subprocess.run([sys.executable, "-c", program], timeout=120, capture_output=True)
+    assert b"IsADirectoryError" in ended.stderr
+    assert b"last.pth" in ended.stderr
 
 
 def test_close_twice() -> None:
@@ -144,6 +184,29 @@ def test_copies_from_a_gpu() -> None:
             checkpoints.wait()
             read = read_checkpoint(checkpoints.last_path)
             assert read["model_state_dict"]["weight"].eq(epoch).all()
+
+
+@pytest.mark.gpu
+def test_copies_from_several_gpus() -> None:
+    """From each GPU the state at the call is written, whichever is the current one."""
+    count = torch.cuda.device_count()
+    if count < 2:
+        pytest.skip("needs two GPUs")
+    model = {str(i): torch.zeros(4096, 4096, device=f"cuda:{i}") for i in range(count)}
+    model["cpu"] = torch.zeros(1000)
+    with CheckpointManager("logs", background=True) as checkpoints:
+        for epoch in range(1, 4):
+            for i in range(count):
+                with torch.cuda.device(i):
+                    torch.cuda._sleep(10**8)  # type: ignore[no-untyped-call]  # what comes after it is late
+            for weight in model.values():
+                weight.fill_(epoch)
+            checkpoints.process(0.5, epoch, {"model_state_dict": model})
+            for weight in model.values():
+                weight.fill_(-1)
+            checkpoints.wait()
+            read = read_checkpoint(checkpoints.last_path)["model_state_dict"]
+            assert all(read[name].eq(epoch).all() for name in model)
 
 
 def test_memory_that_begins_alike() -> None:

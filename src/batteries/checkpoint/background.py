@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import queue
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from batteries.checkpoint.archive import form_of, formed, is_plain, storage_byte
 from batteries.checkpoint.contents import plain_or_refused, rebuilt
 
 Save = Callable[[Any], None]  # takes the copy of a checkpoint
+_Jobs = queue.SimpleQueue[Callable[[], object] | None]  # to be put into while memory is freed
 
 
 class BackgroundWriter:
@@ -29,20 +31,25 @@ class BackgroundWriter:
     {'epoch': 1}
 
     The third checkpoint waits until the first one is written, and says so once. What is
-    submitted is copied before `submit` returns, into memory that is used again. At the end of the
-    program everything is written.
+    submitted is copied before `submit` returns, into memory that is used again. It is written also
+    when the writer is dropped without `close`, or the program ends.
     """
+
+    # The thread has the jobs, and they the writer: an idle thread keeps nothing alive, and a
+    # writer that is dropped stays until what was submitted is written.
 
     def __init__(self) -> None:
         self._buffers: queue.SimpleQueue[_Buffers] = queue.SimpleQueue()
         for _ in range(2):
             self._buffers.put(_Buffers())
-        self._jobs: queue.Queue[tuple[Any, _Buffers, Save] | None] = queue.Queue()
+        self._jobs: _Jobs = queue.SimpleQueue()
         self._errors: list[BaseException] = []
         self._told = False
-        self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+        self._thread = threading.Thread(
+            target=_work, args=(self._jobs,), name="checkpoints", daemon=True
+        )
         self._thread.start()
-        atexit.register(self.close)
+        self._end = weakref.finalize(self, _end, weakref.ref(self), self._jobs)
 
     def submit(self, checkpoint: Any, save: Save) -> None:
         """Copy a checkpoint, and let it be saved.
@@ -71,7 +78,7 @@ class BackgroundWriter:
         except BaseException:
             self._buffers.put(buffers)
             raise
-        self._jobs.put((copy, buffers, save))
+        self._jobs.put(partial(self._write, copy, buffers, save))
 
     def wait(self) -> None:
         """Return when everything is written.
@@ -79,7 +86,10 @@ class BackgroundWriter:
         Raises:
             Exception: The error of a save.
         """
-        self._jobs.join()
+        if self._thread.is_alive():
+            written = threading.Event()
+            self._jobs.put(written.set)
+            written.wait()
         self._raise()
 
     def close(self) -> None:
@@ -88,10 +98,10 @@ class BackgroundWriter:
         Raises:
             Exception: The error of a save.
         """
-        atexit.unregister(self.close)
         if self._thread.is_alive():
             self._jobs.put(None)
             self._thread.join()
+        self._end.detach()
         self._raise()
 
     def __enter__(self) -> BackgroundWriter:
@@ -104,19 +114,32 @@ class BackgroundWriter:
         if self._errors:
             raise self._errors.pop(0)
 
-    def _run(self) -> None:
-        _let_training_go_first()
-        while (job := self._jobs.get()) is not None:
-            copy, buffers, save = job
-            try:
-                save(buffers.finish(copy))
-            except BaseException as error:
-                self._errors.append(error)
-            finally:
-                del job, copy
-                self._buffers.put(buffers)
-                self._jobs.task_done()
-        self._jobs.task_done()
+    def __del__(self) -> None:
+        self._raise()  # an error that nobody has asked for: python tells it
+
+    def _write(self, copy: Any, buffers: _Buffers, save: Save) -> None:
+        try:
+            save(buffers.finish(copy))
+        except BaseException as error:
+            self._errors.append(error)
+        finally:
+            self._buffers.put(buffers)
+
+
+def _work(jobs: _Jobs) -> None:
+    _let_training_go_first()
+    while (job := jobs.get()) is not None:
+        job()
+        del job  # before waiting for the next one: it may be the last that has the writer
+
+
+def _end(writer: weakref.ref[BackgroundWriter], jobs: _Jobs) -> None:
+    """End the thread: of a writer that was dropped, or of one that is there when python ends."""
+    there = writer()
+    if there is None:
+        jobs.put(None)  # nothing is before it; and this may be the thread itself
+    else:
+        there.close()
 
 
 def _let_training_go_first() -> None:
@@ -145,7 +168,7 @@ class _Buffers:
 
     def __init__(self) -> None:
         self._memory: list[Tensor] = []
-        self._copied: torch.cuda.Event | None = None
+        self._copied: list[torch.cuda.Event] = []  # one of each GPU
 
     def copy(self, checkpoint: Any) -> Any:
         """The same checkpoint in this memory; on a GPU the copies are only queued.
@@ -171,15 +194,13 @@ class _Buffers:
 
         copy = rebuilt(checkpoint, taken)
         self._memory = list(rooms.values())
-        with _side_stream() as self._copied:
-            if sources:
-                torch._foreach_copy_(self._memory, sources, non_blocking=True)
+        self._copied = _queue_copies(self._memory, sources)
         return copy
 
     def finish(self, copy: Any) -> Any:
         """The checkpoint whose copy is complete."""
-        if self._copied is not None:
-            self._copied.synchronize()
+        for copied in self._copied:
+            copied.synchronize()
         return rebuilt(copy, lambda value, _: value.tensor() if type(value) is _Copied else value)
 
     def _room(self, index: int, source: torch.UntypedStorage) -> Tensor:
@@ -189,17 +210,31 @@ class _Buffers:
         return torch.empty(source.nbytes(), dtype=torch.uint8, pin_memory=pinned)
 
 
+def _queue_copies(rooms: list[Tensor], sources: list[Tensor]) -> list[torch.cuda.Event]:
+    """Copy; from a GPU the copies are only queued, and there when its event is."""
+    by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
+    for room, source in zip(rooms, sources, strict=True):
+        by_device.setdefault(source.device, []).append((room, source))
+    events = []
+    for device, pairs in by_device.items():
+        theirs, ours = [room for room, _ in pairs], [source for _, source in pairs]
+        if device.type == "cuda":
+            with _side_stream(device) as copied:
+                torch._foreach_copy_(theirs, ours, non_blocking=True)
+            events.append(copied)
+        else:  # other devices have no event to wait for
+            torch._foreach_copy_(theirs, ours)
+    return events
+
+
 @contextmanager
-def _side_stream() -> Iterator[torch.cuda.Event | None]:
+def _side_stream(device: torch.device) -> Iterator[torch.cuda.Event]:
     """Queue copies beside the training; its next kernels wait for them, the program does not."""
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        yield None
-        return
-    training = torch.cuda.current_stream()
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    training = torch.cuda.current_stream(device)
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     side.wait_stream(training)
-    with torch.cuda.stream(side):
+    with torch.cuda.stream(side):  # and its device
         yield copied
         copied.record(side)
     training.wait_event(copied)
