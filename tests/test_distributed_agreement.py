@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import time
@@ -11,9 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import run_ranks
 
-from batteries import distributed
+from batteries import Predictions, distributed
+from batteries.distributed.agreement import _left, agree
+from batteries.distributed.launch import notes
+from batteries.distributed.messages import encode
+from batteries.predictions.result import Form
 
 TWO, THREE = torch.zeros(2), torch.zeros(3)
 PAIRS: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
@@ -141,3 +147,131 @@ def test_ranks_that_do_not_come(what: str, seconds: float, told: str, tmp_path: 
     for error in errors[:2]:
         assert error.startswith("all_gather at test_distributed_agreement.py:")
         assert error.endswith(f"failed: {told}")
+
+
+def kill_rank_two(directory: str) -> None:
+    with distributed.setup():
+        rank, store = distributed.rank(), notes()
+        if rank == 2:
+            store.set("pid", str(os.getpid()))
+        if rank == 1:
+            store.wait(["waits/2"])
+            os.kill(int(store.get("pid")), signal.SIGKILL)
+        try:
+            distributed.barrier()
+        except RuntimeError as error:
+            Path(directory, str(rank)).write_text(str(error))
+            raise
+
+
+def test_killed_while_it_waits(tmp_path: Path) -> None:
+    """A rank that has said that it waits, and was killed then, is named."""
+    with pytest.raises(EOFError):  # from rank 2
+        run_ranks(kill_rank_two, str(tmp_path), world_size=3, group=False)
+    for path in (tmp_path / "0", tmp_path / "1"):
+        assert "rank 2 did not come (dead, stopped, or elsewhere)" in path.read_text()
+
+
+class CountingStore(dist.Store):  # type: ignore[name-defined,misc]
+    """A store that counts what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept, self.asked = dist.HashStore(), 0  # type: ignore[attr-defined]
+
+    def set(self, key: str, value: str) -> None:
+        self.kept.set(key, value)
+
+    def check(self, keys: list[str]) -> bool:
+        self.asked += 1
+        return bool(self.kept.check(keys))
+
+    def get(self, key: str) -> bytes:
+        self.asked += 1
+        return bytes(self.kept.get(key))
+
+
+def look_who_left() -> list[tuple[dict[int, str], int]]:
+    importlib.import_module("torch.testing._internal.distributed.fake_pg")  # 1000 ranks in one
+    store, told = CountingStore(), []
+    dist.init_process_group("fake", store=store, rank=0, world_size=1000)
+    for key in (None, "left/any", "left/7"):
+        if key:
+            notes().set(key, "no data")
+        store.asked = 0
+        told.append((_left(), store.asked))
+    return told
+
+
+def test_the_store_of_many_ranks() -> None:
+    """As long as nobody has left, one of 1000 ranks that wait asks the store one question."""
+    ((nobody, first), *_, (somebody, _)) = run_ranks(look_who_left, world_size=1, group=False)[0]
+    assert (nobody, first) == ({}, 1)
+    assert somebody == {7: "no data"}
+
+
+# ---------------------------------------------------------------- in the middle
+
+DATA = torch.zeros(2**20)
+
+
+def gather_predictions(dst: int | None) -> object:
+    outputs = Predictions(3 * len(DATA))
+    outputs.add(range(distributed.rank(), 3 * len(DATA), 3), value=DATA)
+    return outputs.gather(dst)
+
+
+def agree_on_predictions(dst: int | None) -> object:
+    form, indices = Form("value", "float32", ()), range(2, 3 * len(DATA), 3)
+    own = (3 * len(DATA), False, dst), [form], len(DATA), indices
+    return distributed.all_gather(own, check=False)
+
+
+# What is sent, and its beginning: the ranks have agreed, and nothing has followed.
+TRANSFERS: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+    "all_gather": (
+        lambda: distributed.all_gather(DATA),
+        lambda: agree("all_gather", encode(DATA)[0], check=False),
+    ),
+    "all_gather, ragged": (
+        lambda: distributed.all_gather(DATA[distributed.rank() :]),
+        lambda: agree("all_gather", encode(DATA[2:])[0], check=False),
+    ),
+    "broadcast": (
+        lambda: distributed.broadcast(None, src=2),
+        lambda: agree("broadcast from rank 2", encode(DATA)[0], check=False),
+    ),
+    "all_reduce": (
+        lambda: distributed.all_reduce(DATA),
+        lambda: agree("all_reduce(sum) of float32 (1048576,)", encode(None)[0], check=False),
+    ),
+    "Predictions.gather": (lambda: gather_predictions(None), lambda: agree_on_predictions(None)),
+    "Predictions.gather to 0": (lambda: gather_predictions(0), lambda: agree_on_predictions(0)),
+}
+
+
+def lose_rank_two(kind: str, directory: str) -> None:
+    whole, beginning = TRANSFERS[kind]
+    with distributed.setup():
+        if distributed.rank() == 2:
+            beginning()
+            os.kill(os.getpid(), signal.SIGKILL)
+        notes().wait(["waits/2"])  # that it said so is no sign of life later
+        try:
+            whole()
+        except RuntimeError as error:
+            Path(directory, str(distributed.rank())).write_text(str(error))
+            raise
+
+
+@pytest.mark.parametrize("kind", TRANSFERS)
+def test_killed_in_the_middle(kind: str, tmp_path: Path) -> None:
+    """A rank that is killed while data is on its way is named by those that need it."""
+    with pytest.raises(EOFError):  # from rank 2
+        run_ranks(lose_rank_two, kind, str(tmp_path), world_size=3, group=False)
+    operation, _, only = kind.partition(" to ")
+    for rank in ["0"] if only else ["0", "1"]:
+        told = (tmp_path / rank).read_text()
+        assert told.startswith(operation.partition(",")[0])
+        assert " at test_distributed_agreement.py:" in told
+        assert told.endswith("rank 2 did not come (dead, stopped, or elsewhere)")

@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from batteries.distributed.launch import notes, rank, world_size
+from batteries.distributed.launch import ANY_LEFT, notes, rank, world_size
 from batteries.distributed.messages import Header, transport_device
 
 _BYTES = 2048  # of what a rank tells
@@ -28,6 +29,8 @@ _MOMENTS = 3  # in which what a rank sent before it left may still arrive
 _OTHERS = 3.0  # seconds for the others to say that they wait too
 _OWN = str(Path(__file__).parent.parent)
 _numbers = itertools.count(1)
+_words = itertools.count()
+_FAILED = "failed"  # the last word of a rank at a call
 
 
 class Call(NamedTuple):
@@ -59,17 +62,51 @@ def agree(operation: str, header: Header, check: bool = True) -> list[Header]:
     assert len(told) == _BYTES, "64 dimensions, the most torch has, fit"
     mine = torch.frombuffer(bytearray(told), dtype=torch.uint8).to(transport_device())
     theirs = [torch.empty_like(mine) for _ in range(world_size())]
-    try:
+    with _naming_the_missing(own):
         _wait(dist.all_gather(theirs, mine, async_op=True), own)
         read = [json.loads(_bytes(tensor)) for tensor in theirs]
-    except RuntimeError as error:
-        raise RuntimeError(f"{_told(own)} failed: {_who_is_missing(own)}") from error
     calls = [Call(*call) for call, _ in read]
     for call in calls:
         same_place = call.place == own.place or not (call.place and own.place)
         if call[:2] != own[:2] or not same_place:
             raise RuntimeError(_difference(calls))
     return [Header(*header) for _, header in read]
+
+
+class Transfer:
+    """What the ranks send each other after they have agreed, of any size.
+
+    >>> transfer = Transfer("all_gather")
+    >>> with transfer.sending():
+    ...     pass
+
+    Each rank makes one, also one that neither sends nor receives.
+
+    Args:
+        check: As `agree` had it.
+    """
+
+    def __init__(self, operation: str, check: bool = True) -> None:
+        self._call = Call(next(_numbers), operation, _place() if check else "")
+
+    @contextmanager
+    def sending(self, peer: int | None = None) -> Iterator[None]:
+        """A block whose errors are of the connection: they say who left in the middle.
+
+        Args:
+            peer: The rank at the other end; default: it may be any.
+
+        Raises:
+            RuntimeError: Of a rank that is missing; it says who.
+        """
+        with _naming_the_missing(self._call, peer):
+            yield
+
+    def wait(self, work: Any, device: torch.device) -> None:
+        """Wait inside the block for what all do at once, or let the next kernels of a GPU wait."""
+        while device.type == "cpu" and not _done_soon(work, device):
+            _say_that_it_waits(self._call)
+        work.wait()
 
 
 def _place() -> str:
@@ -110,19 +147,28 @@ def _bytes(tensor: Tensor) -> bytes:
 # ---------------------------------------------------------------- who does not come
 
 
+@contextmanager
+def _naming_the_missing(call: Call, peer: int | None = None) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        why = _who_is_missing(call, peer) or f"no rank is missing, but {error}"
+        raise RuntimeError(f"{_told(call)} failed: {why}") from error
+
+
 def _wait(work: Any, call: Call) -> None:
     """Wait for the others; say so after a moment, and give up soon when one has left."""
     moments = 0
-    while not _done_soon(work):
-        notes().set(f"waits/{rank()}", str(call.number))
+    while not _done_soon(work, transport_device()):
+        _say_that_it_waits(call)
         moments = moments + 1 if _left() else 0
         if moments == _MOMENTS:
             raise RuntimeError("a rank has left")
     work.wait()  # raises what went wrong, if anything did
 
 
-def _done_soon(work: Any) -> bool:
-    if transport_device().type == "cpu":
+def _done_soon(work: Any, device: torch.device) -> bool:
+    if device.type == "cpu":
         with suppress(RuntimeError):  # of the time, or of the work: `is_completed` knows
             work.wait(_SOON)
         return bool(work.is_completed())
@@ -132,32 +178,56 @@ def _done_soon(work: Any) -> bool:
     return bool(work.is_completed())
 
 
+def _say_that_it_waits(call: Call, word: str = "") -> None:
+    """In other words each time, as only a rank can that is still there."""
+    notes().set(f"waits/{rank()}", f"{call.number} {word or next(_words)}")
+
+
 def _left() -> dict[int, str]:
     """Why ranks have left."""
     store, keys = notes(), {other: f"left/{other}" for other in range(world_size())}
+    if not store.check([ANY_LEFT]):  # as nearly always: one question, not one for each rank
+        return {}
     return {other: store.get(key).decode() for other, key in keys.items() if store.check([key])}
 
 
-def _who_is_missing(call: Call) -> str:
-    """The ranks that do not wait for the others at this call, or an earlier one."""
+def _who_is_missing(call: Call, peer: int | None) -> str:
     try:
-        store = notes()
-        store.set(f"waits/{rank()}", str(call.number))
-        deadline = time.monotonic() + _OTHERS
-        while True:
-            waiting = {other for other in range(world_size()) if _waits(other, call)}
-            left = {other: why for other, why in _left().items() if other not in waiting}
-            absent = set(range(world_size())) - waiting - set(left)
-            if not absent or time.monotonic() > deadline:
-                break
-            time.sleep(0.05)
+        _say_that_it_waits(call, _FAILED)
+        absent = _absent(call) if peer is None else {peer}
+        left = {other: why for other, why in _left().items() if other in absent}
     except RuntimeError:
         return "the ranks' store is gone, and with it perhaps rank 0"
     told = [f"rank {other} has left: {why}" for other, why in left.items()]
-    told += [f"rank {other} did not come (dead, stopped, or elsewhere)" for other in sorted(absent)]
-    return "; ".join(told) or "the connection to another rank broke"
+    told += [
+        f"rank {other} did not come (dead, stopped, or elsewhere)"
+        for other in sorted(absent - set(left))
+    ]
+    return "; ".join(told)
 
 
-def _waits(other: int, call: Call) -> bool:
+def _absent(call: Call) -> set[int]:
+    """The ranks that do not wait for the others at this call, or a later one."""
+    first: dict[int, str] = {}
+    absent = set(range(world_size()))
+    deadline = time.monotonic() + _OTHERS
+    while True:
+        absent -= {other for other in absent if _waits(other, call, first)}
+        if absent <= set(_left()) or time.monotonic() > deadline:
+            return absent
+        time.sleep(0.05)
+
+
+def _waits(other: int, call: Call, first: dict[int, str]) -> bool:
+    """Whether a rank says now that it waits, or failed; `first` is what it said when first asked.
+
+    What it said before does not count: it may be dead by now.
+    """
     store, key = notes(), f"waits/{other}"
-    return store.check([key]) and int(store.get(key)) >= call.number
+    said = store.get(key).decode() if store.check([key]) else ""
+    if not said:
+        first[other] = ""
+        return False
+    number, _, word = said.partition(" ")
+    fresh = word == _FAILED or said != first.setdefault(other, said)
+    return fresh and int(number) >= call.number

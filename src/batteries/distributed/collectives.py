@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from batteries.distributed.agreement import agree
+from batteries.distributed.agreement import Transfer, agree
 from batteries.distributed.launch import in_group, rank, world_size
 from batteries.distributed.messages import (
     Failure,
@@ -101,12 +101,15 @@ def _all_gather(data: Any, operation: str, check: bool) -> list[Any]:
     sizes = [meta.size for meta in metas]
     carrier = carrying_device(metas, transport_device())
     payloads = [torch.empty(size, dtype=torch.uint8, device=carrier) for size in sizes]
-    if len(set(sizes)) == 1:
-        dist.all_gather(payloads, payload.to(carrier))
-    else:
-        payloads[rank()] = payload.to(carrier)
-        for source, part in enumerate(payloads):
-            dist.broadcast(part, src=source)
+    payload = payload.to(carrier)
+    transfer = Transfer(operation, check)
+    with transfer.sending():
+        if len(set(sizes)) == 1:
+            transfer.wait(dist.all_gather(payloads, payload, async_op=True), carrier)
+        else:
+            payloads[rank()] = payload
+            for source, part in enumerate(payloads):
+                transfer.wait(dist.broadcast(part, src=source, async_op=True), carrier)
     device = device_of(data)
     return [decode(meta, part, device) for meta, part in zip(metas, payloads, strict=True)]
 
@@ -153,7 +156,9 @@ def broadcast(data: T, src: int = 0, *, check: bool = True) -> T:
     if not sending:
         payload = torch.empty(meta.size, dtype=torch.uint8, device=carrier)
     payload = payload.to(carrier)
-    dist.broadcast(payload, src=src)
+    transfer = Transfer(f"broadcast from rank {src}", check)
+    with transfer.sending():
+        transfer.wait(dist.broadcast(payload, src=src, async_op=True), carrier)
     if sending and not meta.failed:
         return data
     received: T = decode(meta, payload, device_of(data))
@@ -200,17 +205,22 @@ def all_reduce(value: Tensor | float, op: str = "sum", *, check: bool = True) ->
     if op == "mean" and not (reduced.is_floating_point() or reduced.is_complex()):
         reduced = reduced.double()
     if not alone("all_reduce"):
+        form = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        operation = f"all_reduce({op}) of {form}"
         if check:
-            form = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-            agree(f"all_reduce({op}) of {form}", encode(None)[0])
+            agree(operation, encode(None)[0])
         transport = transport_device()
         if transport.type == "cuda":  # nccl alone does not carry what lies on the CPU
             reduced = reduced.to(transport)
         nan = reduced.isnan() if op in ("min", "max") else None
-        dist.all_reduce(reduced, op=getattr(dist.ReduceOp, _REDUCTIONS[op]))
-        if nan is not None:  # which of NaN and a number is larger depends on the rank
-            counts = nan.to(torch.uint8)
-            dist.all_reduce(counts, op=dist.ReduceOp.MAX)
+        counts = None if nan is None else nan.to(torch.uint8)
+        transfer, kind = Transfer(operation, check), getattr(dist.ReduceOp, _REDUCTIONS[op])
+        with transfer.sending():
+            transfer.wait(dist.all_reduce(reduced, op=kind, async_op=True), reduced.device)
+            if counts is not None:
+                work = dist.all_reduce(counts, op=dist.ReduceOp.MAX, async_op=True)
+                transfer.wait(work, counts.device)
+        if counts is not None:  # which of NaN and a number is larger depends on the rank
             reduced[counts.bool()] = torch.nan if reduced.is_floating_point() else 0
         reduced = reduced.to(value.device)
     return reduced / world_size() if op == "mean" else reduced

@@ -18,6 +18,7 @@ from batteries.distributed.attempts import attempt_store
 
 _AT_ITS_END = "it came to its end"
 _LEAVE = 10.0  # seconds for the others to come to their end
+ANY_LEFT = "left/any"  # is there before the note of the first rank that leaves
 
 
 class Launch(NamedTuple):
@@ -128,6 +129,7 @@ def _take_leave(why: str, wait: bool) -> None:
     closes its connections.
     """
     store, deadline = notes(), time.monotonic() + _LEAVE
+    store.set(ANY_LEFT, "")
     store.set(f"left/{dist.get_rank()}", why)
     everybody = [f"left/{other}" for other in range(dist.get_world_size())]
     while wait and not store.check(everybody) and time.monotonic() < deadline:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batteries import distributed
+from batteries.distributed.agreement import Transfer
 from batteries.distributed.messages import pickled as _pickle
 from batteries.distributed.messages import transport_device
 from batteries.files import PathLike
@@ -154,6 +155,7 @@ class Predictions:
                 )
         me = distributed.rank()
         result = Result(self._length, forms, self._drops) if dst in (None, me) else None
+        transfer = Transfer("Predictions.gather")
         finish_previous: Callable[[], None] = _nothing
         # By turns: what ranks have of one part of the dataset is put away while it is in the cache.
         turns = zip_longest(*(_pieces(count, forms) for _, _, count, _ in ranks))
@@ -161,7 +163,8 @@ class Predictions:
             mine = source == me
             if piece is None or (result is None and not mine):
                 continue
-            way, spaced = _Way(source, dst, piece.stop - piece.start), ranks[source][-1]
+            way = _Way(transfer, source, dst, piece.stop - piece.start)
+            spaced = ranks[source][-1]
             there: Any = spaced[piece] if spaced is not None else None
             if there is None:
                 part = torch.from_numpy(indices[piece]) if mine else None
@@ -194,12 +197,13 @@ class Predictions:
 class _Way:
     """Some rows from one rank to another, or to all: begun by `carry`, there after `wait`."""
 
-    def __init__(self, source: int, dst: int | None, size: int) -> None:
+    def __init__(self, transfer: Transfer, source: int, dst: int | None, size: int) -> None:
+        self._transfer = transfer
         self._source = source
-        self._dst = dst
         self._size = size  # rows
         self._sends = distributed.rank() == source
         self._needed = distributed.world_size() > 1 and source != dst
+        self._peer = dst if dst is None or self._sends else source  # None: all of them
         self._under_way: list[tuple[Any, Tensor, Tensor]] = []
 
     def carry(self, form: Form, mine: Any) -> Any:
@@ -215,7 +219,11 @@ class _Way:
 
     def wait(self) -> None:
         for work, carrier, data in self._under_way:
-            work.wait()
+            with self._transfer.sending(self._peer):
+                if self._peer is None:
+                    self._transfer.wait(work, carrier.device)
+                else:  # gloo would end all, if this wait ended early
+                    work.wait()
             if carrier is not data and not self._sends:
                 data.copy_(carrier)
         self._under_way = []
@@ -235,12 +243,12 @@ class _Way:
         if not len(data):
             return
         carrier = data.to(transport_device())  # the same, or that of a group that has nccl alone
-        if self._dst is None:
-            work = dist.broadcast(carrier, src=self._source, async_op=True)
-        else:
-            work = (
-                dist.isend(carrier, self._dst) if self._sends else dist.irecv(carrier, self._source)
-            )
+        with self._transfer.sending(self._peer):
+            if self._peer is None:
+                work = dist.broadcast(carrier, src=self._source, async_op=True)
+            else:
+                send = dist.isend if self._sends else dist.irecv
+                work = send(carrier, self._peer)
         self._under_way.append((work, carrier, data))
 
 
