@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, roc_auc_score
 from sklearn.model_selection import StratifiedKFold, TimeSeriesSplit, cross_val_predict
 
+from batteries import distributed
 from batteries.splits import Folds, OutOfFold, check_folds, fold_indices, look, make_folds
 
 CHANCE = np.random.default_rng(0)
@@ -108,14 +109,40 @@ def test_damaged_files() -> None:
         make_folds(10, 2, path="folds.csv")
 
 
-def folds_on_a_rank(path: str) -> str:
-    return make_folds(TARGETS, 3, "stratified", path=path).hash
+@pytest.mark.parametrize("name", ["folds.csv", "folds.parquet"])
+def test_any_damage(name: str) -> None:
+    """A file of folds that was cut or changed anywhere has the same folds, or is a named error."""
+    made, path = make_folds(10, 2, path=name), Path(name)
+    data = path.read_bytes()
+    cut = [data[:size] for size in range(0, len(data), 37)]
+    changed = [data[:at] + b"\xff" + data[at + 1 :] for at in range(0, len(data), 37)]
+    for damaged in [*cut, *changed, data.replace(b"3,0,", b"3,,"), data.replace(b",0,", b",x,")]:
+        path.write_bytes(damaged)
+        try:
+            assert make_folds(10, 2, path=name).hash == made.hash
+        except ValueError as error:
+            assert name in str(error)  # noqa: PT017
+
+
+def folds_on_a_rank(path: str, seed: int = 0) -> str:
+    return make_folds(TARGETS, 3, "stratified", seed * distributed.rank(), path=path).hash
 
 
 def test_ranks(tmp_path: Path) -> None:
     """All ranks have the same folds, and one file is written."""
     assert len(set(run_ranks(folds_on_a_rank, str(tmp_path / "folds.csv"), world_size=3))) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["folds.csv"]
+
+
+def test_errors_of_the_disk_on_ranks(tmp_path: Path) -> None:
+    """An error of the disk on rank 0 reaches all ranks, which get the same; none goes on."""
+    (tmp_path / "file").touch()
+    for error in run_ranks(folds_on_a_rank, str(tmp_path / "file" / "folds.csv")):
+        assert isinstance(error, OSError)
+        assert "folds.csv" in str(error)
+    zero, one = run_ranks(folds_on_a_rank, str(tmp_path / "folds.csv"), 1)
+    assert isinstance(zero, str)
+    assert "rank 1 asks for other folds than rank 0 has from" in str(one)
 
 
 @pytest.mark.parametrize(
@@ -343,6 +370,8 @@ def test_missing_groups(groups: Any) -> None:
     """A missing group is noticed whatever it is: None, NaN, NaT, a null."""
     with pytest.raises(ValueError, match="1 of the groups are missing, first of all in row 2"):
         make_folds(4, 2, "group", groups=groups)
+    with pytest.raises(ValueError, match="1 of the targets are missing, first of all in row 2"):
+        make_folds(groups, 2, "stratified")
 
 
 def test_numbers_of_numpy() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,9 +90,11 @@ def make_folds(
         targets: Classes, (rows,), or the name of a column of the table.
         groups: Groups, (rows,), or the name of a column of the table.
         path: A `.csv` or `.parquet` file, in which the folds are kept. When it is there they are
-            loaded instead of made. Rank 0 writes it.
+            loaded instead of made. Rank 0 reads and writes it, and all ranks make the call: they
+            get the same folds, or the same error.
 
     Raises:
+        OSError: Of the disk, on every rank.
         ValueError: Too few rows, or members of a class, or groups for so many folds; a group that
             is missing; a file with folds of something else, or that was changed.
     """
@@ -103,19 +106,28 @@ def make_folds(
     groups = groups if "group" in kind else None
     if path is not None and Path(path).suffix not in (".csv", ".parquet"):
         raise ValueError(f"folds are saved as .csv or .parquet, not as {Path(path).name}")
+    made = partial(_made, rows, n_folds, kind, seed, targets, groups)
+    if path is None:
+        return made()
     made_of = _digest(rows, n_folds, kind, seed, targets, groups)
-    if path is not None and Path(path).exists():
-        return _load(Path(path), rows, kind, made_of)
+    on_rank_zero = distributed.rank_zero_only(share=True)
+    folds, theirs = on_rank_zero(_kept)(Path(path), rows, kind, made_of, made)
+    if theirs != made_of:
+        raise ValueError(
+            f"rank {distributed.rank()} asks for other folds than rank 0 has from {path}: pass the "
+            "same data, n_folds, kind, seed, targets and groups on all ranks"
+        )
+    return folds
+
+
+def _made(rows: int, n_folds: int, kind: str, seed: int, targets: Any, groups: Any) -> Folds:
     model_selection = sklearn_room("model_selection")
     options = {} if kind == "time" else {"shuffle": True, "random_state": seed}
     splitter = getattr(model_selection, _SPLITTERS[kind])(n_folds, **options)
     assignment = np.full(rows, -1, dtype=np.int64)
     for fold, (_, valid) in enumerate(splitter.split(np.zeros(rows), targets, groups)):
         assignment[valid] = fold
-    folds = Folds(assignment, kind)
-    if path is not None and distributed.is_main():
-        _save(folds, Path(path), made_of)
-    return folds
+    return Folds(assignment, kind)
 
 
 def fold_indices(folds: Folds, fold: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -139,7 +151,7 @@ def _rows_and_targets(data: Any, targets: Any) -> tuple[int, Any]:
     if isinstance(data, int | np.integer):
         return int(data), column_of(data, targets)
     if targets is None and not is_table(data):
-        return length_of(data), np.asarray(data)
+        return length_of(data), column_of(data, data)
     return length_of(data), column_of(data, targets)
 
 
@@ -180,6 +192,16 @@ def _check_request(rows: int, n_folds: int, kind: str, targets: Any, groups: Any
 # ---------------------------------------------------------------- files
 
 
+def _kept(
+    path: Path, rows: int, kind: str, made_of: str, make: Callable[[], Folds]
+) -> tuple[Folds, str]:
+    if path.exists():
+        return _load(path, rows, kind, made_of), made_of
+    folds = make()
+    _save(folds, path, made_of)
+    return folds, made_of
+
+
 def _digest(*parts: Any) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
@@ -206,17 +228,13 @@ def _save(folds: Folds, path: Path, made_of: str) -> None:
 
 def _load(path: Path, rows: int, kind: str, made_of: str) -> Folds:
     polars = polars_for("folds in a file")
-    text = dict.fromkeys(("kind", "hash", "made_of"), polars.String)
-    frame = (
-        polars.read_csv(path, schema_overrides=text)
-        if path.suffix == ".csv"
-        else polars.read_parquet(path)
-    )
+    frame = _read(path)
     if not {"row", "fold", "kind", "hash", "made_of"} <= set(frame.columns) or not len(frame):
         raise ValueError(f"{path} has no folds of make_folds in it: it has {frame.columns}")
     if len(frame) != rows:
         raise ValueError(f"{path} has folds of {len(frame)} rows, and the data has {rows}")
-    folds = Folds(frame["fold"].to_numpy().astype(np.int64), frame["kind"][0])
+    numbers = frame["fold"].cast(polars.Int64, strict=False).fill_null(-2)  # no number is none
+    folds = Folds(numbers.to_numpy().astype(np.int64), frame["kind"][0] or "")
     in_order = frame["row"].to_list() == list(range(rows))
     if not in_order or folds.hash != frame["hash"][0]:
         raise ValueError(
@@ -229,3 +247,16 @@ def _load(path: Path, rows: int, kind: str, made_of: str) -> Folds:
             "remove it to make new folds"
         )
     return folds
+
+
+def _read(path: Path) -> Any:
+    polars = polars_for("folds in a file")
+    text = dict.fromkeys(("kind", "hash", "made_of"), polars.String)
+    try:
+        if path.suffix == ".csv":
+            return polars.read_csv(path, schema_overrides=text)
+        return polars.read_parquet(path)
+    except (polars.exceptions.PolarsError, polars.exceptions.PanicException) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): take it from a copy, or remove it"
+        ) from error

@@ -35,7 +35,8 @@ def column_of(data: Any, column: Any) -> Any:
         column = data[column]
     if isinstance(column, list | tuple):
         mixed = np.array(column, dtype=object)
-        return mixed if is_missing(mixed).any() else np.asarray(column)
+        # As text or numbers, what is missing would be one more value.
+        return mixed if mixed.ndim == 1 and is_missing(mixed).any() else np.asarray(column)
     return None if column is None else np.asarray(column)
 
 
@@ -88,6 +89,8 @@ def _is_absent(value: Any) -> bool:
         return value is None or bool(value != value)  # as NaN is
     except TypeError:  # pandas' NA does not know
         return True
+    except ValueError:  # an array: it is there
+        return False
 
 
 def polars_for(for_: str) -> Any:
