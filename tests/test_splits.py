@@ -226,6 +226,31 @@ def test_duplicates_on_both_sides(name: str) -> None:
     assert len(check_folds(Folds(together, "kfold"), data=DATA[name])) == 2
 
 
+def test_many_classes() -> None:
+    """Of many classes the rarest are in one column, and a fold's parts add up to 1."""
+    targets = np.array([f"{i:02}" for i in range(25) for _ in range(4 if i < 5 else 8)])
+    table = check_folds(make_folds(targets, 4, "stratified"), targets)
+    assert "class 05" in table.columns
+    assert "class 04" not in table.columns
+    assert table["5 other classes"].to_list() == pytest.approx([5 / 45] * 4)
+    parts = table.drop("fold", "train", "valid").sum_horizontal()
+    assert parts.to_list() == pytest.approx([1.0] * 4)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "kind", "text"),
+    [
+        ([0, 0, 2, 2], "kfold", "fold 1 is empty: it has no rows to validate on"),
+        ([0, 0], "kfold", "fold 0 is empty: it has no rows to train on"),
+        ([0, 1], "time", "fold 0 is empty: it has no rows to train on"),
+    ],
+)
+def test_empty_folds(assignment: list[int], kind: str, text: str) -> None:
+    """A fold without rows is called empty, and no leak."""
+    with pytest.raises(ValueError, match=f"^{text}$"):
+        check_folds(Folds(np.array(assignment), kind), targets=np.zeros(len(assignment)))
+
+
 def test_other_rows() -> None:
     """Folds for another number of rows are an error."""
     with pytest.raises(ValueError, match="targets has 3 rows, the folds are of 200"):
@@ -255,6 +280,70 @@ def test_what_there_is() -> None:
     assert (rows["x"]["missing in train"], rows["n"]["missing in test"]) == (20, 20)
     assert (rows["y"]["test dtype"], rows["y"]["missing in test"]) == (None, None)
     assert seen.classes["part"].to_list() == pytest.approx([1 / 3, 2 / 3])
+
+
+@pytest.mark.parametrize("columns", [1, 80])
+def test_infinities(columns: int) -> None:
+    """Infinities are counted, and neither hide nor make a difference; huge numbers do not fail."""
+    chance = np.random.default_rng(0)
+    train = {f"x{i}": chance.normal(size=200) for i in range(columns)}
+    test = {f"x{i}": chance.normal(size=200) for i in range(columns)}
+    test["x0"][:2] = np.inf, -np.inf
+    seen = look(train, test)
+    assert seen.columns.row(0, named=True)["infinite in test"] == 2
+    assert seen.columns.row(0, named=True)["infinite in train"] == 0
+    assert seen.auc == pytest.approx(0.5, abs=0.12)
+    moved = {name: values + 3 for name, values in test.items()}
+    assert look(train, moved).auc > 0.9
+    train["x0"][0] = 1e300
+    assert np.isfinite(look(train, test).auc)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 4])
+def test_too_few_rows(rows: int) -> None:
+    """With fewer than five rows on a side what there is is told, and nothing is compared."""
+    few, many = {"x": np.arange(float(rows))}, {"x": np.arange(30.0)}
+    seen = look(few, many, targets=["a", "b", "a", "b"][:rows])
+    assert np.isnan([seen.auc, seen.spread]).all()
+    assert seen.note.startswith(f"too few rows to compare: {rows} in train and 30 in test")
+    assert seen.columns["missing in test"].to_list() == [0]
+    assert look(many, {"x": np.arange(5.0)}).note == ""
+
+
+def test_missing_targets() -> None:
+    """Targets that are missing are a row of their own beside the classes."""
+    seen = look({"x": np.arange(10.0)}, {"x": np.arange(10.0)}, targets=["a", "b", None, "b", "b"])
+    assert seen.classes.rows() == [("a", 1, 0.2), ("b", 3, 0.6), (None, 1, 0.2)]
+
+
+DAYS = np.arange(20).astype("datetime64[D]")
+
+
+@pytest.mark.parametrize(
+    "other", [DAYS.astype(str), np.arange(20), np.arange(20.0)], ids=["texts", "ints", "floats"]
+)
+def test_other_dtypes(other: Any) -> None:
+    """Dates on one side and something else on the other are seen, and compared as texts."""
+    seen = look({"day": DAYS}, {"day": other})
+    row = seen.columns.row(0, named=True)
+    assert row["train dtype"] != row["test dtype"]
+    assert np.isfinite(seen.auc)
+
+
+def test_other_shapes() -> None:
+    """Rows of different shapes, and columns of different lengths, are errors that name them."""
+    text = r"the rows of 'values' have shape \(3,\) in train and \(4,\) in test"
+    with pytest.raises(ValueError, match=text):
+        look(np.zeros((9, 3)), np.zeros((9, 4)))
+    with pytest.raises(ValueError, match=r"columns of a table have different lengths: \{'a': 9, "):
+        look({"a": np.zeros(9), "b": np.zeros(8)}, {"a": np.zeros(9)})
+
+
+def test_wide_tables() -> None:
+    """Columns that are in both stand after any number of columns that are in train alone."""
+    train = {f"x{i}": np.arange(10.0) for i in range(150)}
+    seen = look(train, {"x149": np.arange(10.0)})
+    assert seen.columns["missing in test"].to_list() == [None] * 149 + [0]
 
 
 def test_images() -> None:
@@ -372,6 +461,11 @@ def test_missing_groups(groups: Any) -> None:
         make_folds(4, 2, "group", groups=groups)
     with pytest.raises(ValueError, match="1 of the targets are missing, first of all in row 2"):
         make_folds(groups, 2, "stratified")
+    folds = make_folds(4, 2)
+    with pytest.raises(ValueError, match="1 of the targets are missing, first of all in row 2"):
+        check_folds(folds, targets=groups)
+    with pytest.raises(ValueError, match="1 of the groups are missing, first of all in row 2"):
+        check_folds(folds, groups=groups)
 
 
 def test_numbers_of_numpy() -> None:

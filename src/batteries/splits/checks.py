@@ -11,9 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batteries.splits.folds import Folds, fold_indices
-from batteries.splits.tables import as_table, is_table, length_of, polars_for
+from batteries.splits.tables import (
+    as_table,
+    column_of,
+    is_table,
+    length_of,
+    polars_for,
+    refuse_missing,
+)
 
 _NAMED = 5  # in an error
+_CLASSES = 20  # with a column of their own
 
 
 def check_folds(folds: Folds, targets: Any = None, groups: Any = None, data: Any = None) -> Any:
@@ -23,8 +31,8 @@ def check_folds(folds: Folds, targets: Any = None, groups: Any = None, data: Any
     [(0, 1, 1, 1.0, 0.0), (1, 1, 1, 0.0, 1.0)]
 
     Args:
-        targets: Classes, (rows,), for the part of each in the validation rows; of many different
-            numbers their mean.
+        targets: Classes, (rows,), for the part of each in the validation rows: of the twenty most
+            frequent, and of the others together. Of more different numbers their mean.
         groups: Groups, (rows,), that are to be on one side only.
         data: The samples, (rows, ...) or a table or a list of arrays, bytes or strings: exact
             duplicates on both sides are found by their hashes.
@@ -33,28 +41,39 @@ def check_folds(folds: Folds, targets: Any = None, groups: Any = None, data: Any
         A polars frame, a row for each fold.
 
     Raises:
-        ValueError: Folds for another number of rows, or leaks: which, how many and the first few.
+        ValueError: Folds for another number of rows, targets or groups that are missing, a fold
+            that is empty, or leaks: which, how many and the first few.
     """
-    columns: dict[str, list[Any]] = {"fold": list(range(folds.n_folds)), "train": [], "valid": []}
     for name, value in {"targets": targets, "groups": groups, "data": data}.items():
         if value is not None and length_of(value) != len(folds):
             raise ValueError(f"{name} has {length_of(value)} rows, the folds are of {len(folds)}")
-    shares = {} if targets is None else _shares(np.asarray(targets))
-    columns |= {name: [] for name in shares}
-    leaks: list[str] = []
-    sides: dict[str, Any] = {"groups": None if groups is None else np.asarray(groups)}
-    sides["duplicates"] = None if data is None else _hashes(data)
-    for fold in range(folds.n_folds):
-        train, valid = fold_indices(folds, fold)
-        columns["train"].append(len(train))
-        columns["valid"].append(len(valid))
-        for name, values in shares.items():
-            columns[name].append(float(values[valid].mean()))
-        for name, values in sides.items():
-            if values is not None:
-                leaks += _both_sides(name, fold, values, train, valid)
-    if 0 in columns["valid"]:
-        leaks.append(f"fold {columns['valid'].index(0)} has no rows to validate on")
+    parts = [fold_indices(folds, fold) for fold in range(folds.n_folds)]
+    for fold, rows in enumerate(parts):
+        for indices, purpose in zip(rows, ("train", "validate"), strict=True):
+            if not len(indices):
+                raise ValueError(f"fold {fold} is empty: it has no rows to {purpose} on")
+    targets, groups = column_of(None, targets), column_of(None, groups)
+    for name, value in {"targets": targets, "groups": groups}.items():
+        if value is not None:
+            refuse_missing(name, value)
+    shares = {} if targets is None else _shares(targets)
+    columns: dict[str, list[Any]] = {
+        "fold": list(range(folds.n_folds)),
+        "train": [len(train) for train, _ in parts],
+        "valid": [len(valid) for _, valid in parts],
+        **{
+            name: [float(values[valid].mean()) for _, valid in parts]
+            for name, values in shares.items()
+        },
+    }
+    sides = {"groups": groups, "duplicates": None if data is None else _hashes(data)}
+    leaks = [
+        leak
+        for fold, (train, valid) in enumerate(parts)
+        for name, values in sides.items()
+        if values is not None
+        for leak in _both_sides(name, fold, values, train, valid)
+    ]
     if leaks:
         raise ValueError("the folds leak: " + "; ".join(leaks))
     return polars_for("check_folds").DataFrame(columns)
@@ -62,10 +81,15 @@ def check_folds(folds: Folds, targets: Any = None, groups: Any = None, data: Any
 
 def _shares(targets: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
     """Columns whose mean says how a fold is balanced."""
-    classes = np.unique(targets)
-    if len(classes) > 20 and np.issubdtype(targets.dtype, np.number):
+    classes, counts = np.unique(targets, return_counts=True)
+    if len(classes) > _CLASSES and np.issubdtype(targets.dtype, np.number):
         return {"mean": targets.astype(np.float64)}
-    return {f"class {value}": (targets == value).astype(np.float64) for value in classes[:20]}
+    shown = classes[np.sort(np.argsort(-counts, kind="stable")[:_CLASSES])]
+    shares = {f"class {value}": (targets == value).astype(np.float64) for value in shown}
+    if len(classes) > len(shown):
+        others = ~np.isin(targets, shown)
+        shares[f"{len(classes) - len(shown)} other classes"] = others.astype(np.float64)
+    return shares
 
 
 def _both_sides(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from batteries.splits.tables import (
 
 _ROWS = 5000  # of each side, for the classifier
 _FEATURES = 64
+_PARTS = 5  # of the cross-validation
+_LARGEST = 1e30  # for the classifier, which adds up all values as float32
 
 
 class Look(NamedTuple):
@@ -31,6 +34,7 @@ class Look(NamedTuple):
     classes: Any  # a polars frame: the part of each class; None without targets
     auc: float  # of telling train from test: near 0.5 they are alike, near 1 they are not
     spread: float  # the standard deviation of the auc over five folds
+    note: str = ""  # why there is no auc, where it is NaN
 
 
 def look(train: Any, test: Any, targets: Any = None, seed: int = 42) -> Look:
@@ -42,7 +46,9 @@ def look(train: Any, test: Any, targets: Any = None, seed: int = 42) -> Look:
     (0, 1.0)
 
     The last is adversarial validation: a quick classifier learns to tell the two apart, on at most
-    5,000 rows of each, and its area under the ROC curve is measured by cross-validation.
+    5,000 rows of each, and its area under the ROC curve is measured by cross-validation. To it an
+    infinity is a missing value. With fewer than 5 rows on a side the area is NaN, and the note
+    says so.
 
     Args:
         train: A table, or an array or tensor, (rows, ...).
@@ -50,7 +56,7 @@ def look(train: Any, test: Any, targets: Any = None, seed: int = 42) -> Look:
         targets: Classes of train, (rows,), or the name of a column.
 
     Raises:
-        ValueError: Nothing to compare.
+        ValueError: Nothing to compare, or rows of different shapes.
     """
     polars = polars_for("look")
     tables = [as_table(train), as_table(test)]
@@ -64,15 +70,25 @@ def look(train: Any, test: Any, targets: Any = None, seed: int = 42) -> Look:
             "column": key,
             **{f"{side} dtype": _shape_of(table.get(key)) for side, table in _named(tables)},
             **{f"missing in {side}": _missing(table.get(key)) for side, table in _named(tables)},
+            **{f"infinite in {side}": _infinite(table.get(key)) for side, table in _named(tables)},
         }
         for key in dict.fromkeys([*tables[0], *tables[1]])
     ]
+    for key in shared:
+        shapes = [table[key].shape[1:] for table in tables]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"the rows of {key!r} have shape {shapes[0]} in train and {shapes[1]} in test: "
+                "bring them to one shape, or leave the column out"
+            )
+    columns = polars.DataFrame(rows, infer_schema_length=None)  # the first may all lack in test
+    balance = None if classes is None else polars.DataFrame(_balance(classes))
+    few = [f"{len(table[shared[0]])} in {side}" for side, table in _named(tables)]
+    if min(len(table[shared[0]]) for table in tables) < _PARTS:
+        note = f"too few rows to compare: {' and '.join(few)}; at least {_PARTS} of each are needed"
+        return Look(columns, balance, math.nan, math.nan, note)
     aucs = _adversarial([[table[key] for key in shared] for table in tables], seed)
-    balance = None
-    if classes is not None:
-        values, counts = np.unique(np.asarray(classes), return_counts=True)
-        balance = polars.DataFrame({"class": values, "rows": counts, "part": counts / counts.sum()})
-    return Look(polars.DataFrame(rows), balance, float(np.mean(aucs)), float(np.std(aucs, ddof=1)))
+    return Look(columns, balance, float(np.mean(aucs)), float(np.std(aucs, ddof=1)))
 
 
 def _named(tables: Sequence[Any]) -> list[tuple[str, Any]]:
@@ -85,6 +101,22 @@ def _shape_of(column: NDArray[Any] | None) -> str | None:
 
 def _missing(column: NDArray[Any] | None) -> int | None:
     return None if column is None else int(is_missing(column.reshape(-1)).sum())
+
+
+def _infinite(column: NDArray[Any] | None) -> int | None:
+    if column is None:
+        return None
+    return int(np.isinf(column).sum()) if np.issubdtype(column.dtype, np.inexact) else 0
+
+
+def _balance(classes: NDArray[Any]) -> dict[str, Any]:
+    """The rows and the part of each class, and of those that are missing."""
+    absent = is_missing(classes)
+    values, counts = np.unique(classes[~absent], return_counts=True)
+    named, rows = values.tolist(), counts.tolist()
+    if absent.any():
+        named, rows = [*named, None], [*rows, int(absent.sum())]
+    return {"class": named, "rows": rows, "part": [count / len(classes) for count in rows]}
 
 
 def _adversarial(sides: list[list[NDArray[Any]]], seed: int) -> list[float]:
@@ -104,7 +136,9 @@ def _adversarial(sides: list[list[NDArray[Any]]], seed: int) -> list[float]:
         )
         features = projection.fit_transform(np.nan_to_num(features))
     labels = np.repeat([0, 1], [len(rows) for rows in picked])
-    splitter = sklearn_room("model_selection").StratifiedKFold(5, shuffle=True, random_state=seed)
+    splitter = sklearn_room("model_selection").StratifiedKFold(
+        _PARTS, shuffle=True, random_state=seed
+    )
     aucs = []
     for train, valid in splitter.split(features, labels):
         model = sklearn_room("ensemble").ExtraTreesClassifier(
@@ -118,9 +152,14 @@ def _adversarial(sides: list[list[NDArray[Any]]], seed: int) -> list[float]:
 
 def _numeric(train: NDArray[Any], test: NDArray[Any]) -> NDArray[np.float64]:
     """One column of both sides as numbers, (rows, features): texts by their place among all."""
-    both = np.concatenate([train.reshape(len(train), -1), test.reshape(len(test), -1)])
-    if np.issubdtype(both.dtype, np.number) or both.dtype == bool:
-        return both.astype(np.float64)
+    sides = [train.reshape(len(train), -1), test.reshape(len(test), -1)]
+    try:
+        both = np.concatenate(sides)
+    except TypeError:  # dates on one side, texts or numbers on the other
+        both = np.concatenate([side.astype(object) for side in sides])
+    if both.dtype.kind in "biuf":
+        numbers = both.astype(np.float64)
+        return np.where(np.isinf(numbers), np.nan, np.clip(numbers, -_LARGEST, _LARGEST))
     absent = is_missing(both.reshape(-1)).reshape(both.shape)
     codes = np.unique(both.astype(str), return_inverse=True)[1].reshape(both.shape)
     return np.where(absent, np.nan, codes.astype(np.float64))

@@ -16,10 +16,10 @@ from batteries import distributed
 from batteries.files import PathLike, write_whole
 from batteries.splits.tables import (
     column_of,
-    is_missing,
     is_table,
     length_of,
     polars_for,
+    refuse_missing,
     sklearn_room,
 )
 
@@ -31,7 +31,6 @@ _SPLITTERS = {
     "stratified_group": "StratifiedGroupKFold",
     "time": "TimeSeriesSplit",
 }
-_NAMED = 5  # in an error
 
 
 @dataclass(frozen=True)
@@ -171,12 +170,8 @@ def _check_request(rows: int, n_folds: int, kind: str, targets: Any, groups: Any
             continue
         if len(value) != rows:
             raise ValueError(f"there are {len(value)} {name} for {rows} rows")
-        absent = np.flatnonzero(is_missing(value))
-        if needed and len(absent):
-            raise ValueError(
-                f"{len(absent)} of the {name} are missing, first of all in row "
-                f"{', '.join(map(str, absent[:_NAMED]))}: fill them in, or leave the rows out"
-            )
+        if needed:
+            refuse_missing(name, value)
     if "stratified" in kind:
         values, counts = np.unique(targets, return_counts=True)
         rare = counts.argmin()

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from batteries._optional import import_optional
 
+_NAMED = 5  # in an error
+
 
 def is_table(data: Any) -> bool:
     """Whether data has named columns: a polars or pandas frame, or a dict.
@@ -63,9 +65,16 @@ def as_table(data: Any) -> dict[str, NDArray[Any]]:
 
     >>> as_table([1, 2])
     {'values': array([1, 2])}
+
+    Raises:
+        ValueError: Columns of different lengths.
     """
     if is_table(data):
-        return {name: np.asarray(data[name]) for name in names_in(data)}
+        table = {name: np.asarray(data[name]) for name in names_in(data)}
+        lengths = {name: len(column) for name, column in table.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the columns of a table have different lengths: {lengths}")
+        return table
     return {"values": np.asarray(data)}
 
 
@@ -82,6 +91,22 @@ def is_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
     return (
         np.isnan(values) if np.issubdtype(values.dtype, np.inexact) else np.zeros(len(values), bool)
     )
+
+
+def refuse_missing(name: str, values: NDArray[Any]) -> None:
+    """Raise where values are missing.
+
+    >>> refuse_missing("targets", np.array([0, 1]))
+
+    Raises:
+        ValueError: Some are None or NaN: how many and the first few.
+    """
+    absent = np.flatnonzero(is_missing(values))
+    if len(absent):
+        raise ValueError(
+            f"{len(absent)} of the {name} are missing, first of all in row "
+            f"{', '.join(map(str, absent[:_NAMED]))}: fill them in, or leave the rows out"
+        )
 
 
 def _is_absent(value: Any) -> bool:
