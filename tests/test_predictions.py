@@ -258,6 +258,48 @@ def test_objects_in_files() -> None:
         outputs.save("a.npy")
 
 
+@pytest.mark.parametrize("name", ["a.npy", "a.parquet"])
+def test_damaged_files(name: str) -> None:
+    """A file that was cut, or whose description was changed, is an error that names it."""
+    outputs, path = Predictions(9), Path(name)
+    outputs.add(range(9), value=torch.rand(9, 3))
+    outputs.save(name)
+    data = path.read_bytes()
+    path.unlink()  # it may be mapped
+    changed = [data[:at] + b"(" + data[at + 1 :] for at in range(0, 128, 3)]
+    for number, damaged in enumerate([*(data[:size] for size in range(0, 400, 23)), *changed]):
+        copy = Path(f"{number}-{name}")
+        copy.write_bytes(damaged)
+        try:
+            predictions.load(copy)  # what is changed may be a value
+        except ValueError as error:
+            assert copy.name in str(error)  # noqa: PT017
+    with pytest.raises(FileNotFoundError):
+        predictions.load(name)
+
+
+def test_columns_that_a_file_cannot_hold() -> None:
+    """Objects of mixed kinds, and a list called as the ids are, are errors that name the column."""
+    outputs = Predictions(2)
+    outputs.add(range(2), id=["a", "b"])
+    with pytest.raises(ValueError, match="the arrays have one called 'id', as the ids are"):
+        outputs.save("a.parquet")
+    for mixed in ([1, "a"], [[torch.zeros(1)], [torch.zeros(2)]]):
+        outputs = Predictions(2)
+        outputs.add(range(2), boxes=mixed)
+        with pytest.raises(TypeError, match=r"boxes has objects that a \.parquet file cannot hold"):
+            outputs.save("a.parquet")
+
+
+def test_dicts_in_files() -> None:
+    """Dicts are loaded with their keys."""
+    outputs = Predictions(2)
+    boxes = [{"label": 1, "at": [0.5, 1.0]}, {"label": 2, "at": []}]
+    outputs.add(range(2), boxes=boxes)
+    outputs.save("a.parquet")
+    assert predictions.load("a.parquet")["boxes"].tolist() == boxes
+
+
 def save_on_all(path: str) -> None:
     outputs = Predictions(4)
     outputs.add([3 - distributed.rank(), distributed.rank()], value=torch.tensor([1.0, 0.0]))

@@ -23,18 +23,35 @@ def load(path: PathLike) -> dict[str, NDArray[Any]]:
     memmap([0.25, 0.5 ], dtype=float32)
 
     Raises:
-        ValueError: A file of something else.
+        ValueError: A file of something else, or a damaged one.
     """
-    if Path(path).suffix == ".npy":
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
-        names = table.dtype.names or ()
-        columns = {name: table[name] for name in names}
-    else:
-        frame = _polars().read_parquet(path)
-        columns = {name: frame[name].to_numpy() for name in frame.columns}
+    try:
+        columns = _read(Path(path))
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # of a damaged file numpy and polars raise what they please
+        raise ValueError(f"{path} cannot be read as predictions: {error}") from error
     if "id" not in columns:
         raise ValueError(f"{path} has no ids: it has {', '.join(columns) or 'one plain array'}")
     return columns
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    if path.suffix == ".npy":
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+        return {name: table[name] for name in table.dtype.names or ()}
+    polars = _polars()
+    try:
+        frame = polars.read_parquet(path)
+    except polars.exceptions.PanicException as error:  # no Exception
+        raise ValueError(str(error)) from error
+    return {
+        # As an array, dicts would lose their keys.
+        name: np.array(frame[name].to_list(), dtype=object)
+        if frame[name].dtype == polars.Struct
+        else frame[name].to_numpy()
+        for name in frame.columns
+    }
 
 
 def _polars() -> Any:
@@ -71,20 +88,29 @@ def write(path: Path, columns: dict[str, Any], ids: Any) -> None:
             np.save(file, table, allow_pickle=False)
     elif path.suffix == ".parquet":
         polars = _polars()
-        series = [polars.Series(name, array) for name, array in arrays.items()]
-        for column in series:
-            if column.dtype == polars.Object:
-                raise TypeError(f"{column.name} has objects that a .parquet file cannot hold")
+        series = [_series(name, array) for name, array in arrays.items()]
         with write_whole(path) as file:
             polars.DataFrame(series).write_parquet(file)
     else:
         raise ValueError(f"predictions are saved as .parquet or .npy, not as {path.name}")
 
 
+def _series(name: str, values: Any) -> Any:
+    polars = _polars()
+    told = f"{name} has objects that a .parquet file cannot hold"
+    try:
+        series = polars.Series(name, values)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{told}: {error}") from error
+    if series.dtype == polars.Object:
+        raise TypeError(told)
+    return series
+
+
 def _as_column(name: str, value: Any) -> Any:
-    if isinstance(value, list):
-        return [item.tolist() if isinstance(item, Tensor | np.ndarray) else item for item in value]
     if name == "id":
         raise ValueError("the arrays have one called 'id', as the ids are: give it another name")
+    if isinstance(value, list):
+        return [item.tolist() if isinstance(item, Tensor | np.ndarray) else item for item in value]
     small = value.is_floating_point() and value.itemsize < 4
     return (value.float() if small else value).numpy()
