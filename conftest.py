@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import batteries
+import batteries.scoreboard
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +24,7 @@ def _names_for_examples(doctest_namespace: dict[str, object]) -> None:
     doctest_namespace["DataLoader"] = batteries.data.DataLoader
     rooms = {**vars(batteries.splits), "load": batteries.predictions.load}
     doctest_namespace.update({name: value for name, value in rooms.items() if name[0] != "_"})
+    doctest_namespace |= {"Path": Path, "RunInfo": batteries.scoreboard.RunInfo}
     doctest_namespace["PerRank"] = batteries.distributed.PerRank
 
 

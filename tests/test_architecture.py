@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import pkgutil
 import re
 import subprocess
 import sys
@@ -60,12 +61,31 @@ def test_imports_point_downward(module: str) -> None:
 
 
 def test_table_of_contents() -> None:
-    """`__init__` re-exports one name a line, and `__all__` is the same names, sorted."""
+    """`__init__` re-exports one name a line, `__all__` is the same names, sorted, and all load."""
     tree = ast.parse((SOURCE / "__init__.py").read_text())
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    [checking] = [node for node in tree.body if isinstance(node, ast.If)]
+    imports = [node for node in checking.body if isinstance(node, ast.ImportFrom)]
     assert all(len(node.names) == 1 for node in imports)
     assert sorted(node.names[0].asname or "" for node in imports) == sorted(batteries.__all__)
     assert batteries.__all__ == sorted(batteries.__all__)
+    for node in imports:
+        name = node.names[0].name
+        room = name if node.module == "batteries" else f"{node.module}.{name}"
+        assert getattr(batteries, name) is pkgutil.resolve_name(
+            f"batteries.{room}".replace("batteries.batteries.", "batteries.")
+        )
+    with pytest.raises(AttributeError, match="module 'batteries' has no attribute 'nothing'"):
+        batteries.nothing  # noqa: B018
+
+
+def test_the_command_line_needs_no_torch() -> None:
+    """`import batteries.cli` and `batteries --help` load neither torch nor numpy."""
+    script = (
+        "import batteries.cli, sys; print({'torch', 'numpy'} & set(sys.modules))\n"
+        "batteries.cli.main(['--help'])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.startswith("set()\nUsage: ")
 
 
 def public_objects() -> list[tuple[str, object]]:
@@ -99,6 +119,9 @@ def test_importing_does_nothing() -> None:
 import logging, os, sys, torch
 handlers, environment, modules = len(logging.root.handlers), dict(os.environ), set(sys.modules)
 import batteries
+assert "torch" in sys.modules
+for name in batteries.__all__:
+    getattr(batteries, name)
 optional = {"accelerate", "matplotlib", "mlflow", "pandas", "polars", "rich", "scipy", "sklearn",
             "tensorboard", "tensorboardX", "torchmetrics", "torchvision", "wandb"}
 new = set(sys.modules) - modules

@@ -1,11 +1,24 @@
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from ranks import run_ranks
+from torch.utils.data import Dataset
 
-from batteries import run_directory
+from batteries import data, run_directory, set_backends, start_run
+from batteries.backends import adopt_backends
+from batteries.records import read_record, state_of
 
 
 def test_numbers_never_repeat() -> None:
@@ -59,3 +72,246 @@ def test_logdir_that_is_a_file() -> None:
     Path("runs").touch()
     with pytest.raises(NotADirectoryError, match="runs is a file"):
         run_directory("runs")
+
+
+# ---------------------------------------------------------------- the record
+
+
+def last_session(path: str | Path) -> dict[str, Any]:
+    record = read_record(path)
+    assert record is not None
+    return dict(record["sessions"][-1])
+
+
+def test_what_is_recorded() -> None:
+    """The record has arguments, command, versions, machine, times and how the run ended."""
+    args = argparse.Namespace(lr=0.1, path=Path("data"), api_key="abc", nested={"token": "abc"})
+    with start_run("runs", args) as run:
+        assert last_session(run.path)["state"] == "running"
+    session = last_session("runs/001")
+    secret = {"api_key": "***", "nested": {"token": "***"}}
+    assert session["args"] == {"lr": 0.1, "path": repr(Path("data")), **secret}
+    assert session["packages"]["torch"] == torch.__version__
+    assert session["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert (session["world_size"], session["state"]) == (1, "finished")
+    assert session["started"] <= session["stopped"]
+    assert {"cpu", "gpus", "driver", "host", "platform", "memory", "git"} <= set(session)
+
+
+@dataclasses.dataclass
+class Arguments:
+    lr: float = 0.1
+
+
+def test_arguments_of_any_kind() -> None:
+    """Arguments may be a dataclass, a mapping, or none."""
+    for number, (args, expected) in enumerate(
+        [(Arguments(), {"lr": 0.1}), ({"lr": 0.2}, {"lr": 0.2}), (None, {})], start=1
+    ):
+        with start_run("runs", args):
+            pass
+        assert last_session(f"runs/00{number}")["args"] == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (ValueError("no data"), "failed"),
+        (KeyboardInterrupt(), "stopped"),
+        (SystemExit(143), "stopped"),
+        (SystemExit(2), "failed"),
+        (SystemExit(0), "finished"),
+    ],
+)
+def test_how_it_ended(error: BaseException, state: str) -> None:
+    """What ends the `with` is the run's state."""
+    with pytest.raises(type(error)), start_run("runs"):
+        raise error
+    session = last_session("runs/001")
+    assert session["state"] == state
+    assert (session["error"] is None) == (state != "failed")
+
+
+def test_an_unfinished_run_goes_on() -> None:
+    """A failed run goes on in its directory, with its id and one more session."""
+    with pytest.raises(ValueError, match="no"), start_run("runs") as first:
+        raise ValueError("no")
+    with start_run("runs") as again:
+        assert (again.path, again.id, again.resumed) == (first.path, first.id, True)
+    record = read_record("runs/001")
+    assert record is not None
+    assert [session["state"] for session in record["sessions"]] == ["failed", "finished"]
+
+
+def test_nothing_is_clobbered() -> None:
+    """After a finished run, or with `new=True`, the next number is taken; a path is that run."""
+    with start_run("runs"):
+        pass
+    with pytest.raises(ValueError, match="no"), start_run("runs") as second:
+        raise ValueError("no")
+    with start_run("runs", new=True) as third:
+        assert (second.path.name, third.path.name) == ("002", "003")
+    with start_run("runs/001") as run:
+        assert run.resumed
+    with pytest.raises(ValueError, match="runs/001 is a run itself"):
+        start_run("runs/001", new=True)
+
+
+RUN = """
+import sys, time
+from batteries import start_run
+run = start_run("runs")
+print("started", flush=True)
+sys.stdin.readline()
+if len(sys.argv) > 1:
+    raise ValueError("no data")
+"""
+
+
+def started(*arguments: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, *arguments], stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    return process
+
+
+def test_two_processes() -> None:
+    """A second process is told which one records; when that is killed it goes on."""
+    with started() as first:
+        with pytest.raises(RuntimeError, match=f"runs/001 is recorded by process {first.pid} on "):
+            start_run("runs")
+        record = read_record("runs/001")
+        assert record is not None
+        assert state_of("runs/001", record) == "running"
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    assert state_of("runs/001", record) == "killed"
+    with start_run("runs") as run:
+        assert run.resumed
+
+
+@pytest.mark.parametrize(("arguments", "state"), [((), "finished"), (("fail",), "failed")])
+def test_the_end_of_the_program(arguments: tuple[str, ...], state: str) -> None:
+    """Without a `with`, the end of the program is recorded, and an error that ends it."""
+    with started(*arguments) as process:
+        process.communicate("\n")
+    assert last_session("runs/001")["state"] == state
+
+
+def test_another_host() -> None:
+    """A run of another host lives as long as its record is touched."""
+    with start_run("runs") as run:
+        record = read_record(run.path)
+        assert record is not None
+        record["sessions"][-1]["host"] = "elsewhere"
+        assert state_of(run.path, record) == "running"
+        os.utime(run.path / "run.json", (0, 0))
+        assert state_of(run.path, record) == "killed"
+
+
+def test_git(tmp_path: Path) -> None:
+    """The commit is recorded, and what was changed since is a patch that applies."""
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    program = tmp_path / "train.py"
+    program.write_text("from batteries import start_run\nstart_run('runs')\n")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *command], check=True)
+    program.write_text(program.read_text() + "print('changed')\n")
+    subprocess.run([sys.executable, "train.py"], cwd=tmp_path, check=True, capture_output=True)
+    about = last_session(tmp_path / "runs/001")["git"]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    assert (about["commit"], about["dirty"], about["diff"]) == (head.strip(), True, "diff-1.patch")
+    subprocess.run([*git, "checkout", "-q", "train.py"], check=True)
+    subprocess.run([*git, "apply", "runs/001/diff-1.patch"], check=True)
+    assert program.read_text().endswith("print('changed')\n")
+
+
+def test_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret of the environment is nowhere in the record, however it got there."""
+    monkeypatch.setenv("WANDB_API_KEY", "c0ffee123456")
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", "--uri", "https://me:c0ffee@host", "--token", "t0k3n"]
+    )
+    with start_run("runs", {"uri": "https://me:c0ffee123456@host", "note": "c0ffee123456"}) as run:
+        text = (run.path / "run.json").read_text()
+    assert "c0ffee" not in text
+    assert "t0k3n" not in text
+    assert '"WANDB_API_KEY": "***"' in text
+
+
+def test_foreign_record() -> None:
+    """A `run.json` of something else is named, and stays as it is."""
+    Path("run.json").write_text(json.dumps(["not ours"]))
+    with pytest.raises(
+        ValueError, match=r"run\.json is not the record of a run: it has no sessions"
+    ):
+        start_run(".")
+    assert json.loads(Path("run.json").read_text()) == ["not ours"]
+
+
+def record_on_each_rank(logdir: str) -> tuple[str, str]:
+    with start_run(logdir) as run:
+        return run.path.name, run.id
+
+
+def test_ranks_record_once(tmp_path: Path) -> None:
+    """All ranks have the same directory and id, and one session is recorded."""
+    results = run_ranks(record_on_each_rank, str(tmp_path), world_size=3)
+    assert len(set(results)) == 1
+    record = read_record(tmp_path / "001")
+    assert record is not None
+    assert [session["world_size"] for session in record["sessions"]] == [3]
+
+
+def test_threads_end() -> None:
+    """A closed run leaves no thread, and closing twice changes nothing."""
+    before = threading.active_count()
+    run = start_run("runs")
+    run.close("failed", "no")
+    run.close()
+    assert last_session("runs/001")["state"] == "failed"
+    while threading.active_count() > before:
+        pass
+
+
+# ---------------------------------------------------------------- torch's switches
+
+
+class Strategies(Dataset[str]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> str:
+        return str(torch.multiprocessing.get_sharing_strategy())  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_switches_reach_workers(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sharing strategy is that of the workers, however they are started."""
+    monkeypatch.setenv("BATTERIES_BACKENDS", "{}")
+    set_backends(sharing_strategy="file_system")
+    loader = data.DataLoader(Strategies(), num_workers=1, multiprocessing_context=start)
+    try:
+        assert list(loader) == [["file_system"]]
+    finally:
+        set_backends(sharing_strategy="file_descriptor")
+
+
+def test_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is given is set, what is not stays, and an unknown strategy is named."""
+    monkeypatch.setenv("BATTERIES_BACKENDS", "{}")
+    set_backends(matmul_precision="high", anomaly_mode=True)
+    set_backends(ignore_warnings=["known"])
+    try:
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.is_anomaly_enabled()
+        torch.set_float32_matmul_precision("highest")
+        adopt_backends()
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        set_backends(matmul_precision="highest", anomaly_mode=False)
+    with pytest.raises(ValueError, match="sharing_strategy is 'fast'; this system has file_"):
+        set_backends(sharing_strategy="fast")  # type: ignore[arg-type]

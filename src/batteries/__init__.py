@@ -1,42 +1,48 @@
 """Everything around a PyTorch training loop, nothing inside it."""
 
-from batteries import checkpoint as checkpoint
-from batteries import data as data
-from batteries import distributed as distributed
-from batteries import progress as progress
-from batteries import splits as splits
-from batteries.checkpoint import CheckpointError as CheckpointError
-from batteries.checkpoint import CheckpointManager as CheckpointManager
-from batteries.checkpoint import load_checkpoint as load_checkpoint
-from batteries.checkpoint import make_checkpoint as make_checkpoint
-from batteries.checkpoint import resume as resume
-from batteries.checkpoint import save_checkpoint as save_checkpoint
-from batteries.device import t2d as t2d
-from batteries.device import to_device as to_device
-from batteries.early_stopping import EarlyStopping as EarlyStopping
-from batteries.loggers import JsonLinesLogger as JsonLinesLogger
-from batteries.loggers import Loggers as Loggers
-from batteries.loggers import MLflowLogger as MLflowLogger
-from batteries.loggers import TensorBoardLogger as TensorBoardLogger
-from batteries.loggers import TensorBoardXLogger as TensorBoardXLogger
-from batteries.loggers import WandbLogger as WandbLogger
-from batteries.logs import get_logger as get_logger
-from batteries.meters import AverageMeter as AverageMeter
-from batteries.meters import AverageMetter as AverageMetter
-from batteries.meters import all_reduce_meters as all_reduce_meters
-from batteries.modules import check_in_sync as check_in_sync
-from batteries.modules import distribute as distribute
-from batteries.modules import share_buffers as share_buffers
-from batteries.modules import unwrap as unwrap
-from batteries.predictions import Predictions as Predictions
-from batteries.preemption import PreemptionGuard as PreemptionGuard
-from batteries.run import run_directory as run_directory
-from batteries.seeding import isolated_rng as isolated_rng
-from batteries.seeding import rng_state as rng_state
-from batteries.seeding import seed_all as seed_all
-from batteries.seeding import seed_worker as seed_worker
-from batteries.seeding import set_rng_state as set_rng_state
-from batteries.training import accumulate as accumulate
+from importlib import import_module as _import
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from batteries import checkpoint as checkpoint
+    from batteries import data as data
+    from batteries import distributed as distributed
+    from batteries import progress as progress
+    from batteries import splits as splits
+    from batteries.backends import set_backends as set_backends
+    from batteries.checkpoint import CheckpointError as CheckpointError
+    from batteries.checkpoint import CheckpointManager as CheckpointManager
+    from batteries.checkpoint import load_checkpoint as load_checkpoint
+    from batteries.checkpoint import make_checkpoint as make_checkpoint
+    from batteries.checkpoint import resume as resume
+    from batteries.checkpoint import save_checkpoint as save_checkpoint
+    from batteries.device import t2d as t2d
+    from batteries.device import to_device as to_device
+    from batteries.early_stopping import EarlyStopping as EarlyStopping
+    from batteries.loggers import JsonLinesLogger as JsonLinesLogger
+    from batteries.loggers import Loggers as Loggers
+    from batteries.loggers import MLflowLogger as MLflowLogger
+    from batteries.loggers import TensorBoardLogger as TensorBoardLogger
+    from batteries.loggers import TensorBoardXLogger as TensorBoardXLogger
+    from batteries.loggers import WandbLogger as WandbLogger
+    from batteries.logs import get_logger as get_logger
+    from batteries.meters import AverageMeter as AverageMeter
+    from batteries.meters import AverageMetter as AverageMetter
+    from batteries.meters import all_reduce_meters as all_reduce_meters
+    from batteries.modules import check_in_sync as check_in_sync
+    from batteries.modules import distribute as distribute
+    from batteries.modules import share_buffers as share_buffers
+    from batteries.modules import unwrap as unwrap
+    from batteries.predictions import Predictions as Predictions
+    from batteries.preemption import PreemptionGuard as PreemptionGuard
+    from batteries.run import run_directory as run_directory
+    from batteries.run import start_run as start_run
+    from batteries.seeding import isolated_rng as isolated_rng
+    from batteries.seeding import rng_state as rng_state
+    from batteries.seeding import seed_all as seed_all
+    from batteries.seeding import seed_worker as seed_worker
+    from batteries.seeding import set_rng_state as set_rng_state
+    from batteries.training import accumulate as accumulate
 
 __version__ = "0.1.0"
 
@@ -72,10 +78,64 @@ __all__ = [
     "save_checkpoint",
     "seed_all",
     "seed_worker",
+    "set_backends",
     "set_rng_state",
     "share_buffers",
     "splits",
+    "start_run",
     "t2d",
     "to_device",
     "unwrap",
 ]
+
+# Loaded when first asked for: the command line needs no torch.
+_ROOMS = {
+    "backends": ("set_backends",),
+    "checkpoint": (
+        "CheckpointError",
+        "CheckpointManager",
+        "load_checkpoint",
+        "make_checkpoint",
+        "resume",
+        "save_checkpoint",
+    ),
+    "device": ("t2d", "to_device"),
+    "early_stopping": ("EarlyStopping",),
+    "loggers": (
+        "JsonLinesLogger",
+        "Loggers",
+        "MLflowLogger",
+        "TensorBoardLogger",
+        "TensorBoardXLogger",
+        "WandbLogger",
+    ),
+    "logs": ("get_logger",),
+    "meters": ("AverageMeter", "AverageMetter", "all_reduce_meters"),
+    "modules": ("check_in_sync", "distribute", "share_buffers", "unwrap"),
+    "predictions": ("Predictions",),
+    "preemption": ("PreemptionGuard",),
+    "run": ("run_directory", "start_run"),
+    "seeding": ("isolated_rng", "rng_state", "seed_all", "seed_worker", "set_rng_state"),
+    "training": ("accumulate",),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name.startswith("_"):
+        raise AttributeError(f"module 'batteries' has no attribute {name!r}")
+    if name in _ROOM_OF:
+        value: object = getattr(_import(f"batteries.{_ROOM_OF[name]}"), name)
+    else:
+        try:
+            value = _import(f"batteries.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"batteries.{name}":
+                raise
+            raise AttributeError(f"module 'batteries' has no attribute {name!r}") from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,11 +1,26 @@
-"""The run directory."""
+"""The run directory, and the record of what made it."""
 
 from __future__ import annotations
 
+import atexit
+import dataclasses
+import functools
+import os
+import sys
+import threading
+import uuid
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
-from batteries.distributed import rank_zero_only
-from batteries.files import PathLike, make_directory
+from batteries.distributed import is_main, rank_zero_only, world_size
+from batteries.environment import code, environment, masked, masked_command, program_directory
+from batteries.files import PathLike, locked_directory, make_directory, write_whole
+from batteries.records import BEAT, NAME, own_process, read_record, state_of, write_record
 
 
 @rank_zero_only(share=True)
@@ -33,7 +48,12 @@ def run_directory(logdir: PathLike, resume: bool = False, unless: str | None = N
     runs = [number for number, path in names.items() if path.is_dir()]
     if resume and runs and not (unless and (names[max(runs)] / unless).exists()):
         return names[max(runs)]
-    number = max(names, default=0) + 1
+    return _new_directory(logdir)
+
+
+def _new_directory(logdir: Path) -> Path:
+    numbers = (int(path.name) for path in make_directory(logdir).iterdir() if path.name.isdecimal())
+    number = max(numbers, default=0) + 1
     while True:
         path = logdir / f"{number:03d}"
         try:
@@ -42,3 +62,171 @@ def run_directory(logdir: PathLike, resume: bool = False, unless: str | None = N
             number += 1
         else:
             return path
+
+
+class Run:
+    """A run that is recorded; `start_run` makes it.
+
+    >>> with start_run("runs/digits", {"lr": 0.1}) as run:
+    ...     print(run.path.as_posix(), run.resumed)
+    runs/digits/001 False
+    >>> start_run("runs/digits").path.name  # that one is finished
+    '002'
+
+    Attributes:
+        path: The directory of the run, the same on every rank.
+        id: What it is known by, also when it goes on.
+        resumed: Whether it goes on.
+    """
+
+    def __init__(self, path: Path, id: str, resumed: bool) -> None:  # noqa: A002
+        self.path = path
+        self.id = id
+        self.resumed = resumed
+        self._ended = threading.Event()
+        if is_main():
+            self._closing = functools.partial(_close_at_exit, weakref.ref(self))
+            atexit.register(self._closing)
+            threading.Thread(target=_beat, args=(path / NAME, self._ended), daemon=True).start()
+
+    def close(self, state: str = "finished", error: str | None = None) -> None:
+        """Record how the run ended. To be called once more does nothing.
+
+        Args:
+            state: "finished", "stopped" or "failed".
+        """
+        if self._ended.is_set() or not is_main():
+            return
+        self._ended.set()
+        atexit.unregister(self._closing)
+        with locked_directory(self.path):
+            record = read_record(self.path)
+            assert record is not None
+            record["sessions"][-1].update(state=state, error=error, stopped=_now())
+            write_record(self.path, record)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(*_state_after(error))
+
+
+def start_run(logdir: PathLike, args: Any = None, *, new: bool = False) -> Run:
+    """Begin to record a run, or go on with one: what made it, when, and how it ended.
+
+    >>> with start_run("runs/digits", {"lr": 0.1}) as run:
+    ...     logger = get_logger("experiment", log_file=run.path / "log.txt")
+
+    Each start adds a session to `run.json` in the run's directory: arguments, command line, git
+    commit (with `diff-1.patch` beside it, where something was changed), versions, machine, world
+    size and times. At the end of the `with`, or of the program, it is "finished", "stopped" (a
+    signal, Ctrl-C) or "failed"; what says nothing more was killed. Secrets are masked.
+
+    All ranks call it and get the same directory; rank 0 writes.
+
+    Args:
+        logdir: The directory of numbered runs, of which the newest goes on, unless it has finished;
+            or that of one run, which goes on in any case.
+        args: An `argparse.Namespace`, a dataclass or a mapping.
+        new: Begin the next one.
+
+    Raises:
+        RuntimeError: Another process is recording into it; it says which.
+        ValueError: `run.json` is there, and not the record of a run.
+    """
+    path, name, resumed = _begin(Path(logdir), args, new, world_size())
+    return Run(path, name, resumed)
+
+
+@rank_zero_only(share=True)
+def _begin(logdir: Path, args: Any, new: bool, ranks: int) -> tuple[Path, str, bool]:
+    path = _chosen(logdir, new)
+    about, diff = code(program_directory())
+    session = {
+        **own_process(),
+        "state": "running",
+        "started": _now(),
+        "stopped": None,
+        "error": None,
+        "args": masked(_mapping(args)),
+        "command": masked_command([sys.executable, *sys.argv]),
+        "world_size": ranks,
+        "git": about,
+        **environment(),
+    }
+    with locked_directory(path):
+        record = read_record(path)
+        resumed = record is not None
+        if record is not None and state_of(path, record) == "running":
+            last = record["sessions"][-1]
+            raise RuntimeError(
+                f"{path} is recorded by process {last['pid']} on {last['host']} since "
+                f"{last['started']}: wait for its end, or begin another run with new=True"
+            )
+        record = record or {"id": uuid.uuid4().hex[:16], "sessions": []}
+        if about is not None and diff:
+            about["diff"] = f"diff-{len(record['sessions']) + 1}.patch"
+            with write_whole(path / about["diff"], len(diff)) as file:
+                file.write(diff)
+        record["sessions"].append(session)
+        write_record(path, record)
+    return path, record["id"], resumed
+
+
+def _chosen(logdir: Path, new: bool) -> Path:
+    """The directory of the run."""
+    if (logdir / NAME).exists():
+        if new:
+            raise ValueError(f"{logdir} is a run itself: new=True takes the directory above it")
+        return logdir
+    runs = (path for path in logdir.glob("[0-9]*") if path.name.isdecimal())
+    newest = max(runs, key=lambda path: int(path.name), default=None)
+    record = read_record(newest) if newest and not new else None
+    if newest and record and state_of(newest, record) != "finished":
+        return newest
+    return _new_directory(logdir)
+
+
+def _mapping(args: Any) -> dict[str, Any]:
+    if args is None:
+        return {}
+    if dataclasses.is_dataclass(args) and not isinstance(args, type):
+        args = dataclasses.asdict(args)
+    return {str(name): value for name, value in dict(getattr(args, "__dict__", args)).items()}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _state_after(error: BaseException | None) -> tuple[str, str | None]:
+    """How a run ended, by the error that ended it.
+
+    >>> _state_after(SystemExit(143)), _state_after(ValueError("no data"))
+    (('stopped', None), ('failed', 'ValueError: no data'))
+    """
+    code = error.code if isinstance(error, SystemExit) else None
+    if error is None or (isinstance(error, SystemExit) and code in (None, 0)):
+        return "finished", None
+    if isinstance(error, KeyboardInterrupt) or (isinstance(code, int) and code > 128):
+        return "stopped", None
+    return "failed", f"{type(error).__name__}: {error}"
+
+
+def _close_at_exit(own: Callable[[], Run | None]) -> None:
+    run = own()
+    if run is not None:
+        run.close(*_state_after(getattr(sys, "last_value", None)))
+
+
+def _beat(path: Path, ended: threading.Event) -> None:
+    """Say that this process lives, to those on other hosts."""
+    while not ended.wait(BEAT):
+        with suppress(OSError):
+            os.utime(path)

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from batteries import distributed
+from batteries.backends import adopt_backends
 
 _SEED = "BATTERIES_SEED"
 
@@ -93,6 +94,7 @@ def seed_worker(worker_id: int) -> None:
             "seed_worker runs inside DataLoader workers: pass it as worker_init_fn=seed_worker; "
             "use seed_all(seed) elsewhere"
         )
+    adopt_backends()
     seed_all(worker_id, deterministic=torch.backends.cudnn.deterministic)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from batteries import distributed
+from batteries.backends import adopt_backends
 from batteries.data.shuffle import Shuffle
 from batteries.data.streams import Part, Stream, fresh_parts
 from batteries.preemption import holding_signals, ignore_signals
@@ -442,6 +443,7 @@ def _ended_at_exit() -> weakref.WeakSet[Any]:
 
 def _begin_worker(then: Callable[[int], None] | None, worker_id: int) -> None:
     ignore_signals()
+    adopt_backends()
     if then is not None:
         then(worker_id)
 

@@ -1,0 +1,90 @@
+"""The record of a run: `run.json` in its directory, and what state the run is in."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from batteries.files import PathLike, write_whole
+
+NAME = "run.json"
+BEAT = 10.0  # seconds between two signs of life
+_SILENCE = 6 * BEAT  # after which a process of another host counts as dead
+
+
+def read_record(run: PathLike) -> dict[str, Any] | None:
+    """What is recorded of a run; None where nothing is.
+
+    >>> read_record("runs/nothing") is None
+    True
+
+    Raises:
+        ValueError: The file is not a record.
+    """
+    path = Path(run, NAME)
+    try:
+        record: Any = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path} is not the record of a run: {error}") from None
+    found: dict[str, Any] = record if isinstance(record, dict) else {}
+    sessions = found.get("sessions")
+    if not (isinstance(sessions, list) and sessions and isinstance(sessions[-1], dict)):
+        raise ValueError(f"{path} is not the record of a run: it has no sessions")
+    return found
+
+
+def write_record(run: PathLike, record: dict[str, Any]) -> None:
+    """Replace what is recorded.
+
+    >>> write_record(".", {"id": "a", "sessions": [{"state": "finished"}]})
+    """
+    data = json.dumps(record, indent=1, default=repr).encode()
+    with write_whole(Path(run, NAME), len(data)) as file:
+        file.write(data)
+
+
+def state_of(run: PathLike, record: dict[str, Any]) -> str:
+    """One of running, finished, stopped (by a signal), failed, and killed: it said no more.
+
+    >>> state_of(".", {"sessions": [{"state": "finished"}]})
+    'finished'
+    """
+    session = record["sessions"][-1]
+    state = str(session.get("state", "unknown"))
+    return "killed" if state == "running" and not _is_alive(Path(run), session) else state
+
+
+def own_process() -> dict[str, Any]:
+    """What a process is known by.
+
+    >>> own_process()["pid"] == os.getpid()
+    True
+    """
+    return {"host": platform.node(), "pid": os.getpid(), "born": _born(os.getpid())}
+
+
+def _is_alive(run: Path, session: dict[str, Any]) -> bool:
+    if session.get("host") != platform.node():
+        return time.time() - (run / NAME).stat().st_mtime < _SILENCE
+    try:
+        os.kill(int(session["pid"]), 0)
+    except PermissionError:  # somebody else's
+        return True
+    except (OSError, KeyError, TypeError, ValueError):
+        return False
+    return session.get("born") in (None, _born(session["pid"]))  # the number may be another's now
+
+
+def _born(pid: int) -> str | None:
+    """When a process began, in the system's counting; None where that is not known, "" if dead."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return "" if state == "Z" else fields[18]

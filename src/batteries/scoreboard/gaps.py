@@ -1,0 +1,96 @@
+"""Whether test and leaderboard move with validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from batteries._optional import import_optional
+from batteries.scoreboard.runs import RunInfo
+
+_FEW = 5  # runs, below which nothing is said
+_SEED = 42
+
+
+class GapCheck(NamedTuple):
+    """What a gap check found.
+
+    >>> print(GapCheck("test", 3, None, None, "too few runs").verdict)
+    too few runs
+
+    Attributes:
+        correlation: Spearman's, of validation and the other score; None where it is not known.
+        interval: In which it lies with 95 % probability, by resampling the runs.
+    """
+
+    against: str
+    runs: int
+    correlation: float | None
+    interval: tuple[float, float] | None
+    verdict: str
+
+
+def check_gaps(runs: Sequence[RunInfo]) -> list[GapCheck]:
+    """For test and each leaderboard: whether it moves with validation, over all runs.
+
+    >>> check_gaps([])
+    []
+    """
+    boards = sorted({name for run in runs for name in run.scores.get("leaderboard", {})})
+    found = [_checked("test", [(run.validation, run.scores.get("test")) for run in runs])]
+    for name in boards:
+        pairs = [(run.validation, run.scores.get("leaderboard", {}).get(name)) for run in runs]
+        found.append(_checked(f"leaderboard.{name}", pairs))
+    return [check for check in found if check.runs]
+
+
+def _checked(against: str, pairs: Sequence[tuple[Any, Any]]) -> GapCheck:
+    known = np.array([pair for pair in pairs if None not in pair], dtype=float).reshape(-1, 2)
+    count = len(known)
+    different = min(len(set(known[:, 0])), len(set(known[:, 1])))
+    if count < _FEW or different < 2:
+        verdict = f"{count} runs have both scores; nothing can be said below {_FEW} different ones"
+        return GapCheck(against, count, None, None, verdict)
+    stats: Any = import_optional("scipy.stats", needs="scipy", for_="check_gaps")
+    correlation = float(stats.spearmanr(known[:, 0], known[:, 1]).statistic)
+
+    def of(rows: Any) -> float:
+        ranks = stats.rankdata(known[rows.astype(int)], axis=0)
+        if (np.ptp(ranks, axis=0) == 0).any():  # all alike: no rank says anything
+            return 0.0
+        return float(np.corrcoef(ranks.T)[0, 1])
+
+    generator = np.random.default_rng(_SEED)
+    drawn = [of(generator.integers(0, count, count)) for _ in range(2000)]
+    low, high = (float(value) for value in np.quantile(drawn, [0.025, 0.975]))
+    if low > 0:
+        verdict = f"{against} moves with validation"
+    elif high < 0:
+        verdict = f"{against} moves against validation"
+    else:
+        verdict = f"that {against} moves with validation is not shown by {count} runs"
+    return GapCheck(against, count, correlation, (low, high), verdict)
+
+
+def check_gap(run: RunInfo) -> list[str]:
+    """For one run: whether its gaps are inside the spread of its folds.
+
+    >>> check_gap(RunInfo("001", Path("001"), scores={"folds": [0.90, 0.92, 0.94], "test": 0.91}))
+    ['test - validation is -0.0100, inside the spread of 3 folds (0.9000 to 0.9400)']
+    """
+    folds = run.scores.get("folds", [])
+    validation = run.validation if not folds else float(np.mean(folds))
+    others = {"test": run.scores.get("test"), **run.scores.get("leaderboard", {})}
+    found = []
+    for name, score in others.items():
+        if score is None or validation is None:
+            continue
+        text = f"{name} - validation is {score - validation:+.4f}"
+        if len(folds) > 1:
+            low, high = min(folds), max(folds)
+            where = "inside" if low <= score <= high else "outside"
+            text += f", {where} the spread of {len(folds)} folds ({low:.4f} to {high:.4f})"
+        found.append(text)
+    return found

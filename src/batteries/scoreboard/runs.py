@@ -1,0 +1,272 @@
+"""The runs in a log directory, as their files tell them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from batteries.files import PathLike
+from batteries.records import NAME, read_record, state_of
+from batteries.scoreboard.scores import read_scores
+
+_METRICS = "metrics.json"  # of a CheckpointManager
+_DEPTH = 4  # directories below the log directory in which runs are looked for
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The scores of the epochs of one stage, which has a directory of checkpoints.
+
+    >>> rows = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.4}, {"epoch": 3, "loss": None}]
+    >>> Stage("", Path("checkpoints"), "loss", True, rows).best
+    {'epoch': 2, 'loss': 0.4}
+
+    Attributes:
+        name: Of the directory, "" where there is only one.
+        rows: `{"epoch": 1, "loss": 0.5, ...}`, with None for what is not finite.
+    """
+
+    name: str
+    path: Path
+    metric: str
+    minimization: bool
+    rows: list[dict[str, Any]]
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The row of the best epoch; of equal ones the earliest."""
+        finite = [row for row in self.rows if _is_finite(row.get(self.metric))]
+        sign = 1 if self.minimization else -1
+        return min(finite, key=lambda row: sign * row[self.metric], default=None)
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What the files of a run say.
+
+    >>> RunInfo("001", Path("runs/001")).state
+    'unknown'
+
+    Attributes:
+        name: Its directory, as seen from the log directory.
+        record: What is in `run.json`.
+        scores: What `record_scores` wrote.
+        problems: Files that could not be read, and why.
+    """
+
+    name: str
+    path: Path
+    record: dict[str, Any] = field(default_factory=dict)
+    state: str = "unknown"
+    stages: list[Stage] = field(default_factory=list)
+    scores: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def session(self) -> dict[str, Any]:
+        """The record of its last start."""
+        sessions = self.record.get("sessions")
+        return dict(sessions[-1]) if sessions else {}
+
+    @property
+    def commit(self) -> str:
+        """The first letters of the commit, with a * where something was changed."""
+        git = self.session.get("git") or {}
+        return str(git.get("commit", ""))[:8] + ("*" if git.get("dirty") else "")
+
+    @property
+    def seconds(self) -> float | None:
+        """How long all its starts took together, as far as is known."""
+        spans = [_span(session) for session in self.record.get("sessions", [])]
+        known = [span for span in spans if span is not None]
+        return sum(known) if known else None
+
+    @property
+    def epochs(self) -> int:
+        """Of all stages."""
+        return sum(len(stage.rows) for stage in self.stages)
+
+    @property
+    def best_stage(self) -> Stage | None:
+        """The stage with the best score, among those with the metric of the last one."""
+        scored = [stage for stage in self.stages if stage.best is not None]
+        if not scored:
+            return None
+        last = scored[-1]
+        sign = 1 if last.minimization else -1
+        alike = [stage for stage in scored if stage.metric == last.metric]
+        return min(alike, key=lambda stage: sign * (stage.best or {})[last.metric])
+
+    @property
+    def validation(self) -> float | None:
+        """The score that the run was told, else that of the best epoch."""
+        told = self.scores.get("validation")
+        if told is not None:
+            return float(told)
+        stage = self.best_stage
+        return float((stage.best or {})[stage.metric]) if stage else None
+
+    def row(self) -> dict[str, Any]:
+        """The run as a line of a table, of plain values."""
+        stage = self.best_stage
+        boards: dict[str, float] = self.scores.get("leaderboard", {})
+        test, validation = self.scores.get("test"), self.validation
+        return {
+            "run": self.name,
+            "commit": self.commit,
+            "stage": stage.name if stage else "",
+            "epochs": self.epochs,
+            "metric": stage.metric if stage else "",
+            "validation": validation,
+            "epoch": (stage.best or {}).get("epoch") if stage else None,
+            "test": test,
+            **{f"leaderboard.{name}": score for name, score in boards.items()},
+            "test - validation": _gap(test, validation),
+            **{f"{name} - validation": _gap(score, validation) for name, score in boards.items()},
+            "started": self.session.get("started", ""),
+            "seconds": self.seconds,
+            "state": self.state,
+        }
+
+
+def read_runs(logdir: PathLike) -> list[RunInfo]:
+    """The runs in a directory and those below it, in the order of their names.
+
+    >>> read_runs(".")
+    []
+
+    A run is a directory with a `run.json`, or the directory of a `CheckpointManager`. What cannot
+    be read is told in the run's `problems`.
+
+    Raises:
+        NotADirectoryError: There is no such directory.
+    """
+    root = Path(logdir)
+    if not root.is_dir():
+        raise NotADirectoryError(f"there is no directory {root}")
+    found = [read_run(path, path.relative_to(root).as_posix()) for path in _run_paths(root)]
+    return sorted(found, key=lambda run: _natural(run.name))
+
+
+def find_run(run: PathLike, logdir: PathLike = ".") -> RunInfo:
+    """A run by its path, or by its name in a log directory.
+
+    >>> find_run("runs/digits/007")
+    Traceback (most recent call last):
+    LookupError: there is no run runs/digits/007, and no runs are in .
+
+    Raises:
+        LookupError: There is none; with the nearest names.
+    """
+    for path in (Path(run), Path(logdir, run)):
+        if path.is_dir() and (found := read_run(path)) and (found.record or found.stages):
+            return found
+    above = Path(run).parent
+    places = [Path(logdir), *([above] if above.is_dir() and above != Path() else [])]
+    paths = {path.as_posix() for place in places for path in _run_paths(place)}
+    near = difflib.get_close_matches(str(run), paths, n=3, cutoff=0.3)
+    hint = f"; the nearest: {', '.join(near)}" if near else f", and no runs are in {logdir}"
+    raise LookupError(f"there is no run {run}{hint}")
+
+
+def read_run(path: PathLike, name: str | None = None) -> RunInfo:
+    """What the files of one run say.
+
+    >>> read_run("runs/digits/001").stages
+    []
+    """
+    path, problems = Path(path), []
+    record, scores, state = {}, {}, "unknown"
+    try:
+        record = read_record(path) or {}
+        state = state_of(path, record) if record else "unknown"
+    except (ValueError, OSError) as error:
+        problems.append(str(error))
+    try:
+        scores = read_scores(path)
+    except (ValueError, OSError) as error:
+        problems.append(str(error))
+    stages = []
+    for file in sorted(_metrics_files(path), key=_changed):
+        try:
+            stages.append(_read_stage(file, path))
+        except (ValueError, OSError) as error:
+            problems.append(f"{file}: {error}")
+    if problems and state == "unknown":
+        state = "unreadable"
+    return RunInfo(name or str(path), path, record, state, stages, scores, problems)
+
+
+def _run_paths(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
+    with os.scandir(root) as entries:
+        inside = list(entries)
+    names = {entry.name for entry in inside}
+    if NAME in names:
+        yield root
+    elif _METRICS in names:
+        yield root.parent if root.name == "checkpoints" else root
+    elif depth:
+        for entry in inside:
+            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+                yield from _run_paths(Path(entry.path), depth - 1)
+
+
+def _metrics_files(path: Path, depth: int = 2) -> Iterator[Path]:
+    try:
+        with os.scandir(path) as entries:
+            inside = list(entries)
+    except OSError:
+        return
+    for entry in inside:
+        if entry.name == _METRICS:
+            yield Path(entry.path)
+        elif depth and entry.is_dir(follow_symlinks=False):
+            yield from _metrics_files(Path(entry.path), depth - 1)
+
+
+def _changed(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _read_stage(file: Path, run: Path) -> Stage:
+    memory = json.loads(file.read_bytes())
+    if not isinstance(memory, dict) or "metric_name" not in memory:
+        raise ValueError("it is not a CheckpointManager's")
+    rows = [row for row in memory.get("values", []) if isinstance(row, dict) and "epoch" in row]
+    parts = [part for part in file.parent.relative_to(run).parts if part != "checkpoints"]
+    minimization = bool(memory.get("metric_minimization", True))
+    return Stage("/".join(parts), file.parent, memory["metric_name"], minimization, rows)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _gap(score: float | None, validation: float | None) -> float | None:
+    return None if score is None or validation is None else score - validation
+
+
+def _span(session: dict[str, Any]) -> float | None:
+    try:
+        started = datetime.fromisoformat(session["started"])
+        if session["stopped"] is None and session["state"] == "running":
+            return (datetime.now(timezone.utc) - started).total_seconds()
+        return (datetime.fromisoformat(session["stopped"]) - started).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """Numbers by their value.
+
+    >>> sorted(["b/10", "b/9", "a"], key=_natural)
+    ['a', 'b/9', 'b/10']
+    """
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in name.split("/")]
