@@ -23,13 +23,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_requirements(wheel: Path) -> None:
-    """The base needs torch, numpy and tqdm alone; the rest are extras."""
+    """The base needs torch, numpy, tqdm and click alone; the rest are extras."""
     with zipfile.ZipFile(wheel) as archive:
         [name] = [name for name in archive.namelist() if name.endswith("METADATA")]
         metadata = Parser().parsestr(archive.read(name).decode())
     requirements = metadata.get_all("Requires-Dist") or []
     base = [requirement for requirement in requirements if "extra ==" not in requirement]
-    assert sorted(base) == ["numpy>=1.26", "torch>=2.10", "tqdm>=4.66"]
+    assert sorted(base) == ["click>=8.1", "numpy>=1.26", "torch>=2.10", "tqdm>=4.66"]
     assert sorted(metadata.get_all("Provides-Extra") or []) == [
         "all", "mlflow", "safetensors", "tensorboard", "tensorboardx", "tools", "wandb"
     ]  # fmt: skip

@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from batteries import distributed
 from batteries.files import PathLike
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Metrics = Mapping[str, "float | Tensor | Metrics"]
 _BOUND = 10_000  # calls that may wait to be written

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from batteries import distributed
 from batteries.loggers.background import Metrics, read_together
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @runtime_checkable

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from test_scoreboard import make_run
+from torch import nn
+
+from batteries import Predictions, make_checkpoint, save_checkpoint
+from batteries.cli import main
+from batteries.scoreboard import record_scores
+
+
+def run(*words: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def _three_runs() -> None:
+    for scores, lr in (([0.8, 0.9], 0.1), ([0.95], 0.2), ([0.7], 0.3)):
+        make_run(scores, {"lr": lr})
+
+
+@pytest.mark.usefixtures("_three_runs")
+def test_runs() -> None:
+    """The table, JSON and CSV have the same runs, sorted and filtered as asked."""
+    table = run("runs", "runs").output
+    assert all(word in table for word in ("001", "0.9500", "finished", "accuracy"))
+    rows = json.loads(run("runs", "runs", "--json", "--sort=-validation").output)
+    assert [row["run"] for row in rows] == ["002", "001", "003"]
+    lines = run("runs", "runs", "--csv", "--filter", "validation>0.75").output.splitlines()
+    assert lines[0].startswith("run,commit,stage,epochs,metric,validation,epoch")
+    assert [line[:3] for line in lines[1:]] == ["001", "002"]
+    rows = json.loads(
+        run("runs", "runs", "--json", "--filter", "run~^00[12]$", "--filter", "epochs=1").output
+    )
+    assert [row["run"] for row in rows] == ["002"]
+    assert "there is no column 'loss'" in run("runs", "runs", "--sort", "loss", code=1).output
+    assert "expected COLUMN" in run("runs", "runs", "--filter", "loss", code=1).output
+
+
+@pytest.mark.usefixtures("_three_runs")
+def test_a_damaged_run() -> None:
+    """A run that cannot be read is told of, and the others are listed."""
+    Path("runs/002/run.json").write_text("{")
+    result = run("runs", "runs", "--json")
+    assert [row["state"] for row in json.loads(result.stdout)] == [
+        "finished",
+        "unreadable",
+        "finished",
+    ]
+    assert result.stderr.startswith("002: runs/002/run.json is not the record of a run")
+
+
+def test_no_runs() -> None:
+    """A directory without runs says what a run is."""
+    Path("empty").mkdir()
+    output = run("runs", "empty", code=1).output
+    assert output.startswith("Error: there are no runs in empty: a run is a directory with")
+
+
+@pytest.mark.usefixtures("_three_runs")
+def test_score() -> None:
+    """A score is written into the run and seen in the table; a wrong one changes nothing."""
+    run("score", "runs/002", "--test", "0.91", "--leaderboard", "0.907", "--name", "public")
+    [row] = json.loads(run("runs", "runs", "--json", "--filter", "run=002").output)
+    assert (row["test"], row["leaderboard.public"]) == (0.91, 0.907)
+    assert "expected a finite number" in run("score", "runs/002", "--test", "nan", code=1).output
+    assert "not a valid float" in run("score", "runs/002", "--test", "high", code=2).output
+    assert "expected --test" in run("score", "runs/002", code=2).output
+    nearest = run("score", "runs/02", "--test", "1", code=1).output
+    assert "Error: there is no run runs/02; the nearest: " in nearest
+    assert "runs/002" in nearest
+
+
+@pytest.mark.usefixtures("_three_runs")
+def test_compare() -> None:
+    """Arguments and scores stand side by side, and predictions tell noise from difference."""
+    output = run("compare", "runs/001", "runs/002").output
+    assert all(word in output for word in ("lr", "0.1", "0.2", "0.9000", "0.9500"))
+    target = np.arange(300) % 2
+    for name, wrong in (("001", 60), ("002", 20)):
+        outputs = Predictions(300)
+        probability = np.where(np.arange(300) < wrong, 1 - target, target).astype(np.float32)
+        outputs.add(range(300), probability=torch.from_numpy(probability), target=target)
+        outputs.save(f"runs/{name}/oof.parquet")
+    words = ("compare", "001", "002", "--logdir", "runs", "--predictions", "oof.parquet")
+    assert "difference +0.1333" in run(*words).output
+    assert "beyond noise" in run(*words).output
+    told = json.loads(run(*words, "--json").output)
+    assert told["arguments"] == {"lr": [0.1, 0.2]}
+    assert "has no 'label'" in run(*words, "--target", "label", code=1).output
+
+
+def test_gaps() -> None:
+    """Whether test moves with validation is said for all runs, and the gap of each."""
+    for value in np.linspace(0.5, 0.9, 8):
+        record_scores(make_run([float(value)]), test=float(value) - 0.01)
+    output = run("gaps", "runs").output
+    assert "001: test - validation is -0.0100" in output
+    assert "8 runs: test moves with validation (rank correlation +1.00" in output
+    assert json.loads(run("gaps", "runs", "--json").output)["all"][0]["runs"] == 8
+
+
+def test_inspect() -> None:
+    """A checkpoint's values and tensors are shown; a damaged file is named."""
+    model = nn.Linear(3, 2)
+    save_checkpoint(make_checkpoint("train", 7, model, metrics={"loss": 0.5}), "a.pth")
+    told = json.loads(run("inspect", "a.pth", "--json").output)
+    assert (told["values"]["stage"], told["values"]["epoch"]) == ("train", 7)
+    assert told["values"]["metrics.loss"] == 0.5
+    weight = {"name": "model_state_dict.weight", "shape": [2, 3], "dtype": "float32", "bytes": 24}
+    assert told["tensors"][0] == weight
+    assert "2 tensors, 32 bytes" in run("inspect", "a.pth").output
+    Path("b.pth").write_bytes(b"torn")
+    assert "Error: b.pth" in run("inspect", "b.pth", code=1).output
+
+
+@pytest.mark.parametrize("kind", ["device", "dp", "ddp", "kfold"])
+def test_new(kind: str) -> None:
+    """The copied experiment is the example, and says how it is run."""
+    assert "experiment.py" in run("new", kind, "mine").output
+    names = {path.name for path in Path("mine").iterdir()}
+    assert names == {"README.md", "datasets.py", "experiment.py", "models.py"}
+    command = [sys.executable, "experiment.py", "--help"]
+    result = subprocess.run(command, cwd="mine", capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "mine is there already" in run("new", kind, "mine", code=1).output
+
+
+def test_env() -> None:
+    """What a bug report needs is printed, as text and as JSON."""
+    assert json.loads(run("env", "--json").output)["packages"]["torch"] == torch.__version__
+    assert f"torch {torch.__version__}" in run("env").output
+
+
+def test_help() -> None:
+    """Every command has a help with an example; an unknown one is refused."""
+    for name in main.commands:
+        assert f"batteries {name}" in run(name, "--help").output.partition("\n\n")[2], name
+    assert "No such command" in run("rums", code=2).output
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    """What a shell needs to complete commands is printed."""
+    assert "_BATTERIES_COMPLETE" in run("completion", shell).output
+
+
+def test_installed_command() -> None:
+    """The command is installed with the package."""
+    program = Path(sys.executable).with_name("batteries")
+    result = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    assert "0.1.0" in result.stdout

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from torch import nn
+
+from batteries import CheckpointManager, make_checkpoint, start_run
+from batteries.scoreboard import (
+    RunInfo,
+    check_gaps,
+    compare,
+    find_run,
+    paired_bootstrap,
+    read_runs,
+    record_scores,
+)
+
+
+def make_run(
+    scores: list[float],
+    args: dict[str, Any] | None = None,
+    metric: str = "accuracy",
+    stage: str = "",
+    minimization: bool = False,
+) -> Path:
+    """A real run with a score an epoch; returns its directory."""
+    with start_run("runs", args, new=True) as run:
+        add_stage(run.path, scores, metric, stage, minimization)
+    return run.path
+
+
+def add_stage(
+    run: Path, scores: list[float], metric: str, stage: str = "", minimization: bool = False
+) -> None:
+    logdir = run / "checkpoints" / stage
+    manager = CheckpointManager(logdir, metric, minimization, save_n_best=1)
+    for epoch, score in enumerate(scores, start=1):
+        manager.process(score, epoch, make_checkpoint("train", epoch, nn.Linear(1, 1)))
+
+
+def info(validation: float, test: float, folds: list[float] | None = None) -> RunInfo:
+    scores: dict[str, Any] = {"validation": validation, "test": test, "folds": folds or []}
+    return RunInfo("run", Path("run"), scores=scores)
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_what_a_run_says() -> None:
+    """A run's row has its best epoch, its scores, the gaps and its state."""
+    path = make_run([0.8, 0.93, 0.9], {"lr": 0.1})
+    record_scores(path, test=0.91, leaderboard=0.907)
+    record_scores(path, leaderboard=0.9, name="private")
+    [run] = read_runs("runs")
+    row = run.row()
+    assert (row["run"], row["state"], row["epochs"]) == ("001", "finished", 3)
+    assert (row["validation"], row["epoch"], row["metric"]) == (0.93, 2, "accuracy")
+    assert (row["test"], row["leaderboard.public"], row["leaderboard.private"]) == (
+        0.91,
+        0.907,
+        0.9,
+    )
+    assert row["test - validation"] == pytest.approx(-0.02)
+    assert row["public - validation"] == pytest.approx(-0.023)
+    assert row["seconds"] >= 0
+    assert run.session["args"] == {"lr": 0.1}
+
+
+def test_stages() -> None:
+    """Of several stages the best one is told, by the metric of the last."""
+    path = make_run([0.9], stage="warmup")
+    add_stage(path, [0.8, 0.85], "accuracy", "main")
+    [run] = read_runs("runs")
+    assert (run.row()["stage"], run.row()["epochs"], run.validation) == ("warmup", 3, 0.9)
+    add_stage(path, [0.2, 0.1], "loss", "fine", minimization=True)
+    [run] = read_runs("runs")
+    assert (run.row()["stage"], run.row()["metric"], run.validation) == ("fine", "loss", 0.1)
+
+
+def test_scores_that_are_not_finite() -> None:
+    """NaN is never best, and a run of NaN has no score."""
+    make_run([math.nan, 0.5, math.nan])
+    make_run([math.nan])
+    assert [run.validation for run in read_runs("runs")] == [0.5, None]
+
+
+def test_checkpoints_without_a_record() -> None:
+    """The directory of a CheckpointManager is a run too."""
+    add_stage(Path("old/a"), [0.5], "accuracy")
+    CheckpointManager("old/b", "loss").process(0.5, 1, make_checkpoint("a", 1, nn.Linear(1, 1)))
+    assert [(run.name, run.state, run.epochs) for run in read_runs("old")] == [
+        ("a", "unknown", 1),
+        ("b", "unknown", 1),
+    ]
+
+
+@pytest.mark.parametrize("file", ["run.json", "scores.json", "checkpoints/metrics.json"])
+@pytest.mark.parametrize("content", [b"{", b"[1, 2]", b"\xff\xfe", b'{"sessions": 3}', b""])
+def test_damaged_files(file: str, content: bytes) -> None:
+    """A half-written or foreign file is named; the rest of the run and the others are shown."""
+    damaged, good = make_run([0.9]), make_run([0.8])
+    for path in (damaged, good):
+        record_scores(path, test=0.5)
+    (damaged / file).write_bytes(content)
+    first, second = read_runs("runs")
+    assert second.problems == []
+    assert second.row()["test"] == 0.5
+    if content != b'{"sessions": 3}' or file == "run.json":
+        [problem] = first.problems or [""]
+        assert file.rpartition("/")[2] in problem or file == "scores.json"
+    assert first.row()["run"] == "001"
+    if file != "scores.json":
+        assert first.row()["test"] == 0.5
+
+
+def test_nearest_names() -> None:
+    """A run that is not there is answered with the nearest names."""
+    make_run([0.5])
+    assert find_run("runs/001").epochs == 1
+    assert find_run("001", "runs").epochs == 1
+    with pytest.raises(LookupError, match="there is no run runs/01; the nearest: runs/001"):
+        find_run("runs/01")
+    with pytest.raises(NotADirectoryError, match="there is no directory elsewhere"):
+        read_runs("elsewhere")
+
+
+def test_scores_are_numbers() -> None:
+    """A score that is not a finite number is named, and nothing is written."""
+    path = make_run([0.5])
+    for value in (math.nan, math.inf, "high"):
+        with pytest.raises(ValueError, match=r"test is .*; expected a finite number"):
+            record_scores(path, validation=0.5, test=value)  # type: ignore[arg-type]
+    assert not (path / "scores.json").exists()
+    with pytest.raises(NotADirectoryError, match="there is no run runs/009"):
+        record_scores("runs/009", test=0.5)
+
+
+# ---------------------------------------------------------------- comparisons
+
+
+def test_what_differs() -> None:
+    """Arguments, versions and scores that differ are told, and only those."""
+    first = find_run(make_run([0.5], {"lr": 0.1, "seed": 1}))
+    path = make_run([0.6], {"lr": 0.2, "seed": 1, "new": True})
+    record = json.loads((path / "run.json").read_text())
+    record["sessions"][-1]["packages"]["torch"] = "3.0"
+    (path / "run.json").write_text(json.dumps(record))
+    found = compare(first, find_run(path))
+    assert found.arguments == {"lr": (0.1, 0.2), "new": (None, True)}
+    assert [(name, pair[1]) for name, pair in found.versions.items()] == [("torch", "3.0")]
+    assert found.scores["validation"] == (0.5, 0.6)
+    assert found.difference is None
+
+
+def test_folds_beyond_noise() -> None:
+    """Folds that are all better are beyond noise; folds that disagree are not."""
+    folds = [0.90, 0.92, 0.91, 0.93, 0.89]
+    first = info(0.91, 0.9, folds)
+    better = compare(first, info(0.93, 0.9, [fold + 0.02 for fold in folds])).difference
+    mixed = compare(first, info(0.91, 0.9, folds[::-1])).difference
+    assert better is not None
+    assert mixed is not None
+    assert (better.beyond_noise, mixed.beyond_noise) == (True, False)
+    assert better.value == pytest.approx(0.02)
+
+
+def test_bootstrap() -> None:
+    """The interval is scipy's paired bootstrap, up to what resampling leaves open."""
+    generator = np.random.default_rng(0)
+    target = generator.integers(0, 2, 400)
+    first = np.where(generator.random(400) < 0.80, target, 1 - target)
+    second = np.where(generator.random(400) < 0.85, target, 1 - target)
+
+    def accuracy(y: Any, p: Any) -> float:
+        return float((y == p).mean())
+
+    found = paired_bootstrap(target, first, second, accuracy)
+    gains = (second == target).astype(float) - (first == target)
+    oracle = stats.bootstrap((gains,), np.mean, method="percentile", rng=1).confidence_interval
+    assert found.value == pytest.approx(gains.mean())
+    assert found.interval == pytest.approx((oracle.low, oracle.high), abs=0.005)
+    with pytest.raises(ValueError, match=r"\[399, 400\] rows"):
+        paired_bootstrap(target[:-1], first, second, accuracy)
+
+
+def test_gaps() -> None:
+    """Test that moves with validation is told so, with scipy's rank correlation; noise is not."""
+    values = np.linspace(0.8, 0.9, 12)
+    [moves] = check_gaps([info(value, value**2) for value in values])
+    assert moves.correlation == pytest.approx(1.0)
+    assert moves.verdict == "test moves with validation"
+    noise = np.random.default_rng(3).permutation(values)
+    [found] = check_gaps([info(*pair) for pair in zip(values, noise, strict=True)])
+    assert found.correlation == pytest.approx(stats.spearmanr(values, noise).statistic)
+    assert found.interval is not None
+    assert found.correlation is not None
+    assert found.interval[0] < found.correlation < found.interval[1]
+    assert "is not shown by 12 runs" in found.verdict
+    [few] = check_gaps([info(0.5, 0.4)] * 3)
+    assert few.correlation is None
