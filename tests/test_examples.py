@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from batteries import AverageMeter, PreemptionGuard, distribute, distributed, unwrap
+from batteries.records import read_record, write_record
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("whole", "broken")
@@ -277,11 +278,19 @@ def test_torch_distributed_launch() -> None:
     assert "runs/ddp/001 on 2 x" in result.stderr
 
 
+def end_early(path: str) -> None:
+    """As if the run had been killed before its end."""
+    record = read_record(path)
+    assert record is not None
+    record["sessions"][-1].update(state="running", pid=0)
+    write_record(path, record)
+
+
 def test_continue_with_other_data() -> None:
     """`--continue` with another fold would validate on what it trained on: it is refused."""
     command = [sys.executable, f"{ROOT}/examples/device/experiment.py", "--num-epochs=1"]
     run(command)
-    Path("runs/device/001/scores.json").unlink()  # as if it had been killed before the end
+    end_early("runs/device/001")
     result = run([*command, "--continue", "--fold=1"], fails=True)
     assert "--continue: the run has --fold 0, not 1" in result.stderr
 
@@ -297,7 +306,7 @@ def test_continue_with_another_model() -> None:
     shutil.copytree(ROOT / "examples/device", "copy")
     command = [sys.executable, "copy/experiment.py", "--num-epochs=1", "--continue"]
     run(command)
-    Path("runs/device/001/scores.json").unlink()  # as if it had been killed before the end
+    end_early("runs/device/001")
     script = Path("copy/experiment.py")
     script.write_text(script.read_text().replace('"width": 32', '"width": 16'))
     result = run(command, fails=True)

@@ -8,7 +8,6 @@ Takes about 20 seconds on two CPU cores. Test accuracy: 0.98 to 0.99.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -26,6 +25,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from batteries import (
     AverageMeter,
     CheckpointManager,
+    JsonLinesLogger,
+    Loggers,
     Predictions,
     PreemptionGuard,
     TensorBoardLogger,
@@ -36,14 +37,15 @@ from batteries import (
     load_checkpoint,
     make_checkpoint,
     resume,
-    run_directory,
     seed_all,
     share_buffers,
+    start_run,
     to_device,
     unwrap,
 )
 from batteries.data import DataLoader
 from batteries.progress import tqdm
+from batteries.scoreboard import record_scores
 
 Batches = DataLoader[tuple[Tensor, Tensor]]
 
@@ -126,9 +128,8 @@ def evaluate(
     return {"loss": loss.all_reduce(), "accuracy": float(accuracy_score(target, guess))}
 
 
-def experiment(args: argparse.Namespace, device: torch.device) -> None:
+def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> None:
     # ---------------------------------------------------------------- 1. prepare the environment
-    run = run_directory(Path(args.logdir) / args.exp_name, resume=args.resume, unless="scores.json")
     logger = get_logger("experiment", log_file=run / "log.txt")
     with distributed.rank_zero_first():  # the others find what rank 0 has downloaded
         splits = load_splits(args.dataset, args.fold)
@@ -167,11 +168,13 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
         run / "checkpoints", metric="accuracy", metric_minimization=False, save_n_best=3
     )
     meter = AverageMeter()  # of the epoch under way
+    loggers = Loggers(TensorBoardLogger(run / "tensorboard"), JsonLinesLogger(run))
     objects: dict[str, Any] = {
         "optimizer": optimizer,
         "scheduler": scheduler,
         "loader": train_loader,
         "meter": distributed.PerRank(meter),
+        "loggers": loggers,
     }
     notes: dict[str, Any] = {"experiment_args": args, "model_args": model_args}
     done = 0
@@ -183,7 +186,7 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
         logger.info("continue after epoch %d and %d images", done, position)
 
     # ---------------------------------------------------------------- 5. train
-    with TensorBoardLogger(run / "tensorboard") as tensorboard, PreemptionGuard() as guard:
+    with loggers, PreemptionGuard() as guard:
         for epoch in range(done + 1, args.num_epochs + 1):
             if not train(model, train_loader, optimizer, scheduler, meter, guard, device, args):
                 manager.save_last(make_checkpoint("train", epoch - 1, model, **objects, **notes))
@@ -193,7 +196,7 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
             meter.reset()
             scores = evaluate(model, valid_loader, device, args)
             metrics = {"train": {"loss": train_loss}, "valid": scores}
-            tensorboard.log_metrics({**metrics, "lr": scheduler.get_last_lr()[0]}, epoch)
+            loggers.log_metrics({**metrics, "lr": scheduler.get_last_lr()[0]}, epoch)
             logger.info(
                 "epoch %2d: train loss %.4f, validation loss %.4f, accuracy %.4f",
                 *(epoch, train_loss, scores["loss"], scores["accuracy"]),
@@ -207,14 +210,9 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
     valid = evaluate(model, valid_loader, device, args)["accuracy"]
     test = evaluate(model, test_loader, device, args)["accuracy"]
     logger.info("test accuracy %.4f, validation %.4f, difference %+.4f", test, valid, test - valid)
-    finish(run, {"validation": valid, "test": test, "difference": test - valid})
+    if distributed.is_main():
+        record_scores(run, validation=valid, test=test)
     show_files(run)
-
-
-@distributed.rank_zero_only
-def finish(run: Path, scores: dict[str, float]) -> None:
-    """What `--continue` knows a finished run by."""
-    (run / "scores.json").write_text(json.dumps(scores))
 
 
 @distributed.rank_zero_only
@@ -223,6 +221,7 @@ def show_files(run: Path) -> None:
     load = f"import torch; print(torch.load('{run}/checkpoints/best.pth')['metrics'])"
     print(f"\n{run} has")
     print(f"  the log           cat {run}/log.txt")
+    print(f"  all runs          {python} -m batteries runs {run.parent}")
     print(f"  the scores        {python} -m json.tool {run}/checkpoints/metrics.json")
     print(f'  the best weights  {python} -c "{load}"')
     print(f"  the curves        {python} -m tensorboard.main --logdir {run}/tensorboard")
@@ -230,5 +229,9 @@ def show_files(run: Path) -> None:
 
 if __name__ == "__main__":
     arguments = parse_args()
-    with distributed.setup() as own_device:
-        experiment(arguments, own_device)
+    logdir = Path(arguments.logdir) / arguments.exp_name
+    with (
+        distributed.setup() as own_device,
+        start_run(logdir, arguments, new=not arguments.resume) as own_run,
+    ):
+        experiment(own_run.path, arguments, own_device)

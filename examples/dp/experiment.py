@@ -8,7 +8,6 @@ Takes about 20 seconds on two CPU cores. Test accuracy: 0.98 to 0.99.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -26,6 +25,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from batteries import (
     AverageMeter,
     CheckpointManager,
+    JsonLinesLogger,
+    Loggers,
     Predictions,
     PreemptionGuard,
     TensorBoardLogger,
@@ -34,12 +35,13 @@ from batteries import (
     load_checkpoint,
     make_checkpoint,
     resume,
-    run_directory,
     seed_all,
+    start_run,
     to_device,
 )
 from batteries.data import DataLoader
 from batteries.progress import tqdm
+from batteries.scoreboard import record_scores
 
 # Each stage starts from the best weights of the one before it.
 STAGES = {"train": 5e-3, "finetune": 1e-3}  # and their learning rates
@@ -120,9 +122,8 @@ def evaluate(
     return {"loss": loss.average, "accuracy": float(accuracy_score(target, guess))}
 
 
-def experiment(args: argparse.Namespace, device: torch.device) -> None:
+def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> None:
     # ---------------------------------------------------------------- 1. prepare the environment
-    run = run_directory(Path(args.logdir) / args.exp_name, resume=args.resume, unless="scores.json")
     logger = get_logger("experiment", log_file=run / "log.txt")
     splits = load_splits(args.dataset, args.fold)
     logger.info("%s on %s", run, device.type)
@@ -165,11 +166,15 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
         )
         best_path = manager.best_path
         meter = AverageMeter()  # of the epoch under way
+        loggers = Loggers(
+            TensorBoardLogger(run / "tensorboard" / stage), JsonLinesLogger(run / "metrics" / stage)
+        )
         objects: dict[str, Any] = {
             "optimizer": optimizer,
             "scheduler": scheduler,
             "loader": train_loader,
             "meter": meter,
+            "loggers": loggers,
         }
         notes: dict[str, Any] = {"experiment_args": args, "model_args": model_args}
         done = 0
@@ -181,10 +186,7 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
             logger.info("%s: continue after epoch %d and %d images", stage, done, position)
 
         # ------------------------------------------------------------ 6. train
-        with (
-            TensorBoardLogger(run / "tensorboard" / stage) as tensorboard,
-            PreemptionGuard() as guard,
-        ):
+        with loggers, PreemptionGuard() as guard:
             for epoch in range(done + 1, args.num_epochs + 1):
                 if not train(model, train_loader, optimizer, scheduler, meter, guard, device, args):
                     manager.save_last(make_checkpoint(stage, epoch - 1, model, **objects, **notes))
@@ -194,7 +196,7 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
                 meter.reset()
                 scores = evaluate(model, valid_loader, device, args)
                 metrics = {"train": {"loss": train_loss}, "valid": scores}
-                tensorboard.log_metrics({**metrics, "lr": scheduler.get_last_lr()[0]}, epoch)
+                loggers.log_metrics({**metrics, "lr": scheduler.get_last_lr()[0]}, epoch)
                 logger.info(
                     "%s, epoch %2d: train loss %.4f, validation loss %.4f, accuracy %.4f",
                     *(stage, epoch, train_loss, scores["loss"], scores["accuracy"]),
@@ -209,13 +211,8 @@ def experiment(args: argparse.Namespace, device: torch.device) -> None:
     valid = evaluate(model, valid_loader, device, args)["accuracy"]
     test = evaluate(model, test_loader, device, args)["accuracy"]
     logger.info("test accuracy %.4f, validation %.4f, difference %+.4f", test, valid, test - valid)
-    finish(run, {"validation": valid, "test": test, "difference": test - valid})
+    record_scores(run, validation=valid, test=test)
     show_files(run, stage)
-
-
-def finish(run: Path, scores: dict[str, float]) -> None:
-    """What `--continue` knows a finished run by."""
-    (run / "scores.json").write_text(json.dumps(scores))
 
 
 def show_files(run: Path, stage: str) -> None:
@@ -223,10 +220,15 @@ def show_files(run: Path, stage: str) -> None:
     load = f"import torch; print(torch.load('{run}/checkpoints/{stage}/best.pth')['metrics'])"
     print(f"\n{run} has")
     print(f"  the log           cat {run}/log.txt")
+    print(f"  all runs          {python} -m batteries runs {run.parent}")
     print(f"  the scores        {python} -m json.tool {run}/checkpoints/{stage}/metrics.json")
     print(f'  the best weights  {python} -c "{load}"')
     print(f"  the curves        {python} -m tensorboard.main --logdir {run}/tensorboard")
 
 
 if __name__ == "__main__":
-    experiment(parse_args(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    arguments = parse_args()
+    logdir = Path(arguments.logdir) / arguments.exp_name
+    with start_run(logdir, arguments, new=not arguments.resume) as own_run:
+        own_device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        experiment(own_run.path, arguments, own_device)

@@ -40,6 +40,7 @@ from batteries import (
 from batteries.data import DataLoader
 from batteries.files import write_whole
 from batteries.progress import tqdm
+from batteries.scoreboard import record_scores
 from batteries.splits import Folds, OutOfFold, check_folds, fold_indices, make_folds
 
 Batches = DataLoader[tuple[Tensor, Tensor]]
@@ -154,6 +155,7 @@ def assemble(folds: Folds, root: Path, args: argparse.Namespace) -> None:
         *(score.value, min(score.folds), max(score.folds), score.spread),
     )
     logger.info("test accuracy of the mean of the folds %.4f", test)
+    record_scores(root, validation=score.value, test=float(test), folds=score.folds)
     outputs = Predictions(len(folds))
     outputs.add(range(len(folds)), probability=collected.predictions)
     outputs.save(root / "oof.parquet")

@@ -72,13 +72,16 @@ def own_process() -> dict[str, Any]:
 def _is_alive(run: Path, session: dict[str, Any]) -> bool:
     if session.get("host") != platform.node():
         return time.time() - (run / NAME).stat().st_mtime < _SILENCE
+    pid = session.get("pid")
+    if not isinstance(pid, int) or pid <= 0:
+        return False
     try:
-        os.kill(int(session["pid"]), 0)
+        os.kill(pid, 0)
     except PermissionError:  # somebody else's
         return True
-    except (OSError, KeyError, TypeError, ValueError):
+    except OSError:
         return False
-    return session.get("born") in (None, _born(session["pid"]))  # the number may be another's now
+    return session.get("born") in (None, _born(pid))  # the number may be another's now
 
 
 def _born(pid: int) -> str | None:

@@ -9,11 +9,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from batteries.files import PathLike
 from batteries.records import NAME, read_record, state_of
+from batteries.scoreboard.scores import NAME as SCORES
 from batteries.scoreboard.scores import read_scores
 
 _METRICS = "metrics.json"  # of a CheckpointManager
@@ -39,7 +41,7 @@ class Stage:
     minimization: bool
     rows: list[dict[str, Any]]
 
-    @property
+    @cached_property
     def best(self) -> dict[str, Any] | None:
         """The row of the best epoch; of equal ones the earliest."""
         finite = [row for row in self.rows if _is_finite(row.get(self.metric))]
@@ -93,7 +95,7 @@ class RunInfo:
         """Of all stages."""
         return sum(len(stage.rows) for stage in self.stages)
 
-    @property
+    @cached_property
     def best_stage(self) -> Stage | None:
         """The stage with the best score, among those with the metric of the last one."""
         scored = [stage for stage in self.stages if stage.best is not None]
@@ -142,7 +144,7 @@ def read_runs(logdir: PathLike) -> list[RunInfo]:
     >>> read_runs(".")
     []
 
-    A run is a directory with a `run.json`, or the directory of a `CheckpointManager`. What cannot
+    A run is a directory with a `run.json` or scores, or that of a `CheckpointManager`. What cannot
     be read is told in the run's `problems`.
 
     Raises:
@@ -208,7 +210,7 @@ def _run_paths(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
     with os.scandir(root) as entries:
         inside = list(entries)
     names = {entry.name for entry in inside}
-    if NAME in names:
+    if NAME in names or SCORES in names:
         yield root
     elif _METRICS in names:
         yield root.parent if root.name == "checkpoints" else root
