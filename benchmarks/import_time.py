@@ -10,22 +10,22 @@ import sys
 from measure import Timings, report
 
 TURNS = 7
-MODULES = {
-    "batteries": "batteries",
-    "ignite": "ignite",
-    "accelerate": "accelerate",
-    "Lightning": "lightning",
+STATEMENTS = {
+    "batteries": "from batteries import *",  # `import batteries` alone loads nothing
+    "ignite": "import ignite",
+    "accelerate": "import accelerate",
+    "Lightning": "import lightning",
 }
 PROGRAM = """
 import time, torch
 start = time.perf_counter()
-import {module}
+{statement}
 print(time.perf_counter() - start)
 """
 
 
-def microseconds(module: str) -> float:
-    command = [sys.executable, "-W", "ignore", "-c", PROGRAM.format(module=module)]
+def microseconds(statement: str) -> float:
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM.format(statement=statement)]
     # pip compiles the others to bytecode; ours is compiled by the first import, if it may be kept
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     printed = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
@@ -34,13 +34,13 @@ def microseconds(module: str) -> float:
 
 def main() -> None:
     timings: Timings = {
-        name: None if importlib.util.find_spec(module.split(".")[0]) is None else []
-        for name, module in MODULES.items()
+        name: None if importlib.util.find_spec(statement.split()[1]) is None else []
+        for name, statement in STATEMENTS.items()
     }
     for turn in range(TURNS + 1):
         for name, times in timings.items():
             if times is not None:
-                taken = microseconds(MODULES[name])
+                taken = microseconds(STATEMENTS[name])
                 if turn > 0:  # the first one compiles to bytecode and reads from the disk
                     times.append(taken)
     report("import_time: added to import torch", timings, reference="batteries", unit="ms")

@@ -1,7 +1,7 @@
 """Benchmarks against the libraries that do the same: python benchmarks/run.py [NAME ...].
 
-Names: loop, to_device, seed_all, import_time, checkpoints, training, predictions. All take about
-ten minutes.
+Names: loop, to_device, seed_all, import_time, checkpoints, training, predictions,
+record. All take about ten minutes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import checkpoints
 import import_time
 import loop
 import predictions
+import record
 import seed_all
 import to_device
 import torch
@@ -31,6 +32,7 @@ BENCHMARKS = {
     "checkpoints": checkpoints.main,
     "training": training.main,
     "predictions": predictions.main,
+    "record": record.main,
 }
 PACKAGES = [
     "batteries",
@@ -43,6 +45,10 @@ PACKAGES = [
     "pytorch-ignite",
     "torchtnt",
     "torchmetrics",
+    "tensorboard",
+    "tensorboardX",
+    "wandb",
+    "mlflow",
 ]
 
 

@@ -99,7 +99,7 @@ def test_folds_on_different_machines() -> None:
 
 def assert_listed_commands_work(listing: str) -> None:
     *commands, curves = [line[19:] for line in listing.splitlines()]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         opened = subprocess.run(command, shell=True, capture_output=True, text=True)
         assert opened.stdout, opened.stderr
