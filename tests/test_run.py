@@ -16,7 +16,7 @@ import torch
 from ranks import run_ranks
 from torch.utils.data import Dataset
 
-from batteries import data, run_directory, set_backends, start_run
+from batteries import PreemptionGuard, data, run_directory, set_backends, start_run
 from batteries.backends import adopt_backends
 from batteries.records import read_record, state_of
 
@@ -119,6 +119,7 @@ def test_arguments_of_any_kind() -> None:
         (ValueError("no data"), "failed"),
         (KeyboardInterrupt(), "stopped"),
         (SystemExit(143), "stopped"),
+        (SystemExit(PreemptionGuard.exit_code), "stopped"),
         (SystemExit(2), "failed"),
         (SystemExit(0), "finished"),
     ],

@@ -20,6 +20,7 @@ from typing import Any
 from batteries.distributed import is_main, rank_zero_only, world_size
 from batteries.environment import code, environment, masked, masked_command, program_directory
 from batteries.files import PathLike, locked_directory, make_directory, write_whole
+from batteries.preemption import PreemptionGuard
 from batteries.records import BEAT, NAME, own_process, read_record, state_of, write_record
 
 
@@ -208,13 +209,14 @@ def _now() -> str:
 def _state_after(error: BaseException | None) -> tuple[str, str | None]:
     """How a run ended, by the error that ended it.
 
-    >>> _state_after(SystemExit(143)), _state_after(ValueError("no data"))
+    >>> _state_after(SystemExit(PreemptionGuard.exit_code)), _state_after(ValueError("no data"))
     (('stopped', None), ('failed', 'ValueError: no data'))
     """
     code = error.code if isinstance(error, SystemExit) else None
     if error is None or (isinstance(error, SystemExit) and code in (None, 0)):
         return "finished", None
-    if isinstance(error, KeyboardInterrupt) or (isinstance(code, int) and code > 128):
+    by_signal = isinstance(code, int) and (code > 128 or code == PreemptionGuard.exit_code)
+    if isinstance(error, KeyboardInterrupt) or by_signal:
         return "stopped", None
     return "failed", f"{type(error).__name__}: {error}"
 
