@@ -22,7 +22,7 @@ def test_the_programs_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
     assert "100%" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("page", ROOT.glob("docs/*.md"), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")), ids=lambda page: page.name)
 def test_the_programs_of_the_pages(page: Path) -> None:
     """What is a program of its own in a page, with its imports, runs in an empty directory."""
     for program in re.findall(r"```python\n((?:from|import) .*?)```", page.read_text(), re.DOTALL):
