@@ -52,7 +52,7 @@ class Loggers:
             TypeError: A value that is not a number, with its name.
         """
         if distributed.is_main():
-            self._each("log_metrics", read_together(metrics), step)
+            self._on_each("log_metrics", read_together(metrics), step)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Write what the run was started with.
@@ -103,8 +103,10 @@ class Loggers:
         return named
 
     def _each(self, what: str, *arguments: Any) -> None:
-        if not distributed.is_main():
-            return
+        if distributed.is_main():
+            self._on_each(what, *arguments)
+
+    def _on_each(self, what: str, *arguments: Any) -> None:
         for number, each in enumerate(self._loggers):
             try:
                 getattr(each, what)(*arguments)
