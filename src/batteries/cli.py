@@ -383,6 +383,20 @@ def _outlined(value: Any, place: str = "") -> tuple[dict[str, Any], list[dict[st
     return values, tensors
 
 
+@main.command()
+@click.argument("logdir", type=click.Path(exists=True, file_okay=False))
+@click.option("-o", "--output", default="report.html", show_default=True)
+def report(logdir: str, output: str) -> None:
+    """Write the runs below LOGDIR as one page, for a browser.
+
+    \b
+    batteries report runs -o report.html
+    """  # noqa: D301
+    from batteries.report import write_report
+
+    click.echo(f"{write_report(logdir, output)} is written")
+
+
 def _examples() -> Path:
     """Where the examples are: in the wheel, or in the repository."""
     installed = _HERE / "examples"
