@@ -21,7 +21,7 @@ def _names_for_examples(doctest_namespace: dict[str, object]) -> None:
     names = {name: getattr(batteries, name) for name in batteries.__all__}
     doctest_namespace.update(names, torch=torch, nn=nn, np=np, random=random)
     doctest_namespace["DataLoader"] = batteries.data.DataLoader
-    rooms = {**vars(batteries.splits), "load": batteries.predictions.load}
+    rooms = {**vars(batteries.splits), **vars(batteries.averaging), "load": batteries.predictions.load}
     doctest_namespace.update({name: value for name, value in rooms.items() if name[0] != "_"})
     doctest_namespace["PerRank"] = batteries.distributed.PerRank
 

@@ -1,10 +1,15 @@
 """Everything around a PyTorch training loop, nothing inside it."""
 
+from batteries import averaging as averaging
 from batteries import checkpoint as checkpoint
 from batteries import data as data
 from batteries import distributed as distributed
 from batteries import progress as progress
 from batteries import splits as splits
+from batteries.averaging import EMA as EMA
+from batteries.averaging import SWA as SWA
+from batteries.averaging import average_checkpoints as average_checkpoints
+from batteries.averaging import update_bn as update_bn
 from batteries.checkpoint import CheckpointError as CheckpointError
 from batteries.checkpoint import CheckpointManager as CheckpointManager
 from batteries.checkpoint import load_checkpoint as load_checkpoint
@@ -40,12 +45,16 @@ __all__ = [
     "AverageMetter",
     "CheckpointError",
     "CheckpointManager",
+    "EMA",
     "EarlyStopping",
     "Predictions",
     "PreemptionGuard",
+    "SWA",
     "TensorBoardLogger",
     "accumulate",
     "all_reduce_meters",
+    "average_checkpoints",
+    "averaging",
     "check_in_sync",
     "checkpoint",
     "data",
@@ -68,4 +77,5 @@ __all__ = [
     "t2d",
     "to_device",
     "unwrap",
+    "update_bn",
 ]

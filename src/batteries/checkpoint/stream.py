@@ -1,0 +1,140 @@
+"""A checkpoint file read once, from its beginning to its end, in little memory."""
+
+from __future__ import annotations
+
+import os
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from batteries.checkpoint.archive import DIGEST_LENGTH, LONGEST_SEAL, Digest, find_seal
+from batteries.checkpoint.inspection import inspect_contents, inspect_file
+from batteries.checkpoint.outline import Suspicious, check_cost
+from batteries.checkpoint.storage import CheckpointError, check_exists, torch_load, unreadable
+from batteries.files import PathLike
+
+BLOCK = Digest.block
+
+
+class Stream:
+    """What is in a checkpoint, and its bytes in the order in which they lie in the file.
+
+    >>> save_checkpoint({"model_state_dict": {"weight": torch.ones(2)}}, "a.pth")
+    >>> with Stream.opened("a.pth") as stream:
+    ...     weight = stream.contents["model_state_dict"]["weight"]
+    ...     stream.read(stream.offset(weight), 8).view(torch.float32)
+    tensor([1., 1.])
+
+    A file of `save_checkpoint` is held against its digest at the end of the block: until then
+    nothing that was read may be believed. One of `torch.save` is held against the checksums of
+    its records at the beginning, for which it is read once more.
+    """
+
+    @classmethod
+    @contextmanager
+    def opened(cls, path: PathLike) -> Iterator[Stream]:
+        """A file that is closed behind the block, and verified there.
+
+        Raises:
+            FileNotFoundError: No such file.
+            CheckpointError: Damaged, cut short, or not a checkpoint.
+        """
+        path = Path(path)
+        check_exists(path)
+        with path.open("rb") as file:
+            stream = cls(path, file)
+            yield stream
+            stream._finish()
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path = path
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+        self._block = torch.empty(BLOCK, dtype=torch.uint8)
+        self._start = self._end = 0  # of what is in the block
+        self._digest = Digest()
+        file.seek(max(0, self._size - LONGEST_SEAL))
+        self._seal = find_seal(file.read())
+        try:
+            check_cost(inspect_file(file, self._size))
+            file.seek(0)
+            self.contents = torch_load(path, file, torch.device("meta"))
+            inspect_contents(self.contents, self._size)
+        except Suspicious as error:
+            raise unreadable(path, error) from error
+        if self._seal is None:
+            self._check_records(file)
+        if (self._seal and not self._seal.own_byte_order) or self._is_foreign(file):
+            raise CheckpointError(
+                f"{path} was written on a machine of the other byte order: load it here, and save "
+                "it with save_checkpoint"
+            )
+
+    def offset(self, tensor: Tensor) -> int:
+        """Where in the file the storage of a tensor of `contents` begins."""
+        found = tensor.untyped_storage()._checkpoint_offset
+        assert found is not None, "torch says it of storages on the meta device"
+        return found
+
+    def room(self, at: int) -> int:
+        """How many bytes `read` gives at most from there."""
+        return BLOCK - at % BLOCK
+
+    def read(self, at: int, size: int) -> Tensor:
+        """Bytes of the file, (size,) uint8, never from before the block of an earlier call.
+
+        The memory is used again by the next call.
+        """
+        while at >= self._end:
+            self._advance()
+        assert self._start <= at
+        assert at + size <= self._end
+        return self._block[at - self._start : at - self._start + size]
+
+    def _advance(self) -> None:
+        size = min(BLOCK, self._size - self._end)
+        view = memoryview(self._block.numpy().data)[:size]
+        self._file.seek(self._end)
+        if size <= 0 or self._file.readinto(view) != size:  # type: ignore[attr-defined]
+            raise CheckpointError(f"{self.path} was cut short while it was read")
+        if self._seal is not None:
+            signed = self._size - DIGEST_LENGTH - self._end
+            self._digest.update(view[: max(0, signed)])
+        self._start, self._end = self._end, self._end + size
+
+    def _finish(self) -> None:
+        if self._seal is None:
+            return
+        while self._end < self._size:
+            self._advance()
+        if self._seal.digest != self._digest.hex():
+            raise CheckpointError(
+                f"{self.path} is damaged: its {self._size} bytes do not have the digest that they "
+                "were saved with; leave it out"
+            )
+
+    def _check_records(self, file: BinaryIO) -> None:
+        file.seek(0)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                broken = archive.testzip()
+        except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError) as error:
+            raise unreadable(self.path, error) from error
+        if broken:
+            raise CheckpointError(
+                f"{self.path} is damaged: the checksum of its record {broken} is wrong; leave it "
+                "out"
+            )
+
+    def _is_foreign(self, file: BinaryIO) -> bool:
+        file.seek(0)
+        reader: Any = torch._C.PyTorchFileReader(file)
+        if not reader.has_record("byteorder"):
+            return False
+        return bool(reader.get_record("byteorder").decode() != sys.byteorder)
