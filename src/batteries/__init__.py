@@ -1,6 +1,7 @@
 """Everything around a PyTorch training loop, nothing inside it."""
 
 from batteries import averaging as averaging
+from batteries import blend as blend
 from batteries import checkpoint as checkpoint
 from batteries import data as data
 from batteries import distributed as distributed
@@ -55,6 +56,7 @@ __all__ = [
     "all_reduce_meters",
     "average_checkpoints",
     "averaging",
+    "blend",
     "check_in_sync",
     "checkpoint",
     "data",
