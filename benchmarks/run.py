@@ -1,7 +1,7 @@
 """Benchmarks against the libraries that do the same: python benchmarks/run.py [NAME ...].
 
-Names: loop, to_device, seed_all, import_time, checkpoints, training, predictions. All take about
-ten minutes.
+Names: loop, to_device, seed_all, import_time, checkpoints, training, predictions,
+averaging, blending. All take about twenty minutes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import platform
 import warnings
 from pathlib import Path
 
+import averaging
+import blending
 import checkpoints
 import import_time
 import loop
@@ -31,6 +33,8 @@ BENCHMARKS = {
     "checkpoints": checkpoints.main,
     "training": training.main,
     "predictions": predictions.main,
+    "averaging": averaging.main,
+    "blending": blending.main,
 }
 PACKAGES = [
     "batteries",
@@ -43,6 +47,10 @@ PACKAGES = [
     "pytorch-ignite",
     "torchtnt",
     "torchmetrics",
+    "scipy",
+    "scikit-learn",
+    "pandas",
+    "polars",
 ]
 
 

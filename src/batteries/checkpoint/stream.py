@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from batteries.checkpoint.archive import DIGEST_LENGTH, LONGEST_SEAL, Digest, find_seal
 from batteries.checkpoint.inspection import inspect_contents, inspect_file
-from batteries.checkpoint.outline import Suspicious, check_cost
+from batteries.checkpoint.outline import Suspicious, Unknown, check_cost, outline
 from batteries.checkpoint.storage import CheckpointError, check_exists, torch_load, unreadable
 from batteries.files import PathLike
 
@@ -62,9 +63,13 @@ class Stream:
         file.seek(max(0, self._size - LONGEST_SEAL))
         self._seal = find_seal(file.read())
         try:
-            check_cost(inspect_file(file, self._size))
-            file.seek(0)
-            self.contents = torch_load(path, file, torch.device("meta"))
+            pickled = inspect_file(file, self._size)
+            try:
+                self.contents = outline(pickled, _offsets_in(file))
+            except Unknown:
+                check_cost(pickled)
+                file.seek(0)
+                self.contents = torch_load(path, file, torch.device("meta"))
             inspect_contents(self.contents, self._size)
         except Suspicious as error:
             raise unreadable(path, error) from error
@@ -94,7 +99,8 @@ class Stream:
         while at >= self._end:
             self._advance()
         assert self._start <= at
-        assert at + size <= self._end
+        if at + size > self._end:  # the file's own, and not a multiple of a block
+            raise CheckpointError(f"{self.path} is damaged: a tensor ends behind its end")
         return self._block[at - self._start : at - self._start + size]
 
     def _advance(self) -> None:
@@ -138,3 +144,17 @@ class Stream:
         if not reader.has_record("byteorder"):
             return False
         return bool(reader.get_record("byteorder").decode() != sys.byteorder)
+
+
+def _offsets_in(file: BinaryIO) -> dict[str, int]:
+    """Where the records of storages begin, by their names in the pickle."""
+    file.seek(0)
+    offsets = {}
+    with zipfile.ZipFile(file) as archive:
+        for record in archive.infolist():
+            _, found, name = record.filename.rpartition("/data/")
+            if found:
+                file.seek(record.header_offset + 26)  # behind the header, a name and padding
+                lengths = struct.unpack("<HH", file.read(4))
+                offsets[name] = record.header_offset + 30 + sum(lengths)
+    return offsets
