@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
+import copy
+import functools
+import itertools
 import json
 import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,13 +45,14 @@ def average_checkpoints(
     >>> average_checkpoints(["exp_1.pth", "exp_2.pth"])["weight"]
     tensor([1.5000, 1.5000])
 
-    The files are read piece by piece, side by side: whatever their number, it takes the memory of
-    one model, and a MiB for each file. The average runs, `average.lerp_(weight, 1 / n)`, so that
-    of copies of one model it is that model, bit by bit. Files are verified as `load_checkpoint`
-    does it: those of `save_checkpoint` by the digest of the whole file, those of `torch.save` by
-    the checksums of their records (they are read twice); nothing is returned if one is damaged.
-    `.safetensors` have nothing to verify. A file whose tensors lie in another order or with other
-    strides than in the first is read at once, and takes its size.
+    The files are read piece by piece, side by side, on as many threads as torch has: whatever
+    their number, it takes the memory of one model, and a MiB for each file and thread. The
+    average runs, `average.lerp_(weight, 1 / n)`, so that of copies of one model it is that model,
+    bit by bit. Files are verified as `load_checkpoint` does it: those of `save_checkpoint` by the
+    digest of the whole file, those of `torch.save` by the checksums of their records (they are
+    read twice); nothing is returned if one is damaged. `.safetensors` have nothing to verify. A
+    file whose tensors lie in another order or with other strides than in the first is read at
+    once, and takes its size.
 
     Integer tensors of one element, such as batch norm's `num_batches_tracked`, become the largest;
     larger ones, such as tables of positions, are the first file's; bool ones must be the same in
@@ -70,9 +76,10 @@ def average_checkpoints(
         parts, first = sources[0].parts(), sources[0].state
         sources += [_another(path, sources[0], parts, stack) for path in files[1:]]
         state: State = OrderedDict((key, _without_data(value)) for key, value in first.items())
-        for index, part in enumerate(parts):
-            storage = _average(index, sources, counts, dtype)
-            state.update((key, formed(storage, form)) for key, form in part.forms.items())
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            work = functools.partial(_average_some, sources, counts, dtype)
+            for averaged in pool.map(work, _shared_out(parts, torch.get_num_threads())):
+                state.update(averaged)
     for key in [key for key, value in state.items() if _has_meta(value)]:  # an extra state
         state[key] = _state_in(read_checkpoint(files[0]), files[0])[key]
     state.__dict__.update(getattr(first, "__dict__", {}))  # the versions of its modules
@@ -199,33 +206,47 @@ class _Source:
         """Bytes of a part."""
         raise NotImplementedError
 
+    def again(self) -> _Source:
+        """The same with a place of its own, for another thread."""
+        same = copy.copy(self)
+        same.rewind()
+        return same
+
+    def rewind(self) -> None:
+        """Begin anew, with memory of its own."""
+        raise NotImplementedError
+
 
 class _Streamed(_Source):
     def __init__(self, stream: Stream) -> None:
         self.path = stream.path
         self.state = _state_in(stream.contents, stream.path)
-        self._stream = stream
+        self._stream, self._cursor = stream, stream.cursor()
         tensors = {k: v for k, v in self.state.items() if isinstance(v, Tensor) and v.numel()}
         self._offsets = sorted({stream.offset(tensor) for tensor in tensors.values()})
-        self._parts: dict[int, _Part] = {}
+        parts: dict[int, _Part] = {}
         for key, tensor in tensors.items():
             size = tensor.untyped_storage().nbytes()
-            part = self._parts.setdefault(stream.offset(tensor), _Part(size, {}))
+            part = parts.setdefault(stream.offset(tensor), _Part(size, {}))
             part.forms[key] = form_of(tensor)
             if part.dtype != tensor.dtype or (size | stream.offset(tensor)) % tensor.itemsize:
                 raise CheckpointError(
                     f"{_name(key)} in {self.path} shares its memory with another dtype, or is not "
                     "aligned in it: cannot average it"
                 )
+        self._parts = [parts[offset] for offset in self._offsets]
 
     def parts(self) -> list[_Part]:
-        return [self._parts[offset] for offset in self._offsets]
+        return self._parts
 
     def room(self, index: int, at: int) -> int:
-        return self._stream.room(self._offsets[index] + at)
+        return self._cursor.room(self._offsets[index] + at)
 
     def read(self, index: int, at: int, size: int) -> Tensor:
-        return self._stream.read(self._offsets[index] + at, size)
+        return self._cursor.read(self._offsets[index] + at, size)
+
+    def rewind(self) -> None:
+        self._cursor = self._stream.cursor()
 
 
 class _Whole(_Source):
@@ -233,6 +254,9 @@ class _Whole(_Source):
 
     def __init__(self, path: Path, state: Mapping[str, Any], parts: list[_Part]) -> None:
         self.path, self.state, self._parts = path, state, parts
+        self.rewind()
+
+    def rewind(self) -> None:
         self._index, self._bytes = -1, torch.empty(0)
 
     def parts(self) -> list[_Part]:
@@ -358,6 +382,27 @@ def _counts(weights: Sequence[float] | None, number: int) -> list[float]:
 
 
 # ---------------------------------------------------------------- averaging
+
+
+def _shared_out(parts: list[_Part], threads: int) -> list[range]:
+    """Neighbouring parts for each thread, of about as many bytes."""
+    ends = list(itertools.accumulate(part.size for part in parts))
+    total = ends[-1] if ends else 0
+    bounds = [bisect.bisect_left(ends, total * thread / threads) for thread in range(threads)]
+    return [range(*pair) for pair in itertools.pairwise([*bounds, len(parts)])]
+
+
+def _average_some(
+    sources: list[_Source], weights: list[float], dtype: torch.dtype, indices: range
+) -> dict[str, Tensor]:
+    """The averages of some parts, by the names of their tensors."""
+    own = [source.again() for source in sources] if indices else []
+    averaged = {}
+    for index in indices:
+        storage = _average(index, own, weights, dtype)
+        forms = own[0].parts()[index].forms
+        averaged.update({key: formed(storage, form) for key, form in forms.items()})
+    return averaged
 
 
 def _average(

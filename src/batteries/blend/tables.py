@@ -150,7 +150,10 @@ def _read(path: Path, plan: _Plan, header: Sequence[str]) -> Table:
     numbers = {} if plan.labels else dict.fromkeys(plan.names, polars.Float64)
     try:
         return polars.read_csv(
-            path, columns=list(header), schema_overrides=texts | numbers, infer_schema_length=None
+            path,
+            columns=list(header),
+            schema_overrides=texts | numbers,
+            infer_schema_length=None if plan.labels else 100,
         )
     except polars.exceptions.ComputeError as error:
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
@@ -176,22 +179,28 @@ def _aligned(path: Path, first_path: Path, first: Table, plan: _Plan) -> dict[st
     ids, others = _comparable(first[plan.key], table[plan.key])
     if ids.equals(others):
         return _arrays(path, table, plan)
-    _check_ids(path, others)
     polars = _polars()
     rows = ids.to_frame("id").join(
         others.to_frame("id").with_row_index("row"), on="id", how="left", maintain_order="left"
     )["row"]
-    if rows.null_count():
-        absent = ids.filter(rows.is_null())
+    if rows.null_count() or not len(rows) == len(ids) == len(others):
+        _refuse_ids(path, others, first_path, ids)
+    arrays, order = _arrays(path, table, plan), rows.to_numpy()
+    return {name: array[order] for name, array in arrays.items()}
+
+
+def _refuse_ids(path: Path, ids: Any, first_path: Path, first: Any) -> None:
+    """Say why a file's ids are not those of the first file."""
+    _check_ids(path, ids)
+    absent = first.filter(~first.is_in(ids.implode()))
+    extra = ids.filter(~ids.is_in(first.implode()))
+    if len(absent):
         raise ValueError(
             f"{path} has no row of id {absent[0]}, as {first_path} has; {len(absent)} are missing"
         )
-    if len(others) > len(ids):
-        extra = others.filter(~others.is_in(ids.implode()))
-        raise ValueError(
-            f"{path} has a row of id {extra[0]}, which {first_path} has not; {len(extra)} are more"
-        )
-    return _arrays(path, table.select(polars.all().gather(rows)), plan)
+    raise ValueError(
+        f"{path} has a row of id {extra[0]}, which {first_path} has not; {len(extra)} are more"
+    )
 
 
 def _comparable(first: Any, other: Any) -> tuple[Any, Any]:
