@@ -208,8 +208,10 @@ def _raised(values: Array, power: float, out: Array) -> None:
         np.divide(1.0, values, out=out, dtype=np.float64)
     elif power in (1, 2, 3):
         np.copyto(out, values)
-        for _ in range(int(power) - 1):
-            np.multiply(out, values, out=out)
+        if power > 1:
+            out *= out
+        if power == 3:
+            out *= values
     else:  # faster than np.power, and as exact as 64 bits have it
         np.log(values, out=out, dtype=np.float64)
         out *= power

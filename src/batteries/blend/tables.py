@@ -179,7 +179,6 @@ def _aligned(path: Path, first_path: Path, first: Table, plan: _Plan) -> dict[st
     ids, others = _comparable(first[plan.key], table[plan.key])
     if ids.equals(others):
         return _arrays(path, table, plan)
-    polars = _polars()
     rows = ids.to_frame("id").join(
         others.to_frame("id").with_row_index("row"), on="id", how="left", maintain_order="left"
     )["row"]
