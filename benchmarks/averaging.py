@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import subprocess
 import sys
 import tempfile
@@ -164,8 +165,13 @@ def averaging_files() -> None:
         reading = "reading the files once"
         contenders: dict[str, Callable[[], object] | None] = {reading: lambda: read(paths)}
         contenders |= {name: functools.partial(way, paths) for name, way in WAYS.items()}
-        timings = take_turns(contenders, turns=5)
-        report(f"averaging: {FILES} files of {MEGABYTES} MB", timings, reference=reading, unit="ms")
+        threads = torch.get_num_threads()
+        for number in (1, os.cpu_count() or 1):
+            torch.set_num_threads(number)
+            timings = take_turns(contenders, turns=5)
+            title = f"averaging: {FILES} files of {MEGABYTES} MB, {number} threads"
+            report(title, timings, reference=reading, unit="ms")
+        torch.set_num_threads(threads)
         rows = [["memory added at the peak", "MB"]]
         rows += [[name, f"{peak_memory(name, Path(folder)):.0f}"] for name in WAYS]
         print()

@@ -329,6 +329,23 @@ def test_what_an_average_is_given() -> None:
         SWA(make_model(), buffers="keep")  # type: ignore[arg-type]
 
 
+@pytest.mark.gpu
+def test_an_average_elsewhere() -> None:
+    """A model on a GPU is averaged there, or on the CPU, as it would be on the CPU alone."""
+    model, twin = make_model(), make_model().cuda()
+    averages = EMA(model, 0.5), EMA(twin, 0.5), EMA(twin, 0.5, device="cpu")
+    for _ in steps(model, 5):
+        twin.load_state_dict(model.state_dict())
+        for average, source in zip(averages, (model, twin, twin), strict=True):
+            average.update(source)
+    assert next(averages[1].module.parameters()).is_cuda
+    assert not next(averages[2].module.parameters()).is_cuda
+    for average in averages[1:]:
+        torch.testing.assert_close(weights_of(average.module).cpu(), weights_of(averages[0].module))
+    with averages[2].swapped(twin):
+        torch.testing.assert_close(weights_of(twin).cpu(), weights_of(averages[2].module))
+
+
 # ---------------------------------------------------------------- batch norm
 
 BATCHES = torch.randn(6, 16, 3, generator=torch.Generator().manual_seed(1)) * 3 + 1
@@ -510,6 +527,29 @@ def test_copies_of_one_model(write: Callable[..., None], weights: list[float] | 
         assert average[key].stride() == tensor.stride()
         assert torch.equal(average[key], tensor), key
     assert average["tied"].data_ptr() == average["float"].data_ptr()
+
+
+@pytest.mark.parametrize("threads", [2, 3, 100])
+def test_any_number_of_threads(threads: int) -> None:
+    """The average has the same bits on any number of threads, and damage is found."""
+    for index in range(3):
+        tensors = {f"{i}": torch.randn(1000 * i + 1) for i in range(60)} | {
+            "w": torch.randn(900_000)
+        }
+        save_checkpoint({"rest": torch.zeros(99), "model_state_dict": tensors}, f"{index}.pth")
+    expected = average_checkpoints(["0.pth", "1.pth", "2.pth"])
+    torch.set_num_threads(threads)
+    try:
+        found = average_checkpoints(["0.pth", "1.pth", "2.pth"])
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        assert list(found) == list(expected)
+        damaged = bytearray(Path("2.pth").read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        Path("2.pth").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"2.pth is damaged"):
+            average_checkpoints(["0.pth", "1.pth", "2.pth"])
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_other_layouts_and_forms() -> None:

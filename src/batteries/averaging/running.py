@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -123,9 +124,10 @@ class EMA(_Running):
     ...     ema.update(model)
     >>> prediction = ema.module(torch.zeros(1, 2))
 
-    The update is just: `average.lerp_(weight, 1 - decay)`, for all tensors in one call. Weights
-    are found by name, whatever DDP, DataParallel or torch.compile add to it, and tied ones are
-    averaged once. Those of 16 bits have a float32 shadow: an average in bfloat16 would not move.
+    `module` is a copy of the model with the averaged weights, in evaluation mode. The update is
+    just: `average.lerp_(weight, 1 - decay)`, for all tensors in one call. Weights are found by
+    name, whatever DDP, DataParallel or torch.compile add to it, and tied ones are averaged once.
+    Those of 16 bits have a float32 shadow: an average in bfloat16 would not move.
     `make_checkpoint(..., ema=ema)` stores it, `load_checkpoint` and `resume` with `ema=ema` put
     it back.
 
@@ -238,7 +240,8 @@ class _Pairs:
         _check_alike(own, theirs)
         self._model = model
         # As long as each place holds the object that it held, these are the model's tensors.
-        self._dicts, self._keys, self._values = zip(*_places(model), strict=True)
+        self._places = list(_places(model))
+        self._values = list(_values_in(self._places))
         frozen = {
             name
             for name, tensor in theirs.items()
@@ -267,9 +270,11 @@ class _Pairs:
 
     def are_those_of(self, model: nn.Module) -> bool:
         """Whether nothing was replaced, thawed, written to or moved since they were found."""
+        values = list(_values_in(self._places))
         return (
             self._model is model
-            and all(map(operator.is_, map(dict.get, self._dicts, self._keys), self._values))
+            and len(values) == len(self._values)
+            and all(map(operator.is_, values, self._values))
             and all(
                 tensor._version == version and not tensor.requires_grad
                 for tensor, version in self._frozen
@@ -312,11 +317,16 @@ def _refuse(module: nn.Module, prefix: str, keep_vars: bool) -> None:  # noqa: A
     )
 
 
-def _places(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
+def _places(module: nn.Module) -> Iterator[dict[str, Any]]:
     """Where a module and those in it hold parameters, buffers and modules."""
     for part in module.modules():
         for place in (part._parameters, part._buffers, part._modules):
-            yield from ((place, key, value) for key, value in place.items())
+            if place or part is module:
+                yield place
+
+
+def _values_in(places: list[dict[str, Any]]) -> Iterator[Any]:
+    return itertools.chain.from_iterable(map(dict.values, places))  # 50 us for 750 of them
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor]:

@@ -77,18 +77,18 @@ def greedy_soup(
     if not ranked:
         raise ValueError(f"greedy_soup: of {len(scored)} checkpoints none has a score")
     soup, best = [ranked[0][0]], ranked[0][1]
-    decisions = [Decision(ranked[0][0], best, best, taken=True)]
+    decisions = [_logged(Decision(ranked[0][0], best, best, taken=True))]
     for path, alone in ranked[1:]:
         together = float(evaluate(average_checkpoints([*soup, path])))
         taken = sign * together >= sign * best
-        decisions.append(Decision(path, alone, together, taken))
+        decisions.append(_logged(Decision(path, alone, together, taken)))
         if taken:
             soup, best = [*soup, path], together
-    for made in decisions:
-        _logger.info("%s", _told(made))
     return Soup(average_checkpoints(soup), best, soup, decisions)
 
 
-def _told(made: Decision) -> str:
+def _logged(made: Decision) -> Decision:
     verdict = "stays in" if made.taken else "is left out of"
-    return f"{made.path} ({made.alone:.6g} alone) {verdict} the soup: {made.together:.6g} with it"
+    text = "%s (%.6g alone) %s the soup: %.6g with it"
+    _logger.info(text, made.path, made.alone, verdict, made.together)
+    return made
