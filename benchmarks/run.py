@@ -1,7 +1,7 @@
 """Benchmarks against the libraries that do the same: python benchmarks/run.py [NAME ...].
 
 Names: loop, to_device, seed_all, import_time, checkpoints, training, predictions,
-averaging, blending. All take about twenty minutes.
+averaging, blending. All take about 25 minutes.
 """
 
 from __future__ import annotations
