@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -22,8 +23,14 @@ def _names_for_examples(doctest_namespace: dict[str, object]) -> None:
     names = {name: getattr(batteries, name) for name in batteries.__all__}
     doctest_namespace.update(names, torch=torch, nn=nn, np=np, random=random)
     doctest_namespace["DataLoader"] = batteries.data.DataLoader
-    rooms = {**vars(batteries.splits), "load": batteries.predictions.load}
-    doctest_namespace.update({name: value for name, value in rooms.items() if name[0] != "_"})
+    rooms = {
+        **vars(batteries.splits),
+        **vars(batteries.averaging),
+        **vars(batteries.blend),
+        "load": batteries.predictions.load,
+    }
+    names = {name: value for name, value in rooms.items() if name[0] != "_"}
+    doctest_namespace.update({k: v for k, v in names.items() if not isinstance(v, ModuleType)})
     doctest_namespace |= {"Path": Path, "RunInfo": batteries.scoreboard.RunInfo}
     doctest_namespace["PerRank"] = batteries.distributed.PerRank
 

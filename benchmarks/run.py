@@ -1,7 +1,7 @@
 """Benchmarks against the libraries that do the same: python benchmarks/run.py [NAME ...].
 
 Names: loop, to_device, seed_all, import_time, checkpoints, training, predictions,
-record. All take about ten minutes.
+record, averaging, blending. All take about half an hour.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import platform
 import warnings
 from pathlib import Path
 
+import averaging
+import blending
 import checkpoints
 import import_time
 import loop
@@ -33,6 +35,8 @@ BENCHMARKS = {
     "training": training.main,
     "predictions": predictions.main,
     "record": record.main,
+    "averaging": averaging.main,
+    "blending": blending.main,
 }
 PACKAGES = [
     "batteries",
@@ -49,6 +53,10 @@ PACKAGES = [
     "tensorboardX",
     "wandb",
     "mlflow",
+    "scipy",
+    "scikit-learn",
+    "pandas",
+    "polars",
 ]
 
 

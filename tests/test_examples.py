@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import re
 import runpy
@@ -19,6 +20,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
@@ -28,7 +30,7 @@ from batteries.records import read_record, write_record
 ROOT = Path(__file__).parents[1]
 NAMES = ("whole", "broken")
 EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/experiment.py"))
-SINGLE = [name for name in EXAMPLES if name != "kfold"]  # one model each
+SINGLE = [name for name in EXAMPLES if name not in ("kfold", "submission")]  # one model each
 # Since Python 3.12 a fork (of DataLoader workers) warns where there are threads (of torch).
 WARNINGS = "error,ignore:This process:DeprecationWarning"
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": WARNINGS}
@@ -95,6 +97,32 @@ def test_folds_on_different_machines() -> None:
     shutil.copytree(there, "runs/kfold/fold_3")
     run(readme_command("kfold"))
     assert Path("runs/kfold/oof.parquet").read_bytes() == oof
+
+
+def test_submission() -> None:
+    """A submission is chosen out of fold, and a second run makes the same from what is there."""
+    result = run(readme_command("submission"))
+    chosen = re.search(r"chosen on OOF: (.*?); test accuracy (\S+), .*, OOF (\S+),", result.stderr)
+    assert chosen
+    assert float(chosen[2]) >= 0.98
+    root = Path("runs/submission")
+    scores = json.loads((root / "scores.json").read_text())
+    assert len(scores) == 4 + 4 + 1
+    assert float(chosen[3]) == pytest.approx(min(row["OOF"] for row in scores.values()), abs=5e-5)
+    table = result.stdout.split("log loss  ")[1].splitlines()
+    assert [line[:20].strip() for line in table[1:10]] == list(scores)
+    rows = [line.split(",") for line in (root / "submission.csv").read_text().split()]
+    assert rows[0] == ["id", "label"]
+    assert len(rows) == 1 + math.ceil(0.2 * len(load_digits().target))
+    swa = torch.load(root / "deep/fold_0/swa.pth")
+    assert len(swa["averaged"]) == 3
+    assert (root / "correlation.png").read_bytes().startswith(b"\x89PNG")
+    before = (root / "submission.csv").read_bytes()
+    (root / "large/fold_2/fold.json").unlink()  # as if it had been killed there
+    again = run(readme_command("submission"))
+    assert "fold 1, epoch" not in again.stderr
+    assert (root / "submission.csv").read_bytes() == before
+    assert json.loads((root / "scores.json").read_text()) == scores
 
 
 def assert_listed_commands_work(listing: str) -> None:

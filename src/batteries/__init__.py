@@ -4,11 +4,17 @@ from importlib import import_module as _import
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from batteries import averaging as averaging
+    from batteries import blend as blend
     from batteries import checkpoint as checkpoint
     from batteries import data as data
     from batteries import distributed as distributed
     from batteries import progress as progress
     from batteries import splits as splits
+    from batteries.averaging import EMA as EMA
+    from batteries.averaging import SWA as SWA
+    from batteries.averaging import average_checkpoints as average_checkpoints
+    from batteries.averaging import update_bn as update_bn
     from batteries.backends import set_backends as set_backends
     from batteries.checkpoint import CheckpointError as CheckpointError
     from batteries.checkpoint import CheckpointManager as CheckpointManager
@@ -51,17 +57,22 @@ __all__ = [
     "AverageMetter",
     "CheckpointError",
     "CheckpointManager",
+    "EMA",
     "EarlyStopping",
     "JsonLinesLogger",
     "Loggers",
     "MLflowLogger",
     "Predictions",
     "PreemptionGuard",
+    "SWA",
     "TensorBoardLogger",
     "TensorBoardXLogger",
     "WandbLogger",
     "accumulate",
     "all_reduce_meters",
+    "average_checkpoints",
+    "averaging",
+    "blend",
     "check_in_sync",
     "checkpoint",
     "data",
@@ -86,10 +97,12 @@ __all__ = [
     "t2d",
     "to_device",
     "unwrap",
+    "update_bn",
 ]
 
 # Loaded when first asked for: the command line needs no torch.
 _ROOMS = {
+    "averaging": ("EMA", "SWA", "average_checkpoints", "update_bn"),
     "backends": ("set_backends",),
     "checkpoint": (
         "CheckpointError",

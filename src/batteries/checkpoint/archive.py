@@ -379,10 +379,18 @@ class Digest:
         view = memoryview(data).cast("B")
         whole = len(view) // self.block * self.block
         for start in range(0, whole, self.block):
-            words = np.frombuffer(view[start : start + self.block], np.uint64).reshape(self._shape)
-            self._hash.update(words.sum(1).data)
-            self._hash.update(words.sum(0).data)
+            self.take(self.sums(view[start : start + self.block]))
         self._hash.update(view[whole:])
+
+    @classmethod
+    def sums(cls, block: Any) -> bytes:
+        """The sums of one block, which threads may compute in any order."""
+        words = np.frombuffer(block, np.uint64).reshape(cls._shape)
+        return bytes(words.sum(1).data) + bytes(words.sum(0).data)
+
+    def take(self, sums: bytes) -> None:
+        """Take in a block by its sums, in the order of the blocks."""
+        self._hash.update(sums)
 
     def hex(self) -> bytes:
         return self._hash.hexdigest().encode()

@@ -92,7 +92,7 @@ def state_of(part: Any) -> Any:
     ['weight', 'bias']
     """
     if isinstance(part, nn.Module):
-        return renamed(unwrap(part).state_dict(), _without_compile)
+        return renamed(unwrap(part).state_dict(), without_compile)
     return part.state_dict()
 
 
@@ -229,10 +229,10 @@ def renamed(state: Any, rename: Callable[[str], str]) -> Any:
     return same
 
 
-def _without_compile(name: str) -> str:
+def without_compile(name: str) -> str:
     """A parameter's or module's name without what torch.compile adds to it.
 
-    >>> _without_compile("encoder._orig_mod.weight"), _without_compile("encoder._orig_mod")
+    >>> without_compile("encoder._orig_mod.weight"), without_compile("encoder._orig_mod")
     ('encoder.weight', 'encoder')
     """
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
@@ -244,4 +244,4 @@ def bare_name(name: str) -> str:
     >>> bare_name("module._orig_mod.encoder.weight")
     'encoder.weight'
     """
-    return _without_compile(name).removeprefix("module.")
+    return without_compile(name).removeprefix("module.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import chain
 from typing import Any
@@ -24,7 +24,7 @@ class Unknown(Exception):  # noqa: N818 (not an error: torch.load knows more)
 _BROKEN = LookupError, TypeError, ValueError, RuntimeError, AttributeError, struct.error
 
 
-def outline(pickled: bytes) -> Any:
+def outline(pickled: bytes, offsets: Mapping[str, int] | None = None) -> Any:
     """The values in the pickle of a file of torch.save, with meta tensors.
 
     >>> torch.save({"epoch": 1, "weight": torch.zeros(2, 3)}, "a.pth")
@@ -35,11 +35,15 @@ def outline(pickled: bytes) -> Any:
     It makes plain containers, numbers, strings and empty tensors, and can make nothing else.
     torch.load on the meta device does the same for all kinds of tensors, in three times the time.
 
+    Args:
+        offsets: Where in the file the records of the storages begin, by their names. The tensors
+            lie in storages then that know it, as torch.load's do: `_checkpoint_offset`.
+
     Raises:
         Unknown: What is none of these, or a broken pickle.
         Suspicious: It would take more time or memory than its size justifies.
     """
-    return _run(_Reader(pickled))
+    return _run(_Reader(pickled, offsets=offsets))
 
 
 def check_cost(pickled: bytes) -> None:
@@ -72,10 +76,14 @@ def _run(reader: _Reader) -> Any:
 class _Reader:
     """The machine that a pickle is a program for."""
 
-    __slots__ = ("at", "data", "left", "marks", "memo", "stack", "strict")
+    __slots__ = ("at", "data", "left", "marks", "memo", "offsets", "stack", "storages", "strict")
 
-    def __init__(self, data: bytes, strict: bool = True) -> None:
+    def __init__(
+        self, data: bytes, strict: bool = True, offsets: Mapping[str, int] | None = None
+    ) -> None:
         self.data = data
+        self.offsets = offsets
+        self.storages: dict[str, torch.UntypedStorage] = {}  # by the names of their records
         self.strict = strict  # not to pass over what is unknown
         # Values that may still be copied or hashed: one key may stand in many dicts.
         self.left = 10 * len(data)
@@ -237,10 +245,17 @@ def _storage(reader: _Reader) -> None:
     if not reader.strict:
         reader.stack.append(None)
         return
-    name, dtype, _key, _location, _size = identity
+    name, dtype, key, _location, size = identity
     if name != "storage":
         raise ValueError(f"an unknown {name}")
-    reader.stack.append(_only(dtype, torch.dtype))
+    if reader.offsets is None:
+        reader.stack.append((_only(dtype, torch.dtype), None))
+        return
+    if key not in reader.storages:
+        storage = torch.UntypedStorage(size * dtype.itemsize, device="meta")  # type: ignore[no-untyped-call]
+        storage._checkpoint_offset = reader.offsets[key]
+        reader.storages[key] = storage
+    reader.stack.append((_only(dtype, torch.dtype), reader.storages[key]))
 
 
 def _only(value: Any, *kinds: type) -> Any:
@@ -264,12 +279,26 @@ _PASSED_OVER = _Call(_nothing)
 
 
 def _tensor(
-    dtype: torch.dtype, offset: int, size: Any, stride: Any, requires_grad: bool, hooks: Any
+    storage: tuple[torch.dtype, torch.UntypedStorage | None],
+    offset: int,
+    size: Any,
+    stride: Any,
+    requires_grad: bool,
+    hooks: Any,
 ) -> Tensor:
+    dtype, memory = storage
     if hooks or offset < 0:
         raise ValueError("a tensor with more than numbers")
     options: dict[str, Any] = {"dtype": dtype, "device": "meta", "requires_grad": requires_grad}
-    return torch.empty_strided(size, stride, **options)
+    if memory is None:
+        return torch.empty_strided(size, stride, **options)
+    if (
+        torch.empty_strided(size, stride, **options).untyped_storage().nbytes()
+        > memory.nbytes() - offset * dtype.itemsize
+    ):
+        raise ValueError("a tensor beyond its storage")
+    same = torch.empty(0, dtype=dtype, device="meta").set_(memory, offset, size, stride)
+    return same.requires_grad_(requires_grad)
 
 
 def _parameter(data: Tensor, requires_grad: bool, hooks: Any) -> nn.Parameter:

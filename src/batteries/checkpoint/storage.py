@@ -86,11 +86,11 @@ def read_file(path: PathLike, map_location: torch.device | str = "cpu") -> Check
         CheckpointError: Damaged, cut short, or not a checkpoint.
     """
     path = Path(path)
-    _check_exists(path)
+    check_exists(path)
     checkpoint, sealed = _read_verified(path, known_device(map_location))
     if isinstance(checkpoint, Mapping) and (sealed or "model_state_dict" in checkpoint):
         return dict(checkpoint)
-    if isinstance(checkpoint, Mapping) and checkpoint and _is_state(checkpoint):
+    if isinstance(checkpoint, Mapping) and checkpoint and is_state(checkpoint):
         warnings.warn(
             f"{path} is the bare state dict of a model: no epoch, optimizer or metrics in it",
             stacklevel=4,
@@ -103,7 +103,12 @@ def read_file(path: PathLike, map_location: torch.device | str = "cpu") -> Check
     )
 
 
-def _is_state(state: Mapping[Any, Any]) -> bool:
+def is_state(state: Mapping[Any, Any]) -> bool:
+    """Whether a dict is the bare state dict of a model.
+
+    >>> is_state(nn.Linear(2, 1).state_dict()), is_state({"epoch": 1})
+    (True, False)
+    """
     return all(isinstance(v, Tensor) or str(k).endswith("_extra_state") for k, v in state.items())
 
 
@@ -119,7 +124,7 @@ def peek_file(path: PathLike) -> Checkpoint:
         CheckpointError: Not a checkpoint.
     """
     path = Path(path)
-    _check_exists(path)
+    check_exists(path)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         try:
@@ -129,17 +134,23 @@ def peek_file(path: PathLike) -> Checkpoint:
             except Unknown:
                 check_cost(pickled)
                 file.seek(0)
-                found = _torch_load(path, file, torch.device("meta"))
+                found = torch_load(path, file, torch.device("meta"))
             inspect_contents(found, size)
         except Suspicious as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
     return found
 
 
 # ---------------------------------------------------------------- reading
 
 
-def _check_exists(path: Path) -> None:
+def check_exists(path: Path) -> None:
+    """Raise if there is no such file; say what is there.
+
+    >>> check_exists(Path("last.pth"))
+    Traceback (most recent call last):
+    FileNotFoundError: there is no checkpoint last.pth; . has none
+    """
     if path.is_dir():
         raise CheckpointError(f"{path} is a directory; expected a checkpoint file in it")
     if not path.exists():
@@ -178,7 +189,7 @@ def _read_verified(path: Path, device: torch.device) -> tuple[Any, bool]:
         raise
     except (Suspicious, RuntimeError, TypeError, ValueError) as found:
         # what has the right digest but the wrong insides: tensors beyond their storage, say
-        raise _unreadable(path, found) from found
+        raise unreadable(path, found) from found
     return contents, seal is not None
 
 
@@ -186,10 +197,15 @@ def _contents(path: Path, data: Tensor, seal: Seal | None, device: torch.device)
     if seal is not None and seal.own_byte_order and device.type == "cpu":
         with suppress(_NeedsCopy):
             return _views(path, data)
-    return _torch_load(path, _View(data), device)
+    return torch_load(path, _View(data), device)
 
 
-def _unreadable(path: Path, reason: object) -> CheckpointError:
+def unreadable(path: Path, reason: object) -> CheckpointError:
+    """The error about a file that is not what it should be.
+
+    >>> str(unreadable(Path("a.pth"), "it is empty"))[:47]
+    'a.pth cannot be read as a checkpoint: it is emp'
+    """
     first_line = (str(reason).splitlines() or [type(reason).__name__])[0]
     return CheckpointError(
         f"{path} cannot be read as a checkpoint: {first_line}; it is damaged, or was not written "
@@ -203,7 +219,7 @@ def _check_records(path: Path, data: Tensor) -> None:
         with zipfile.ZipFile(_View(data)) as archive:
             broken = archive.testzip()
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if broken:
         raise CheckpointError(
             f"{path} is damaged: the checksum of its record {broken} is wrong; go back to "
@@ -239,7 +255,13 @@ class _View(io.RawIOBase):
         return len(part)
 
 
-def _torch_load(path: Path, file: Any, device: torch.device) -> Any:
+def torch_load(path: Path, file: Any, device: torch.device) -> Any:
+    """What torch reads in a file, or a `CheckpointError`.
+
+    >>> torch.save({"epoch": 1}, "a.pth")
+    >>> torch_load(Path("a.pth"), "a.pth", torch.device("cpu"))
+    {'epoch': 1}
+    """
     try:
         return torch.load(file, map_location=device, weights_only=True)
     except OSError:
@@ -247,7 +269,7 @@ def _torch_load(path: Path, file: Any, device: torch.device) -> Any:
     except Exception as error:  # of many kinds, as damage has
         # torch says what it refuses in the middle of advice to trust the file
         refused = re.search(r"Unsupported [^.]*?GLOBAL \S+|Unsupported operand \d+", str(error))
-        raise _unreadable(path, refused[0] if refused else error) from error
+        raise unreadable(path, refused[0] if refused else error) from error
 
 
 class _NeedsCopy(Exception):  # noqa: N818 (not an error: the slower way)
@@ -256,7 +278,7 @@ class _NeedsCopy(Exception):  # noqa: N818 (not an error: the slower way)
 
 def _views(path: Path, data: Tensor) -> Any:
     """A checkpoint whose tensors are views of the bytes of its file."""
-    structure = _torch_load(path, _View(data), torch.device("meta"))
+    structure = torch_load(path, _View(data), torch.device("meta"))
     storages: dict[int, torch.UntypedStorage] = {}
 
     def filled(value: Any, place: str) -> Any:  # noqa: ARG001

@@ -1,0 +1,264 @@
+"""Two architectures, three folds each: out-of-fold scores, SWA, blends, and a submission.
+
+    python examples/submission/experiment.py --progress
+
+Takes one to two minutes on two CPU cores. Test accuracy of what is chosen: 0.99.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import torch.nn.functional as F  # noqa: N812 (its usual name)
+from datasets import Images, load_images
+from models import DigitNet
+from sklearn.metrics import accuracy_score, log_loss
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from batteries import (
+    AverageMeter,
+    CheckpointManager,
+    Predictions,
+    accumulate,
+    get_logger,
+    load_checkpoint,
+    make_checkpoint,
+    predictions,
+    resume,
+    seed_all,
+    to_device,
+)
+from batteries.averaging import best_checkpoints, save_average
+from batteries.blend import blend_files, correlation, find_weights
+from batteries.data import DataLoader
+from batteries.files import write_whole
+from batteries.progress import tqdm
+from batteries.splits import Folds, OutOfFold, fold_indices, make_folds
+
+FOLDS = 3
+Batches = DataLoader[tuple[Tensor, Tensor]]
+
+
+def large_filters(pixels: int) -> nn.Module:
+    """One layer of large filters, and a classifier that knows where each of them was found."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 64, 5, padding=2, bias=False), nn.BatchNorm2d(64), nn.ReLU()),
+        *(nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.1), nn.Linear(64 * pixels // 4, 10)),
+    )
+
+
+ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
+    "deep": lambda _: DigitNet(width=16, dropout=0.1),
+    "large": large_filters,
+}
+BLENDS: dict[str, dict[str, Any]] = {
+    "mean": {"method": "mean"},
+    "power average": {"method": "power", "power": 2},
+    "geometric": {"method": "geometric"},
+    "rank average": {"method": "rank"},
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--exp-name", default="submission", help="all is kept in LOGDIR/EXP_NAME")
+    parser.add_argument("--logdir", default="runs")
+    parser.add_argument("--dataset", choices=["digits", "mnist"], default="digits")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--num-epochs", type=int, default=15)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--progress", action="store_true", help="show progress bars")
+    return parser.parse_args()
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: Images, device: torch.device) -> Predictions:
+    """The probability of each class, in the order of the images."""
+    model.eval()
+    loader: Batches = DataLoader(images, batch_size=256)
+    outputs = Predictions(len(images))
+    for batch in loader:
+        x, _ = to_device(batch, device)
+        outputs.add(loader.indices, probability=model(x).softmax(1))
+    return outputs
+
+
+def loss_of(targets: Any, probability: Any) -> float:
+    """The log loss; probabilities of 32 bits add up to 1 in 32 bits alone."""
+    wide = probability.astype(np.float64)
+    return float(log_loss(targets, wide / wide.sum(1, keepdims=True)))
+
+
+def train_fold(
+    name: str, fold: int, folds: Folds, run: Path, device: torch.device, args: argparse.Namespace
+) -> None:
+    """Train one architecture on one fold; leave its predictions, of the best and of the SWA."""
+    logger = get_logger("submission")
+    # ---------------------------------------------------------------- 2. the same seed each time
+    seed_all(args.seed)
+
+    # ---------------------------------------------------------------- 3, 4. data and model
+    images, labels, test_images, test_labels = load_images(args.dataset)
+    train, valid = fold_indices(folds, fold)
+    valid_set, test_set = Images(images[valid], labels[valid]), Images(test_images, test_labels)
+    train_loader: Batches = DataLoader(
+        Images(images[train], labels[train], augment=True),
+        args.batch_size,
+        shuffle=True,
+        drop_last=True,
+    )
+    model = ARCHITECTURES[name](images[0].numel()).to(device)
+    optimizer = AdamW(model.parameters(), lr=args.lr)
+    scheduler = CosineAnnealingLR(optimizer, T_max=args.num_epochs * len(train_loader))
+    manager = CheckpointManager(
+        run / "checkpoints", metric="loss", metric_minimization=True, save_n_best=3
+    )
+    last = resume(manager.logdir, model, optimizer, scheduler, loader=train_loader)
+    done = last["epoch"] if last else 0
+
+    # ---------------------------------------------------------------- 5. train
+    for epoch in range(done + 1, args.num_epochs + 1):
+        model.train()
+        meter = AverageMeter()
+        bar = tqdm(accumulate(train_loader, model), f"{name} {fold}", disable=not args.progress)
+        for batch, window in bar:
+            x, y = to_device(batch, device)
+            with window:
+                loss = F.cross_entropy(model(x), y)
+                window.backward(loss)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+            meter.update(loss, len(y))
+        (probability,) = predict(model, valid_set, device).gather()
+        score = loss_of(valid_set.labels.numpy(), probability.numpy())
+        logger.info(
+            "%s, fold %d, epoch %2d: train loss %.4f, log loss %.4f",
+            *(name, fold, epoch, meter.average, score),
+        )
+        checkpoint = make_checkpoint(
+            *("train", epoch, model, optimizer, scheduler), loader=train_loader, folds=folds.hash
+        )
+        manager.process(score=score, epoch=epoch, checkpoint=checkpoint)
+
+    # ---------------------------------------------------------------- 7. SWA of the best three
+    best = best_checkpoints(manager.logdir, 3)
+    plain = DataLoader(Images(images[train], labels[train]), batch_size=256)
+    save_average(best, run / "swa.pth", model=model, loader=plain, device=device)
+
+    for source, path in (("best", manager.best_path), ("swa", run / "swa.pth")):
+        load_checkpoint(path, model)
+        predict(model, valid_set, device).save(run / f"{source}_valid.parquet", ids=valid)
+        predict(model, test_set, device).save(run / f"{source}_test.parquet")
+    with write_whole(run / "fold.json") as file:  # last: what a finished fold is known by
+        file.write(json.dumps({"trained_on": folds.hash}).encode())
+
+
+def collect(name: str, source: str, folds: Folds, root: Path) -> Path:
+    """Put the folds' predictions together: of all rows, and the mean of those for the test."""
+    collected = OutOfFold(folds)
+    for fold in range(FOLDS):
+        run = root / name / f"fold_{fold}"
+        valid = predictions.load(run / f"{source}_valid.parquet")
+        test = predictions.load(run / f"{source}_test.parquet")
+        known = json.loads((run / "fold.json").read_text())
+        collected.add(fold, valid["probability"], test["probability"], **known)
+    for part, probability in (("oof", collected.predictions), ("test", collected.test)):
+        outputs = Predictions(len(probability))
+        outputs.add(range(len(probability)), probability=probability)
+        outputs.save(root / f"{name}_{source}_{part}.parquet")
+    return root / f"{name}_{source}"
+
+
+def probabilities(table: pl.DataFrame) -> Any:
+    return table["probability"].to_numpy()
+
+
+def main(args: argparse.Namespace, device: torch.device) -> None:
+    # ---------------------------------------------------------------- 1. prepare
+    root = Path(args.logdir) / args.exp_name
+    root.mkdir(parents=True, exist_ok=True)
+    logger = get_logger("submission", log_file=root / "log.txt")
+    _, labels, _, test_labels = load_images(args.dataset)
+    folds = make_folds(labels, FOLDS, "stratified", seed=args.seed, path=root / "folds.csv")
+    targets, test_targets = labels.numpy(), test_labels.numpy()
+
+    # ---------------------------------------------------------------- 2 to 5. train all
+    for name in ARCHITECTURES:
+        for fold in range(FOLDS):
+            run = root / name / f"fold_{fold}"
+            if not (run / "fold.json").exists():
+                train_fold(name, fold, folds, run, device, args)
+
+    # ---------------------------------------------------------------- 6. what each is worth
+    sources = [
+        collect(name, kind, folds, root) for name in ARCHITECTURES for kind in ("best", "swa")
+    ]
+    names = [source.name.replace("_", " ") for source in sources]
+    files = {part: [f"{source}_{part}.parquet" for source in sources] for part in ("oof", "test")}
+    candidates = {name: {"paths": [index]} for index, name in enumerate(names)} | {
+        name: {"paths": range(len(names)), **how} for name, how in BLENDS.items()
+    }
+
+    # ---------------------------------------------------------------- 7. blends, on OOF
+    oof = [probabilities(pl.read_parquet(path)) for path in files["oof"]]
+    alike = correlation(oof, names)
+    alike.plot(root / "correlation.png")
+    print(f"\ncorrelations of the predictions\n{alike}")
+    found = find_weights(oof, targets, "log_loss", folds=folds)
+    print(f"\nweights {', '.join(f'{weight:.2f}' for weight in found.weights)}: {found.verdict}")
+    candidates["weights"] = {"paths": range(len(names)), "weights": found.weights}
+    rows = {}
+    for name, how in candidates.items():
+        how = dict(how)
+        chosen = how.pop("paths")
+        p, q = (
+            probabilities(blend_files([files[part][i] for i in chosen], **how, renormalise=True))
+            for part in ("oof", "test")
+        )
+        parts = [fold_indices(folds, fold)[1] for fold in range(FOLDS)]
+        by_fold = [loss_of(targets[part], p[part]) for part in parts]
+        rows[name] = {
+            "validation": float(np.mean(by_fold)),
+            # weights that were found on these rows are scored on those that they have not seen
+            "OOF": found.unseen_score if name == "weights" else loss_of(targets, p),
+            "test": loss_of(test_targets, q),
+            "OOF accuracy": accuracy_score(targets, p.argmax(1)),
+            "test accuracy": accuracy_score(test_targets, q.argmax(1)),
+        }
+
+    # ---------------------------------------------------------------- 8. test against validation
+    columns = list(next(iter(rows.values())))
+    print(f"\n{'log loss':20}" + "".join(f"{column:>15}" for column in columns))
+    for name, row in rows.items():
+        print(f"{name:20}" + "".join(f"{row[column]:15.4f}" for column in columns))
+    with write_whole(root / "scores.json") as file:
+        file.write(json.dumps(rows, indent=2).encode())
+    best = min(rows, key=lambda name: rows[name]["OOF"])
+    how = dict(candidates[best])
+    chosen = how.pop("paths")
+    blend = blend_files([files["test"][i] for i in chosen], **how, renormalise=True)
+    label = probabilities(blend).argmax(1)
+    submission = pl.DataFrame({"id": blend["id"], "label": label})
+    with write_whole(root / "submission.csv") as file:
+        submission.write_csv(file)
+    score = rows[best]
+    logger.info(
+        "chosen on OOF: %s; test accuracy %.4f, test log loss %.4f, OOF %.4f, difference %.4f",
+        *(best, score["test accuracy"], score["test"], score["OOF"], score["test"] - score["OOF"]),
+    )
+    print(f"\n{root} has submission.csv, scores.json, correlation.png and the predictions of all")
+
+
+if __name__ == "__main__":
+    main(parse_args(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))

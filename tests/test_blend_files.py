@@ -1,0 +1,194 @@
+"""Files of predictions, blended by id: whatever their order, and nothing silently wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from scipy import stats
+
+from batteries import Predictions
+from batteries.blend import blend_files, mean, rank_average
+
+rng = np.random.default_rng(0)
+IDS = [f"img_{i:04}" for i in rng.permutation(200)]
+SCORES = rng.random((3, 200))
+
+
+def write(path: str, scores: Any, ids: Any = IDS, order: Any = None, **columns: Any) -> str:
+    table = pl.DataFrame({"id": ids, "target": scores, **columns})
+    table = table if order is None else table[order]
+    table.write_csv(path) if path.endswith("csv") else table.write_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("method", ["mean", "power", "geometric", "rank", "vote"])
+@pytest.mark.parametrize("shuffled", [(), (1,), (0, 1, 2)])
+def test_the_order_of_rows_does_not_matter(method: Any, shuffled: tuple[int, ...]) -> None:
+    """Rows are blended by id; the result has the order of the first file."""
+    scores = np.round(SCORES) if method == "vote" else SCORES
+    orders = [rng.permutation(200) if i in shuffled else np.arange(200) for i in range(3)]
+    paths = [
+        write(f"{i}.{'parquet' if i == 2 else 'csv'}", scores[i], order=orders[i]) for i in range(3)
+    ]
+    found = blend_files(paths, method, power=3, weights=[1, 2, 3])
+    ordered = [write(f"o{i}.csv", scores[i]) for i in range(3)]
+    expected = blend_files(ordered, method, power=3, weights=[1, 2, 3])
+    assert found.columns == ["id", "target"]
+    assert found["id"].to_list() == [IDS[i] for i in orders[0]]
+    np.testing.assert_allclose(found["target"], expected["target"].to_numpy()[orders[0]], 1e-12)
+
+
+def test_methods_are_the_functions() -> None:
+    """A blend of files is that of the arrays in them, which numpy and scipy know."""
+    paths = [write(f"{i}.csv", SCORES[i]) for i in range(3)]
+    means = blend_files(paths)["target"].to_numpy()
+    np.testing.assert_allclose(means, SCORES.mean(0), rtol=1e-12)
+    by_rank = blend_files(paths, "rank")["target"].to_numpy()
+    np.testing.assert_allclose(by_rank, stats.rankdata(SCORES, axis=1).mean(0) / 200, rtol=1e-12)
+    power = blend_files(paths, "power", power=3)["target"].to_numpy()
+    np.testing.assert_allclose(power, stats.pmean(SCORES, 3), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("scores", "ids", "message"),
+    [
+        (SCORES[1][1:], IDS[1:], f"b.csv has no row of id {IDS[0]}, as a.csv has; 1 are missing"),
+        (
+            np.append(SCORES[1], 1.0), [*IDS, "new"],
+            "b.csv has a row of id new, which a.csv has not; 1 are more",
+        ),
+        (SCORES[1], [IDS[1], *IDS[1:]], f"b.csv has the id {IDS[1]} more than once"),
+        (SCORES[1], [None, *IDS[1:]], "b.csv has no id in row 0"),
+        (
+            np.where(np.arange(200) == 7, np.nan, SCORES[1]), IDS,
+            f"b.csv, column 'target', has nan in the row of id {IDS[7]}; expected finite",
+        ),
+        (
+            [None if i == 7 else 0.5 for i in range(200)], IDS[::-1],
+            f"b.csv has nothing in column 'target' for id {IDS[::-1][7]}",
+        ),
+        (["word"] * 200, IDS, "b.csv cannot be read: .*word"),
+    ],
+)  # fmt: skip
+def test_rows_that_do_not_fit(scores: Any, ids: Any, message: str) -> None:
+    """Ids that are missing, more, repeated or without a number are named, with their file."""
+    write("a.csv", SCORES[0])
+    write("b.csv", scores, ids=ids)
+    for kind in ("mean", "rank"):
+        with pytest.raises(ValueError, match=message):
+            blend_files(["a.csv", "b.csv"], kind, out="blend.csv")
+    assert not Path("blend.csv").exists()
+
+
+def test_columns_that_do_not_fit() -> None:
+    """Other columns are named; `columns` says which are blended, and the rest is the first's."""
+    first = write("a.csv", SCORES[0], fold=["007"] * 200)
+    second = write("b.csv", SCORES[1])
+    with pytest.raises(ValueError, match=r"b.csv has other columns than a.csv: fold is in one"):
+        blend_files([first, second])
+    found = blend_files([first, second], columns=["target"], out="blend.csv")
+    assert found.columns == ["id", "target", "fold"]
+    assert pl.read_csv("blend.csv", infer_schema=False)["fold"].unique().to_list() == ["007"]
+    with pytest.raises(ValueError, match=r"b.csv has no column 'fold'; it has id, target"):
+        blend_files([first, second], columns=["target", "fold"])
+    with pytest.raises(ValueError, match=r"a.csv has no column 'name'"):
+        blend_files([first, second], id_column="name")
+    words = [write(f"{name}.parquet", SCORES[0], word=["x"] * 200) for name in "cd"]
+    with pytest.raises(
+        ValueError, match=r"c.parquet has String in column 'word'; expected numbers"
+    ):
+        blend_files(words)
+
+
+def test_what_is_asked_for() -> None:
+    """Unknown methods and kinds of files are named."""
+    path = write("a.csv", SCORES[0])
+    with pytest.raises(ValueError, match="method is 'median'; expected one of mean, power"):
+        blend_files([path], "median")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"a blend is written as .csv or .parquet, not as b.txt"):
+        blend_files([path], out="b.txt")
+    with pytest.raises(ValueError, match=r"c.txt is none of .csv, .parquet and .npy"):
+        blend_files(["c.txt"])
+    with pytest.raises(ValueError, match="there are no files to blend"):
+        blend_files([])
+
+
+def test_ids_are_text_and_decimals_stay() -> None:
+    """Ids keep their zeros; numbers have the first file's decimals, or as many as they need."""
+    Path("a.csv").write_text("id,p\n007,0.1250000\n010,1.0000000\n")
+    Path("b.csv").write_text("id,p\n010,0.5\n007,0.25\n")
+    blend_files(["a.csv", "b.csv"], out="fixed.csv")
+    assert Path("fixed.csv").read_text() == "id,p\n007,0.1875000\n010,0.7500000\n"
+    blend_files(["b.csv", "a.csv"], out="free.csv")
+    assert Path("free.csv").read_text() == "id,p\n010,0.75\n007,0.1875\n"
+    Path("c.csv").write_text("id,p\n1,0.5\n2,0.5\n")  # a sample submission says nothing
+    blend_files(["c.csv", "c.csv"], weights=[1, 2], out="sample.csv")
+    assert pl.read_csv("sample.csv")["p"].to_list() == [0.5, 0.5]
+
+
+def test_integers_first() -> None:
+    """A column that begins with thousands of whole numbers may go on with fractions."""
+    Path("a.csv").write_text(
+        "id,p\n" + "".join(f"{i},{0 if i < 5000 else 0.5}\n" for i in range(5010))
+    )
+    assert blend_files(["a.csv", "a.csv"])["p"].sum() == 5
+
+
+@pytest.mark.parametrize("suffix", ["npy", "parquet"])
+def test_predictions_of_classes(suffix: str) -> None:
+    """Files of `Predictions.save` are blended, arrays in a column too, and renormalised."""
+    probabilities = torch.softmax(torch.randn(3, 50, 4), 2)
+    for index, part in enumerate(probabilities):
+        outputs = Predictions(50)
+        outputs.add(range(50), probability=part)
+        outputs.save(f"{index}.{suffix}", ids=range(100, 150))
+    paths = [f"{index}.{suffix}" for index in range(3)]
+    found = blend_files(paths, out="blend.parquet")
+    again = pl.read_parquet("blend.parquet")
+    for table in (found, again):
+        assert table["id"].to_list() == list(range(100, 150))
+        assert table["probability"].to_numpy().dtype == np.float32
+        np.testing.assert_allclose(
+            table["probability"].to_numpy(), probabilities.mean(0), rtol=1e-6
+        )
+    blended = blend_files(paths, "geometric", renormalise=True)["probability"].to_numpy()
+    expected = stats.gmean(probabilities.double().numpy(), axis=0)
+    np.testing.assert_allclose(blended, expected / expected.sum(1, keepdims=True), rtol=1e-5)
+
+
+def test_columns_of_classes() -> None:
+    """Columns of class probabilities are divided by their sum in each row."""
+    for index in range(2):
+        columns = {f"class_{c}": rng.random(200) for c in range(3)}
+        pl.DataFrame({"id": IDS, **columns}).write_csv(f"{index}.csv")
+    found = blend_files(["0.csv", "1.csv"], "rank", renormalise=True)
+    plain = blend_files(["0.csv", "1.csv"], "rank")
+    numbers, expected = (table.drop("id").to_numpy() for table in (found, plain))
+    np.testing.assert_allclose(numbers, expected / expected.sum(1, keepdims=True), rtol=1e-12)
+    zeros = [write(f"{name}.csv", np.zeros(200)) for name in "ab"]
+    with pytest.raises(ValueError, match=f"the row of id {IDS[0]} adds up to 0"):
+        blend_files(zeros, renormalise=True)
+
+
+def test_votes_of_words() -> None:
+    """Labels that are words are voted on."""
+    for index, words in enumerate((["cat", "dog"], ["cat", "cat"], ["eel", "cat"])):
+        pl.DataFrame({"id": [1, 2], "label": words}).write_csv(f"{index}.csv")
+    found = blend_files(["0.csv", "1.csv", "2.csv"], "vote", out="blend.csv")
+    assert found["label"].to_list() == ["cat", "cat"]
+    assert Path("blend.csv").read_text() == "id,label\n1,cat\n2,cat\n"
+
+
+def test_float32_stays() -> None:
+    """Parquet of float32 is blended to float32, as arrays are."""
+    scores = SCORES.astype(np.float32)
+    paths = [write(f"{index}.parquet", scores[index]) for index in range(3)]
+    for method, function in (("mean", mean), ("rank", rank_average)):
+        found = blend_files(paths, method)["target"].to_numpy()  # type: ignore[arg-type]
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, function(scores))
