@@ -124,7 +124,48 @@ def test_inspect() -> None:
     assert "Error: b.pth" in run("inspect", "b.pth", code=1).output
 
 
-@pytest.mark.parametrize("kind", ["device", "dp", "ddp", "kfold"])
+def test_average() -> None:
+    """Files, or the best of a directory, are averaged, with batch norm where it is asked for."""
+    path = make_run([0.8, 0.9, 0.7]) / "checkpoints"
+    run("average", str(path), "--best", "1", "-o", "best.pth")
+    assert [part["epoch"] for part in torch.load("best.pth")["averaged"]] == [2]
+    norm = nn.BatchNorm1d(2)
+    for number in (1.0, 3.0):
+        nn.init.constant_(norm.weight, number)
+        checkpoint = make_checkpoint("train", int(number), nn.Sequential(norm))
+        save_checkpoint(checkpoint, f"{number}.pth")
+    words = ("average", "1.0.pth", "3.0.pth", "--weight", "3", "--weight", "1", "-o", "swa.pth")
+    assert "swa.pth is the average of 1.0.pth, 3.0.pth" in run(*words).output
+    assert torch.load("swa.pth")["model_state_dict"]["0.weight"].tolist() == [1.5, 1.5]
+    Path("factory.py").write_text(
+        "import torch\nmodel = lambda: torch.nn.Sequential(torch.nn.BatchNorm1d(2))\n"
+        "loader = lambda: [torch.full((4, 2), 7.0)]\n"
+    )
+    run(*words, "--model", "factory:model", "--loader", "factory:loader")
+    assert torch.load("swa.pth")["model_state_dict"]["0.running_mean"].tolist() == [7.0, 7.0]
+    assert "factory has no nothing" in run(*words, "--model", "factory:nothing", code=1).output
+    save_checkpoint(make_checkpoint("train", 1, nn.Linear(1, 1)), "other.pth")
+    output = run("average", "1.0.pth", "other.pth", "-o", "none.pth", code=1).output
+    assert "other.pth" in output
+    assert not Path("none.pth").exists()
+
+
+def test_blend() -> None:
+    """Files are blended by id; an id that is missing is named with its file."""
+    Path("a.csv").write_text("id,target\n7,0.25\n9,0.5\n")
+    Path("b.csv").write_text("id,target\n9,1.0\n7,0.75\n")
+    words = ("blend", "a.csv", "b.csv", "-o", "blend.csv")
+    assert "blend.csv has 2 rows, the mean of 2 files" in run(*words).output
+    assert Path("blend.csv").read_text() == "id,target\n7,0.5\n9,0.75\n"
+    run(*words, "--weight", "1", "--weight", "3")
+    assert Path("blend.csv").read_text() == "id,target\n7,0.625\n9,0.875\n"
+    Path("b.csv").write_text("id,target\n9,1.0\n")
+    output = run(*words, code=1).output
+    assert "b.csv" in output
+    assert "7" in output
+
+
+@pytest.mark.parametrize("kind", ["device", "dp", "ddp", "kfold", "submission"])
 def test_new(kind: str) -> None:
     """The copied experiment is the example, and says how it is run."""
     assert "experiment.py" in run("new", kind, "mine").output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import operator
@@ -41,7 +42,7 @@ class _Named(click.Group):
 @click.group(cls=_Named, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="batteries")
 def main() -> None:
-    """Look at runs, score and compare them, and begin new ones."""
+    """Look at runs, score and compare them, average and blend, and begin new ones."""
 
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -334,6 +335,101 @@ def _metric(name: str) -> Callable[[Any, Any], float]:
 
     found: Callable[[Any, Any], float] = known.get(name, accuracy)
     return found
+
+
+# ---------------------------------------------------------------- averages and blends
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True))
+@click.option("-o", "--output", required=True, help="The checkpoint to write.")
+@click.option("--best", type=click.IntRange(min=1), help="Of LOGDIR: average the best so many.")
+@click.option("--weight", "weights", type=float, multiple=True, help="Of each file, in order.")
+@click.option("--model", metavar="MODULE:FUNCTION", help="Makes the model, for its batch norm.")
+@click.option("--loader", metavar="MODULE:FUNCTION", help="Makes the loader for it.")
+def average(
+    paths: tuple[str, ...],
+    output: str,
+    best: int | None,
+    weights: tuple[float, ...],
+    model: str | None,
+    loader: str | None,
+) -> None:
+    """Average the weights in checkpoints, or in the --best ones of a LOGDIR.
+
+    \b
+    batteries average exp_3.pth exp_7.pth -o swa.pth
+    batteries average runs/digits/003/checkpoints --best 5 -o swa.pth
+    batteries average exp_3.pth exp_7.pth -o swa.pth --model train:make_model --loader train:batches
+    """  # noqa: D301
+    from batteries.averaging import best_checkpoints, save_average
+
+    if best is not None:
+        if len(paths) != 1:
+            raise click.UsageError("--best takes one LOGDIR")
+        files = best_checkpoints(paths[0], best)
+    else:
+        files = [Path(path) for path in paths]
+    made = [None if name is None else _imported(name)() for name in (model, loader)]
+    save_average(files, output, list(weights) or None, model=made[0], loader=made[1])
+    click.echo(f"{output} is the average of {', '.join(map(str, files))}")
+
+
+def _imported(name: str) -> Callable[[], Any]:
+    """What a "module:function" names; modules are looked for here first."""
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise click.UsageError(f"{name!r}: expected MODULE:FUNCTION")
+    sys.path.insert(0, "")
+    found = importlib.import_module(module)
+    if not hasattr(found, function):
+        raise LookupError(f"{module} has no {function}")
+    made: Callable[[], Any] = getattr(found, function)
+    return made
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
+@click.option("-o", "--output", required=True, help="The .csv or .parquet to write.")
+@click.option(
+    "--method",
+    type=click.Choice(["mean", "power", "geometric", "rank", "vote"]),
+    default="mean",
+    show_default=True,
+)
+@click.option("--power", type=float, default=2.0, show_default=True, help="For --method power.")
+@click.option("--id", "id_column", help="Default: the first column.")
+@click.option("--column", "columns", multiple=True, help="To blend; default: all but the ids.")
+@click.option("--weight", "weights", type=float, multiple=True, help="Of each file, in order.")
+@click.option("--renormalise", is_flag=True, help="Let the columns sum to one.")
+def blend(
+    paths: tuple[str, ...],
+    output: str,
+    method: Any,
+    power: float,
+    id_column: str | None,
+    columns: tuple[str, ...],
+    weights: tuple[float, ...],
+    renormalise: bool,
+) -> None:
+    """Blend files of predictions, row by row of the same id.
+
+    \b
+    batteries blend a.csv b.parquet --method rank -o blend.csv
+    """  # noqa: D301
+    from batteries.blend import blend_files
+
+    table = blend_files(
+        paths,
+        method,
+        out=output,
+        id_column=id_column,
+        columns=list(columns) or None,
+        weights=list(weights) or None,
+        power=power,
+        renormalise=renormalise,
+    )
+    click.echo(f"{output} has {len(table):,} rows, the {method} of {len(paths)} files")
 
 
 # ---------------------------------------------------------------- files

@@ -100,7 +100,6 @@ class CheckpointManager:
         self.keep_every = keep_every
         self.background = background
         self.sharded = sharded
-        self._saves = 0
         self._suffix = ".dcp" if sharded else ".pth"
         self._owner = {"id": uuid.uuid4().hex, "host": platform.node(), "pid": os.getpid()}
         self._owns = False  # wrote the last.pth that is there
@@ -234,8 +233,7 @@ class CheckpointManager:
         if self.sharded:
             self._save_sharded(checkpoint, row)
         elif not self.background:
-            self._saves += 1
-            with others_wait(f"save {self._saves} of {self.logdir}"):
+            with others_wait():
                 if distributed.is_main():
                     save(checkpoint)
         elif self._writer is None:

@@ -90,34 +90,32 @@ def _sharing_errors() -> Iterator[None]:
 
 
 @contextmanager
-def others_wait(what: str) -> Iterator[None]:
+def others_wait() -> Iterator[None]:
     """A block in which rank 0 may take longer than collectives wait for each other.
 
-    >>> with others_wait("saving 1"):
+    >>> with others_wait():
     ...     pass
 
     The others wait at its end until rank 0 is through. Those that do not come do not matter; for
     a rank 0 that does not come they wait as long as a collective would, and go on.
-
-    Args:
-        what: A name that is not used again.
     """
     if not in_group():
         yield
         return
     store = notes()
+    turn = f"turn {store.add(f'turns/{dist.get_rank()}', 1)}"
     if not is_main():
         yield
         with suppress(dist.DistStoreError):
-            store.wait([f"{what}/begun"])
-            while not (_set_soon(store, f"{what}/done") or store.check(["left/0"])):
+            store.wait([f"{turn}/begun"])
+            while not (_set_soon(store, f"{turn}/done") or store.check(["left/0"])):
                 pass
         return
-    store.set(f"{what}/begun", "")
+    store.set(f"{turn}/begun", "")
     try:
         yield
     finally:
-        store.set(f"{what}/done", "")
+        store.set(f"{turn}/done", "")
 
 
 def _set_soon(store: Any, key: str) -> bool:
