@@ -25,6 +25,7 @@ def _names_for_examples(doctest_namespace: dict[str, object]) -> None:
     rooms = {**vars(batteries.splits), "load": batteries.predictions.load}
     doctest_namespace.update({name: value for name, value in rooms.items() if name[0] != "_"})
     doctest_namespace |= {"Path": Path, "RunInfo": batteries.scoreboard.RunInfo}
+    doctest_namespace["read_lines"] = batteries.loggers.read_lines
     doctest_namespace["PerRank"] = batteries.distributed.PerRank
 
 

@@ -7,14 +7,12 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from batteries.files import PathLike, make_directory, naming, write_whole
+from batteries.files import make_directory, naming, write_whole
+from batteries.lines import NAME, parse_line
 from batteries.loggers.background import BackgroundLogger, Row
-
-_NAME = "metrics.jsonl"
 
 
 class JsonLinesLogger(BackgroundLogger):
@@ -33,7 +31,7 @@ class JsonLinesLogger(BackgroundLogger):
     _file: int
 
     def _open(self) -> None:
-        path = make_directory(self.logdir) / _NAME
+        path = make_directory(self.logdir) / NAME
         if path.exists():
             _mend(path, self._continues)
         with naming(path):
@@ -61,7 +59,7 @@ class JsonLinesLogger(BackgroundLogger):
     def _write(self, lines: list[dict[str, Any]]) -> None:
         data = "".join(json.dumps(line, default=str) + "\n" for line in lines).encode()
         try:
-            with naming(self.logdir / _NAME):
+            with naming(self.logdir / NAME):
                 written = os.write(self._file, data)
                 if written < len(data):  # the disk is full: the rest says so
                     written += os.write(self._file, data[written:])
@@ -74,30 +72,6 @@ class JsonLinesLogger(BackgroundLogger):
         os.close(self._file)
 
 
-def read_lines(logdir: PathLike) -> Iterator[dict[str, Any]]:
-    """What a `JsonLinesLogger` wrote, line by line; a torn or foreign line is left out.
-
-    >>> list(read_lines("runs/nothing"))
-    []
-
-    Args:
-        logdir: The directory, or the file.
-    """
-    path = Path(logdir)
-    path = path / _NAME if path.is_dir() else path
-    if path.exists():
-        with path.open("rb") as file:
-            yield from filter(None, map(_parsed, file))
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def _mend(path: Path, after: int | None) -> None:
     """Drop a torn last line, and the lines of steps that are to come again."""
     lines = path.read_bytes().splitlines(keepends=True)
@@ -108,7 +82,7 @@ def _mend(path: Path, after: int | None) -> None:
 
 
 def _is_after(line: bytes, step: int | None) -> bool:
-    own = (_parsed(line) or {}).get("step") if step is not None else None
+    own = (parse_line(line) or {}).get("step") if step is not None else None
     return isinstance(own, int) and step is not None and own > step
 
 

@@ -237,9 +237,10 @@ def _changed(path: Path) -> float:
 
 def _read_stage(file: Path, run: Path) -> Stage:
     memory = json.loads(file.read_bytes())
-    if not isinstance(memory, dict) or "metric_name" not in memory:
+    values = memory.get("values", []) if isinstance(memory, dict) else None
+    if not isinstance(values, list) or not isinstance(memory.get("metric_name"), str):
         raise ValueError("it is not a CheckpointManager's")
-    rows = [row for row in memory.get("values", []) if isinstance(row, dict) and "epoch" in row]
+    rows = [row for row in values if isinstance(row, dict) and "epoch" in row]
     parts = [part for part in file.parent.relative_to(run).parts if part != "checkpoints"]
     minimization = bool(memory.get("metric_minimization", True))
     return Stage("/".join(parts), file.parent, memory["metric_name"], minimization, rows)

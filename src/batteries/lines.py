@@ -1,0 +1,41 @@
+"""Metrics as lines of JSON: where a run keeps them, and how they are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from batteries.files import PathLike
+
+NAME = "metrics.jsonl"
+
+
+def read_lines(logdir: PathLike) -> Iterator[dict[str, Any]]:
+    """What a `JsonLinesLogger` wrote, line by line; a torn or foreign line is left out.
+
+    >>> list(read_lines("runs/nothing"))
+    []
+
+    Args:
+        logdir: The directory, or the file.
+    """
+    path = Path(logdir)
+    path = path / NAME if path.is_dir() else path
+    if path.exists():
+        with path.open("rb") as file:
+            yield from filter(None, map(parse_line, file))
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    r"""What one line says; None where it is torn or foreign.
+
+    >>> parse_line(b'{"step": 1}\n'), parse_line(b'{"step": 1')
+    ({'step': 1}, None)
+    """
+    try:
+        value = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

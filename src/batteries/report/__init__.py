@@ -1,0 +1,3 @@
+"""All runs of a log directory on one page, for a browser."""
+
+from batteries.report.page import write_report as write_report
