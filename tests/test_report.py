@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
+import os
+import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +23,10 @@ from mounts import tmpfs
 from batteries import CheckpointManager, JsonLinesLogger, get_logger, start_run
 from batteries.report import write_report
 from batteries.report.contents import Text
-from batteries.report.curves import Curve, read_curves
-from batteries.scoreboard import read_runs, record_scores
+from batteries.report.curves import Curve
+from batteries.scoreboard import record_scores
 
+ROOT = Path(__file__).parents[1]
 EVIL = "<script>alert(1)</script><!--"
 
 
@@ -70,6 +77,10 @@ def data_of(page: Path) -> Any:
     return json.loads(text)
 
 
+def runs_of(logdir: str) -> list[Any]:
+    return list(data_of(write_report(logdir))["runs"])
+
+
 # ---------------------------------------------------------------- what is written
 
 
@@ -104,7 +115,7 @@ def test_what_a_page_holds(logdir: Path) -> None:
 
 
 def test_no_torch(logdir: Path) -> None:
-    """A report is written without torch."""
+    """A report is written without torch, and where there is no terminal without a word."""
     script = (
         "import sys; from batteries.report import write_report\n"
         "write_report(sys.argv[1]); print('torch' in sys.modules)"
@@ -112,6 +123,18 @@ def test_no_torch(logdir: Path) -> None:
     command = [sys.executable, "-c", script, str(logdir)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (result.stdout, result.stderr) == ("False\n", "")
+
+
+def test_a_bar_on_a_terminal(logdir: Path) -> None:
+    """On a terminal a bar counts the runs."""
+    program = "import sys; from batteries.report import write_report; write_report(sys.argv[1])"
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    command = [sys.executable, "-c", program, str(logdir)]
+    subprocess.run(command, stderr=end, check=True)
+    assert b"report: " in os.read(terminal, 10_000)
+    os.close(end)
+    os.close(terminal)
 
 
 def test_size_of_a_hundred_runs() -> None:
@@ -155,6 +178,15 @@ def test_few_runs_lose_nothing(logdir: Path) -> None:
     run = data_of(write_report(logdir))["runs"][0]
     assert run["log"] == (logdir / "001/log.txt").read_text()
     assert [curve[3] for curve in run["curves"]] == [[1] * 8] * 5
+
+
+def test_the_wheel_has_the_page(tmp_path: Path) -> None:
+    """What `pip install` brings has the page's markup, style and script."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f"batteries/report/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
 
 
 # ---------------------------------------------------------------- points and lines
@@ -291,13 +323,17 @@ def test_full_disk(logdir: Path, tmp_path: Path) -> None:
 
 
 def test_metrics_that_only_some_runs_have() -> None:
-    """Curves are those of a run's own metrics; a stage has the name of its directory."""
+    """Runs need not have the same metrics: each has its own, and those of each of its stages."""
+    for name in ("loss", "perplexity"):
+        with start_run("runs", new=True) as run, JsonLinesLogger(run.path) as lines:
+            lines.log_metrics({name: 0.5}, 1)
     for stage in ("head", "full"):
-        manager = CheckpointManager(f"runs/a/{stage}", metric="loss", metric_minimization=True)
+        manager = CheckpointManager(run.path / stage, metric="loss", metric_minimization=True)
         manager.process(0.5, 1, {})
-    [run] = [each for each in read_runs("runs") if each.name.startswith("a")][:1]
-    parts = [(curve.group, curve.part) for curve in read_curves(run.path, run.stages, [])]
-    assert len(parts) == len(set(parts)) == len(run.stages)
+    first, second = (set(map(tuple, (c[:3] for c in run["curves"]))) for run in runs_of("runs"))
+    assert first == {("loss", "", "step")}
+    scores = {("loss by epoch", stage, "epoch") for stage in ("head", "full")}
+    assert second == {("perplexity", "", "step"), *scores}
 
 
 # ---------------------------------------------------------------- in a browser

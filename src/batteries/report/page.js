@@ -113,7 +113,7 @@ function table(columns, rows, attributes) {
 const heading = (name) => ({ seconds: "duration", bytes: "size" })[name] || name;
 
 function box(title, ...children) {
-  return make("div", { class: "box", tabindex: 0, role: "region", "aria-label": title }, ...children);
+  return make("div", { class: "box short", tabindex: 0, role: "region", "aria-label": title }, ...children);
 }
 
 function runName(run) {
@@ -562,6 +562,8 @@ function show(index) {
   if (packages.length) parts.push(folded("packages", false, box("packages", pairsTable(packages))));
   if (parts.length === 1) parts.push(make("p", null, "Nothing else is recorded of it."));
   byId("detail").replaceChildren(...parts);
+  const log = byId("detail").querySelector("[aria-label='end of the log']");
+  if (log) log.scrollTop = log.scrollHeight;
 }
 
 // ---------------------------------------------------------------- the page
