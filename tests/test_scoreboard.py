@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from batteries import CheckpointManager, make_checkpoint, start_run
 from batteries.scoreboard import (
     RunInfo,
+    check_gap,
     check_gaps,
     compare,
     find_run,
@@ -100,8 +102,17 @@ def test_checkpoints_without_a_record() -> None:
     ]
 
 
-@pytest.mark.parametrize("file", ["run.json", "scores.json", "checkpoints/metrics.json"])
-@pytest.mark.parametrize("content", [b"{", b"[1, 2]", b"\xff\xfe", b'{"sessions": 3}', b""])
+FOREIGN = {
+    "run.json": [b'{"sessions": 3}', b'{"sessions": [1, {}]}', b'{"sessions": [{"git": "x"}]}'],
+    "scores.json": [b'{"test": "x"}', b'{"leaderboard": 3}', b'{"folds": [[]]}', b'{"folds": 3}'],
+    "checkpoints/metrics.json": [b'{"values": []}', b'{"metric_name": "loss", "values": 3}'],
+}
+HALF = [b"", b"{", b"[1, 2]", b"3", b"\xff\xfe"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [(file, text) for file, own in FOREIGN.items() for text in [*HALF, *own]]
+)
 def test_damaged_files(file: str, content: bytes) -> None:
     """A half-written or foreign file is named; the rest of the run and the others are shown."""
     damaged, good = make_run([0.9]), make_run([0.8])
@@ -111,12 +122,29 @@ def test_damaged_files(file: str, content: bytes) -> None:
     first, second = read_runs("runs")
     assert second.problems == []
     assert second.row()["test"] == 0.5
-    if content != b'{"sessions": 3}' or file == "run.json":
-        [problem] = first.problems or [""]
-        assert file.rpartition("/")[2] in problem or file == "scores.json"
+    [problem] = first.problems
+    assert str(damaged / file) in problem
     assert first.row()["run"] == "001"
-    if file != "scores.json":
-        assert first.row()["test"] == 0.5
+    assert first.row()["test"] == (None if file == "scores.json" else 0.5)
+    whole = file == "run.json"  # both scores are there
+    assert [check.runs for check in check_gaps([first, second])] == [1 + whole]
+    assert len(check_gap(first)) == whole
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root, to be somebody else for once")
+def test_directories_of_others() -> None:
+    """A directory that may not be read is told as a run with a problem, and stops no other."""
+    make_run([0.9])
+    Path("runs/private").mkdir(mode=0o700)
+    Path().chmod(0o755)
+    os.seteuid(65534)
+    try:
+        first, second = read_runs("runs")
+    finally:
+        os.seteuid(0)
+    assert first.row()["validation"] == 0.9
+    assert (second.name, second.state) == ("private", "unreadable")
+    assert "Permission denied: 'runs/private/run.json'" in second.problems[0]
 
 
 def test_nearest_names() -> None:

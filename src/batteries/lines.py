@@ -1,4 +1,4 @@
-"""One JSON object a line: reading what `JsonLinesLogger` wrote."""
+"""Metrics as lines of JSON: where a run keeps them, and how they are read."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def read_lines(logdir: PathLike) -> Iterator[dict[str, Any]]:
     path = path / NAME if path.is_dir() else path
     if path.exists():
         with path.open("rb") as file:
-            yield from filter(None, map(parsed_line, file))
+            yield from filter(None, map(parse_line, file))
 
 
-def parsed_line(line: bytes) -> dict[str, Any] | None:
-    r"""The object of a whole line; None for a torn or foreign one.
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    r"""What one line says; None where it is torn or foreign.
 
-    >>> parsed_line(b'{"step": 1}\n'), parsed_line(b'{"step": 1')
+    >>> parse_line(b'{"step": 1}\n'), parse_line(b'{"step": 1')
     ({'step': 1}, None)
     """
     try:

@@ -34,9 +34,14 @@ def read_record(run: PathLike) -> dict[str, Any] | None:
         raise ValueError(f"{path} is not the record of a run: {error}") from None
     found: dict[str, Any] = record if isinstance(record, dict) else {}
     sessions = found.get("sessions")
-    if not (isinstance(sessions, list) and sessions and isinstance(sessions[-1], dict)):
+    if not (isinstance(sessions, list) and sessions and all(map(_is_session, sessions))):
         raise ValueError(f"{path} is not the record of a run: it has no sessions")
     return found
+
+
+def _is_session(value: Any) -> bool:
+    parts = ("args", "git", "packages", "variables")
+    return isinstance(value, dict) and all(isinstance(value.get(p) or {}, dict) for p in parts)
 
 
 def write_record(run: PathLike, record: dict[str, Any]) -> None:

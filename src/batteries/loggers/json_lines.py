@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from batteries.files import make_directory, naming, write_whole
-from batteries.lines import NAME, parsed_line
+from batteries.lines import NAME, parse_line
 from batteries.loggers.background import BackgroundLogger, Row
 
 
@@ -82,7 +82,7 @@ def _mend(path: Path, after: int | None) -> None:
 
 
 def _is_after(line: bytes, step: int | None) -> bool:
-    own = (parsed_line(line) or {}).get("step") if step is not None else None
+    own = (parse_line(line) or {}).get("step") if step is not None else None
     return isinstance(own, int) and step is not None and own > step
 
 

@@ -1,3 +1,3 @@
-"""The runs of a log directory as one page."""
+"""All runs of a log directory on one page, for a browser."""
 
 from batteries.report.page import write_report as write_report

@@ -1,185 +1,173 @@
-"""The runs of a log directory as one page, which needs nothing but a browser."""
+"""The page itself: everything is in it, and nothing is loaded."""
 
 from __future__ import annotations
 
-import html
+import base64
+import hashlib
 import json
-import math
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from batteries.files import PathLike, write_whole
-from batteries.lines import NAME as LINES
-from batteries.lines import read_lines
-from batteries.scoreboard import RunInfo, check_gap, check_gaps, read_runs
+from batteries.files import PathLike, make_directory, write_whole
+from batteries.report.contents import Contents, contents_of
+from batteries.scoreboard import RunInfo, check_gaps, read_runs
 
-Curve = list[tuple[float, float]]  # steps and values
-# Together under a megabyte, shared by all runs.
-_POINTS = 24_000
-_DIFFS, _LOGS = 150_000, 150_000  # characters
-_FEWEST, _MOST = 20, 400  # points of a curve
+_LIMIT = 1_000_000  # bytes of the page of 100 runs
+_POINTS = 40_000  # of all curves of 100 runs, about eleven bytes each
+_TEXTS = 150_000  # bytes of all diffs of 100 runs, and of all logs
+_CURVE = 400  # points, more than a phone has pixels
 
 
 def write_report(logdir: PathLike, output: PathLike = "report.html") -> Path:
-    """Write the runs in a directory, and those below it, as one page of HTML.
+    """Write the runs in a directory, and those below it, as one page for a browser.
 
-    >>> write_report("runs")
-    Traceback (most recent call last):
-    NotADirectoryError: there is no directory runs
+    >>> with start_run("runs", {"lr": 0.1}) as run:
+    ...     CheckpointManager(run.path, metric="accuracy").process(0.9, 1, {})
+    >>> write_report("runs", "report.html")
+    PosixPath('report.html')
 
-    The page loads nothing from elsewhere. It has the table of runs, curves of those that are
-    chosen, validation against test and leaderboards, and of each run its arguments, environment,
-    best checkpoints, diff and the end of its log. Long curves, diffs and logs are shortened, so
-    that 100 runs stay under a megabyte.
+    The page holds the table of runs, the curves of `metrics.jsonl` and of the checkpoints' scores,
+    and for each run its arguments, environment, diff and the end of `log.txt`. It is under 1 MB for
+    100 runs: curves keep their first, last and extreme points, long diffs and logs are cut with a
+    word. What cannot be read is told on the page, and the rest is shown.
 
     Raises:
         LookupError: There are no runs.
-        OSError: Of the disk, with the path.
+        NotADirectoryError: There is no such directory.
+        OSError: The page cannot be written; the one that was there before is as it was.
     """
     runs = read_runs(logdir)
     if not runs:
-        raise LookupError(f"there are no runs in {logdir}")
-    shown = tqdm(runs, "report", leave=False, disable=not sys.stderr.isatty())
-    packages: list[dict[str, str]] = []
-    data = {
-        "title": str(logdir),
-        "written": datetime.now(timezone.utc).isoformat(timespec="minutes"),
-        "runs": [_described(run, len(runs), packages) for run in shown],
-        "packages": packages,
-        "gaps": [f"{check.runs} runs: {check.verdict}" for check in check_gaps(runs)],
-    }
-    page = files("batteries.report")
-    text = page.joinpath("page.html").read_text()
-    for name, part in (
-        ("title", html.escape(str(logdir))),
-        ("css", page.joinpath("page.css").read_text()),
-        ("js", page.joinpath("page.js").read_text()),
-        ("data", _embedded(data)),  # last: what is in it is not looked at again
-    ):
-        text = text.replace("{{" + name + "}}", part, 1)
-    path = Path(output)
-    encoded = text.encode()
-    with write_whole(path, len(encoded)) as file:
-        file.write(encoded)
-    return path
-
-
-def _embedded(data: Any) -> str:
-    r"""JSON that no browser takes for anything else.
-
-    >>> _embedded({"run": "</script>"})
-    '{"run":"\\u003c/script>"}'
-    """
-    text = json.dumps(_finite(data), separators=(",", ":"), allow_nan=False, default=str)
-    return text.replace("<", "\\u003c")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {str(key): _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return value
-
-
-def _described(run: RunInfo, count: int, packages: list[dict[str, str]]) -> dict[str, Any]:
-    session = run.session
-    versions = session.get("packages") or {}
-    if versions not in packages:  # most runs share them
-        packages.append(versions)
-    git = session.get("git") or {}
-    shown = ("state", "error", "started", "stopped", "world_size", "host", "cpu", "memory", "gpus",
-             "driver", "python", "platform")  # fmt: skip
-    return {
-        "row": run.row(),
-        "problems": run.problems,
-        "gaps": check_gap(run),
-        "args": session.get("args") or {},
-        "command": session.get("command") or [],
-        "git": {name: value for name, value in git.items() if name != "untracked"},
-        "environment": {name: session.get(name) for name in shown if session.get(name)},
-        "variables": session.get("variables") or {},
-        "starts": len(run.record.get("sessions", [])),
-        "packages": packages.index(versions),
-        "checkpoints": list(_best_checkpoints(run)),
-        "curves": _curves(run, count),
-        "diff": _text(run.path / str(git["diff"]), _DIFFS // count) if git.get("diff") else "",
-        "log": _text(run.path / "log.txt", _LOGS // count, tail=True),
-    }
-
-
-def _best_checkpoints(run: RunInfo) -> Iterator[dict[str, Any]]:
-    """Those of the best epochs that are still there."""
-    for stage in run.stages:
-        sign = 1 if stage.minimization else -1
-        scored = [row for row in stage.rows if isinstance(row.get(stage.metric), int | float)]
-        for row in sorted(scored, key=lambda row: sign * row[stage.metric])[:5]:
-            for path in stage.path.glob(f"exp_{row['epoch']}.*"):
-                yield {"file": str(path), "epoch": row["epoch"], stage.metric: row[stage.metric]}
-
-
-def _curves(run: RunInfo, count: int) -> dict[str, Curve]:
-    found: dict[str, Curve] = {}
-    for path in sorted(
-        path for depth in ("", "*/", "*/*/") for path in run.path.glob(depth + LINES)
-    ):
-        stage = "/".join(
-            part for part in path.parent.relative_to(run.path).parts if part != "metrics"
+        raise LookupError(
+            f"there are no runs in {logdir}: a run is a directory with a run.json (start_run) or "
+            "the checkpoints of a CheckpointManager"
         )
-        for line in read_lines(path):
-            if isinstance(line.get("metrics"), dict):
-                _add(found, stage, line.get("step"), line["metrics"])
-    if not found:  # what the checkpoints' scores tell
-        for one in run.stages:
-            for row in one.rows:
-                _add(found, one.name, row["epoch"], {**row, "epoch": None})
-    points = max(_FEWEST, min(_MOST, _POINTS // count // max(1, len(found))))
-    return {name: thinned(curve, points) for name, curve in found.items()}
+    # disable=None: a bar where there is a terminal, nothing elsewhere
+    found = [contents_of(run) for run in tqdm(runs, "report", leave=False, disable=None)]
+    page = _page(_fitting(str(logdir), found, _verdicts(runs)))
+    output = Path(output)
+    make_directory(output.parent)
+    with write_whole(output, len(page)) as file:
+        file.write(page)
+    return output
 
 
-def _add(found: dict[str, Curve], stage: str, step: Any, metrics: dict[str, Any]) -> None:
-    for name, value in metrics.items():
-        if all(isinstance(each, int | float) and math.isfinite(each) for each in (step, value)):
-            curve = found.setdefault(f"{stage}/{name}" if stage else name, [])
-            curve.append((step, float(f"{value:.5g}")))
-
-
-def thinned(curve: Iterable[tuple[float, float]], points: int) -> Curve:
-    """A curve of at most that many points: the first, the last, and the extremes between.
-
-    >>> thinned([(0, 1.0), (1, 1.1), (2, 9.0), (3, 1.2), (4, 0.5), (5, 1.0)], 4)
-    [(0, 1.0), (2, 9.0), (4, 0.5), (5, 1.0)]
-    """
-    given = list(curve)
-    if len(given) <= points:
-        return given
-    parts = max(1, (points - 2) // 2)
-    kept = {0, len(given) - 1}
-    for part in range(parts):
-        inside = range(
-            1 + part * (len(given) - 2) // parts, 1 + (part + 1) * (len(given) - 2) // parts
-        )
-        kept.add(min(inside, key=lambda index: given[index][1]))
-        kept.add(max(inside, key=lambda index: given[index][1]))
-    return [given[index] for index in sorted(kept)]
-
-
-def _text(path: Path, length: int, tail: bool = False) -> str:
-    """The beginning or the end of a text, with a word on what is left out."""
+def _verdicts(runs: Sequence[RunInfo]) -> list[str]:
     try:
-        text = path.read_bytes().decode(errors="replace")
-    except OSError:
+        return [f"{check.runs} runs: {check.verdict}" for check in check_gaps(runs)]
+    except ModuleNotFoundError as error:  # of scipy, which the rest does without
+        return [str(error)]
+
+
+def _fitting(logdir: str, runs: Sequence[Contents], gaps: Sequence[str]) -> bytes:
+    """The data of the page, with as many points and lines as there is room for."""
+    factor, share = max(len(runs) / 100, 1), 1.0
+    while True:
+        data = _data(logdir, runs, gaps, factor * share)
+        if len(data) < 0.95 * factor * _LIMIT or share < 0.05:  # the rest is the page's own
+            return data
+        share *= 0.7
+
+
+def _data(logdir: str, runs: Sequence[Contents], gaps: Sequence[str], share: float) -> bytes:
+    points = level([len(curve) for run in runs for curve in run.curves], _POINTS * share, _CURVE)
+    diffs = level([len(text) for text in {run.diff.text for run in runs}], _TEXTS * share)
+    logs = level([len(run.log.text) for run in runs], _TEXTS * share)
+    shared = _Shared()
+    filled = (name for run in runs for name, value in run.row.items() if value not in (None, ""))
+    order = {name: 0 for run in sorted(runs, key=lambda run: -len(run.row)) for name in run.row}
+    known = set(filled)
+    columns = [name for name in order if name in known]
+    data = {
+        "logdir": logdir,
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "version": _version(),
+        "columns": columns,
+        "gaps": gaps,
+        "runs": [
+            {
+                "name": run.name,
+                "path": run.path,
+                "row": run.row,
+                "problems": run.problems,
+                "curves": [
+                    [curve.group, curve.part, curve.unit, *curve.points(points), curve.lost()]
+                    for curve in run.curves
+                ],
+                "checkpoints": run.checkpoints,
+                "sessions": run.sessions,
+                "facts": {title: shared.table(values) for title, values in run.facts.items()},
+                "packages": shared.add(shared.table(run.packages)),
+                "diff": shared.add(run.diff.cut(diffs)),
+                "log": run.log.cut(logs),
+            }
+            for run in runs
+        ],
+        "shared": shared.values,
+    }  # fmt: skip
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    # Inside a script element only "<" can begin what ends it. A lone surrogate, which UTF-8 cannot
+    # write, becomes the \udcXX that JSON has for it.
+    return text.replace("<", "\\u003c").encode(errors="backslashreplace")
+
+
+def level(sizes: Sequence[int], total: float, most: int = 2**20) -> int:
+    """Under which the sizes are to be cut so that together they stay within a total.
+
+    >>> level([10, 100, 100], total=110)
+    50
+    """
+    left = int(total)
+    for count, size in zip(range(len(sizes), 0, -1), sorted(sizes), strict=True):
+        if size > left // count:
+            return min(left // count, most)
+        left -= size
+    return most
+
+
+class _Shared:
+    """Values that are on the page once, whoever has them."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._places: dict[str, int] = {}
+
+    def add(self, value: Any) -> int:
+        """Where a value is."""
+        key = json.dumps(value)
+        if key not in self._places:
+            self._places[key] = len(self.values)
+            self.values.append(value)
+        return self._places[key]
+
+    def table(self, values: dict[str, str]) -> list[int]:
+        """Where the pairs of a dict are."""
+        return [self.add(pair) for pair in values.items()]
+
+
+def _page(data: bytes) -> bytes:
+    folder = files("batteries.report")
+    page, style, script = (
+        folder.joinpath(f"page.{kind}").read_bytes() for kind in ("html", "css", "js")
+    )
+    # By their digests: no other style or script would work, even if one came in.
+    page = page.replace(b"STYLE-DIGEST", _digest(style)).replace(b"SCRIPT-DIGEST", _digest(script))
+    page = page.replace(b"PAGE-STYLE", style).replace(b"PAGE-SCRIPT", script)
+    return page.replace(b"PAGE-DATA", data)  # last, as it may hold any of these words
+
+
+def _digest(text: bytes) -> bytes:
+    return b"sha256-" + base64.b64encode(hashlib.sha256(text).digest())
+
+
+def _version() -> str:
+    try:
+        return version("batteries")
+    except PackageNotFoundError:  # from a directory of sources
         return ""
-    left_out = len(text) - length
-    if left_out <= 0:
-        return text
-    word = f"[{left_out:,} characters are left out: {path}]"
-    return f"{word}\n{text[-length:]}" if tail else f"{text[:length]}\n{word}"

@@ -207,8 +207,14 @@ def read_run(path: PathLike, name: str | None = None) -> RunInfo:
 
 
 def _run_paths(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
-    with os.scandir(root) as entries:
-        inside = list(entries)
+    try:
+        with os.scandir(root) as entries:
+            inside = list(entries)
+    except FileNotFoundError:  # removed meanwhile
+        return
+    except PermissionError:  # told as the problem of a run
+        yield root
+        return
     names = {entry.name for entry in inside}
     if NAME in names or SCORES in names:
         yield root
@@ -239,9 +245,10 @@ def _changed(path: Path) -> float:
 
 def _read_stage(file: Path, run: Path) -> Stage:
     memory = json.loads(file.read_bytes())
-    if not isinstance(memory, dict) or "metric_name" not in memory:
+    values = memory.get("values", []) if isinstance(memory, dict) else None
+    if not isinstance(values, list) or not isinstance(memory.get("metric_name"), str):
         raise ValueError("it is not a CheckpointManager's")
-    rows = [row for row in memory.get("values", []) if isinstance(row, dict) and "epoch" in row]
+    rows = [row for row in values if isinstance(row, dict) and "epoch" in row]
     parts = [part for part in file.parent.relative_to(run).parts if part != "checkpoints"]
     minimization = bool(memory.get("metric_minimization", True))
     return Stage("/".join(parts), file.parent, memory["metric_name"], minimization, rows)

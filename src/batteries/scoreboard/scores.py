@@ -69,14 +69,20 @@ def read_scores(run: PathLike) -> dict[str, Any]:
     """
     path = Path(run, NAME)
     try:
-        scores = json.loads(path.read_bytes())
+        scores: Any = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(scores, dict) or not isinstance(scores.get("leaderboard", {}), dict):
+    told = scores if isinstance(scores, dict) else {"folds": None}
+    boards, folds = told.get("leaderboard", {}), told.get("folds", [])
+    if not isinstance(boards, dict) or not isinstance(folds, list):
         raise ValueError(f"{path} has no scores in it")
-    return scores
+    own = [(name, told[name]) for name in ("validation", "test") if name in told]
+    for name, value in [*own, *boards.items(), *(("folds", each) for each in folds)]:
+        if not isinstance(value, int | float):
+            raise ValueError(f"{path}: {name} is {value!r}; expected a number")
+    return told
 
 
 def _finite(name: str, value: Any) -> float:
