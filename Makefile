@@ -10,8 +10,8 @@ PROCESSES = $$($(BIN)/python -c "import torch; print(torch.cuda.device_count() o
 
 demo: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node=$(PROCESSES) examples/ddp/experiment.py \
-		--exp-name=demo --continue --progress
-	OMP_NUM_THREADS=1 $(BIN)/python examples/kfold/experiment.py --exp-name=demo-kfold --progress
+		--exp-name=demo --continue
+	OMP_NUM_THREADS=1 $(BIN)/python examples/kfold/experiment.py --exp-name=demo-kfold
 
 test: check
 	$(BIN)/pytest

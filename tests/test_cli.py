@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +168,29 @@ def test_blend() -> None:
     output = run(*words, code=1).output
     assert "b.csv" in output
     assert "7" in output
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "report runs",
+        "average runs/001/checkpoints --best 1 -o swa.pth",
+        "blend a.csv b.csv -o blend.csv",
+    ],
+)
+def test_bars(command: str) -> None:
+    """Work that may be long shows a bar on a terminal, and says nothing elsewhere."""
+    make_run([0.9, 0.8])
+    for name in ("a.csv", "b.csv"):
+        Path(name).write_text("id,target\n7,0.25\n")
+    words = [sys.executable, "-m", "batteries", *command.split()]
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    subprocess.run(words, stderr=end, stdout=subprocess.DEVNULL, check=True)
+    assert f"{words[3]}:   0%|".encode() in os.read(terminal, 10_000)
+    os.close(end)
+    os.close(terminal)
+    assert subprocess.run(words, capture_output=True, check=True).stderr == b""
 
 
 @pytest.mark.parametrize("kind", ["device", "dp", "ddp", "kfold", "submission"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import nbformat
 import pytest
 from ranks import run_ranks
 
+from batteries import AverageMeter
 from batteries.progress import tqdm
 
 
@@ -37,6 +39,34 @@ def test_a_file_gets_lines() -> None:
     assert lines[0].startswith("train: 100% 100000/100000 [")
     assert "loss=99990" in lines[0]
     assert "\r" not in file.getvalue()
+
+
+def test_samples_and_meters() -> None:
+    """Samples a second and the meters are told, as they are when it is drawn."""
+    file, loss = io.StringIO(), AverageMeter()
+    for step in tqdm(range(4), "epoch 3", batch_size=32, meters={"loss": loss}, file=file):
+        loss.update(float(step))
+    line = file.getvalue()
+    assert line.startswith("epoch 3: 100% 4/4 [")
+    assert re.search(r"it/s, [\d,]+ samples/s, loss 1\.5\]$", line.strip())
+    hidden = tqdm(range(4), batch_size=32, meters={"loss": loss}, disable=True)
+    assert "loss 1.5" in str(hidden)
+
+
+def test_meters_wait_for_nothing() -> None:
+    """A meter is read when something is drawn, not at each step."""
+
+    class Counting(AverageMeter):
+        reads = 0
+
+        @property
+        def average(self) -> float:
+            Counting.reads += 1
+            return 0.0
+
+    for _ in tqdm(range(10_000), meters={"loss": Counting()}, file=io.StringIO()):
+        pass
+    assert 1 <= Counting.reads <= 3
 
 
 def test_a_file_gets_lines_now_and_then() -> None:

@@ -1,16 +1,11 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import math
-import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,18 +134,6 @@ def test_no_torch(logdir: Path) -> None:
     command = [sys.executable, "-c", script, str(logdir)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (result.stdout, result.stderr) == ("False\n", "")
-
-
-def test_a_bar_on_a_terminal(logdir: Path) -> None:
-    """On a terminal a bar counts the runs."""
-    program = "import sys; from batteries.report import write_report; write_report(sys.argv[1])"
-    terminal, end = pty.openpty()
-    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-    command = [sys.executable, "-c", program, str(logdir)]
-    subprocess.run(command, stderr=end, check=True)
-    assert b"report: " in os.read(terminal, 10_000)
-    os.close(end)
-    os.close(terminal)
 
 
 def test_size_of_a_hundred_runs() -> None:

@@ -1,6 +1,6 @@
 """Train a digit classifier with one process for each device: the whole flow, downward.
 
-    torchrun --nproc-per-node=2 examples/ddp/experiment.py --progress
+    torchrun --nproc-per-node=2 examples/ddp/experiment.py
 
 Takes about 20 seconds on two CPU cores. Test accuracy: 0.98 to 0.99.
 """
@@ -65,7 +65,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--continue", dest="resume", action="store_true", help="the newest unfinished run"
     )
-    parser.add_argument("--progress", action="store_true", help="show progress bars")
     # torch.distributed.launch passes it, torchrun does not: the environment says it either way.
     parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -81,6 +80,7 @@ def check_same_experiment(checkpoint: dict[str, Any], args: argparse.Namespace) 
 
 
 def train(
+    epoch: int,
     model: nn.Module,
     loader: Batches,
     optimizer: Optimizer,
@@ -93,7 +93,9 @@ def train(
     """The updates that are left of an epoch; False if it was told to stop before the end."""
     model.train()
     batches = accumulate(loader, model, args.accumulation_steps)
-    for batch, window in tqdm(batches, "train", disable=not args.progress, leave=False):
+    size, meters = args.batch_size * distributed.world_size(), {"loss": meter}
+    bar = tqdm(batches, f"epoch {epoch}", batch_size=size, meters=meters, leave=False)
+    for batch, window in bar:
         images, labels = to_device(batch, device)
         with window:  # the ranks share gradients once for each
             loss = F.cross_entropy(model(images), labels)
@@ -113,13 +115,12 @@ def evaluate(
     model: nn.Module,
     loader: Batches,
     device: torch.device,
-    args: argparse.Namespace,
 ) -> dict[str, float]:
     """Loss and accuracy over all ranks, each sample counted once."""
     model = unwrap(model).eval()  # the wrapper would wait for ranks that have fewer batches
     share_buffers(model)  # of the ranks' running statistics, rank 0's are those that are saved
     loss, outputs = AverageMeter(), Predictions(len(loader.dataset))  # type: ignore[arg-type]
-    for batch in tqdm(loader, "valid", disable=not args.progress, leave=False):
+    for batch in tqdm(loader, "valid", leave=False):
         images, labels = to_device(batch, device)
         logits = model(images)
         loss.update(F.cross_entropy(logits, labels), labels.shape[0])
@@ -188,13 +189,14 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
     # ---------------------------------------------------------------- 5. train
     with loggers, PreemptionGuard() as guard:
         for epoch in range(done + 1, args.num_epochs + 1):
-            if not train(model, train_loader, optimizer, scheduler, meter, guard, device, args):
+            parts = (model, train_loader, optimizer, scheduler, meter, guard, device, args)
+            if not train(epoch, *parts):
                 manager.save_last(make_checkpoint("train", epoch - 1, model, **objects, **notes))
                 logger.info("stopped in epoch %d; --continue goes on with it", epoch)
                 raise SystemExit(guard.exit_code)
             train_loss = meter.all_reduce()
             meter.reset()
-            scores = evaluate(model, valid_loader, device, args)
+            scores = evaluate(model, valid_loader, device)
             metrics = {"train": {"loss": train_loss}, "valid": scores}
             loggers.log_metrics({**metrics, "lr": scheduler.get_last_lr()[0]}, epoch)
             logger.info(
@@ -207,8 +209,8 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
     # ---------------------------------------------------------------- 6. test against validation
     distributed.barrier()  # rank 0 may still be writing
     load_checkpoint(manager.best_path, model)
-    valid = evaluate(model, valid_loader, device, args)["accuracy"]
-    test = evaluate(model, test_loader, device, args)["accuracy"]
+    valid = evaluate(model, valid_loader, device)["accuracy"]
+    test = evaluate(model, test_loader, device)["accuracy"]
     logger.info("test accuracy %.4f, validation %.4f, difference %+.4f", test, valid, test - valid)
     if distributed.is_main():
         record_scores(run, validation=valid, test=test)

@@ -1,6 +1,6 @@
 """Train a digit classifier on each of five folds, and put their predictions together.
 
-    python examples/kfold/experiment.py --progress
+    python examples/kfold/experiment.py
 
 Takes about 40 seconds on two CPU cores. Out-of-fold accuracy: 0.98 to 0.99; test: 0.98 to 0.99.
 With `--fold 3` it trains that fold alone: run the folds on different machines, copy their
@@ -57,7 +57,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num-epochs", type=int, default=8)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--progress", action="store_true", help="show progress bars")
     return parser.parse_args()
 
 
@@ -104,8 +103,14 @@ def run_fold(fold: int, folds: Folds, root: Path, device: torch.device, args: An
     for epoch in range(done + 1, args.num_epochs + 1):
         model.train()
         meter = AverageMeter()
-        batches = accumulate(train_loader, model)
-        for batch, window in tqdm(batches, f"fold {fold}", disable=not args.progress, leave=False):
+        bar = tqdm(
+            accumulate(train_loader, model),
+            f"fold {fold}, epoch {epoch}",
+            batch_size=args.batch_size,
+            meters={"loss": meter},
+            leave=False,
+        )
+        for batch, window in bar:
             x, y = to_device(batch, device)
             with window:
                 loss = F.cross_entropy(model(x), y)

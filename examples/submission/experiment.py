@@ -1,6 +1,6 @@
 """Two architectures, three folds each: out-of-fold scores, SWA, blends, and a submission.
 
-    python examples/submission/experiment.py --progress
+    python examples/submission/experiment.py
 
 Takes one to two minutes on two CPU cores. Test accuracy of what is chosen: 0.99.
 """
@@ -77,7 +77,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num-epochs", type=int, default=15)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--progress", action="store_true", help="show progress bars")
     return parser.parse_args()
 
 
@@ -130,7 +129,13 @@ def train_fold(
     for epoch in range(done + 1, args.num_epochs + 1):
         model.train()
         meter = AverageMeter()
-        bar = tqdm(accumulate(train_loader, model), f"{name} {fold}", disable=not args.progress)
+        bar = tqdm(
+            accumulate(train_loader, model),
+            f"{name}, fold {fold}, epoch {epoch}",
+            batch_size=args.batch_size,
+            meters={"loss": meter},
+            leave=False,
+        )
         for batch, window in bar:
             x, y = to_device(batch, device)
             with window:

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from time import time
 from typing import Any
 
 from tqdm.auto import tqdm as _tqdm
 
 from batteries import distributed
+from batteries.meters import AverageMeter
 
 _TQDM_INTERVAL = 0.1  # seconds: tqdm's own default for `mininterval`
 _LINE_INTERVAL = 10.0
 
 
 class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
-    """`tqdm.auto.tqdm` with all its arguments.
+    """`tqdm.auto.tqdm` with all its arguments, and two.
 
-    >>> for batch in tqdm([1, 2, 3], desc="train", disable=True):
-    ...     pass
+    >>> loss = AverageMeter()
+    >>> for batch in tqdm([1, 2, 3], "epoch 1", batch_size=32, meters={"loss": loss}, disable=True):
+    ...     loss.update(0.5)
 
     Other ranks than 0 show nothing. In a terminal it is a bar, in a notebook a widget. Anywhere
     else (a log file, a pipe) it writes a line every 10 seconds, or every `mininterval`, and one at
     the end.
+
+    Args:
+        batch_size: Of a step, on all ranks together: shows samples a second.
+        meters: Shown with their names. They are read when something is drawn, ten times a second
+            at most, and not at each step: reading one waits for its device.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        batch_size: int | None = None,
+        meters: Mapping[str, AverageMeter] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._batch_size, self._meters = batch_size, meters or {}
         self._last_line = 0.0
         if distributed.rank() != 0:
             kwargs["disable"] = True
@@ -36,6 +51,18 @@ class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
             self.mininterval = _LINE_INTERVAL
         if kwargs.get("ncols") is None:
             self.ncols = 0  # numbers without a bar
+
+    @property
+    def format_dict(self) -> Any:
+        """What is drawn, by its name; tqdm asks for it each time."""
+        found = super().format_dict
+        told = [found["postfix"]] if found["postfix"] else []
+        if self._batch_size and found["elapsed"]:
+            rate = found["rate"] or (found["n"] - found["initial"]) / found["elapsed"]
+            told.append(f"{rate * self._batch_size:,.0f} samples/s")
+        told += [f"{name} {meter.average:.4g}" for name, meter in self._meters.items()]
+        found["postfix"] = ", ".join(told)
+        return found
 
     def _redraws(self) -> bool:
         isatty = getattr(self.fp, "isatty", None)

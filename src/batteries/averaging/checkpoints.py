@@ -27,6 +27,7 @@ from batteries.checkpoint.forms import is_sharded, peek, read_checkpoint
 from batteries.checkpoint.storage import CheckpointError, is_state, save_checkpoint
 from batteries.checkpoint.stream import BLOCK, Stream
 from batteries.files import PathLike
+from batteries.progress import tqdm
 
 State = OrderedDict[str, Any]
 _KEY = "model_state_dict"
@@ -76,9 +77,11 @@ def average_checkpoints(
         parts, first = sources[0].parts(), sources[0].state
         sources += [_another(path, sources[0], parts, stack) for path in files[1:]]
         state: State = OrderedDict((key, _without_data(value)) for key, value in first.items())
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            work = functools.partial(_average_some, sources, counts, dtype)
-            for averaged in pool.map(work, _shared_out(parts, torch.get_num_threads())):
+        threads, size = torch.get_num_threads(), sum(part.size for part in parts)
+        bar = tqdm(desc="average", total=size, unit="B", unit_scale=True, leave=False, disable=None)
+        with bar, ThreadPoolExecutor(threads) as pool:
+            work = functools.partial(_average_some, sources, counts, dtype, bar)
+            for averaged in pool.map(work, _shared_out(parts, threads)):
                 state.update(averaged)
     for key in [key for key, value in state.items() if _has_meta(value)]:  # an extra state
         state[key] = _state_in(read_checkpoint(files[0]), files[0])[key]
@@ -393,7 +396,11 @@ def _shared_out(parts: list[_Part], threads: int) -> list[range]:
 
 
 def _average_some(
-    sources: list[_Source], weights: list[float], dtype: torch.dtype, indices: range
+    sources: list[_Source],
+    weights: list[float],
+    dtype: torch.dtype,
+    bar: tqdm,
+    indices: range,
 ) -> dict[str, Tensor]:
     """The averages of some parts, by the names of their tensors."""
     own = [source.again() for source in sources] if indices else []
@@ -402,6 +409,7 @@ def _average_some(
         storage = _average(index, own, weights, dtype)
         forms = own[0].parts()[index].forms
         averaged.update({key: formed(storage, form) for key, form in forms.items()})
+        bar.update(own[0].parts()[index].size)
     return averaged
 
 

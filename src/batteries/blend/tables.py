@@ -15,6 +15,7 @@ from batteries.blend.means import geometric, majority_vote, mean, power_average
 from batteries.blend.models import Array, Models
 from batteries.blend.ranks import rank_average
 from batteries.files import PathLike, write_whole
+from batteries.progress import tqdm
 
 Method = Literal["mean", "power", "geometric", "rank", "vote"]
 Table = Any  # of polars, which loads when it is needed
@@ -81,7 +82,8 @@ def blend_files(
     first = _read(files[0], plan, header)
     _check_ids(files[0], first[key])
     arrays = [_arrays(files[0], first, plan)]
-    arrays += [_aligned(path, files[0], first, plan) for path in files[1:]]
+    shown = tqdm(files[1:], "blend", leave=False, disable=None)
+    arrays += [_aligned(path, files[0], first, plan) for path in shown]
     ids = first[key].to_numpy()
     blended = {}
     for name in names:
