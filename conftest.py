@@ -1,6 +1,7 @@
 """Fixtures for the unit tests and for the examples in docstrings."""
 
 import random
+import signal
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +12,9 @@ from torch import nn
 
 import batteries
 import batteries.scoreboard
+
+# Ignored where a shell runs the tests in the background; their processes inherit what it is here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
