@@ -203,6 +203,24 @@ def test_numbers_that_are_none(blend: str, bad: float) -> None:
             BLENDS[blend](sample)
 
 
+@pytest.mark.parametrize("power", [-np.inf, -2, -0.5, 2, np.inf])
+def test_infinities_that_would_vanish(power: float) -> None:
+    """An infinity is refused also where the mean of it is finite, or its weight is 0."""
+    with pytest.raises(ValueError, match="model 0 has inf in row 1;"):
+        power_average([[0.5, np.inf], [0.5, 0.5]], power)
+    with pytest.raises(ValueError, match="model 0 has inf in row 1;"):
+        power_average([[0.5, np.inf], [0.5, 0.5]], power, weights=[0, 1])
+    with pytest.raises(ValueError, match="model 1 has inf in row 0;"):
+        majority_vote([[1.0, 2.0], [np.inf, 2.0]])
+
+
+def test_powers_of_next_to_nothing() -> None:
+    """A power near 0 gives the geometric mean."""
+    numbers = [[0.2, 0.9], [0.4, 0.9]]
+    for power in (1e-17, -1e-12, 1e-7):
+        np.testing.assert_allclose(power_average(numbers, power), geometric(numbers), rtol=1e-6)
+
+
 @pytest.mark.parametrize("blend", BLENDS)
 def test_any_form_of_input(blend: str) -> None:
     """Arrays, lists, tensors and strided views give the same blend, and none of them changes."""

@@ -40,7 +40,8 @@ def test_the_order_of_rows_does_not_matter(method: Any, shuffled: tuple[int, ...
     expected = blend_files(ordered, method, power=3, weights=[1, 2, 3])
     assert found.columns == ["id", "target"]
     assert found["id"].to_list() == [IDS[i] for i in orders[0]]
-    np.testing.assert_allclose(found["target"], expected["target"].to_numpy()[orders[0]], 1e-12)
+    blends = [table["target"].cast(pl.Float64).to_numpy() for table in (found, expected)]
+    np.testing.assert_allclose(blends[0], blends[1][orders[0]], 1e-12)
 
 
 def test_methods_are_the_functions() -> None:
@@ -116,6 +117,36 @@ def test_what_is_asked_for() -> None:
         blend_files(["c.txt"])
     with pytest.raises(ValueError, match="there are no files to blend"):
         blend_files([])
+    with pytest.raises(ValueError, match="labels cannot be renormalised"):
+        blend_files([path], "vote", renormalise=True)
+    for columns in ([], ["id", "target"], ["target", "target"]):
+        with pytest.raises(ValueError, match=r"the columns to blend are \[.*expected one or more"):
+            blend_files([path], columns=columns)
+
+
+@pytest.mark.parametrize(("name", "text"), [("b.csv", ""), ("b.parquet", "PAR1, or not")])
+def test_files_that_cannot_be_read(name: str, text: str) -> None:
+    """An empty or foreign file is named."""
+    Path(name).write_text(text)
+    for paths in ([name], [write("a.csv", SCORES[0]), name]):
+        with pytest.raises(ValueError, match=f"{name} cannot be read: "):
+            blend_files(paths)
+
+
+def test_ranks_keep_their_order_in_a_file() -> None:
+    """Ranks are written with the decimals that they need, whatever the first file has."""
+    numbers = rng.permutation(100_000) / 1e5
+    pl.DataFrame({"id": range(100_000), "p": numbers}).write_csv("a.csv", float_precision=5)
+    pl.DataFrame({"id": range(100_000), "p": numbers[::-1]}).write_csv("b.csv", float_precision=5)
+    found = blend_files(["a.csv", "b.csv"], "rank", weights=[1, 2], out="blend.csv")
+    assert pl.read_csv("blend.csv")["p"].equals(found["p"])
+
+
+def test_files_without_rows() -> None:
+    """Files that have a header alone have a blend that has one alone."""
+    Path("a.csv").write_text("id,p\n")
+    for method in ("mean", "power", "geometric", "rank", "vote"):
+        assert blend_files(["a.csv", "a.csv"], method).shape == (0, 2)
 
 
 def test_ids_are_text_and_decimals_stay() -> None:
@@ -182,6 +213,19 @@ def test_votes_of_words() -> None:
     found = blend_files(["0.csv", "1.csv", "2.csv"], "vote", out="blend.csv")
     assert found["label"].to_list() == ["cat", "cat"]
     assert Path("blend.csv").read_text() == "id,label\n1,cat\n2,cat\n"
+
+
+def test_labels_stay_what_they_are() -> None:
+    """Labels that look like numbers keep their zeros; other files' are read as the first's."""
+    Path("a.csv").write_text("id,label\n1,01\n2,True\n")
+    Path("b.csv").write_text("id,label\n2,x\n1,01\n")
+    blend_files(["a.csv", "b.csv"], "vote", weights=[2, 1], out="blend.csv")
+    assert Path("blend.csv").read_text() == "id,label\n1,01\n2,True\n"
+    numbers = write("c.parquet", [3, 4], ids=["1", "2"])
+    words = write("d.csv", [3, 5], ids=["1", "2"])
+    assert blend_files([numbers, words], "vote", weights=[1, 2])["target"].to_list() == [3, 5]
+    with pytest.raises(ValueError, match=r"e.csv cannot be read: .*x"):
+        blend_files([numbers, write("e.csv", ["3", "x"], ids=["1", "2"])], "vote")
 
 
 def test_float32_stays() -> None:

@@ -16,6 +16,7 @@ from torch.nn.functional import softmax
 
 from batteries.blend import Correlation, find_threshold, find_weights
 from batteries.blend.metrics import as_problem, auc
+from batteries.blend.weights import Gain, as_folds
 from batteries.splits import make_folds
 
 rng = np.random.default_rng(0)
@@ -143,6 +144,53 @@ def test_what_is_found_is_no_worse(method: Any) -> None:
         assert found.best_single == int(np.argmax(singles))
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1e6])
+def test_the_scale_of_the_target(scale: float) -> None:
+    """Weights do not depend on the unit in which the target is measured."""
+    target = rng.normal(size=ROWS)
+    oof = np.stack([target + rng.normal(0, noise, ROWS) for noise in (0.3, 0.4, 0.8)])
+    for method in ("hill_climb", "simplex"):
+        one, other = (
+            find_weights(oof * unit, target * unit, "rmse", method, folds=None)
+            for unit in (1, scale)
+        )
+        np.testing.assert_allclose(other.weights, one.weights, atol=1e-3)
+        assert other.score == pytest.approx(one.score * scale)
+
+
+def test_several_targets() -> None:
+    """scikit-learn's own average over the columns of a target counts."""
+    target = rng.normal(size=(ROWS, 2)) * [1, 10]
+    oof = [target + rng.normal(0, noise, (ROWS, 2)) for noise in (0.3, 0.5)]
+    error = metrics.root_mean_squared_error
+    found = find_weights(oof, target, error, metric_minimization=True, folds=np.arange(ROWS) % 3)
+    assert found.score == pytest.approx(error(target, np.average(oof, 0, found.weights)))
+
+
+def test_forms_of_folds() -> None:
+    """Folds have numbers or names, and rows without one are never unseen; all give the same."""
+    numbers = np.arange(ROWS) % 4
+    names = np.array(["a", "b", "c", "d"])[numbers]
+    expected = find_weights(OOF, TARGET, "auc", folds=numbers, rounds=5)
+    assert find_weights(OOF, TARGET, "auc", folds=names, rounds=5).verdict == expected.verdict
+    spared = find_weights(OOF, TARGET, "auc", folds=np.where(numbers == 3, -1, numbers), rounds=5)
+    scores = [
+        metrics.roc_auc_score(TARGET[numbers == k], np.mean(OOF, 0)[numbers == k]) for k in range(3)
+    ]
+    assert spared.mean_score == pytest.approx(np.mean(scores))
+    by_number = [find_weights(OOF, TARGET, "auc", folds=n, rounds=5) for n in (5, np.int64(5))]
+    assert by_number[0].verdict == by_number[1].verdict
+    own = as_folds(5, TARGET, seed=0)
+    shares = [TARGET[own == fold].sum() for fold in range(5)]
+    assert max(shares) - min(shares) <= 1
+
+
+def test_two_standard_errors() -> None:
+    """A gain is beyond noise when it is more than two standard errors."""
+    assert Gain(2.1, 1.0).beyond_noise
+    assert not Gain(1.9, 1.0).beyond_noise
+
+
 def test_luck_is_called_luck() -> None:
     """Of fifty models of noise the best and their blend look good, and are not on unseen folds."""
     noise = rng.random((50, 300))
@@ -192,7 +240,21 @@ def test_input_of_weights() -> None:
     with pytest.raises(ValueError, match="auc is of two classes"):
         find_weights(PROBABILITIES, CLASSES, "auc")
     with pytest.raises(ValueError, match="probabilities of model 0 do not add up to 1"):
-        find_weights(PROBABILITIES * 2, CLASSES, "log_loss")
+        find_weights(PROBABILITIES / 2, CLASSES, "log_loss")
+    with pytest.raises(ValueError, match="model 0 has numbers that are no probabilities"):
+        find_weights([OOF[0] * 5, OOF[1]], TARGET, "log_loss")
+    for metric in ("log_loss", "accuracy"):
+        with pytest.raises(ValueError, match=f"{metric} has 1 classes and predictions of shape"):
+            find_weights(OOF, np.zeros(ROWS), metric)
+    with pytest.raises(ValueError, match=r"rmse is of \(rows,\) predictions and targets"):
+        find_weights([part[:, None] for part in OOF], TARGET, "rmse")
+    with pytest.raises(ValueError, match="the target of row 7 is not a finite number"):
+        find_weights(OOF, np.where(np.arange(ROWS) == 7, np.nan, TARGET), "rmse")
+    with pytest.raises(ValueError, match="the metric is not a finite number for any"):
+        find_weights(OOF, TARGET, lambda *_: np.nan)
+    first = np.arange(ROWS) == 0  # the one row of its class
+    with pytest.raises(ValueError, match="not a finite number on the 1000 rows of fold 1"):
+        find_weights(OOF, first, "auc", folds=np.arange(ROWS) % 2)
     with pytest.raises(ValueError, match="expected two or more"):
         find_weights(OOF, TARGET, "auc", folds=1)
     with pytest.raises(ValueError, match="rounds is 0"):
@@ -230,6 +292,20 @@ def test_threshold_of_many_scores() -> None:
         find_threshold(np.stack(OOF), TARGET, metrics.f1_score)
     with pytest.raises(ValueError, match="has nan in row 0"):
         find_threshold([np.nan, 1.0], [0, 1], metrics.f1_score)
+    with pytest.raises(ValueError, match="the metric is NaN for every cut-off"):
+        find_threshold([0.1, 0.9] * 5, [0, 1] * 5, lambda *_: np.nan)
+
+
+def test_threshold_below_all() -> None:
+    """Where it is best to call all of them positive, the cut-off is the lowest score."""
+    found = find_threshold([0.1, 0.1, 0.2, 0.9] * 5, [1, 1, 1, 0] * 5, metrics.accuracy_score)
+    assert (found.value, found.score) == (0.1, 0.75)
+
+
+def test_thresholds_that_are_as_good() -> None:
+    """Of cut-offs with the same score it is the middle one."""
+    found = find_threshold(np.arange(10) / 10, [0] * 3 + [1] * 7, lambda *_: 1.0, folds=2)
+    assert found.value == 0.45
 
 
 # ---------------------------------------------------------------- what is optional

@@ -92,10 +92,12 @@ def correlation(
         kind: "pearson", or "spearman": that of the ranks.
 
     Raises:
-        ValueError: A NaN or an infinity, with model and row; arrays of different shapes.
+        ValueError: A NaN or an infinity, with model and row; arrays of different shapes; no rows.
     """
     models = as_models(predictions)
     models.refuse()
+    if not models.arrays[0].size:
+        raise ValueError("there are no rows to correlate")
     if kind not in ("pearson", "spearman"):
         raise ValueError(f"kind is {kind!r}; expected 'pearson' or 'spearman'")
     if names is not None and len(names) != len(models.arrays):

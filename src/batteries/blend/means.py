@@ -68,9 +68,10 @@ def power_average(predictions: Any, power: float = 2.0, weights: Weights = None)
         [name for name, weight in zip(models.names, own, strict=True) if weight],
         models.rows,
     )
-    own = own[own > 0]
+    if power < 0 or len(counted.arrays) < len(own):  # what would not be seen in the result
+        models.refuse()
     _refuse_negative(models)
-    return _blended(counted, _power_mean(power, own))
+    return _blended(counted, _power_mean(power, own[own > 0]))
 
 
 def geometric(predictions: Any, weights: Weights = None) -> Array:
@@ -99,12 +100,15 @@ def majority_vote(labels: Any, weights: Weights = None) -> Array:
         (rows, ...), of the labels' dtype.
 
     Raises:
-        ValueError: Numbers that are no labels, such as 0.5.
+        ValueError: Numbers that are no labels, such as 0.5; NaN and infinities, with model and row.
     """
     models = as_models(labels)
     own = as_weights(weights, len(models.arrays))
     for name, array in zip(models.names, models.arrays, strict=True):
-        if array.dtype.kind == "f" and not (array == np.floor(array)).all():
+        if array.dtype.kind != "f":
+            continue
+        models.refuse()
+        if not (array == np.floor(array)).all():
             raise ValueError(f"{name} has numbers that are no labels; take the argmax first")
     best, most = models.arrays[0].copy(), np.full(models.shape, -1.0)
     for label in models.arrays:
@@ -166,7 +170,7 @@ def _refuse_negative(models: Models) -> None:
 
 
 def _power_mean(power: float, weights: Array) -> _Blend:
-    if power == 0:
+    if abs(power) < 1e-8:  # nearer to the geometric mean than float64 can tell
         return lambda parts, room: _geometric(parts, weights, room)
     if math.isinf(power):
         choose = np.maximum if power > 0 else np.minimum

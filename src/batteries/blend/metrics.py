@@ -67,7 +67,9 @@ def as_problem(
     truth = np.asarray(target)
     if len(truth) != len(arrays[0]):
         raise ValueError(f"there are {len(truth)} targets for {len(arrays[0])} rows")
-    name = _known_name(metric)
+    if truth.dtype.kind == "f" and not np.isfinite(truth).all():
+        raise ValueError(f"the target of row {np.isfinite(truth).argmin()} is not a finite number")
+    name = _known_name(metric, truth)
     if name is None:
         if isinstance(metric, str):
             raise ValueError(f"metric is {metric!r}; expected a function, or {', '.join(_KNOWN)}")
@@ -91,10 +93,12 @@ _NAMES = {
 }
 
 
-def _known_name(metric: Metric) -> str | None:
+def _known_name(metric: Metric, target: Array) -> str | None:
     """Which of our metrics it is, by its name or as a function of scikit-learn."""
     if isinstance(metric, str):
         return metric if metric in _KNOWN else None
+    if target.ndim != 1:  # of several targets scikit-learn has averages of its own
+        return None
     ours = str(getattr(metric, "__module__", "")).startswith("sklearn.metrics")
     return _NAMES.get(getattr(metric, "__name__", "")) if ours else None
 
@@ -152,19 +156,27 @@ def _tied_pairs(keys: Array) -> int:
     return int((negatives * positives).sum())
 
 
+def _two_or_more(name: str, arrays: list[Array], classes: Array) -> None:
+    """Raise if the shape of the predictions does not say what they are of."""
+    shape = arrays[0].shape
+    if shape[1:] != (len(classes),) and not (len(shape) == 1 and len(classes) == 2):
+        raise ValueError(
+            f"{name} has {len(classes)} classes and predictions of shape {shape}; expected "
+            "(rows, classes), or (rows,) of two"
+        )
+
+
 def _for_log_loss(arrays: list[Array], target: Array) -> _Prepared:
     """The probability that each model gives to what is true."""
     classes, true = np.unique(target, return_inverse=True)
-    if arrays[0].ndim == 1 and len(classes) <= 2:
-        return [np.where(true == len(classes) - 1, array, 1 - array) for array in arrays], true
-    if arrays[0].ndim != 2 or arrays[0].shape[1] != len(classes):
-        raise ValueError(
-            f"log_loss has {len(classes)} classes and predictions of shape {arrays[0].shape}; "
-            "expected (rows, classes), or (rows,) of two"
-        )
+    _two_or_more("log_loss", arrays, classes)
     for index, array in enumerate(arrays):
-        if not np.allclose(array.sum(1), 1, atol=1e-4):
+        if array.min(initial=0) < 0 or array.max(initial=0) > 1:
+            raise ValueError(f"model {index} has numbers that are no probabilities, from 0 to 1")
+        if array.ndim == 2 and not np.allclose(array.sum(1), 1, atol=1e-4):
             raise ValueError(f"the probabilities of model {index} do not add up to 1 in each row")
+    if arrays[0].ndim == 1:
+        return [np.where(true == 1, array, 1 - array) for array in arrays], true
     return [array[np.arange(len(true)), true] for array in arrays], true
 
 
@@ -175,19 +187,22 @@ def _log_loss(_: Array, probability: Array) -> float:
 
 def _for_accuracy(arrays: list[Array], target: Array) -> _Prepared:
     classes, true = np.unique(target, return_inverse=True)
-    if arrays[0].ndim == 2 and arrays[0].shape[1] == len(classes):
-        return arrays, true
-    if arrays[0].ndim != 1 or len(classes) > 2:
-        raise ValueError(
-            f"accuracy has {len(classes)} classes and predictions of shape {arrays[0].shape}; "
-            "expected (rows, classes), or (rows,) of two"
-        )
+    _two_or_more("accuracy", arrays, classes)
     return arrays, true
 
 
 def _accuracy(target: Array, prediction: Array) -> float:
     label = prediction.argmax(1) if prediction.ndim == 2 else prediction > 0.5
     return float((label == target).mean())
+
+
+def _for_rmse(arrays: list[Array], target: Array) -> _Prepared:
+    if not arrays[0].shape == target.shape == (len(target),):
+        raise ValueError(
+            f"rmse is of (rows,) predictions and targets; found {arrays[0].shape} and "
+            f"{target.shape}: pass [:, 0] of one column, or a function of your own"
+        )
+    return arrays, target.astype(np.float64)
 
 
 def _rmse(target: Array, prediction: Array) -> float:
@@ -198,5 +213,5 @@ _KNOWN: dict[str, tuple[Callable[[list[Array], Array], _Prepared], _Score, bool]
     "auc": (_for_auc, auc, False),
     "log_loss": (_for_log_loss, _log_loss, True),
     "accuracy": (_for_accuracy, _accuracy, False),
-    "rmse": (lambda arrays, target: (arrays, target), _rmse, True),
+    "rmse": (_for_rmse, _rmse, True),
 }

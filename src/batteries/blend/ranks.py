@@ -40,16 +40,17 @@ def rank_average(predictions: Any, weights: Weights = None) -> Array:
     own = as_weights(weights, len(models.arrays))
     rows = models.shape[0]
     models.refuse()
-    columns = np.zeros((math.prod(models.shape[1:]), rows))
+    flat = rows, math.prod(models.shape[1:])
+    columns = np.zeros(flat[::-1])
     # Of very many rows one thread at a time: each needs the memory of several arrays.
     threads = min(torch.get_num_threads(), len(own)) if rows < 2**22 else 1
     with ThreadPoolExecutor(threads) as pool:
         for column, total in enumerate(columns):
             for start in range(0, len(own), threads):
                 some = slice(start, start + threads)
-                parts = [array.reshape(rows, -1)[:, column] for array in models.arrays[some]]
+                parts = [array.reshape(flat)[:, column] for array in models.arrays[some]]
                 for ranked, weight in zip(pool.map(ranks, parts), own[some], strict=True):
-                    ranked *= weight / rows
+                    ranked *= weight / max(1, rows)
                     total += ranked
     return np.asarray(columns.T.reshape(models.shape), dtype=models.dtype)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -45,8 +46,9 @@ def blend_files(
 
     The result has the rows and columns of the first file, in its order; columns that are not
     blended are that file's. A CSV is written with as many decimals as the first one has, if all
-    its numbers have the same, and at least six; else with as many as tell the numbers apart. Ids
-    are compared as text, so that "007" stays what it is.
+    its numbers have the same, and at least six; else, and of ranks, with as many as tell the
+    numbers apart. Ids are compared as text, so that "007" stays what it is; labels of a CSV that
+    are voted on are text too.
 
     Args:
         paths: `.csv`, `.parquet`, or `.npy` of `Predictions.save`.
@@ -64,7 +66,8 @@ def blend_files(
 
     Raises:
         ValueError: An id that is missing, in excess or there twice, other columns, a number that
-            is missing, NaN or infinite: with file and id. An unknown method or kind of file.
+            is missing, NaN or infinite: with file and id. An unknown method or kind of file; a file
+            that cannot be read; nothing to blend.
         ModuleNotFoundError: polars is not installed.
     """
     methods = _methods(weights, power)
@@ -73,11 +76,18 @@ def blend_files(
     files = [Path(path) for path in paths]
     if not files:
         raise ValueError("there are no files to blend")
+    if renormalise and method == "vote":
+        raise ValueError("labels cannot be renormalised: they are no probabilities")
     if out is not None and Path(out).suffix not in (".csv", ".parquet"):
         raise ValueError(f"a blend is written as .csv or .parquet, not as {Path(out).name}")
     header = _names_in(files[0])
     key = header[0] if id_column is None else id_column
     names = [name for name in header if name != key] if columns is None else list(columns)
+    if not names or key in names or len(set(names)) < len(names):
+        raise ValueError(
+            f"the columns to blend are {names} and the ids {key!r}, of {files[0]} with "
+            f"{', '.join(header)}: expected one or more others, each once"
+        )
     plan = _Plan(key, names, whole=columns is None, labels=method == "vote")
     first = _read(files[0], plan, header)
     _check_ids(files[0], first[key])
@@ -94,7 +104,7 @@ def blend_files(
     polars = _polars()
     table = first.with_columns([polars.Series(name, array) for name, array in blended.items()])
     if out is not None:
-        _write(table, Path(out), _decimals(files[0], names))
+        _write(table, Path(out), None if method == "rank" else _decimals(files[0], names))
     return table
 
 
@@ -124,12 +134,21 @@ def _polars() -> Any:
     return import_optional("polars", needs="polars", for_="blend_files")
 
 
-def _names_in(path: Path) -> list[str]:
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
     polars = _polars()
-    if path.suffix == ".csv":
-        return list(polars.read_csv(path, n_rows=0).columns)
-    if path.suffix == ".parquet":
-        return list(polars.read_parquet_schema(path))
+    try:
+        yield polars
+    except polars.exceptions.PolarsError as error:
+        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _names_in(path: Path) -> list[str]:
+    with _reading(path) as polars:
+        if path.suffix == ".csv":
+            return list(polars.read_csv(path, n_rows=0).columns)
+        if path.suffix == ".parquet":
+            return list(polars.read_parquet_schema(path))
     if path.suffix == ".npy":
         return list(predictions.load(path))
     raise ValueError(f"{path} is none of .csv, .parquet and .npy")
@@ -140,25 +159,17 @@ def _read(path: Path, plan: _Plan, header: Sequence[str]) -> Table:
     for name in (plan.key, *plan.names):
         if name not in header:
             raise ValueError(f"{path} has no column {name!r}; it has {', '.join(header)}")
-    polars = _polars()
-    if path.suffix == ".parquet":
-        return polars.read_parquet(path, columns=list(header))
-    if path.suffix == ".npy":
+    # What is not blended stays the text that it is, and so do labels. Types that are guessed from
+    # the first rows are wrong about the rest now and then.
+    numbers = [] if plan.labels else plan.names
+    with _reading(path) as polars:
+        if path.suffix == ".parquet":
+            return polars.read_parquet(path, columns=list(header))
+        if path.suffix == ".csv":
+            types = {name: polars.Float64 if name in numbers else polars.String for name in header}
+            return polars.read_csv(path, columns=list(header), schema_overrides=types)
         columns = predictions.load(path)
         return polars.DataFrame({name: np.ascontiguousarray(columns[name]) for name in header})
-    # What is not blended stays the text that it is. Types that are guessed from the first rows
-    # are wrong about the rest now and then.
-    texts = {name: polars.String for name in header if name not in plan.names}
-    numbers = {} if plan.labels else dict.fromkeys(plan.names, polars.Float64)
-    try:
-        return polars.read_csv(
-            path,
-            columns=list(header),
-            schema_overrides=texts | numbers,
-            infer_schema_length=None if plan.labels else 100,
-        )
-    except polars.exceptions.ComputeError as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def _check_ids(path: Path, ids: Any) -> None:
@@ -178,6 +189,9 @@ def _aligned(path: Path, first_path: Path, first: Table, plan: _Plan) -> dict[st
             "alone; pass `columns` to blend those that are in both"
         )
     table = _read(path, plan, [name for name in header if name in (plan.key, *plan.names)])
+    if plan.labels:
+        with _reading(path):
+            table = table.cast({name: first[name].dtype for name in plan.names})
     ids, others = _comparable(first[plan.key], table[plan.key])
     if ids.equals(others):
         return _arrays(path, table, plan)

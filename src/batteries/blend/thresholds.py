@@ -57,7 +57,7 @@ def find_threshold(
         seed: For folds that are made here.
 
     Raises:
-        ValueError: Scores with NaN, or other than (rows,) of them.
+        ValueError: Scores with NaN, or other than (rows,) of them; a metric that is never a number.
     """
     models = as_models([oof])
     models.refuse()
@@ -72,6 +72,8 @@ def find_threshold(
     def best(rows: NDArray[Any]) -> float:
         cuts = _cuts(scores[rows], candidates)
         values = np.array([sign * scored(rows, cut) for cut in cuts])
+        if np.isnan(values).all():
+            raise ValueError("the metric is NaN for every cut-off")
         tied = cuts[values == np.nanmax(values)]
         return float(tied[len(tied) // 2])
 
@@ -88,9 +90,8 @@ def find_threshold(
 
 
 def _cuts(scores: NDArray[Any], candidates: int) -> NDArray[np.float64]:
-    """The middles between neighbouring scores, or between quantiles of many."""
+    """The lowest score, and the middles between neighbouring ones, or between quantiles of many."""
     distinct = np.unique(scores.astype(np.float64))
     if len(distinct) > candidates + 1:
         distinct = np.unique(np.quantile(scores, np.linspace(0, 1, candidates + 1)))
-    middles = (distinct[1:] + distinct[:-1]) / 2
-    return middles if len(middles) else distinct
+    return np.concatenate((distinct[:1], (distinct[1:] + distinct[:-1]) / 2))

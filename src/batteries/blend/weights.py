@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
@@ -126,7 +127,8 @@ def find_weights(
         seed: For folds that are made here.
 
     Raises:
-        ValueError: Predictions with NaN, other shapes, an unknown metric or method.
+        ValueError: Predictions with NaN, other shapes, an unknown metric or method; a metric that
+            is not a number, on which fold.
         ModuleNotFoundError: scipy is not installed, for "simplex".
     """
     models = as_models(oof)
@@ -143,6 +145,8 @@ def find_weights(
     search = searches[method]
     trace = search(problem)
     best, single = _best(trace), _best_single(problem)
+    if not math.isfinite(best.score):
+        raise ValueError("the metric is not a finite number for any of the blends")
     tried = [] if folds is None else _tried(problem, search, as_folds(folds, target, seed))
     blend, alone, mean = (np.array([scores[i] for scores in tried]) for i in range(3))
     return FoundWeights(
@@ -190,6 +194,11 @@ def _tried(
         weights = _best(search(seen)).weights
         alone = unseen.of(unseen.columns[_best_single(seen)])
         scores.append((unseen.value(weights), alone, unseen.value(np.full(number, 1 / number))))
+        if not all(map(math.isfinite, scores[-1])):
+            raise ValueError(
+                f"the metric is not a finite number on the {len(unseen.target)} rows of fold "
+                f"{fold}: take folds that have all classes, or folds=None"
+            )
     return scores
 
 
@@ -203,14 +212,16 @@ def as_folds(folds: int | Folds | ArrayLike, target: ArrayLike, seed: int) -> ND
         ValueError: Not one for each row, or fewer than two folds.
     """
     truth = np.asarray(target)
-    if isinstance(folds, int):
+    if isinstance(folds, numbers.Integral):
         # Rows of neighbouring targets go to different folds, at random among equal ones.
         shuffled = np.random.default_rng(seed).permutation(len(truth))
         order = shuffled[np.argsort(truth[shuffled], kind="stable")]
         own = np.empty(len(truth), dtype=np.int64)
-        own[order] = np.arange(len(truth)) % max(folds, 1)
+        own[order] = np.arange(len(truth)) % max(int(folds), 1)
     else:
         own = np.asarray(folds.assignment if isinstance(folds, Folds) else folds)
+        if own.dtype.kind not in "iu":  # by names
+            own = np.unique(own, return_inverse=True)[1]
     if own.shape != (len(truth),) or len(np.unique(own[own >= 0])) < 2:
         raise ValueError(
             f"folds has shape {own.shape} and {len(np.unique(own[own >= 0]))} folds for "
@@ -257,9 +268,10 @@ def _on_simplex(problem: Problem) -> list[Step]:
         own /= own.sum()
         trace.append(Step(own, problem.value(own)))
 
+    unit = max(abs(step.score) for step in trace) or 1.0  # scipy's tolerance is absolute
     for start in (trace[1].weights, 0.5 * (trace[0].weights + trace[1].weights)):
         found = optimize.minimize(
-            lambda weights: -problem.value(weights),
+            lambda weights: -problem.value(weights) / unit,
             start,
             method="SLSQP",
             bounds=[(0, 1)] * number,
