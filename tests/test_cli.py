@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -48,8 +49,55 @@ def test_runs() -> None:
         run("runs", "runs", "--json", "--filter", "run~^00[12]$", "--filter", "epochs=1").output
     )
     assert [row["run"] for row in rows] == ["002"]
+    assert len(json.loads(run("runs", "runs", "--json", "--filter", "test=").output)) == 3
+    assert len(json.loads(run("runs", "runs", "--json", "--filter", "test!=").output)) == 0
+    for condition in ("validation>abc", "run~["):
+        output = run("runs", "runs", "--filter", condition, code=1).output
+        assert f"Error: --filter '{condition}': " in output
     assert "there is no column 'loss'" in run("runs", "runs", "--sort", "loss", code=1).output
     assert "expected COLUMN" in run("runs", "runs", "--filter", "loss", code=1).output
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 300])
+def test_narrow_terminals(width: int) -> None:
+    """In a terminal that is too narrow columns are left out, with a word; none is cut short."""
+    for number in range(3):
+        record_scores(make_run([0.8, number / 10]), test=0.7, leaderboard=0.6)
+    output = in_a_terminal(["runs", "runs"], width)
+    lines = output.splitlines()
+    assert max(map(len, lines)) <= width or "no room for" in max(lines, key=len)
+    assert all(text in output for text in ("001", "0.8000", "0.7000", "0.6000", "finished"))
+    assert "…" not in output
+    assert ("no room for " in output) == (width < 200)
+    assert "no room" not in run("runs", "runs").output  # a pipe has no width
+
+
+def in_a_terminal(words: list[str], width: int) -> str:
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, width, 0, 0))
+    command = [sys.executable, "-m", "batteries", *words]
+    environment = {**os.environ, "NO_COLOR": "1", "TERM": "xterm"}
+    subprocess.run(command, stdout=end, stderr=end, check=True, env=environment)
+    output = os.read(terminal, 100_000).decode()
+    os.close(end)
+    os.close(terminal)
+    return re.sub(r"\x1b\[\d*m", "", output)
+
+
+def test_names_that_are_commands() -> None:
+    """Names of runs are shown as they are: no colour, no picture, no command of the terminal."""
+    path = make_run([0.5])
+    path.rename("runs/[red]a:fire:\x1b[31m")
+    assert "[red]a:fire:\\x1b[31m" in run("runs", "runs").output
+
+
+def test_a_pipe_that_ends() -> None:
+    """A reader that has seen enough, as `head`, is no error."""
+    for number in range(50):
+        make_run([number / 100])
+    script = f"{sys.executable} -m batteries runs runs --json | head -c 1"
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("[", "")
 
 
 @pytest.mark.usefixtures("_three_runs")
@@ -78,6 +126,10 @@ def test_score() -> None:
     run("score", "runs/002", "--test", "0.91", "--leaderboard", "0.907", "--name", "public")
     [row] = json.loads(run("runs", "runs", "--json", "--filter", "run=002").output)
     assert (row["test"], row["leaderboard.public"]) == (0.91, 0.907)
+    told = json.loads(run("score", "002", "--logdir", "runs", "--test", "0.9", "--json").output)
+    assert told["scores"] == {"test": 0.9, "leaderboard": {"public": 0.907}}
+    nearest = run("score", "02", "--logdir", "runs", "--test", "1", code=1).output
+    assert "there is no run 02; the nearest: runs/002" in nearest
     assert "expected a finite number" in run("score", "runs/002", "--test", "nan", code=1).output
     assert "not a valid float" in run("score", "runs/002", "--test", "high", code=2).output
     assert "expected --test" in run("score", "runs/002", code=2).output
@@ -102,6 +154,8 @@ def test_compare() -> None:
     assert "beyond noise" in run(*words).output
     told = json.loads(run(*words, "--json").output)
     assert told["arguments"] == {"lr": [0.1, 0.2]}
+    assert json.loads(run(*words, "--json", "--metric", "roc_auc").output)["difference"]
+    assert json.loads(run(*words, "--json", "--metric", "log_loss").output)["difference"]
     assert "has no 'label'" in run(*words, "--target", "label", code=1).output
 
 
@@ -184,12 +238,7 @@ def test_bars(command: str) -> None:
     for name in ("a.csv", "b.csv"):
         Path(name).write_text("id,target\n7,0.25\n")
     words = [sys.executable, "-m", "batteries", *command.split()]
-    terminal, end = pty.openpty()
-    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-    subprocess.run(words, stderr=end, stdout=subprocess.DEVNULL, check=True)
-    assert f"{words[3]}:   0%|".encode() in os.read(terminal, 10_000)
-    os.close(end)
-    os.close(terminal)
+    assert f"{words[3]}:   0%|" in in_a_terminal(command.split(), 80)
     assert subprocess.run(words, capture_output=True, check=True).stderr == b""
 
 

@@ -268,7 +268,7 @@ def test_foreign_files(name: str, value: Any) -> None:
         (
             "scores.json",
             '{"validation": 0.5, "test": "x"}',
-            "test is 'x'; expected a number",
+            "test is 'x'; expected a finite number",
         ),
         ("metrics.json", '{"metric_name": "loss", "values": 5}', "it is not a CheckpointManager's"),
         ("metrics.jsonl", '5\n{"step": 1, "metrics": {"loss": 1}}\n', "1 lines are not a JSON"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,22 @@ def test_checkpoints_without_a_record() -> None:
 
 
 FOREIGN = {
-    "run.json": [b'{"sessions": 3}', b'{"sessions": [1, {}]}', b'{"sessions": [{"git": "x"}]}'],
-    "scores.json": [b'{"test": "x"}', b'{"leaderboard": 3}', b'{"folds": [[]]}', b'{"folds": 3}'],
+    "run.json": [
+        b"[" * 200_000,
+        b'{"sessions": [{"state": "running", "host": "%s", "pid": 1%s}]}'
+        % (platform.node().encode(), b"0" * 30),
+        b'{"sessions": 3}',
+        b'{"sessions": [1, {}]}',
+        b'{"sessions": [{"git": "x"}]}',
+    ],
+    "scores.json": [
+        b'{"test": NaN}',
+        b'{"test": 1%s}' % (b"0" * 400),
+        b'{"test": "x"}',
+        b'{"leaderboard": 3}',
+        b'{"folds": [[]]}',
+        b'{"folds": 3}',
+    ],
     "checkpoints/metrics.json": [b'{"values": []}', b'{"metric_name": "loss", "values": 3}'],
 }
 HALF = [b"", b"{", b"[1, 2]", b"3", b"\xff\xfe"]
@@ -147,11 +162,36 @@ def test_directories_of_others() -> None:
     assert "Permission denied: 'runs/private/run.json'" in second.problems[0]
 
 
+def test_foreign_rows() -> None:
+    """Scores and epochs that no float can be are left out, and the others count."""
+    path = make_run([0.9, 0.8])
+    memory = json.loads((path / "checkpoints/metrics.json").read_text())
+    memory["values"] += [{"epoch": 3, "accuracy": 10**400}, {"epoch": "one"}, {"epoch": [4]}]
+    (path / "checkpoints/metrics.json").write_text(json.dumps(memory))
+    [found] = read_runs("runs")
+    assert (found.row()["validation"], found.row()["epoch"], found.epochs) == (0.9, 1, 3)
+    (path / "metrics.json").symlink_to("nowhere")
+    [found] = read_runs("runs")
+    assert "[Errno 2] No such file or directory: 'runs/001/metrics.json'" in found.problems
+    assert found.row()["validation"] == 0.9
+
+
+def test_any_place_to_start_from() -> None:
+    """The directory of one run, or of its checkpoints, has that run in it."""
+    path = make_run([0.9])
+    assert [(run.name, run.validation) for run in read_runs(path)] == [("001", 0.9)]
+    (path / "run.json").unlink()
+    assert [run.validation for run in read_runs(path / "checkpoints")] == [0.9]
+
+
 def test_nearest_names() -> None:
     """A run that is not there is answered with the nearest names."""
     make_run([0.5])
     assert find_run("runs/001").epochs == 1
     assert find_run("001", "runs").epochs == 1
+    record_scores(make_run([]), test=0.5)
+    Path("runs/002/run.json").write_text("{")
+    assert find_run("002", "runs").scores == {"test": 0.5}
     with pytest.raises(LookupError, match="there is no run runs/01; the nearest: runs/001"):
         find_run("runs/01")
     with pytest.raises(NotADirectoryError, match="there is no directory elsewhere"):
@@ -232,3 +272,31 @@ def test_gaps() -> None:
     assert "is not shown by 12 runs" in found.verdict
     [few] = check_gaps([info(0.5, 0.4)] * 3)
     assert few.correlation is None
+    assert few.verdict.startswith("too few to say whether test moves with validation")
+
+
+def test_gaps_of_other_metrics() -> None:
+    """Runs with another metric are another check; of one that is minimised it is said."""
+    for value in np.linspace(0.5, 0.9, 6):
+        accuracy = make_run([value], metric="accuracy")
+        loss = make_run([1 - value], metric="loss", minimization=True)
+        for path in (accuracy, loss):
+            record_scores(path, test=value)
+    first, second = check_gaps(read_runs("runs"))
+    assert (first.metric, first.verdict) == ("accuracy", "test moves with validation")
+    assert second.correlation == pytest.approx(-1.0)
+    assert "against validation, whose loss is better when lower" in second.verdict
+
+
+def test_code_of_two_runs() -> None:
+    """A record's commit is a commit, or not known: it is no option of git."""
+    one, other = (make_run([0.5]) for _ in range(2))
+    for path, commit in ((one, "--output=stolen"), (other, "a" * 40)):
+        record = json.loads((path / "run.json").read_text())
+        record["sessions"][-1]["git"] = {"commit": commit, "diff": "diff-1.patch"}
+        (path / "run.json").write_text(json.dumps(record))
+        (path / "diff-1.patch").write_text("the same")
+    assert compare(find_run(one), find_run(other)).code == "the commit of one is not known"
+    assert not Path("stolen").exists()
+    same = compare(find_run(other), find_run(other)).code
+    assert same == "the same commit, with the same changes"

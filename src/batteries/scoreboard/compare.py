@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from tqdm import tqdm
 
 from batteries.environment import program_directory
 from batteries.scoreboard.runs import RunInfo
@@ -117,7 +119,8 @@ def paired_bootstrap(
 def _resampled(values: Any, statistic: Callable[[Any], Any], by: str) -> Difference:
     generator = np.random.default_rng(_SEED)
     count = len(values)
-    drawn = [statistic(values[generator.integers(0, count, count)]) for _ in range(_SAMPLES)]
+    samples = tqdm(range(_SAMPLES), "bootstrap", leave=False, disable=None)
+    drawn = [statistic(values[generator.integers(0, count, count)]) for _ in samples]
     low, high = (float(value) for value in np.quantile(drawn, [0.025, 0.975]))
     return Difference(float(statistic(values)), (low, high), by)
 
@@ -134,23 +137,35 @@ def _versions(session: dict[str, Any]) -> dict[str, Any]:
 
 def _code(first: RunInfo, second: RunInfo) -> str:
     gits = [run.session.get("git") or {} for run in (first, second)]
-    commits: Sequence[Any] = [git.get("commit") for git in gits]
-    if None in commits:
+    commits = [str(git.get("commit")) for git in gits]
+    if not all(re.fullmatch("[0-9a-f]{7,64}", commit) for commit in commits):
         return "the commit of one is not known"
-    notes = [
-        f"{run.name} was changed after its commit: {run.path / git['diff']}"
+    diffs = [
+        run.path / str(git["diff"])
         for run, git in zip((first, second), gits, strict=True)
         if git.get("diff")
     ]
-    if commits[0] == commits[1]:
-        return "\n".join(["the same commit", *notes])
-    return "\n".join([_diff_stat(commits[0], commits[1]), *notes])
+    same = commits[0] == commits[1]
+    if same and len(diffs) == 2 and len({_content(path) for path in diffs}) == 1:
+        return "the same commit, with the same changes"
+    notes = [f"changed after its commit: {path}" for path in diffs]
+    return "\n".join(["the same commit" if same else _diff_stat(*commits), *notes])
+
+
+def _content(path: Path) -> bytes | Path:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return path
 
 
 def _diff_stat(one: str, other: str) -> str:
     for directory in (Path.cwd(), program_directory()):
-        command = ["git", "-C", str(directory), "diff", "--stat", one, other]
-        found = subprocess.run(command, capture_output=True, text=True)
+        command = ["git", "-C", str(directory), "diff", "--stat", one, other, "--"]
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        except OSError:  # no git here
+            break
         if found.returncode == 0:
             return found.stdout.rstrip() or "the same files"
     return f"{one[:8]} and {other[:8]}, which are not in the repository here"

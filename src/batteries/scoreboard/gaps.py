@@ -17,15 +17,17 @@ _SEED = 42
 class GapCheck(NamedTuple):
     """What a gap check found.
 
-    >>> print(GapCheck("test", 3, None, None, "too few runs").verdict)
+    >>> print(GapCheck("test", "accuracy", 3, None, None, "too few runs").verdict)
     too few runs
 
     Attributes:
+        metric: Of validation: runs with another one are another check.
         correlation: Spearman's, of validation and the other score; None where it is not known.
         interval: In which it lies with 95 % probability, by resampling the runs.
     """
 
     against: str
+    metric: str
     runs: int
     correlation: float | None
     interval: tuple[float, float] | None
@@ -38,21 +40,37 @@ def check_gaps(runs: Sequence[RunInfo]) -> list[GapCheck]:
     >>> check_gaps([])
     []
     """
-    boards = sorted({name for run in runs for name in run.scores.get("leaderboard", {})})
-    found = [_checked("test", [(run.validation, run.scores.get("test")) for run in runs])]
-    for name in boards:
-        pairs = [(run.validation, run.scores.get("leaderboard", {}).get(name)) for run in runs]
-        found.append(_checked(f"leaderboard.{name}", pairs))
+    groups: dict[tuple[str, bool], list[RunInfo]] = {}
+    for run in runs:
+        stage = run.best_stage
+        kind = (stage.metric, stage.minimization) if stage else ("", False)
+        groups.setdefault(kind, []).append(run)
+    found = []
+    for name in sorted(
+        {name for run in runs for name in _others(run)}, key=lambda n: (n != "test", n)
+    ):
+        for (metric, minimization), alike in groups.items():
+            pairs = [(run.validation, _others(run).get(name)) for run in alike]
+            found.append(_checked(name, metric, minimization, pairs))
     return [check for check in found if check.runs]
 
 
-def _checked(against: str, pairs: Sequence[tuple[Any, Any]]) -> GapCheck:
+def _others(run: RunInfo) -> dict[str, float]:
+    """The scores that validation is held against."""
+    test = {"test": run.scores["test"]} if "test" in run.scores else {}
+    boards = run.scores.get("leaderboard", {})
+    return {**test, **{f"leaderboard.{name}": score for name, score in boards.items()}}
+
+
+def _checked(
+    against: str, metric: str, minimization: bool, pairs: Sequence[tuple[Any, Any]]
+) -> GapCheck:
     known = np.array([pair for pair in pairs if None not in pair], dtype=float).reshape(-1, 2)
     count = len(known)
     different = min(len(set(known[:, 0])), len(set(known[:, 1])))
     if count < _FEW or different < 2:
-        verdict = f"{count} runs have both scores; nothing can be said below {_FEW} different ones"
-        return GapCheck(against, count, None, None, verdict)
+        verdict = f"too few to say whether {against} moves with validation: it takes {_FEW}"
+        return GapCheck(against, metric, count, None, None, verdict)
     stats: Any = import_optional("scipy.stats", needs="scipy", for_="check_gaps")
     correlation = float(stats.spearmanr(known[:, 0], known[:, 1]).statistic)
 
@@ -69,9 +87,11 @@ def _checked(against: str, pairs: Sequence[tuple[Any, Any]]) -> GapCheck:
         verdict = f"{against} moves with validation"
     elif high < 0:
         verdict = f"{against} moves against validation"
+        if minimization:  # whether higher is better there is not known
+            verdict += f", whose {metric} is better when lower: right, if higher is better there"
     else:
         verdict = f"that {against} moves with validation is not shown by {count} runs"
-    return GapCheck(against, count, correlation, (low, high), verdict)
+    return GapCheck(against, metric, count, correlation, (low, high), verdict)
 
 
 def check_gap(run: RunInfo) -> list[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -20,6 +21,7 @@ from batteries.scoreboard.scores import read_scores
 
 _METRICS = "metrics.json"  # of a CheckpointManager
 _DEPTH = 4  # directories below the log directory in which runs are looked for
+_FOREIGN = (ValueError, OSError, OverflowError, RecursionError)  # what files of others may raise
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class RunInfo:
             **{f"leaderboard.{name}": score for name, score in boards.items()},
             "test - validation": _gap(test, validation),
             **{f"{name} - validation": _gap(score, validation) for name, score in boards.items()},
-            "started": self.session.get("started", ""),
+            "started": str(self.session.get("started") or ""),
             "seconds": self.seconds,
             "state": self.state,
         }
@@ -144,8 +146,8 @@ def read_runs(logdir: PathLike) -> list[RunInfo]:
     >>> read_runs(".")
     []
 
-    A run is a directory with a `run.json` or scores, or that of a `CheckpointManager`. What cannot
-    be read is told in the run's `problems`.
+    A run is a directory with a `run.json` or scores, or that of a `CheckpointManager`; links to
+    directories are not followed. What cannot be read is told in the run's `problems`.
 
     Raises:
         NotADirectoryError: There is no such directory.
@@ -153,7 +155,10 @@ def read_runs(logdir: PathLike) -> list[RunInfo]:
     root = Path(logdir)
     if not root.is_dir():
         raise NotADirectoryError(f"there is no directory {root}")
-    found = [read_run(path, path.relative_to(root).as_posix()) for path in _run_paths(root)]
+    found = [
+        read_run(path, path.name if path == root else path.relative_to(root).as_posix())
+        for path in _run_paths(root)
+    ]
     return sorted(found, key=lambda run: _natural(run.name))
 
 
@@ -168,14 +173,22 @@ def find_run(run: PathLike, logdir: PathLike = ".") -> RunInfo:
         LookupError: There is none; with the nearest names.
     """
     for path in (Path(run), Path(logdir, run)):
-        if path.is_dir() and (found := read_run(path)) and (found.record or found.stages):
-            return found
-    above = Path(run).parent
+        if path.is_dir() and path in _run_paths(path):
+            return read_run(path)
+    name, above = str(run), Path(run).parent
     places = [Path(logdir), *([above] if above.is_dir() and above != Path() else [])]
-    paths = {path.as_posix() for place in places for path in _run_paths(place)}
-    near = difflib.get_close_matches(str(run), paths, n=3, cutoff=0.3)
+    paths = {path: path.relative_to(place) for place in places for path in _run_paths(place)}
+    likeness = {  # to its path, or to its name in the log directory
+        path.as_posix(): max(_likeness(name, path.as_posix()), _likeness(name, inside.as_posix()))
+        for path, inside in paths.items()
+    }
+    near = sorted(likeness, key=lambda path: -likeness[path])[:3]
     hint = f"; the nearest: {', '.join(near)}" if near else f", and no runs are in {logdir}"
     raise LookupError(f"there is no run {run}{hint}")
+
+
+def _likeness(name: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, name, other).ratio()
 
 
 def read_run(path: PathLike, name: str | None = None) -> RunInfo:
@@ -184,26 +197,28 @@ def read_run(path: PathLike, name: str | None = None) -> RunInfo:
     >>> read_run("runs/digits/001").stages
     []
     """
-    path, problems = Path(path), []
-    record, scores, state = {}, {}, "unknown"
-    try:
+    path = Path(path)
+    problems: list[str] = []
+    record, scores, stages, state = {}, {}, [], "unknown"
+    with _telling(path / NAME, problems):
         record = read_record(path) or {}
         state = state_of(path, record) if record else "unknown"
-    except (ValueError, OSError) as error:
-        problems.append(str(error))
-    try:
+    with _telling(path / SCORES, problems):
         scores = read_scores(path)
-    except (ValueError, OSError) as error:
-        problems.append(str(error))
-    stages = []
     for file in sorted(_metrics_files(path), key=_changed):
-        try:
+        with _telling(file, problems):
             stages.append(_read_stage(file, path))
-        except (ValueError, OSError) as error:
-            problems.append(f"{file}: {error}")
     if problems and state == "unknown":
         state = "unreadable"
     return RunInfo(name or str(path), path, record, state, stages, scores, problems)
+
+
+@contextmanager
+def _telling(file: Path, problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except _FOREIGN as error:
+        problems.append(str(error) if str(file) in str(error) else f"{file}: {error}")
 
 
 def _run_paths(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
@@ -219,7 +234,7 @@ def _run_paths(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
     if NAME in names or SCORES in names:
         yield root
     elif _METRICS in names:
-        yield root.parent if root.name == "checkpoints" else root
+        yield root.parent if root.name == "checkpoints" and depth < _DEPTH else root
     elif depth:
         for entry in inside:
             if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
@@ -240,7 +255,10 @@ def _metrics_files(path: Path, depth: int = 2) -> Iterator[Path]:
 
 
 def _changed(path: Path) -> float:
-    return path.stat().st_mtime
+    try:
+        return path.stat().st_mtime
+    except OSError:  # told when it is read
+        return 0.0
 
 
 def _read_stage(file: Path, run: Path) -> Stage:
@@ -248,14 +266,19 @@ def _read_stage(file: Path, run: Path) -> Stage:
     values = memory.get("values", []) if isinstance(memory, dict) else None
     if not isinstance(values, list) or not isinstance(memory.get("metric_name"), str):
         raise ValueError("it is not a CheckpointManager's")
-    rows = [row for row in values if isinstance(row, dict) and "epoch" in row]
+    rows = [row for row in values if isinstance(row, dict) and _is_finite(row.get("epoch"))]
     parts = [part for part in file.parent.relative_to(run).parts if part != "checkpoints"]
     minimization = bool(memory.get("metric_minimization", True))
     return Stage("/".join(parts), file.parent, memory["metric_name"], minimization, rows)
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    """Whether it is a number that a float can be.
+
+    >>> _is_finite(10**400), _is_finite("1")
+    (False, False)
+    """
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _gap(score: float | None, validation: float | None) -> float | None:

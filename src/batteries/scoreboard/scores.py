@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,8 @@ def read_scores(run: PathLike) -> dict[str, Any]:
         raise ValueError(f"{path} has no scores in it")
     own = [(name, told[name]) for name in ("validation", "test") if name in told]
     for name, value in [*own, *boards.items(), *(("folds", each) for each in folds)]:
-        if not isinstance(value, int | float):
-            raise ValueError(f"{path}: {name} is {value!r}; expected a number")
+        if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            raise ValueError(f"{path}: {name} is {value!r}; expected a finite number")
     return told
 
 
