@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from batteries.scoreboard.scores import read_scores
 
 _METRICS = "metrics.json"  # of a CheckpointManager
 _DEPTH = 4  # directories below the log directory in which runs are looked for
+_NUMBER, _MOST = (int, float), sys.float_info.max
 _FOREIGN = (ValueError, OSError, OverflowError, RecursionError)  # what files of others may raise
 
 
@@ -46,9 +48,14 @@ class Stage:
     @cached_property
     def best(self) -> dict[str, Any] | None:
         """The row of the best epoch; of equal ones the earliest."""
-        finite = [row for row in self.rows if _is_finite(row.get(self.metric))]
-        sign = 1 if self.minimization else -1
-        return min(finite, key=lambda row: sign * row[self.metric], default=None)
+        scored: list[tuple[Any, dict[str, Any]]] = [
+            (row.get(self.metric), row) for row in self.rows
+        ]
+        # JSON may have numbers that no float can be
+        finite = [pair for pair in scored if type(pair[0]) in _NUMBER and abs(pair[0]) <= _MOST]
+        choose: Any = min if self.minimization else max
+        best: dict[str, Any] | None = choose(finite, key=itemgetter(0), default=(None, None))[1]
+        return best
 
 
 @dataclass(frozen=True)
@@ -266,19 +273,10 @@ def _read_stage(file: Path, run: Path) -> Stage:
     values = memory.get("values", []) if isinstance(memory, dict) else None
     if not isinstance(values, list) or not isinstance(memory.get("metric_name"), str):
         raise ValueError("it is not a CheckpointManager's")
-    rows = [row for row in values if isinstance(row, dict) and _is_finite(row.get("epoch"))]
+    rows = [row for row in values if type(row) is dict and type(row.get("epoch")) in _NUMBER]
     parts = [part for part in file.parent.relative_to(run).parts if part != "checkpoints"]
     minimization = bool(memory.get("metric_minimization", True))
     return Stage("/".join(parts), file.parent, memory["metric_name"], minimization, rows)
-
-
-def _is_finite(value: Any) -> bool:
-    """Whether it is a number that a float can be.
-
-    >>> _is_finite(10**400), _is_finite("1")
-    (False, False)
-    """
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _gap(score: float | None, validation: float | None) -> float | None:
