@@ -409,7 +409,7 @@ def average(
 
     \b
     batteries average exp_3.pth exp_7.pth -o swa.pth
-    batteries average runs/digits/003/checkpoints --best 5 -o swa.pth
+    batteries average runs/digits/003/checkpoints --best 3 -o swa.pth
     batteries average exp_3.pth exp_7.pth -o swa.pth --model train:make_model --loader train:batches
     """  # noqa: D301
     from batteries.averaging import best_checkpoints, save_average
