@@ -364,6 +364,62 @@ def test_update_bn_is_torch_s() -> None:
     assert model[1].momentum is None
 
 
+class Often(nn.Module):
+    """Batch norms that are called twice, for some batches, and never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.large, self.never = (nn.BatchNorm1d(3) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(x) + self.twice(2 * x + 5)
+        return self.large(x) if len(x) == 16 else x
+
+
+def test_each_call_counts() -> None:
+    """A batch norm has the mean of its calls, however many there are in a batch, as torch's."""
+    model, oracle = Often(), Often()
+    model.never(BATCHES[0])
+    before = copy.deepcopy(model.never.state_dict())
+    update_bn(model, [*BATCHES[:3], BATCHES[3][:0]])
+    swa_utils.update_bn(BATCHES[:3], oracle)
+    for name in ("twice", "large"):
+        found, expected = model.get_submodule(name), oracle.get_submodule(name)
+        torch.testing.assert_close(found.state_dict(), expected.state_dict())
+    torch.testing.assert_close(model.never.state_dict(), before, rtol=0, atol=0)
+    update_bn(model, [*BATCHES[:3], *torch.split(BATCHES[3] + 100, 8)])
+    torch.testing.assert_close(model.large.state_dict(), oracle.large.state_dict())
+
+
+def test_statistics_of_16_bits() -> None:
+    """The statistics of a 16-bit model are rounded once, whatever the number of batches."""
+    torch.manual_seed(0)
+    batches = (torch.randn(500, 16, 3) + 1).bfloat16()
+    model = nn.Sequential(nn.BatchNorm1d(3)).bfloat16()
+    update_bn(model, batches)
+    expected = batches.double().mean((0, 1))
+    torch.testing.assert_close(model[0].running_mean.double(), expected, rtol=4e-3, atol=0)
+
+
+def test_compiled_parts() -> None:
+    """A compiled part of a model is not compiled anew, and sees each batch, at each use."""
+    graphs, model, oracle = [], make_model(), make_model()
+
+    def backend(graph: Any, inputs: Any) -> Any:  # noqa: ARG001
+        graphs.append(graph)
+        return graph.forward
+
+    compiled: Any = torch.compile(model[:2], backend=backend)
+    whole = nn.Sequential(compiled, model[2])
+    for batches in (BATCHES[:2], BATCHES[2:]):
+        update_bn(whole, batches)
+        swa_utils.update_bn(batches, oracle)
+        torch.testing.assert_close(model.state_dict(), oracle.state_dict())
+        whole(BATCHES[0])
+        oracle(BATCHES[0])
+        assert len(graphs) == 1
+
+
 def numpy_statistics(batches: list[Tensor]) -> tuple[Any, Any]:
     """Mean and variance of the first layer's output, weighted by the samples, in float64."""
     model = make_model(torch.float64)
@@ -419,11 +475,10 @@ def test_update_bn_that_fails() -> None:
 
 
 class ByName(nn.Module):
-    def __init__(self, whole: bool) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
         self.norm, self.dropout = nn.BatchNorm1d(3), nn.Dropout(0.9)
-        if whole:
-            self.forward = self.of_a_dict  # type: ignore[assignment]
+        self.forward = getattr(self, kind, self.forward)  # type: ignore[method-assign]
 
     def of_a_dict(self, batch: dict[str, Tensor]) -> Tensor:
         return self.norm(self.dropout(batch["x"]))  # type: ignore[no-any-return]
@@ -431,13 +486,16 @@ class ByName(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.dropout(x))  # type: ignore[no-any-return]
 
+    def of_anything(self, **batch: Tensor) -> Tensor:
+        return self.norm(self.dropout(batch["x"]))  # type: ignore[no-any-return]
 
-@pytest.mark.parametrize("kind", ["tensor", "tuple", "dict", "dict as a whole"])
+
+@pytest.mark.parametrize("kind", ["tensor", "tuple", "dict", "of_a_dict", "of_anything"])
 def test_update_bn_of_any_batch(kind: str) -> None:
     """Tensors, tuples and dicts reach the model, with dropout off."""
-    model = ByName(kind == "dict as a whole")
+    model = ByName(kind)
     batch = {"tensor": BATCHES[0], "tuple": (BATCHES[0], torch.zeros(16))}.get(
-        kind, {"y": torch.zeros(16), "x": BATCHES[0]}
+        kind, {"scale": torch.tensor(2.0), "y": 0.5, "x": BATCHES[0]}
     )
     update_bn(model, [batch])
     torch.testing.assert_close(model.norm.running_mean, BATCHES[0].mean(0))
