@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -279,23 +280,107 @@ def test_swapped() -> None:
     ema.update(model)
 
 
+def test_no_state_dict_of_a_swapped_part() -> None:
+    """In the block the parts of a model give away no state dict, and copies of it do as ever."""
+    model = make_model()
+    ema = EMA(model, 0.5)
+    for _ in steps(model, 2):
+        ema.update(model)
+    with ema.swapped(model):
+        with pytest.raises(RuntimeError, match="make it behind the block"):
+            model[0].state_dict()
+        copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        for same in copies:
+            torch.testing.assert_close(same.state_dict(), ema.module.state_dict())
+    for same in copies:
+        assert_same(same, ema.module)
+        EMA(same).update(same)
+    model[0].state_dict()
+
+
+def test_other_averages_of_a_swapped_model() -> None:
+    """Another average takes in no weights of a model, or a part of it, that is swapped."""
+    model = make_model()
+    ema, whole, part = EMA(model, 0.5), SWA(model), EMA(model[0])
+    with ema.swapped(model):
+        for average, source in ((whole, model), (part, model[0])):
+            with pytest.raises(RuntimeError, match="inside of `swapped`"):
+                average.update(source)
+        with pytest.raises(RuntimeError, match="inside of `swapped`"), whole.swapped(model):
+            pass
+    whole.update(model)
+    part.update(model[0])
+
+
+class Remembering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.history: Tensor = nn.Buffer(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.history = 0.9 * self.history + x.mean(0)
+        return x * self.weight
+
+
+def test_buffers_that_are_replaced_in_the_block() -> None:
+    """A buffer that a forward pass replaces in the block is the one that it was, behind it."""
+    model = Remembering()
+    ema, history = EMA(model, 0.5), model.history
+    with ema.swapped(model):
+        model(torch.ones(3, 2))
+    assert model.history is history
+    assert history.tolist() == [0, 0]
+
+
+def resumed_beside(
+    make: Callable[[], nn.Module],
+    change: Callable[[Any], object],
+    kind: Callable[[nn.Module], EMA | SWA],
+) -> list[dict[str, Any]]:
+    """The states of an average that goes on, and of one that was saved and put back meanwhile."""
+    manager, model = CheckpointManager("runs"), make()
+    average = kind(model)
+    for _ in range(5):
+        change(model)
+        average.update(model)
+    manager.process(1.0, 1, make_checkpoint("train", 1, model, ema=average))
+    again = make()
+    other = kind(again)
+    resume("runs", again, ema=other)
+    for _ in range(5):
+        change(model)
+        average.update(model)
+        other.update(copy.deepcopy(model))
+    return [average.state_dict(), other.state_dict()]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", [lambda model: EMA(model, 0.9, warmup=True), SWA])
 def test_a_resumed_average(kind: Callable[[nn.Module], EMA | SWA], dtype: torch.dtype) -> None:
     """An average that was saved and put back goes on as one that never stopped, bit for bit."""
-    manager, model = CheckpointManager("runs"), make_model(dtype)
-    average = kind(model)
-    for _ in steps(model, 5):
-        average.update(model)
-    manager.process(1.0, 1, make_checkpoint("train", 1, model, ema=average))
-    again = make_model(dtype)
-    other = kind(again)
-    resume("runs", again, ema=other)
-    for _ in steps(model, 5):
-        again.load_state_dict(model.state_dict())
-        average.update(model)
-        other.update(again)
-    torch.testing.assert_close(average.state_dict(), other.state_dict(), rtol=0, atol=0)
+    states = resumed_beside(lambda: make_model(dtype), lambda model: next(steps(model, 1)), kind)
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+class Observer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.register_buffer("highest", torch.tensor(-torch.inf))
+        self.register_buffer("unsaved", torch.zeros(1), persistent=False)
+
+
+def test_a_resumed_average_of_buffers() -> None:
+    """Averages of buffers go on too: of one that began as -inf, and of one that is not saved."""
+
+    def change(model: Any) -> None:
+        model.highest.fill_(torch.rand(()))
+        model.unsaved.add_(1)
+
+    states = resumed_beside(Observer, change, lambda model: EMA(model, 0.9, buffers="average"))
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    assert 0 < states[0]["shadows"]["unsaved"] < 10
 
 
 def test_a_state_that_does_not_fit() -> None:
