@@ -136,6 +136,63 @@ def test_warmup_pauses_and_delay() -> None:
     assert found["warm"] == pytest.approx(expected)
 
 
+def test_warmup_counts_what_is_taken_in() -> None:
+    """With `update_every` and `update_after`, warmup counts the models that are averaged."""
+    model = nn.Linear(1, 1, bias=False)
+    ema, value = EMA(model, 0.3, warmup=True, update_every=2, update_after=3), 0.0
+    for call in range(1, 14):
+        nn.init.constant_(model.weight, float(call))
+        ema.update(model)
+        number, between = divmod(call - 3, 2)
+        if call <= 3:
+            value = call
+        elif not between:
+            value += (call - value) * (1 - min(0.3, (1 + number) / (10 + number)))
+        assert float(ema.module.weight) == pytest.approx(value)  # type: ignore[arg-type]
+
+
+def test_frozen_parameters_cost_nothing() -> None:
+    """A frozen parameter that nobody writes to is left alone by `update`: its average's too."""
+    model = make_model()
+    for parameter in model[0].parameters():
+        parameter.requires_grad_(False)
+    ema: Any = EMA(model, 0.5)
+    ema.update(model)
+    before = {name: tensor._version for name, tensor in ema.module.named_parameters()}
+    ema.update(model)
+    moved = [
+        name for name, tensor in ema.module.named_parameters() if tensor._version > before[name]
+    ]
+    assert moved == ["1.weight", "1.bias", "2.weight", "2.bias"]
+
+
+def test_the_device_of_an_average() -> None:
+    """The average lies where it was told to."""
+    average = EMA(make_model(), device="meta")
+    assert all(tensor.is_meta for tensor in average.module.state_dict().values())
+
+
+class Versioned(nn.Linear):
+    _version = 7
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        return {"seen": torch.tensor([3, 4])}
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        assert state["seen"].tolist() == [3, 4]
+
+
+def test_extra_states_and_versions() -> None:
+    """The average has the first file's extra states and module versions: it loads as one file."""
+    model = nn.Sequential(Versioned(2, 1))
+    for index in range(2):
+        save_checkpoint(make_checkpoint("train", index, model), f"{index}.pth")
+    average: Any = average_checkpoints(["0.pth", "1.pth"])
+    assert average["0._extra_state"]["seen"].tolist() == [3, 4]
+    assert average._metadata["0"]["version"] == 7
+    model.load_state_dict(average)
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -739,6 +796,19 @@ def test_any_layout(seed: int) -> None:
         torch.testing.assert_close(value.double(), exact / 10, atol=1e-6, rtol=0)
 
 
+def test_columns_of_one_matrix() -> None:
+    """Tensors that lie between each other's rows are averaged, and what is left there is zero."""
+    matrices = [torch.randn(50, 9), torch.randn(50, 9)]
+    for index, matrix in enumerate(matrices):
+        state = {"query": matrix[:, :3], "key": matrix[:, 3:6]}
+        torch.save({"model_state_dict": state}, f"{index}.pth")
+    average = average_checkpoints(["0.pth", "1.pth"])
+    mean = (matrices[0] + matrices[1]) / 2
+    mean[:, 6:] = 0
+    torch.testing.assert_close(average["query"].as_strided((50, 9), (9, 1)), mean)
+    assert average["key"].data_ptr() == average["query"].data_ptr() + 12
+
+
 def test_tensors_at_odd_places() -> None:
     """Tensors of safetensors that are not aligned in their file are averaged too."""
     weight = torch.randn(300_000)
@@ -912,6 +982,8 @@ def test_the_best_checkpoints() -> None:
         best_checkpoints("runs/a", 4)
     with pytest.raises(FileNotFoundError, match=r"metrics.json is not there"):
         best_checkpoints("runs/b", 1)
+    with pytest.raises(ValueError, match="asked for -1; expected 1 or more"):
+        best_checkpoints("runs/a", -1)
 
 
 @pytest.mark.parametrize("minimize", [False, True])
@@ -934,6 +1006,15 @@ def test_greedy_soup(minimize: bool, caplog: pytest.LogCaptureFixture) -> None:
     assert [made.taken for made in soup.decisions] == [True, True, False, False]
     with pytest.raises(ValueError, match="of 1 checkpoints none has a score"):
         greedy_soup(["4.pth"], evaluate)
+
+
+def test_a_soup_takes_what_does_not_make_it_worse() -> None:
+    """A checkpoint with which the score stays as it is goes in."""
+    for index in range(3):
+        save_checkpoint({"model_state_dict": {"w": torch.tensor(float(index))}}, f"{index}.pth")
+    soup = greedy_soup([f"{index}.pth" for index in range(3)], lambda state: 0.5)  # noqa: ARG005
+    assert len(soup.paths) == 3
+    assert float(soup.state["w"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -971,5 +1052,4 @@ print(peak() - before)
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    # a few blocks, or tensors where they lie in another way
-    assert float(result.stdout) < 80 + (64 if other != "transposed.pth" else 100)
+    assert float(result.stdout) < 80 + 64

@@ -157,8 +157,11 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
     ['exp_2.pth', 'exp_3.pth']
 
     Raises:
+        ValueError: A number below 1.
         FileNotFoundError: No `metrics.json`, or fewer checkpoints than that; with what is there.
     """
+    if number < 1:
+        raise ValueError(f"best_checkpoints was asked for {number}; expected 1 or more")
     folder = Path(logdir)
     path = folder / "metrics.json"
     if not path.exists():
@@ -236,11 +239,13 @@ class _Source:
         """Bytes of a tensor; the memory is used again."""
         return self._cursor.read(self._begins[key] + at, size)
 
-    def tensor(self, key: str) -> Tensor:
-        """A tensor as a whole."""
-        tensor = self._tensors[key]
-        data = torch.empty(_reach(tensor) * tensor.itemsize, dtype=torch.uint8)
-        at = 0
+    def size(self, key: str) -> int:
+        """How many bytes there are from the first element of a tensor to its last."""
+        return _reach(self._tensors[key]) * self._tensors[key].itemsize
+
+    def tensor(self, key: str, memory: Tensor) -> Tensor:
+        """A tensor as a whole, in (at least `size`,) uint8."""
+        tensor, data, at = self._tensors[key], memory[: self.size(key)], 0
         while at < len(data):
             piece = self.read(key, at, min(len(data) - at, self.room(key, at)))
             data[at : at + len(piece)] = piece
@@ -416,7 +421,9 @@ def _average(
     If it does not lie alike in all of them: as a whole, of one source after the other.
     """
     if not all(source.lies_as(key, form) for source in sources):
-        values = _Values(sources, lambda source: source.tensor(key))
+        # one for all: memory that comes and goes leaves holes between what stays
+        memory = torch.empty(max(source.size(key) for source in sources), dtype=torch.uint8)
+        values = _Values(sources, lambda source: source.tensor(key, memory))
         _combine(room, values, key, form, weights, dtype)
         return
     at, end = 0, form.size.numel() * form.dtype.itemsize
