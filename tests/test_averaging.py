@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -132,6 +134,63 @@ def test_warmup_pauses_and_delay() -> None:
         value += (n - value) * (1 - min(0.5, (1 + n) / (10 + n)))
         expected.append(value)
     assert found["warm"] == pytest.approx(expected)
+
+
+def test_warmup_counts_what_is_taken_in() -> None:
+    """With `update_every` and `update_after`, warmup counts the models that are averaged."""
+    model = nn.Linear(1, 1, bias=False)
+    ema, value = EMA(model, 0.3, warmup=True, update_every=2, update_after=3), 0.0
+    for call in range(1, 14):
+        nn.init.constant_(model.weight, float(call))
+        ema.update(model)
+        number, between = divmod(call - 3, 2)
+        if call <= 3:
+            value = call
+        elif not between:
+            value += (call - value) * (1 - min(0.3, (1 + number) / (10 + number)))
+        assert float(ema.module.weight) == pytest.approx(value)  # type: ignore[arg-type]
+
+
+def test_frozen_parameters_cost_nothing() -> None:
+    """A frozen parameter that nobody writes to is left alone by `update`: its average's too."""
+    model = make_model()
+    for parameter in model[0].parameters():
+        parameter.requires_grad_(False)
+    ema: Any = EMA(model, 0.5)
+    ema.update(model)
+    before = {name: tensor._version for name, tensor in ema.module.named_parameters()}
+    ema.update(model)
+    moved = [
+        name for name, tensor in ema.module.named_parameters() if tensor._version > before[name]
+    ]
+    assert moved == ["1.weight", "1.bias", "2.weight", "2.bias"]
+
+
+def test_the_device_of_an_average() -> None:
+    """The average lies where it was told to."""
+    average = EMA(make_model(), device="meta")
+    assert all(tensor.is_meta for tensor in average.module.state_dict().values())
+
+
+class Versioned(nn.Linear):
+    _version = 7
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        return {"seen": torch.tensor([3, 4])}
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        assert state["seen"].tolist() == [3, 4]
+
+
+def test_extra_states_and_versions() -> None:
+    """The average has the first file's extra states and module versions: it loads as one file."""
+    model = nn.Sequential(Versioned(2, 1))
+    for index in range(2):
+        save_checkpoint(make_checkpoint("train", index, model), f"{index}.pth")
+    average: Any = average_checkpoints(["0.pth", "1.pth"])
+    assert average["0._extra_state"]["seen"].tolist() == [3, 4]
+    assert average._metadata["0"]["version"] == 7
+    model.load_state_dict(average)
 
 
 class Tied(nn.Module):
@@ -279,23 +338,107 @@ def test_swapped() -> None:
     ema.update(model)
 
 
+def test_no_state_dict_of_a_swapped_part() -> None:
+    """In the block the parts of a model give away no state dict, and copies of it do as ever."""
+    model = make_model()
+    ema = EMA(model, 0.5)
+    for _ in steps(model, 2):
+        ema.update(model)
+    with ema.swapped(model):
+        with pytest.raises(RuntimeError, match="make it behind the block"):
+            model[0].state_dict()
+        copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        for same in copies:
+            torch.testing.assert_close(same.state_dict(), ema.module.state_dict())
+    for same in copies:
+        assert_same(same, ema.module)
+        EMA(same).update(same)
+    model[0].state_dict()
+
+
+def test_other_averages_of_a_swapped_model() -> None:
+    """Another average takes in no weights of a model, or a part of it, that is swapped."""
+    model = make_model()
+    ema, whole, part = EMA(model, 0.5), SWA(model), EMA(model[0])
+    with ema.swapped(model):
+        for average, source in ((whole, model), (part, model[0])):
+            with pytest.raises(RuntimeError, match="inside of `swapped`"):
+                average.update(source)
+        with pytest.raises(RuntimeError, match="inside of `swapped`"), whole.swapped(model):
+            pass
+    whole.update(model)
+    part.update(model[0])
+
+
+class Remembering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.history: Tensor = nn.Buffer(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.history = 0.9 * self.history + x.mean(0)
+        return x * self.weight
+
+
+def test_buffers_that_are_replaced_in_the_block() -> None:
+    """A buffer that a forward pass replaces in the block is the one that it was, behind it."""
+    model = Remembering()
+    ema, history = EMA(model, 0.5), model.history
+    with ema.swapped(model):
+        model(torch.ones(3, 2))
+    assert model.history is history
+    assert history.tolist() == [0, 0]
+
+
+def resumed_beside(
+    make: Callable[[], nn.Module],
+    change: Callable[[Any], object],
+    kind: Callable[[nn.Module], EMA | SWA],
+) -> list[dict[str, Any]]:
+    """The states of an average that goes on, and of one that was saved and put back meanwhile."""
+    manager, model = CheckpointManager("runs"), make()
+    average = kind(model)
+    for _ in range(5):
+        change(model)
+        average.update(model)
+    manager.process(1.0, 1, make_checkpoint("train", 1, model, ema=average))
+    again = make()
+    other = kind(again)
+    resume("runs", again, ema=other)
+    for _ in range(5):
+        change(model)
+        average.update(model)
+        other.update(copy.deepcopy(model))
+    return [average.state_dict(), other.state_dict()]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", [lambda model: EMA(model, 0.9, warmup=True), SWA])
 def test_a_resumed_average(kind: Callable[[nn.Module], EMA | SWA], dtype: torch.dtype) -> None:
     """An average that was saved and put back goes on as one that never stopped, bit for bit."""
-    manager, model = CheckpointManager("runs"), make_model(dtype)
-    average = kind(model)
-    for _ in steps(model, 5):
-        average.update(model)
-    manager.process(1.0, 1, make_checkpoint("train", 1, model, ema=average))
-    again = make_model(dtype)
-    other = kind(again)
-    resume("runs", again, ema=other)
-    for _ in steps(model, 5):
-        again.load_state_dict(model.state_dict())
-        average.update(model)
-        other.update(again)
-    torch.testing.assert_close(average.state_dict(), other.state_dict(), rtol=0, atol=0)
+    states = resumed_beside(lambda: make_model(dtype), lambda model: next(steps(model, 1)), kind)
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+class Observer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.register_buffer("highest", torch.tensor(-torch.inf))
+        self.register_buffer("unsaved", torch.zeros(1), persistent=False)
+
+
+def test_a_resumed_average_of_buffers() -> None:
+    """Averages of buffers go on too: of one that began as -inf, and of one that is not saved."""
+
+    def change(model: Any) -> None:
+        model.highest.fill_(torch.rand(()))
+        model.unsaved.add_(1)
+
+    states = resumed_beside(Observer, change, lambda model: EMA(model, 0.9, buffers="average"))
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    assert 0 < states[0]["shadows"]["unsaved"] < 10
 
 
 def test_a_state_that_does_not_fit() -> None:
@@ -364,6 +507,62 @@ def test_update_bn_is_torch_s() -> None:
     assert model[1].momentum is None
 
 
+class Often(nn.Module):
+    """Batch norms that are called twice, for some batches, and never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.large, self.never = (nn.BatchNorm1d(3) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(x) + self.twice(2 * x + 5)
+        return self.large(x) if len(x) == 16 else x
+
+
+def test_each_call_counts() -> None:
+    """A batch norm has the mean of its calls, however many there are in a batch, as torch's."""
+    model, oracle = Often(), Often()
+    model.never(BATCHES[0])
+    before = copy.deepcopy(model.never.state_dict())
+    update_bn(model, [*BATCHES[:3], BATCHES[3][:0]])
+    swa_utils.update_bn(BATCHES[:3], oracle)
+    for name in ("twice", "large"):
+        found, expected = model.get_submodule(name), oracle.get_submodule(name)
+        torch.testing.assert_close(found.state_dict(), expected.state_dict())
+    torch.testing.assert_close(model.never.state_dict(), before, rtol=0, atol=0)
+    update_bn(model, [*BATCHES[:3], *torch.split(BATCHES[3] + 100, 8)])
+    torch.testing.assert_close(model.large.state_dict(), oracle.large.state_dict())
+
+
+def test_statistics_of_16_bits() -> None:
+    """The statistics of a 16-bit model are rounded once, whatever the number of batches."""
+    torch.manual_seed(0)
+    batches = (torch.randn(500, 16, 3) + 1).bfloat16()
+    model = nn.Sequential(nn.BatchNorm1d(3)).bfloat16()
+    update_bn(model, batches)
+    expected = batches.double().mean((0, 1))
+    torch.testing.assert_close(model[0].running_mean.double(), expected, rtol=4e-3, atol=0)
+
+
+def test_compiled_parts() -> None:
+    """A compiled part of a model is not compiled anew, and sees each batch, at each use."""
+    graphs, model, oracle = [], make_model(), make_model()
+
+    def backend(graph: Any, inputs: Any) -> Any:  # noqa: ARG001
+        graphs.append(graph)
+        return graph.forward
+
+    compiled: Any = torch.compile(model[:2], backend=backend)
+    whole = nn.Sequential(compiled, model[2])
+    for batches in (BATCHES[:2], BATCHES[2:]):
+        update_bn(whole, batches)
+        swa_utils.update_bn(batches, oracle)
+        torch.testing.assert_close(model.state_dict(), oracle.state_dict())
+        whole(BATCHES[0])
+        oracle(BATCHES[0])
+        assert len(graphs) == 1
+
+
 def numpy_statistics(batches: list[Tensor]) -> tuple[Any, Any]:
     """Mean and variance of the first layer's output, weighted by the samples, in float64."""
     model = make_model(torch.float64)
@@ -419,11 +618,10 @@ def test_update_bn_that_fails() -> None:
 
 
 class ByName(nn.Module):
-    def __init__(self, whole: bool) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
         self.norm, self.dropout = nn.BatchNorm1d(3), nn.Dropout(0.9)
-        if whole:
-            self.forward = self.of_a_dict  # type: ignore[assignment]
+        self.forward = getattr(self, kind, self.forward)  # type: ignore[method-assign]
 
     def of_a_dict(self, batch: dict[str, Tensor]) -> Tensor:
         return self.norm(self.dropout(batch["x"]))  # type: ignore[no-any-return]
@@ -431,13 +629,16 @@ class ByName(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.dropout(x))  # type: ignore[no-any-return]
 
+    def of_anything(self, **batch: Tensor) -> Tensor:
+        return self.norm(self.dropout(batch["x"]))  # type: ignore[no-any-return]
 
-@pytest.mark.parametrize("kind", ["tensor", "tuple", "dict", "dict as a whole"])
+
+@pytest.mark.parametrize("kind", ["tensor", "tuple", "dict", "of_a_dict", "of_anything"])
 def test_update_bn_of_any_batch(kind: str) -> None:
     """Tensors, tuples and dicts reach the model, with dropout off."""
-    model = ByName(kind == "dict as a whole")
+    model = ByName(kind)
     batch = {"tensor": BATCHES[0], "tuple": (BATCHES[0], torch.zeros(16))}.get(
-        kind, {"y": torch.zeros(16), "x": BATCHES[0]}
+        kind, {"scale": torch.tensor(2.0), "y": 0.5, "x": BATCHES[0]}
     )
     update_bn(model, [batch])
     torch.testing.assert_close(model.norm.running_mean, BATCHES[0].mean(0))
@@ -510,8 +711,16 @@ KINDS: dict[str, Tensor] = {
     "scalar": torch.tensor(7),
     "table": torch.arange(12).reshape(3, 4),
     "flag": torch.tensor([True, False]),
+    "minus zero": torch.tensor([-0.0, 1.0, 0.0]),
+    "pruned": torch.randn(1000) * torch.tensor([0.0, 1.0]).repeat(500),
+    "quarter": torch.tensor([1.5, -0.0, 0.0, -3.0]).to(torch.float8_e4m3fn),
+    "minus zero, complex": torch.complex(torch.tensor([-0.0, -0.0]), torch.tensor([1.0, -0.0])),
     "empty": torch.empty(0, 3),
 }
+
+
+def bits(tensor: Tensor) -> Any:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 @pytest.mark.parametrize("weights", [None, [0.1, 0.2, 0.3, 0.1, 0.1, 0.1, 0.7]])
@@ -525,7 +734,7 @@ def test_copies_of_one_model(write: Callable[..., None], weights: list[float] | 
     assert list(average) == list(state)
     for key, tensor in state.items():
         assert average[key].stride() == tensor.stride()
-        assert torch.equal(average[key], tensor), key
+        assert bits(average[key]) == bits(tensor), key
     assert average["tied"].data_ptr() == average["float"].data_ptr()
 
 
@@ -565,6 +774,83 @@ def test_other_layouts_and_forms() -> None:
     for paths in (["0.pth", "1.pth", "2.pth", "3.safetensors"], ["3.safetensors", "1.pth"]):
         found = average_checkpoints(paths)
         torch.testing.assert_close({key: found[key] for key in expected}, expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_layout(seed: int) -> None:
+    """However the tensors of each file lie and share their memory, the average is torch's."""
+    generator = np.random.default_rng(seed)
+    states = [{f"{i}": torch.randn(5 + i, 300, 2) for i in range(6)} for _ in range(4)]
+    for index, state in enumerate(states):
+        keys = [str(i) for i in generator.permutation(6)]
+        flat = torch.cat([state[key].reshape(-1) for key in keys])
+        views = torch.split(flat, [state[key].numel() for key in keys])
+        laid = {key: view.view_as(state[key]) for key, view in zip(keys, views, strict=True)}
+        for key in keys[: generator.integers(6)]:
+            laid[key] = state[key].permute(2, 0, 1).contiguous().permute(1, 2, 0)
+        save_checkpoint({"model_state_dict": laid}, f"{index}.pth")
+    export_safetensors("3.pth", "3.safetensors")
+    found = average_checkpoints(["0.pth", "1.pth", "2.pth", "3.safetensors"], [1, 2, 3, 4])
+    for key, value in found.items():
+        exact = sum(weight * state[key].double() for weight, state in enumerate(states, start=1))
+        torch.testing.assert_close(value.double(), exact / 10, atol=1e-6, rtol=0)
+
+
+def test_columns_of_one_matrix() -> None:
+    """Tensors that lie between each other's rows are averaged, and what is left there is zero."""
+    matrices = [torch.randn(50, 9), torch.randn(50, 9)]
+    for index, matrix in enumerate(matrices):
+        state = {"query": matrix[:, :3], "key": matrix[:, 3:6]}
+        torch.save({"model_state_dict": state}, f"{index}.pth")
+    average = average_checkpoints(["0.pth", "1.pth"])
+    mean = (matrices[0] + matrices[1]) / 2
+    mean[:, 6:] = 0
+    torch.testing.assert_close(average["query"].as_strided((50, 9), (9, 1)), mean)
+    assert average["key"].data_ptr() == average["query"].data_ptr() + 12
+
+
+def test_tensors_at_odd_places() -> None:
+    """Tensors of safetensors that are not aligned in their file are averaged too."""
+    weight = torch.randn(300_000)
+    for pad in range(4):
+        header = {"w": {"dtype": "F32", "shape": [300_000], "data_offsets": [0, 1_200_000]}}
+        text = json.dumps(header).encode() + b" " * pad
+        length = len(text).to_bytes(8, "little")
+        Path(f"{pad}.safetensors").write_bytes(length + text + (weight + pad).numpy().tobytes())
+    average = average_checkpoints([f"{pad}.safetensors" for pad in range(4)])
+    torch.testing.assert_close(average["w"], weight + 1.5, atol=1e-5, rtol=0)
+
+
+def test_expanded_tensors() -> None:
+    """A tensor that is expanded in a file is averaged in full."""
+    torch.save({"model_state_dict": {"w": torch.ones(1).expand(5)}}, "0.pth")
+    torch.save({"model_state_dict": {"w": torch.arange(5.0)}}, "1.pth")
+    for paths in (["0.pth", "1.pth"], ["1.pth", "0.pth"]):
+        assert average_checkpoints(paths)["w"].tolist() == [0.5, 1, 1.5, 2, 2.5]
+
+
+def test_numbers_of_8_bits() -> None:
+    """float8 weights are averaged in float32; those that torch cannot compute with are named."""
+    for index in range(3):
+        values = torch.tensor([1.0, 2.0 + index, -8.0]).to(torch.float8_e4m3fn)
+        torch.save({"model_state_dict": {"w": values}}, f"{index}.pth")
+    average = average_checkpoints([f"{index}.pth" for index in range(3)])["w"]
+    assert average.dtype == torch.float8_e4m3fn
+    assert average.float().tolist() == [1, 3, -8]
+    packed = torch.zeros(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    torch.save({"model_state_dict": {"w": packed}}, "packed.pth")
+    with pytest.raises(CheckpointError, match=r"\['w'\] in packed.pth is .*: torch cannot compute"):
+        average_checkpoints(["packed.pth"])
+
+
+def test_counters_that_share_memory() -> None:
+    """Integers of one element become the largest each, wherever they lie."""
+    for index in range(2):
+        counters = torch.tensor([1 + index, 9, 2 - index])
+        state = {"a": counters[0], "b": counters[2], "c": torch.tensor(index, dtype=torch.uint16)}
+        torch.save({"model_state_dict": state}, f"{index}.pth")
+    average = average_checkpoints(["0.pth", "1.pth"])
+    assert [int(average[key]) for key in "abc"] == [2, 2, 1]
 
 
 def test_integers_and_bools() -> None:
@@ -640,6 +926,20 @@ def test_damaged_files(write: Callable[..., None]) -> None:
         average_checkpoints(["0.pth", "1.pth"])
 
 
+def test_damage_in_another_order() -> None:
+    """One flipped bit is an error too in a file whose tensors lie in another order."""
+    state = {f"{i}": torch.randn(300_000) for i in range(4)}
+    save_checkpoint({"model_state_dict": state}, "0.pth")
+    save_checkpoint({"model_state_dict": dict(reversed(state.items()))}, "1.pth")
+    whole = Path("1.pth").read_bytes()
+    for place in range(40, len(whole), len(whole) // 11):
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        Path("1.pth").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"1.pth"):
+            average_checkpoints(["0.pth", "1.pth"])
+
+
 def undamaged_average() -> Tensor:
     first, second = (torch.load(name)["model_state_dict"]["w"] for name in ("0.pth", "1.pth"))
     return torch.lerp(first, second, 0.5)
@@ -682,6 +982,8 @@ def test_the_best_checkpoints() -> None:
         best_checkpoints("runs/a", 4)
     with pytest.raises(FileNotFoundError, match=r"metrics.json is not there"):
         best_checkpoints("runs/b", 1)
+    with pytest.raises(ValueError, match="asked for -1; expected 1 or more"):
+        best_checkpoints("runs/a", -1)
 
 
 @pytest.mark.parametrize("minimize", [False, True])
@@ -706,21 +1008,47 @@ def test_greedy_soup(minimize: bool, caplog: pytest.LogCaptureFixture) -> None:
         greedy_soup(["4.pth"], evaluate)
 
 
-def test_memory_is_one_model() -> None:
-    """Ten files take the memory of one model and a few blocks, as the system counts it."""
-    save_checkpoint({"model_state_dict": {f"{i}": torch.randn(2**20) for i in range(20)}}, "a.pth")
-    script = """
-import torch
+def test_a_soup_takes_what_does_not_make_it_worse() -> None:
+    """A checkpoint with which the score stays as it is goes in."""
+    for index in range(3):
+        save_checkpoint({"model_state_dict": {"w": torch.tensor(float(index))}}, f"{index}.pth")
+    soup = greedy_soup([f"{index}.pth" for index in range(3)], lambda state: 0.5)  # noqa: ARG005
+    assert len(soup.paths) == 3
+    assert float(soup.state["w"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        ("a.pth", "a.pth"),
+        ("a.pth", "reversed.pth"),
+        ("a.pth", "transposed.pth"),
+        ("a.safetensors", "a.safetensors"),
+    ],
+)
+def test_memory_is_one_model(first: str, other: str) -> None:
+    """Ten files take the memory of one model and little more, as the system counts it."""
+    state = {f"{i}": torch.randn(2**10, 2**10) for i in range(20)}
+    states = {
+        "a": state,
+        "reversed": dict(reversed(state.items())),
+        "transposed": {key: value.t() for key, value in state.items()},
+        "small": {"w": torch.zeros(1)},
+    }
+    for name, tensors in states.items():
+        save_checkpoint({"model_state_dict": tensors}, f"{name}.pth")
+    for name in ("a", "small"):
+        export_safetensors(f"{name}.pth", f"{name}.safetensors")
+    script = f"""
 from pathlib import Path
 from batteries import average_checkpoints
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
-average_checkpoints(["small.pth"] * 10)
+average_checkpoints(["small.pth", "small.safetensors"] * 5)
 before = peak()
-average_checkpoints(["a.pth"] * 10)
+average_checkpoints(["{first}"] + ["{other}"] * 9)
 print(peak() - before)
 """
-    save_checkpoint({"model_state_dict": {"w": torch.zeros(1)}}, "small.pth")
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

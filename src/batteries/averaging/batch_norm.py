@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,11 +28,12 @@ def update_bn(
     >>> int(model[1].num_batches_tracked)
     2
 
-    Averaged weights have statistics of their own. They become the mean of those of the batches,
-    each counting for as much as it has samples: with batches of one size what torch's `update_bn`
-    computes. All ranks call it, each with its part of the batches, and have the same statistics
-    then. Batch norm alone is in training mode: dropout is off, as it is when the model predicts.
-    `SyncBatchNorm` wants as many batches on each rank, as in training.
+    Averaged weights have statistics of their own. They become the mean of those that each batch
+    norm finds in its calls, each call counting for as much as it has samples: with batches of one
+    size what torch's `update_bn` computes. A batch norm that is never called keeps its own. All
+    ranks call it, each with its part of the batches, and have the same statistics then. Batch norm
+    alone is in training mode: dropout is off, as it is when the model predicts. What torch has
+    compiled runs uncompiled. `SyncBatchNorm` wants as many batches on each rank, as in training.
 
     Args:
         loader: Of batches of the training data, not augmented more than what the model is to see.
@@ -40,7 +42,7 @@ def update_bn(
         device: Where the batches go. Default: where the model is.
 
     Raises:
-        ValueError: No rank has a batch.
+        ValueError: No batch norm sees a sample, on any rank.
         Exception: The error of a rank, on every rank; the model has its old statistics then.
     """
     module = unwrap(model)
@@ -53,51 +55,72 @@ def update_bn(
         return
     if device is None:
         device = [*module.parameters(), *norms[0].buffers()][0].device
-    with _collecting(module, norms):
-        run = functools.partial(_run, module, norms, loader, device)
-        samples, batches = distributed.together(run)
-        _share(norms, samples, batches)
+    with _collecting(module, norms) as seen, _uncompiled():
+        distributed.together(functools.partial(_run, module, loader, device))
+    _share(norms, seen)
+
+
+class _Seen:
+    """What one batch norm has found in its calls."""
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        self.calls = self.samples = 0
+        # mean and variance, (2, features), each times the samples that it is of
+        self.total = torch.zeros_like(torch.stack(_statistics(norm)), dtype=torch.float64)
+
+    def add(self, norm: _BatchNorm, inputs: Any, output: Tensor) -> None:  # noqa: ARG002
+        """A hook of the batch norm, whose momentum is 1: it has the statistics of this call."""
+        if len(output):
+            self.calls, self.samples = self.calls + 1, self.samples + len(output)
+            for total, value in zip(self.total, _statistics(norm), strict=True):
+                total.add_(value, alpha=len(output))
+
+
+def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var
 
 
 @contextmanager
-def _collecting(module: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
-    """Batch norm alone in training mode; after an error, with the statistics that it had."""
+def _collecting(module: nn.Module, norms: list[_BatchNorm]) -> Iterator[list[_Seen]]:
+    """Batch norm alone in training mode; behind the block it is what it was."""
     modes = {part: part.training for part in module.modules()}
     momenta = [norm.momentum for norm in norms]
     before = [tensor.clone() for norm in norms for tensor in norm.buffers()]
+    seen = [_Seen(norm) for norm in norms]
+    hooks = [norm.register_forward_hook(own.add) for norm, own in zip(norms, seen, strict=True)]
     module.eval()
     try:
         for norm in norms:
             norm.train()
             norm.reset_running_stats()
-        yield
-    except BaseException:
-        for tensor, value in zip(
-            (t for norm in norms for t in norm.buffers()), before, strict=True
-        ):
-            tensor.copy_(value)
-        raise
+            norm.momentum = 1.0
+        yield seen
     finally:
+        for hook in hooks:
+            hook.remove()
         for part, mode in modes.items():
             part.training = mode
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+        buffers = (tensor for norm in norms for tensor in norm.buffers())
+        for tensor, value in zip(buffers, before, strict=True):
+            tensor.copy_(value)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Compiled code does not look for hooks that came after it."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to import it takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
-def _run(
-    module: nn.Module, norms: list[_BatchNorm], loader: Iterable[Any], device: Any
-) -> tuple[int, int]:
-    """See all batches; how many samples and batches there were."""
-    samples = batches = 0
+def _run(module: nn.Module, loader: Iterable[Any], device: Any) -> None:
     for batch in loader:
         args, kwargs = _inputs(module, to_device(batch, device))
-        size = _size_of([*args, *kwargs.values()]) or 1  # of what has no tensors, all the same
-        samples, batches = samples + size, batches + 1
-        for norm in norms:
-            norm.momentum = size / samples  # a running mean, weighted
         module(*args, **kwargs)
-    return samples, batches
 
 
 def _inputs(module: nn.Module, batch: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -112,35 +135,20 @@ def _inputs(module: nn.Module, batch: Any) -> tuple[list[Any], dict[str, Any]]:
     return ([], named) if named else ([batch], {})
 
 
-def _size_of(values: list[Any]) -> int:
-    """The samples of a batch: the length of the first tensor in it."""
-    for value in values:
-        if isinstance(value, Tensor):
-            return len(value)
-        inner = list(value.values() if isinstance(value, Mapping) else value)
-        if isinstance(value, Mapping | tuple | list) and (size := _size_of(inner)):
-            return size
-    return 0
-
-
 @torch.no_grad()
-def _share(norms: list[_BatchNorm], samples: int, batches: int) -> None:
-    """The mean over the ranks, each counting for as much as it has samples."""
-    statistics = [
-        t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None
-    ]
-    own = torch.cat([tensor.double().reshape(-1).cpu() for tensor in statistics])
-    ranks = distributed.all_gather((samples, batches, own if batches else None))
-    total = sum(part for part, _, _ in ranks)
-    if not total:
-        raise ValueError("update_bn: the loader has no batches, on any rank")
-    if len(ranks) > 1:
-        # each rank sums up in the same order: the same bits
-        terms = [values * (part / total) for part, _, values in ranks if values is not None]
-        mean, at = torch.stack(terms).sum(0), 0
-        for tensor in statistics:
-            tensor.copy_(mean[at : at + tensor.numel()])
-            at += tensor.numel()
-    for norm in norms:
-        assert norm.num_batches_tracked is not None
-        norm.num_batches_tracked.fill_(sum(number for _, number, _ in ranks))
+def _share(norms: list[_BatchNorm], seen: list[_Seen]) -> None:
+    """Give each batch norm what all ranks have found, each summing up in the same order."""
+    own = [(part.calls, part.samples, part.total.cpu()) for part in seen]
+    everybody = list(zip(*distributed.all_gather(own), strict=True))  # by batch norm, then by rank
+    if not any(samples for ranks in everybody for _, samples, _ in ranks):
+        raise ValueError(
+            "update_bn: the loader has no batches, on any rank, or the model calls no batch norm"
+        )
+    for norm, ranks in zip(norms, everybody, strict=True):
+        calls, samples, totals = zip(*ranks, strict=True)
+        if any(calls):
+            means = torch.stack(totals).sum(0) / sum(samples)
+            for value, mean in zip(_statistics(norm), means, strict=True):
+                value.copy_(mean)
+            assert norm.num_batches_tracked is not None
+            norm.num_batches_tracked.fill_(sum(calls))

@@ -8,9 +8,8 @@ import functools
 import itertools
 import json
 import math
-import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from batteries.averaging.batch_norm import update_bn
-from batteries.checkpoint.archive import Form, form_of, formed, is_plain, storage_bytes
+from batteries.checkpoint.archive import Form, form_of, formed, is_plain
 from batteries.checkpoint.contents import rebuilt, state_of
 from batteries.checkpoint.forms import is_sharded, peek, read_checkpoint
 from batteries.checkpoint.storage import CheckpointError, is_state, save_checkpoint
-from batteries.checkpoint.stream import BLOCK, Stream
+from batteries.checkpoint.stream import Stream
 from batteries.files import PathLike
 from batteries.progress import tqdm
 
@@ -47,18 +46,19 @@ def average_checkpoints(
     tensor([1.5000, 1.5000])
 
     The files are read piece by piece, side by side, on as many threads as torch has: whatever
-    their number, it takes the memory of one model, and a MiB for each file and thread. The
-    average runs, `average.lerp_(weight, 1 / n)`, so that of copies of one model it is that model,
-    bit by bit. Files are verified as `load_checkpoint` does it: those of `save_checkpoint` by the
-    digest of the whole file, those of `torch.save` by the checksums of their records (they are
-    read twice); nothing is returned if one is damaged. `.safetensors` have nothing to verify. A
-    file whose tensors lie in another order or with other strides than in the first is read at
-    once, and takes its size.
+    their number, it takes the memory of one model, and a MiB for each file and thread. Tensors are
+    found by name, in any order. One that has other strides in some file is read as a whole, of one
+    file after the other, which takes a few times its memory.
+
+    The average runs, `average.lerp_(weight, 1 / n)`, so that of copies of one model it is that
+    model, bit by bit. Files are verified as `load_checkpoint` does it: those of `save_checkpoint`
+    by the digest of the whole file, those of `torch.save` by the checksums of their records (they
+    are read twice); nothing is returned if one is damaged. `.safetensors` have nothing to verify.
 
     Integer tensors of one element, such as batch norm's `num_batches_tracked`, become the largest;
     larger ones, such as tables of positions, are the first file's; bool ones must be the same in
     all files. The statistics of batch norm are averaged, which is not what they are of the average
-    weights: `update_bn`.
+    weights: `update_bn`. Memory that tensors share in the first file they share in the average.
 
     Args:
         weights: How much each file counts for; their sum does not matter. Default: all the same.
@@ -73,9 +73,10 @@ def average_checkpoints(
     files = [Path(path) for path in paths]
     counts = _counts(weights, len(files))
     with ExitStack() as stack:
-        sources: list[_Source] = [_first(files[0], stack)]
+        sources = [_opened(path, stack) for path in files]
+        for another in sources[1:]:
+            _check_alike(sources[0], another)
         parts, first = sources[0].parts(), sources[0].state
-        sources += [_another(path, sources[0], parts, stack) for path in files[1:]]
         state: State = OrderedDict((key, _without_data(value)) for key, value in first.items())
         threads, size = torch.get_num_threads(), sum(part.size for part in parts)
         bar = tqdm(desc="average", total=size, unit="B", unit_scale=True, leave=False, disable=None)
@@ -156,8 +157,11 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
     ['exp_2.pth', 'exp_3.pth']
 
     Raises:
+        ValueError: A number below 1.
         FileNotFoundError: No `metrics.json`, or fewer checkpoints than that; with what is there.
     """
+    if number < 1:
+        raise ValueError(f"best_checkpoints was asked for {number}; expected 1 or more")
     folder = Path(logdir)
     path = folder / "metrics.json"
     if not path.exists():
@@ -186,129 +190,92 @@ class _Part:
     size: int  # bytes
     forms: dict[str, Form]  # of the tensors, by their names
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(iter(self.forms.values())).dtype
-
 
 class _Source:
-    """A checkpoint file whose parts are read one after the other."""
+    """A checkpoint file whose tensors are read by name, in any order."""
 
-    path: Path
-    state: Mapping[str, Any]  # tensors are empty, or not
-
-    def parts(self) -> list[_Part]:
-        """The parts in the order in which they can be read."""
-        raise NotImplementedError
-
-    def room(self, index: int, at: int) -> int:
-        """How many bytes of a part `read` gives at most, from there."""
-        raise NotImplementedError
-
-    def read(self, index: int, at: int, size: int) -> Tensor:
-        """Bytes of a part."""
-        raise NotImplementedError
-
-    def again(self) -> _Source:
-        """The same with a place of its own, for another thread."""
-        same = copy.copy(self)
-        same.rewind()
-        return same
-
-    def rewind(self) -> None:
-        """Begin anew, with memory of its own."""
-        raise NotImplementedError
-
-
-class _Streamed(_Source):
     def __init__(self, stream: Stream) -> None:
         self.path = stream.path
         self.state = _state_in(stream.contents, stream.path)
         self._stream, self._cursor = stream, stream.cursor()
-        tensors = {k: v for k, v in self.state.items() if isinstance(v, Tensor) and v.numel()}
-        self._offsets = sorted({stream.offset(tensor) for tensor in tensors.values()})
-        parts: dict[int, _Part] = {}
-        for key, tensor in tensors.items():
-            size = tensor.untyped_storage().nbytes()
-            part = parts.setdefault(stream.offset(tensor), _Part(size, {}))
-            part.forms[key] = form_of(tensor)
-            if part.dtype != tensor.dtype or (size | stream.offset(tensor)) % tensor.itemsize:
+        self._tensors = {
+            key: value
+            for key, value in self.state.items()
+            if isinstance(value, Tensor) and value.numel()
+        }
+        self._begins = {  # in the file
+            key: stream.offset(tensor) + int(tensor.storage_offset()) * tensor.itemsize
+            for key, tensor in self._tensors.items()
+        }
+
+    def parts(self) -> list[_Part]:
+        """The memory of all tensors, in the order of the file; what shares it shares it here."""
+        parts: dict[tuple[int, str], _Part] = {}
+        for key, tensor in self._tensors.items():
+            form, size, place = form_of(tensor), tensor.untyped_storage().nbytes(), ""
+            if _reach(tensor) < tensor.numel():  # an expanded one, in full
+                form = form_of(torch.empty_like(tensor, memory_format=torch.contiguous_format))
+                size, place = tensor.nbytes, key
+            part = parts.setdefault((self._stream.offset(tensor), place), _Part(size, {}))
+            part.forms[key] = form
+            if next(iter(part.forms.values())).dtype != form.dtype:
                 raise CheckpointError(
-                    f"{_name(key)} in {self.path} shares its memory with another dtype, or is not "
-                    "aligned in it: cannot average it"
+                    f"{_name(key)} in {self.path} shares its memory with another dtype: cannot "
+                    "average it"
                 )
-        self._parts = [parts[offset] for offset in self._offsets]
+        return [part for _, part in sorted(parts.items(), key=lambda item: item[0])]
 
-    def parts(self) -> list[_Part]:
-        return self._parts
+    def lies_as(self, key: str, form: Form) -> bool:
+        """Whether a tensor's bytes stand in the file in one piece, in the order of a form."""
+        tensor = self._tensors[key]
+        whole = _reach(tensor) == tensor.numel() and not self._begins[key] % tensor.itemsize
+        return whole and _steps(tensor.size(), tensor.stride()) == _steps(form.size, form.stride)
 
-    def room(self, index: int, at: int) -> int:
-        return self._cursor.room(self._offsets[index] + at)
+    def room(self, key: str, at: int) -> int:
+        """How many bytes of a tensor `read` gives at most, from there."""
+        return self._cursor.room(self._begins[key] + at)
 
-    def read(self, index: int, at: int, size: int) -> Tensor:
-        return self._cursor.read(self._offsets[index] + at, size)
+    def read(self, key: str, at: int, size: int) -> Tensor:
+        """Bytes of a tensor; the memory is used again."""
+        return self._cursor.read(self._begins[key] + at, size)
 
-    def rewind(self) -> None:
-        self._cursor = self._stream.cursor()
+    def size(self, key: str) -> int:
+        """How many bytes there are from the first element of a tensor to its last."""
+        return _reach(self._tensors[key]) * self._tensors[key].itemsize
 
+    def tensor(self, key: str, memory: Tensor) -> Tensor:
+        """A tensor as a whole, in (at least `size`,) uint8."""
+        tensor, data, at = self._tensors[key], memory[: self.size(key)], 0
+        while at < len(data):
+            piece = self.read(key, at, min(len(data) - at, self.room(key, at)))
+            data[at : at + len(piece)] = piece
+            at += len(piece)
+        return data.view(tensor.dtype).as_strided(tensor.size(), tensor.stride())
 
-class _Whole(_Source):
-    """A file that was read at once, its tensors laid out as another file has them."""
-
-    def __init__(self, path: Path, state: Mapping[str, Any], parts: list[_Part]) -> None:
-        self.path, self.state, self._parts = path, state, parts
-        self.rewind()
-
-    def rewind(self) -> None:
-        self._index, self._bytes = -1, torch.empty(0)
-
-    def parts(self) -> list[_Part]:
-        return self._parts
-
-    def room(self, index: int, at: int) -> int:  # noqa: ARG002
-        return BLOCK
-
-    def read(self, index: int, at: int, size: int) -> Tensor:
-        if self._index != index:
-            part = self._parts[index]
-            storage = torch.empty(part.size, dtype=torch.uint8).untyped_storage()
-            for key, form in part.forms.items():
-                formed(storage, form).detach().copy_(self.state[key])
-            self._index, self._bytes = index, storage_bytes(storage)
-        return self._bytes[at : at + size]
+    def again(self) -> _Source:
+        """The same with a place of its own, for another thread."""
+        same = copy.copy(self)
+        same._cursor = self._stream.cursor()
+        return same
 
 
-def _first(path: Path, stack: ExitStack) -> _Source:
-    """The file that says in which order the parts are read."""
-    if _is_streamable(path):
-        return _Streamed(stack.enter_context(Stream.opened(path)))
-    state = peek(path)[_KEY]
-    parts = []
-    for key, value in state.items():
-        form = form_of(torch.empty_like(value, memory_format=torch.contiguous_format))
-        parts.append(_Part(value.numel() * value.itemsize, {key: form}))
-    return _Whole(path, read_checkpoint(path)[_KEY], parts)
+def _reach(tensor: Tensor) -> int:
+    """From the first element of a tensor to its last, in elements of its memory."""
+    steps = zip(tensor.size(), tensor.stride(), strict=True)
+    return 1 + sum((size - 1) * stride for size, stride in steps)
 
 
-def _another(path: Path, first: _Source, parts: list[_Part], stack: ExitStack) -> _Source:
-    if _is_streamable(path):
-        streamed = _Streamed(stack.enter_context(Stream.opened(path)))
-        _check_alike(first, streamed)
-        if streamed.parts() == parts:
-            return streamed
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a bare state dict has no optimizer
-        whole = _Whole(path, _state_in(read_checkpoint(path), path), parts)
-    _check_alike(first, whole)
-    return whole
+def _steps(size: Iterable[int], stride: Iterable[int]) -> list[tuple[int, int]]:
+    """How a tensor lies: where a dimension has one element, its stride does not matter."""
+    return [(number, step) for number, step in zip(size, stride, strict=True) if number > 1]
 
 
-def _is_streamable(path: Path) -> bool:
+def _opened(path: Path, stack: ExitStack) -> _Source:
     if is_sharded(path):
         raise CheckpointError(
             f"{path} is sharded: make a file of it first, with checkpoint.consolidate(path, out)"
         )
-    return path.suffix != ".safetensors"
+    return _Source(stack.enter_context(Stream.opened(path)))
 
 
 def _state_in(contents: Any, path: Path) -> Mapping[str, Any]:
@@ -325,7 +292,22 @@ def _state_in(contents: Any, path: Path) -> Mapping[str, Any]:
             raise CheckpointError(
                 f"{_name(key)} in {path} is not a dense tensor: cannot average it"
             )
+        if isinstance(value, Tensor) and not _can_compute_with(value.dtype):
+            raise CheckpointError(
+                f"{_name(key)} in {path} is {_described(value)}: torch cannot compute with it; "
+                "average its values in another dtype"
+            )
     return state
+
+
+def _can_compute_with(dtype: torch.dtype) -> bool:
+    if dtype.itemsize > 1 or not dtype.is_floating_point:
+        return True
+    try:
+        torch.zeros(1, dtype=torch.uint8).view(dtype).float().to(dtype)
+    except RuntimeError:  # numbers of four bits, two in a byte
+        return False
+    return True
 
 
 def _check_alike(first: _Source, other: _Source) -> None:
@@ -387,12 +369,12 @@ def _counts(weights: Sequence[float] | None, number: int) -> list[float]:
 # ---------------------------------------------------------------- averaging
 
 
-def _shared_out(parts: list[_Part], threads: int) -> list[range]:
+def _shared_out(parts: list[_Part], threads: int) -> list[list[_Part]]:
     """Neighbouring parts for each thread, of about as many bytes."""
     ends = list(itertools.accumulate(part.size for part in parts))
     total = ends[-1] if ends else 0
     bounds = [bisect.bisect_left(ends, total * thread / threads) for thread in range(threads)]
-    return [range(*pair) for pair in itertools.pairwise([*bounds, len(parts)])]
+    return [parts[begin:end] for begin, end in itertools.pairwise([*bounds, len(parts)])]
 
 
 def _average_some(
@@ -400,92 +382,141 @@ def _average_some(
     weights: list[float],
     dtype: torch.dtype,
     bar: tqdm,
-    indices: range,
+    parts: list[_Part],
 ) -> dict[str, Tensor]:
     """The averages of some parts, by the names of their tensors."""
-    own = [source.again() for source in sources] if indices else []
+    own = [source.again() for source in sources] if parts else []
     averaged = {}
-    for index in indices:
-        storage = _average(index, own, weights, dtype)
-        forms = own[0].parts()[index].forms
-        averaged.update({key: formed(storage, form) for key, form in forms.items()})
-        bar.update(own[0].parts()[index].size)
+    for part in parts:
+        storage = _memory_for(part)
+        tensors = {key: formed(storage, form) for key, form in part.forms.items()}
+        done = set()
+        for key, form in part.forms.items():
+            place = form.offset, form.size, form.stride
+            if place not in done:  # of tied ones the first
+                done.add(place)
+                _average(key, form, tensors[key].detach(), own, weights, dtype)
+        averaged.update(tensors)
+        bar.update(part.size)
     return averaged
 
 
+def _memory_for(part: _Part) -> torch.UntypedStorage:
+    """New memory; what no tensor lies in is zero, and not what the process had there."""
+    filled = any(f.size.numel() * f.dtype.itemsize == part.size for f in part.forms.values())
+    make = torch.empty if filled else torch.zeros
+    return make(part.size, dtype=torch.uint8).untyped_storage()
+
+
 def _average(
-    index: int, sources: list[_Source], weights: list[float], dtype: torch.dtype
-) -> torch.UntypedStorage:
-    """One part of all sources, averaged piece by piece while the processor has the pieces."""
-    part = sources[0].parts()[index]
-    storage = torch.empty(part.size, dtype=torch.uint8).untyped_storage()
-    room, at = storage_bytes(storage), 0
-    while at < part.size:
-        size = min(part.size - at, *(source.room(index, at) for source in sources))
-        pieces = _Pieces(sources, index, at, size, part.dtype)
-        piece = room[at : at + size].view(part.dtype)
-        if part.dtype.is_floating_point or part.dtype.is_complex:
-            _average_numbers(piece, pieces, weights, torch.promote_types(part.dtype, dtype))
-        elif part.dtype == torch.bool:
-            _agree(piece, pieces, sources, next(iter(part.forms)))
-        elif part.size == part.dtype.itemsize:  # a counter
-            piece.copy_(torch.stack([value.clone() for value in pieces]).amax(0))
-        else:
-            piece.copy_(next(iter(pieces)))
+    key: str,
+    form: Form,
+    room: Tensor,
+    sources: list[_Source],
+    weights: list[float],
+    dtype: torch.dtype,
+) -> None:
+    """One tensor of all sources, piece by piece while the processor has the pieces.
+
+    If it does not lie alike in all of them: as a whole, of one source after the other.
+    """
+    if not all(source.lies_as(key, form) for source in sources):
+        # one for all: memory that comes and goes leaves holes between what stays
+        memory = torch.empty(max(source.size(key) for source in sources), dtype=torch.uint8)
+        values = _Values(sources, lambda source: source.tensor(key, memory))
+        _combine(room, values, key, form, weights, dtype)
+        return
+    at, end = 0, form.size.numel() * form.dtype.itemsize
+    flat = room.as_strided((form.size.numel(),), (1,))
+    while at < end:
+        size = min(end - at, *(source.room(key, at) for source in sources))
+        read = functools.partial(_piece, key=key, at=at, size=size, dtype=form.dtype)
+        start, stop = at // form.dtype.itemsize, (at + size) // form.dtype.itemsize
+        _combine(flat[start:stop], _Values(sources, read), key, form, weights, dtype)
         at += size
-    return storage
+
+
+def _piece(source: _Source, key: str, at: int, size: int, dtype: torch.dtype) -> Tensor:
+    return source.read(key, at, size).view(dtype)
 
 
 @dataclass
-class _Pieces:
-    """The same piece of each source; it can be gone through again until the next one is read."""
+class _Values:
+    """The same tensor, or piece of it, of each source; it can be gone through again."""
 
     sources: list[_Source]
-    index: int
-    at: int
-    size: int
-    dtype: torch.dtype
+    read: Callable[[_Source], Tensor]
 
     def __iter__(self) -> Iterator[Tensor]:
-        for source in self.sources:
-            yield source.read(self.index, self.at, self.size).view(self.dtype)
+        return map(self.read, self.sources)
+
+
+def _combine(
+    room: Tensor, values: _Values, key: str, form: Form, weights: list[float], dtype: torch.dtype
+) -> None:
+    if form.dtype.is_complex:
+        reals = _Values(values.sources, lambda source: torch.view_as_real(values.read(source)))
+        exact = _precise(form.dtype.to_real(), dtype)
+        _average_numbers(torch.view_as_real(room), reals, weights, exact)
+    elif form.dtype.is_floating_point:
+        _average_numbers(room, values, weights, _precise(form.dtype, dtype))
+    elif form.dtype == torch.bool:
+        _agree(room, values, key)
+    elif form.size.numel() == 1:  # a counter
+        room.copy_(max((value.clone() for value in values), key=int))
+    else:
+        room.copy_(next(iter(values)))
+
+
+def _precise(dtype: torch.dtype, at_least: torch.dtype) -> torch.dtype:
+    known = torch.float32 if dtype.itemsize == 1 else dtype  # torch promotes no float8
+    return torch.promote_types(known, at_least)
 
 
 def _average_numbers(
-    room: Tensor, pieces: Iterable[Tensor], weights: list[float], exact: torch.dtype
+    room: Tensor, values: Iterable[Tensor], weights: list[float], exact: torch.dtype
 ) -> None:
-    average, total = room if room.dtype == exact else room.to(exact), 0.0
-    for piece, weight in zip(pieces, weights, strict=True):
+    average = room if room.dtype == exact else torch.empty_like(room, dtype=exact)
+    total, signed = 0.0, False
+    for value, weight in zip(values, weights, strict=True):
         total += weight
         if weight and total == weight:
-            average.copy_(piece)
+            signed = _has_minus_zero(average.copy_(value))
         elif weight:
-            average.lerp_(piece.to(exact), weight / total)
-    if not average.sum().isfinite():
-        average.copy_(_with_infinities(pieces, weights))
+            average.lerp_(value.to(exact), weight / total)
+    least, most = map(float, average.aminmax())
+    if signed or not -math.inf < least <= most < math.inf:
+        _mend(average, values, weights)
     if average is not room:
         room.copy_(average)
 
 
-def _with_infinities(pieces: Iterable[Tensor], weights: list[float]) -> Tensor:
-    """The average where masks have -inf, of which the running one would make NaN."""
-    counted = [
-        (piece.to(torch.promote_types(piece.dtype, torch.float64)), weight)
-        for piece, weight in zip(pieces, weights, strict=True)
-        if weight
-    ]
-    first = counted[0][0]
-    same = torch.stack([piece == first for piece, _ in counted]).all(0)
-    mean = torch.stack([piece * (weight / sum(weights)) for piece, weight in counted]).sum(0)
-    return torch.where(same, first, mean)
+def _has_minus_zero(tensor: Tensor) -> bool:
+    """Whether -0.0 is in it: as an integer, its bits are the least of all."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize]
+    return int(tensor.view(integer).amin()) == torch.iinfo(integer).min
 
 
-def _agree(room: Tensor, pieces: Iterable[Tensor], sources: list[_Source], key: str) -> None:
-    for source, piece in zip(sources, pieces, strict=True):
-        if source is sources[0]:
-            room.copy_(piece)
-        elif not torch.equal(room, piece):
+def _mend(average: Tensor, values: Iterable[Tensor], weights: list[float]) -> None:
+    """Put in what the running average has not: infinities, of masks, and the signs of zeros."""
+    wrong = ~average.isfinite() | (average == 0)
+    first, same, mean = None, torch.tensor(True), torch.tensor(0.0)
+    for value, weight in zip(values, weights, strict=True):
+        if weight:
+            part = value.to(average.dtype)[wrong].double()
+            first = part if first is None else first
+            same, mean = same & (part == first), mean + part * (weight / sum(weights))
+    assert first is not None
+    average[wrong] = torch.where(same, first, mean).to(average.dtype)
+
+
+def _agree(room: Tensor, values: _Values, key: str) -> None:
+    first = values.sources[0]
+    for source, value in zip(values.sources, values, strict=True):
+        if source is first:
+            room.copy_(value)
+        elif not torch.equal(room, value):
             raise CheckpointError(
-                f"{_name(key)} is bool and not the same in {sources[0].path} and {source.path}: "
-                "there is no average of them"
+                f"{_name(key)} is bool and not the same in {first.path} and {source.path}: there "
+                "is no average of them"
             )

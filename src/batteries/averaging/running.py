@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import operator
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -31,19 +32,24 @@ class _Running:
         self._updates = 0
         self._swapped = False
         self._pairs: _Pairs | None = None
+        tensors = _tensors_of(self.module)
+        # Decided once: a buffer may have infinities later, or no more.
+        self._averaged = {name for name, tensor in tensors.items() if self._averages(tensor)}
         self._shadows = {
-            name: tensor.float()
-            for name, tensor in _tensors_of(self.module).items()
-            if tensor.is_floating_point() and tensor.itemsize < 4 and self._averages(tensor)
+            name: tensors[name].float()
+            for name in self._averaged
+            if tensors[name].is_floating_point() and tensors[name].itemsize < 4
         }
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged model's state under "module", and what else is needed to go on.
 
-        Of weights of 16 bits the float32 values are under "shadows".
+        Of weights of 16 bits the float32 values are under "shadows", and so are the averages of
+        buffers that a state dict does not have.
         """
-        shadows = dict(self._shadows)
-        return {"module": state_of(self.module), "shadows": shadows, "updates": self._updates}
+        module, tensors = state_of(self.module), _tensors_of(self.module)
+        more = {name: tensors[name].detach() for name in self._averaged if name not in module}
+        return {"module": module, "shadows": more | self._shadows, "updates": self._updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`: all of it, or an error and nothing.
@@ -75,39 +81,49 @@ class _Running:
     def swapped(self, model: nn.Module) -> Iterator[None]:
         """A block in which the model has the averaged weights and buffers.
 
-        Behind it, also after an error, the model is what it was, bit for bit. In it,
-        `model.state_dict()`, and so a checkpoint, is refused: it would pair averaged weights with
-        an optimizer that does not belong to them. It takes the memory of a second model.
+        Behind it, also after an error, the model is what it was, bit for bit, with the parameters
+        and buffers that it had. In it, `state_dict()` of the model or a part of it, and so a
+        checkpoint, is refused: it would pair averaged weights with an optimizer that does not
+        belong to them. So is `update` of any average. A copy of the model that is made there is
+        free. It takes the memory of a second model.
 
         Raises:
-            RuntimeError: Inside of another such block.
+            RuntimeError: Inside of another such block, of this or another average.
         """
         pairs = self._pairs_with(model)
         before = [tensor.detach().clone() for tensor in pairs.theirs]
         target = unwrap(model)
-        refusal = target.register_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
+        # What a forward pass puts in the place of a buffer goes.
+        places = [(place, dict(place)) for place in _places(target)]
+        refusals = [
+            part.register_state_dict_pre_hook(_Refusal(part))  # type: ignore[no-untyped-call]
+            for part in target.modules()
+        ]
         self._swapped = True
         try:
             _copy(pairs.theirs, pairs.ours)
             yield
         finally:
+            for place, values in places:
+                place.update(values)
             _copy(pairs.theirs, before)
             self._swapped = False
-            refusal.remove()
+            for refusal in refusals:
+                refusal.remove()
 
     def _take(self, model: nn.Module, weight: float) -> None:
         self._pairs_with(model).move(weight)
 
     def _pairs_with(self, model: nn.Module) -> _Pairs:
-        if self._swapped:
-            raise RuntimeError("the model has the average's weights inside of `swapped`: leave it")
         model = unwrap(model)
+        if self._swapped or _is_swapped(model):
+            raise RuntimeError("the model has the average's weights inside of `swapped`: leave it")
         if self._pairs is None or not self._pairs.are_those_of(model):
             self._pairs = _Pairs(self, model)
         return self._pairs
 
     def _averages(self, tensor: Tensor) -> bool:
-        """Whether a tensor of `module` is averaged; the others are copied."""
+        """Whether a tensor of `module` is to be averaged; the others are copied."""
         if isinstance(tensor, nn.Parameter):
             return tensor.is_floating_point() or tensor.is_complex()
         # A mask of -inf has no running average, and needs none.
@@ -142,7 +158,8 @@ class EMA(_Running):
         update_after: Up to that many calls of `update` the average is the model itself.
         device: Where the average lies. Default: where the model is.
         buffers: "copy" has the model's own, such as batch norm's statistics; "average" averages
-            floating-point ones too. Integer and bool buffers are copied in any case.
+            floating-point ones too. Integer and bool buffers are copied in any case, and so are
+            those that have infinities when the average is made.
 
     Raises:
         ValueError: A decay outside of [0, 1], or anything else for `buffers`.
@@ -260,7 +277,7 @@ class _Pairs:
             exact = average._shadows.get(name, own[name])
             # The kernel for many tensors wants them alike: of one dtype on one device.
             alike = exact.device, exact.dtype, theirs[name].device, theirs[name].dtype
-            key = alike if average._averages(own[name]) else None
+            key = alike if name in average._averaged else None
             ours, new = self._groups.setdefault(key, ([], []))
             ours.append(exact)
             new.append(theirs[name])
@@ -309,12 +326,30 @@ def _equal(tensor: Tensor, average: Tensor) -> bool:
     return torch.equal(tensor.to(average.device, average.dtype), average)
 
 
-def _refuse(module: nn.Module, prefix: str, keep_vars: bool) -> None:  # noqa: ARG001
-    raise RuntimeError(
-        "inside of `swapped` the model has the average's weights, which a checkpoint must not "
-        "keep as the model's: make it behind the block, with `ema=ema`; the averaged model itself "
-        "is `ema.module`"
-    )
+class _Refusal:
+    """A hook that lets a module give away no state dict; a copy of it refuses nothing."""
+
+    def __init__(self, owner: nn.Module | None = None) -> None:
+        self._owner = None if owner is None else weakref.ref(owner)
+
+    def __reduce__(self) -> tuple[type[_Refusal], tuple[()]]:
+        return _Refusal, ()
+
+    def is_of(self, module: nn.Module) -> bool:
+        return self._owner is not None and self._owner() is module
+
+    def __call__(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:  # noqa: ARG002
+        if self.is_of(module):
+            raise RuntimeError(
+                "inside of `swapped` the model has the average's weights, which a checkpoint must "
+                "not keep as the model's: make it behind the block, with `ema=ema`; the averaged "
+                "model itself is `ema.module`"
+            )
+
+
+def _is_swapped(module: nn.Module) -> bool:
+    hooks = module._state_dict_pre_hooks.values()
+    return any(isinstance(hook, _Refusal) and hook.is_of(module) for hook in hooks)
 
 
 def _places(module: nn.Module) -> Iterator[dict[str, Any]]:

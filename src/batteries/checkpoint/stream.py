@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import sys
@@ -15,7 +16,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from batteries.checkpoint.archive import DIGEST_LENGTH, LONGEST_SEAL, Digest, find_seal
+from batteries.checkpoint.archive import DIGEST_LENGTH, LONGEST_SEAL, Digest, Seal, find_seal
+from batteries.checkpoint.contents import Checkpoint
+from batteries.checkpoint.forms import peek
 from batteries.checkpoint.inspection import inspect_contents, inspect_file
 from batteries.checkpoint.outline import Suspicious, Unknown, check_cost, outline
 from batteries.checkpoint.storage import CheckpointError, check_exists, torch_load, unreadable
@@ -37,7 +40,7 @@ class Stream:
     A file of `save_checkpoint` is held against its digest at the end of the block: until then
     nothing that was read may be believed. What cursors have read is not read again for that. One
     of `torch.save` is held against the checksums of its records at the beginning, for which it is
-    read once more.
+    read once more. `.safetensors` have nothing to be held against but their lengths.
     """
 
     @classmethod
@@ -62,22 +65,14 @@ class Stream:
         self._lock = Lock()
         self._size = os.fstat(file.fileno()).st_size
         self._sums: dict[int, bytes] = {}  # of the blocks that were read, for the digest
-        file.seek(max(0, self._size - LONGEST_SEAL))
-        self._seal = find_seal(file.read())
-        try:
-            pickled = inspect_file(file, self._size)
-            try:
-                self.contents = outline(pickled, _offsets_in(file))
-            except Unknown:
-                check_cost(pickled)
-                file.seek(0)
-                self.contents = torch_load(path, file, torch.device("meta"))
-            inspect_contents(self.contents, self._size)
-        except Suspicious as error:
-            raise unreadable(path, error) from error
-        if self._seal is None:
-            self._check_records(file)
-        if (self._seal and not self._seal.own_byte_order) or self._is_foreign(file):
+        self._seal: Seal | None = None
+        if path.suffix == ".safetensors":
+            self.contents = _in_safetensors(path, file)
+            foreign = sys.byteorder != "little"
+        else:
+            self.contents = self._in_archive(file)
+            foreign = self._is_foreign(file)
+        if foreign:
             raise CheckpointError(
                 f"{path} was written on a machine of the other byte order: load it here, and save "
                 "it with save_checkpoint"
@@ -138,6 +133,24 @@ class Stream:
         self._file.seek(start)
         return self._file.readinto(view)  # type: ignore[attr-defined,no-any-return]
 
+    def _in_archive(self, file: BinaryIO) -> Any:
+        file.seek(max(0, self._size - LONGEST_SEAL))
+        self._seal = find_seal(file.read())
+        try:
+            pickled = inspect_file(file, self._size)
+            try:
+                contents = outline(pickled, _offsets_in(file))
+            except Unknown:
+                check_cost(pickled)
+                file.seek(0)
+                contents = torch_load(self.path, file, torch.device("meta"))
+            inspect_contents(contents, self._size)
+        except Suspicious as error:
+            raise unreadable(self.path, error) from error
+        if self._seal is None:
+            self._check_records(file)
+        return contents
+
     def _check_records(self, file: BinaryIO) -> None:
         file.seek(0)
         try:
@@ -152,6 +165,8 @@ class Stream:
             )
 
     def _is_foreign(self, file: BinaryIO) -> bool:
+        if self._seal and not self._seal.own_byte_order:
+            return True
         file.seek(0)
         reader: Any = torch._C.PyTorchFileReader(file)
         if not reader.has_record("byteorder"):
@@ -171,6 +186,22 @@ def _offsets_in(file: BinaryIO) -> dict[str, int]:
                 lengths = struct.unpack("<HH", file.read(4))
                 offsets[name] = record.header_offset + 30 + sum(lengths)
     return offsets
+
+
+def _in_safetensors(path: Path, file: BinaryIO) -> Checkpoint:
+    """What is in a file of safetensors, in storages that know their places as torch.load's do."""
+    contents = peek(path)  # which verifies the header
+    file.seek(0)
+    (length,) = struct.unpack("<Q", file.read(8))
+    header = json.loads(file.read(length))
+    weights = contents["model_state_dict"]
+    for name, tensor in weights.items():
+        begin, end = header[name]["data_offsets"]
+        storage = torch.UntypedStorage(end - begin, device="meta")  # type: ignore[no-untyped-call]
+        storage._checkpoint_offset = 8 + length + begin
+        empty = torch.empty(0, dtype=tensor.dtype, device="meta")
+        weights[name] = empty.set_(storage, 0, tensor.size(), tensor.stride())
+    return contents
 
 
 class Cursor:
