@@ -120,6 +120,7 @@ def test_opens_without_this_library() -> None:
         (Namespace(lr=np.float64(0.1), inner=Namespace(path=Path("a"))), None),
         ([Path("a"), (np.float32(1),)], ["a", (1.0,)]),
         ({np.int64(1): {Path("a")}}, {1: {"a"}}),
+        ({np.str_("a"): {np.str_("b"): 1}}, {"a": {"b": 1}}),
         (Counter("aab"), Counter("aab")),
         (OrderedDict(a=1), OrderedDict(a=1)),
         (2**200, 2**200),

@@ -120,7 +120,7 @@ def rebuilt(value: Any, leaf: Leaf) -> Any:
 
     def items(pairs: Iterable[tuple[Any, Any]], place: str) -> Iterable[tuple[Any, Any]]:
         for key, part in pairs:
-            same_key = key if isinstance(key, str) else rebuild(key, place)
+            same_key = key if type(key) is str else rebuild(key, place)
             yield same_key, rebuild(part, _place(place, key))
 
     def contents(value: Any, place: str) -> Any:
