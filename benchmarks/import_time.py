@@ -11,7 +11,12 @@ from measure import Timings, report
 
 TURNS = 7
 STATEMENTS = {
-    "batteries": "from batteries import *",  # `import batteries` alone loads nothing
+    # `import batteries` alone loads nothing: each name brings the room that it lies in
+    "batteries, names of the README": (
+        "from batteries import AverageMeter, CheckpointManager, load_checkpoint, make_checkpoint, "
+        "seed_all; from batteries.progress import tqdm"
+    ),
+    "batteries, all names": "from batteries import *",
     "ignite": "import ignite",
     "accelerate": "import accelerate",
     "Lightning": "import lightning",
@@ -43,4 +48,4 @@ def main() -> None:
                 taken = microseconds(STATEMENTS[name])
                 if turn > 0:  # the first one compiles to bytecode and reads from the disk
                     times.append(taken)
-    report("import_time: added to import torch", timings, reference="batteries", unit="ms")
+    report("import_time: added to import torch", timings, reference=next(iter(timings)), unit="ms")
