@@ -10,6 +10,7 @@ import time
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def read_wandb(logdir: str | Path) -> Scalars:
 
 
 def read_mlflow(logdir: str | Path) -> Scalars:
-    return query_mlflow(f"sqlite:///{Path(logdir).resolve()}/mlflow.db")
+    path = Path(logdir).resolve() / "mlflow.db"
+    return query_mlflow(f"sqlite:///{path}") if path.exists() else {}  # MLflow would create it
 
 
 def query_mlflow(uri: str) -> Scalars:
@@ -160,6 +162,39 @@ def test_killed() -> None:
     assert not late
     for kind, read in READERS.items():
         assert read(f"logs/{kind.__name__}") == wanted
+
+
+MAKE_A_STORE = """
+import threading
+from batteries import MLflowLogger
+MLflowLogger("logs").log_metrics({"loss": 1}, 1)
+threading.Event().wait()
+"""
+
+
+def size_of_store() -> int:
+    """Of the file, or of the one that is to have its name."""
+    sizes = [0]
+    for path in Path("logs").glob("*mlflow.db*"):
+        with suppress(FileNotFoundError):
+            sizes.append(path.stat().st_size)
+    return max(sizes)
+
+
+@pytest.mark.parametrize("size", [1, 200_000, 400_000])
+def test_killed_while_a_store_is_made(size: int) -> None:
+    """A SIGKILL at any moment of its creation leaves no MLflow store that cannot be opened."""
+    with subprocess.Popen([sys.executable, "-c", MAKE_A_STORE]) as process:
+        try:
+            deadline = time.monotonic() + DEADLINE
+            while size_of_store() < size:
+                assert time.monotonic() < deadline
+        finally:
+            process.kill()
+    with MLflowLogger("logs") as logger:
+        logger.log_metrics({"loss": 2}, 2)
+    assert read_mlflow("logs") == {"loss": [(2, 2.0)]}
+    assert not list(Path("logs").glob(".*"))
 
 
 def test_the_end_of_the_program() -> None:

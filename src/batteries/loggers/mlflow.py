@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from batteries._optional import import_optional
-from batteries.files import PathLike, make_directory
+from batteries.files import PathLike, locked_directory, make_directory
 from batteries.loggers.background import BackgroundLogger, Row
 
 _TAG = "batteries.run_id"
@@ -48,12 +49,13 @@ class MLflowLogger(BackgroundLogger):
         super().__init__(logdir, run_id=run_id)
 
     def _open(self) -> None:
-        artifacts = None
-        if self._uri is None:
-            here = make_directory(self.logdir).resolve()
-            self._uri, artifacts = f"sqlite:///{here}/mlflow.db", (here / "mlartifacts").as_uri()
+        uri, artifacts = self._uri, None
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # the tables are new
-        self._client = self._tracking.MlflowClient(self._uri)
+        if uri is None:
+            here = make_directory(self.logdir).resolve()
+            uri, artifacts = f"sqlite:///{here}/mlflow.db", (here / "mlartifacts").as_uri()
+            _make_store(here / "mlflow.db", here / "mlartifacts")
+        self._client = self._tracking.MlflowClient(uri)
         found = self._client.get_experiment_by_name(self._experiment)
         number = (
             found.experiment_id
@@ -106,6 +108,23 @@ class MLflowLogger(BackgroundLogger):
 
     def _close(self) -> None:
         self._client.set_terminated(self._run_there, "FAILED" if self._failed else "FINISHED")
+
+
+def _make_store(path: Path, artifacts: Path) -> None:
+    """Create an SQLite file that has its name when it has all its tables.
+
+    MLflow creates them in dozens of steps, and cannot open a file of which some are missing.
+    """
+    module = "mlflow.store.tracking.sqlalchemy_store"
+    stores = import_optional(module, needs="mlflow", for_="MLflowLogger")
+    # Its own directory, so that nothing else waits; the artifacts' is there to stay.
+    with locked_directory(make_directory(artifacts), timeout=600):
+        for leftover in path.parent.glob(f".{path.name}.*"):
+            leftover.unlink()
+        if not path.exists():
+            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+            stores.SqlAlchemyStore(f"sqlite:///{temporary}", artifacts.as_uri()).engine.dispose()
+            temporary.replace(path)
 
 
 def _parts(values: list[Any], length: int) -> Iterator[list[Any]]:
