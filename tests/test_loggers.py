@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from mounts import tmpfs
 from PIL import Image
 from ranks import DEADLINE, run_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -331,6 +332,62 @@ def test_full_disk() -> None:
     assert result.returncode == 0
     assert result.stderr.count("File too large: 'logs/metrics.jsonl'") == 1
     assert Path("logs/metrics.jsonl").read_bytes()[-1:] in (b"", b"\n")
+
+
+LOG_ON_A_FULL_DISK = """
+import sys
+from pathlib import Path
+from test_loggers import READERS, wait_until
+kind = next(kind for kind in READERS if kind.__name__ == sys.argv[1])
+logger = kind("small/logs")
+logger.log_metrics({"loss": 0}, 0)
+wait_until(lambda: Path("small/logs").is_dir() and READERS[kind]("small/logs"))
+with open("small/filler", "wb", buffering=0) as filler:
+    try:
+        while filler.write(b"x" * 4096): ...
+    except OSError: ...
+for step in range(1, 1000):
+    logger.log_metrics({"loss": step, "a name that is longer than what is left": 1}, step)
+wait_until(lambda: logger._error or kind.__name__ == "WandbLogger")
+if sys.argv[2] == "later":
+    filler = open("small/filler", "wb")
+    logger.log_metrics({"loss": 1000}, 1000)
+logger.close()
+print(max(step for step, _ in READERS[kind]("small/logs")["loss"]))
+"""
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("room", ["never", "later"])
+def test_a_disk_that_is_full(kind: Any, room: str, tmp_path: Path) -> None:
+    """A full disk is warned about once, and the program ends; what comes later is there."""
+    if room == "later" and kind is WandbLogger:
+        pytest.skip("wandb's server ends with the first error")
+    program = [sys.executable, "-c", LOG_ON_A_FULL_DISK, kind.__name__, room]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    with tmpfs(tmp_path / "small", 8 * 2**20):
+        result = subprocess.run(
+            program, env=env, capture_output=True, text=True, timeout=2 * DEADLINE
+        )
+    assert result.returncode == 0
+    assert result.stderr.count("fails, and training goes on") == 1
+    assert "calls were lost" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (int(result.stdout) == 1000) == (room == "later")
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline
+
+
+def test_a_fast_loop() -> None:
+    """A loop that logs faster than can be written is held up, and loses nothing."""
+    with JsonLinesLogger("logs") as logger:
+        for step in range(40_000):
+            logger.log_metrics({"loss": 0.5}, step)
+    assert len(read_json("logs")["loss"]) == 40_000
 
 
 def test_torn_lines() -> None:

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mounts import tmpfs
 from ranks import run_ranks
 from torch.utils.data import Dataset
 
@@ -200,6 +202,41 @@ def test_the_end_of_the_program(arguments: tuple[str, ...], state: str) -> None:
     with started(*arguments) as process:
         process.communicate("\n")
     assert last_session("runs/001")["state"] == state
+
+
+def run_on_a_full_disk(logdir: Path) -> None:
+    with start_run(logdir):
+        fill(logdir / "filler")
+        raise ValueError("no data")
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(b"x" * 4096):
+            pass
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A record that cannot be written hides no error of the training."""
+    with tmpfs(tmp_path / "small", 2**20) as small:
+        with (
+            pytest.warns(UserWarning, match="small/001 ended is not recorded: .*No space left"),
+            pytest.raises(ValueError, match="no data"),
+        ):
+            run_on_a_full_disk(small)
+        assert last_session(small / "001")["state"] == "running"
+
+
+def test_room_again(tmp_path: Path) -> None:
+    """How a run ended is recorded when there is room again."""
+    with tmpfs(tmp_path / "small", 2**20) as small:
+        run = start_run(small)
+        fill(small / "filler")
+        with pytest.raises(OSError, match="No space left"):
+            run.close("failed", "no data")
+        (small / "filler").unlink()
+        run.close()
+        assert last_session(run.path)["error"] == "no data"
 
 
 def test_another_host() -> None:

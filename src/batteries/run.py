@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import uuid
+import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -84,7 +85,8 @@ class Run:
         self.path = path
         self.id = id
         self.resumed = resumed
-        self._ended = threading.Event()
+        self._ended = threading.Event()  # and that is recorded
+        self._end: dict[str, Any] = {}
         if is_main():
             self._closing = functools.partial(_close_at_exit, weakref.ref(self))
             atexit.register(self._closing)
@@ -95,16 +97,20 @@ class Run:
 
         Args:
             state: "finished", "stopped" or "failed".
+
+        Raises:
+            OSError: It could not be written. It is tried again at the end of the program.
         """
         if self._ended.is_set() or not is_main():
             return
-        self._ended.set()
-        atexit.unregister(self._closing)
+        self._end = self._end or {"state": state, "error": error, "stopped": _now()}
         with locked_directory(self.path):
             record = read_record(self.path)
             assert record is not None
-            record["sessions"][-1].update(state=state, error=error, stopped=_now())
+            record["sessions"][-1].update(self._end)
             write_record(self.path, record)
+        self._ended.set()
+        atexit.unregister(self._closing)
 
     def __enter__(self) -> Run:
         return self
@@ -115,7 +121,13 @@ class Run:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close(*_state_after(error))
+        try:
+            self.close(*_state_after(error))
+        except OSError as failure:
+            if error is None:
+                raise
+            # What the training ended with is what is told.
+            warnings.warn(f"how {self.path} ended is not recorded: {failure}", stacklevel=2)
 
 
 def start_run(logdir: PathLike, args: Any = None, *, new: bool = False) -> Run:

@@ -50,7 +50,8 @@ class MLflowLogger(BackgroundLogger):
 
     def _open(self) -> None:
         uri, artifacts = self._uri, None
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # the tables are new
+        # It tells of new tables, and of each error that it raises.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         if uri is None:
             here = make_directory(self.logdir).resolve()
             uri, artifacts = f"sqlite:///{here}/mlflow.db", (here / "mlartifacts").as_uri()

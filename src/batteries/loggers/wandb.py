@@ -63,6 +63,8 @@ class WandbLogger(BackgroundLogger):
             resume="allow" if self._mode == "online" else None,
             settings=self._wandb.Settings(console="off", silent=True, **often),
         )
+        self._file = Path(self._run_there.dir).parent / f"run-{self.run_id}.wandb"
+        self._rows = 0
         # wandb's own step takes numbers in only when the next step comes: a kill would lose them.
         self._run_there.define_metric("*", step_metric=_STEP)
         online = self._run_there.summary.get(_STEP, -1) if self._mode == "online" else -1
@@ -72,7 +74,7 @@ class WandbLogger(BackgroundLogger):
         for row in rows:
             known = self._continues is not None and self._continues < row.step <= self._last
             if not known:
-                self._run_there.log({**row.metrics, _STEP: row.step})
+                self._log(row.metrics, row.step)
 
     def _write_params(self, params: dict[str, Any]) -> None:
         self._run_there.config.update(params, allow_val_change=True)
@@ -80,14 +82,23 @@ class WandbLogger(BackgroundLogger):
     def _write_figure(self, name: str, png: bytes, step: int) -> None:
         images = import_optional("PIL.Image", needs="pillow", for_="log_figure")
         picture = self._wandb.Image(images.open(io.BytesIO(png)))
-        self._run_there.log({name: picture, _STEP: step})
+        self._log({name: picture}, step)
 
     def _write_text(self, name: str, text: str, step: int) -> None:
         page = self._wandb.Html(f"<pre>{html.escape(text)}</pre>")
-        self._run_there.log({name: page, _STEP: step})
+        self._log({name: page}, step)
+
+    def _log(self, values: dict[str, Any], step: int) -> None:
+        self._run_there.log({**values, _STEP: step})
+        self._rows += 1
 
     def _close(self) -> None:
         self._run_there.finish(exit_code=int(self._failed))
+        if self._mode == "offline":  # its server says nothing of a disk that was full
+            lost = self._rows - sum(r.HasField("history") for r in read_offline(self._file))
+            if lost > 0:
+                self._lost += lost
+                raise OSError(f"wandb has written {self._rows - lost} of {self._rows} rows")
 
 
 def _last_step(directory: Path, run_id: str) -> int:
