@@ -161,20 +161,18 @@ def test_nothing_is_clobbered() -> None:
 
 
 RUN = """
-import sys, time
+import sys
 from batteries import start_run
 run = start_run("runs")
 print("started", flush=True)
 sys.stdin.readline()
-if len(sys.argv) > 1:
-    raise ValueError("no data")
 """
 
 
-def started(*arguments: str) -> subprocess.Popen[str]:
+def started() -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
     process = subprocess.Popen(
-        [sys.executable, "-c", RUN, *arguments], stdin=pipe, stdout=pipe, stderr=pipe, text=True
+        [sys.executable, "-c", RUN], stdin=pipe, stdout=pipe, stderr=pipe, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
@@ -196,12 +194,42 @@ def test_two_processes() -> None:
         assert run.resumed
 
 
-@pytest.mark.parametrize(("arguments", "state"), [((), "finished"), (("fail",), "failed")])
-def test_the_end_of_the_program(arguments: tuple[str, ...], state: str) -> None:
-    """Without a `with`, the end of the program is recorded, and an error that ends it."""
-    with started(*arguments) as process:
-        process.communicate("\n")
-    assert last_session("runs/001")["state"] == state
+@pytest.mark.parametrize(
+    ("end", "state"),
+    [
+        ("", "finished"),
+        ("raise ValueError('no data')", "failed"),
+        ("raise SystemExit(75)", "stopped"),
+        ("sys.exit(75)", "stopped"),
+        ("sys.exit(1)", "failed"),
+        ("sys.exit()", "finished"),
+        ("raise KeyboardInterrupt", "stopped"),
+        ("os.kill(os.getpid(), 15)", "killed"),
+    ],
+)
+@pytest.mark.parametrize("place", ["the module", "a function"])
+def test_the_end_of_the_program(place: str, end: str, state: str) -> None:
+    """Without a `with`, the end of the program is recorded, and what ended it."""
+    lines = ["run = start_run('runs')", end]
+    if place == "a function":
+        lines = ["def main():", *(f"    {line}" for line in lines), "main()"]
+    program = "\n".join(["import os, sys", "from batteries import start_run", *lines])
+    subprocess.run([sys.executable, "-c", program], capture_output=True)
+    record = read_record("runs/001")
+    assert record is not None
+    assert state_of("runs/001", record) == state
+
+
+def test_a_fork_ends() -> None:
+    """The end of a fork is not the end of the run."""
+    program = (
+        "import os, sys; from batteries import start_run; run = start_run('runs')\n"
+        "if os.fork(): os.wait(); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", program])
+    record = read_record("runs/001")
+    assert record is not None
+    assert state_of("runs/001", record) == "killed"
 
 
 def run_on_a_full_disk(logdir: Path) -> None:

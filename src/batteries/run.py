@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import functools
+import dis
 import os
 import sys
 import threading
 import uuid
 import warnings
-import weakref
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from batteries.distributed import is_main, rank_zero_only, world_size
 from batteries.environment import code, environment, masked, masked_command, program_directory
@@ -88,8 +86,8 @@ class Run:
         self._ended = threading.Event()  # and that is recorded
         self._end: dict[str, Any] = {}
         if is_main():
-            self._closing = functools.partial(_close_at_exit, weakref.ref(self))
-            atexit.register(self._closing)
+            self._program = _Program()
+            atexit.register(self._close_at_exit)
             threading.Thread(target=_beat, args=(path / NAME, self._ended), daemon=True).start()
 
     def close(self, state: str = "finished", error: str | None = None) -> None:
@@ -110,7 +108,13 @@ class Run:
             record["sessions"][-1].update(self._end)
             write_record(self.path, record)
         self._ended.set()
-        atexit.unregister(self._closing)
+        self._program.forget()
+        atexit.unregister(self._close_at_exit)
+
+    def _close_at_exit(self) -> None:
+        if self._program.is_this():
+            with suppress(FileNotFoundError):  # its directory was removed
+                self.close(*_state_after(self._program.error()))
 
     def __enter__(self) -> Run:
         return self
@@ -139,7 +143,9 @@ def start_run(logdir: PathLike, args: Any = None, *, new: bool = False) -> Run:
     Each start adds a session to `run.json` in the run's directory: arguments, command line, git
     commit (with `diff-1.patch` beside it, where something was changed), versions, machine, world
     size and times. At the end of the `with`, or of the program, it is "finished", "stopped" (a
-    signal, Ctrl-C) or "failed"; what says nothing more was killed. Secrets are masked.
+    signal, Ctrl-C) or "failed"; what says nothing more was killed, as by a SIGTERM without a
+    `PreemptionGuard`. Without a `with`, a program that a `raise SystemExit(...)` ends is "stopped",
+    whatever its code: Python does not tell it. Secrets are masked.
 
     All ranks call it and get the same directory; rank 0 writes.
 
@@ -233,10 +239,42 @@ def _state_after(error: BaseException | None) -> tuple[str, str | None]:
     return "failed", f"{type(error).__name__}: {error}"
 
 
-def _close_at_exit(own: Callable[[], Run | None]) -> None:
-    run = own()
-    if run is not None:
-        run.close(*_state_after(getattr(sys, "last_value", None)))
+class _Program:
+    """How the program ends, asked at its exit; Python does not say it there of a SystemExit.
+
+    >>> program = _Program()
+    >>> program.forget()
+    """
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._code: object = PreemptionGuard.exit_code  # of a `raise SystemExit`: to be on the safe
+        self._frame = sys._getframe()  # side, it goes on
+        while self._frame.f_back:
+            self._frame = self._frame.f_back
+        self._exit = sys.exit
+        self._noting = sys.exit = self._note
+
+    def _note(self, status: Any = None, /) -> NoReturn:
+        self._code = status
+        self._exit(status)
+
+    def forget(self) -> None:
+        if sys.exit is self._noting:
+            sys.exit = self._exit
+
+    def is_this(self) -> bool:
+        """False in a fork."""
+        return os.getpid() == self._process
+
+    def error(self) -> BaseException | None:
+        """What ends it."""
+        last: BaseException | None = getattr(sys, "last_value", None)
+        if last is not None:
+            return last
+        # The instruction that its outermost frame has left with.
+        left = dis.opname[self._frame.f_code.co_code[self._frame.f_lasti]]
+        return None if left.startswith("RETURN") else SystemExit(self._code)
 
 
 def _beat(path: Path, ended: threading.Event) -> None:
