@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import json
 import os
@@ -20,6 +21,7 @@ from torch.utils.data import Dataset
 
 from batteries import PreemptionGuard, data, run_directory, set_backends, start_run
 from batteries.backends import adopt_backends
+from batteries.environment import masked, masked_command
 from batteries.records import read_record, state_of
 
 
@@ -103,16 +105,57 @@ def test_what_is_recorded() -> None:
 @dataclasses.dataclass
 class Arguments:
     lr: float = 0.1
+    api_key: str = ""
 
 
-def test_arguments_of_any_kind() -> None:
-    """Arguments may be a dataclass, a mapping, or none."""
-    for number, (args, expected) in enumerate(
-        [(Arguments(), {"lr": 0.1}), ({"lr": 0.2}, {"lr": 0.2}), (None, {})], start=1
-    ):
-        with start_run("runs", args):
-            pass
-        assert last_session(f"runs/00{number}")["args"] == expected
+class Config(dict[str, Any]):
+    """A mapping that has a `__dict__`, which is empty."""
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (None, {}),
+        (Arguments(), {"lr": 0.1, "api_key": ""}),
+        ({"lr": 0.2}, {"lr": 0.2}),
+        (collections.OrderedDict(lr=0.2), {"lr": 0.2}),
+        (collections.UserDict(lr=0.2), {"lr": 0.2}),
+        (Config(lr=0.2), {"lr": 0.2}),
+        ({1: {(2, 3): 0.2}}, {"1": {"(2, 3)": 0.2}}),
+        ({"a": Arguments(api_key="abc")}, {"a": {"lr": 0.1, "api_key": "***"}}),
+        ({"a": [argparse.Namespace(password=1)]}, {"a": [{"password": "***"}]}),
+        ({"uris": {"https://me:word@host"}}, {"uris": ["https://***@host"]}),
+    ],
+)
+def test_arguments_of_any_kind(args: Any, expected: dict[str, Any]) -> None:
+    """Arguments of all kinds are recorded by their names, those inside too."""
+    with start_run("runs", args) as run:
+        assert last_session(run.path)["args"] == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["auth", "pwd", "passphrase", "hf_token", "apiKey", "api-key", "db_password", "PGPASSWORD"],
+)
+def test_names_of_secrets(name: str) -> None:
+    """A name that has a secret's as a word of its own is masked."""
+    assert masked({name: "abc"}) == {name: "***"}
+    assert masked_command([f"--{name}", "-abc"]) == [f"--{name}", "***"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "max_tokens", "max-tokens", "author", "compass"])
+def test_names_of_no_secrets(name: str) -> None:
+    """A name that begins or ends like a secret's is none."""
+    assert masked({name: "abc"}) == {name: "abc"}
+    assert masked_command([f"--{name}", "abc"]) == [f"--{name}", "abc"]
+
+
+def test_secrets_in_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error that ended a run has no secrets in it."""
+    monkeypatch.setenv("WANDB_API_KEY", "c0ffee123456")
+    with pytest.raises(ValueError, match="c0ffee"), start_run("runs"):
+        raise ValueError("401 for c0ffee123456 at https://me:word@host")
+    assert last_session("runs/001")["error"] == "ValueError: 401 for *** at https://***@host"
 
 
 @pytest.mark.parametrize(

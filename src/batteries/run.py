@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import dis
 import os
 import sys
@@ -17,7 +16,14 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from batteries.distributed import is_main, rank_zero_only, world_size
-from batteries.environment import code, environment, masked, masked_command, program_directory
+from batteries.environment import (
+    code,
+    environment,
+    masked,
+    masked_command,
+    masked_text,
+    program_directory,
+)
 from batteries.files import PathLike, locked_directory, make_directory, write_whole
 from batteries.preemption import PreemptionGuard
 from batteries.records import BEAT, NAME, own_process, read_record, state_of, write_record
@@ -101,6 +107,7 @@ class Run:
         """
         if self._ended.is_set() or not is_main():
             return
+        error = None if error is None else masked_text(error)
         self._end = self._end or {"state": state, "error": error, "stopped": _now()}
         with locked_directory(self.path):
             record = read_record(self.path)
@@ -152,7 +159,7 @@ def start_run(logdir: PathLike, args: Any = None, *, new: bool = False) -> Run:
     Args:
         logdir: The directory of numbered runs, of which the newest goes on, unless it has finished;
             or that of one run, which goes on in any case.
-        args: An `argparse.Namespace`, a dataclass or a mapping.
+        args: An `argparse.Namespace`, a dataclass or a mapping; any of them may be inside.
         new: Begin the next one.
 
     Raises:
@@ -173,7 +180,7 @@ def _begin(logdir: Path, args: Any, new: bool, ranks: int) -> tuple[Path, str, b
         "started": _now(),
         "stopped": None,
         "error": None,
-        "args": masked(_mapping(args)),
+        "args": masked({} if args is None else args),
         "command": masked_command([sys.executable, *sys.argv]),
         "world_size": ranks,
         "git": about,
@@ -210,14 +217,6 @@ def _chosen(logdir: Path, new: bool) -> Path:
     if newest and record and state_of(newest, record) != "finished":
         return newest
     return _new_directory(logdir)
-
-
-def _mapping(args: Any) -> dict[str, Any]:
-    if args is None:
-        return {}
-    if dataclasses.is_dataclass(args) and not isinstance(args, type):
-        args = dataclasses.asdict(args)
-    return {str(name): value for name, value in dict(getattr(args, "__dict__", args)).items()}
 
 
 def _now() -> str:
