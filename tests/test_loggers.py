@@ -135,6 +135,23 @@ def test_going_on(kind: Any, read: Callable[[str], Scalars]) -> None:
     assert read("logs") == {"loss": [(step, float(step)) for step in range(1, 8)]}
 
 
+@each_logger
+def test_going_on_after_half_a_step(kind: Any, read: Callable[[str], Scalars]) -> None:
+    """What the killed session had not logged of its last step is there when the run goes on."""
+    logger = kind("logs")
+    logger.log_metrics({"train": {"loss": 1}, "valid": {"loss": 1}}, 1)
+    state = logger.state_dict()
+    logger.log_metrics({"train": {"loss": 2}}, 2)
+    logger.close()
+    again = kind("logs")
+    again.load_state_dict(state)
+    with again:
+        again.log_metrics({"train": {"loss": 2}}, 2)
+        again.log_metrics({"valid": {"loss": 2}}, 2)
+    expected = [(1, 1.0), (2, 2.0)]
+    assert read("logs") == {"train/loss": expected, "valid/loss": expected}
+
+
 LOG_FOR_EVER = """
 import sys, threading, test_loggers
 loggers = test_loggers.all_of_them(sys.argv[1])
@@ -303,6 +320,42 @@ class Broken:
     log_params = log_figure = log_text = log_metrics
 
     def close(self) -> None: ...
+
+
+class BrokenAtTheEnd(JsonLinesLogger):
+    def close(self) -> None:
+        super().close()
+        raise ConnectionError("no network")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_that_fails_to_close(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A logger that cannot be closed hides no error of the training; the others are closed."""
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    good = JsonLinesLogger("good")
+    loggers = Loggers(BrokenAtTheEnd("broken"), good)
+    with (
+        pytest.warns(UserWarning, match="BrokenAtTheEnd.__exit__ fails, and training goes on"),
+        pytest.raises(ZeroDivisionError),
+        loggers,
+    ):
+        raise ZeroDivisionError
+    loggers.close()
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(RuntimeError, match="was closed"):
+        good.log_text("note", "late", 1)
+
+
+@pytest.mark.parametrize("name", ["acc@5", "a//b", "/a", "a/../b", "./a", "a/", "a" * 300, "a:b"])
+def test_names_that_mlflow_refuses(name: str) -> None:
+    """A name that MLflow refuses is written as one that it takes, and costs no other number."""
+    with MLflowLogger("logs") as logger:
+        logger.log_params({name: 1})
+        logger.log_metrics({name: 1, "loss": 0.5}, 1)
+    found = read_mlflow("logs")
+    assert found.pop("loss") == [(1, 0.5)]
+    assert list(found.values()) == [[(1, 1.0)]]
 
 
 def test_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
