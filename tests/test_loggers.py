@@ -31,6 +31,7 @@ from batteries import (
     WandbLogger,
     load_checkpoint,
     make_checkpoint,
+    resume,
     save_checkpoint,
 )
 from batteries.loggers import read_lines
@@ -150,6 +151,31 @@ def test_going_on_after_half_a_step(kind: Any, read: Callable[[str], Scalars]) -
         again.log_metrics({"valid": {"loss": 2}}, 2)
     expected = [(1, 1.0), (2, 2.0)]
     assert read("logs") == {"train/loss": expected, "valid/loss": expected}
+
+
+@each_logger
+def test_no_checkpoint_was_kept(kind: Any, read: Callable[[str], Scalars]) -> None:
+    """A run that was killed before its first checkpoint starts over, and has each step once."""
+    for _ in range(2):
+        loggers = Loggers(kind("logs", run_id="a"))
+        assert resume("checkpoints", nn.Linear(1, 1), loggers=loggers) is None
+        with loggers:
+            for step in (1, 2, 3):
+                loggers.log_metrics({"loss": step}, step)
+    assert read("logs") == {"loss": [(1, 1.0), (2, 2.0), (3, 3.0)]}
+
+
+def test_nothing_is_lost_by_starting_over() -> None:
+    """The lines of a run that starts over are put aside; without `resume` lines are added."""
+    for step in (1, 2):
+        with JsonLinesLogger("logs") as logger:
+            logger.log_metrics({"loss": 0.5}, step)
+    logger = JsonLinesLogger("logs")
+    resume("checkpoints", logger=logger)
+    with logger:
+        logger.log_metrics({"loss": 0.4}, 1)
+    assert read_json("logs/metrics.1.jsonl") == {"loss": [(1, 0.5), (2, 0.5)]}
+    assert read_json("logs") == {"loss": [(1, 0.4)]}
 
 
 LOG_FOR_EVER = """

@@ -165,6 +165,14 @@ class BackgroundLogger:
         self.run_id, self._step = state["run_id"], state["step"]
         self._continues = -1 if self._step is None else self._step
 
+    def start_over(self) -> None:
+        """Begin with a run of which no checkpoint was kept: its steps are to come again.
+
+        `resume` calls it, which has found none. After the first call it does nothing.
+        """
+        if self._thread is None:
+            self._continues = -1
+
     # ---------------------------------------------------------------- what the trackers do
 
     def _open(self) -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -24,12 +25,15 @@ class JsonLinesLogger(BackgroundLogger):
 
     A line is a JSON object with a `time` (seconds since 1970) and `metrics`, `params`, `text` or
     `figure` (a file in `figures`), and a `step` where there is one. A run that goes on first cuts
-    the lines after its checkpoint. NaN and infinities are the strings "nan", "inf" and "-inf".
+    the lines after its checkpoint; where nothing was kept, all are put aside, in
+    `metrics.1.jsonl`. NaN and infinities are the strings "nan", "inf" and "-inf".
     """
 
     def _open(self) -> None:
         path = make_directory(self.logdir) / NAME
-        if path.exists():
+        if path.exists() and self._continues == -1:
+            path.replace(_free(path))
+        elif path.exists():
             _mend(path, self._continues)
 
     def _write_metrics(self, rows: list[Row]) -> None:
@@ -53,6 +57,11 @@ class JsonLinesLogger(BackgroundLogger):
     def _write(self, lines: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(line, default=str) + "\n" for line in lines)
         append_whole(self.logdir / NAME, text.encode())
+
+
+def _free(path: Path) -> Path:
+    names = (path.with_suffix(f".{number}{path.suffix}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _mend(path: Path, after: int | None) -> None:

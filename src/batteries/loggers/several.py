@@ -94,6 +94,15 @@ class Loggers:
             if name in state:
                 each.load_state_dict(state[name])
 
+    def start_over(self) -> None:
+        """Let each logger begin with a run of which no checkpoint was kept.
+
+        >>> Loggers().start_over()
+        """
+        for each in self._loggers:
+            if hasattr(each, "start_over"):
+                each.start_over()
+
     def _named(self) -> dict[str, Any]:
         named: dict[str, Any] = {}
         for each in self._loggers:
