@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,18 @@ from mounts import tmpfs
 from ranks import run_ranks
 from torch.utils.data import Dataset
 
-from batteries import PreemptionGuard, data, run_directory, set_backends, start_run
+from batteries import (
+    PreemptionGuard,
+    data,
+    run_directory,
+    seed_all,
+    set_backends,
+    start_run,
+)
 from batteries.backends import adopt_backends
 from batteries.environment import masked, masked_command
 from batteries.records import read_record, state_of
+from batteries.seeding import seed_worker
 
 
 def test_numbers_never_repeat() -> None:
@@ -397,6 +407,44 @@ class Strategies(Dataset[str]):
         return str(torch.multiprocessing.get_sharing_strategy())  # type: ignore[no-untyped-call]
 
 
+def test_switches_outlast_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seed leaves the choice of cudnn's benchmark as it was made."""
+    monkeypatch.setenv("BATTERIES_BACKENDS", "{}")
+    for choice in (True, False):
+        set_backends(cudnn_benchmark=choice)
+        seed_all(42, deterministic=choice)
+        assert torch.backends.cudnn.benchmark == choice
+
+
+def test_warnings_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later processes ignore the warnings of all calls."""
+    monkeypatch.setenv("BATTERIES_BACKENDS", "{}")
+    with warnings.catch_warnings():
+        set_backends(ignore_warnings=["first"])
+        set_backends(ignore_warnings=["second"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adopt_backends()
+        warnings.warn("first", stacklevel=1)
+        warnings.warn("second", stacklevel=1)
+
+
+@pytest.mark.parametrize("seed", [seed_all, seed_worker])
+def test_switches_reach_torchs_workers(
+    seed: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sharing strategy is that of the workers of torch's loader, by either function."""
+    monkeypatch.setenv("BATTERIES_BACKENDS", "{}")
+    set_backends(sharing_strategy="file_system")
+    loader = torch.utils.data.DataLoader(
+        Strategies(), num_workers=1, multiprocessing_context="spawn", worker_init_fn=seed
+    )
+    try:
+        assert list(loader) == [["file_system"]]
+    finally:
+        set_backends(sharing_strategy="file_descriptor")
+
+
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_switches_reach_workers(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sharing strategy is that of the workers, however they are started."""
@@ -422,5 +470,7 @@ def test_switches(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         set_backends(matmul_precision="highest", anomaly_mode=False)
+    with pytest.raises(ValueError, match="matmul_precision is 'fast'; expected one of highest, "):
+        set_backends(matmul_precision="fast")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="sharing_strategy is 'fast'; this system has file_"):
         set_backends(sharing_strategy="fast")  # type: ignore[arg-type]
