@@ -331,21 +331,47 @@ def test_another_host() -> None:
         assert state_of(run.path, record) == "killed"
 
 
-def test_git(tmp_path: Path) -> None:
-    """The commit is recorded, and what was changed since is a patch that applies."""
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
-    program = tmp_path / "train.py"
-    program.write_text("from batteries import start_run\nstart_run('runs')\n")
+GIT = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """With a program that starts a run, and a file of bytes, both committed."""
+    (tmp_path / "train.py").write_text("from batteries import start_run\nstart_run('runs')\n")
+    (tmp_path / "data").write_bytes(b"one\n")
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
-        subprocess.run([*git, *command], check=True)
-    program.write_text(program.read_text() + "print('changed')\n")
-    subprocess.run([sys.executable, "train.py"], cwd=tmp_path, check=True, capture_output=True)
-    about = last_session(tmp_path / "runs/001")["git"]
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-    assert (about["commit"], about["dirty"], about["diff"]) == (head.strip(), True, "diff-1.patch")
-    subprocess.run([*git, "checkout", "-q", "train.py"], check=True)
-    subprocess.run([*git, "apply", "runs/001/diff-1.patch"], check=True)
-    assert program.read_text().endswith("print('changed')\n")
+        subprocess.run([*GIT, *command], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def git_of_a_run(repository: Path, run: str) -> dict[str, Any]:
+    subprocess.run([sys.executable, "train.py"], cwd=repository, check=True, capture_output=True)
+    return dict(last_session(repository / run)["git"])
+
+
+@pytest.mark.parametrize("config", ["diff.noprefix", "diff.mnemonicPrefix", "color.ui=always"])
+@pytest.mark.parametrize(
+    "data", [b"two\n", "zwölf\n".encode("latin-1"), bytes(range(256))], ids=["text", "latin", "all"]
+)
+def test_git(repository: Path, config: str, data: bytes) -> None:
+    """The commit is recorded, and what was changed since is a patch that applies."""
+    name, _, value = config.partition("=")
+    subprocess.run([*GIT, "config", name, value or "true"], cwd=repository, check=True)
+    (repository / "data").write_bytes(data)
+    about = git_of_a_run(repository, "runs/001")
+    head = subprocess.run([*GIT, "rev-parse", "HEAD"], cwd=repository, capture_output=True).stdout
+    assert (about["commit"], about["dirty"]) == (head.decode().strip(), True)
+    subprocess.run([*GIT, "checkout", "-q", "data"], cwd=repository, check=True)
+    subprocess.run([*GIT, "apply", f"runs/001/{about['diff']}"], cwd=repository, check=True)
+    assert (repository / "data").read_bytes() == data
+
+
+def test_runs_are_no_changes(repository: Path) -> None:
+    """The directories of runs do not make a commit dirty; a new file beside them does."""
+    git_of_a_run(repository, "runs/001")
+    assert not git_of_a_run(repository, "runs/002")["dirty"]
+    (repository / "new.py").touch()
+    assert git_of_a_run(repository, "runs/003")["untracked"] == ["new.py"]
 
 
 def test_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

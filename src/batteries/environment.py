@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import importlib.metadata
 import os
 import platform
@@ -27,6 +28,10 @@ _IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+(?=@)")  # https://user:password@host
 _TOLD = (  # beginnings of the variables that are recorded
     *("CUDA_", "GLOO_", "MASTER_", "MKL_", "MLFLOW_", "NCCL_", "NVIDIA_", "OMP_", "PYTHON"),
     *("PYTORCH_", "SLURM_", "TORCH", "WANDB_", "WORLD_SIZE"),
+)
+_PATCH = (  # one that applies, however git is configured
+    *("diff", "HEAD", "--binary", "-U3", "--src-prefix=a/", "--dst-prefix=b/"),
+    *("--no-color", "--no-ext-diff", "--no-textconv"),
 )
 _DIFF = 2**22  # bytes that are kept of a diff
 
@@ -63,28 +68,47 @@ def packages() -> dict[str, str]:
     return dict(sorted((name.lower(), version) for name, version in found if name))
 
 
-def code(directory: str | os.PathLike[str]) -> tuple[dict[str, Any] | None, bytes]:
-    """The git commit of a directory, and what was changed since as a diff; (None, b"") without.
+def code(
+    directory: str | os.PathLike[str], run: Path | None = None
+) -> tuple[dict[str, Any] | None, bytes]:
+    """The git commit of a directory, and what was changed since as a patch; (None, b"") without.
 
     >>> code("/")
     (None, b'')
+
+    Args:
+        run: Where a run is recorded, with others beside it perhaps: no change of the code.
     """
     top = _output("git", "-C", str(directory), "rev-parse", "--show-toplevel")
     commit = _output("git", "-C", str(directory), "rev-parse", "HEAD")
     if not top or not commit:
         return None, b""
-    git = ("git", "-C", top.decode().strip())
-    status = _output(*git, "status", "--porcelain").decode(errors="replace").splitlines()
-    diff = _output(*git, "diff", "HEAD", "--no-color", "--no-ext-diff")
+    root = os.fsdecode(top.removesuffix(b"\n"))
+    git = ("git", "-C", root)
+    besides = () if run is None else _besides(Path(os.path.relpath(run.resolve(), root)))
+    status = _output(*git, "status", "--porcelain", "--", ".", *besides)
+    changes = status.decode(errors="replace").splitlines()
+    diff = _output(*git, *_PATCH)
     if len(diff) > _DIFF:
         diff = diff[:_DIFF] + f"\n[{len(diff) - _DIFF:,} bytes more]\n".encode()
     about = {
         "commit": commit.decode().strip(),
         "branch": _output(*git, "rev-parse", "--abbrev-ref", "HEAD").decode().strip(),
-        "dirty": bool(status),
-        "untracked": [line[3:] for line in status if line.startswith("??")][:100],
+        "dirty": bool(changes),
+        "untracked": [line[3:] for line in changes if line.startswith("??")][:100],
     }
-    return about, masked_text(diff.decode(errors="replace")).encode()
+    text = masked_text(diff.decode(errors="surrogateescape"))  # whatever the encodings
+    return about, text.encode(errors="surrogateescape")
+
+
+def _besides(run: Path) -> list[str]:
+    """What tells git to leave out a directory, and if it is numbered the others."""
+    if run.parts[:1] == ("..",):
+        return []
+    if run.name.isdecimal():
+        numbered = Path(glob.escape(str(run.parent)), "[0-9][0-9][0-9]*", "**")
+        return [f":(top,exclude,glob){numbered.as_posix()}"]
+    return [f":(top,exclude){run.as_posix()}"]
 
 
 def program_directory() -> Path:

@@ -173,7 +173,7 @@ def start_run(logdir: PathLike, args: Any = None, *, new: bool = False) -> Run:
 @rank_zero_only(share=True)
 def _begin(logdir: Path, args: Any, new: bool, ranks: int) -> tuple[Path, str, bool]:
     path = _chosen(logdir, new)
-    about, diff = code(program_directory())
+    about, diff = code(program_directory(), path)
     session = {
         **own_process(),
         "state": "running",
