@@ -30,7 +30,8 @@ def mounted(place: Path, *options: str) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        # Lazily: a server that the test has left may not have ended yet.
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 @contextmanager

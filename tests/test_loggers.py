@@ -10,11 +10,13 @@ import time
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mounts import tmpfs
 from PIL import Image
 from ranks import DEADLINE, run_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -29,6 +31,7 @@ from batteries import (
     WandbLogger,
     load_checkpoint,
     make_checkpoint,
+    resume,
     save_checkpoint,
 )
 from batteries.loggers import read_lines
@@ -67,7 +70,8 @@ def read_wandb(logdir: str | Path) -> Scalars:
 
 
 def read_mlflow(logdir: str | Path) -> Scalars:
-    return query_mlflow(f"sqlite:///{Path(logdir).resolve()}/mlflow.db")
+    path = Path(logdir).resolve() / "mlflow.db"
+    return query_mlflow(f"sqlite:///{path}") if path.exists() else {}  # MLflow would create it
 
 
 def query_mlflow(uri: str) -> Scalars:
@@ -132,6 +136,48 @@ def test_going_on(kind: Any, read: Callable[[str], Scalars]) -> None:
     assert read("logs") == {"loss": [(step, float(step)) for step in range(1, 8)]}
 
 
+@each_logger
+def test_going_on_after_half_a_step(kind: Any, read: Callable[[str], Scalars]) -> None:
+    """What the killed session had not logged of its last step is there when the run goes on."""
+    logger = kind("logs")
+    logger.log_metrics({"train": {"loss": 1}, "valid": {"loss": 1}}, 1)
+    state = logger.state_dict()
+    logger.log_metrics({"train": {"loss": 2}}, 2)
+    logger.close()
+    again = kind("logs")
+    again.load_state_dict(state)
+    with again:
+        again.log_metrics({"train": {"loss": 2}}, 2)
+        again.log_metrics({"valid": {"loss": 2}}, 2)
+    expected = [(1, 1.0), (2, 2.0)]
+    assert read("logs") == {"train/loss": expected, "valid/loss": expected}
+
+
+@each_logger
+def test_no_checkpoint_was_kept(kind: Any, read: Callable[[str], Scalars]) -> None:
+    """A run that was killed before its first checkpoint starts over, and has each step once."""
+    for _ in range(2):
+        loggers = Loggers(kind("logs", run_id="a"))
+        assert resume("checkpoints", nn.Linear(1, 1), loggers=loggers) is None
+        with loggers:
+            for step in (1, 2, 3):
+                loggers.log_metrics({"loss": step}, step)
+    assert read("logs") == {"loss": [(1, 1.0), (2, 2.0), (3, 3.0)]}
+
+
+def test_nothing_is_lost_by_starting_over() -> None:
+    """The lines of a run that starts over are put aside; without `resume` lines are added."""
+    for step in (1, 2):
+        with JsonLinesLogger("logs") as logger:
+            logger.log_metrics({"loss": 0.5}, step)
+    logger = JsonLinesLogger("logs")
+    resume("checkpoints", logger=logger)
+    with logger:
+        logger.log_metrics({"loss": 0.4}, 1)
+    assert read_json("logs/metrics.1.jsonl") == {"loss": [(1, 0.5), (2, 0.5)]}
+    assert read_json("logs") == {"loss": [(1, 0.4)]}
+
+
 LOG_FOR_EVER = """
 import sys, threading, test_loggers
 loggers = test_loggers.all_of_them(sys.argv[1])
@@ -160,6 +206,39 @@ def test_killed() -> None:
     assert not late
     for kind, read in READERS.items():
         assert read(f"logs/{kind.__name__}") == wanted
+
+
+MAKE_A_STORE = """
+import threading
+from batteries import MLflowLogger
+MLflowLogger("logs").log_metrics({"loss": 1}, 1)
+threading.Event().wait()
+"""
+
+
+def size_of_store() -> int:
+    """Of the file, or of the one that is to have its name."""
+    sizes = [0]
+    for path in Path("logs").glob("*mlflow.db*"):
+        with suppress(FileNotFoundError):
+            sizes.append(path.stat().st_size)
+    return max(sizes)
+
+
+@pytest.mark.parametrize("size", [1, 200_000, 400_000])
+def test_killed_while_a_store_is_made(size: int) -> None:
+    """A SIGKILL at any moment of its creation leaves no MLflow store that cannot be opened."""
+    with subprocess.Popen([sys.executable, "-c", MAKE_A_STORE]) as process:
+        try:
+            deadline = time.monotonic() + DEADLINE
+            while size_of_store() < size:
+                assert time.monotonic() < deadline
+        finally:
+            process.kill()
+    with MLflowLogger("logs") as logger:
+        logger.log_metrics({"loss": 2}, 2)
+    assert read_mlflow("logs") == {"loss": [(2, 2.0)]}
+    assert not list(Path("logs").glob(".*"))
 
 
 def test_the_end_of_the_program() -> None:
@@ -269,6 +348,42 @@ class Broken:
     def close(self) -> None: ...
 
 
+class BrokenAtTheEnd(JsonLinesLogger):
+    def close(self) -> None:
+        super().close()
+        raise ConnectionError("no network")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_that_fails_to_close(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A logger that cannot be closed hides no error of the training; the others are closed."""
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    good = JsonLinesLogger("good")
+    loggers = Loggers(BrokenAtTheEnd("broken"), good)
+    with (
+        pytest.warns(UserWarning, match="BrokenAtTheEnd.__exit__ fails, and training goes on"),
+        pytest.raises(ZeroDivisionError),
+        loggers,
+    ):
+        raise ZeroDivisionError
+    loggers.close()
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(RuntimeError, match="was closed"):
+        good.log_text("note", "late", 1)
+
+
+@pytest.mark.parametrize("name", ["acc@5", "a//b", "/a", "a/../b", "./a", "a/", "a" * 300, "a:b"])
+def test_names_that_mlflow_refuses(name: str) -> None:
+    """A name that MLflow refuses is written as one that it takes, and costs no other number."""
+    with MLflowLogger("logs") as logger:
+        logger.log_params({name: 1})
+        logger.log_metrics({name: 1, "loss": 0.5}, 1)
+    found = read_mlflow("logs")
+    assert found.pop("loss") == [(1, 0.5)]
+    assert list(found.values()) == [[(1, 1.0)]]
+
+
 def test_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no server answers, training is not stopped, and the warning says what is lost."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -296,6 +411,62 @@ def test_full_disk() -> None:
     assert result.returncode == 0
     assert result.stderr.count("File too large: 'logs/metrics.jsonl'") == 1
     assert Path("logs/metrics.jsonl").read_bytes()[-1:] in (b"", b"\n")
+
+
+LOG_ON_A_FULL_DISK = """
+import sys
+from pathlib import Path
+from test_loggers import READERS, wait_until
+kind = next(kind for kind in READERS if kind.__name__ == sys.argv[1])
+logger = kind("small/logs")
+logger.log_metrics({"loss": 0}, 0)
+wait_until(lambda: Path("small/logs").is_dir() and READERS[kind]("small/logs"))
+with open("small/filler", "wb", buffering=0) as filler:
+    try:
+        while filler.write(b"x" * 4096): ...
+    except OSError: ...
+for step in range(1, 1000):
+    logger.log_metrics({"loss": step, "a name that is longer than what is left": 1}, step)
+wait_until(lambda: logger._error or kind.__name__ == "WandbLogger")
+if sys.argv[2] == "later":
+    filler = open("small/filler", "wb")
+    logger.log_metrics({"loss": 1000}, 1000)
+logger.close()
+print(max(step for step, _ in READERS[kind]("small/logs")["loss"]))
+"""
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("room", ["never", "later"])
+def test_a_disk_that_is_full(kind: Any, room: str, tmp_path: Path) -> None:
+    """A full disk is warned about once, and the program ends; what comes later is there."""
+    if room == "later" and kind is WandbLogger:
+        pytest.skip("wandb's server ends with the first error")
+    program = [sys.executable, "-c", LOG_ON_A_FULL_DISK, kind.__name__, room]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    with tmpfs(tmp_path / "small", 8 * 2**20):
+        result = subprocess.run(
+            program, env=env, capture_output=True, text=True, timeout=2 * DEADLINE
+        )
+    assert result.returncode == 0
+    assert result.stderr.count("fails, and training goes on") == 1
+    assert "calls were lost" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (int(result.stdout) == 1000) == (room == "later")
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline
+
+
+def test_a_fast_loop() -> None:
+    """A loop that logs faster than can be written is held up, and loses nothing."""
+    with JsonLinesLogger("logs") as logger:
+        for step in range(40_000):
+            logger.log_metrics({"loss": 0.5}, step)
+    assert len(read_json("logs")["loss"]) == 40_000
 
 
 def test_torn_lines() -> None:

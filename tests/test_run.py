@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import json
 import os
@@ -8,17 +9,30 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mounts import tmpfs
 from ranks import run_ranks
 from torch.utils.data import Dataset
 
-from batteries import PreemptionGuard, data, run_directory, set_backends, start_run
+from batteries import (
+    PreemptionGuard,
+    data,
+    run_directory,
+    seed_all,
+    set_backends,
+    start_run,
+)
 from batteries.backends import adopt_backends
+from batteries.environment import masked, masked_command
 from batteries.records import read_record, state_of
+from batteries.seeding import seed_worker
 
 
 def test_numbers_never_repeat() -> None:
@@ -101,16 +115,57 @@ def test_what_is_recorded() -> None:
 @dataclasses.dataclass
 class Arguments:
     lr: float = 0.1
+    api_key: str = ""
 
 
-def test_arguments_of_any_kind() -> None:
-    """Arguments may be a dataclass, a mapping, or none."""
-    for number, (args, expected) in enumerate(
-        [(Arguments(), {"lr": 0.1}), ({"lr": 0.2}, {"lr": 0.2}), (None, {})], start=1
-    ):
-        with start_run("runs", args):
-            pass
-        assert last_session(f"runs/00{number}")["args"] == expected
+class Config(dict[str, Any]):
+    """A mapping that has a `__dict__`, which is empty."""
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (None, {}),
+        (Arguments(), {"lr": 0.1, "api_key": ""}),
+        ({"lr": 0.2}, {"lr": 0.2}),
+        (collections.OrderedDict(lr=0.2), {"lr": 0.2}),
+        (collections.UserDict(lr=0.2), {"lr": 0.2}),
+        (Config(lr=0.2), {"lr": 0.2}),
+        ({1: {(2, 3): 0.2}}, {"1": {"(2, 3)": 0.2}}),
+        ({"a": Arguments(api_key="abc")}, {"a": {"lr": 0.1, "api_key": "***"}}),
+        ({"a": [argparse.Namespace(password=1)]}, {"a": [{"password": "***"}]}),
+        ({"uris": {"https://me:word@host"}}, {"uris": ["https://***@host"]}),
+    ],
+)
+def test_arguments_of_any_kind(args: Any, expected: dict[str, Any]) -> None:
+    """Arguments of all kinds are recorded by their names, those inside too."""
+    with start_run("runs", args) as run:
+        assert last_session(run.path)["args"] == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["auth", "pwd", "passphrase", "hf_token", "apiKey", "api-key", "db_password", "PGPASSWORD"],
+)
+def test_names_of_secrets(name: str) -> None:
+    """A name that has a secret's as a word of its own is masked."""
+    assert masked({name: "abc"}) == {name: "***"}
+    assert masked_command([f"--{name}", "-abc"]) == [f"--{name}", "***"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "max_tokens", "max-tokens", "author", "compass"])
+def test_names_of_no_secrets(name: str) -> None:
+    """A name that begins or ends like a secret's is none."""
+    assert masked({name: "abc"}) == {name: "abc"}
+    assert masked_command([f"--{name}", "abc"]) == [f"--{name}", "abc"]
+
+
+def test_secrets_in_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error that ended a run has no secrets in it."""
+    monkeypatch.setenv("WANDB_API_KEY", "c0ffee123456")
+    with pytest.raises(ValueError, match="c0ffee"), start_run("runs"):
+        raise ValueError("401 for c0ffee123456 at https://me:word@host")
+    assert last_session("runs/001")["error"] == "ValueError: 401 for *** at https://***@host"
 
 
 @pytest.mark.parametrize(
@@ -159,20 +214,18 @@ def test_nothing_is_clobbered() -> None:
 
 
 RUN = """
-import sys, time
+import sys
 from batteries import start_run
 run = start_run("runs")
 print("started", flush=True)
 sys.stdin.readline()
-if len(sys.argv) > 1:
-    raise ValueError("no data")
 """
 
 
-def started(*arguments: str) -> subprocess.Popen[str]:
+def started() -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
     process = subprocess.Popen(
-        [sys.executable, "-c", RUN, *arguments], stdin=pipe, stdout=pipe, stderr=pipe, text=True
+        [sys.executable, "-c", RUN], stdin=pipe, stdout=pipe, stderr=pipe, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
@@ -194,12 +247,77 @@ def test_two_processes() -> None:
         assert run.resumed
 
 
-@pytest.mark.parametrize(("arguments", "state"), [((), "finished"), (("fail",), "failed")])
-def test_the_end_of_the_program(arguments: tuple[str, ...], state: str) -> None:
-    """Without a `with`, the end of the program is recorded, and an error that ends it."""
-    with started(*arguments) as process:
-        process.communicate("\n")
-    assert last_session("runs/001")["state"] == state
+@pytest.mark.parametrize(
+    ("end", "state"),
+    [
+        ("", "finished"),
+        ("raise ValueError('no data')", "failed"),
+        ("raise SystemExit(75)", "stopped"),
+        ("sys.exit(75)", "stopped"),
+        ("sys.exit(1)", "failed"),
+        ("sys.exit()", "finished"),
+        ("raise KeyboardInterrupt", "stopped"),
+        ("os.kill(os.getpid(), 15)", "killed"),
+    ],
+)
+@pytest.mark.parametrize("place", ["the module", "a function"])
+def test_the_end_of_the_program(place: str, end: str, state: str) -> None:
+    """Without a `with`, the end of the program is recorded, and what ended it."""
+    lines = ["run = start_run('runs')", end]
+    if place == "a function":
+        lines = ["def main():", *(f"    {line}" for line in lines), "main()"]
+    program = "\n".join(["import os, sys", "from batteries import start_run", *lines])
+    subprocess.run([sys.executable, "-c", program], capture_output=True)
+    record = read_record("runs/001")
+    assert record is not None
+    assert state_of("runs/001", record) == state
+
+
+def test_a_fork_ends() -> None:
+    """The end of a fork is not the end of the run."""
+    program = (
+        "import os, sys; from batteries import start_run; run = start_run('runs')\n"
+        "if os.fork(): os.wait(); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", program])
+    record = read_record("runs/001")
+    assert record is not None
+    assert state_of("runs/001", record) == "killed"
+
+
+def run_on_a_full_disk(logdir: Path) -> None:
+    with start_run(logdir):
+        fill(logdir / "filler")
+        raise ValueError("no data")
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(b"x" * 4096):
+            pass
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A record that cannot be written hides no error of the training."""
+    with tmpfs(tmp_path / "small", 2**20) as small:
+        with (
+            pytest.warns(UserWarning, match="small/001 ended is not recorded: .*No space left"),
+            pytest.raises(ValueError, match="no data"),
+        ):
+            run_on_a_full_disk(small)
+        assert last_session(small / "001")["state"] == "running"
+
+
+def test_room_again(tmp_path: Path) -> None:
+    """How a run ended is recorded when there is room again."""
+    with tmpfs(tmp_path / "small", 2**20) as small:
+        run = start_run(small)
+        fill(small / "filler")
+        with pytest.raises(OSError, match="No space left"):
+            run.close("failed", "no data")
+        (small / "filler").unlink()
+        run.close()
+        assert last_session(run.path)["error"] == "no data"
 
 
 def test_another_host() -> None:
@@ -213,21 +331,47 @@ def test_another_host() -> None:
         assert state_of(run.path, record) == "killed"
 
 
-def test_git(tmp_path: Path) -> None:
-    """The commit is recorded, and what was changed since is a patch that applies."""
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
-    program = tmp_path / "train.py"
-    program.write_text("from batteries import start_run\nstart_run('runs')\n")
+GIT = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """With a program that starts a run, and a file of bytes, both committed."""
+    (tmp_path / "train.py").write_text("from batteries import start_run\nstart_run('runs')\n")
+    (tmp_path / "data").write_bytes(b"one\n")
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
-        subprocess.run([*git, *command], check=True)
-    program.write_text(program.read_text() + "print('changed')\n")
-    subprocess.run([sys.executable, "train.py"], cwd=tmp_path, check=True, capture_output=True)
-    about = last_session(tmp_path / "runs/001")["git"]
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-    assert (about["commit"], about["dirty"], about["diff"]) == (head.strip(), True, "diff-1.patch")
-    subprocess.run([*git, "checkout", "-q", "train.py"], check=True)
-    subprocess.run([*git, "apply", "runs/001/diff-1.patch"], check=True)
-    assert program.read_text().endswith("print('changed')\n")
+        subprocess.run([*GIT, *command], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def git_of_a_run(repository: Path, run: str) -> dict[str, Any]:
+    subprocess.run([sys.executable, "train.py"], cwd=repository, check=True, capture_output=True)
+    return dict(last_session(repository / run)["git"])
+
+
+@pytest.mark.parametrize("config", ["diff.noprefix", "diff.mnemonicPrefix", "color.ui=always"])
+@pytest.mark.parametrize(
+    "data", [b"two\n", "zwölf\n".encode("latin-1"), bytes(range(256))], ids=["text", "latin", "all"]
+)
+def test_git(repository: Path, config: str, data: bytes) -> None:
+    """The commit is recorded, and what was changed since is a patch that applies."""
+    name, _, value = config.partition("=")
+    subprocess.run([*GIT, "config", name, value or "true"], cwd=repository, check=True)
+    (repository / "data").write_bytes(data)
+    about = git_of_a_run(repository, "runs/001")
+    head = subprocess.run([*GIT, "rev-parse", "HEAD"], cwd=repository, capture_output=True).stdout
+    assert (about["commit"], about["dirty"]) == (head.decode().strip(), True)
+    subprocess.run([*GIT, "checkout", "-q", "data"], cwd=repository, check=True)
+    subprocess.run([*GIT, "apply", f"runs/001/{about['diff']}"], cwd=repository, check=True)
+    assert (repository / "data").read_bytes() == data
+
+
+def test_runs_are_no_changes(repository: Path) -> None:
+    """The directories of runs do not make a commit dirty; a new file beside them does."""
+    git_of_a_run(repository, "runs/001")
+    assert not git_of_a_run(repository, "runs/002")["dirty"]
+    (repository / "new.py").touch()
+    assert git_of_a_run(repository, "runs/003")["untracked"] == ["new.py"]
 
 
 def test_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,6 +433,44 @@ class Strategies(Dataset[str]):
         return str(torch.multiprocessing.get_sharing_strategy())  # type: ignore[no-untyped-call]
 
 
+def test_switches_outlast_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seed leaves the choice of cudnn's benchmark as it was made."""
+    monkeypatch.setenv("BATTERIES_BACKENDS", "{}")
+    for choice in (True, False):
+        set_backends(cudnn_benchmark=choice)
+        seed_all(42, deterministic=choice)
+        assert torch.backends.cudnn.benchmark == choice
+
+
+def test_warnings_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later processes ignore the warnings of all calls."""
+    monkeypatch.setenv("BATTERIES_BACKENDS", "{}")
+    with warnings.catch_warnings():
+        set_backends(ignore_warnings=["first"])
+        set_backends(ignore_warnings=["second"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adopt_backends()
+        warnings.warn("first", stacklevel=1)
+        warnings.warn("second", stacklevel=1)
+
+
+@pytest.mark.parametrize("seed", [seed_all, seed_worker])
+def test_switches_reach_torchs_workers(
+    seed: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sharing strategy is that of the workers of torch's loader, by either function."""
+    monkeypatch.setenv("BATTERIES_BACKENDS", "{}")
+    set_backends(sharing_strategy="file_system")
+    loader = torch.utils.data.DataLoader(
+        Strategies(), num_workers=1, multiprocessing_context="spawn", worker_init_fn=seed
+    )
+    try:
+        assert list(loader) == [["file_system"]]
+    finally:
+        set_backends(sharing_strategy="file_descriptor")
+
+
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_switches_reach_workers(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sharing strategy is that of the workers, however they are started."""
@@ -314,5 +496,7 @@ def test_switches(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         set_backends(matmul_precision="highest", anomaly_mode=False)
+    with pytest.raises(ValueError, match="matmul_precision is 'fast'; expected one of highest, "):
+        set_backends(matmul_precision="fast")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="sharing_strategy is 'fast'; this system has file_"):
         set_backends(sharing_strategy="fast")  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 _CHOSEN = "BATTERIES_BACKENDS"  # known to processes that start later
+_PRECISIONS = ("highest", "high", "medium")
 
 
 def set_backends(
@@ -26,7 +27,8 @@ def set_backends(
     >>> set_backends(matmul_precision="highest", ignore_warnings=["a message that is known"])
 
     The choice reaches the workers of `batteries.data.DataLoader`, and those of torch's that have
-    `worker_init_fn=seed_worker`, however they are started. Determinism is `seed_all`'s.
+    `worker_init_fn=seed_all` or `seed_worker`, however they are started. Determinism is
+    `seed_all`'s, which leaves a `cudnn_benchmark` that was chosen here.
 
     Args:
         matmul_precision: "high" multiplies float32 matrices and convolves as TF32 on GPUs since
@@ -38,27 +40,44 @@ def set_backends(
             slower: for finding a bug.
         sharing_strategy: How workers hand over tensors. "file_descriptor" is faster, "file_system"
             is for "too many open files".
-        ignore_warnings: Beginnings of messages, as regular expressions.
+        ignore_warnings: Beginnings of messages, as regular expressions, besides those of before.
 
     Raises:
-        ValueError: A sharing strategy that this system does not have.
+        ValueError: A precision that torch does not know, or a sharing strategy that this system
+            does not have.
     """
     strategies = torch.multiprocessing.get_all_sharing_strategies()  # type: ignore[no-untyped-call]
     if sharing_strategy is not None and sharing_strategy not in strategies:
         raise ValueError(
             f"sharing_strategy is {sharing_strategy!r}; this system has {', '.join(strategies)}"
         )
+    if matmul_precision not in (None, *_PRECISIONS):
+        raise ValueError(
+            f"matmul_precision is {matmul_precision!r}; expected one of {', '.join(_PRECISIONS)}"
+        )
+    known = chosen_backends()
+    messages = dict.fromkeys([*known.get("ignore_warnings", ()), *ignore_warnings])
     chosen: dict[str, Any] = {
         "matmul_precision": matmul_precision,
         "cudnn_benchmark": cudnn_benchmark,
         "anomaly_mode": anomaly_mode,
         "sharing_strategy": sharing_strategy,
-        "ignore_warnings": list(ignore_warnings) or None,
+        "ignore_warnings": list(messages) or None,
     }
-    known = json.loads(os.environ.get(_CHOSEN, "{}"))
     own = {name: value for name, value in chosen.items() if value is not None}
+    _apply({**own, "ignore_warnings": ignore_warnings})
     os.environ[_CHOSEN] = json.dumps({**known, **own})
-    _apply(own)
+
+
+def chosen_backends() -> dict[str, Any]:
+    """What `set_backends` was told, here or in the process that started this one.
+
+    >>> set_backends(matmul_precision="highest")
+    >>> chosen_backends()["matmul_precision"]
+    'highest'
+    """
+    chosen: dict[str, Any] = json.loads(os.environ.get(_CHOSEN, "{}"))
+    return chosen
 
 
 def adopt_backends() -> None:
@@ -66,7 +85,7 @@ def adopt_backends() -> None:
 
     >>> adopt_backends()
     """
-    _apply(json.loads(os.environ.get(_CHOSEN, "{}")))
+    _apply(chosen_backends())
 
 
 def _apply(chosen: dict[str, Any]) -> None:

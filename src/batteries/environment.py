@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import glob
 import importlib.metadata
 import os
 import platform
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 MASK = "***"
-_SECRET = re.compile(r"(?i)token|secret|passw|api_?-?key|access_?-?key|private_?-?key|credential")
+_SECRET = re.compile(
+    # Whole words: a tokenizer, max_tokens and an author are none.
+    r"(?i)(?<![a-z])(?:auth|authorization|bearer|pass|passphrase|pwd|token)(?![a-z])"
+    r"|secret|passw|credential|(?:api|access|private)[_-]?key"
+)
+_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # in apiKey
+_NO_SECRETS = ("PWD", "SSH_AUTH_SOCK")  # variables with such names
 _IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+(?=@)")  # https://user:password@host
 _TOLD = (  # beginnings of the variables that are recorded
     *("CUDA_", "GLOO_", "MASTER_", "MKL_", "MLFLOW_", "NCCL_", "NVIDIA_", "OMP_", "PYTHON"),
     *("PYTORCH_", "SLURM_", "TORCH", "WANDB_", "WORLD_SIZE"),
+)
+_PATCH = (  # one that applies, however git is configured
+    *("diff", "HEAD", "--binary", "-U3", "--src-prefix=a/", "--dst-prefix=b/"),
+    *("--no-color", "--no-ext-diff", "--no-textconv"),
 )
 _DIFF = 2**22  # bytes that are kept of a diff
 
@@ -39,9 +53,7 @@ def environment() -> dict[str, Any]:
         "driver": gpus[0][1] if gpus else None,
         "packages": packages(),
         "variables": {
-            name: value
-            for name, value in masked(dict(os.environ)).items()
-            if name.startswith(_TOLD)
+            name: value for name, value in masked(os.environ).items() if name.startswith(_TOLD)
         },
     }
 
@@ -56,28 +68,47 @@ def packages() -> dict[str, str]:
     return dict(sorted((name.lower(), version) for name, version in found if name))
 
 
-def code(directory: str | os.PathLike[str]) -> tuple[dict[str, Any] | None, bytes]:
-    """The git commit of a directory, and what was changed since as a diff; (None, b"") without.
+def code(
+    directory: str | os.PathLike[str], run: Path | None = None
+) -> tuple[dict[str, Any] | None, bytes]:
+    """The git commit of a directory, and what was changed since as a patch; (None, b"") without.
 
     >>> code("/")
     (None, b'')
+
+    Args:
+        run: Where a run is recorded, with others beside it perhaps: no change of the code.
     """
     top = _output("git", "-C", str(directory), "rev-parse", "--show-toplevel")
     commit = _output("git", "-C", str(directory), "rev-parse", "HEAD")
     if not top or not commit:
         return None, b""
-    git = ("git", "-C", top.decode().strip())
-    status = _output(*git, "status", "--porcelain").decode(errors="replace").splitlines()
-    diff = _output(*git, "diff", "HEAD", "--no-color", "--no-ext-diff")
+    root = os.fsdecode(top.removesuffix(b"\n"))
+    git = ("git", "-C", root)
+    besides = () if run is None else _besides(Path(os.path.relpath(run.resolve(), root)))
+    status = _output(*git, "status", "--porcelain", "--", ".", *besides)
+    changes = status.decode(errors="replace").splitlines()
+    diff = _output(*git, *_PATCH)
     if len(diff) > _DIFF:
         diff = diff[:_DIFF] + f"\n[{len(diff) - _DIFF:,} bytes more]\n".encode()
     about = {
         "commit": commit.decode().strip(),
         "branch": _output(*git, "rev-parse", "--abbrev-ref", "HEAD").decode().strip(),
-        "dirty": bool(status),
-        "untracked": [line[3:] for line in status if line.startswith("??")][:100],
+        "dirty": bool(changes),
+        "untracked": [line[3:] for line in changes if line.startswith("??")][:100],
     }
-    return about, _without_secrets(diff.decode(errors="replace")).encode()
+    text = masked_text(diff.decode(errors="surrogateescape"))  # whatever the encodings
+    return about, text.encode(errors="surrogateescape")
+
+
+def _besides(run: Path) -> list[str]:
+    """What tells git to leave out a directory, and if it is numbered the others."""
+    if run.parts[:1] == ("..",):
+        return []
+    if run.name.isdecimal():
+        numbered = Path(glob.escape(str(run.parent)), "[0-9][0-9][0-9]*", "**")
+        return [f":(top,exclude,glob){numbered.as_posix()}"]
+    return [f":(top,exclude){run.as_posix()}"]
 
 
 def program_directory() -> Path:
@@ -93,52 +124,78 @@ def program_directory() -> Path:
 # ---------------------------------------------------------------- secrets
 
 
-def masked(values: Mapping[str, Any]) -> dict[str, Any]:
+def masked(values: Any) -> dict[str, Any]:
     """Named values, without those that look like secrets by their name or what they are.
 
     >>> masked({"lr": 0.1, "api_key": "abc", "uri": "https://me:word@host"})
     {'lr': 0.1, 'api_key': '***', 'uri': 'https://***@host'}
 
     Values of the environment whose names look like secrets are masked wherever they appear.
+
+    Args:
+        values: A mapping, a dataclass, an `argparse.Namespace` or another object's attributes, with
+            any of them inside; what JSON does not know is its `repr`.
     """
-    return {name: _masked(value, name) for name, value in values.items()}
+    return {str(name): _masked(value, str(name)) for name, value in _named(values).items()}
+
+
+def _named(values: Any) -> Mapping[Any, Any]:
+    if isinstance(values, Mapping):
+        return values
+    if dataclasses.is_dataclass(values):
+        return {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
+    return dict(getattr(values, "__dict__", values))
 
 
 def masked_command(words: list[str]) -> list[str]:
     """The same for a command line.
 
-    >>> masked_command(["train.py", "--lr=0.1", "--api-key=abc", "--token", "abc"])
-    ['train.py', '--lr=0.1', '--api-key=***', '--token', '***']
+    >>> masked_command(["train.py", "--lr=0.1", "--api-key=abc", "--token", "-abc", "--max-tokens"])
+    ['train.py', '--lr=0.1', '--api-key=***', '--token', '***', '--max-tokens']
     """
     found: list[str] = []
     secret = False
     for word in words:
         name, equals, _ = word.partition("=")
-        if secret and not word.startswith("-"):
+        if secret and not word.startswith("--"):
             found.append(MASK)
-        elif equals and _SECRET.search(name):
+        elif equals and _is_secret(name):
             found.append(f"{name}={MASK}")
         else:
-            found.append(_without_secrets(word))
-        secret = word.startswith("-") and not equals and bool(_SECRET.search(word))
+            found.append(masked_text(word))
+        secret = word.startswith("-") and not equals and _is_secret(word)
     return found
 
 
-def _masked(value: Any, name: str = "") -> Any:
-    if isinstance(value, Mapping):
-        return masked(value)
-    if isinstance(value, list | tuple):
-        return [_masked(each, name) for each in value]
-    if _SECRET.search(name) and isinstance(value, str | bytes) and value:
-        return MASK
-    return _without_secrets(value) if isinstance(value, str) else value
+def masked_text(text: str) -> str:
+    """A text without the environment's secrets, and without names and passwords in addresses.
 
-
-def _without_secrets(text: str) -> str:
+    >>> masked_text("401 from https://me:word@host")
+    '401 from https://***@host'
+    """
     for name, value in os.environ.items():
-        if len(value) >= 6 and _SECRET.search(name) and value in text:
+        if len(value) >= 6 and value in text and name not in _NO_SECRETS and _is_secret(name):
             text = text.replace(value, MASK)
     return _IN_ADDRESS.sub(MASK, text)
+
+
+def _is_secret(name: str) -> bool:
+    return bool(_SECRET.search(_WORD.sub("_", name)))
+
+
+def _masked(value: Any, name: str) -> Any:
+    is_object = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    if is_object or isinstance(value, Mapping | Namespace | SimpleNamespace):
+        return masked(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_masked(each, name) for each in value]
+    if value is None or isinstance(value, bool | float):
+        return value
+    if _is_secret(name) and value not in ("", b""):
+        return MASK
+    if isinstance(value, int):
+        return value
+    return masked_text(value if isinstance(value, str) else repr(value))
 
 
 # ---------------------------------------------------------------- the machine

@@ -68,6 +68,28 @@ def write_whole(path: PathLike, size: int = 0) -> Iterator[BinaryIO]:
     _sync_name(path)
 
 
+def append_whole(path: PathLike, data: bytes) -> None:
+    """Append to a file, which is made if need be: all of it, or nothing where there is no room.
+
+    >>> append_whole("notes.txt", b"all of it")
+
+    Raises:
+        OSError: With the path.
+    """
+    with naming(path):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        end = os.fstat(file).st_size
+        try:
+            written = os.write(file, data)
+            if written < len(data):  # the disk is full: the rest says so
+                os.write(file, data[written:])
+        except OSError:
+            os.ftruncate(file, end)
+            raise
+        finally:
+            os.close(file)
+
+
 @contextmanager
 def naming(path: PathLike) -> Iterator[None]:
     """Let an error of the disk in a block say which file it is about, where it does not.

@@ -23,7 +23,7 @@ def read_lines(logdir: PathLike) -> Iterator[dict[str, Any]]:
     """
     path = Path(logdir)
     path = path / NAME if path.is_dir() else path
-    if path.exists():
+    if path.is_file():
         with path.open("rb") as file:
             yield from filter(None, map(parse_line, file))
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import atexit
-import dataclasses
-import functools
+import dis
 import os
 import sys
 import threading
 import uuid
-import weakref
-from collections.abc import Callable
+import warnings
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from batteries.distributed import is_main, rank_zero_only, world_size
-from batteries.environment import code, environment, masked, masked_command, program_directory
+from batteries.environment import (
+    code,
+    environment,
+    masked,
+    masked_command,
+    masked_text,
+    program_directory,
+)
 from batteries.files import PathLike, locked_directory, make_directory, write_whole
 from batteries.preemption import PreemptionGuard
 from batteries.records import BEAT, NAME, own_process, read_record, state_of, write_record
@@ -84,10 +89,11 @@ class Run:
         self.path = path
         self.id = id
         self.resumed = resumed
-        self._ended = threading.Event()
+        self._ended = threading.Event()  # and that is recorded
+        self._end: dict[str, Any] = {}
         if is_main():
-            self._closing = functools.partial(_close_at_exit, weakref.ref(self))
-            atexit.register(self._closing)
+            self._program = _Program()
+            atexit.register(self._close_at_exit)
             threading.Thread(target=_beat, args=(path / NAME, self._ended), daemon=True).start()
 
     def close(self, state: str = "finished", error: str | None = None) -> None:
@@ -95,16 +101,27 @@ class Run:
 
         Args:
             state: "finished", "stopped" or "failed".
+
+        Raises:
+            OSError: It could not be written. It is tried again at the end of the program.
         """
         if self._ended.is_set() or not is_main():
             return
-        self._ended.set()
-        atexit.unregister(self._closing)
+        error = None if error is None else masked_text(error)
+        self._end = self._end or {"state": state, "error": error, "stopped": _now()}
         with locked_directory(self.path):
             record = read_record(self.path)
             assert record is not None
-            record["sessions"][-1].update(state=state, error=error, stopped=_now())
+            record["sessions"][-1].update(self._end)
             write_record(self.path, record)
+        self._ended.set()
+        self._program.forget()
+        atexit.unregister(self._close_at_exit)
+
+    def _close_at_exit(self) -> None:
+        if self._program.is_this():
+            with suppress(FileNotFoundError):  # its directory was removed
+                self.close(*_state_after(self._program.error()))
 
     def __enter__(self) -> Run:
         return self
@@ -115,7 +132,13 @@ class Run:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close(*_state_after(error))
+        try:
+            self.close(*_state_after(error))
+        except OSError as failure:
+            if error is None:
+                raise
+            # What the training ended with is what is told.
+            warnings.warn(f"how {self.path} ended is not recorded: {failure}", stacklevel=2)
 
 
 def start_run(logdir: PathLike, args: Any = None, *, new: bool = False) -> Run:
@@ -127,14 +150,16 @@ def start_run(logdir: PathLike, args: Any = None, *, new: bool = False) -> Run:
     Each start adds a session to `run.json` in the run's directory: arguments, command line, git
     commit (with `diff-1.patch` beside it, where something was changed), versions, machine, world
     size and times. At the end of the `with`, or of the program, it is "finished", "stopped" (a
-    signal, Ctrl-C) or "failed"; what says nothing more was killed. Secrets are masked.
+    signal, Ctrl-C) or "failed"; what says nothing more was killed, as by a SIGTERM without a
+    `PreemptionGuard`. Without a `with`, a program that a `raise SystemExit(...)` ends is "stopped",
+    whatever its code: Python does not tell it. Secrets are masked.
 
     All ranks call it and get the same directory; rank 0 writes.
 
     Args:
         logdir: The directory of numbered runs, of which the newest goes on, unless it has finished;
             or that of one run, which goes on in any case.
-        args: An `argparse.Namespace`, a dataclass or a mapping.
+        args: An `argparse.Namespace`, a dataclass or a mapping; any of them may be inside.
         new: Begin the next one.
 
     Raises:
@@ -148,14 +173,14 @@ def start_run(logdir: PathLike, args: Any = None, *, new: bool = False) -> Run:
 @rank_zero_only(share=True)
 def _begin(logdir: Path, args: Any, new: bool, ranks: int) -> tuple[Path, str, bool]:
     path = _chosen(logdir, new)
-    about, diff = code(program_directory())
+    about, diff = code(program_directory(), path)
     session = {
         **own_process(),
         "state": "running",
         "started": _now(),
         "stopped": None,
         "error": None,
-        "args": masked(_mapping(args)),
+        "args": masked({} if args is None else args),
         "command": masked_command([sys.executable, *sys.argv]),
         "world_size": ranks,
         "git": about,
@@ -194,14 +219,6 @@ def _chosen(logdir: Path, new: bool) -> Path:
     return _new_directory(logdir)
 
 
-def _mapping(args: Any) -> dict[str, Any]:
-    if args is None:
-        return {}
-    if dataclasses.is_dataclass(args) and not isinstance(args, type):
-        args = dataclasses.asdict(args)
-    return {str(name): value for name, value in dict(getattr(args, "__dict__", args)).items()}
-
-
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
@@ -221,10 +238,42 @@ def _state_after(error: BaseException | None) -> tuple[str, str | None]:
     return "failed", f"{type(error).__name__}: {error}"
 
 
-def _close_at_exit(own: Callable[[], Run | None]) -> None:
-    run = own()
-    if run is not None:
-        run.close(*_state_after(getattr(sys, "last_value", None)))
+class _Program:
+    """How the program ends, asked at its exit; Python does not say it there of a SystemExit.
+
+    >>> program = _Program()
+    >>> program.forget()
+    """
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._code: object = PreemptionGuard.exit_code  # of a `raise SystemExit`: to be on the safe
+        self._frame = sys._getframe()  # side, it goes on
+        while self._frame.f_back:
+            self._frame = self._frame.f_back
+        self._exit = sys.exit
+        self._noting = sys.exit = self._note
+
+    def _note(self, status: Any = None, /) -> NoReturn:
+        self._code = status
+        self._exit(status)
+
+    def forget(self) -> None:
+        if sys.exit is self._noting:
+            sys.exit = self._exit
+
+    def is_this(self) -> bool:
+        """False in a fork."""
+        return os.getpid() == self._process
+
+    def error(self) -> BaseException | None:
+        """What ends it."""
+        last: BaseException | None = getattr(sys, "last_value", None)
+        if last is not None:
+            return last
+        # The instruction that its outermost frame has left with.
+        left = dis.opname[self._frame.f_code.co_code[self._frame.f_lasti]]
+        return None if left.startswith("RETURN") else SystemExit(self._code)
 
 
 def _beat(path: Path, ended: threading.Event) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from batteries import distributed
-from batteries.backends import adopt_backends
+from batteries.backends import adopt_backends, chosen_backends
 
 _SEED = "BATTERIES_SEED"
 
@@ -42,7 +42,7 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
             `rank`; so do python and numpy (which takes numbers over 2**32 as two words).
         deterministic: Choose deterministic algorithms where there are some, in cudnn, cuBLAS and
             torch, and let torch warn of operations that have none. False lets cudnn benchmark for
-            the fastest.
+            the fastest, unless `set_backends` was told otherwise.
         rank: Give each rank a stream of its own.
 
     Raises:
@@ -52,6 +52,7 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
     _choose_algorithms(deterministic)
     worker = get_worker_info()
     if worker is not None:
+        adopt_backends()
         base_seed = worker.seed - worker.id
         rank = distributed.rank() if rank is None else rank
         # The argument is mixed in, so that a worker may be seeded again.
@@ -68,7 +69,8 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
 def _choose_algorithms(deterministic: bool) -> None:
     """What https://docs.pytorch.org/docs/stable/notes/randomness.html names, besides seeds."""
     torch.backends.cudnn.deterministic = deterministic
-    torch.backends.cudnn.benchmark = not deterministic
+    benchmark = chosen_backends().get("cudnn_benchmark", not deterministic)
+    torch.backends.cudnn.benchmark = benchmark
     # As torch.use_deterministic_algorithms does, which takes a second to import the compiler.
     torch.set_deterministic_debug_mode("warn" if deterministic else "default")
     if deterministic:
@@ -94,7 +96,6 @@ def seed_worker(worker_id: int) -> None:
             "seed_worker runs inside DataLoader workers: pass it as worker_init_fn=seed_worker; "
             "use seed_all(seed) elsewhere"
         )
-    adopt_backends()
     seed_all(worker_id, deterministic=torch.backends.cudnn.deterministic)
 
 

@@ -130,7 +130,9 @@ def resume(
     >>> first_epoch = last["epoch"] + 1 if last else 1
 
     The same command then starts, restarts and continues an experiment. All ranks call it, and
-    load the same checkpoint. A damaged one is warned about, and an older one taken.
+    load the same checkpoint. A damaged one is warned about, and an older one taken. Where there is
+    none, objects that have a `start_over` are told by it: loggers put aside what a run logged that
+    was killed before its first checkpoint.
 
     Args:
         **objects: As for `load_checkpoint`. A state in the checkpoint for which no object is
@@ -164,6 +166,9 @@ def resume(
             f"none of the {len(paths)} checkpoints in {logdir} can be read; move them away to "
             "start anew"
         )
+    for part in parts.values():
+        if hasattr(part, "start_over"):
+            part.start_over()
     return None
 
 

@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 Metrics = Mapping[str, "float | Tensor | Metrics"]
 Call = tuple[str, tuple[Any, ...]]  # a method and its arguments
 _BOUND = 10_000  # calls that may wait to be written
+_MANY = _BOUND // 2  # calls that are not gathered any longer
 _GATHER = 0.1  # seconds in which calls come together, to be written at once
 _IDLE = 600  # times nothing came together, after which the thread sleeps until something does
 _RETRY = 5.0  # seconds until a tracker that could not be opened is tried again
-_CLOSE = 30.0  # seconds that `close` waits for a tracker
+_PATIENCE = 30.0  # seconds that `close`, and once a full queue, waits for a tracker
 
 
 class Row(NamedTuple):
@@ -72,7 +73,8 @@ class BackgroundLogger:
         self._step: int | None = None  # the highest so far
         self._continues: int | None = None  # after which step; None: begins
         self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
-        self._hurry = threading.Event()
+        self._hurry, self._room, self._ending = (threading.Event() for _ in range(3))
+        self._patient = True
         self._thread: threading.Thread | None = None
         self._told = False
         self._error: Exception | None = None
@@ -120,11 +122,12 @@ class BackgroundLogger:
         self._closed = True
         if self._thread is not None:
             self._calls.put(("_end", ()))
+            self._ending.set()
             self._hurry.set()
-            self._thread.join(_CLOSE)
+            self._thread.join(_PATIENCE)
             if self._thread.is_alive():
                 self._lost += self._calls.qsize()
-                self._error = TimeoutError(f"it did not answer for {_CLOSE:.0f} s")
+                self._error = TimeoutError(f"it did not answer for {_PATIENCE:.0f} s")
             self._thread = None
         self._report()
         if self._lost:
@@ -162,6 +165,14 @@ class BackgroundLogger:
         self.run_id, self._step = state["run_id"], state["step"]
         self._continues = -1 if self._step is None else self._step
 
+    def start_over(self) -> None:
+        """Begin with a run of which no checkpoint was kept: its steps are to come again.
+
+        `resume` calls it, which has found none. After the first call it does nothing.
+        """
+        if self._thread is None:
+            self._continues = -1
+
     # ---------------------------------------------------------------- what the trackers do
 
     def _open(self) -> None: ...
@@ -190,7 +201,10 @@ class BackgroundLogger:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
-        if self._calls.qsize() < _BOUND:
+        waiting = self._calls.qsize()
+        if waiting >= _MANY:
+            self._hurry.set()
+        if waiting < _BOUND or self._has_room():
             self._calls.put((what, arguments))
         else:
             self._lost += 1
@@ -208,10 +222,20 @@ class BackgroundLogger:
                 stacklevel=4,
             )
 
+    def _has_room(self) -> bool:
+        """Whether there is room in the queue; for a tracker that works it is waited for, a while.
+
+        A loop that logs faster than can be written is held up, and loses nothing.
+        """
+        self._room.clear()
+        if self._calls.qsize() >= _BOUND and self._patient and self._error is None:
+            self._patient = self._room.wait(_PATIENCE)
+        return self._calls.qsize() < _BOUND
+
     def _run(self) -> None:
         calls = [self._calls.get()]
         while not self._try(self._open):
-            if self._hurry.wait(_RETRY):  # what was called meanwhile waits in the queue
+            if self._ending.wait(_RETRY):  # what was called meanwhile waits in the queue
                 self._lost += self._calls.qsize()  # with the first, without the end
                 return
         atexit.register(self._exit)  # again: before what the tracker has registered, if anything
@@ -222,27 +246,32 @@ class BackgroundLogger:
         self._try(self._close)
 
     def _write_calls(self, calls: list[Call]) -> None:
+        lost = 0
         for what, group in groupby(calls, key=lambda call: call[0]):
             arguments = [arguments for _, arguments in group]
             if what == "_write_metrics":
                 arguments = [([row for (row,) in arguments],)]
             for each in arguments:
                 if not self._try(getattr(self, what), *each):
-                    self._lost += len(each[0]) if what == "_write_metrics" else 1
-        self._try(self._flush)
+                    lost += len(each[0]) if what == "_write_metrics" else 1
+        self._lost += lost if self._try(self._flush) else len(calls)
 
     def _gathered(self) -> list[Call]:
         """Calls that have come together.
 
-        To wake a thread takes a call tens of microseconds, so it looks by itself now and then.
+        To wake a thread takes a call tens of microseconds, so it looks by itself now and then; it
+        is woken when there are many.
         """
         for _ in range(_IDLE):
             self._hurry.wait(_GATHER)
             if not self._calls.empty():
                 break
         calls = [self._calls.get()]
-        while not self._calls.empty():
+        self._hurry.clear()
+        while len(calls) < _BOUND and calls[-1][0] != "_end" and not self._calls.empty():
             calls.append(self._calls.get())
+        self._patient = True
+        self._room.set()
         return calls
 
     def _try(self, function: Any, *arguments: Any) -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import os
 import re
 import time
 from pathlib import Path
 from typing import Any
 
-from batteries.files import make_directory, naming, write_whole
+from batteries.files import append_whole, make_directory, write_whole
 from batteries.lines import NAME, parse_line
 from batteries.loggers.background import BackgroundLogger, Row
 
@@ -25,18 +25,16 @@ class JsonLinesLogger(BackgroundLogger):
 
     A line is a JSON object with a `time` (seconds since 1970) and `metrics`, `params`, `text` or
     `figure` (a file in `figures`), and a `step` where there is one. A run that goes on first cuts
-    the lines after its checkpoint. NaN and infinities are the strings "nan", "inf" and "-inf".
+    the lines after its checkpoint; where nothing was kept, all are put aside, in
+    `metrics.1.jsonl`. NaN and infinities are the strings "nan", "inf" and "-inf".
     """
-
-    _file: int
 
     def _open(self) -> None:
         path = make_directory(self.logdir) / NAME
-        if path.exists():
+        if path.exists() and self._continues == -1:
+            path.replace(_free(path))
+        elif path.exists():
             _mend(path, self._continues)
-        with naming(path):
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            self._end = os.fstat(self._file).st_size
 
     def _write_metrics(self, rows: list[Row]) -> None:
         self._write([
@@ -57,19 +55,13 @@ class JsonLinesLogger(BackgroundLogger):
         self._write([{"step": step, "time": time.time(), "text": {name: text}}])
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
-        data = "".join(json.dumps(line, default=str) + "\n" for line in lines).encode()
-        try:
-            with naming(self.logdir / NAME):
-                written = os.write(self._file, data)
-                if written < len(data):  # the disk is full: the rest says so
-                    written += os.write(self._file, data[written:])
-        except OSError:
-            os.ftruncate(self._file, self._end)  # no torn line
-            raise
-        self._end += written
+        text = "".join(json.dumps(line, default=str) + "\n" for line in lines)
+        append_whole(self.logdir / NAME, text.encode())
 
-    def _close(self) -> None:
-        os.close(self._file)
+
+def _free(path: Path) -> Path:
+    names = (path.with_suffix(f".{number}{path.suffix}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _mend(path: Path, after: int | None) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from batteries._optional import import_optional
-from batteries.files import PathLike, make_directory
+from batteries.files import PathLike, locked_directory, make_directory
 from batteries.loggers.background import BackgroundLogger, Row
 
 _TAG = "batteries.run_id"
+_REFUSED = re.compile(r"[^\w\-. /]|^[./]|(?<=/)\.+(?=/|$)|/$")  # it makes paths of names
+Value = TypeVar("Value")
 _AT_ONCE = 1000  # metrics in a call, MLflow's limit; of params it is 100
 
 
@@ -23,7 +27,7 @@ class MLflowLogger(BackgroundLogger):
     >>> mlflow.close()
 
     A run that goes on is found by its id, in the tag `batteries.run_id`; numbers that MLflow has
-    already are not sent again.
+    already are not sent again. What MLflow allows in no name is written as _: "acc@5" is "acc_5".
 
     Args:
         tracking_uri: A tracking server, "http://host:5000"; default: `mlflow.db` in `logdir`.
@@ -48,12 +52,14 @@ class MLflowLogger(BackgroundLogger):
         super().__init__(logdir, run_id=run_id)
 
     def _open(self) -> None:
-        artifacts = None
-        if self._uri is None:
+        uri, artifacts = self._uri, None
+        # It tells of new tables, and of each error that it raises.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        if uri is None:
             here = make_directory(self.logdir).resolve()
-            self._uri, artifacts = f"sqlite:///{here}/mlflow.db", (here / "mlartifacts").as_uri()
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # the tables are new
-        self._client = self._tracking.MlflowClient(self._uri)
+            uri, artifacts = f"sqlite:///{here}/mlflow.db", (here / "mlartifacts").as_uri()
+            _make_store(here / "mlflow.db", here / "mlartifacts")
+        self._client = self._tracking.MlflowClient(uri)
         found = self._client.get_experiment_by_name(self._experiment)
         number = (
             found.experiment_id
@@ -78,7 +84,7 @@ class MLflowLogger(BackgroundLogger):
         metrics = [
             self._entities.Metric(name, value, round(row.time * 1000), row.step)
             for row in rows
-            for name, value in row.metrics.items()
+            for name, value in _allowed(row.metrics).items()
             if row.step > self._last.get(name, row.step - 1)
         ]
         for part in _parts(metrics, _AT_ONCE):
@@ -86,6 +92,7 @@ class MLflowLogger(BackgroundLogger):
 
     def _write_params(self, params: dict[str, Any]) -> None:
         # MLflow lets no parameter change: what differs now is a tag.
+        params = _allowed(params)
         new = {name: str(value) for name, value in params.items() if name not in self._params}
         entries = [self._entities.Param(name, value) for name, value in new.items()]
         for part in _parts(entries, 100):
@@ -106,6 +113,34 @@ class MLflowLogger(BackgroundLogger):
 
     def _close(self) -> None:
         self._client.set_terminated(self._run_there, "FAILED" if self._failed else "FINISHED")
+
+
+def _make_store(path: Path, artifacts: Path) -> None:
+    """Create an SQLite file that has its name when it has all its tables.
+
+    MLflow creates them in dozens of steps, and cannot open a file of which some are missing.
+    """
+    module = "mlflow.store.tracking.sqlalchemy_store"
+    stores = import_optional(module, needs="mlflow", for_="MLflowLogger")
+    # Its own directory, so that nothing else waits; the artifacts' is there to stay.
+    with locked_directory(make_directory(artifacts), timeout=600):
+        for leftover in path.parent.glob(f".{path.name}.*"):
+            leftover.unlink()
+        if not path.exists():
+            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+            stores.SqlAlchemyStore(f"sqlite:///{temporary}", artifacts.as_uri()).engine.dispose()
+            temporary.replace(path)
+
+
+def _allowed(values: dict[str, Value]) -> dict[str, Value]:
+    """Under names that MLflow takes.
+
+    >>> _allowed({"acc@5": 0.9, "train//loss": 0.5})
+    {'acc_5': 0.9, 'train/loss': 0.5}
+    """
+    return {
+        _REFUSED.sub("_", re.sub("/+", "/", name))[:250]: value for name, value in values.items()
+    }
 
 
 def _parts(values: list[Any], length: int) -> Iterator[list[Any]]:

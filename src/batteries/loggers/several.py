@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -73,8 +73,8 @@ class Loggers:
         self._each("log_text", name, text, step)
 
     def close(self) -> None:
-        """Close each of them."""
-        self._each("close")
+        """Close each of them, on every rank."""
+        self._on_each("close")
 
     def state_dict(self) -> dict[str, Any]:
         """The state of each logger that has one, by its class.
@@ -94,6 +94,15 @@ class Loggers:
             if name in state:
                 each.load_state_dict(state[name])
 
+    def start_over(self) -> None:
+        """Let each logger begin with a run of which no checkpoint was kept.
+
+        >>> Loggers().start_over()
+        """
+        for each in self._loggers:
+            if hasattr(each, "start_over"):
+                each.start_over()
+
     def _named(self) -> dict[str, Any]:
         named: dict[str, Any] = {}
         for each in self._loggers:
@@ -108,16 +117,19 @@ class Loggers:
 
     def _on_each(self, what: str, *arguments: Any) -> None:
         for number, each in enumerate(self._loggers):
-            try:
-                getattr(each, what)(*arguments)
-            except Exception as error:
-                if number not in self._failed:
-                    self._failed.add(number)
-                    warnings.warn(
-                        f"{type(each).__name__}.{what} fails, and training goes on: "
-                        f"{type(error).__name__}: {error}",
-                        stacklevel=3,
-                    )
+            self._try(number, getattr(each, what), *arguments)
+
+    def _try(self, number: int, method: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            method(*arguments)
+        except Exception as error:
+            if number not in self._failed:
+                self._failed.add(number)
+                warnings.warn(
+                    f"{type(self._loggers[number]).__name__}.{method.__name__} fails, and training "
+                    f"goes on: {type(error).__name__}: {error}",
+                    stacklevel=4,
+                )
 
     def __enter__(self) -> Self:
         return self
@@ -128,8 +140,8 @@ class Loggers:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for each in self._loggers:
+        for number, each in enumerate(self._loggers):
             if hasattr(each, "__exit__"):
-                each.__exit__(kind, error, traceback)
+                self._try(number, each.__exit__, kind, error, traceback)
             else:
-                each.close()
+                self._try(number, each.close)

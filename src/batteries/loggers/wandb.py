@@ -6,6 +6,7 @@ import html
 import io
 import os
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from batteries.files import PathLike, make_directory
 from batteries.loggers.background import BackgroundLogger, Row
 
 _HEADER, _BLOCK = 7, 32768  # bytes, of the files it writes offline
+_SECOND = "%Y%m%d_%H%M%S"
+_SETTLE = 5.0  # seconds after its end in which its server may still be writing
 _STEP = "global_step"
 _INTERVAL = "x_transaction_log_flush_interval"  # 15 seconds, unless told
 
@@ -52,6 +55,9 @@ class WandbLogger(BackgroundLogger):
 
     def _open(self) -> None:
         directory = make_directory(self.logdir).resolve()  # its server has another cwd
+        # It names the files of a session by the second, and would write over another's.
+        while [*directory.glob(f"wandb/*run-{time.strftime(_SECOND)}-{self.run_id}")]:
+            time.sleep(0.1)
         known = self._wandb.Settings.model_fields  # earlier releases have no such interval
         often = {_INTERVAL: 0.5} if _INTERVAL in known else {}
         self._run_there = self._wandb.init(
@@ -63,16 +69,25 @@ class WandbLogger(BackgroundLogger):
             resume="allow" if self._mode == "online" else None,
             settings=self._wandb.Settings(console="off", silent=True, **often),
         )
+        self._file = Path(self._run_there.dir).parent / f"run-{self.run_id}.wandb"
+        self._rows = 0
         # wandb's own step takes numbers in only when the next step comes: a kill would lose them.
         self._run_there.define_metric("*", step_metric=_STEP)
-        online = self._run_there.summary.get(_STEP, -1) if self._mode == "online" else -1
-        self._last = max(online, _last_step(directory / "wandb", self.run_id))
+        self._last = _last_steps(directory / "wandb", self.run_id)
+        self._last_of_others = -1
+        if self._mode == "online":  # where it may have less than the files say
+            there = self._run_there.summary.get(_STEP, -1)
+            self._last_of_others = -1 if self._last else there
+            self._last = {name: min(step, there) for name, step in self._last.items()}
 
     def _write_metrics(self, rows: list[Row]) -> None:
         for row in rows:
-            known = self._continues is not None and self._continues < row.step <= self._last
-            if not known:
-                self._run_there.log({**row.metrics, _STEP: row.step})
+            metrics = row.metrics
+            if self._continues is not None and self._continues < row.step:
+                last, others = self._last, self._last_of_others
+                metrics = {n: v for n, v in metrics.items() if row.step > last.get(n, others)}
+            if metrics:
+                self._log(metrics, row.step)
 
     def _write_params(self, params: dict[str, Any]) -> None:
         self._run_there.config.update(params, allow_val_change=True)
@@ -80,24 +95,43 @@ class WandbLogger(BackgroundLogger):
     def _write_figure(self, name: str, png: bytes, step: int) -> None:
         images = import_optional("PIL.Image", needs="pillow", for_="log_figure")
         picture = self._wandb.Image(images.open(io.BytesIO(png)))
-        self._run_there.log({name: picture, _STEP: step})
+        self._log({name: picture}, step)
 
     def _write_text(self, name: str, text: str, step: int) -> None:
         page = self._wandb.Html(f"<pre>{html.escape(text)}</pre>")
-        self._run_there.log({name: page, _STEP: step})
+        self._log({name: page}, step)
+
+    def _log(self, values: dict[str, Any], step: int) -> None:
+        self._run_there.log({**values, _STEP: step})
+        self._rows += 1
 
     def _close(self) -> None:
         self._run_there.finish(exit_code=int(self._failed))
+        if self._mode == "offline":  # its server says nothing of a disk that was full
+            lost = self._missing()
+            deadline = time.monotonic() + _SETTLE
+            while lost and time.monotonic() < deadline:
+                time.sleep(0.1)
+                lost = self._missing()
+            if lost:
+                self._lost += lost
+                raise OSError(f"wandb has written {self._rows - lost} of {self._rows} rows")
+
+    def _missing(self) -> int:
+        records = read_offline(self._file)
+        return self._rows - len([each for each in records if each.HasField("history")])
 
 
-def _last_step(directory: Path, run_id: str) -> int:
-    """The last step in the offline files of a run; -1 where there are none."""
-    files = directory.glob(f"offline-run-*-{run_id}/run-{run_id}.wandb")
-    items = (
-        item for file in files for record in read_offline(file) for item in record.history.item
-    )
-    names = ((item.key or "/".join(item.nested_key), item.value_json) for item in items)
-    return max((int(value) for name, value in names if name == _STEP), default=-1)
+def _last_steps(directory: Path, run_id: str) -> dict[str, int]:
+    """The last step of each name in the files of a run."""
+    last: dict[str, int] = {}
+    for file in directory.glob(f"*run-*-{run_id}/run-{run_id}.wandb"):
+        for record in read_offline(file):
+            items = record.history.item
+            row = {item.key or "/".join(item.nested_key): item.value_json for item in items}
+            step = int(row.get(_STEP, -1))
+            last.update({name: max(step, last.get(name, -1)) for name in row})
+    return last
 
 
 def read_offline(path: PathLike) -> list[Any]:
