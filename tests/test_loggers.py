@@ -395,15 +395,15 @@ def test_one_that_fails_to_close(rank: int, monkeypatch: pytest.MonkeyPatch) -> 
         good.log_text("note", "late", 1)
 
 
-@pytest.mark.parametrize("name", ["acc@5", "a//b", "/a", "a/../b", "./a", "a/", "a" * 300, "a:b"])
-def test_names_that_mlflow_refuses(name: str) -> None:
+def test_names_that_mlflow_refuses() -> None:
     """A name that MLflow refuses is written as one that it takes, and costs no other number."""
+    names = ["acc@5", "a//b", "/c", "d/../e", "./f", "g/", "h" * 300, "i:j", "loss"]
     with MLflowLogger("logs") as logger:
-        logger.log_params({name: 1})
-        logger.log_metrics({name: 1, "loss": 0.5}, 1)
+        logger.log_params(dict.fromkeys(names, 1))
+        logger.log_metrics(dict.fromkeys(names, 1), 1)
     found = read_mlflow("logs")
-    assert found.pop("loss") == [(1, 0.5)]
-    assert list(found.values()) == [[(1, 1.0)]]
+    assert {"acc_5", "a/b", "loss"} < set(found)
+    assert list(found.values()) == [[(1, 1.0)]] * len(names)
 
 
 def test_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
