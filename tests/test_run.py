@@ -145,7 +145,7 @@ def test_arguments_of_any_kind(args: Any, expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["auth", "pwd", "passphrase", "hf_token", "apiKey", "api-key", "db_password", "PGPASSWORD"],
+    ["auth", "pwd", "passphrase", "hf_token", "apiKey", "wandb-key", "db_password", "PGPASSWORD"],
 )
 def test_names_of_secrets(name: str) -> None:
     """A name that has a secret's as a word of its own is masked."""
