@@ -179,33 +179,55 @@ def test_nothing_is_lost_by_starting_over() -> None:
 
 
 LOG_FOR_EVER = """
-import sys, threading, test_loggers
-loggers = test_loggers.all_of_them(sys.argv[1])
-for step in range(50):
-    for logger in loggers:
+import os, threading, time, test_loggers
+loggers = {kind: kind(f"logs/{kind.__name__}") for kind in test_loggers.READERS}
+for logger in loggers.values():
+    logger.log_metrics({"loss": 0}, 0)
+for kind, read in test_loggers.READERS.items():
+    path = test_loggers.Path(f"logs/{kind.__name__}")
+    test_loggers.wait_until(lambda: path.is_dir() and read(path))
+
+worst, pause = 0.0, threading.Event()
+def probe():  # what the loggers' threads do: wait, and write to the disk
+    global worst
+    while True:
+        begun = time.monotonic()
+        pause.wait(0.1)
+        with open("probe", "wb") as file:
+            file.write(bytes(4096))
+            os.fsync(file.fileno())
+        worst = max(worst, time.monotonic() - begun - 0.1)
+
+threading.Thread(target=probe, daemon=True).start()
+for step in range(1, 100_000):
+    for logger in loggers.values():
         logger.log_metrics({"loss": step}, step)
-print("logged", flush=True)
-threading.Event().wait()
+    print(time.monotonic(), worst, flush=True)
+    pause.wait(0.05)
 """
 
 
 def test_killed() -> None:
-    """What was logged is with every tracker soon, without a close, and survives a SIGKILL."""
-    program = [sys.executable, "-c", LOG_FOR_EVER, "logs"]
+    """What was logged a second before a SIGKILL, by the program's own clock, is with all trackers.
+
+    And what the machine keeps a thread waiting, which the program measures.
+    """
+    program = [sys.executable, "-c", LOG_FOR_EVER]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     with subprocess.Popen(program, stdout=subprocess.PIPE, env=env) as process:
         try:
             assert process.stdout is not None
-            assert process.stdout.readline() == b"logged\n"
-            wanted = {"loss": [(step, float(step)) for step in range(50)]}
-            deadline, late = time.monotonic() + DEADLINE, list(READERS)
-            while late and time.monotonic() < deadline:
-                late = [kind for kind in late if READERS[kind](f"logs/{kind.__name__}") != wanted]
+            lines = [process.stdout.readline() for _ in range(100)]
         finally:
-            process.send_signal(signal.SIGKILL)
-    assert not late
+            process.kill()
+        lines += process.stdout.read().splitlines(keepends=True)
+    told = [tuple(map(float, line.split())) for line in lines if line.endswith(b"\n")]
+    latest = told[-1][0] - 1 - 10 * told[-1][1]
+    steps = [step for step, (logged, _) in enumerate(told, start=1) if logged < latest]
     for kind, read in READERS.items():
-        assert read(f"logs/{kind.__name__}") == wanted
+        found = [step for step, _ in read(f"logs/{kind.__name__}")["loss"]]
+        assert set(steps) <= set(found), kind
+        assert len(set(found)) == len(found)
 
 
 MAKE_A_STORE = """
@@ -373,15 +395,15 @@ def test_one_that_fails_to_close(rank: int, monkeypatch: pytest.MonkeyPatch) -> 
         good.log_text("note", "late", 1)
 
 
-@pytest.mark.parametrize("name", ["acc@5", "a//b", "/a", "a/../b", "./a", "a/", "a" * 300, "a:b"])
-def test_names_that_mlflow_refuses(name: str) -> None:
+def test_names_that_mlflow_refuses() -> None:
     """A name that MLflow refuses is written as one that it takes, and costs no other number."""
+    names = ["acc@5", "a//b", "/c", "d/../e", "./f", "g/", "h" * 300, "i:j", "loss"]
     with MLflowLogger("logs") as logger:
-        logger.log_params({name: 1})
-        logger.log_metrics({name: 1, "loss": 0.5}, 1)
+        logger.log_params(dict.fromkeys(names, 1))
+        logger.log_metrics(dict.fromkeys(names, 1), 1)
     found = read_mlflow("logs")
-    assert found.pop("loss") == [(1, 0.5)]
-    assert list(found.values()) == [[(1, 1.0)]]
+    assert {"acc_5", "a/b", "loss"} < set(found)
+    assert list(found.values()) == [[(1, 1.0)]] * len(names)
 
 
 def test_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:

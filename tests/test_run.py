@@ -145,7 +145,7 @@ def test_arguments_of_any_kind(args: Any, expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["auth", "pwd", "passphrase", "hf_token", "apiKey", "api-key", "db_password", "PGPASSWORD"],
+    ["auth", "pwd", "passphrase", "hf_token", "apiKey", "wandb-key", "db_password", "PGPASSWORD"],
 )
 def test_names_of_secrets(name: str) -> None:
     """A name that has a secret's as a word of its own is masked."""
@@ -349,14 +349,17 @@ def git_of_a_run(repository: Path, run: str) -> dict[str, Any]:
     return dict(last_session(repository / run)["git"])
 
 
-@pytest.mark.parametrize("config", ["diff.noprefix", "diff.mnemonicPrefix", "color.ui=always"])
 @pytest.mark.parametrize(
-    "data", [b"two\n", "zwölf\n".encode("latin-1"), bytes(range(256))], ids=["text", "latin", "all"]
+    ("config", "data"),
+    [
+        ("diff.noprefix", b"two\n"),
+        ("diff.mnemonicPrefix", "zwölf\n".encode("latin-1")),
+        ("core.quotePath", bytes(range(256))),
+    ],
 )
 def test_git(repository: Path, config: str, data: bytes) -> None:
     """The commit is recorded, and what was changed since is a patch that applies."""
-    name, _, value = config.partition("=")
-    subprocess.run([*GIT, "config", name, value or "true"], cwd=repository, check=True)
+    subprocess.run([*GIT, "config", config, "true"], cwd=repository, check=True)
     (repository / "data").write_bytes(data)
     about = git_of_a_run(repository, "runs/001")
     head = subprocess.run([*GIT, "rev-parse", "HEAD"], cwd=repository, capture_output=True).stdout

@@ -20,7 +20,7 @@ MASK = "***"
 _SECRET = re.compile(
     # Whole words: a tokenizer, max_tokens and an author are none.
     r"(?i)(?<![a-z])(?:auth|authorization|bearer|pass|passphrase|pwd|token)(?![a-z])"
-    r"|secret|passw|credential|(?:api|access|private)[_-]?key"
+    r"|secret|passw|credential|(?:api|access|private|wandb)[_-]?key"
 )
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # in apiKey
 _NO_SECRETS = ("PWD", "SSH_AUTH_SOCK")  # variables with such names
