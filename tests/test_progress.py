@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from ranks import run_ranks
 
-from batteries import AverageMeter
+from batteries import AverageMeter, distributed
 from batteries.progress import tqdm
 
 
@@ -150,6 +150,16 @@ def test_rank_zero_only(group: bool) -> None:
     assert items == other_items == [0, 1, 2]
     assert "100%" in shown
     assert other_shown == ""
+
+
+def add_up_with_a_bar() -> list[int]:
+    ranks = (distributed.all_reduce(number) for number in range(3))
+    return list(tqdm(ranks, file=io.StringIO()))
+
+
+def test_a_bar_around_what_ranks_share() -> None:
+    """Ranks agree inside a loop with a bar, which rank 0 alone draws."""
+    assert run_ranks(add_up_with_a_bar) == [[0, 2, 4]] * 2
 
 
 def test_a_notebook_gets_a_widget() -> None:

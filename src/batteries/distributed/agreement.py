@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+import tqdm
 from torch import Tensor
 
 from batteries.distributed.launch import ANY_LEFT, notes, rank, world_size
@@ -27,7 +28,8 @@ _SHOWN = 60  # characters of each
 _SOON = timedelta(seconds=0.5)
 _MOMENTS = 3  # in which what a rank sent before it left may still arrive
 _OTHERS = 3.0  # seconds for the others to say that they wait too
-_OWN = str(Path(__file__).parent.parent)
+# Not the caller's own: a bar of rank 0 alone is at another line of tqdm's than one that is hidden.
+_BETWEEN = (str(Path(__file__).parent.parent), str(Path(tqdm.__file__).parent), contextlib.__file__)
 _numbers = itertools.count(1)
 _words = itertools.count()
 _FAILED = "failed"  # the last word of a rank at a call
@@ -115,7 +117,7 @@ def _place() -> str:
     frame: Any = sys._getframe(1)
     while frame is not None and len(places) < _PLACES:
         name = frame.f_code.co_filename
-        if not name.startswith(_OWN) and name != contextlib.__file__:
+        if not name.startswith(_BETWEEN):
             places.append(f"{name.rpartition(os.sep)[2]}:{frame.f_lineno}"[-_SHOWN:])
         frame = frame.f_back
     return ", from ".join(places)
