@@ -165,7 +165,7 @@ def test_gaps() -> None:
         record_scores(make_run([float(value)]), test=float(value) - 0.01)
     output = run("gaps", "runs").output
     assert "001: test - validation is -0.0100" in output
-    assert "8 runs: test moves with validation (rank correlation +1.00" in output
+    assert "8 runs by accuracy: test moves with validation (rank correlation +1.00" in output
     assert json.loads(run("gaps", "runs", "--json").output)["all"][0]["runs"] == 8
 
 

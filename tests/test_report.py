@@ -121,7 +121,8 @@ def test_stages_and_gaps(logdir: Path) -> None:
     ]  # fmt: skip
     gaps = data_of(write_report(logdir))["gaps"]
     assert gaps == [
-        f"7 runs: {name} moves with validation" for name in ("test", "leaderboard.public")
+        f"7 runs by accuracy: {name} moves with validation"
+        for name in ("test", "leaderboard.public")
     ]
 
 

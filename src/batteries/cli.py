@@ -270,11 +270,11 @@ def gaps(logdir: str, as_json: bool) -> None:
         for line in check_gap(run):
             click.echo(f"{run.name}: {line}")
     for check in checks:
-        text = check.verdict
+        text = str(check)
         if check.correlation is not None and check.interval is not None:
             low, high = check.interval
             text += f" (rank correlation {check.correlation:+.2f}, 95 % {low:+.2f} to {high:+.2f})"
-        click.echo(f"{check.runs} runs: {text}")
+        click.echo(text)
     if not checks:
         click.echo("no run has a test or leaderboard score: batteries score RUN --test SCORE")
 

@@ -60,7 +60,7 @@ def write_report(logdir: PathLike, output: PathLike = "report.html") -> Path:
 
 def _verdicts(runs: Sequence[RunInfo]) -> list[str]:
     try:
-        return [f"{check.runs} runs: {check.verdict}" for check in check_gaps(runs)]
+        return [str(check) for check in check_gaps(runs)]
     except ModuleNotFoundError as error:  # of scipy, which the rest does without
         return [str(error)]
 

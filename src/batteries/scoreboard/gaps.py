@@ -17,8 +17,8 @@ _SEED = 42
 class GapCheck(NamedTuple):
     """What a gap check found.
 
-    >>> print(GapCheck("test", "accuracy", 3, None, None, "too few runs").verdict)
-    too few runs
+    >>> print(GapCheck("test", "accuracy", 8, None, None, "test moves with validation"))
+    8 runs by accuracy: test moves with validation
 
     Attributes:
         metric: Of validation: runs with another one are another check.
@@ -32,6 +32,10 @@ class GapCheck(NamedTuple):
     correlation: float | None
     interval: tuple[float, float] | None
     verdict: str
+
+    def __str__(self) -> str:
+        by = f" by {self.metric}" if self.metric else ""
+        return f"{self.runs} runs{by}: {self.verdict}"
 
 
 def check_gaps(runs: Sequence[RunInfo]) -> list[GapCheck]:
