@@ -30,6 +30,7 @@ from batteries.progress import tqdm
 
 State = OrderedDict[str, Any]
 _KEY = "model_state_dict"
+_BLOCKS = 32  # of a MiB, that threads hold together
 
 
 def average_checkpoints(
@@ -45,10 +46,10 @@ def average_checkpoints(
     >>> average_checkpoints(["exp_1.pth", "exp_2.pth"])["weight"]
     tensor([1.5000, 1.5000])
 
-    The files are read piece by piece, side by side, on as many threads as torch has: whatever
-    their number, it takes the memory of one model, and a MiB for each file and thread. Tensors are
-    found by name, in any order. One that has other strides in some file is read as a whole, of one
-    file after the other, which takes a few times its memory.
+    The files are read piece by piece, side by side: it takes the memory of one model and a MiB for
+    each file, or up to 32 in all where torch has threads for more. Tensors are found by name, in
+    any order. One that has other strides in some file is read as a whole, of one file after the
+    other, which takes a few times its memory.
 
     The average runs, `average.lerp_(weight, 1 / n)`, so that of copies of one model it is that
     model, bit by bit. Files are verified as `load_checkpoint` does it: those of `save_checkpoint`
@@ -78,12 +79,15 @@ def average_checkpoints(
             _check_alike(sources[0], another)
         parts, first = sources[0].parts(), sources[0].state
         state: State = OrderedDict((key, _without_data(value)) for key, value in first.items())
-        threads, size = torch.get_num_threads(), sum(part.size for part in parts)
+        alike, unlike = _parted(parts, sources)
+        threads = min(torch.get_num_threads(), max(1, _BLOCKS // len(files)))
+        size = sum(part.size for part in parts)
         bar = tqdm(desc="average", total=size, unit="B", unit_scale=True, leave=False, disable=None)
+        work = functools.partial(_average_some, sources, counts, dtype, bar)
         with bar, ThreadPoolExecutor(threads) as pool:
-            work = functools.partial(_average_some, sources, counts, dtype, bar)
-            for averaged in pool.map(work, _shared_out(parts, threads)):
+            for averaged in pool.map(work, _shared_out(alike, threads)):
                 state.update(averaged)
+            state.update(work(unlike))
     for key in [key for key, value in state.items() if _has_meta(value)]:  # an extra state
         state[key] = _state_in(read_checkpoint(files[0]), files[0])[key]
     state.__dict__.update(getattr(first, "__dict__", {}))  # the versions of its modules
@@ -367,6 +371,16 @@ def _counts(weights: Sequence[float] | None, number: int) -> list[float]:
 
 
 # ---------------------------------------------------------------- averaging
+
+
+def _parted(parts: list[_Part], sources: list[_Source]) -> tuple[list[_Part], list[_Part]]:
+    """Those that lie alike in all files, and those of which some tensor does not."""
+    alike: list[_Part] = []
+    unlike: list[_Part] = []
+    for part in parts:
+        same = all(source.lies_as(*item) for source in sources for item in part.forms.items())
+        (alike if same else unlike).append(part)
+    return alike, unlike
 
 
 def _shared_out(parts: list[_Part], threads: int) -> list[list[_Part]]:
