@@ -1,0 +1,35 @@
+"""The command itself, and what several of its commands take."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import click
+
+
+class _Named(click.Group):
+    """Errors that say what is wrong, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ImportError, LookupError, OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, click.exceptions.Exit):  # a RuntimeError too
+                raise
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:  # `| head`: click's own
+                raise
+            text = error.args[0] if isinstance(error, KeyError) else error
+            raise click.ClickException(str(text)) from error
+
+
+@click.group(cls=_Named, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="batteries")
+def main() -> None:
+    """Look at runs, score and compare them, average and blend, and begin new ones."""
+
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+logdir_option = click.option(
+    "--logdir", default=".", type=click.Path(file_okay=False), help="Where runs are looked for."
+)

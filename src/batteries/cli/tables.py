@@ -1,0 +1,79 @@
+"""Tables for a terminal, as wide as it is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from batteries._optional import import_optional
+
+_WIDE = 10_000  # columns, where there is no terminal
+
+
+def print_table(
+    title: str, rows: Sequence[Mapping[str, Any]], spare: Sequence[str] = ()
+) -> list[str]:
+    """Print rows; where they are too wide, without spare columns, which are returned.
+
+    >>> print_table("the scores of digits", [{"run": "001", "validation": 0.5}])
+    the scores of digits
+    ┏━━━━━┳━━━━━━━━━━━━┓
+    ┃ run ┃ validation ┃
+    ┡━━━━━╇━━━━━━━━━━━━┩
+    │ 001 │     0.5000 │
+    └─────┴────────────┘
+    []
+    """
+    tables = import_optional("rich.table", needs="rich", for_="a table (without it: --json, --csv)")
+    console = import_optional("rich.console", needs="rich", for_="a table").Console(
+        width=None if sys.stdout.isatty() else _WIDE, emoji=False
+    )
+    columns = {
+        name: [_heading(name), *(_shown(name, row) for row in rows)]
+        for name in (rows[0] if rows else ())
+    }
+    columns = {name: cells for name, cells in columns.items() if any(cells[1:])}
+    left_out = []
+    gaps = [name for name in columns if name.endswith("- validation")]
+    for name in [name for name in [*gaps, *spare] if name in columns]:
+        if _width(columns) > console.width:
+            del columns[name]
+            left_out.append(name)
+    table = tables.Table(title=_plain(title))
+    for name, cells in columns.items():
+        numbers = any(isinstance(row[name], int | float) for row in rows)
+        table.add_column(_plain(cells[0]), justify="right" if numbers else "left", overflow="fold")
+    for index in range(len(rows)):
+        table.add_row(*(_plain(cells[index + 1]) for cells in columns.values()))
+    console.print(table)
+    return left_out
+
+
+def _width(columns: Mapping[str, Sequence[str]]) -> int:
+    """Of a table with them, and its lines."""
+    return 1 + sum(3 + max(map(len, cells)) for cells in columns.values())
+
+
+def _plain(text: str) -> Any:
+    """A text of which no part is taken for colours, or reaches the terminal as a command."""
+    shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    return import_optional("rich.text", needs="rich", for_="a table").Text(shown)
+
+
+def _heading(name: str) -> str:
+    return "duration" if name == "seconds" else name
+
+
+def _shown(name: str, row: Mapping[str, Any]) -> str:
+    value = row[name]
+    if value is None:
+        return ""
+    if name == "started":
+        return str(value)[:16].replace("T", " ")
+    if name == "seconds":
+        minutes, seconds = divmod(round(value), 60)
+        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+    if isinstance(value, float):
+        return f"{value:+.4f}" if name.endswith("- validation") else f"{value:.4f}"
+    return str(value)
