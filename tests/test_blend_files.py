@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +239,32 @@ def test_float32_stays() -> None:
         found = blend_files(paths, method)["target"].to_numpy()  # type: ignore[arg-type]
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, function(scores))
+
+
+def test_memory_is_the_columns() -> None:
+    """Files in any order take the memory of their columns and little more."""
+    rows = 1_000_000
+    ids = np.char.add("row_", np.arange(rows).astype(str))
+    for index in range(4):
+        order = np.random.default_rng(index).permutation(rows)
+        table = pl.DataFrame({"id": ids[order], "target": order / rows})
+        table.write_csv(f"{index}.csv", float_precision=6)
+        table[:1].write_csv("small.csv")
+    script = """
+from pathlib import Path
+from batteries.blend import blend_files
+def peak():  # as the system counts it
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+blend_files(["small.csv", "small.csv"], out="blend.csv")
+before = peak()
+blend_files([f"{index}.csv" for index in range(4)], out="blend.csv")
+print(peak() - before)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "POLARS_MAX_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(result.stdout) < 30 + 24 + 150  # the columns, the first file's ids
