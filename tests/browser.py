@@ -18,13 +18,15 @@ from websockets.sync.connection import Connection
 
 
 class Page:
-    """One page, and all that its console has said."""
+    """One page, with no memory of others, and all that its console has said."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._numbers = itertools.count(1)
         self._events: list[dict[str, Any]] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        context = self.call("Target.createBrowserContext")["browserContextId"]
+        created = self.call("Target.createTarget", url="about:blank", browserContextId=context)
+        target = created["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -110,7 +112,8 @@ class Page:
     def complaints(self) -> list[Any]:
         """Errors and warnings of the console, exceptions, and whatever was asked of a network."""
         self.read("0")  # what was under way is here now
-        events = [(event["method"], event.get("params", {})) for event in self._events]
+        own = [event for event in self._events if event.get("sessionId") == self._session]
+        events = [(event["method"], event.get("params", {})) for event in own]
         return [
             (method, params)
             for method, params in events
@@ -125,7 +128,7 @@ class Page:
 
 
 @contextmanager
-def browser(profile: Path) -> Iterator[Page]:
+def browser(profile: Path) -> Iterator[Connection]:
     """Chromium with a fresh profile; skips the test where it is not installed."""
     program = shutil.which("chromium")
     if program is None:
@@ -137,7 +140,7 @@ def browser(profile: Path) -> Iterator[Page]:
     )
     try:
         with connect(_address(process), max_size=None) as connection:
-            yield Page(connection)
+            yield connection
     finally:
         process.terminate()
         process.communicate(timeout=60)

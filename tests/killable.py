@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
+import warm
 from ranks import run_ranks
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -204,18 +204,16 @@ def run(world_size: int, directory: Path, *args: Any) -> str:
 def run_torchrun(world_size: int, directory: Path, kills: list[Kill], workers: int = 0) -> str:
     """Let torchrun start it again."""
     directory.mkdir()
-    torchrun = str(Path(sys.executable).with_name("torchrun"))
-    options = [f"--nproc-per-node={world_size}", f"--max-restarts={len(kills)}", "--standalone"]
+    options = [f"--nproc-per-node={world_size}", f"--max-restarts={len(kills)}"]
     program = [__file__, str(directory), json.dumps(kills), str(workers)]
-    result = subprocess.run(
-        [torchrun, *options, "--monitor-interval=0.1", *program],
+    result = warm.run(
+        warm.torchrun(*options, *program),
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"},
         capture_output=True,
         text=True,
-        timeout=500,
     )
     assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
+    return str(result.stdout.strip())
 
 
 def main(directory: str, kills: str, workers: str) -> None:

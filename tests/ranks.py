@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import traceback
@@ -12,15 +11,11 @@ from typing import Any
 
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from warm import context, start
 
 from batteries import distributed
 
 DEADLINE = 120  # seconds: a slow machine passes, a hang fails
-
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(
-    ["torch.distributed.checkpoint", "torch.distributed.fsdp", "batteries"]
-)
 
 
 def run_ranks(
@@ -53,8 +48,7 @@ def run_ranks(
     for rank in range(world_size):
         ours, theirs = context.Pipe(duplex=False)
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), **launcher}
-        process = context.Process(target=_run, args=(function, args, own, group, theirs))
-        process.start()
+        process = start(_run, function, args, own, group, theirs)
         theirs.close()
         pipes.append(ours)
         processes.append(process)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from stress_deaths import kills, power_cuts
+from stress_examples import examples
 from stress_mutations import mutations
 from stress_resume import resumes
 
@@ -28,6 +29,7 @@ PARTS: dict[str, tuple[Part, int]] = {
     "power-ext4": (partial(power_cuts, "ext4"), 50),
     "power-xfs": (partial(power_cuts, "xfs"), 50),
     "resume": (resumes, 100),
+    "examples": (examples, 5),
 }
 
 

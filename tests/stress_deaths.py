@@ -19,15 +19,15 @@ from typing import Any
 
 import torch
 from mounts import cut_power, make_image, mounted
-from ranks import DEADLINE, context
+from ranks import DEADLINE
 from test_checkpoint_crashes import (
     die_at,
     end_of,
     manager,
     process_epoch,
-    start,
     state,
 )
+from warm import context, start
 
 from batteries import CheckpointError
 from batteries.checkpoint import read_checkpoint

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from torch import Tensor, nn
 from torch.optim import swa_utils
 from wandering import BATCHES, make_model, steps
@@ -425,7 +425,5 @@ before = peak()
 average_checkpoints(["{first}"] + ["{other}"] * 9)
 print(peak() - before)
 """
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
+    result = warm.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert float(result.stdout) < 80 + 64

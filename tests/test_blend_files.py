@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import warm
 from scipy import stats
 
 from batteries import Predictions
@@ -260,7 +260,7 @@ before = peak()
 blend_files([f"{index}.csv" for index in range(4)], out="blend.csv")
 print(peak() - before)
 """
-    result = subprocess.run(
+    result = warm.run(
         [sys.executable, "-c", script],
         env={**os.environ, "POLARS_MAX_THREADS": "2"},
         capture_output=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from scipy.optimize import nnls
 from sklearn import metrics
 from torch.nn.functional import softmax
@@ -333,5 +333,5 @@ def test_optional_packages(package: str) -> None:
     script = (
         f"import sys; sys.modules[{module!r}] = None; from batteries import blend; blend.{call}"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    result = warm.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert f"needs {package}, which is not installed: pip install {package}" in result.stderr

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gc
-import subprocess
 import sys
 import threading
 import weakref
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from torch import nn
 
 from batteries import CheckpointManager, make_checkpoint
@@ -120,7 +120,7 @@ for epoch in (1, 2):
     manager.process(1 / epoch, epoch, checkpoint)
 {end}
 """
-    subprocess.run([sys.executable, "-c", program], timeout=120, capture_output=True)
+    warm.run([sys.executable, "-c", program], timeout=120, capture_output=True)
     names = sorted(path.name for path in Path("logs").iterdir())
     assert names == ["best.pth", "exp_1.pth", "exp_2.pth", "last.pth", "metrics.json"]
     assert [row["epoch"] for row in CheckpointManager("logs").history] == [1, 2]
@@ -159,7 +159,7 @@ manager.save_last({{"epoch": 1}})
 {end}
 {end and "thread.join(60)"}
 """
-    ended = subprocess.run([sys.executable, "-c", program], timeout=120, capture_output=True)
+    ended = warm.run([sys.executable, "-c", program], timeout=120, capture_output=True)
     assert b"IsADirectoryError" in ended.stderr
     assert b"last.pth" in ended.stderr
 

@@ -23,8 +23,9 @@ from typing import Any
 import pytest
 import torch
 from faults import failing, run_with_faults
-from ranks import DEADLINE, context, run_ranks
+from ranks import DEADLINE, run_ranks
 from torch import nn
+from warm import context, start
 
 from batteries import CheckpointError, CheckpointManager, distributed, make_checkpoint
 from batteries.checkpoint import read_checkpoint
@@ -97,12 +98,6 @@ def die_at(event_number: int, function: Callable[..., None], *args: Any) -> None
     torch.set_num_threads(1)
     sys.addaudithook(count)
     function(*args)
-
-
-def start(function: Callable[..., None], *args: Any) -> BaseProcess:
-    process = context.Process(target=function, args=args)
-    process.start()
-    return process
 
 
 def end_of(process: BaseProcess) -> int | None:

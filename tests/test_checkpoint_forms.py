@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+import warm
 from torch import nn
 
 from batteries import CheckpointError, load_checkpoint, make_checkpoint, save_checkpoint
@@ -83,5 +83,5 @@ from batteries.checkpoint import read_checkpoint
 open("a.safetensors", "w").close()
 read_checkpoint("a.safetensors")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = warm.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "needs safetensors, which is not installed: pip install safetensors" in done.stderr

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 from click.testing import CliRunner, Result
 from test_scoreboard import make_run
 from torch import nn
@@ -77,7 +78,7 @@ def in_a_terminal(words: list[str], width: int) -> str:
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, width, 0, 0))
     command = [sys.executable, "-m", "batteries", *words]
     environment = {**os.environ, "NO_COLOR": "1", "TERM": "xterm"}
-    subprocess.run(command, stdout=end, stderr=end, check=True, env=environment)
+    warm.run(command, stdout=end, stderr=end, check=True, env=environment)
     output = os.read(terminal, 100_000).decode()
     os.close(end)
     os.close(terminal)
@@ -239,7 +240,7 @@ def test_bars(command: str) -> None:
         Path(name).write_text("id,target\n7,0.25\n")
     words = [sys.executable, "-m", "batteries", *command.split()]
     assert f"{words[3]}:   0%|" in in_a_terminal(command.split(), 80)
-    assert subprocess.run(words, capture_output=True, check=True).stderr == b""
+    assert warm.run(words, capture_output=True, check=True).stderr == b""
 
 
 @pytest.mark.parametrize("kind", ["device", "dp", "ddp", "kfold", "submission"])
@@ -249,7 +250,7 @@ def test_new(kind: str) -> None:
     names = {path.name for path in Path("mine").iterdir()}
     assert names == {"README.md", "datasets.py", "experiment.py", "models.py"}
     command = [sys.executable, "experiment.py", "--help"]
-    result = subprocess.run(command, cwd="mine", capture_output=True, text=True)
+    result = warm.run(command, cwd="mine", capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "mine is there already" in run("new", kind, "mine", code=1).output
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 from mounts import tmpfs
 from PIL import Image
 from ranks import DEADLINE, run_ranks
@@ -214,7 +215,7 @@ def test_killed() -> None:
     """
     program = [sys.executable, "-c", LOG_FOR_EVER]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    with subprocess.Popen(program, stdout=subprocess.PIPE, env=env) as process:
+    with warm.Popen(program, stdout=subprocess.PIPE, env=env) as process:
         try:
             assert process.stdout is not None
             lines = [process.stdout.readline() for _ in range(100)]
@@ -250,7 +251,7 @@ def size_of_store() -> int:
 @pytest.mark.parametrize("size", [1, 200_000, 400_000])
 def test_killed_while_a_store_is_made(size: int) -> None:
     """A SIGKILL at any moment of its creation leaves no MLflow store that cannot be opened."""
-    with subprocess.Popen([sys.executable, "-c", MAKE_A_STORE]) as process:
+    with warm.Popen([sys.executable, "-c", MAKE_A_STORE]) as process:
         try:
             deadline = time.monotonic() + DEADLINE
             while size_of_store() < size:
@@ -429,7 +430,7 @@ def test_full_disk() -> None:
         "for step in range(10): logger.log_metrics({'loss': step}, step); logger._hurry.set()\n"
         "logger.close()"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    result = warm.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0
     assert result.stderr.count("File too large: 'logs/metrics.jsonl'") == 1
     assert Path("logs/metrics.jsonl").read_bytes()[-1:] in (b"", b"\n")
@@ -467,9 +468,7 @@ def test_a_disk_that_is_full(kind: Any, room: str, tmp_path: Path) -> None:
     program = [sys.executable, "-c", LOG_ON_A_FULL_DISK, kind.__name__, room]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     with tmpfs(tmp_path / "small", 8 * 2**20):
-        result = subprocess.run(
-            program, env=env, capture_output=True, text=True, timeout=2 * DEADLINE
-        )
+        result = warm.run(program, env=env, capture_output=True, text=True, timeout=2 * DEADLINE)
     assert result.returncode == 0
     assert result.stderr.count("fails, and training goes on") == 1
     assert "calls were lost" in result.stderr
@@ -588,7 +587,7 @@ def test_rank_zero_writes(tmp_path: Path) -> None:
 def test_a_tracker_is_missing(kind: str, package: str) -> None:
     """Without the tracker's package the error is the command that installs it."""
     script = f"import sys; sys.modules[{package!r}] = None; import batteries; batteries.{kind}('x')"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    result = warm.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == (
         f"ModuleNotFoundError: {kind} needs {package}, which is not installed: "

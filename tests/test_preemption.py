@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import context, run_ranks
+import warm
+from ranks import run_ranks
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.utils.data import Dataset
+from warm import context, start
 
 from batteries import PreemptionGuard, distributed
 from batteries.data import DataLoader
@@ -88,7 +90,7 @@ with PreemptionGuard():
         time.sleep(1.5)
     time.sleep(100)
 """
-    done = subprocess.run([sys.executable, "-c", program], timeout=DEADLINE)
+    done = warm.run([sys.executable, "-c", program], timeout=DEADLINE)
     assert done.returncode == 75
 
 
@@ -105,7 +107,7 @@ def lone_rank(program: str, *, others: str = "", agent: bool = True) -> tuple[in
     launcher = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     launcher |= {"TORCHELASTIC_USE_AGENT_STORE": str(agent), **ENV}
     ranks = [
-        subprocess.Popen(
+        warm.Popen(
             [sys.executable, "-c", PRELUDE + program],
             env={**launcher, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
@@ -213,7 +215,7 @@ with PreemptionGuard() as guard:
 def test_workers_live_on_from_the_first_moment() -> None:
     """A signal to a worker that was just forked, and has not come to ignore it, does no harm."""
     command = [sys.executable, "-c", PRELUDE + EARLY]
-    run = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=DEADLINE)
+    run = warm.run(command, env=ENV, capture_output=True, text=True, timeout=DEADLINE)
     assert run.stdout == "4 False\n", run.stderr
 
 
@@ -260,7 +262,7 @@ def test_signal_during_a_save(number: int, saves: bool) -> None:
     """SIGTERM while the loop saves is torchrun's, and waits; a second Ctrl-C leaves at once."""
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", PRELUDE + SAVE]
-    with subprocess.Popen(command, env=ENV, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as run:
+    with warm.Popen(command, env=ENV, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as run:
         assert run.stdout
         assert run.stdout.readline() == "ready\n"
         run.send_signal(number)
@@ -287,8 +289,7 @@ def hang_in_c(pipe: Connection) -> None:
 def test_workers_that_hang_can_be_ended() -> None:
     """SIGTERM twice in a moment is one, which a worker ignores; a later one ends it anywhere."""
     ours, theirs = context.Pipe()
-    worker = context.Process(target=hang_in_c, args=(theirs,))
-    worker.start()
+    worker = start(hang_in_c, theirs)
     assert ours.recv() == "ready"
     begun = time.monotonic()
     worker.terminate()
@@ -318,7 +319,7 @@ LEAVE
 def test_no_orphans(leave: str) -> None:
     """Workers that ignore signals end with their parent, however it ends."""
     command = [sys.executable, "-c", PRELUDE + ORPHANS.replace("LEAVE", leave)]
-    with subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, text=True) as run:
+    with warm.Popen(command, env=ENV, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout
         pids = [int(pid) for pid in run.stdout.readline().split()]
         assert run.stdout.read() == ""  # it ends when the last process that has the pipe does
@@ -349,10 +350,8 @@ with distributed.setup() as device, PreemptionGuard() as guard:
 def test_torchrun() -> None:
     """One rank's signal restarts all where they stopped; SIGTERM to torchrun ends all alike."""
     Path("train.py").write_text(PRELUDE + TRAIN)
-    torchrun = Path(sys.executable).with_name("torchrun")
-    options = ["--standalone", "--nproc-per-node=2", "--max-restarts=1", "--monitor-interval=0.1"]
-    command = [str(torchrun), *options, "train.py"]
-    with subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, text=True) as run:
+    command = warm.torchrun("--nproc-per-node=2", "--max-restarts=1", "train.py")
+    with warm.Popen(command, env=ENV, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout
         first = [run.stdout.readline() for _ in range(2)]
         again = run.stdout.readline()

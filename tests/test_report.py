@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from browser import Page, browser
 from mounts import tmpfs
+from websockets.sync.connection import Connection
 
 from batteries import CheckpointManager, JsonLinesLogger, get_logger, start_run
 from batteries.report import write_report
@@ -339,13 +340,19 @@ def test_metrics_that_only_some_runs_have() -> None:
 # ---------------------------------------------------------------- in a browser
 
 
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
+    with browser(tmp_path_factory.mktemp("profile")) as connection:
+        yield connection
+
+
 @pytest.fixture
-def page(logdir: Path, tmp_path: Path) -> Iterator[Page]:
-    with browser(tmp_path / "profile") as found:
-        found.show(1280, 900, "light")
-        found.open(write_report(logdir))
-        yield found
-        assert found.complaints() == []
+def page(logdir: Path, chromium: Connection) -> Iterator[Page]:
+    found = Page(chromium)
+    found.show(1280, 900, "light")
+    found.open(write_report(logdir))
+    yield found
+    assert found.complaints() == []
 
 
 NAMES = "[...document.querySelectorAll('#table tbody th')].map((cell) => cell.textContent)"

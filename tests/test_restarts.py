@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import warm
 from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
 from batteries.distributed.attempts import attempt_store
 
-TORCHRUN = str(Path(sys.executable).with_name("torchrun"))
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
 
 PROGRAM = """
@@ -36,10 +34,8 @@ with distributed.setup(timeout=timedelta(seconds=60)):
 def test_restarts_of_torchrun() -> None:
     """After each killed worker the next attempt's ranks find each other, not the dead."""
     Path("program.py").write_text(PROGRAM)
-    options = ["--standalone", "--nproc-per-node=2", "--max-restarts=3", "--monitor-interval=0.1"]
-    result = subprocess.run(
-        [TORCHRUN, *options, "program.py"], env=ENV, capture_output=True, text=True, timeout=300
-    )
+    command = warm.torchrun("--nproc-per-node=2", "--max-restarts=3", "program.py")
+    result = warm.run(command, env=ENV, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "[3, 3]\n"
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 from mounts import tmpfs
 from ranks import run_ranks
 from torch.utils.data import Dataset
@@ -224,7 +225,7 @@ sys.stdin.readline()
 
 def started() -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, "-c", RUN], stdin=pipe, stdout=pipe, stderr=pipe, text=True
     )
     assert process.stdout is not None
@@ -267,7 +268,7 @@ def test_the_end_of_the_program(place: str, end: str, state: str) -> None:
     if place == "a function":
         lines = ["def main():", *(f"    {line}" for line in lines), "main()"]
     program = "\n".join(["import os, sys", "from batteries import start_run", *lines])
-    subprocess.run([sys.executable, "-c", program], capture_output=True)
+    warm.run([sys.executable, "-c", program], capture_output=True)
     record = read_record("runs/001")
     assert record is not None
     assert state_of("runs/001", record) == state
@@ -279,7 +280,7 @@ def test_a_fork_ends() -> None:
         "import os, sys; from batteries import start_run; run = start_run('runs')\n"
         "if os.fork(): os.wait(); os.kill(os.getpid(), 9)"
     )
-    subprocess.run([sys.executable, "-c", program])
+    warm.run([sys.executable, "-c", program])
     record = read_record("runs/001")
     assert record is not None
     assert state_of("runs/001", record) == "killed"
@@ -345,7 +346,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def git_of_a_run(repository: Path, run: str) -> dict[str, Any]:
-    subprocess.run([sys.executable, "train.py"], cwd=repository, check=True, capture_output=True)
+    warm.run([sys.executable, "train.py"], cwd=repository, check=True, capture_output=True)
     return dict(last_session(repository / run)["git"])
 
 
