@@ -14,7 +14,7 @@ demo: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python examples/kfold/experiment.py --exp-name=demo-kfold
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --maxprocesses=4
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import multiprocessing
 import random
 import tracemalloc
 from collections import Counter
@@ -199,6 +202,21 @@ def test_len() -> None:
 def test_drop_last() -> None:
     """With `drop_last` every batch is whole."""
     assert [len(batch) for batch, *_ in passes(loader(drop_last=True), 1)] == [4] * 9
+
+
+@pytest.mark.parametrize("batches", [2, 99], ids=["in a pass", "after a pass"])
+@pytest.mark.parametrize("dataset", ["samples", "stream"])
+def test_dropped_with_persistent_workers(dataset: str, batches: int) -> None:
+    """Persistent workers end when their loader is dropped; no garbage collection is needed."""
+    kinds: dict[str, Any] = {"samples": Noisy(37), "stream": Lines()}
+    options: dict[str, Any] = {"num_workers": 1, "persistent_workers": True}
+    data: DataLoader[Any] = DataLoader(kinds[dataset], 4, **options)
+    gc.disable()
+    assert len(list(itertools.islice(data, batches))) in (2, 5, 10)
+    [worker] = multiprocessing.active_children()
+    del data
+    gc.enable()
+    assert worker.exitcode == 0
 
 
 def test_single_samples() -> None:

@@ -36,6 +36,12 @@ def test_requirements(wheel: Path) -> None:
     assert metadata["Requires-Python"] == ">=3.10"
 
 
+def test_the_wheel_has_the_page(wheel: Path) -> None:
+    """What `pip install` brings has the markup, style and script of the report's page."""
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f"batteries/report/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
+
+
 def test_installed_package_works(wheel: Path, tmp_path: Path) -> None:
     """The installed package imports from where it was installed, and ships its types."""
     site = tmp_path / "site"

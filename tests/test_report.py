@@ -6,7 +6,6 @@ import math
 import re
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from batteries.report.contents import Text
 from batteries.report.curves import Curve
 from batteries.scoreboard import record_scores
 
-ROOT = Path(__file__).parents[1]
 EVIL = "<script>alert(1)</script><!--"
 
 
@@ -179,15 +177,6 @@ def test_few_runs_lose_nothing(logdir: Path) -> None:
     run = data_of(write_report(logdir))["runs"][0]
     assert run["log"] == (logdir / "001/log.txt").read_text()
     assert [curve[3] for curve in run["curves"]] == [[1] * 8] * 5
-
-
-def test_the_wheel_has_the_page(tmp_path: Path) -> None:
-    """What `pip install` brings has the page's markup, style and script."""
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    [wheel] = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {f"batteries/report/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
 
 
 # ---------------------------------------------------------------- points and lines

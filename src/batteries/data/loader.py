@@ -8,7 +8,7 @@ import warnings
 import weakref
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -112,7 +112,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._sampler = batch_sampler if batch_sampler is not None else sampler
         self._shuffled = bool(shuffle)
         self.in_step = bool(shuffle) or self._sampler is not None
-        self._plan: Iterator[list[Any] | Any] = iter(())
+        self._asked = _Asked()
         # where each worker is in a stream, the one whose turn comes next first
         self._begin_parts = self._parts = fresh_parts(num_workers or 1)
         self._unsettled: list[Part] = []
@@ -122,13 +122,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             own = {"dataset": self._stream, "batch_size": batch_size, "drop_last": drop_last}
             own["collate_fn"] = functools.partial(self._stream.collated, self.collate_fn)
         else:
-            planned = _Planned(self)
             self._keyed = _draws(dataset)
             own["dataset"] = _Keyed(dataset, self.seed) if self._keyed else dataset
             own |= (
-                {"sampler": planned, "batch_size": None}
+                {"sampler": self._asked, "batch_size": None}
                 if batch_size is None and self._unit == "samples"
-                else {"batch_sampler": planned}
+                else {"batch_sampler": self._asked}
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it has just been said
@@ -163,7 +162,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             if not self._stream.begin(self.epoch, self._parts):
                 self._inner._iterator = None  # persistent workers, which would go on elsewhere
         else:
-            self._plan = self._planned(pending)
+            self._asked.plan = self._planned(pending)
         with holding_signals():
             inner = iter(self._inner)
         if self.num_workers:
@@ -179,6 +178,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         finally:
             if self._pass is this:
                 self._pass = None
+                # The plan refers to this loader. A collection of the circle would close the queues
+                # of persistent workers before these are told to end, and wait 5 s for each.
+                self._asked.plan.close()
 
     def receive(self, arrival: Arrival, settled: bool = True) -> None:
         """Let the loop have a batch: from now on it counts.
@@ -324,7 +326,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             return f"{self._unit} of {type(self._sampler).__name__}"
         return "shuffled" if self._shuffled else "as it is"
 
-    def _planned(self, pending: deque[tuple[list[Any], int, int]]) -> Iterator[Any]:
+    def _planned(self, pending: deque[tuple[list[Any], int, int]]) -> Generator[Any, None, None]:
         """What the workers are asked for, batch by batch, and noted for the loop."""
         rank, world_size, group = distributed.rank(), distributed.world_size(), self._group()
         single = self.batch_size is None and self._unit == "samples"
@@ -358,14 +360,14 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         return _Ahead(Shuffle(length, (_SHUFFLE, self.seed, self.epoch)), length), length
 
 
-class _Planned:
+class _Asked:
     """The batch sampler of torch's loader: what the pass under way asks for."""
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self._loader = loader
+    def __init__(self) -> None:
+        self.plan: Generator[Any, None, None] = (_ for _ in ())
 
     def __iter__(self) -> Iterator[Any]:
-        return self._loader._plan
+        return self.plan
 
 
 class _Keyed(Dataset[Any]):
