@@ -3,10 +3,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := pip install --quiet --disable-pip-version-check
+PARALLEL := -n logical --maxprocesses=4
 # All GPUs where there are some, else two processes on the CPU.
 PROCESSES = $$($(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
 
-.PHONY: demo test check stress bench clean
+# The versions of Python and torch that `make matrix` tests: python3.10 and so on are in PATH.
+MATRIX ?= 3.10-2.10.0 3.11-2.13.0 3.12-2.11.0 3.13-2.14.1
+
+.PHONY: demo test check stress bench matrix clean
 
 demo: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node=$(PROCESSES) examples/ddp/experiment.py \
@@ -14,7 +18,7 @@ demo: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python examples/kfold/experiment.py --exp-name=demo-kfold
 
 test: check
-	$(BIN)/pytest -n logical --maxprocesses=4
+	$(BIN)/pytest $(PARALLEL)
 
 check: .venv/ready
 	$(BIN)/ruff format --check .
@@ -29,14 +33,26 @@ stress: .venv/ready
 bench: .venv-bench/ready
 	.venv-bench/bin/python benchmarks/run.py
 
+# Every supported version; other wheels of torch than the pinned one bring gigabytes.
+matrix: $(MATRIX:%=.venv-%/ready)
+	for pair in $(MATRIX); do echo "Python and torch: $$pair"; .venv-$$pair/bin/pytest $(PARALLEL) || exit 1; done
+
 clean:
-	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache dist
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache dist
 
 .venv/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/$(INSTALL) $$(grep '^torch==' requirements.txt)
 	$(BIN)/$(INSTALL) -r requirements.txt
 	$(BIN)/$(INSTALL) --no-deps --no-build-isolation -e .
+	touch $@
+
+.venv-3%/ready: requirements.txt pyproject.toml
+	python3$(firstword $(subst -, ,$*)) -m venv .venv-3$*
+	.venv-3$*/bin/$(INSTALL) torch==$(lastword $(subst -, ,$*))
+	grep -v '^torch==' requirements.txt > .venv-3$*/requirements.txt
+	.venv-3$*/bin/$(INSTALL) -r .venv-3$*/requirements.txt
+	.venv-3$*/bin/$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
 .venv-bench/ready: requirements.txt requirements-bench.txt pyproject.toml
