@@ -379,14 +379,15 @@ def test_greedy_soup(minimize: bool, caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.messages) == 4
     assert [made.taken for made in soup.decisions] == [True, True, False, False]
     with pytest.raises(ValueError, match="of 1 checkpoints none has a score"):
-        greedy_soup(["4.pth"], evaluate)
+        greedy_soup(["4.pth"], evaluate, metric_minimization=minimize)
 
 
 def test_a_soup_takes_what_does_not_make_it_worse() -> None:
     """A checkpoint with which the score stays as it is goes in."""
     for index in range(3):
         save_checkpoint({"model_state_dict": {"w": torch.tensor(float(index))}}, f"{index}.pth")
-    soup = greedy_soup([f"{index}.pth" for index in range(3)], lambda state: 0.5)  # noqa: ARG005
+    paths = [f"{index}.pth" for index in range(3)]
+    soup = greedy_soup(paths, lambda state: 0.5, metric_minimization=True)  # noqa: ARG005
     assert len(soup.paths) == 3
     assert float(soup.state["w"]) == 1
 
