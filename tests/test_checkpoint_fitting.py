@@ -19,7 +19,7 @@ CLASSES: dict[str, Any] = {
     for name, kind in vars(torch.optim).items()
     if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and name != "Optimizer"
 }
-OTHERS = {
+OTHERS: dict[str, list[dict[str, Any]]] = {
     "SGD": [{"momentum": 0.9}, {"momentum": 0.9, "foreach": True}],
     "Adam": [{"amsgrad": True, "fused": True}, {"lr": torch.tensor(0.1)}, {"maximize": True}],
     "RMSprop": [{"momentum": 0.9, "centered": True}],
@@ -50,7 +50,7 @@ def step(optimizer: torch.optim.Optimizer) -> None:
         closure()
         optimizer.step()
     else:
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
 
 
 def saved(optimizer: Any, **objects: Any) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class Blocks(torch.optim.Optimizer):
     def __init__(self, params: Any, more: Mapping[str, Any] = {}) -> None:
         super().__init__(params, {"lr": 0.1, **more})
 
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]  # noqa: ARG002
+    def step(self, closure: Any = None) -> Any:  # noqa: ARG002
         for group in self.param_groups:
             for parameter in group["params"]:
                 entry = self.state[parameter]

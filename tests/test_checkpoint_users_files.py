@@ -87,7 +87,8 @@ class Directory:
         elif self.sharded:
             shutil.copytree(source, target)
         else:
-            self.dice.choice([shutil.copy, os.link])(source, target)
+            copies: list[Callable[[Path, Path], object]] = [shutil.copy, os.link]
+            self.dice.choice(copies)(source, target)
         self.users[target.name] = content(target)
 
     def check(self) -> None:

@@ -63,7 +63,7 @@ def test_known_directions() -> None:
 def test_the_specification_s_spelling() -> None:
     """The specification's own lines keep the best of an accuracy."""
     manager = CheckpointManager(
-        logdir=Path("logs"), metric="accuracy", metric_minimization=np.False_, save_n_best=5
+        logdir=Path("logs"), metric="accuracy", metric_minimization=False, save_n_best=5
     )
     for epoch, score in enumerate([0.5, 0.9, 0.7], start=1):
         checkpoint = make_checkpoint("train", epoch, nn.Linear(1, 1))

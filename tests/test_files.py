@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pty
 import socket
 import tempfile
 import warnings
@@ -113,7 +114,10 @@ def test_error_behind_a_link() -> None:
 @pytest.mark.parametrize("writer", [*WRITERS, lambda path: point_to("x", path)])
 def test_what_is_no_file(writer: Callable[[str], None]) -> None:
     """A directory, a device, a pipe, a socket is refused with its kind, also behind a link."""
-    kinds = {"device": "/dev/null", "pipe": "pipe", "socket": "socket", "a directory is in": "dir"}
+    # a terminal's directory takes no files: a device that no fault here can replace
+    terminal, end = pty.openpty()
+    device = os.ttyname(end)
+    kinds = {"device": device, "pipe": "pipe", "socket": "socket", "a directory is in": "dir"}
     os.mkfifo("pipe")
     Path("dir").mkdir()
     with socket.socket(socket.AF_UNIX) as server:
@@ -128,7 +132,8 @@ def test_what_is_no_file(writer: Callable[[str], None]) -> None:
             for kind in [*kinds, "in a circle"]:
                 with pytest.raises(OSError, match=kind):
                     writer("circle" if "circle" in kind else f"link to {kind}")
-    assert Path("/dev/null").is_char_device()
+    os.close(end)
+    os.close(terminal)
     assert Path("pipe").is_fifo()
     assert not [name for name in names() if name[0] == "."]
 
