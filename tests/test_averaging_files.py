@@ -352,7 +352,7 @@ def test_the_best_checkpoints() -> None:
         "exp_2.pth",
         "exp_4.pth",
     ]
-    with pytest.raises(FileNotFoundError, match=r"runs/a has 3 exp_\*.pth with a score, not 4"):
+    with pytest.raises(FileNotFoundError, match=r"runs/a has 3 exp_\* with a score, not 4"):
         best_checkpoints("runs/a", 4)
     with pytest.raises(FileNotFoundError, match=r"metrics.json is not there"):
         best_checkpoints("runs/b", 1)
@@ -379,14 +379,15 @@ def test_greedy_soup(minimize: bool, caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.messages) == 4
     assert [made.taken for made in soup.decisions] == [True, True, False, False]
     with pytest.raises(ValueError, match="of 1 checkpoints none has a score"):
-        greedy_soup(["4.pth"], evaluate)
+        greedy_soup(["4.pth"], evaluate, metric_minimization=minimize)
 
 
 def test_a_soup_takes_what_does_not_make_it_worse() -> None:
     """A checkpoint with which the score stays as it is goes in."""
     for index in range(3):
         save_checkpoint({"model_state_dict": {"w": torch.tensor(float(index))}}, f"{index}.pth")
-    soup = greedy_soup([f"{index}.pth" for index in range(3)], lambda state: 0.5)  # noqa: ARG005
+    paths = [f"{index}.pth" for index in range(3)]
+    soup = greedy_soup(paths, lambda state: 0.5, metric_minimization=True)  # noqa: ARG005
     assert len(soup.paths) == 3
     assert float(soup.state["w"]) == 1
 
@@ -427,3 +428,41 @@ print(peak() - before)
 """
     result = warm.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert float(result.stdout) < 80 + 64
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+def test_ties_of_all_files(order: tuple[int, ...]) -> None:
+    """What is tied in some files alone has its own average; what is tied in all stays tied."""
+    states = []
+    for number in range(3):
+        one, two = (torch.randn(3, 4) for _ in range(2))
+        flat = torch.randn(24)
+        states.append(
+            {
+                "tied": two,
+                "always": two,
+                "sometimes": two if number == 1 else one,
+                "left": flat[:12].view(3, 4) if number != 2 else flat.view(3, 8)[:, ::2],
+                "right": flat[12:].view(3, 4) if number != 2 else flat.view(3, 8)[:, 1::2],
+            }
+        )
+    paths = [Path(f"{number}.pth") for number in order]
+    for number in order:
+        save_checkpoint({"model_state_dict": states[number]}, f"{number}.pth")
+    average = average_checkpoints(paths)
+    for key in states[0]:
+        expected = torch.stack([state[key] for state in states]).double().mean(0).float()
+        torch.testing.assert_close(average[key], expected)
+    storages = {key: value.untyped_storage().data_ptr() for key, value in average.items()}
+    assert storages["tied"] == storages["always"] != storages["sometimes"]
+
+
+def test_best_of_a_sharded_manager() -> None:
+    """The best epochs of a sharded manager are its directories, and to average them says how."""
+    manager = CheckpointManager("runs/a", sharded=True)
+    for epoch, loss in enumerate([0.5, 0.3, 0.4], start=1):
+        manager.process(loss, epoch, make_checkpoint("train", epoch, nn.Linear(2, 1)))
+    best = best_checkpoints("runs/a", 2)
+    assert [path.name for path in best] == ["exp_2.dcp", "exp_3.dcp"]
+    with pytest.raises(CheckpointError, match=r"exp_2\.dcp is sharded: make a file of it first"):
+        average_checkpoints(best)

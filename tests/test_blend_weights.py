@@ -21,6 +21,7 @@ from batteries.splits import make_folds
 
 rng = np.random.default_rng(0)
 ROWS = 2000
+UP: Any = {"metric_minimization": False}
 TARGET = (rng.random(ROWS) < 0.3).astype(int)
 
 
@@ -73,7 +74,8 @@ def test_known_metrics_are_sklearn_s(index: int) -> None:
     weights = rng.dirichlet(np.ones(len(oof)))
     expected = function(target, np.average(oof, 0, weights))
     for metric in (name, function):
-        problem = as_problem(list(oof), target, metric, None)
+        own = getattr(metric, "__name__", "") == "<lambda>"
+        problem = as_problem(list(oof), target, metric, False if own else None)
         assert problem.value(weights) == pytest.approx(problem.sign * expected, abs=1e-12)
 
 
@@ -106,13 +108,15 @@ def test_hill_climbing(index: int, threads: int) -> None:
 
 
 def test_any_metric() -> None:
-    """A function of the user's own is maximised, or minimised where they say so."""
+    """A function of the user's own is maximised or minimised, as they say."""
 
     def distance(y: Any, p: Any) -> float:
         return float(np.abs(y - p).max())
 
     down = find_weights(OOF, TARGET, distance, rounds=5, metric_minimization=True)
-    up = find_weights(OOF, TARGET, lambda y, p: -distance(y, p), rounds=5)
+    up = find_weights(
+        OOF, TARGET, lambda y, p: -distance(y, p), rounds=5, metric_minimization=False
+    )
     np.testing.assert_array_equal(down.weights, up.weights)
     assert down.score == -up.score
     assert down.unseen_score == -up.unseen_score
@@ -251,7 +255,7 @@ def test_input_of_weights() -> None:
     with pytest.raises(ValueError, match="the target of row 7 is not a finite number"):
         find_weights(OOF, np.where(np.arange(ROWS) == 7, np.nan, TARGET), "rmse")
     with pytest.raises(ValueError, match="the metric is not a finite number for any"):
-        find_weights(OOF, TARGET, lambda *_: np.nan)
+        find_weights(OOF, TARGET, lambda *_: np.nan, metric_minimization=False)
     first = np.arange(ROWS) == 0  # the one row of its class
     with pytest.raises(ValueError, match="not a finite number on the 1000 rows of fold 1"):
         find_weights(OOF, first, "auc", folds=np.arange(ROWS) % 2)
@@ -267,7 +271,7 @@ def test_input_of_weights() -> None:
 def test_threshold() -> None:
     """The cut-off is the best of all, and each fold's is the best of the other folds."""
     folds, oof = np.arange(ROWS) % 4, np.round(OOF[0], 2)
-    found = find_threshold(oof, TARGET, metrics.f1_score, folds=folds)
+    found = find_threshold(oof, TARGET, metrics.f1_score, metric_minimization=False, folds=folds)
     every = np.unique(oof)
     assert found.score == max(metrics.f1_score(TARGET, oof >= cut) for cut in every)
     for fold, cut in enumerate(found.folds):
@@ -289,11 +293,11 @@ def test_threshold_of_many_scores() -> None:
     best = min(metrics.zero_one_loss(TARGET, OOF[0] >= cut) for cut in np.sort(OOF[0]))
     assert best <= found.score <= best + 0.02
     with pytest.raises(ValueError, match=r"scores of shape \(4, 2000\) for targets of \(2000,\)"):
-        find_threshold(np.stack(OOF), TARGET, metrics.f1_score)
+        find_threshold(np.stack(OOF), TARGET, metrics.f1_score, **UP)
     with pytest.raises(ValueError, match="has nan in row 0"):
-        find_threshold([np.nan, 1.0], [0, 1], metrics.f1_score)
+        find_threshold([np.nan, 1.0], [0, 1], metrics.f1_score, **UP)
     with pytest.raises(ValueError, match="the metric is NaN for every cut-off"):
-        find_threshold([0.1, 0.9] * 5, [0, 1] * 5, lambda *_: np.nan)
+        find_threshold([0.1, 0.9] * 5, [0, 1] * 5, lambda *_: np.nan, **UP)
 
 
 def test_threshold_below_all() -> None:
@@ -304,7 +308,7 @@ def test_threshold_below_all() -> None:
 
 def test_thresholds_that_are_as_good() -> None:
     """Of cut-offs with the same score it is the middle one."""
-    found = find_threshold(np.arange(10) / 10, [0] * 3 + [1] * 7, lambda *_: 1.0, folds=2)
+    found = find_threshold(np.arange(10) / 10, [0] * 3 + [1] * 7, lambda *_: 1.0, folds=2, **UP)
     assert found.value == 0.45
 
 

@@ -408,7 +408,7 @@ def test_metrics_file() -> None:
     manager = CheckpointManager("logs", metric="accuracy", metric_minimization=False)
     checkpoint = make_checkpoint("train", 1, nn.Linear(1, 1))
     manager.process({"accuracy": torch.tensor(0.5), "loss": np.float32(2)}, np.int64(1), checkpoint)
-    manager.process({"accuracy": math.nan}, 2, checkpoint)
+    manager.process({"accuracy": math.nan}, 2, make_checkpoint("train", 2, nn.Linear(1, 1)))
 
     def no_constants(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
@@ -457,7 +457,7 @@ def test_what_cannot_be_saved_changes_nothing() -> None:
 
 def test_scores_without_the_metric() -> None:
     """A score dictionary without the metric is refused with what it has."""
-    manager = CheckpointManager("logs", metric="accuracy")
+    manager = CheckpointManager("logs", metric="accuracy", metric_minimization=False)
     with pytest.raises(KeyError, match=r"the score has no 'accuracy'.*it has 'loss', 'f1'"):
         manager.process({"loss": 1, "f1": 0.5}, 1, {})
     assert not Path("logs").exists()
@@ -465,7 +465,7 @@ def test_scores_without_the_metric() -> None:
 
 def test_another_metric() -> None:
     """A directory that ranks by another metric is refused."""
-    run_manager([0.5], metric="loss")
+    run_manager([0.5])
     with pytest.raises(ValueError, match=r"metrics\.json ranks by 'loss' .* not by 'accuracy'"):
         CheckpointManager("logs", metric="accuracy", metric_minimization=False)
 

@@ -475,7 +475,7 @@ def test_a_score_called_epoch() -> None:
 @pytest.mark.parametrize("bad", [None, "high", [0.5], torch.zeros(2), {"nested": 1}])
 def test_scores_that_are_not_numbers(bad: Any) -> None:
     """A score that is not one number is named."""
-    checkpoints = CheckpointManager("logs", metric="loss")
+    checkpoints = CheckpointManager("logs", metric="loss", metric_minimization=True)
     with pytest.raises(TypeError, match=r"the score 'loss' is .*; expected one number"):
         checkpoints.process({"loss": bad}, 1, {})
 

@@ -45,7 +45,7 @@ def test_runs() -> None:
     assert [row["run"] for row in rows] == ["002", "001", "003"]
     lines = run("runs", "runs", "--csv", "--filter", "validation>0.75").output.splitlines()
     assert lines[0].startswith("run,commit,stage,epochs,metric,validation,epoch")
-    assert [line[:3] for line in lines[1:]] == ["001", "002"]
+    assert [line[:3] for line in lines[1:]] == ["002", "001"]
     rows = json.loads(
         run("runs", "runs", "--json", "--filter", "run~^00[12]$", "--filter", "epochs=1").output
     )
@@ -105,7 +105,7 @@ def test_a_pipe_that_ends() -> None:
 def test_a_damaged_run() -> None:
     """A run that cannot be read is told of, and the others are listed."""
     Path("runs/002/run.json").write_text("{")
-    result = run("runs", "runs", "--json")
+    result = run("runs", "runs", "--json", "--sort", "run")
     assert [row["state"] for row in json.loads(result.stdout)] == [
         "finished",
         "unreadable",

@@ -15,7 +15,7 @@ from batteries import EarlyStopping, distributed, load_checkpoint, make_checkpoi
 
 def stops_at(scores: list[float], **options: Any) -> int | None:
     """The check, from 1, at which it says to stop."""
-    stopper = EarlyStopping(**options)
+    stopper = EarlyStopping(**{"metric_minimization": True, **options})
     return next((n for n, score in enumerate(scores, 1) if stopper.step(score)), None)
 
 
@@ -48,7 +48,7 @@ def test_min_delta() -> None:
 
 def test_the_best() -> None:
     """NaN and infinities never become the best score."""
-    stopper = EarlyStopping()
+    stopper = EarlyStopping(metric_minimization=True)
     scores: list[Any] = [math.nan, math.inf, torch.tensor(0.5), -math.inf, 0.7]
     for score in scores:
         stopper(score)
@@ -59,12 +59,12 @@ def test_resume() -> None:
     """Restored from a checkpoint at any check, it stops at the same one."""
     scores = [random.Random(0).random() for _ in range(30)]
     expected = stops_at(scores)
-    stopper = EarlyStopping()
+    stopper = EarlyStopping(metric_minimization=True)
     for number, score in enumerate(scores, 1):
         save_checkpoint(
             make_checkpoint("train", 1, torch.nn.Linear(1, 1), stopper=stopper), "a.pth"
         )
-        stopper = EarlyStopping()
+        stopper = EarlyStopping(metric_minimization=True)
         load_checkpoint("a.pth", stopper=stopper)
         if stopper.step(score):
             assert number == expected
@@ -73,7 +73,7 @@ def test_resume() -> None:
 
 
 def decide() -> list[bool]:
-    stopper = EarlyStopping(patience=1)
+    stopper = EarlyStopping(1, metric_minimization=True)
     return [stopper.step(score + distributed.rank()) for score in (0.5, 0.4, 0.4)]
 
 
@@ -86,11 +86,11 @@ def test_ranks_decide_alike() -> None:
 def test_bad_numbers(bad: dict[str, Any]) -> None:
     """Numbers that make no sense are refused."""
     with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*; expected 0 or more"):
-        EarlyStopping(**bad)
+        EarlyStopping(**bad, metric_minimization=True)
 
 
 def decide_with_the_score_of_rank_zero() -> bool:
-    return EarlyStopping(patience=0).step(0.5 if distributed.is_main() else None)
+    return EarlyStopping(0, True).step(0.5 if distributed.is_main() else None)
 
 
 def test_scores_of_rank_zero_alone() -> None:

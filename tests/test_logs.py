@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import subprocess
 import sys
 import uuid
 from pathlib import Path
@@ -118,3 +119,21 @@ def test_lines_go_above_the_bar(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     before_line = written[: written.index("message")].rpartition("\r")[2]
     assert before_line.startswith("20")
     assert "|" not in before_line
+
+
+def test_pipes_and_devices(name: str) -> None:
+    """A log file may be a pipe, such as /dev/stdout of a program whose output is piped."""
+    script = (
+        "from batteries import get_logger\n"
+        f"for _ in range(2): get_logger({name!r}, '/dev/stdout').info('message')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert [line[-9:] for line in result.stdout.splitlines()] == ["O - message"[-9:]] * 2
+
+
+def test_a_log_file_that_is_a_directory(name: str) -> None:
+    """A directory is named at once, not at the first line."""
+    with pytest.raises(IsADirectoryError, match=r"\. is a directory; expected a file in it"):
+        get_logger(name, ".")

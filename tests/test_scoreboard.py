@@ -96,7 +96,9 @@ def test_scores_that_are_not_finite() -> None:
 def test_checkpoints_without_a_record() -> None:
     """The directory of a CheckpointManager is a run too."""
     add_stage(Path("old/a"), [0.5], "accuracy")
-    CheckpointManager("old/b", "loss").process(0.5, 1, make_checkpoint("a", 1, nn.Linear(1, 1)))
+    CheckpointManager("old/b", "loss", True).process(
+        0.5, 1, make_checkpoint("a", 1, nn.Linear(1, 1))
+    )
     assert [(run.name, run.state, run.epochs) for run in read_runs("old")] == [
         ("a", "unknown", 1),
         ("b", "unknown", 1),

@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from batteries import distributed
+from batteries.direction import said_direction
 
 
 class EarlyStopping:
     """Says when the score has not become better for `patience` checks in a row.
 
-    >>> stopper = EarlyStopping(patience=2)
+    >>> stopper = EarlyStopping(patience=2, metric_minimization=True)
     >>> [stopper.step(loss) for loss in [0.5, 0.4, 0.4, float("nan")]]
     [False, False, False, True]
     >>> stopper.best_score, stopper.best_epoch
@@ -26,7 +27,7 @@ class EarlyStopping:
 
     Args:
         patience: Checks without an improvement after which to stop.
-        metric_minimization: Whether lower is better.
+        metric_minimization: Whether lower is better: of a loss it is True, of accuracy False.
         min_delta: How much better counts, 0 or more.
 
     Attributes:
@@ -34,18 +35,22 @@ class EarlyStopping:
         best_epoch: The check at which it came, counted from 1.
 
     Raises:
+        TypeError: No `metric_minimization`.
         ValueError: A negative `patience` or `min_delta`.
     """
 
     def __init__(
-        self, patience: int = 5, metric_minimization: bool = True, min_delta: float = 0.0
+        self,
+        patience: int = 5,
+        metric_minimization: bool | None = None,
+        min_delta: float = 0.0,
     ) -> None:
         if patience < 0:
             raise ValueError(f"patience is {patience}; expected 0 or more checks")
         if not min_delta >= 0:
             raise ValueError(f"min_delta is {min_delta}; expected 0 or more")
         self.patience = patience
-        self.metric_minimization = metric_minimization
+        self.metric_minimization = said_direction(metric_minimization, "EarlyStopping")
         self.min_delta = min_delta
         self.best_score: float | None = None
         self.best_epoch: int | None = None
@@ -54,7 +59,7 @@ class EarlyStopping:
     def step(self, score: float | Tensor | None) -> bool:
         """Take in the score of an epoch; whether to stop.
 
-        >>> EarlyStopping().step(0.5)
+        >>> EarlyStopping(metric_minimization=True).step(0.5)
         False
 
         Also spelled `stopper(score)`. On ranks other than 0 the score may be None.
@@ -81,7 +86,7 @@ class EarlyStopping:
     def state_dict(self) -> dict[str, Any]:
         """What is known, as plain numbers.
 
-        >>> EarlyStopping().state_dict()
+        >>> EarlyStopping(metric_minimization=True).state_dict()
         {'best_score': None, 'best_epoch': None, 'checks': 0}
         """
         return {
@@ -93,7 +98,7 @@ class EarlyStopping:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`.
 
-        >>> stopper = EarlyStopping()
+        >>> stopper = EarlyStopping(metric_minimization=True)
         >>> stopper.load_state_dict({"best_score": 0.5, "best_epoch": 3, "checks": 4})
         """
         self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import shutil
+import stat
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +22,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 PathLike = str | os.PathLike[str]
-_TEMPORARY = ".tmp"
+_LONG = 64  # bytes of a name that temporary names no longer contain, for they may not be longer
+_NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 _CLONE = 0x40049409  # FICLONE of Linux: the copy shares its data until one of the two changes
 
 
@@ -52,20 +55,21 @@ def write_whole(path: PathLike, size: int = 0) -> Iterator[BinaryIO]:
     >>> with write_whole("notes.txt") as file:
     ...     _ = file.write(b"all of it")
 
-    An error inside the block leaves the previous file as it was, and nothing beside it.
+    An error inside the block leaves the previous file as it was, and nothing beside it. A
+    symbolic link is followed: its target is replaced, and the link stays.
 
     Args:
         size: Bytes that are about to be written, for the error when there is no room.
 
     Raises:
-        OSError: With the path, the cause, the bytes needed and the bytes free.
+        IsADirectoryError: The path is a directory.
+        OSError: With the path, the cause, the bytes needed and the bytes free; or the path is a
+            device, a pipe or a socket. Nothing has been written then.
     """
-    path = Path(path)
-    with _replacement(path, size) as temporary, temporary.open("x+b") as file:
+    with _replacement(_followed(path), size) as temporary, temporary.open("x+b") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
-    _sync_name(path)
 
 
 def append_whole(path: PathLike, data: bytes) -> None:
@@ -74,8 +78,10 @@ def append_whole(path: PathLike, data: bytes) -> None:
     >>> append_whole("notes.txt", b"all of it")
 
     Raises:
-        OSError: With the path.
+        OSError: With the path; as `write_whole`.
     """
+    path = _followed(path)
+    _check_replaceable(path)
     with naming(path):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         end = os.fstat(file).st_size
@@ -111,33 +117,48 @@ def link_or_copy(source: PathLike, target: PathLike) -> None:
     >>> Path("exp_3.pth").touch()
     >>> link_or_copy("exp_3.pth", "best.pth")
 
-    `target` is replaced in one step: at every moment it is the old file or the new one. Of a
-    symbolic link it becomes another. A copy is on the disk before it has its name, shares its
-    data where the file system can do that, and is warned about once for each directory.
+    `target` is replaced in one step: at every moment it is the old file or the new one. Symbolic
+    links are followed. A copy is on the disk before it has its name, shares its data where the
+    file system can do that, and is warned about once for each directory.
 
     Raises:
         OSError: With the path, the cause, the bytes needed and the bytes free.
     """
-    source, target = Path(source), Path(target)
-    if source.is_symlink():
-        point_to(source.readlink(), target)
-        return
+    _link_or_copy(_followed(source), _followed(target))
+
+
+def replace_link(link: PathLike) -> None:
+    """Put the file that a symbolic link stands for in the place of the link.
+
+    >>> Path("exp_3.pth").touch()
+    >>> point_to("exp_3.pth", "best.pth")
+    >>> replace_link("best.pth")
+    >>> Path("best.pth").is_symlink(), Path("best.pth").samefile("exp_3.pth")
+    (False, True)
+
+    `link` is replaced in one step, as `link_or_copy` does it.
+    """
+    _link_or_copy(_followed(link), Path(link), over_links=True)
+
+
+def _link_or_copy(source: Path, target: Path, over_links: bool = False) -> None:
     impossible = None
     # Renaming one hard link onto another of the same file does nothing, and leaves both.
-    if not (target.exists() and target.samefile(source)):
-        with _replacement(target, source.stat().st_size) as temporary:
+    if target.is_symlink() or not (target.exists() and target.samefile(source)):
+        with _replacement(target, source.stat().st_size, over_links) as temporary:
             try:
                 os.link(source, temporary)
             except OSError as error:  # FAT, some network file systems
                 impossible = error.strerror
                 _copy(source, temporary)
-    _sync_name(target)
+    else:
+        _sync_name(target)
     if impossible is not None:
         _tell_of_copies(target.parent.resolve(), impossible)
 
 
 def point_to(destination: PathLike, link: PathLike) -> None:
-    """Make `link` a symbolic link, in place of whatever file or link has that name.
+    """Make `link` a symbolic link, in place of the file or link that has that name.
 
     >>> make_directory("shards/1")
     PosixPath('shards/1')
@@ -145,19 +166,24 @@ def point_to(destination: PathLike, link: PathLike) -> None:
 
     `link` is replaced in one step.
     """
-    with _replacement(Path(link)) as temporary:
+    with _replacement(Path(link), over_links=True) as temporary:
         temporary.symlink_to(destination)
-    _sync_name(Path(link))
 
 
-def remove_leftovers(directory: PathLike) -> None:
+def remove_leftovers(directory: PathLike, own: Callable[[str], object]) -> None:
     """Remove the temporary files of processes that were killed; hold the directory meanwhile.
 
-    >>> remove_leftovers(".")
+    >>> remove_leftovers(".", own=lambda name: name in ("best.pth", "last.pth"))
+
+    Args:
+        own: Whether a name is that of a file whose leftovers are to go. Others may be being
+            written by somebody who does not hold the directory.
     """
-    for path in Path(directory).glob(f".*{_TEMPORARY}"):
-        with suppress(OSError):  # it does no harm where it cannot be removed
-            path.unlink()
+    for path in Path(directory).glob(".*.tmp"):
+        written = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}\.tmp", path.name)
+        if written and own(written[1]):
+            with suppress(OSError):  # it does no harm where it cannot be removed
+                path.unlink()
 
 
 @contextmanager
@@ -199,13 +225,58 @@ def _lock(descriptor: int, path: PathLike, timeout: float) -> None:
             return None
 
 
-@contextmanager
-def _replacement(path: Path, size: int = 0) -> Iterator[Path]:
-    # In the same directory: a rename across file systems is a copy, and a copy can be cut short.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+# ---------------------------------------------------------------- what may be replaced
+
+
+def _followed(path: PathLike) -> Path:
+    """The file that a path stands for: itself, or the end of its symbolic links."""
+    path = Path(path)
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+_KINDS = {
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symbolic link that leads in a circle",
+    stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+
+
+def _check_replaceable(path: Path, over_links: bool = False) -> None:
+    """Raise if a path is neither a regular file nor free: nothing else is ever replaced."""
     try:
-        if path.is_dir() and not path.is_symlink():
-            raise IsADirectoryError(errno.EISDIR, f"a directory is in the way, move {path} away")
+        kind = stat.S_IFMT(path.lstat().st_mode)
+    except FileNotFoundError:
+        if not path.parent.exists():
+            raise FileNotFoundError(
+                errno.ENOENT, f"there is no directory {path.parent} for {path.name}; make it first"
+            ) from None
+        return
+    except OSError:  # told when it is written
+        return
+    if kind == stat.S_IFREG or (over_links and kind == stat.S_IFLNK):
+        return
+    if kind == stat.S_IFDIR:
+        raise IsADirectoryError(
+            errno.EISDIR,
+            f"a directory is in the way, move {path} away, or choose the name of a file in it",
+        )
+    raise OSError(
+        errno.EINVAL,
+        f"{path} is a {_KINDS.get(kind, 'special file')}; only a file can be written whole or not "
+        "at all: choose the name of one",
+    )
+
+
+@contextmanager
+def _replacement(path: Path, size: int = 0, over_links: bool = False) -> Iterator[Path]:
+    _check_replaceable(path, over_links)
+    # In the same directory: a rename across file systems is a copy, and a copy can be cut short.
+    name = f".{path.name}" if len(os.fsencode(path.name)) <= _LONG else ""
+    temporary = path.with_name(f"{name}.{uuid.uuid4().hex}.tmp")
+    try:
         yield temporary
         temporary.replace(path)
     except BaseException as error:
@@ -214,6 +285,7 @@ def _replacement(path: Path, size: int = 0) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise _described(error, path, size) from error
         raise
+    _sync_name(path)
 
 
 def _described(error: OSError, path: Path, size: int) -> OSError:
@@ -260,10 +332,18 @@ def sync(path: PathLike) -> None:
     """Put a file, or the names in a directory, on the disk.
 
     >>> sync(".")
+
+    A file system that does not offer that for directories, as some network mounts, is believed.
     """
-    if os.name == "posix":
-        with naming(path), _opened(Path(path)) as descriptor:
+    if os.name != "posix":
+        return
+    with naming(path), _opened(Path(path)) as descriptor:
+        try:
             os.fsync(descriptor)
+        except OSError as error:
+            offered = error.errno not in _NOT_OFFERED
+            if offered or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise
 
 
 def _sync_name(path: Path) -> None:

@@ -30,11 +30,13 @@ def get_logger(
     level. An existing file is continued.
 
     Args:
-        log_file: Written besides the console (stderr). Its directory is created.
+        log_file: Written besides the console (stderr). Its directory is created. A device or a
+            pipe, such as /dev/stdout, will do.
         disable: Write nothing at all.
 
     Raises:
         NotADirectoryError: The directory of the file is a file.
+        IsADirectoryError: The file is a directory.
     """
     logger = logging.getLogger(name)
     logger.setLevel(log_level)
@@ -45,6 +47,12 @@ def get_logger(
     if log_file is None:
         return logger
     path = os.path.realpath(log_file)  # one file, by whatever path
+    if Path(log_file).is_dir():
+        raise IsADirectoryError(
+            f"{log_file} is a directory; expected a file in it, such as log.txt"
+        )
+    if not Path(path).exists() and Path(log_file).exists():
+        path = os.path.abspath(log_file)  # of a pipe: the end of its links has a name, and no path
     if not any(getattr(handler, "baseFilename", None) == path for handler in logger.handlers):
         make_directory(Path(path).parent)
         # delay: a rank without errors opens nothing

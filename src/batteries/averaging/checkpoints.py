@@ -56,7 +56,7 @@ def average_checkpoints(
     Integer tensors of one element, such as batch norm's `num_batches_tracked`, become the largest;
     larger ones, such as tables of positions, are the first file's; bool ones must be the same in
     all files. The statistics of batch norm are averaged, which is not what they are of the average
-    weights: `update_bn`. Memory that tensors share in the first file they share in the average.
+    weights: `update_bn`. Memory that tensors share in all files they share in the average.
 
     Args:
         weights: How much each file counts for; their sum does not matter. Default: all the same.
@@ -74,7 +74,7 @@ def average_checkpoints(
         sources = [Source.opened(path, stack) for path in files]
         for another in sources[1:]:
             sources[0].check_alike(another)
-        parts, first = sources[0].parts(), sources[0].state
+        parts, first = sources[0].parts(sources[1:]), sources[0].state
         state: State = OrderedDict((key, _without_data(value)) for key, value in first.items())
         alike, unlike = _parted(parts, sources)
         threads = min(torch.get_num_threads(), max(1, _BLOCKS // len(files)))
@@ -157,6 +157,8 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
     >>> [path.name for path in best_checkpoints("runs/a", 2)]
     ['exp_2.pth', 'exp_3.pth']
 
+    Of a sharded manager they are directories: `checkpoint.consolidate` makes files of them.
+
     Raises:
         ValueError: A number below 1.
         FileNotFoundError: No `metrics.json`, or fewer checkpoints than that; with what is there.
@@ -171,11 +173,11 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
     metric, sign = memory["metric_name"], 1 if memory["metric_minimization"] else -1
     rows = [row for row in memory["values"] if row[metric] is not None]
     ranked = sorted(rows, key=lambda row: sign * row[metric])
-    kept = [folder / f"exp_{row['epoch']}.pth" for row in ranked]
-    kept = [path for path in kept if path.exists()]
+    names = [[folder / f"exp_{row['epoch']}{end}" for end in (".pth", ".dcp")] for row in ranked]
+    kept = [path for epoch in names for path in [path for path in epoch if path.exists()][:1]]
     if len(kept) < number:
         raise FileNotFoundError(
-            f"{folder} has {len(kept)} exp_*.pth with a score, not {number}: save_n_best of its "
+            f"{folder} has {len(kept)} exp_* with a score, not {number}: save_n_best of its "
             "CheckpointManager says how many are kept"
         )
     return kept[:number]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from batteries.averaging.checkpoints import State, average_checkpoints
+from batteries.direction import said_direction
 from batteries.files import PathLike
 
 _logger = logging.getLogger(__name__)
@@ -44,16 +45,18 @@ def greedy_soup(
     paths: Iterable[PathLike],
     evaluate: Callable[[State], float],
     *,
-    metric_minimization: bool = False,
+    metric_minimization: bool | None = None,
 ) -> Soup:
     """Average checkpoints from the best on, leaving out those that make the score worse.
 
     >>> for epoch, weight in enumerate([1.0, 4.0, 9.0]):
     ...     save_checkpoint({"model_state_dict": {"w": torch.tensor(weight)}}, f"exp_{epoch}.pth")
     >>> paths = ["exp_0.pth", "exp_1.pth", "exp_2.pth"]
-    >>> soup = greedy_soup(paths, lambda state: -abs(float(state["w"]) - 3))
+    >>> def error(state):
+    ...     return abs(float(state["w"]) - 3)
+    >>> soup = greedy_soup(paths, error, metric_minimization=True)
     >>> [path.name for path in soup.paths], soup.score
-    (['exp_1.pth', 'exp_0.pth'], -0.5)
+    (['exp_1.pth', 'exp_0.pth'], 0.5)
 
     The greedy soup of arXiv 2203.05482: checkpoints are tried in the order of their own scores,
     and one that makes the average no worse stays. The score is as good as the best checkpoint's
@@ -63,12 +66,13 @@ def greedy_soup(
     Args:
         evaluate: Loads a state dict into a model, computes batch norm's statistics again where
             there are any (`update_bn`), and returns the validation score.
-        metric_minimization: Whether lower is better.
+        metric_minimization: Whether lower is better; it has to be said.
 
     Raises:
+        TypeError: No `metric_minimization`.
         ValueError: No checkpoints, or none whose score is a number.
     """
-    sign = -1 if metric_minimization else 1
+    sign = -1 if said_direction(metric_minimization, "greedy_soup") else 1
     scored = [(Path(path), float(evaluate(average_checkpoints([path])))) for path in paths]
     ranked = sorted(
         ((path, alone) for path, alone in scored if not math.isnan(alone)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,22 +92,43 @@ class Source:
                     f"{other.path}: average checkpoints of one model"
                 )
 
-    def parts(self) -> list[Part]:
-        """The memory of all tensors, in the order of the file; what shares it shares it here."""
-        parts: dict[tuple[int, str], Part] = {}
-        for key, tensor in self._tensors.items():
-            form, size, place = form_of(tensor), tensor.untyped_storage().nbytes(), ""
+    def parts(self, others: Sequence[Source] = ()) -> list[Part]:
+        """The memory of all tensors, in the order of the file.
+
+        What shares it here and in all the others shares it in a part; what is tied here and apart
+        in one of the others is apart.
+        """
+        sources = (self, *others)
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for key in self._tensors:
+            memory = (source._stream.offset(source._tensors[key]) for source in sources)
+            groups.setdefault(tuple(memory), []).append(key)
+        ordered = sorted(groups.items(), key=lambda item: item[0])
+        return [part for _, keys in ordered for part in self._parts_of(keys, sources)]
+
+    def _parts_of(self, keys: list[str], sources: Sequence[Source]) -> Iterable[Part]:
+        """The parts of tensors that share their memory, whichever the file."""
+        parts: dict[object, Part] = {}
+        places = {key: [_lies(source._tensors[key]) for source in sources] for key in keys}
+        alike = all(place == among[0] for among in places.values() for place in among)
+        for key in keys:
+            tensor, place = self._tensors[key], None
+            form, size = form_of(tensor), tensor.untyped_storage().nbytes()
             if _reach(tensor) < tensor.numel():  # an expanded one, in full
                 form = form_of(torch.empty_like(tensor, memory_format=torch.contiguous_format))
                 size, place = tensor.nbytes, key
-            part = parts.setdefault((self._stream.offset(tensor), place), Part(size, {}))
+            elif not alike and len(keys) > 1:  # one memory, divided in another way
+                whole = torch.empty_like(tensor)
+                form = form._replace(offset=0, stride=whole.stride())
+                size, place = whole.untyped_storage().nbytes(), str(places[key])
+            part = parts.setdefault(place, Part(size, {}))
             part.forms[key] = form
             if next(iter(part.forms.values())).dtype != form.dtype:
                 raise CheckpointError(
                     f"{place_of(key)} in {self.path} shares its memory with another dtype: cannot "
                     "average it"
                 )
-        return [part for _, part in sorted(parts.items(), key=lambda item: item[0])]
+        return parts.values()
 
     def lies_as(self, key: str, form: Form) -> bool:
         """Whether a tensor's bytes stand in the file in one piece, in the order of a form."""
@@ -147,6 +168,11 @@ def _reach(tensor: Tensor) -> int:
     """From the first element of a tensor to its last, in elements of its memory."""
     steps = zip(tensor.size(), tensor.stride(), strict=True)
     return 1 + sum((size - 1) * stride for size, stride in steps)
+
+
+def _lies(tensor: Tensor) -> tuple[int, list[tuple[int, int]]]:
+    """Where a tensor begins in its memory, and how it goes on."""
+    return int(tensor.storage_offset()), _steps(tensor.size(), tensor.stride())
 
 
 def _steps(size: Iterable[int], stride: Iterable[int]) -> list[tuple[int, int]]:

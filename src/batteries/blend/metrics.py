@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batteries.blend.models import Array
+from batteries.direction import said_direction
 
 Metric = Callable[[Any, Any], float] | str  # of target and prediction, as scikit-learn's
 _Score = Callable[[Array, Array], float]
@@ -62,6 +63,7 @@ def as_problem(
     1.0
 
     Raises:
+        TypeError: A function without its direction.
         ValueError: An unknown metric, or the wrong direction for a known one.
     """
     truth = np.asarray(target)
@@ -69,20 +71,42 @@ def as_problem(
         raise ValueError(f"there are {len(truth)} targets for {len(arrays[0])} rows")
     if truth.dtype.kind == "f" and not np.isfinite(truth).all():
         raise ValueError(f"the target of row {np.isfinite(truth).argmin()} is not a finite number")
-    name = _known_name(metric, truth)
+    sign = -1 if is_minimized(metric, metric_minimization, "find_weights") else 1
+    name = known_name(metric)
+    # of several targets scikit-learn has averages of its own
+    if name is None or (callable(metric) and truth.ndim != 1):
+        function: Any = metric
+        return Problem(arrays, truth, lambda y, p: float(function(y, p)), sign, known=False)
+    prepare, score, _ = _KNOWN[name]
+    columns, own = prepare(arrays, truth)
+    return Problem(columns, own, score, sign, known=True)
+
+
+def is_minimized(metric: Metric, metric_minimization: bool | None, of: str) -> bool:
+    """Whether a metric is better when it is lower: of the known ones it is known.
+
+    >>> is_minimized("log_loss", None, "find_weights")
+    True
+
+    Args:
+        of: Who asks, for the error.
+
+    Raises:
+        TypeError: A function without its direction.
+        ValueError: An unknown metric, or the wrong direction for a known one.
+    """
+    name = known_name(metric)
     if name is None:
         if isinstance(metric, str):
             raise ValueError(f"metric is {metric!r}; expected a function, or {', '.join(_KNOWN)}")
-        sign = -1 if metric_minimization else 1
-        return Problem(arrays, truth, lambda y, p: float(metric(y, p)), sign, known=False)
-    prepare, score, minimized = _KNOWN[name]
+        return said_direction(metric_minimization, f"{of} with a function as its metric")
+    minimized = _KNOWN[name][2]
     if metric_minimization not in (None, minimized):
         raise ValueError(
             f"{name} is better when it is {'lower' if minimized else 'higher'}; leave "
             "metric_minimization out"
         )
-    columns, own = prepare(arrays, truth)
-    return Problem(columns, own, score, -1 if minimized else 1, known=True)
+    return minimized
 
 
 _NAMES = {
@@ -93,12 +117,14 @@ _NAMES = {
 }
 
 
-def _known_name(metric: Metric, target: Array) -> str | None:
-    """Which of our metrics it is, by its name or as a function of scikit-learn."""
+def known_name(metric: Metric) -> str | None:
+    """Which of our metrics it is, by its name or as a function of scikit-learn.
+
+    >>> known_name("auc"), known_name(max)
+    ('auc', None)
+    """
     if isinstance(metric, str):
         return metric if metric in _KNOWN else None
-    if target.ndim != 1:  # of several targets scikit-learn has averages of its own
-        return None
     ours = str(getattr(metric, "__module__", "")).startswith("sklearn.metrics")
     return _NAMES.get(getattr(metric, "__name__", "")) if ours else None
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from batteries.blend.metrics import is_minimized
 from batteries.blend.models import as_models
 from batteries.blend.weights import as_folds
 from batteries.splits.folds import Folds
@@ -16,7 +17,10 @@ from batteries.splits.folds import Folds
 class Threshold(NamedTuple):
     """A cut-off, and what it is worth.
 
-    >>> find_threshold([0.1, 0.4, 0.6, 0.9] * 5, [0, 0, 1, 1] * 5, lambda y, p: (y == p).mean())
+    >>> def accuracy(y, p):
+    ...     return (y == p).mean()
+    >>> scores, target = [0.1, 0.4, 0.6, 0.9] * 5, [0, 0, 1, 1] * 5
+    >>> find_threshold(scores, target, accuracy, metric_minimization=False)
     Threshold(value=0.5, score=1.0, unseen_score=1.0, spread=0.0, folds=[0.5, 0.5, 0.5, 0.5, 0.5])
     """
 
@@ -32,7 +36,7 @@ def find_threshold(
     target: ArrayLike,
     metric: Callable[[Any, Any], float],
     *,
-    metric_minimization: bool = False,
+    metric_minimization: bool | None = None,
     folds: int | Folds | ArrayLike = 5,
     candidates: int = 200,
     seed: int = 0,
@@ -40,7 +44,9 @@ def find_threshold(
     """Find the cut-off with the best score, and try it on folds that it was not found on.
 
     >>> scores, target = [0.1, 0.3, 0.35, 0.8] * 5, [0, 0, 1, 1] * 5
-    >>> found = find_threshold(scores, target, lambda y, p: (y == p).mean())
+    >>> def accuracy(y, p):
+    ...     return (y == p).mean()
+    >>> found = find_threshold(scores, target, accuracy, metric_minimization=False)
     >>> round(found.value, 3), found.unseen_score
     (0.325, 1.0)
 
@@ -51,20 +57,24 @@ def find_threshold(
         oof: (rows,) scores.
         target: (rows,).
         metric: Of target and labels, 1 where the score is at least the cut-off, else 0.
-        metric_minimization: Whether lower is better.
+        metric_minimization: Whether lower is better. Of scikit-learn's functions that
+            `find_weights` knows it is known; for others it has to be said.
         folds: Their number, the `Folds` of the model or the fold of each row.
         candidates: How many cut-offs are tried at most: those between quantiles of the scores.
         seed: For folds that are made here.
 
     Raises:
+        TypeError: No `metric_minimization`.
         ValueError: Scores with NaN, or other than (rows,) of them; a metric that is never a number.
     """
+    if not callable(metric):
+        raise TypeError(f"metric is {metric!r}; expected a function of target and labels")
     models = as_models([oof])
     models.refuse()
     scores, truth = models.arrays[0], np.asarray(target)
     if scores.shape != truth.shape or scores.ndim != 1:
         raise ValueError(f"there are scores of shape {scores.shape} for targets of {truth.shape}")
-    sign = -1 if metric_minimization else 1
+    sign = -1 if is_minimized(metric, metric_minimization, "find_threshold") else 1
 
     def scored(rows: NDArray[Any], cut: float) -> float:
         return float(metric(truth[rows], (scores[rows] >= cut).astype(np.int64)))

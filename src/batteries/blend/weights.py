@@ -121,12 +121,14 @@ def find_weights(
         method: "hill_climb" begins with nothing and adds the model that helps most, `rounds`
             times, with replacement (Caruana et al. 2004); the best step counts. "simplex" is
             scipy's SLSQP over positive weights that add up to 1: for smooth metrics.
-        metric_minimization: Whether lower is better; of the known metrics it is known.
+        metric_minimization: Whether lower is better. Of the four it is known; for another
+            function it has to be said.
         folds: Their number, the `Folds` of the models or the fold of each row, to try the weights
             on; None for no such trial. A number makes folds alike in the target.
         seed: For folds that are made here.
 
     Raises:
+        TypeError: A function of your own without `metric_minimization`.
         ValueError: Predictions with NaN, other shapes, an unknown metric or method; a metric that
             is not a number, on which fold.
         ModuleNotFoundError: scipy is not installed, for "simplex".

@@ -349,6 +349,8 @@ def read_seal(path: PathLike) -> Seal | None:
         path = path / INDEX
         if not path.exists():
             return None
+    if path.exists() and not path.is_file():  # a pipe would wait for its writer
+        return None
     with naming(path), path.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - LONGEST_SEAL))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import io
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -65,6 +67,7 @@ def make_checkpoint(
     objects = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     for name, part in objects.items():
         if part is not None:
+            check_stateful(name, part)
             checkpoint[state_key(name)] = state_of(part)
     if metrics is not None:
         checkpoint["metrics"] = metrics
@@ -83,6 +86,25 @@ def state_key(name: str) -> str:
     'optimizer_state_dict'
     """
     return f"{name}_state_dict"
+
+
+def check_stateful(name: str, part: Any) -> None:
+    """Raise if what a user passed is no object with a state.
+
+    >>> check_stateful("optimizer", False)
+    Traceback (most recent call last):
+    TypeError: optimizer is False; expected an object with state_dict() and load_state_dict()...
+
+    Raises:
+        TypeError: With what it is.
+    """
+    protocol = ("state_dict", "load_state_dict")
+    if isinstance(part, type) or not all(callable(getattr(part, m, None)) for m in protocol):
+        hint = ": strict, say, is passed by name, strict=False" if isinstance(part, bool) else ""
+        found = repr(part) if len(repr(part)) < 60 else f"a {type(part).__name__}"
+        raise TypeError(
+            f"{name} is {found}; expected an object with state_dict() and load_state_dict(){hint}"
+        )
 
 
 def state_of(part: Any) -> Any:
@@ -196,8 +218,10 @@ def plain_or_refused(value: Any, place: str) -> Any:
         or (kind is bytes and not plain)
         or (kind in (Tensor, nn.Parameter) and plain.__dict__)
     )
+    if kind in (Tensor, nn.Parameter) and (why := why_unreadable(plain)):
+        raise TypeError(f"a checkpoint cannot hold {place or 'this'}: {why}")
     if kind in _READABLE and not unreadable:
-        return _whole(plain) if kind is Tensor else plain
+        return _whole(plain) if kind in (Tensor, nn.Parameter) else plain
     raise TypeError(
         f"a checkpoint cannot hold {place or 'this'}, a {kind.__module__}.{kind.__qualname__}: "
         "torch.load would refuse the file; store plain values (numbers, strings, lists, dicts, "
@@ -205,12 +229,53 @@ def plain_or_refused(value: Any, place: str) -> Any:
     )
 
 
+_LAYOUTS = {
+    torch.strided, torch.sparse_coo,
+    torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc,
+}  # fmt: skip
+
+
+def why_unreadable(tensor: Tensor) -> str:
+    """Why a tensor could not be read back from a file; empty if it could.
+
+    >>> why_unreadable(torch.empty(2, device="meta"))
+    'it is on the meta device and has no numbers; give it some, or leave it out'
+    """
+    if tensor.is_meta:
+        return "it is on the meta device and has no numbers; give it some, or leave it out"
+    if tensor.is_quantized:
+        return "torch.load refuses quantized tensors; store int_repr(), scales and zero points"
+    if tensor.is_nested:
+        return "torch.load refuses nested tensors; store their parts, tensor.unbind()"
+    if tensor.layout not in _LAYOUTS:
+        return f"torch.load cannot read the layout {tensor.layout}; store tensor.to_dense()"
+    if not _storable(tensor.dtype):
+        return f"torch.load cannot read {tensor.dtype}; store the bytes, tensor.view(torch.uint8)"
+    return ""
+
+
+@functools.cache
+def _storable(dtype: torch.dtype) -> bool:
+    """Whether torch reads what it writes of a type of numbers, which is tried."""
+    file = io.BytesIO()
+    try:
+        torch.save(torch.empty(1, dtype=dtype), file)
+        file.seek(0)
+        return bool(torch.load(file, weights_only=True).dtype == dtype)
+    except Exception:  # of many kinds; integers of four bits are a KeyError
+        return False
+
+
 def _whole(tensor: Tensor) -> Tensor:
     """An expanded tensor in full: one larger than its memory looks like a trap in a file."""
     if tensor.layout != torch.strided or tensor.is_quantized:
         return tensor
     logical = tensor.numel() * tensor.element_size()
-    return tensor.contiguous() if logical > tensor.untyped_storage().nbytes() else tensor
+    if logical <= tensor.untyped_storage().nbytes():
+        return tensor
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.detach().contiguous(), tensor.requires_grad)
+    return tensor.contiguous()
 
 
 # ---------------------------------------------------------------- names of parameters

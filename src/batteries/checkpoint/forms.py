@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -95,10 +96,21 @@ def newest_first(logdir: PathLike) -> list[Path]:
     []
     """
     folder = Path(logdir)
-    epochs = [path for path in folder.glob("exp_*.*") if path.stem[4:].isdecimal()]
-    epochs = sorted(epochs, key=lambda path: int(path.stem[4:]), reverse=True)
-    paths = [*folder.glob("last.*"), *epochs, *folder.glob("best.*")]
+    epochs = {path: epoch_of(path.name) for path in folder.glob("exp_*.*")}
+    numbered = [(epoch, path) for path, epoch in epochs.items() if epoch is not None]
+    newest = [path for _, path in sorted(numbered, key=lambda pair: -pair[0])]
+    paths = [*folder.glob("last.*"), *newest, *folder.glob("best.*")]
     return [path for path in paths if path.suffix in (".pth", ".dcp")]
+
+
+def epoch_of(name: str) -> int | None:
+    """The epoch in a name that a `CheckpointManager` gives; None of any other name.
+
+    >>> epoch_of("exp_7.pth"), epoch_of("exp_07.pth"), epoch_of("exp_7_for_paper.pth")
+    (7, None, None)
+    """
+    found = re.fullmatch(r"exp_(0|-?[1-9][0-9]{0,17})\.(pth|dcp)", name)
+    return int(found[1]) if found else None
 
 
 def consolidate(directory: PathLike, out: PathLike) -> None:

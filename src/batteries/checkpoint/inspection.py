@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from batteries.checkpoint.contents import rebuilt
-from batteries.checkpoint.outline import Suspicious
+from batteries.checkpoint.outline import OldFormat, Suspicious
 
 # What the pickles of torch.save call. torch.load calls more, such as bytearray(8 GiB).
 _CALLED = {
@@ -30,11 +30,14 @@ _CALLED = {
     "torch device",
     "collections Counter",
     "collections OrderedDict",
+    "__builtin__ complex",
     "__builtin__ set",
     "builtins set",
     "_codecs encode",
 }
 
+
+_OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's own format of before 1.6 begins
 
 # These stand in every file; torch's reader knows storages by name only, and calls none.
 _HARMLESS = _CALLED | {
@@ -61,6 +64,9 @@ def inspect_file(file: BinaryIO, size: int) -> bytes:
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError) as error:
+        file.seek(0)
+        if file.read(len(_OLD)) == _OLD:
+            raise OldFormat from error
         raise Suspicious(str(error)) from error
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
         raise Suspicious("its records are compressed, which torch.save never does")

@@ -5,23 +5,28 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from itertools import chain
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils import swap_tensors
 
 from batteries import distributed
 from batteries.checkpoint.contents import (
     Checkpoint,
     Stateful,
     bare_name,
+    check_stateful,
     rebuilt,
     renamed,
     state_key,
     state_of,
 )
+from batteries.checkpoint.fitting import misfits
 from batteries.checkpoint.forms import is_sharded, newest_first, read_checkpoint
 from batteries.checkpoint.sharded import read_shards
 from batteries.checkpoint.storage import CheckpointError
@@ -35,7 +40,9 @@ class LoadReport(NamedTuple):
     >>> LoadReport({}, loaded=[], missing=["model.bias"], unexpected=[], mismatched=[]).missing
     ['model.bias']
 
-    The lists have the names of parameters and buffers, after the name of their object.
+    The lists have the names of parameters and buffers, after the name of their object. An
+    optimizer, scheduler or scaler whose state does not fit stays as it was, and the places that do
+    not fit are in the lists, such as `optimizer.state[0].exp_avg`.
     """
 
     checkpoint: Checkpoint
@@ -89,13 +96,16 @@ def load_checkpoint(
 
     The file is verified first. Then every part is held against its object, and only when all of
     them fit does the first one change. Wrappers do not matter: a file saved from a bare model
-    loads into a DDP, DataParallel or compiled one, and the other way round. A file that is the
+    loads into a DDP, DataParallel or compiled one, and the other way round. A model on the meta
+    device gets its memory here, in its own dtypes, where `map_location` says; its parameters stay
+    the same objects, so that an optimizer that has them goes on with them. A file that is the
     state dict of a model loads too, and so do `.safetensors` weights. A sharded checkpoint loads
     into objects that are sharded in another way, or not at all, and a file into sharded ones; all
     ranks call it then.
 
     Args:
-        strict: False loads the parameters that fit and returns a report.
+        strict: False loads the parameters, and the states of other objects, that fit, and returns a
+            report.
         prefix: Load the part of the file's model whose names begin so: "encoder.".
         map_location: Where the tensors of the returned checkpoint lie. The state goes to where
             the objects are in any case.
@@ -106,6 +116,7 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: No such file.
+        TypeError: An object without a state.
         CheckpointError: Damaged, not a checkpoint, or keys, shapes or types that do not fit.
     """
     parts = _given(model, optimizer, scheduler, objects)
@@ -174,7 +185,10 @@ def resume(
 
 def _given(model: Any, optimizer: Any, scheduler: Any, objects: dict[str, Any]) -> dict[str, Any]:
     given = {"model": model, "optimizer": optimizer, "scheduler": scheduler, **objects}
-    return {name: part for name, part in given.items() if part is not None}
+    parts = {name: part for name, part in given.items() if part is not None}
+    for name, part in parts.items():
+        check_stateful(name, part)
+    return parts
 
 
 def _put(
@@ -204,13 +218,20 @@ def _put(
             own = unwrap(part).state_dict()
             states[name] = _under_own_names(states[name], own, prefix if name == "model" else "")
             mismatches = len(report.mismatched)
-            misfits = _compare(name, states[name], own, path, report)
+            unlike = _compare(name, states[name], own, path, report)
             shapes_fit = len(report.mismatched) == mismatches
-            if misfits and strict and not (shapes_fit and _loads(states[name], part)):
-                raise CheckpointError(_told(misfits, name))
+            if unlike and strict and not (shapes_fit and _loads(states[name], part)):
+                raise CheckpointError(_told(unlike, name))
             if not strict:
                 states[name] = {k: v for k, v in states[name].items() if _fits(k, v, own)}
-    _put_all(parts, states, path, strict)
+        elif found := misfits(part, states[name]):
+            if strict:
+                told = _told([misfit.text for misfit in found], name, "to leave it as it is")
+                raise CheckpointError(f"{state_key(name)} in {path} does not fit: {told}")
+            for place, kind, _ in found:
+                getattr(report, kind).append(f"{name}.{place}" if place else name)
+            del states[name]
+    _put_all({name: parts[name] for name in states}, states, path, strict)
     return report
 
 
@@ -235,9 +256,9 @@ class _Own:
     def room(self, place: str, whole: Tensor) -> Tensor:
         """Room for a tensor: sharded as the object's own, else whole on the CPU."""
         own = self._like(place, whole)
-        if own is None:
+        if own is None or (own.is_meta and not _is_sharded(own)):
             return torch.empty_like(whole, device="cpu")
-        return torch.empty_like(own, dtype=whole.dtype, requires_grad=False)
+        return torch.empty_like(own, dtype=whole.dtype, device=_home(own), requires_grad=False)
 
     def spread(self, checkpoint: Checkpoint) -> Checkpoint:
         """A checkpoint whose tensors are sharded where the objects' own are."""
@@ -268,6 +289,11 @@ class _Own:
 
 def _is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "device_mesh")  # a DTensor, whose module takes long to import
+
+
+def _home(tensor: Any) -> torch.device | str:
+    """Where the numbers of a tensor belong, also of a sharded one that has none yet."""
+    return str(tensor.device_mesh.device_type) if _is_sharded(tensor) else tensor.device
 
 
 def _sharded(value: Tensor, own: Any) -> Tensor:
@@ -322,10 +348,10 @@ def _loads(state: Any, module: nn.Module) -> bool:
     return True
 
 
-def _told(misfits: list[str], name: str) -> str:
-    more = f"; and {len(misfits) - 8} more" if len(misfits) > 8 else ""
-    remedy = f"make the {name} as it was when it was saved, or pass strict=False to load what fits"
-    return f"{'; '.join(misfits[:8])}{more}; {remedy}"
+def _told(found: list[str], name: str, otherwise: str = "to load what fits") -> str:
+    more = f"; and {len(found) - 8} more" if len(found) > 8 else ""
+    remedy = f"make the {name} as it was when it was saved, or pass strict=False {otherwise}"
+    return f"{'; '.join(found[:8])}{more}; {remedy}"
 
 
 def _fits(key: str, value: Any, own: Any) -> bool:
@@ -348,15 +374,62 @@ def _difference(value: Any, own: Any) -> tuple[object, object]:
 
 def _put_all(parts: dict[str, Any], states: dict[str, Any], path: PathLike, strict: bool) -> None:
     """Load every state, or leave every object as it was."""
-    changed = []
-    # Modules come last: they are known to fit, while others may still refuse their state.
-    for name in sorted(parts, key=lambda name: isinstance(parts[name], nn.Module)):
-        part = unwrap(parts[name]) if isinstance(parts[name], nn.Module) else parts[name]
-        options = {} if strict or not isinstance(part, nn.Module) else {"strict": False}
+    changed: list[tuple[Any, Any]] = []
+    modules = [name for name, part in parts.items() if isinstance(part, nn.Module)]
+    bare = {name: unwrap(part) if name in modules else part for name, part in parts.items()}
+    with ExitStack() as undo:
+        for name in modules:
+            for meta, real in _realised(bare[name], states[name], path):
+                undo.callback(swap_tensors, meta, real)
+        # Modules come last: they are known to fit, while others may still refuse their state.
+        for name in sorted(parts, key=lambda name: name in modules):
+            part = bare[name]
+            options = {} if strict or name not in modules else {"strict": False}
+            try:
+                _check_real(part)
+                changed.append((part, part.state_dict()))
+                part.load_state_dict(states[name], **options)
+            except Exception as error:
+                for other, before in changed:
+                    other.load_state_dict(before)
+                why = f"it has no {error}" if isinstance(error, KeyError) else error
+                raise CheckpointError(f"{state_key(name)} in {path} does not fit: {why}") from error
+        undo.pop_all()
+
+
+def _realised(module: nn.Module, state: Any, path: PathLike) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give memory to the tensors on the meta device for which there are numbers.
+
+    They stay the same objects, which optimizers and other modules may have; to swap them back is
+    to undo it.
+    """
+    named = chain(
+        module.named_parameters(remove_duplicate=False),
+        module.named_buffers(remove_duplicate=False),
+    )
+    for name, tensor in named:
+        if not (tensor.is_meta and isinstance(state.get(name), Tensor)) or is_lazy(tensor):
+            continue
+        device = _home(tensor) if _is_sharded(tensor) else state[name].device
+        other = torch.empty_like(tensor, device=device)
+        if isinstance(tensor, nn.Parameter):
+            other = nn.Parameter(other, tensor.requires_grad)
         try:
-            changed.append((part, part.state_dict()))
-            part.load_state_dict(states[name], **options)
-        except Exception as error:
-            for other, before in changed:
-                other.load_state_dict(before)
-            raise CheckpointError(f"{state_key(name)} in {path} does not fit: {error}") from error
+            swap_tensors(tensor, other)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{name} is on the meta device and cannot get the numbers of {path}, since others "
+                f"refer to it: call model.to_empty(device=...) before loading ({error})"
+            ) from error
+        yield tensor, other
+
+
+def _check_real(part: Any) -> None:
+    """Raise if the state of an optimizer would go to where there are no numbers."""
+    groups = getattr(part, "param_groups", None) or []
+    if any(
+        getattr(parameter, "is_meta", False) for group in groups for parameter in group["params"]
+    ):
+        raise ValueError(
+            "its parameters are on the meta device; load the model in the same call, or before it"
+        )

@@ -10,7 +10,7 @@ import os
 import platform
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from torch import Tensor
 from batteries import distributed
 from batteries.checkpoint.archive import Note, read_note, read_seal
 from batteries.checkpoint.background import BackgroundWriter
+from batteries.checkpoint.forms import epoch_of
 from batteries.checkpoint.sharded import commit_shards, new_folder, remove_unnamed, write_shards
 from batteries.checkpoint.storage import CheckpointError, save_checkpoint
+from batteries.direction import said_direction
 from batteries.distributed.rank_zero import others_wait
 from batteries.files import (
     PathLike,
@@ -29,7 +31,9 @@ from batteries.files import (
     locked_directory,
     make_directory,
     naming,
+    point_to,
     remove_leftovers,
+    replace_link,
     write_whole,
 )
 
@@ -49,12 +53,13 @@ class CheckpointManager:
     `exp_{epoch}.pth` are the best few; all names of an epoch are hard links to data that is
     written once. `metrics.json` has the scores of all epochs and is the manager's memory: a new
     manager on the same directory goes on where the last one stopped, and finishes what it left
-    half done.
+    half done. Other files in the directory stay: of its own it removes only those that
+    `metrics.json` names. A name that is a symbolic link to a file elsewhere is followed.
 
     Args:
         logdir: Created when the first checkpoint is written.
-        metric: The name of the score that decides.
-        metric_minimization: Whether lower is better.
+        metric: The name of the score that decides; without one it is a loss.
+        metric_minimization: Whether lower is better; whoever names a metric says it.
         save_n_best: How many `exp_*.pth` to keep; 0 keeps `best.pth` and `last.pth` alone, None
             keeps all.
         keep_every: Keep each epoch that is a multiple of it besides.
@@ -68,6 +73,7 @@ class CheckpointManager:
             the end. The error of a save is raised by the next call.
 
     Raises:
+        TypeError: A metric without its direction.
         ValueError: The directory has the scores of another metric.
         NotADirectoryError: `logdir` is a file.
     """
@@ -75,13 +81,14 @@ class CheckpointManager:
     # Everything follows from metrics.json and last.pth. A save writes the new last.pth, with a
     # note that has the epoch's scores and what is to be kept, and puts it in place in one step:
     # before it nothing has happened, after it the rest (_settle) can be carried out by anyone who
-    # reads the note, as often as need be.
+    # reads the note, as often as need be. metrics.json comes last: until then it names what is to
+    # be removed.
 
     def __init__(
         self,
         logdir: PathLike,
-        metric: str = "loss",
-        metric_minimization: bool = True,
+        metric: str | None = None,
+        metric_minimization: bool | None = None,
         save_n_best: int | None = 5,
         keep_every: int | None = None,
         background: bool = False,
@@ -93,9 +100,12 @@ class CheckpointManager:
             raise ValueError(f"keep_every is {keep_every}; expected 1 or more")
         if sharded and background:
             raise ValueError("a sharded checkpoint cannot be saved in the background: choose one")
+        if metric is None and metric_minimization is None:
+            metric_minimization = True  # a loss
+        of = "CheckpointManager" if metric is None else f"CheckpointManager(metric={metric!r})"
         self.logdir = Path(logdir)
-        self.metric = metric
-        self.metric_minimization = metric_minimization
+        self.metric = "loss" if metric is None else metric
+        self.metric_minimization = said_direction(metric_minimization, of)
         self.save_n_best = save_n_best
         self.keep_every = keep_every
         self.background = background
@@ -158,7 +168,7 @@ class CheckpointManager:
     ) -> None:
         """Save the checkpoint of an epoch, and remove those that are no longer among the best.
 
-        >>> manager = CheckpointManager("runs/digits/checkpoints", metric="loss")
+        >>> manager = CheckpointManager("runs/digits/checkpoints")
         >>> checkpoint = make_checkpoint("train", 1, nn.Linear(2, 1))
         >>> manager.process(score={"loss": 0.5, "accuracy": 0.9}, epoch=1, checkpoint=checkpoint)
 
@@ -170,8 +180,10 @@ class CheckpointManager:
 
         Args:
             score: The metric, or a dictionary that has it among others.
+            epoch: A whole number, that of the checkpoint if it has one.
 
         Raises:
+            ValueError: The checkpoint is that of another epoch.
             KeyError: The dictionary has no such metric.
             TypeError: A score that is not a number, or a value that cannot be saved, with its
                 place; nothing has changed then.
@@ -179,7 +191,7 @@ class CheckpointManager:
             OSError: Of the disk. Either nothing has changed then, or the next save, or the next
                 start, completes this one first.
         """
-        row = {**self._scores(score), "epoch": int(epoch)}
+        row = {**self._scores(score), "epoch": _checked_epoch(epoch, checkpoint)}
         self._save(checkpoint, row)
         if not distributed.is_main():
             self._rows = _followed_by(row, self._rows)
@@ -280,7 +292,7 @@ class CheckpointManager:
         yield {**plan, "owner": self._owner}
         self._owns = True
         if row is not None:
-            self._settle(rows, kept)
+            self._settle(rows, kept, before=self._rows)
         self._rows, self._disturbed = rows, False
 
     # ---------------------------------------------------------------- what follows from what
@@ -322,16 +334,19 @@ class CheckpointManager:
 
     # ---------------------------------------------------------------- the directory
 
-    def _settle(self, rows: list[Row], kept: list[int]) -> None:
+    def _settle(self, rows: list[Row], kept: list[int], before: list[Row]) -> None:
         """Make the rest of the directory follow from a new last.pth; to be repeated at will."""
         epoch = rows[-1]["epoch"]
-        if epoch in kept and not _same_data(self._path(epoch), self.last_path):
-            link_or_copy(self.last_path, self._path(epoch))
+        if epoch in kept:
+            self._let_be(self._path(epoch), self.last_path)
         best = self._best_at_hand(rows)
-        if best is None:
-            self.best_path.unlink(missing_ok=True)
-        elif not _same_data(self.best_path, best):
-            link_or_copy(best, self.best_path)
+        if best is not None:
+            self._let_be(self.best_path, best)
+        elif self._row_in(self.best_path) is not None:
+            self.best_path.unlink()
+        for path, row in self._epoch_files(exempt=set(kept)):
+            if row in before or row in rows:  # else it is the user's own
+                path.unlink()
         memory = {
             "metric_name": self.metric,
             "metric_minimization": self.metric_minimization,
@@ -340,28 +355,46 @@ class CheckpointManager:
         text = json.dumps(memory, indent=2, allow_nan=False).encode()
         with write_whole(self._memory_path, len(text)) as file:
             file.write(text)
-        for old in set(self.logdir.glob(f"exp_*{self._suffix}")) - {
-            self._path(epoch) for epoch in kept
-        }:
-            if self._row_in(old):  # ours; the user's own files stay
-                old.unlink()
+
+    def _let_be(self, name: Path, source: Path) -> None:
+        """Let a name stand for what another one stands for."""
+        if _same_data(name, source):
+            return
+        if self.sharded:
+            point_to(source.readlink(), name)
+        else:
+            link_or_copy(source, name)
+
+    def _epoch_files(self, exempt: Collection[int] = ()) -> Iterator[tuple[Path, Row]]:
+        """The files that are an epoch's by their names, and by what is in them."""
+        for path in list(self.logdir.glob(f"exp_*{self._suffix}")):
+            epoch = epoch_of(path.name)
+            row = None if epoch is None or epoch in exempt else self._row_in(path)
+            if row is not None and row["epoch"] == epoch:
+                yield path, row
 
     def _best_at_hand(self, rows: list[Row]) -> Path | None:
         """The file of the best epoch that has one: an earlier best may be gone with its save."""
         for row in self._ranked(rows):
             for path in (self._path(row["epoch"]), self.best_path, self.last_path):
-                if path.exists() and self._row_in(path) == row:
+                if self._row_in(path) == row:
                     return path
         return None
 
+    def _note_in(self, path: Path) -> Note:
+        ours = path.exists() and (path.is_symlink() or not self.sharded)
+        return (read_note(path) or {}) if ours else {}
+
     def _row_in(self, path: Path) -> Row | None:
-        row: Row | None = (read_note(path) or {}).get("row")
+        row: Row | None = self._note_in(path).get("row")
         return row
 
     def _recover(self) -> None:
         """Finish the save that a killed process left half done."""
-        remove_leftovers(self.logdir)
-        note = (read_note(self.last_path) or {}) if self.last_path.exists() else {}
+        own = {self.last_path.name, self.best_path.name, self._memory_path.name}
+        remove_leftovers(self.logdir, lambda name: name in own or epoch_of(name) is not None)
+        self._part_links(own)
+        note = self._note_in(self.last_path)
         if self._memory_path.exists() or not self._rows:  # else it was removed: we know them still
             self._rows = self._read_rows()
         old = self._rows
@@ -369,12 +402,17 @@ class CheckpointManager:
             return
         row, kept = note["row"], note["kept"]
         self._rows = rows = _followed_by(row, old)
-        found = {
-            path.name for path in self.logdir.glob(f"exp_*{self._suffix}") if self._row_in(path)
-        }
+        found = {row["epoch"] for _, row in self._epoch_files() if row in rows}
         written = self._memory_path.exists() and rows == old
-        if not written or found != {self._path(epoch).name for epoch in kept}:
-            self._settle(rows, kept)
+        if not written or found != set(kept):
+            self._settle(rows, kept, before=old)
+
+    def _part_links(self, own: set[str]) -> None:
+        """Make files of links from one name to another, which a save would write through."""
+        for path in [] if self.sharded else self.logdir.iterdir():
+            ours = path.name in own or epoch_of(path.name) is not None
+            if ours and path.is_symlink() and path.resolve().parent == self.logdir.resolve():
+                replace_link(path) if path.exists() else path.unlink()
 
     @contextmanager
     def _owned(self) -> Iterator[None]:
@@ -397,13 +435,14 @@ class CheckpointManager:
             yield
 
     def _found_owner(self) -> dict[str, Any] | None:
-        return (read_note(self.last_path) or {}).get("owner") if self.last_path.exists() else None
+        return self._note_in(self.last_path).get("owner")
 
     def _read_rows(self) -> list[Row]:
         path = self._memory_path
         if not path.exists():  # lost, or not written yet: each file has its own row
-            notes = [self._row_in(file) for file in sorted(self.logdir.glob(f"*{self._suffix}"))]
-            known = {row["epoch"]: row for row in notes if row and self.metric in row}
+            notes = [row for _, row in self._epoch_files()]
+            notes += [row for row in map(self._row_in, (self.best_path, self.last_path)) if row]
+            known = {row["epoch"]: row for row in notes if self.metric in row}
             return [known[epoch] for epoch in sorted(known)]
         try:
             with naming(path):
@@ -425,6 +464,20 @@ class CheckpointManager:
 
 def _followed_by(row: Row, rows: list[Row]) -> list[Row]:
     return [old for old in rows if old["epoch"] < row["epoch"]] + [row]
+
+
+def _checked_epoch(epoch: Any, checkpoint: Mapping[str, Any]) -> int:
+    number = int(epoch)
+    if number != epoch:
+        raise ValueError(f"epoch is {epoch}; expected a whole number")
+    own = checkpoint.get("epoch", number)
+    own = own.item() if hasattr(own, "item") else own
+    if isinstance(own, int | float) and own != number:
+        raise ValueError(
+            f"the checkpoint is that of epoch {own}, and process was told epoch {number}: they "
+            "must be the same, or the run would go on from another epoch than its file says"
+        )
+    return number
 
 
 def _same_data(path: Path, other: Path) -> bool:

@@ -17,6 +17,10 @@ class Suspicious(Exception):  # noqa: N818 (what is wrong is in the text)
     """What a file would do that no checkpoint does."""
 
 
+class OldFormat(Suspicious):
+    """What torch.save wrote before it wrote zip files."""
+
+
 class Unknown(Exception):  # noqa: N818 (not an error: torch.load knows more)
     """Something that stands in few checkpoints."""
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from batteries import distributed
 from batteries.checkpoint.archive import INDEX, Digest, Note
-from batteries.checkpoint.contents import Checkpoint, plain_or_refused, rebuilt
+from batteries.checkpoint.contents import Checkpoint, plain_or_refused, rebuilt, why_unreadable
 from batteries.checkpoint.storage import CheckpointError, read_file, save_checkpoint
 from batteries.files import PathLike, naming, point_to, sync
 
@@ -58,11 +58,10 @@ def write_shards(checkpoint: Mapping[str, Any], folder: Path) -> Checkpoint:
     def taken(value: Any, place: str) -> Any:
         if not isinstance(value, Tensor):
             return plain_or_refused(value, place)
-        if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise TypeError(
-                f"a sharded checkpoint cannot hold {place}: it is quantized, sparse or without "
-                "numbers; store dense tensors"
-            )
+        why = why_unreadable(value)
+        if why or value.layout != torch.strided:
+            why = why or "it is sparse; store tensor.to_dense()"
+            raise TypeError(f"a sharded checkpoint cannot hold {place}: {why}")
         tensors[place] = value.detach()
         return torch.empty(0, dtype=value.dtype)
 
@@ -107,7 +106,7 @@ def remove_unnamed(shards: Path) -> None:
     if shards.exists():
         named = {link.resolve() for link in shards.parent.iterdir() if link.is_symlink()}
         ours = {path for path in shards.resolve().iterdir() if re.fullmatch(_UUID, path.name)}
-        for folder in ours - named:
+        for folder in {path for path in ours - named if path.is_dir() and not path.is_symlink()}:
             shutil.rmtree(folder)
 
 

@@ -30,7 +30,7 @@ from batteries.checkpoint.archive import (
 )
 from batteries.checkpoint.contents import Checkpoint, plain_or_refused, rebuilt
 from batteries.checkpoint.inspection import inspect_contents, inspect_file
-from batteries.checkpoint.outline import Suspicious, Unknown, check_cost, outline
+from batteries.checkpoint.outline import OldFormat, Suspicious, Unknown, check_cost, outline
 from batteries.device import known_device
 from batteries.files import PathLike, write_whole
 
@@ -206,6 +206,12 @@ def unreadable(path: Path, reason: object) -> CheckpointError:
     >>> str(unreadable(Path("a.pth"), "it is empty"))[:47]
     'a.pth cannot be read as a checkpoint: it is emp'
     """
+    if isinstance(reason, OldFormat):
+        return CheckpointError(
+            f"{path} has the format that torch.save had before torch 1.6, of which nothing can be "
+            f"verified; convert it once: torch.save(torch.load({str(path)!r}, weights_only=True), "
+            "'converted.pth')"
+        )
     first_line = (str(reason).splitlines() or [type(reason).__name__])[0]
     return CheckpointError(
         f"{path} cannot be read as a checkpoint: {first_line}; it is damaged, or was not written "

@@ -24,7 +24,11 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 
 @main.command()
 @click.argument("logdir", type=click.Path(exists=True, file_okay=False))
-@click.option("--sort", metavar="COLUMN", help="-COLUMN: the largest first.")
+@click.option(
+    "--sort",
+    metavar="COLUMN",
+    help="-COLUMN: the largest first. Default: the best validation score first.",
+)
 @click.option(
     "--filter", "filters", multiple=True, metavar="CONDITION", help="COLUMN =, !=, >, <, ~ VALUE."
 )
@@ -33,12 +37,14 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 def runs(
     logdir: str, sort: str | None, filters: tuple[str, ...], as_json: bool, as_csv: bool
 ) -> None:
-    """List the runs below LOGDIR, with their scores.
+    """List the runs below LOGDIR, with their scores, the best first.
+
+    Whether lower is better is what each run's metrics.json says.
 
     \b
     batteries runs runs --sort=-validation --filter state=finished --filter "validation>0.9"
     """  # noqa: D301 (click's \b)
-    from batteries.scoreboard import read_runs
+    from batteries.scoreboard import best_first, read_runs
 
     found = read_runs(logdir)
     if not found:
@@ -46,7 +52,7 @@ def runs(
             f"there are no runs in {logdir}: a run is a directory with a run.json (start_run) or "
             "the checkpoints of a CheckpointManager"
         )
-    rows = [run.row() for run in found]
+    rows = [run.row() for run in (found if sort else best_first(found))]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     rows = [{name: row.get(name) for name in columns} for row in rows]
     for condition in filters:
@@ -91,9 +97,10 @@ def _sorted(rows: list[dict[str, Any]], column: str) -> list[dict[str, Any]]:
     name = column.removeprefix("-")
     known = [row for row in rows if _value(row, name) is not None]
     missing = [row for row in rows if _value(row, name) is None]
-    known.sort(
-        key=lambda row: (isinstance(row[name], str), row[name]), reverse=column.startswith("-")
-    )
+    down = column.startswith("-")
+    if name == "run":  # they come sorted by it, with numbers by their value
+        return known[::-1] if down else known
+    known.sort(key=lambda row: (isinstance(row[name], str), row[name]), reverse=down)
     return known + missing
 
 

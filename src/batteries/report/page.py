@@ -28,7 +28,7 @@ def write_report(logdir: PathLike, output: PathLike = "report.html") -> Path:
     """Write the runs in a directory, and those below it, as one page for a browser.
 
     >>> with start_run("runs", {"lr": 0.1}) as run:
-    ...     CheckpointManager(run.path, metric="accuracy").process(0.9, 1, {})
+    ...     CheckpointManager(run.path).process(0.9, 1, {})
     >>> write_report("runs", "report.html")
     PosixPath('report.html')
 

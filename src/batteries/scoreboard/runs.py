@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -169,6 +169,36 @@ def read_runs(logdir: PathLike) -> list[RunInfo]:
     return sorted(found, key=lambda run: _natural(run.name))
 
 
+def best_first(runs: Sequence[RunInfo]) -> list[RunInfo]:
+    """Runs in the order of their validation scores, the best first.
+
+    >>> loss = [Stage("", Path(), "loss", True, [{"epoch": 1, "loss": x}]) for x in (0.5, 0.4)]
+    >>> runs = [RunInfo(str(i), Path(), stages=[stage]) for i, stage in enumerate(loss)]
+    >>> [run.name for run in best_first(runs)]
+    ['1', '0']
+
+    Whether lower is better is what the run's `metrics.json` says. Runs of different metrics cannot
+    be held against each other: the metric with the most runs comes first. Runs without a score, or
+    of which nothing says the direction, come last, in the order in which they were.
+    """
+    groups: dict[tuple[str, bool], list[RunInfo]] = {}
+    for run in runs:
+        stage = run.best_stage
+        if stage is not None:
+            groups.setdefault((stage.metric, stage.minimization), []).append(run)
+    ranked = [
+        run
+        for (_, minimization), alike in sorted(groups.items(), key=lambda group: -len(group[1]))
+        for run in sorted(alike, key=lambda run: (1 if minimization else -1) * _score(run))
+    ]
+    return ranked + [run for run in runs if run.best_stage is None]
+
+
+def _score(run: RunInfo) -> float:
+    assert run.validation is not None, "its best stage has one"
+    return run.validation
+
+
 def find_run(run: PathLike, logdir: PathLike = ".") -> RunInfo:
     """A run by its path, or by its name in a log directory.
 
@@ -275,7 +305,9 @@ def _read_stage(file: Path, run: Path) -> Stage:
         raise ValueError("it is not a CheckpointManager's")
     rows = [row for row in values if type(row) is dict and type(row.get("epoch")) in _NUMBER]
     parts = [part for part in file.parent.relative_to(run).parts if part != "checkpoints"]
-    minimization = bool(memory.get("metric_minimization", True))
+    minimization = memory.get("metric_minimization")
+    if not isinstance(minimization, bool):
+        raise ValueError("it does not say metric_minimization: whether lower is better")
     return Stage("/".join(parts), file.parent, memory["metric_name"], minimization, rows)
 
 

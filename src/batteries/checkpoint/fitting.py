@@ -1,0 +1,203 @@
+"""States of optimizers, schedulers and scalers, held against the objects that they are for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class Misfit(NamedTuple):
+    """One thing about a state that does not fit its object.
+
+    >>> Misfit("param_groups[0].momentum", "missing", "it has no momentum").kind
+    'missing'
+    """
+
+    place: str
+    kind: str  # missing, unexpected or mismatched, as a LoadReport has it
+    text: str
+
+
+def misfits(part: Any, state: Any) -> list[Misfit]:
+    """What does not fit about the state of an optimizer, a scheduler or a scaler of torch.
+
+    >>> adam = torch.optim.Adam(nn.Linear(2, 1).parameters())
+    >>> misfits(adam, torch.optim.SGD(nn.Linear(2, 1).parameters()).state_dict())[0].text
+    "param_groups[0] has no 'betas'"
+
+    Nothing changes. Objects whose class loads its state in a way of its own are believed.
+    """
+    checks: tuple[tuple[Any, Callable[[Any, Any], Iterator[Misfit]]], ...] = (
+        (Optimizer, _of_optimizer),
+        (LRScheduler, _of_scheduler),
+        (torch.amp.GradScaler, _of_scaler),
+    )
+    for kind, check in checks:
+        if isinstance(part, kind) and _loads_as_torch(part):
+            return list(check(part, state))
+    return []
+
+
+def _loads_as_torch(part: Any) -> bool:
+    hooked = getattr(part, "_optimizer_load_state_dict_pre_hooks", None)  # they may change it
+    return type(part).load_state_dict.__module__.startswith("torch.") and not hooked
+
+
+# ---------------------------------------------------------------- optimizers
+
+
+def _of_optimizer(optimizer: Optimizer, state: Any) -> Iterator[Misfit]:
+    own = optimizer.param_groups
+    if not isinstance(state, Mapping) or not {"state", "param_groups"} <= set(state):
+        found = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+        yield Misfit("", "mismatched", f"it is not the state of an optimizer; it has {found}")
+        return
+    groups = state["param_groups"]
+    there, here = ([len(group["params"]) for group in which] for which in (groups, own))
+    if there != here:
+        text = f"its param_groups have {there} parameters, those of the optimizer {here}"
+        yield Misfit("param_groups", "mismatched", text)
+        return
+    places = [(number, index) for number, size in enumerate(here) for index in range(size)]
+    by_id = {groups[i]["params"][j]: (i, own[i]["params"][j]) for i, j in places}
+    for number, group in enumerate(_completed(optimizer, groups)):
+        yield from _of_group(optimizer, number, group)
+    for index, entry in state["state"].items():
+        if index in by_id and isinstance(entry, Mapping):
+            number, parameter = by_id[index]
+            yield from _of_entry(optimizer, f"state[{index}]", entry, parameter, groups[number])
+
+
+def _completed(optimizer: Optimizer, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups with what the optimizer's class adds to those that other versions of it wrote."""
+    bare: list[dict[str, Any]] = [{**group, "params": []} for group in groups]
+    probe: Any = object.__new__(type(optimizer))
+    with suppress(Exception):  # a class of somebody else
+        probe.__setstate__(
+            {"defaults": dict(optimizer.defaults), "state": {}, "param_groups": bare}
+        )
+    return bare
+
+
+def _of_group(optimizer: Optimizer, number: int, group: dict[str, Any]) -> Iterator[Misfit]:
+    own = optimizer.param_groups[number]
+    needed = {key for key in optimizer.defaults if key in own}
+    missing = [key for key in own if key in needed and key not in group]
+    # Classes of others may have got an option since; then nothing of theirs is unknown here.
+    if missing and (_of_torch(optimizer) or group.keys() - own.keys()):
+        place = f"param_groups[{number}]"
+        for key in missing:
+            yield Misfit(f"{place}.{key}", "missing", f"{place} has no {key!r}")
+
+
+def _of_entry(
+    optimizer: Optimizer,
+    place: str,
+    entry: Mapping[str, Any],
+    parameter: Tensor,
+    group: Mapping[str, Any],
+) -> Iterator[Misfit]:
+    """Hold the state of one parameter against what the optimizer would make for it."""
+    known = _of_torch(optimizer) and not is_lazy(parameter)
+    made = _made_for(optimizer, parameter, group) if known else None
+    expected = optimizer.state.get(parameter, {}) if made is None else made
+    for key, own in expected.items():
+        if key not in entry:
+            if made is not None and entry:  # an empty one is made anew
+                text = f"{place} has no {key!r}; it has {', '.join(map(str, entry))}"
+                yield Misfit(f"{place}.{key}", "missing", text)
+        elif isinstance(own, Tensor) and isinstance(entry[key], Tensor):
+            there, here = tuple(entry[key].shape), tuple(own.shape)
+            if there != here and not (own.numel() == 1 == entry[key].numel()):
+                text = f"{place}[{key!r}] is {there}, and {here} in the optimizer"
+                yield Misfit(f"{place}.{key}", "mismatched", text)
+
+
+def _of_torch(optimizer: Optimizer) -> bool:
+    """Whether an optimizer steps as a class of torch does, be it a subclass or not."""
+    module: str = getattr(type(optimizer).step, "__module__", "")
+    return module.startswith("torch.optim.")
+
+
+# A step on the meta device takes the plain way; which way it is makes no other state.
+_PLAIN = {"lr": 0.1, "foreach": False, "fused": False, "capturable": False, "differentiable": False}
+
+
+def _made_for(
+    optimizer: Optimizer, parameter: Tensor, group: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    """The state that a class of torch makes for a parameter, with the options of a group.
+
+    It makes its state in its first step, so that one step is taken, with a parameter of that shape
+    that has no numbers. None where that does not work.
+    """
+    kind = next(kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("torch."))
+    named = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+    options = tuple(sorted({**named, **_PLAIN}.items()))
+    try:
+        return _made(kind, tuple(parameter.shape), parameter.dtype, options)
+    except TypeError:  # an option that has no hash
+        return _made.__wrapped__(kind, tuple(parameter.shape), parameter.dtype, options)
+
+
+@functools.lru_cache(maxsize=1000)
+def _made(
+    kind: Any, shape: tuple[int, ...], dtype: torch.dtype, options: tuple[tuple[str, Any], ...]
+) -> Mapping[str, Any] | None:
+    alike = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"))
+    alike.grad = torch.empty_like(alike)
+    trial = None
+    # Some look at numbers that are not there, after they have made their state.
+    with suppress(Exception):
+        trial = kind([{**dict(options), "params": [alike]}])
+        kind.step.__wrapped__(trial)  # without the hooks that somebody may have set for all steps
+    return dict(trial.state[alike]) if trial is not None and alike in trial.state else None
+
+
+# ---------------------------------------------------------------- schedulers and scalers
+
+_COME_AND_GONE = {"verbose", "default_min_lr", "use_beta1", "mode_worse"}  # in versions of torch
+
+
+def _of_scheduler(scheduler: LRScheduler, state: Any) -> Iterator[Misfit]:
+    if not isinstance(state, Mapping):
+        text = f"it is a {type(state).__name__}, not the state of a scheduler"
+        yield Misfit("", "mismatched", text)
+        return
+    own = scheduler.state_dict()
+    here, there = ({key for key in keys if str(key)[0] != "_"} for keys in (own, state))
+    missing, unexpected = here - there - _COME_AND_GONE, there - here - _COME_AND_GONE
+    # A subclass of somebody's own may have got an attribute, or lost one.
+    own_class = type(scheduler).__module__.startswith("torch.")
+    if (missing or unexpected) if own_class else (missing and unexpected):
+        name = type(scheduler).__name__
+        for key in sorted(missing):
+            yield Misfit(key, "missing", f"it has no {key!r}, which a {name} has")
+        for key in sorted(unexpected, key=str):
+            yield Misfit(str(key), "unexpected", f"it has {key!r}, which no {name} has")
+    for key in sorted(here & there):
+        pair = own[key], state[key]
+        if key.endswith("_lrs") and len({len(v) if isinstance(v, list) else 0 for v in pair}) > 1:
+            text = f"{key} is {state[key]}, and {own[key]} in the scheduler"
+            yield Misfit(key, "mismatched", text)
+    inner, states = getattr(scheduler, "_schedulers", []), state.get("_schedulers", [])
+    if len(inner) != len(states):
+        text = f"it is of {len(states)} schedulers, and the scheduler of {len(inner)}"
+        yield Misfit("_schedulers", "mismatched", text)
+    for index, (part, part_state) in enumerate(zip(inner, states, strict=False)):
+        for place, kind, text in misfits(part, part_state):
+            yield Misfit(f"_schedulers[{index}].{place}", kind, f"_schedulers[{index}]: {text}")
+
+
+def _of_scaler(scaler: Any, state: Any) -> Iterator[Misfit]:
+    for key in scaler.state_dict():  # empty where scaling is disabled
+        if not isinstance(state, Mapping) or key not in state:
+            yield Misfit(key, "missing", f"it has no {key!r}, which a {type(scaler).__name__} has")

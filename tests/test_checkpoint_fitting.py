@@ -1,0 +1,355 @@
+"""States of optimizers, schedulers and scalers are held against the objects they go into."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import lr_scheduler
+
+from batteries import CheckpointError, load_checkpoint, make_checkpoint, save_checkpoint
+from batteries.checkpoint import LoadReport
+
+CLASSES: dict[str, Any] = {
+    name: kind
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and name != "Optimizer"
+}
+OTHERS: dict[str, list[dict[str, Any]]] = {
+    "SGD": [{"momentum": 0.9}, {"momentum": 0.9, "foreach": True}],
+    "Adam": [{"amsgrad": True, "fused": True}, {"lr": torch.tensor(0.1)}, {"maximize": True}],
+    "RMSprop": [{"momentum": 0.9, "centered": True}],
+    "AdamW": [{"foreach": True}],
+}
+OPTIMIZERS = [(name, options) for name in CLASSES for options in ({}, *OTHERS.get(name, []))]
+
+
+def parameters(rows: int = 4) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.randn(rows, 3)), nn.Parameter(torch.randn(2, rows))]
+
+
+def make(name: str, options: Mapping[str, Any], own: list[nn.Parameter] | None = None) -> Any:
+    return CLASSES[name](parameters() if own is None else own, **copy.deepcopy(options))
+
+
+def step(optimizer: torch.optim.Optimizer) -> None:
+    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def closure() -> Any:
+        for parameter in own:
+            grad = parameter.detach().sin()
+            sparse = isinstance(optimizer, torch.optim.SparseAdam)
+            parameter.grad = grad.to_sparse(1) if sparse else grad
+        return sum(parameter.detach().cos().sum() for parameter in own)
+
+    if not isinstance(optimizer, torch.optim.LBFGS):
+        closure()
+        optimizer.step()
+    else:
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+
+
+def saved(optimizer: Any, **objects: Any) -> dict[str, Any]:
+    """What comes back from a file."""
+    checkpoint = make_checkpoint("train", 1, nn.Linear(1, 1), optimizer, **objects)
+    save_checkpoint(checkpoint, "a.pth")
+    return checkpoint
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS)
+def test_every_optimizer_goes_on(name: str, options: dict[str, Any]) -> None:
+    """Each optimizer of torch goes on from its state, bit by bit, in a new or a used object."""
+    optimizer = make(name, options)
+    step(optimizer)
+    saved(optimizer)
+    own = [
+        parameter.detach().clone()
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
+    for used in (False, True):
+        again, other = (
+            make(name, options, [nn.Parameter(value.clone()) for value in own]) for _ in range(2)
+        )
+        if used:
+            step(other)
+            for parameter, value in zip(other.param_groups[0]["params"], own, strict=True):
+                parameter.data.copy_(value)
+        again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        load_checkpoint("a.pth", optimizer=other)
+        for each in (again, other):
+            step(each)
+        for index in range(len(own)):
+            assert again.param_groups[0]["params"][index].equal(
+                other.param_groups[0]["params"][index]
+            )
+
+
+@pytest.mark.parametrize("name", sorted(set(CLASSES) - {"LBFGS", "SparseAdam"}))
+def test_averages_of_another_shape(name: str) -> None:
+    """The state of parameters of other shapes is refused, with both shapes, before any change."""
+    optimizer = make(name, {"momentum": 0.9} if name == "SGD" else {})
+    step(optimizer)
+    saved(optimizer)
+    other = make(name, {"lr": 0.5}, parameters(rows=5))
+    model = nn.Linear(1, 1)
+    before = copy.deepcopy((model.state_dict(), other.state_dict()))
+    with pytest.raises(
+        CheckpointError, match=r"optimizer_state_dict in a\.pth does not fit: state\["
+    ):
+        load_checkpoint("a.pth", model, other)
+    torch.testing.assert_close((model.state_dict(), other.state_dict()), before)
+    report = load_checkpoint("a.pth", model, other, strict=False)
+    assert all(place.startswith("optimizer.state[") for place in report.mismatched)
+    assert report.mismatched
+    torch.testing.assert_close(other.state_dict(), before[1])
+
+
+ALIKE = {"Adam", "AdamW", "RAdam", "NAdam", "SparseAdam"}  # means that all of them go on from
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_states_of_other_classes(name: str) -> None:
+    """The state of an optimizer of another class, with other options, is refused."""
+    optimizer = make(name, {})
+    step(optimizer)
+    saved(optimizer)
+    for other in sorted(set(CLASSES) - {name} - (ALIKE if name in ALIKE | {"Adamax"} else set())):
+        with pytest.raises(CheckpointError, match=r"does not fit: .* has "):
+            load_checkpoint("a.pth", optimizer=make(other, {}))
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        (lambda: torch.optim.SGD([{"params": p} for p in parameters()], lr=1), r"\[2\].*\[1, 1\]"),
+        (lambda: torch.optim.SGD(parameters()[:1], lr=1), r"\[2\] parameters, .* optimizer \[1\]"),
+    ],
+)
+def test_other_groups(part: Any, text: str) -> None:
+    """Another number of groups, or of parameters in them, is refused with both numbers."""
+    saved(make("SGD", {}))
+    with pytest.raises(CheckpointError, match=f"its param_groups have {text}"):
+        load_checkpoint("a.pth", optimizer=part())
+    report = load_checkpoint("a.pth", optimizer=part(), strict=False)
+    assert report.mismatched == ["optimizer.param_groups"]
+
+
+def test_states_of_other_versions() -> None:
+    """Options that another version of torch has, or lacks, do no harm, nor do its counters."""
+    optimizer = make("Adam", {})
+    step(optimizer)
+    checkpoint = saved(optimizer)
+    [group] = checkpoint["optimizer_state_dict"]["param_groups"]
+    for key in ("foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"):
+        del group[key]
+    group |= {"initial_lr": 0.1, "of_a_later_version": True}
+    for entry in checkpoint["optimizer_state_dict"]["state"].values():
+        entry["step"] = int(entry["step"])
+    save_checkpoint(checkpoint, "a.pth")
+    other = make("Adam", {}, optimizer.param_groups[0]["params"])
+    load_checkpoint("a.pth", optimizer=other)
+    step(other)
+
+
+class Blocks(torch.optim.Optimizer):
+    """Somebody's optimizer: its state is quantized, factored, in lists; it has a new option."""
+
+    def __init__(self, params: Any, more: Mapping[str, Any] = {}) -> None:
+        super().__init__(params, {"lr": 0.1, **more})
+
+    def step(self, closure: Any = None) -> Any:  # noqa: ARG002
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                entry = self.state[parameter]
+                entry["absmax"] = torch.ones(parameter.numel() // 2 + 1)
+                entry["factors"] = [torch.eye(size) for size in parameter.shape]
+                entry["moment"] = torch.zeros(parameter.numel(), dtype=torch.uint8)
+
+
+class Wrapper:
+    """An optimizer that is none of torch's, with a state of its own."""
+
+    def __init__(self) -> None:
+        self.param_groups, self.count = [{"params": parameters()}], 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.count = state["count"]
+
+
+def test_optimizers_of_others() -> None:
+    """Optimizers that are not torch's load what they loaded before."""
+    optimizer = Blocks(parameters())
+    optimizer.step()
+    saved(optimizer, wrapper=Wrapper())
+    other = Blocks(parameters(), {"new": True})
+    load_checkpoint("a.pth", optimizer=other, wrapper=Wrapper())
+    load_checkpoint("a.pth", optimizer=other)  # it has a state now
+    assert list(other.state_dict()["state"]) == [0, 1]
+    wide = Blocks(parameters(rows=5))
+    wide.step()
+    with pytest.raises(CheckpointError, match=r"state\[0\]\['absmax'\] is \(7,\), and \(8,\) in"):
+        load_checkpoint("a.pth", optimizer=wide)
+
+
+# ---------------------------------------------------------------- schedulers and scalers
+
+
+def schedulers() -> Iterator[tuple[str, Any]]:
+    """Each with its name, and what makes it for an optimizer."""
+    arguments: dict[str, tuple[Any, ...]] = {
+        "StepLR": (2,), "MultiStepLR": ([1, 3],), "ExponentialLR": (0.9,), "ConstantLR": (),
+        "LinearLR": (), "PolynomialLR": (), "CosineAnnealingLR": (10,), "OneCycleLR": (0.1, 20),
+        "CosineAnnealingWarmRestarts": (3,), "CyclicLR": (0.1, 0.2), "ReduceLROnPlateau": (),
+        "LambdaLR": (lambda epoch: 0.9**epoch,),
+    }  # fmt: skip
+    for name, values in arguments.items():
+        yield name, lambda o, name=name, values=values: getattr(lr_scheduler, name)(o, *values)
+    yield (
+        "SequentialLR",
+        lambda o: lr_scheduler.SequentialLR(
+            o, [lr_scheduler.LinearLR(o), lr_scheduler.StepLR(o, 2)], [3]
+        ),
+    )
+    yield (
+        "ChainedScheduler",
+        lambda o: lr_scheduler.ChainedScheduler(
+            [lr_scheduler.ExponentialLR(o, 0.9), lr_scheduler.StepLR(o, 2)]
+        ),
+    )
+
+
+def rates(optimizer: Any, scheduler: Any, steps: int) -> list[float]:
+    found = []
+    for number in range(steps):
+        step(optimizer)
+        plateau = isinstance(scheduler, lr_scheduler.ReduceLROnPlateau)
+        scheduler.step(*[number] if plateau else [])
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+def test_every_scheduler_goes_on_and_no_other() -> None:
+    """Each scheduler of torch goes on from its own state, and refuses that of each other class."""
+    for name, build in schedulers():
+        optimizer = make("SGD", {"momentum": 0.9})
+        scheduler = build(optimizer)
+        rates(optimizer, scheduler, 4)
+        saved(optimizer, scheduler=scheduler)
+        for other_name, other_build in schedulers():
+            other = make("SGD", {"momentum": 0.9})
+            if other_name == name:
+                again = other_build(other)
+                load_checkpoint("a.pth", None, other, again)
+                assert rates(optimizer, scheduler, 6) == rates(other, again, 6)
+            else:
+                with pytest.raises(
+                    CheckpointError, match=r"scheduler_state_dict in a\.pth does not"
+                ):
+                    load_checkpoint("a.pth", None, other, other_build(other))
+
+
+def test_schedulers_of_other_groups() -> None:
+    """A scheduler of another number of groups is refused: it would leave some of them alone."""
+    optimizer = make("SGD", {})
+    saved(optimizer, scheduler=lr_scheduler.ExponentialLR(optimizer, 0.9))
+    two = torch.optim.SGD([{"params": parameter} for parameter in parameters()], lr=0.1)
+    scheduler = lr_scheduler.ExponentialLR(two, 0.9)
+    with pytest.raises(
+        CheckpointError, match=r"base_lrs is \[0\.001\], and \[0\.1, 0\.1\] in the s"
+    ):
+        load_checkpoint("a.pth", scheduler=scheduler)
+    report = load_checkpoint("a.pth", scheduler=scheduler, strict=False)
+    assert isinstance(report, LoadReport)
+    assert report.mismatched == ["scheduler.base_lrs"]
+
+
+def test_states_of_other_objects() -> None:
+    """The state of an object of another kind is refused by what it lacks."""
+    optimizer = make("SGD", {})
+    checkpoint = saved(optimizer, scheduler=lr_scheduler.StepLR(optimizer, 2))
+    states = [value for key, value in checkpoint.items() if key.endswith("_state_dict")]
+    scaler = torch.amp.GradScaler("cpu")
+    for part, own in [(optimizer, 1), (lr_scheduler.StepLR(optimizer, 2), 2), (scaler, None)]:
+        for index, state in enumerate([*states, [1]]):
+            if index != own:
+                save_checkpoint({"model_state_dict": {}, "part_state_dict": state}, "b.pth")
+                before = copy.deepcopy(part.state_dict())
+                with pytest.raises(
+                    CheckpointError, match=r"part_state_dict in b\.pth does not fit: i"
+                ):
+                    load_checkpoint("b.pth", part=part)
+                assert part.state_dict() == before
+
+
+# ---------------------------------------------------------------- models on the meta device
+
+
+def net() -> nn.Sequential:
+    tied = nn.Linear(4, 4, bias=False)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), tied, tied)
+
+
+def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    optimizer.zero_grad()
+    model(torch.arange(15.0).view(5, 3).sin()).square().sum().backward()
+    optimizer.step()
+    return model.state_dict()
+
+
+def test_models_on_the_meta_device() -> None:
+    """A model that is on the meta device, or partly so, gets the numbers, and trains on."""
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    trained(model, optimizer)
+    saved_model = make_checkpoint("train", 1, model, optimizer)
+    save_checkpoint(saved_model, "a.pth")
+    expected = copy.deepcopy(trained(model, optimizer))
+    with torch.device("meta"):
+        whole, part = net(), net()
+    part[1] = nn.BatchNorm1d(4)
+    for other in (whole, part):
+        parameters = list(other.parameters())
+        ours = torch.optim.AdamW(parameters)
+        load_checkpoint("a.pth", other, ours)
+        assert [id(parameter) for parameter in other.parameters()] == list(map(id, parameters))
+        assert other[2].weight is other[3].weight
+        torch.testing.assert_close(dict(trained(other, ours)), dict(expected), rtol=0, atol=0)
+
+
+def test_meta_devices_stay_where_nothing_fits() -> None:
+    """What does not load stays on the meta device, and an error gives no memory to anything."""
+    save_checkpoint(make_checkpoint("train", 1, nn.Linear(3, 4), other=nn.Linear(1, 1)), "a.pth")
+    with torch.device("meta"):
+        model, wide = nn.Linear(3, 4), nn.Linear(3, 5)
+        optimizer = torch.optim.SGD(model.parameters())
+    assert load_checkpoint("a.pth", wide, strict=False).loaded == []
+    assert wide.weight.is_meta
+    checkpoint = {**load_checkpoint("a.pth"), "optimizer_state_dict": optimizer.state_dict()}
+    save_checkpoint(checkpoint, "a.pth")
+    with pytest.raises(
+        CheckpointError, match="its parameters are on the meta device; load the mod"
+    ):
+        load_checkpoint("a.pth", optimizer=optimizer)
+    stubborn = torch.optim.SGD(net().parameters())
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_checkpoint("a.pth", model, stubborn)
+    assert model.weight.is_meta
+
+
+def test_objects_without_a_state() -> None:
+    """What is no object with a state is refused with its name, and a slip is told."""
+    save_checkpoint(make_checkpoint("train", 1, nn.Linear(1, 1)), "a.pth")
+    slip: Any = False
+    with pytest.raises(TypeError, match=r"optimizer is False; expected an object .* strict=False"):
+        load_checkpoint("a.pth", nn.Linear(1, 1), slip)
+    for part in (nn.Linear, nn.Linear(1, 1).state_dict(), "model"):
+        with pytest.raises(TypeError, match=r"model is .*; expected an object with state_dict"):
+            make_checkpoint("train", 1, part)  # type: ignore[arg-type]
