@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batteries import distributed
-from batteries.distributed.agreement import Transfer
+from batteries.distributed.agreement import Posted, Transfer
 from batteries.distributed.messages import pickled as _pickle
 from batteries.distributed.messages import transport_device
 from batteries.files import PathLike
@@ -219,11 +219,10 @@ class _Way:
 
     def wait(self) -> None:
         for work, carrier, data in self._under_way:
-            with self._transfer.sending(self._peer):
-                if self._peer is None:
-                    self._transfer.wait(work, carrier.device)
-                else:  # gloo would end all, if this wait ended early
-                    work.wait()
+            with self._transfer.sending():
+                if self._peer is not None and carrier.device.type == "cpu":
+                    work = Posted(work)
+                self._transfer.wait(work, carrier.device)
             if carrier is not data and not self._sends:
                 data.copy_(carrier)
         self._under_way = []
@@ -243,7 +242,7 @@ class _Way:
         if not len(data):
             return
         carrier = data.to(transport_device())  # the same, or that of a group that has nccl alone
-        with self._transfer.sending(self._peer):
+        with self._transfer.sending():
             if self._peer is None:
                 work = dist.broadcast(carrier, src=self._source, async_op=True)
             else:
