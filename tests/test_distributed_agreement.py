@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import context, run_ranks
+from ranks import run_ranks
+from warm import context
 
 from batteries import Predictions, distributed
 from batteries.distributed import joining, rank_zero
