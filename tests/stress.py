@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from stress_collectives import collectives
 from stress_deaths import kills, power_cuts
 from stress_examples import examples
 from stress_mutations import mutations
@@ -29,6 +30,7 @@ PARTS: dict[str, tuple[Part, int]] = {
     "power-ext4": (partial(power_cuts, "ext4"), 50),
     "power-xfs": (partial(power_cuts, "xfs"), 50),
     "resume": (resumes, 100),
+    "collectives": (collectives, 500),
     "examples": (examples, 5),
 }
 

@@ -148,18 +148,21 @@ def test_dropped(waits: bool) -> None:
 
 @pytest.mark.parametrize("end", ["", "del manager"])
 def test_the_last_error(end: str) -> None:
-    """The error of the last save is told, also when nobody asks for it any more."""
+    """The last error is told, and a manager that is dropped after it goes, with its thread."""
     program = f"""
-import pathlib
+import pathlib, weakref
 from batteries import CheckpointManager
 manager = CheckpointManager("logs", background=True)
 pathlib.Path("logs/last.pth").mkdir(parents=True)  # in the way
 thread = manager._writer._thread
+held = [weakref.ref(part) for part in (manager, manager._writer, manager._writer._buffers)]
 manager.save_last({{"epoch": 1}})
 {end}
 {end and "thread.join(60)"}
+print(thread.is_alive(), [part() for part in held])
 """
     ended = warm.run([sys.executable, "-c", program], timeout=120, capture_output=True)
+    assert not end or ended.stdout == b"False [None, None, None]\n"
     assert b"IsADirectoryError" in ended.stderr
     assert b"last.pth" in ended.stderr
 

@@ -18,7 +18,7 @@ from ranks import run_ranks
 from torch import Tensor
 
 from batteries import AverageMeter, distributed
-from batteries.distributed import collectives, launch, messages
+from batteries.distributed import collectives, joining, launch, messages
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
 OTHERS = [torch.bool, torch.uint8, torch.int8, torch.int64]
@@ -411,10 +411,10 @@ def test_more_processes_than_gpus() -> None:
 
 def test_gpu_index() -> None:
     """Each local rank has its own GPU; a process that sees one takes that."""
-    assert [launch._gpu_index(i, 4, gpus=4) for i in range(4)] == [0, 1, 2, 3]
-    assert launch._gpu_index(3, 0, gpus=1) == 0
+    assert [joining._gpu_index(i, 4, gpus=4) for i in range(4)] == [0, 1, 2, 3]
+    assert joining._gpu_index(3, 0, gpus=1) == 0
     with pytest.raises(ValueError, match=r"4 processes .* can use 2 here: start at most 2 \(torch"):
-        launch._gpu_index(0, 4, gpus=2)
+        joining._gpu_index(0, 4, gpus=2)
 
 
 def free_port() -> int:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
+from warm import context
 
 from batteries import Predictions, distributed
-from batteries.distributed.agreement import _left, agree
-from batteries.distributed.launch import notes
+from batteries.distributed import joining, rank_zero
+from batteries.distributed.agreement import Transfer, agree
+from batteries.distributed.groups import notes
 from batteries.distributed.messages import encode
+from batteries.distributed.rank_zero import others_wait
+from batteries.distributed.waiting import Notes, StoreGoneError, wait_until
 from batteries.predictions.result import Form
 
 TWO, THREE = torch.zeros(2), torch.zeros(3)
@@ -155,8 +162,8 @@ def kill_rank_two(directory: str) -> None:
         if rank == 2:
             store.set("pid", str(os.getpid()))
         if rank == 1:
-            store.wait(["waits/2"])
-            os.kill(int(store.get("pid")), signal.SIGKILL)
+            assert wait_until(lambda: store.check(["waits/0/2"]), 100)
+            os.kill(int(store.get("pid") or 0), signal.SIGKILL)
         try:
             distributed.barrier()
         except RuntimeError as error:
@@ -197,9 +204,9 @@ def look_who_left() -> list[tuple[dict[int, str], int]]:
     dist.init_process_group("fake", store=store, rank=0, world_size=1000)
     for key in (None, "left/any", "left/7"):
         if key:
-            notes().set(key, "no data")
-        store.asked = 0
-        told.append((_left(), store.asked))
+            notes().set(key, json.dumps(["no data", False, {}]))
+        transfer, store.asked = Transfer("barrier"), 0
+        told.append((transfer._gone(), store.asked))
     return told
 
 
@@ -211,6 +218,82 @@ def test_the_store_of_many_ranks() -> None:
 
 
 # ---------------------------------------------------------------- in the middle
+
+
+def leave_in_the_middle() -> object:
+    with distributed.setup():
+        agree("test", encode(None)[0])
+        transfer, rank = Transfer("test"), distributed.rank()
+        if rank == 1:  # what it began waits for rank 0, which waits for it
+            dist.broadcast(torch.zeros(1), src=0, async_op=True)
+            raise ValueError("no data")
+        with transfer.sending():
+            work = dist.broadcast(torch.zeros(1), src=1, async_op=True)
+            transfer.wait(work, torch.device("cpu"))
+    return None
+
+
+def test_left_with_more_under_way() -> None:
+    """A rank that leaves while its own transfers wait for others ends theirs, and is named."""
+    first, middle, last = run_ranks(leave_in_the_middle, world_size=3, group=False)
+    assert isinstance(middle, ValueError)
+    for error in (first, last):
+        assert str(error).endswith("failed: rank 1 has left: ValueError: no data")
+
+
+def host_a_store(pipe: Connection) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    pipe.send(store.port)
+    pipe.recv()
+
+
+def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question to a store whose host was stopped ends, the next one at once, until it answers."""
+    monkeypatch.setattr("batteries.distributed.waiting.ANSWER", 1.0)
+    ours, theirs = context.Pipe()
+    host = context.Process(target=host_a_store, args=(theirs,))
+    host.start()
+    store = dist.TCPStore("127.0.0.1", ours.recv(), is_master=False)  # type: ignore[attr-defined]
+    words = Notes(store)
+    words.set("key", "word")
+    assert host.pid
+    os.kill(host.pid, signal.SIGSTOP)
+    for _ in range(2):
+        begun = time.monotonic()
+        with pytest.raises(StoreGoneError, match="the ranks' store does not answer"):
+            words.get("key")
+    assert time.monotonic() - begun < 0.9
+    os.kill(host.pid, signal.SIGCONT)
+    assert wait_until(lambda: answers(words), 60)
+    assert words.get("key") == "word"
+    host.kill()
+    host.join()
+    with pytest.raises(StoreGoneError, match="the ranks' store is gone"):
+        words.get("key")
+
+
+def answers(words: Notes) -> bool:
+    with suppress(StoreGoneError):
+        return words.check(["key"])
+    return False
+
+
+def outlive_rank_zero(directory: str) -> None:
+    rank_zero._SAY_EVERY, rank_zero._SILENCE, joining._LEAVE = 0.2, 2.0, 0.1
+    with distributed.setup():
+        with others_wait():
+            if distributed.rank() == 0:
+                assert wait_until(lambda: notes().check(["turn 1/works"]), 60)
+                os.kill(os.getpid(), signal.SIGKILL)
+        Path(directory, "over").touch()
+
+
+def test_rank_zero_killed_at_its_work(tmp_path: Path) -> None:
+    """Ranks that wait for rank 0's long work go on when it was killed in it."""
+    with pytest.raises(EOFError):  # from rank 0
+        run_ranks(outlive_rank_zero, str(tmp_path), group=False)
+    assert (tmp_path / "over").exists()
+
 
 DATA = torch.zeros(2**20)
 
@@ -256,7 +339,9 @@ def lose_rank_two(kind: str, directory: str) -> None:
         if distributed.rank() == 2:
             beginning()
             os.kill(os.getpid(), signal.SIGKILL)
-        notes().wait(["waits/2"])  # that it said so is no sign of life later
+        assert wait_until(
+            lambda: notes().check(["waits/0/2"]), 100
+        )  # that it said so is no sign of life later
         try:
             whole()
         except RuntimeError as error:

@@ -53,7 +53,7 @@ def test_each_attempt_has_a_part_of_the_store() -> None:
     store = HashStore()
     names = []
     for _ in range(5):
-        store.set("asked/1", "a number of a process that died while it waited")
+        store.set("attempts/asked/1", "a number of a process that died while it waited")
         with ThreadPoolExecutor(3) as threads:
             together = list(threads.map(join, [store] * 3, [2, 0, 1]))
         assert len(set(together)) == 1

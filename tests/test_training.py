@@ -13,7 +13,7 @@ from ranks import run_ranks
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from batteries import accumulate, distribute, distributed
 from batteries.data import DataLoader
@@ -158,6 +158,56 @@ def test_a_window_that_is_cut_short_comes_again() -> None:
     ]
 
 
+def only_some(rows: list[tuple[Tensor]]) -> Tensor:
+    """Drops what is broken, here odd numbers; makes two crops of each other sample on rank 1."""
+    kept = torch.stack([row for (row,) in rows if row.item() % 2 == 0] or list(rows[0]))
+    return kept.repeat(2) if distributed.rank() == 1 else kept
+
+
+def mean_of_what_came() -> tuple[float, float]:
+    dataset = TensorDataset(torch.arange(22.0))
+    loader = DataLoader(dataset, batch_size=4, shuffle=True, seed=1, collate_fn=only_some)
+    weight = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(weight.weight)
+    model, seen = distribute(weight, "cpu"), []
+    for x, window in accumulate(loader, model, accumulation_steps=9):
+        seen += x.flatten().tolist()
+        with window:
+            window.backward(model(x.reshape(-1, 1)).mean())
+    everything = torch.cat([torch.tensor(part) for part in distributed.all_gather(seen)])
+    gradient = gradients(model)[0].item()
+    return gradient, everything.mean().item()
+
+
+def test_batches_of_another_size_than_was_planned() -> None:
+    """Where a `collate_fn` drops or adds samples, those that came are what is averaged."""
+    for gradient, expected in run_ranks(mean_of_what_came):
+        assert gradient == pytest.approx(expected, rel=1e-6)
+
+
+def test_one_batch_at_a_time() -> None:
+    """A window's batches are fetched when their turn comes, where their sizes are known."""
+    fetched: list[int] = []
+
+    class Noting(Dataset[Tensor]):
+        def __len__(self) -> int:
+            return 41
+
+        def __getitem__(self, index: int) -> Tensor:
+            fetched.append(index)
+            return torch.ones(1)
+
+    for batch_size, drop_last in ((2, False), (4, True)):
+        loader = DataLoader(Noting(), batch_size, drop_last=drop_last, shuffle=True)
+        weights = []
+        for step, (_, window) in enumerate(accumulate(loader, nn.Linear(1, 1), 8)):
+            assert len(fetched) == min((step + 1) * batch_size, 41)
+            weights.append(window.weight)
+        assert sum(weights[:8]) == pytest.approx(1)
+        assert len(weights) == len(loader)
+        fetched.clear()
+
+
 def test_draws_do_not_depend_on_the_window() -> None:
     """What the loop draws at a micro-batch is the same in windows of any length."""
 
@@ -218,6 +268,8 @@ def test_bad_input() -> None:
     model, batches = nn.Linear(2, 1), [torch.ones(2, 2)]
     with pytest.raises(ValueError, match="accumulation_steps is 0; expected 1 or more"):
         accumulate(batches, model, 0)
+    with pytest.raises(TypeError, match=r"accumulation_steps is 1\.5; expected a whole number"):
+        accumulate(batches, model, 1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"count returned -1\.0 for a batch"):
         list(accumulate(batches, model, count=lambda _: -1))
     with pytest.raises(ValueError, match="pass count="):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from batteries import distributed
+from batteries.distributed.groups import Group
 
 
 class AverageMeter:
@@ -92,7 +93,7 @@ class AverageMeter:
         counter = self.counter
         return self.sum / counter if counter else 0.0
 
-    def all_reduce(self) -> float:
+    def all_reduce(self, group: Group = None) -> float:
         """The average over all ranks; all of them call it.
 
         >>> meter = AverageMeter()
@@ -101,8 +102,12 @@ class AverageMeter:
         0.5
 
         The meter stays as it is. Several at once: `all_reduce_meters`.
+
+        Args:
+            group: The ranks: a `ProcessGroup`, a `DeviceMesh` of one dimension, or `(mesh, "dp")`.
+                Default: all.
         """
-        return all_reduce_meters({"average": self})["average"]
+        return all_reduce_meters({"average": self}, group)["average"]
 
     def state_dict(self) -> dict[str, float]:
         """What is known, as plain numbers.
@@ -123,7 +128,7 @@ class AverageMeter:
 AverageMetter = AverageMeter  # the specification's spelling
 
 
-def all_reduce_meters(meters: Mapping[str, AverageMeter]) -> dict[str, float]:
+def all_reduce_meters(meters: Mapping[str, AverageMeter], group: Group = None) -> dict[str, float]:
     """The averages of meters over all ranks, in one exchange; all ranks call it.
 
     >>> meter = AverageMeter()
@@ -134,11 +139,14 @@ def all_reduce_meters(meters: Mapping[str, AverageMeter]) -> dict[str, float]:
     Sums and weights are added up, in float64 and without an error of rounding, so the result is
     the weighted average, bit by bit the same on every rank. The meters stay as they are.
 
+    Args:
+        group: As in `AverageMeter.all_reduce`.
+
     Raises:
         KeyError: A rank has other meters.
     """
     own = {name: (meter.sum, meter.counter) for name, meter in meters.items()}
-    ranks = distributed.all_gather(own)
+    ranks = distributed.all_gather(own, group=group)
     for rank, theirs in enumerate(ranks):
         if set(theirs) != set(own):
             raise KeyError(f"rank {rank} has meters {sorted(theirs)}, this one {sorted(own)}")

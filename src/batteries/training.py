@@ -6,7 +6,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from batteries import distributed
 from batteries.data import Arrival, DataLoader
+from batteries.distributed.groups import Group, ranks_of
 
 T = TypeVar("T")
 Count = Callable[[Any], Any]
@@ -138,13 +139,20 @@ class _Accumulate(Generic[T]):
     """The pairs of `accumulate`, with their number."""
 
     def __init__(
-        self, loader: Iterable[T], model: nn.Module, steps: int, count: Count | None, scaler: Any
+        self,
+        loader: Iterable[T],
+        model: nn.Module,
+        steps: int,
+        count: Count | None,
+        scaler: Any,
+        group: Group,
     ) -> None:
         self._loader = loader
         self._model = model
         self._steps = steps
         self._count = count
         self._scaler = scaler
+        self._group = group
 
     def __len__(self) -> int:
         return len(self._loader)  # type: ignore[arg-type]
@@ -153,10 +161,11 @@ class _Accumulate(Generic[T]):
         own = self._loader if isinstance(self._loader, DataLoader) else None
         arrivals = _arrivals(self._loader) if own is None else own.arrivals()
         this = _Pass(self._model, self._scaler, None if own is None else own.epoch)
-        step, ranks = 0, distributed.world_size()
-        while window := list(islice(arrivals, self._steps)):
-            last = step + len(window) - 1
-            for arrival, weight in zip(window, self._weights(window, own, ranks), strict=True):
+        step = 0
+        for first in arrivals:
+            window, weights = self._window(first, arrivals, own)
+            last = step + len(weights) - 1
+            for arrival, weight in zip(window, weights, strict=True):
                 if own is not None:  # a window that was cut short is to come again as a whole
                     own.receive(arrival, settled=step == last)
                 yield arrival.batch, Window(this, step, step == last, weight)
@@ -165,20 +174,21 @@ class _Accumulate(Generic[T]):
             own.complete()
         this.tell_queued(wait=True)
 
-    def _weights(
-        self, window: list[Arrival], own: DataLoader[Any] | None, ranks: int
-    ) -> list[float]:
-        """The part of each micro-batch in its window, of all ranks, times their number."""
-        counts = [self._counted(arrival.batch) for arrival in window]
-        total = sum(counts)
-        if ranks > 1:
-            known = (
-                [own.samples(a) for a in window]
-                if own is not None and self._count is None
-                else [None]
-            )
-            total = distributed.all_reduce(total) if None in known else sum(filter(None, known))
-        return [count * ranks / total if total else 0.0 for count in counts]
+    def _window(
+        self, first: Arrival, others: Iterator[Arrival], own: DataLoader[Any] | None
+    ) -> tuple[Iterable[Arrival], list[float]]:
+        """Batches, and the part of each in the window of all ranks, times their number."""
+        ranks = ranks_of(self._group)
+        sizes = own.sizes(first, self._steps) if own is not None and self._count is None else None
+        if sizes is not None:  # known before they are fetched
+            counts: list[float] = [mine for mine, _ in sizes]
+            total: float = sum(together for _, together in sizes)
+            window: Iterable[Arrival] = chain([first], islice(others, len(sizes) - 1))
+        else:
+            window = [first, *islice(others, self._steps - 1)]
+            counts = [self._counted(arrival.batch) for arrival in window]
+            total = distributed.all_reduce(sum(counts), group=self._group)
+        return window, [count * ranks.size / total if total else 0.0 for count in counts]
 
     def _counted(self, batch: Any) -> float:
         count = float(_size(batch) if self._count is None else self._count(batch))
@@ -194,6 +204,7 @@ def accumulate(
     *,
     count: Count | None = None,
     scaler: Any = None,
+    group: Group = None,
 ) -> _Accumulate[T]:
     """Group batches into windows whose gradient is that of all their samples in one batch.
 
@@ -209,8 +220,9 @@ def accumulate(
 
     The last window may be shorter, batches may differ in size, and so may those of the ranks: each
     counts by its samples. DDP and FSDP2 share gradients once a window. A window's batches are
-    fetched together. A checkpoint of the loader made inside a window goes on with that window's
-    first batch, one made after its last batch with the next.
+    fetched together, unless the loader is ours and neither `count` nor a `collate_fn` of its own
+    says how large they are. A checkpoint of the loader made inside a window goes on with that
+    window's first batch, one made after its last batch with the next.
 
     Args:
         loader: Any iterable of batches; of several ranks all have equally many. Progress bars go
@@ -219,13 +231,23 @@ def accumulate(
         count: What the loss of a batch is a mean over, by the batch: for tokens
             `lambda batch: (batch[1] != PAD).sum()`. Default: its samples.
         scaler: A `torch.amp.GradScaler`, for `window.backward` and `window.step(optimizer)`.
+        group: The ranks whose gradients are averaged, as the loader's `group`. Default: that of
+            the loader if it is ours, else all.
 
     Raises:
         ValueError: `accumulation_steps` below 1, or a negative count.
+        TypeError: `accumulation_steps` that is no whole number.
     """
+    if not isinstance(accumulation_steps, int) or isinstance(accumulation_steps, bool):
+        raise TypeError(
+            f"accumulation_steps is {accumulation_steps!r}; expected a whole number of batches"
+        )
     if accumulation_steps < 1:
         raise ValueError(f"accumulation_steps is {accumulation_steps}; expected 1 or more")
-    return _Accumulate(loader, model, accumulation_steps, count, scaler)
+    if group is None and isinstance(loader, DataLoader):
+        group = loader.group
+    ranks_of(group)  # says what is wrong with it
+    return _Accumulate(loader, model, accumulation_steps, count, scaler, group)
 
 
 def _arrivals(loader: Iterable[Any]) -> Iterator[Arrival]:

@@ -6,6 +6,7 @@ import os
 import queue
 import sys
 import threading
+import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -121,9 +122,21 @@ class BackgroundWriter:
         try:
             save(buffers.finish(copy))
         except BaseException as error:
-            self._errors.append(error)
+            self._errors.append(_without_frames(error))
         finally:
             self._buffers.put(buffers)
+
+
+class _InTheThread(Exception):  # noqa: N818 (it is shown as a cause)
+    """Where a save failed, as text."""
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """An error whose frames are text: they have the manager, which would never be freed."""
+    text = "".join(traceback.format_exception(error))
+    error.__traceback__ = error.__context__ = None
+    error.__cause__ = _InTheThread(f"\n{text}")
+    return error
 
 
 def _work(jobs: _Jobs) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
-from batteries import distributed
 from batteries.backends import adopt_backends
 from batteries.data.shuffle import Shuffle
 from batteries.data.streams import Part, Stream, fresh_parts
+from batteries.distributed.groups import Group, Ranks, ranks_of
 from batteries.preemption import holding_signals, ignore_signals
 from batteries.seeding import chosen_seed, isolated_rng, rekey
 
@@ -70,11 +70,15 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         seed: Default: that of the last `seed_all`. The same on every rank.
         sharded: An iterable dataset that gives each rank and worker its own part. Others are
             divided here: of all items each takes every n-th.
+        group: The ranks that divide the samples: a `ProcessGroup`, a `DeviceMesh` of one dimension
+            or `(mesh, "dp")`. Ranks of other groups get the same samples, as tensor and context
+            parallelism need it. A group of rank 0 alone lets rank 0 evaluate alone. Default: all.
 
     Attributes:
         epoch: The epoch that comes next, or is under way; a completed pass advances it.
         indices: The indices in the dataset of the batch last received.
         in_step: Whether all ranks get equally many batches.
+        group: As it was passed.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         *,
         seed: int | None = None,
         sharded: bool = False,
+        group: Group = None,
         worker_init_fn: Callable[[int], None] | None = None,
         **options: Any,
     ) -> None:
@@ -103,6 +108,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             raise ValueError("in_order=False would yield batches in an order that nobody knows")
         self.seed = chosen_seed(seed)
         self.epoch = 0
+        self.group = group
+        ranks_of(group)  # says what is wrong with it
         self.indices: list[Any] = []
         self._rank = 0  # of the pass under way
         self._position = 0  # what the loop has received
@@ -113,12 +120,14 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._shuffled = bool(shuffle)
         self.in_step = bool(shuffle) or self._sampler is not None
         self._asked = _Asked()
+        self._end = 0  # positions of the pass under way
+        self._keeps_samples = collate_fn is None and batch_size is not None
         # where each worker is in a stream, the one whose turn comes next first
         self._begin_parts = self._parts = fresh_parts(num_workers or 1)
         self._unsettled: list[Part] = []
         own: dict[str, Any] = {"collate_fn": self.collate_fn}
         if isinstance(dataset, IterableDataset):
-            self._stream = Stream(dataset, self.seed, sharded)
+            self._stream = Stream(dataset, self.seed, sharded, group)
             own = {"dataset": self._stream, "batch_size": batch_size, "drop_last": drop_last}
             own["collate_fn"] = functools.partial(self._stream.collated, self.collate_fn)
         else:
@@ -153,7 +162,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         [[0, 1], [2, 3]]
         """
         this = self._pass = object()
-        self._rank = distributed.rank()
+        self._rank = self._ranks().rank
         self._position = self._begin
         pending: deque[tuple[list[Any], int, int]] = deque()
         stream = isinstance(self.dataset, IterableDataset)
@@ -213,25 +222,37 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         rekey(_STEP, self.seed, self.epoch, self._rank, -1)
         self.set_epoch(self.epoch + 1)
 
-    def samples(self, arrival: Arrival) -> int | None:
-        """The samples of a step over all ranks; None where only they know.
+    def sizes(self, arrival: Arrival, steps: int) -> list[tuple[int, int]] | None:
+        """The samples of a step and those after it: on this rank, and on all together.
 
-        >>> loader = DataLoader(range(4), batch_size=2, shuffle=True)
-        >>> loader.samples(next(loader.arrivals()))
-        2
+        >>> loader = DataLoader(range(5), batch_size=2, shuffle=True)
+        >>> loader.sizes(next(loader.arrivals()), steps=8)
+        [(2, 2), (2, 2), (1, 1)]
+
+        None where only the batches know: those of streams and of batch samplers, those that a
+        `collate_fn` makes, and those of ranks that are not in step.
         """
+        ranks, group = self._ranks(), self._group()
         stream = isinstance(self.dataset, IterableDataset)
-        if stream or not self.in_step or self._unit == "batches":
+        alike = self._keeps_samples and (self.in_step or ranks.size == 1)
+        if stream or self._unit == "batches" or not alike:
             return None
-        return max(arrival.stop - arrival.start, distributed.world_size())
+        sizes = []
+        for start in range(arrival.start, self._end, group)[:steps]:
+            together = min(group, self._end - start)
+            if together < group and self._drops:
+                break
+            own = len(range(ranks.rank, together, ranks.size)) or 1  # which is a repeated one
+            sizes.append((own, max(together, ranks.size)))
+        return sizes
 
     def __len__(self) -> int:
         """The batches of a whole epoch on this rank."""
         if isinstance(self.dataset, IterableDataset):
             return super().__len__()
-        group, rank = self._group(), distributed.rank()
-        steps, rest = divmod(self._length(), group)
-        return steps + bool(rest and not self._drops and (self.in_step or rank < rest))
+        steps, rest = divmod(self._length(), self._group())
+        more = self.in_step or self._ranks().rank < rest
+        return steps + bool(rest and not self._drops and more)
 
     # ---------------------------------------------------------------- memory
 
@@ -252,8 +273,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         """
         state = {"seed": self.seed, "epoch": self.epoch, "position": self._position}
         if isinstance(self.dataset, IterableDataset):
-            ranks = {"rank": distributed.rank(), "ranks": distributed.world_size()}
-            return {**state, **ranks, "workers": self._parts}
+            ranks = self._ranks()
+            own = {"rank": ranks.rank, "ranks": ranks.size}
+            return {**state, **own, "workers": self._parts}
         return {
             **state,
             "length": self._length(),
@@ -317,9 +339,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             return len(self._sampler)
         return len(self.dataset)  # type: ignore[arg-type]
 
+    def _ranks(self) -> Ranks:
+        return ranks_of(self.group)
+
     def _group(self) -> int:
         """Positions of a step, over all ranks."""
-        return distributed.world_size() * (1 if self._unit == "batches" else self.batch_size or 1)
+        return self._ranks().size * (1 if self._unit == "batches" else self.batch_size or 1)
 
     def _order_name(self) -> str:
         if self._sampler is not None:
@@ -328,9 +353,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
     def _planned(self, pending: deque[tuple[list[Any], int, int]]) -> Generator[Any, None, None]:
         """What the workers are asked for, batch by batch, and noted for the loop."""
-        rank, world_size, group = distributed.rank(), distributed.world_size(), self._group()
+        (rank, world_size, _), group = self._ranks(), self._group()
         single = self.batch_size is None and self._unit == "samples"
         take, length, epoch = *self._order(), self.epoch
+        self._end = length
         for start in range(self._begin, length, group):
             stop = min(start + group, length)
             if stop - start < group and self._drops:

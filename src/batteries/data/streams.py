@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from batteries import distributed
+from batteries.distributed.groups import Group, Ranks, ranks_of
 from batteries.seeding import rekey
 
 _ITEM = 4  # what a key is for
@@ -28,10 +28,13 @@ class Stream(IterableDataset[Any]):
     [0, 1, 2]
     """
 
-    def __init__(self, dataset: IterableDataset[Any], seed: int, sharded: bool) -> None:
+    def __init__(
+        self, dataset: IterableDataset[Any], seed: int, sharded: bool, group: Group = None
+    ) -> None:
         self._dataset = dataset
         self._seed = seed
         self._sharded = sharded
+        self._of = group
         self._rank, self._world_size = 0, 1
         self._epoch = -1  # of the pass last begun
         self._parts: list[Part] = []  # where its workers begin
@@ -42,9 +45,15 @@ class Stream(IterableDataset[Any]):
         """Let the next pass be that of an epoch; whether workers of the last one know that."""
         again = parts != fresh_parts(len(parts))
         known = epoch == self._epoch + 1 and not (again or self._again)
-        self._rank, self._world_size = distributed.rank(), distributed.world_size()
+        self._rank, self._world_size, _ = self._ranks()
         self._epoch, self._parts, self._again = epoch, parts, again
         return known
+
+    def _ranks(self) -> Ranks:
+        return ranks_of(self._of)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_of": None}  # a worker has no process group
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
@@ -92,7 +101,7 @@ class Stream(IterableDataset[Any]):
                 "in the middle of an epoch; give it state_dict and load_state_dict, or save at the "
                 "end of epochs"
             )
-        own = (distributed.rank(), distributed.world_size())
+        own = self._ranks()[:2]
         if (state["rank"], state["ranks"]) != own:
             raise ValueError(
                 f"the state is that of rank {state['rank']} of {state['ranks']}, and this is rank "

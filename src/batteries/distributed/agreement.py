@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -19,8 +18,17 @@ import torch.distributed as dist
 import tqdm
 from torch import Tensor
 
-from batteries.distributed.launch import ANY_LEFT, notes, rank, world_size
+from batteries.distributed.groups import (
+    ANY_LEFT,
+    Ranks,
+    break_off,
+    counts,
+    notes,
+    ranks_of,
+    timeout,
+)
 from batteries.distributed.messages import Header, transport_device
+from batteries.distributed.waiting import StoreGoneError, wait_until
 
 _BYTES = 2048  # of what a rank tells
 _PLACES = 3  # callers, from the inside
@@ -28,10 +36,9 @@ _SHOWN = 60  # characters of each
 _SOON = timedelta(seconds=0.5)
 _MOMENTS = 3  # in which what a rank sent before it left may still arrive
 _OTHERS = 3.0  # seconds for the others to say that they wait too
+_GRACE = 5.0  # seconds for gloo to say itself that the time is over
 # Not the caller's own: a bar of rank 0 alone is at another line of tqdm's than one that is hidden.
 _BETWEEN = (str(Path(__file__).parent.parent), str(Path(tqdm.__file__).parent), contextlib.__file__)
-_numbers = itertools.count(1)
-_words = itertools.count()
 _FAILED = "failed"  # the last word of a rank at a call
 
 
@@ -47,25 +54,31 @@ class Call(NamedTuple):
     place: str  # "": not to be compared
 
 
-def agree(operation: str, header: Header, check: bool = True) -> list[Header]:
+def agree(
+    operation: str, header: Header, check: bool = True, ranks: Ranks | None = None
+) -> list[Header]:
     """The headers of all ranks, which are about to do the same thing; a collective.
 
     >>> headers = agree("barrier", encode(None)[0]) if dist.is_initialized() else []
 
     Args:
         check: Whether all must have come from the same place in the program.
+        ranks: Default: the world.
 
     Raises:
         RuntimeError: They are not, on every rank, with what each was about to do. Or some did not
             come: with who they are.
     """
-    own = Call(next(_numbers), operation, _place() if check else "")
+    transfer = Transfer(operation, check, ranks)
+    own, ranks = transfer.call, transfer.ranks
     told = json.dumps([own, header]).encode().ljust(_BYTES)
     assert len(told) == _BYTES, "64 dimensions, the most torch has, fit"
-    mine = torch.frombuffer(bytearray(told), dtype=torch.uint8).to(transport_device())
-    theirs = [torch.empty_like(mine) for _ in range(world_size())]
-    with _naming_the_missing(own):
-        _wait(dist.all_gather(theirs, mine, async_op=True), own)
+    device = transport_device(ranks.group)
+    mine = torch.frombuffer(bytearray(told), dtype=torch.uint8).to(device)
+    theirs = [torch.empty_like(mine) for _ in range(ranks.size)]
+    with transfer.sending():
+        work = dist.all_gather(theirs, mine, group=ranks.group, async_op=True)
+        transfer.wait(work, device, here=True)
         read = [json.loads(_bytes(tensor)) for tensor in theirs]
     calls = [Call(*call) for call, _ in read]
     for call in calls:
@@ -75,40 +88,178 @@ def agree(operation: str, header: Header, check: bool = True) -> list[Header]:
     return [Header(*header) for _, header in read]
 
 
+class _Left(NamedTuple):
+    why: str
+    done: bool
+
+
 class Transfer:
-    """What the ranks send each other after they have agreed, of any size.
+    """What ranks send each other, and how each of them comes to an end.
 
     >>> transfer = Transfer("all_gather")
     >>> with transfer.sending():
     ...     pass
 
-    Each rank makes one, also one that neither sends nor receives.
+    Each rank makes one, also one that neither sends nor receives. A wait ends by the data, by an
+    error of the connection, by a rank that is known to have left or failed, or by the group's
+    timeout. Who ends it by an error closes its connections, which ends it for the others.
 
     Args:
         check: As `agree` had it.
+        ranks: Default: the world.
     """
 
-    def __init__(self, operation: str, check: bool = True) -> None:
-        self._call = Call(next(_numbers), operation, _place() if check else "")
+    def __init__(self, operation: str, check: bool = True, ranks: Ranks | None = None) -> None:
+        self.ranks = ranks_of() if ranks is None else ranks
+        group = self.ranks.group or dist.group.WORLD
+        number = 0
+        if group is not None:  # there is none in an example
+            number = counts[group] = counts.get(group, 0) + 1
+        self.call = Call(number, operation, _place() if check else "")
+        self._words = 0
 
     @contextmanager
-    def sending(self, peer: int | None = None) -> Iterator[None]:
+    def sending(self) -> Iterator[None]:
         """A block whose errors are of the connection: they say who left in the middle.
-
-        Args:
-            peer: The rank at the other end; default: it may be any.
 
         Raises:
             RuntimeError: Of a rank that is missing; it says who.
         """
-        with _naming_the_missing(self._call, peer):
+        try:
             yield
+        except RuntimeError as error:
+            why = self._who_is_missing() or f"no rank is missing, but {error}"
+            raise RuntimeError(f"{_told(self.call)} failed: {why}") from error
 
-    def wait(self, work: Any, device: torch.device) -> None:
-        """Wait inside the block for what all do at once, or let the next kernels of a GPU wait."""
-        while device.type == "cpu" and not _done_soon(work, device):
-            _say_that_it_waits(self._call)
-        work.wait()
+    def wait(self, work: Any, device: torch.device, here: bool = False) -> None:
+        """Wait inside the block for what was begun.
+
+        Args:
+            here: False lets the next kernels of a GPU wait instead of the program.
+        """
+        moments = 0
+
+        def over() -> bool:
+            nonlocal moments
+            if _done_soon(work, device):
+                return True
+            with suppress(StoreGoneError):  # no word of anybody; the connection will tell
+                self._say()
+                moments = moments + 1 if self._gone() else 0
+            if moments == _MOMENTS:
+                raise RuntimeError("a rank has left")
+            return False
+
+        if (device.type == "cpu" or here) and not wait_until(over, timeout() + _GRACE, pause=0):
+            raise RuntimeError(f"it was not over in {timeout():g} s")
+        work.wait()  # raises what went wrong, if anything did
+
+    # ---------------------------------------------------------------- who does not come
+
+    def _say(self, word: str = "") -> None:
+        """That this rank waits, in other words each time, as only a rank can that is there."""
+        self._words += 1
+        store, me = notes(), self.ranks.members[self.ranks.rank]
+        if word:
+            store.set(ANY_LEFT, "")
+        store.set(f"waits/{self.ranks.name}/{me}", f"{self.call.number} {word or self._words}")
+
+    def _said(self, other: int) -> tuple[int, str]:
+        """The call at which a rank last said that it waits, and its word."""
+        number, _, word = (notes().get(f"waits/{self.ranks.name}/{other}") or "0 ").partition(" ")
+        return int(number), word
+
+    def _gone(self) -> dict[int, str]:
+        """Why ranks will not come to this, or will not bring it to its end."""
+        if not notes().check([ANY_LEFT]):  # as nearly always: one question, not one for each rank
+            return {}
+        gone = {}
+        for other in self.ranks.members:
+            left = self._left(other)
+            if (left and not left.done) or self._said(other)[1] == _FAILED:
+                gone[other] = left.why if left else _FAILED
+        return gone
+
+    def _left(self, other: int) -> _Left | None:
+        """Whether a rank has left, and whether it had done its part in this before."""
+        left = notes().get(f"left/{other}")
+        if left is None:
+            return None
+        why, well, done = json.loads(left)
+        return _Left(why, well and done.get(self.ranks.name, 0) >= self.call.number)
+
+    def _who_is_missing(self) -> str:
+        try:
+            with suppress(StoreGoneError):
+                self._say(_FAILED)
+            break_off(self.ranks)
+            absent = self._absent()
+            gone = {other: why for other, why in self._gone().items() if other in absent}
+        except StoreGoneError as error:
+            return str(error)
+        told = [f"rank {other} has left: {why}" for other, why in gone.items()]
+        told += [
+            f"rank {other} did not come (dead, stopped, or elsewhere)"
+            for other in sorted(absent - set(gone))
+        ]
+        return "; ".join(told)
+
+    def _absent(self) -> set[int]:
+        """The ranks that do not say now that they wait for the others at this call, or a later one.
+
+        What a rank said before does not count: it may be dead by now. One that says that it failed
+        is there: it was left alone too.
+        """
+        first = {other: self._said(other) for other in self.ranks.members}
+        absent = set(first)
+
+        def over() -> bool:
+            for other in list(absent):
+                number, word = said = self._said(other)
+                fresh = said != first[other] and number >= self.call.number
+                left = self._left(other)
+                if word == _FAILED or fresh or (left and left.done):
+                    absent.discard(other)
+            return absent <= set(self._gone())
+
+        wait_until(over, _OTHERS, pause=0.05)
+        return absent
+
+
+class Posted:
+    """A message that was sent or asked for, and can say whether it is through.
+
+    >>> class Done:
+    ...     def wait(self): ...
+    >>> posted = Posted(Done())
+    >>> posted.wait()
+    >>> posted.is_completed()
+    True
+
+    Gloo's own cannot, and a wait for it that ends early closes the whole group's connections.
+    """
+
+    def __init__(self, work: Any) -> None:
+        self._work = work
+        self._errors: list[RuntimeError] = []
+        self._thread = threading.Thread(target=self._run, name="message", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            self._errors.append(error)
+
+    def is_completed(self) -> bool:
+        """Whether it is through, or has failed."""
+        return not self._thread.is_alive()
+
+    def wait(self, limit: timedelta | None = None) -> None:
+        """Wait for it, or for a moment."""
+        self._thread.join(None if limit is None else limit.total_seconds())
+        if self._errors:
+            raise self._errors[0]
 
 
 def _place() -> str:
@@ -146,90 +297,10 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.cpu().numpy().tobytes()
 
 
-# ---------------------------------------------------------------- who does not come
-
-
-@contextmanager
-def _naming_the_missing(call: Call, peer: int | None = None) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        why = _who_is_missing(call, peer) or f"no rank is missing, but {error}"
-        raise RuntimeError(f"{_told(call)} failed: {why}") from error
-
-
-def _wait(work: Any, call: Call) -> None:
-    """Wait for the others; say so after a moment, and give up soon when one has left."""
-    moments = 0
-    while not _done_soon(work, transport_device()):
-        _say_that_it_waits(call)
-        moments = moments + 1 if _left() else 0
-        if moments == _MOMENTS:
-            raise RuntimeError("a rank has left")
-    work.wait()  # raises what went wrong, if anything did
-
-
 def _done_soon(work: Any, device: torch.device) -> bool:
     if device.type == "cpu":
         with suppress(RuntimeError):  # of the time, or of the work: `is_completed` knows
             work.wait(_SOON)
         return bool(work.is_completed())
-    deadline = time.monotonic() + _SOON.total_seconds()
-    while not work.is_completed() and time.monotonic() < deadline:
-        time.sleep(0.001)  # a wait that ends early would end the whole group of nccl
-    return bool(work.is_completed())
-
-
-def _say_that_it_waits(call: Call, word: str = "") -> None:
-    """In other words each time, as only a rank can that is still there."""
-    notes().set(f"waits/{rank()}", f"{call.number} {word or next(_words)}")
-
-
-def _left() -> dict[int, str]:
-    """Why ranks have left."""
-    store, keys = notes(), {other: f"left/{other}" for other in range(world_size())}
-    if not store.check([ANY_LEFT]):  # as nearly always: one question, not one for each rank
-        return {}
-    return {other: store.get(key).decode() for other, key in keys.items() if store.check([key])}
-
-
-def _who_is_missing(call: Call, peer: int | None) -> str:
-    try:
-        _say_that_it_waits(call, _FAILED)
-        absent = _absent(call) if peer is None else {peer}
-        left = {other: why for other, why in _left().items() if other in absent}
-    except RuntimeError:
-        return "the ranks' store is gone, and with it perhaps rank 0"
-    told = [f"rank {other} has left: {why}" for other, why in left.items()]
-    told += [
-        f"rank {other} did not come (dead, stopped, or elsewhere)"
-        for other in sorted(absent - set(left))
-    ]
-    return "; ".join(told)
-
-
-def _absent(call: Call) -> set[int]:
-    """The ranks that do not wait for the others at this call, or a later one."""
-    first: dict[int, str] = {}
-    absent = set(range(world_size()))
-    deadline = time.monotonic() + _OTHERS
-    while True:
-        absent -= {other for other in absent if _waits(other, call, first)}
-        if absent <= set(_left()) or time.monotonic() > deadline:
-            return absent
-        time.sleep(0.05)
-
-
-def _waits(other: int, call: Call, first: dict[int, str]) -> bool:
-    """Whether a rank says now that it waits, or failed; `first` is what it said when first asked.
-
-    What it said before does not count: it may be dead by now.
-    """
-    store, key = notes(), f"waits/{other}"
-    said = store.get(key).decode() if store.check([key]) else ""
-    if not said:
-        first[other] = ""
-        return False
-    number, _, word = said.partition(" ")
-    fresh = word == _FAILED or said != first.setdefault(other, said)
-    return fresh and int(number) >= call.number
+    # A wait that ends early would end the whole group of nccl.
+    return wait_until(work.is_completed, _SOON.total_seconds(), pause=0.001)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from datetime import timedelta
 
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
-_POLL = 0.01  # seconds between two looks of rank 0 at who has come
+from batteries.distributed.waiting import Notes, StoreGoneError, wait_until
 
 
 def attempt_store(store: Store, rank: int, world_size: int, timeout: timedelta) -> Store:
@@ -33,41 +32,43 @@ def attempt_store(store: Store, rank: int, world_size: int, timeout: timedelta) 
     Raises:
         TimeoutError: Not all ranks came in time; the message names those that did not.
     """
-    name = str(uuid.uuid4()) if rank == 0 else _ask(store, rank, timeout)
+    meeting = Notes(store, "attempts")
+    name = str(uuid.uuid4()) if rank == 0 else _ask(meeting, rank, timeout)
     if rank == 0:
-        _answer(store, name, world_size, timeout)
+        _answer(meeting, name, world_size, timeout)
     return PrefixStore(f"attempt/{name}", store)
 
 
-def _ask(store: Store, rank: int, timeout: timedelta) -> str:
-    own = str(uuid.uuid4())
+def _ask(store: Notes, rank: int, timeout: timedelta) -> str:
+    own, seconds = str(uuid.uuid4()), timeout.total_seconds()
     store.set(f"asked/{rank}", own)
     try:
-        store.wait([f"answered/{own}"], timeout)
-    except RuntimeError as error:  # DistStoreError: no answer, or the host of the store is gone
-        raise TimeoutError(
-            f"rank {rank} found no rank 0 in {timeout.total_seconds():g} s: {error}"
-        ) from error
-    name = str(store.get(f"answered/{own}").decode())
+        met = wait_until(lambda: store.check([f"answered/{own}"]), seconds)
+    except StoreGoneError as error:
+        raise TimeoutError(f"rank {rank} found no rank 0: {error}") from error
+    name = store.get(f"answered/{own}") if met else None
+    if name is None:
+        raise TimeoutError(f"rank {rank} found no rank 0 in {seconds:g} s")
     store.set(f"confirmed/{name}/{rank}", own)
     return name
 
 
-def _answer(store: Store, name: str, world_size: int, timeout: timedelta) -> None:
-    answered: dict[int, bytes] = {}
+def _answer(store: Notes, name: str, world_size: int, timeout: timedelta) -> None:
+    answered: dict[int, str] = {}
     missing = set(range(1, world_size))
-    deadline = time.monotonic() + timeout.total_seconds()
-    while missing:
+
+    def all_confirmed() -> bool:
         for rank in sorted(missing):
-            asked = store.get(f"asked/{rank}") if store.check([f"asked/{rank}"]) else None
+            asked = store.get(f"asked/{rank}")
             if asked and asked != answered.get(rank):
-                store.set(f"answered/{asked.decode()}", name)
+                store.set(f"answered/{asked}", name)
                 answered[rank] = asked
             if store.check([f"confirmed/{name}/{rank}"]):
                 missing.discard(rank)
-        if missing and time.monotonic() > deadline:
-            raise TimeoutError(
-                f"rank 0 waited {timeout.total_seconds():g} s for ranks {sorted(missing)}, which "
-                "did not come: look in their logs for why they ended or never began"
-            )
-        time.sleep(_POLL if missing else 0)
+        return not missing
+
+    if not wait_until(all_confirmed, timeout.total_seconds()):
+        raise TimeoutError(
+            f"rank 0 waited {timeout.total_seconds():g} s for ranks {sorted(missing)}, which "
+            "did not come: look in their logs for why they ended or never began"
+        )

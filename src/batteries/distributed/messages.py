@@ -116,24 +116,25 @@ def _as_tensor(data: bytes) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-def transport_device() -> torch.device:
+def transport_device(group: Any = None) -> torch.device:
     """The device whose tensors the group can carry: the CPU, unless the group is nccl alone.
 
     >>> carried = transport_device() if dist.is_initialized() else torch.device("cpu")
     """
-    if "gloo" in dist.get_backend_config() or not torch.cuda.is_available():
+    if "gloo" in dist.get_backend_config(group) or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def carrying_device(metas: list[Header], transport: torch.device) -> torch.device:
+def carrying_device(metas: list[Header], group: Any = None) -> torch.device:
     """The device that carries the payloads: the GPU when they all lie there and nccl is at hand.
 
-    >>> carrying_device([Header(8, False, "float32", [2], "cpu")], torch.device("cpu"))
-    device(type='cpu')
+    >>> metas = [Header(8, False, "float32", [2], "cpu")]
+    >>> carrier = carrying_device(metas) if dist.is_initialized() else torch.device("cpu")
     """
-    on_gpus = all(meta.on == "cuda" for meta in metas) and "nccl" in dist.get_backend_config()
-    return torch.device("cuda", torch.cuda.current_device()) if on_gpus else transport
+    if all(meta.on == "cuda" for meta in metas) and "nccl" in dist.get_backend_config(group):
+        return torch.device("cuda", torch.cuda.current_device())
+    return transport_device(group)
 
 
 def decode(meta: Header, payload: Tensor, device: torch.device) -> Any:

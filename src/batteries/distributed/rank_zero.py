@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
-import torch.distributed as dist
-
 from batteries.distributed.collectives import alone, being_apart, broadcast
-from batteries.distributed.launch import in_group, is_main, notes
+from batteries.distributed.groups import notes, timeout
+from batteries.distributed.launch import in_group, is_main, rank
 from batteries.distributed.messages import Failure
+from batteries.distributed.waiting import Notes, StoreGoneError, wait_until
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_LOOK = timedelta(seconds=5)  # how often to see whether rank 0 is there
+_SAY_EVERY = 5.0  # seconds between two words of a rank 0 that works alone
+_SILENCE = 60.0  # seconds without a word, after which rank 0 is taken for dead
+_LONGEST = 86_400.0  # seconds that the others wait for it in any case
 
 
 @overload
@@ -96,30 +100,50 @@ def others_wait() -> Iterator[None]:
     >>> with others_wait():
     ...     pass
 
-    The others wait at its end until rank 0 is through. Those that do not come do not matter; for
-    a rank 0 that does not come they wait as long as a collective would, and go on.
+    The others wait at its end until rank 0 is through, for up to a day. Those that do not come do
+    not matter. When rank 0 does not come they wait as long as a collective would; when it has left,
+    or says nothing for a minute, they go on, and the next collective names it.
     """
     if not in_group():
         yield
         return
     store = notes()
-    turn = f"turn {store.add(f'turns/{dist.get_rank()}', 1)}"
+    turn = f"turn {store.add(f'turns/{rank()}', 1)}"
     if not is_main():
         yield
-        with suppress(dist.DistStoreError):
-            store.wait([f"{turn}/begun"])
-            while not (_set_soon(store, f"{turn}/done") or store.check(["left/0"])):
-                pass
+        with suppress(StoreGoneError):
+            _wait_for_rank_zero(store, turn)
         return
-    store.set(f"{turn}/begun", "")
+    over = threading.Event()
+    saying = threading.Thread(target=_say_until, args=(over, store, f"{turn}/works"), daemon=True)
+    saying.start()
     try:
         yield
     finally:
+        over.set()
+        saying.join()
         store.set(f"{turn}/done", "")
 
 
-def _set_soon(store: Any, key: str) -> bool:
-    with suppress(dist.DistStoreError):
-        store.wait([key], _LOOK)
-        return True
-    return False
+def _say_until(over: threading.Event, store: Notes, key: str) -> None:
+    with suppress(StoreGoneError):
+        for number in itertools.count():
+            store.set(key, str(number))
+            if over.wait(_SAY_EVERY):
+                return
+
+
+def _wait_for_rank_zero(store: Notes, turn: str) -> None:
+    word, since = None, time.monotonic()
+
+    def over() -> bool:
+        nonlocal word, since
+        if store.check([f"{turn}/done"]) or store.check(["left/0"]):
+            return True
+        said = store.get(f"{turn}/works")
+        if said != word:
+            word, since = said, time.monotonic()
+        limit = timeout() if word is None else _SILENCE
+        return time.monotonic() - since > limit
+
+    wait_until(over, _LONGEST)

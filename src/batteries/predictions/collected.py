@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batteries import distributed
-from batteries.distributed.agreement import Transfer
+from batteries.distributed.agreement import Posted, Transfer
+from batteries.distributed.groups import Group, ranks_of
 from batteries.distributed.messages import pickled as _pickle
 from batteries.distributed.messages import transport_device
 from batteries.files import PathLike
@@ -46,16 +47,26 @@ class Predictions:
         length: The samples of the dataset.
         duplicates: "drop" lets a sample come more than once, as torch's `DistributedSampler`
             makes it, if its predictions agree: arrays as `np.allclose` has it, objects to the bit.
+        group: The ranks that put their predictions together, as the loader's `group`: those of
+            another group have the same ones. Default: all.
 
     Raises:
         ValueError: Anything else for `duplicates`.
     """
 
-    def __init__(self, length: int, duplicates: Literal["raise", "drop"] = "raise") -> None:
+    def __init__(
+        self,
+        length: int,
+        duplicates: Literal["raise", "drop"] = "raise",
+        *,
+        group: Group = None,
+    ) -> None:
         if duplicates not in ("raise", "drop"):
             raise ValueError(f"duplicates is {duplicates!r}; expected 'raise' or 'drop'")
         self._length = length
         self._drops = duplicates == "drop"
+        self._group = group
+        ranks_of(group)  # says what is wrong with it
         self._forms: list[Form] = []
         self._indices: list[Indices] = []
         self._rows: dict[str, list[Any]] = {}  # batches of tensors, or of objects
@@ -106,7 +117,7 @@ class Predictions:
         rows and one piece. Objects are pickled, among processes that trust each other.
 
         Args:
-            dst: The rank that gets them; the others get None for each. Default: all ranks.
+            dst: The rank of the group that gets them; the others get None for each. Default: all.
 
         Returns:
             Tensors, (length, ...), on the CPU, and lists of objects.
@@ -119,7 +130,7 @@ class Predictions:
         return tuple(self._gathered(dst).values())
 
     def save(self, path: PathLike, ids: Sequence[Any] | NDArray[Any] | None = None) -> None:
-        """Write the arrays to one file, whole or not at all; all ranks call it, rank 0 writes.
+        """Write the arrays to one file, whole or not at all; all ranks of the group call it.
 
         >>> outputs = Predictions(2)
         >>> outputs.add([0, 1], probability=torch.tensor([[0.25, 0.75], [0.5, 0.5]]))
@@ -129,7 +140,7 @@ class Predictions:
 
         Args:
             path: `.parquet`, or `.npy` for large arrays: one structured array, which `load` maps
-                into memory. Floats of 16 bits and less become float32.
+                into memory. Floats of 16 bits and less become float32. Rank 0 of the group writes.
             ids: What the samples are called, (length,). Default: their indices.
 
         Raises:
@@ -137,15 +148,19 @@ class Predictions:
             TypeError: Objects that the file cannot hold.
         """
         columns = self._gathered(0)
-        distributed.rank_zero_only(share=True)(write)(Path(path), columns, ids)
+        main = ranks_of(self._group).rank == 0
+        distributed.together(
+            lambda: write(Path(path), columns, ids) if main else None, group=self._group
+        )
 
     def _gathered(self, dst: int | None) -> dict[str, Any]:
         indices, rows = self._joined()
         spaced = indices if isinstance(indices, range) else None
-        if dst is not None and not 0 <= dst < distributed.world_size():
-            raise ValueError(f"dst is {dst}; expected a rank, 0 to {distributed.world_size() - 1}")
+        group = ranks_of(self._group)
+        if dst is not None and not 0 <= dst < group.size:
+            raise ValueError(f"dst is {dst}; expected a rank, 0 to {group.size - 1}")
         own = (self._length, self._drops, dst), self._forms, len(indices), spaced
-        ranks = distributed.all_gather(own)
+        ranks = distributed.all_gather(own, group=self._group)
         forms = next((theirs for _, theirs, _, _ in ranks if theirs), [])
         for number, (asked, theirs, _, _) in enumerate(ranks):
             if asked != own[0] or theirs not in ([], forms):
@@ -153,9 +168,9 @@ class Predictions:
                     f"the ranks have different predictions: rank {number} has {_described(theirs)} "
                     f"and (length, drops, dst) {asked}, this one {_described(forms)} and {own[0]}"
                 )
-        me = distributed.rank()
+        me = group.rank
         result = Result(self._length, forms, self._drops) if dst in (None, me) else None
-        transfer = Transfer("Predictions.gather")
+        transfer = Transfer("Predictions.gather", ranks=group)
         finish_previous: Callable[[], None] = _nothing
         # By turns: what ranks have of one part of the dataset is put away while it is in the cache.
         turns = zip_longest(*(_pieces(count, forms) for _, _, count, _ in ranks))
@@ -177,7 +192,9 @@ class Predictions:
             assert result is not None
             return result.checked()
         nothing = dict.fromkeys(form.name for form in forms)
-        return distributed.together(result.checked if result else lambda: nothing)
+        return distributed.together(
+            result.checked if result else lambda: nothing, group=self._group
+        )
 
     def _joined(self) -> tuple[Indices, dict[str, Any]]:
         """This rank's indices and rows, each in one piece, and from now on kept so."""
@@ -201,8 +218,10 @@ class _Way:
         self._transfer = transfer
         self._source = source
         self._size = size  # rows
-        self._sends = distributed.rank() == source
-        self._needed = distributed.world_size() > 1 and source != dst
+        ranks = transfer.ranks
+        self._group = ranks.group
+        self._sends = ranks.rank == source
+        self._needed = ranks.size > 1 and source != dst
         self._peer = dst if dst is None or self._sends else source  # None: all of them
         self._under_way: list[tuple[Any, Tensor, Tensor]] = []
 
@@ -219,11 +238,10 @@ class _Way:
 
     def wait(self) -> None:
         for work, carrier, data in self._under_way:
-            with self._transfer.sending(self._peer):
-                if self._peer is None:
-                    self._transfer.wait(work, carrier.device)
-                else:  # gloo would end all, if this wait ended early
-                    work.wait()
+            with self._transfer.sending():
+                if self._peer is not None and carrier.device.type == "cpu":
+                    work = Posted(work)
+                self._transfer.wait(work, carrier.device)
             if carrier is not data and not self._sends:
                 data.copy_(carrier)
         self._under_way = []
@@ -242,13 +260,20 @@ class _Way:
     def _begin(self, data: Tensor) -> None:
         if not len(data):
             return
-        carrier = data.to(transport_device())  # the same, or that of a group that has nccl alone
-        with self._transfer.sending(self._peer):
+        carrier = data.to(
+            transport_device(self._group)
+        )  # the same, or that of a group that has nccl alone
+        with self._transfer.sending():
             if self._peer is None:
-                work = dist.broadcast(carrier, src=self._source, async_op=True)
+                work = dist.broadcast(
+                    carrier, group_src=self._source, group=self._group, async_op=True
+                )
             else:
-                send = dist.isend if self._sends else dist.irecv
-                work = send(carrier, self._peer)
+                work = (
+                    dist.isend(carrier, group_dst=self._peer, group=self._group)
+                    if self._sends
+                    else dist.irecv(carrier, group_src=self._peer, group=self._group)
+                )
         self._under_way.append((work, carrier, data))
 
 
