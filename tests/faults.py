@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import multiprocessing
 import os
 import shutil
@@ -20,7 +21,17 @@ SOURCE = Path(__file__).with_name("faults.c")
 
 
 def run_with_faults(function: Callable[..., Any], *args: Any) -> Any:
-    """Return what a function returned in a new process, in which `failing` works."""
+    """Return what a function returned in a process in which `failing` works."""
+    return _process().submit(_in_directory, str(Path.cwd()), function, args).result()
+
+
+def _in_directory(directory: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    os.chdir(directory)
+    return function(*args)
+
+
+@functools.cache
+def _process() -> ProcessPoolExecutor:
     compiler = shutil.which("cc")
     if os.uname().sysname != "Linux" or compiler is None:
         pytest.skip("needs Linux and a C compiler, to make calls of the system fail")
@@ -31,8 +42,9 @@ def run_with_faults(function: Callable[..., Any], *args: Any) -> Any:
         patch.setenv("LD_PRELOAD", library)
         patch.setenv("CUDA_VISIBLE_DEVICES", "-1")
         spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-            return pool.submit(function, *args).result()
+        pool = ProcessPoolExecutor(1, mp_context=spawn)
+        pool.submit(os.getpid).result()  # it has begun
+    return pool
 
 
 @contextmanager

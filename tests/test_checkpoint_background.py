@@ -85,18 +85,18 @@ def test_one_in_flight_and_one_waiting() -> None:
 
 def test_errors_surface() -> None:
     """The error of a save is raised by the next call, once, and training can go on."""
-    checkpoint = make_checkpoint("train", 1, nn.Linear(1, 1))
+    first, second, third = [make_checkpoint("train", n, nn.Linear(1, 1)) for n in (1, 2, 3)]
     with CheckpointManager("logs", background=True) as checkpoints:
-        checkpoints.process(0.5, 1, checkpoint)
+        checkpoints.process(0.5, 1, first)
         checkpoints.wait()
         checkpoints.last_path.unlink()
         checkpoints.last_path.mkdir()  # in the way of the next save
-        checkpoints.process(0.4, 2, checkpoint)
+        checkpoints.process(0.4, 2, second)
         with pytest.raises(OSError, match=r"last\.pth"):
             checkpoints.wait()
         checkpoints.last_path.rmdir()
-        checkpoints.process(0.3, 3, checkpoint)
-    assert read_checkpoint("logs/best.pth")["epoch"] == 1  # what the dictionary said
+        checkpoints.process(0.3, 3, third)
+    assert read_checkpoint("logs/best.pth")["epoch"] == 3
     assert CheckpointManager("logs").best_score == 0.3
 
 
@@ -115,8 +115,8 @@ def test_the_end_of_the_program(end: str) -> None:
 import torch
 from batteries import CheckpointManager, make_checkpoint
 manager = CheckpointManager("logs", background=True)
-checkpoint = make_checkpoint("train", 1, torch.nn.Linear(1000, 1000))
 for epoch in (1, 2):
+    checkpoint = make_checkpoint("train", epoch, torch.nn.Linear(1000, 1000))
     manager.process(1 / epoch, epoch, checkpoint)
 {end}
 """
