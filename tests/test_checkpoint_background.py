@@ -91,12 +91,12 @@ def test_errors_surface() -> None:
         checkpoints.wait()
         checkpoints.last_path.unlink()
         checkpoints.last_path.mkdir()  # in the way of the next save
-        checkpoints.process(0.4, 2, checkpoint)
+        checkpoints.process(0.4, 2, {**checkpoint, "epoch": 2})
         with pytest.raises(OSError, match=r"last\.pth"):
             checkpoints.wait()
         checkpoints.last_path.rmdir()
-        checkpoints.process(0.3, 3, checkpoint)
-    assert read_checkpoint("logs/best.pth")["epoch"] == 1  # what the dictionary said
+        checkpoints.process(0.3, 3, {**checkpoint, "epoch": 3})
+    assert read_checkpoint("logs/best.pth")["epoch"] == 3
     assert CheckpointManager("logs").best_score == 0.3
 
 
@@ -117,7 +117,7 @@ from batteries import CheckpointManager, make_checkpoint
 manager = CheckpointManager("logs", background=True)
 checkpoint = make_checkpoint("train", 1, torch.nn.Linear(1000, 1000))
 for epoch in (1, 2):
-    manager.process(1 / epoch, epoch, checkpoint)
+    manager.process(1 / epoch, epoch, {{**checkpoint, "epoch": epoch}})
 {end}
 """
     warm.run([sys.executable, "-c", program], timeout=120, capture_output=True)
