@@ -59,7 +59,7 @@ def managing(checkpoint: dict[str, Any], size: int, folder: Path) -> None:
     def process() -> None:
         nonlocal epoch
         epoch += 1
-        manager.process(1 / epoch, epoch, checkpoint)
+        manager.process(1 / epoch, epoch, {**checkpoint, "epoch": epoch})
 
     def three_times() -> None:
         for name in ("exp.pth", "best.pth", "last.pth"):
@@ -98,7 +98,7 @@ def waiting(checkpoint: dict[str, Any], size: int, folder: Path) -> None:
         return async_save(checkpoint, checkpoint_id=folder / f"dcp{turn % 2}")
 
     def process() -> None:
-        manager.process(turn, turn, checkpoint)
+        manager.process(turn, turn, {**checkpoint, "epoch": turn})
 
     for turn in range(TURNS + 3):  # noqa: B007 (what is timed uses it)
         os.sync()  # nobody pays for what another has left to the disk
@@ -141,7 +141,7 @@ def losing(checkpoint: dict[str, Any], size: int, folder: Path, threads: int) ->
     def process(_: int) -> None:
         nonlocal begun
         begun += 1
-        manager.process(begun, begun, checkpoint)
+        manager.process(begun, begun, {**checkpoint, "epoch": begun})
 
     def nothing() -> None:
         pass
