@@ -73,7 +73,7 @@ class BackgroundLogger:
         self._step: int | None = None  # the highest so far
         self._continues: int | None = None  # after which step; None: begins
         self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
-        self._hurry, self._room, self._ending = (threading.Event() for _ in range(3))
+        self._hurry, self._room, self._ending, self._tried = (threading.Event() for _ in range(4))
         self._patient = True
         self._thread: threading.Thread | None = None
         self._told = False
@@ -175,6 +175,8 @@ class BackgroundLogger:
 
     # ---------------------------------------------------------------- what the trackers do
 
+    _opens_at_once = False  # whether the first call waits until the tracker was opened
+
     def _open(self) -> None: ...
     def _write_metrics(self, rows: list[Row]) -> None: ...
     def _write_params(self, params: dict[str, Any]) -> None: ...
@@ -211,6 +213,9 @@ class BackgroundLogger:
             self._error = self._error or TimeoutError(
                 f"{_BOUND:,} calls wait for it; more are lost"
             )
+        if self._opens_at_once and not self._tried.is_set():
+            self._tried.wait(_PATIENCE)
+            self._tried.set()
 
     def _report(self) -> None:
         if self._error is not None and not self._told:
@@ -234,7 +239,7 @@ class BackgroundLogger:
 
     def _run(self) -> None:
         calls = [self._calls.get()]
-        while not self._try(self._open):
+        while not self._try_to_open():
             if self._ending.wait(_RETRY):  # what was called meanwhile waits in the queue
                 self._lost += self._calls.qsize()  # with the first, without the end
                 return
@@ -244,6 +249,11 @@ class BackgroundLogger:
             calls = self._gathered()
         self._write_calls(calls[:-1])
         self._try(self._close)
+
+    def _try_to_open(self) -> bool:
+        opened = self._try(self._open)
+        self._tried.set()
+        return opened
 
     def _write_calls(self, calls: list[Call]) -> None:
         lost = 0

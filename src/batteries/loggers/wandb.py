@@ -30,7 +30,8 @@ class WandbLogger(BackgroundLogger):
 
     The step is the metric `global_step`, which the charts are drawn over. A run that goes on has
     the same id; offline it is one more directory in `logdir`/wandb, which `wandb sync` adds to the
-    run. Steps that W&B has already are not written again.
+    run. Steps that W&B has already are not written again. The first call waits, as `wandb.init`
+    does, until W&B has begun the run.
 
     Args:
         mode: "offline" writes files; "online" sends them. Default: the environment's WANDB_MODE,
@@ -39,6 +40,9 @@ class WandbLogger(BackgroundLogger):
     Raises:
         ModuleNotFoundError: wandb is not installed.
     """
+
+    # It begins threads. At the end of a program that can no longer be done, from Python 3.12 on.
+    _opens_at_once = True
 
     def __init__(
         self,
