@@ -23,6 +23,7 @@ from batteries.distributed.groups import (
     Ranks,
     break_off,
     counts,
+    lend,
     notes,
     ranks_of,
     timeout,
@@ -78,7 +79,7 @@ def agree(
     theirs = [torch.empty_like(mine) for _ in range(ranks.size)]
     with transfer.sending():
         work = dist.all_gather(theirs, mine, group=ranks.group, async_op=True)
-        transfer.wait(work, device, here=True)
+        transfer.wait(work, device, mine, *theirs, here=True)
         read = [json.loads(_bytes(tensor)) for tensor in theirs]
     calls = [Call(*call) for call, _ in read]
     for call in calls:
@@ -131,12 +132,14 @@ class Transfer:
             why = self._who_is_missing() or f"no rank is missing, but {error}"
             raise RuntimeError(f"{_told(self.call)} failed: {why}") from error
 
-    def wait(self, work: Any, device: torch.device, here: bool = False) -> None:
+    def wait(self, work: Any, device: torch.device, *tensors: Tensor, here: bool = False) -> None:
         """Wait inside the block for what was begun.
 
         Args:
+            tensors: Those that travel.
             here: False lets the next kernels of a GPU wait instead of the program.
         """
+        lend(*tensors)
         moments = 0
 
         def over() -> bool:
