@@ -108,6 +108,25 @@ def timeout() -> float:
     return float(store.timeout.total_seconds())
 
 
+def closed(ranks: Ranks) -> list[int]:
+    """The ranks to whom the connection is closed, by their numbers in the world.
+
+    >>> closed(ranks_of())
+    []
+
+    Of a connection that closes while a collective begins, gloo may tell nothing: the collective
+    then waits to its timeout (3 of 150 kills while 4 MB travelled). It tells at the next message.
+    """
+    found = []
+    if in_group() and "gloo" in dist.get_backend_config(ranks.group):
+        for other, number in enumerate(ranks.members):
+            try:
+                _asked_for(ranks, other)
+            except RuntimeError:
+                found.append(number)
+    return found
+
+
 def break_off(ranks: Ranks) -> None:
     """Close a group's connections: what is under way ends with an error, here and elsewhere.
 
@@ -116,14 +135,19 @@ def break_off(ranks: Ranks) -> None:
     A rank that has failed does not come again. Without this, gloo's threads go on with what was
     begun, and wait for ranks that wait for this one.
     """
-    if not in_group() or "gloo" not in dist.get_backend_config(ranks.group):
-        return
-    # Gloo closes all connections where a wait for one message ends early.
-    for other in set(range(ranks.size)) - {ranks.rank}:
-        with suppress(RuntimeError):
-            message = dist.irecv(torch.empty(1), group=ranks.group, group_src=other, tag=_TAG)
-            if message is not None:
-                message.wait(timedelta(milliseconds=1))
+    if in_group() and "gloo" in dist.get_backend_config(ranks.group):
+        for other in range(ranks.size):
+            with suppress(RuntimeError):
+                message = _asked_for(ranks, other)
+                if message is not None:  # a wait that ends early closes all connections
+                    message.wait(timedelta(milliseconds=1))
+
+
+def _asked_for(ranks: Ranks, other: int) -> Any:
+    """A message that never comes; the error of a connection that is closed."""
+    if other == ranks.rank:
+        return None
+    return dist.irecv(torch.empty(1), group=ranks.group, group_src=other, tag=_TAG)
 
 
 def lend(*tensors: Tensor) -> None:
