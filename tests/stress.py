@@ -16,16 +16,19 @@ from pathlib import Path
 
 import pytest
 from stress_collectives import collectives
-from stress_deaths import kills, power_cuts
+from stress_deaths import every_call, kills, power_cuts
 from stress_examples import examples
 from stress_mutations import mutations
 from stress_resume import resumes
+from test_checkpoint_crashes import kill_large_saves
 
 # A part takes how often and a source of chance, and returns what was counted; it raises when a
 # promise is broken.
 Part = Callable[[int, random.Random], str]
 PARTS: dict[str, tuple[Part, int]] = {
     "kills": (kills, 2_000),
+    "large": (kill_large_saves, 40),
+    "calls": (every_call, 5),
     "mutations": (mutations, 100_000),
     "power-ext4": (partial(power_cuts, "ext4"), 50),
     "power-xfs": (partial(power_cuts, "xfs"), 50),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import os
 import random
 import re
+import signal
 import tempfile
 import threading
 import time
@@ -80,6 +82,7 @@ def work(env: dict[str, str], seed: int, folder: Path) -> None:
     """Do one operation after another, the same on all ranks, until one fails."""
     os.environ.update(env)
     torch.set_num_threads(1)
+    faulthandler.register(signal.SIGUSR1, (folder / f"stack-{env['RANK']}").open("w"))
     rank_zero._SAY_EVERY, rank_zero._SILENCE = 0.5, 5.0
     chance, rank = random.Random(seed), env["RANK"]
     with suppress(RuntimeError), distributed.setup():
@@ -108,6 +111,12 @@ def start_world(world_size: int, seed: int, folder: Path) -> tuple[TCPStore, lis
     return store, [start(work, rank, seed, folder) for rank in ranks]
 
 
+def stack_of(process: BaseProcess, path: Path) -> str:
+    os.kill(process.pid or 0, signal.SIGUSR1)
+    wait_until(lambda: bool(path.read_text()), 10)
+    return path.read_text() or "nobody knows where"
+
+
 def kill_one(chance: random.Random) -> float:
     """How long the others took; raises if they do not end, or do not name the dead one."""
     world_size, seed = chance.choice([2, 3, 3, 4]), chance.randrange(2**32)
@@ -123,7 +132,8 @@ def kill_one(chance: random.Random) -> float:
             begun = time.monotonic()
             for rank, process in enumerate(processes):
                 process.join(max(LIMIT - (time.monotonic() - begun), 1))
-                assert not process.is_alive(), f"seed {seed}: rank {rank} hangs after {dead} died"
+                where = stack_of(process, folder / f"stack-{rank}") if process.is_alive() else ""
+                assert not where, f"seed {seed}: rank {rank} hangs after {dead} died: {where}"
             taken = time.monotonic() - begun
         finally:
             for process in processes:

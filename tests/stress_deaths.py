@@ -22,6 +22,8 @@ from mounts import cut_power, make_image, mounted
 from ranks import DEADLINE
 from test_checkpoint_crashes import (
     die_at,
+    die_behind_links,
+    die_everywhere,
     end_of,
     manager,
     process_epoch,
@@ -35,6 +37,8 @@ from batteries.checkpoint import read_checkpoint
 NUMBERS = 250_000  # of the model: a file of 1 MB
 LAST = 10  # epoch of a run; then another one begins
 MODES = [None, "background", "sharded"]
+# Epochs and modes that test_checkpoint_crashes leaves out.
+KINDS = [(1, "background"), (6, "background"), (1, "sharded"), (6, "sharded")]
 
 
 def train(logdir: Path, mode: str | None, acknowledge: Connection) -> None:
@@ -86,6 +90,14 @@ def end_somewhere(
         while True:
             acknowledged = ours.recv()
     return acknowledged, code != 0
+
+
+def every_call(number: int, _: random.Random) -> str:
+    """Killed at each call of a save: in so many of the kinds of saves."""
+    calls = [die_everywhere(epoch, mode) for epoch, mode in KINDS[:number]]
+    if number > len(KINDS):
+        die_behind_links("sharded")
+    return f"{sum(calls)} calls, in {len(calls)} kinds of saves"
 
 
 @functools.cache

@@ -12,6 +12,8 @@ import torch.nn.functional as F  # noqa: N812 (its usual name)
 from ranks import run_ranks
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, TensorDataset
 
@@ -123,6 +125,55 @@ def test_nothing_to_count() -> None:
         with window:
             window.backward(token_loss(model(x), y))
     assert all((gradient == 0).all() for gradient in gradients(model))
+
+
+WRAPPERS: dict[str, Any] = {
+    "bare": lambda model: model,
+    "compiled": lambda model: torch.compile(model, backend="aot_eager"),
+    "DDP": DistributedDataParallel,
+    "DDP, static": lambda model: DistributedDataParallel(model, static_graph=True),
+    "DDP, unused": lambda model: DistributedDataParallel(model, find_unused_parameters=True),
+    "compiled DDP": lambda model: torch.compile(
+        DistributedDataParallel(model), backend="aot_eager"
+    ),
+    "FSDP2": lambda model: [fully_shard(part) for part in [model[0], model[2], model]][-1],
+}
+
+
+def padded_windows(wrapper: str) -> list[float]:
+    """The largest error of a gradient, for padding alone at each place of a window."""
+    x, y = samples(24, torch.float64)
+    y[y == PAD] = 0
+    alone = wrapper in ("bare", "compiled")  # they average nothing
+    group = dist.new_group([distributed.rank()], use_local_synchronization=True)
+    rank, errors = 0 if alone else distributed.rank(), []
+    for place in range(3):
+        for padded in ([0], [1], [0, 1]):
+            labels = y.reshape(2, 3, 4, 4).clone()  # rank, place, rows
+            labels[padded, place] = PAD
+            own = [(x.reshape(2, 3, 4, 5)[rank, i], labels[rank, i]) for i in range(3)]
+            whole = network(torch.float64)
+            rows = (x[:12], labels[0].reshape(12, 4)) if alone else (x, labels.reshape(24, 4))
+            token_loss(whole(rows[0]), rows[1]).backward()  # type: ignore[no-untyped-call]
+            model = WRAPPERS[wrapper](network(torch.float64))
+            count = LOSSES["tokens"][1]
+            windows = accumulate(own, model, 3, count=count, group=group if alone else None)
+            for (inputs, targets), window in windows:
+                with window:
+                    window.backward(token_loss(model(inputs), targets))
+            found = [p.grad for p in model.parameters()]
+            full = [g.full_tensor() if isinstance(g, DTensor) else g for g in found]
+            pairs = zip(full, gradients(whole), strict=True)
+            errors += [float((one - other).abs().max()) for one, other in pairs]
+    return errors
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_padding_alone_in_every_wrapper(wrapper: str) -> None:
+    """A micro-batch with nothing to count adds zero, at any place, on any rank, in any wrapper."""
+    for errors in run_ranks(padded_windows, wrapper):
+        assert len(errors) == 9 * 4
+        assert max(errors) < 1e-12
 
 
 def count_all_reduces(steps: int) -> int:

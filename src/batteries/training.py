@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from batteries.distributed.groups import Group, ranks_of
 
 T = TypeVar("T")
 Count = Callable[[Any], Any]
+_learned: WeakSet[nn.Module] = WeakSet()  # models in DDP that have learned their static graph
 
 
 class Window:
@@ -50,7 +52,7 @@ class Window:
         of = self._pass
         if of.set_sync is not None:
             of.set_sync(self.closed)
-        elif of.no_sync is not None and not self.closed:
+        elif of.no_sync is not None and not self.closed and not of.learns():
             self._sharing = of.no_sync()
             self._sharing.__enter__()
         return self
@@ -104,11 +106,19 @@ class _Pass:
     """What the windows of a pass have in common."""
 
     def __init__(self, model: Any, scaler: Any, epoch: int | None) -> None:
+        self._model = model
         self.no_sync = getattr(model, "no_sync", None)  # DDP
         self.set_sync = getattr(model, "set_requires_gradient_sync", None)  # FSDP2
         self.scaler = scaler
         self._epoch = epoch
         self._queue: deque[tuple[torch.cuda.Event, Tensor, int]] = deque()
+
+    def learns(self) -> bool:
+        """Whether DDP shares now to learn its static graph, once: without it torch fails."""
+        if not getattr(self._model, "static_graph", False) or self._model in _learned:
+            return False
+        _learned.add(self._model)
+        return True
 
     def watch(self, loss: Tensor, step: int) -> None:
         """Tell of a loss that is not finite; of one on a GPU when it has computed it."""
@@ -275,16 +285,19 @@ def _size(batch: Any) -> int:
 def _backward_of_zero(loss: Tensor) -> None:
     """Give a gradient of zero to all that a loss depends on, whatever its own would be.
 
-    DDP waits for each of them, and 0 * NaN is NaN.
+    It goes the whole way, past the hooks of every wrapper: DDP waits for each gradient, and FSDP2
+    shares them on the way. Each step is made zero behind it, because 0 * NaN is NaN.
     """
-    found, seen = [], set()
-    nodes = [loss.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
-        nodes.extend(following for following, _ in node.next_functions)
-    torch.autograd.backward(found, [torch.zeros_like(leaf) for leaf in found])
+    if loss.grad_fn is None:
+        return
+    nodes, seen = [loss.grad_fn], {loss.grad_fn}
+    for node in nodes:
+        node.register_hook(_zeros)
+        new = {following for following, _ in node.next_functions if following} - seen
+        nodes.extend(new)
+        seen |= new
+    loss.backward(torch.zeros_like(loss))  # type: ignore[no-untyped-call]
+
+
+def _zeros(gradients: tuple[Tensor | None, ...], _: Any) -> tuple[Tensor | None, ...]:
+    return tuple(None if own is None else torch.zeros_like(own) for own in gradients)

@@ -22,7 +22,9 @@ from batteries.distributed.groups import (
     ANY_LEFT,
     Ranks,
     break_off,
+    closed,
     counts,
+    lend,
     notes,
     ranks_of,
     timeout,
@@ -78,7 +80,7 @@ def agree(
     theirs = [torch.empty_like(mine) for _ in range(ranks.size)]
     with transfer.sending():
         work = dist.all_gather(theirs, mine, group=ranks.group, async_op=True)
-        transfer.wait(work, device, here=True)
+        transfer.wait(work, device, mine, *theirs, here=True)
         read = [json.loads(_bytes(tensor)) for tensor in theirs]
     calls = [Call(*call) for call, _ in read]
     for call in calls:
@@ -131,28 +133,39 @@ class Transfer:
             why = self._who_is_missing() or f"no rank is missing, but {error}"
             raise RuntimeError(f"{_told(self.call)} failed: {why}") from error
 
-    def wait(self, work: Any, device: torch.device, here: bool = False) -> None:
+    def wait(self, work: Any, device: torch.device, *tensors: Tensor, here: bool = False) -> None:
         """Wait inside the block for what was begun.
 
         Args:
+            tensors: Those that travel.
             here: False lets the next kernels of a GPU wait instead of the program.
         """
-        moments = 0
+        lend(*tensors)
+        moments = moments_since_one_left = 0
 
         def over() -> bool:
-            nonlocal moments
+            nonlocal moments, moments_since_one_left
             if _done_soon(work, device):
                 return True
+            moments += 1
             with suppress(StoreGoneError):  # no word of anybody; the connection will tell
                 self._say()
-                moments = moments + 1 if self._gone() else 0
-            if moments == _MOMENTS:
+                moments_since_one_left = moments_since_one_left + 1 if self._gone() else 0
+            if moments_since_one_left == _MOMENTS:
                 raise RuntimeError("a rank has left")
+            if moments & (moments - 1) == 0:  # now and then: 1, 2, 4, 8, ...
+                self._check_connections()
             return False
 
         if (device.type == "cpu" or here) and not wait_until(over, timeout() + _GRACE, pause=0):
             raise RuntimeError(f"it was not over in {timeout():g} s")
         work.wait()  # raises what went wrong, if anything did
+
+    def _check_connections(self) -> None:
+        for other in closed(self.ranks):
+            left = self._left(other)
+            if not (left and left.done):
+                raise RuntimeError(f"the connection to rank {other} is closed")
 
     # ---------------------------------------------------------------- who does not come
 

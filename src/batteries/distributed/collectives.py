@@ -115,12 +115,12 @@ def _all_gather(data: Any, operation: str, check: bool, ranks: Ranks) -> list[An
     with transfer.sending():
         if len(set(sizes)) == 1:
             work = dist.all_gather(payloads, payload, group=ranks.group, async_op=True)
-            transfer.wait(work, carrier)
+            transfer.wait(work, carrier, payload, *payloads)
         else:
             payloads[ranks.rank] = payload
             for source, part in enumerate(payloads):
                 work = dist.broadcast(part, group_src=source, group=ranks.group, async_op=True)
-                transfer.wait(work, carrier)
+                transfer.wait(work, carrier, part)
     device = device_of(data)
     return [decode(meta, part, device) for meta, part in zip(metas, payloads, strict=True)]
 
@@ -175,7 +175,7 @@ def broadcast(data: T, src: int = 0, *, check: bool = True, group: Group = None)
     transfer = Transfer(operation, check, ranks)
     with transfer.sending():
         work = dist.broadcast(payload, group_src=src, group=ranks.group, async_op=True)
-        transfer.wait(work, carrier)
+        transfer.wait(work, carrier, payload)
     if sending and not meta.failed:
         return data
     received: T = decode(meta, payload, device_of(data))
@@ -249,10 +249,10 @@ def _all_reduced(own: Tensor, op: str, transfer: Transfer) -> Tensor:
     kind = getattr(dist.ReduceOp, _REDUCTIONS[op])
     with transfer.sending():
         work = dist.all_reduce(own, op=kind, group=group, async_op=True)
-        transfer.wait(work, own.device)
+        transfer.wait(work, own.device, own)
         if counts is not None:
             work = dist.all_reduce(counts, op=dist.ReduceOp.MAX, group=group, async_op=True)
-            transfer.wait(work, counts.device)
+            transfer.wait(work, counts.device, counts)
     if counts is not None:  # which of NaN and a number is larger depends on the rank
         own[counts.bool()] = torch.nan if own.is_floating_point() else 0
     return own

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -15,11 +15,20 @@ import torch
 import torch.distributed as dist
 
 from batteries.distributed.attempts import attempt_store
-from batteries.distributed.groups import ANY_LEFT, break_off, counts, notes, ranks_of
+from batteries.distributed.groups import (
+    ANY_LEFT,
+    break_off,
+    counts,
+    lend,
+    notes,
+    ranks_of,
+    take_back,
+)
 from batteries.distributed.launch import Launch, launched, local_rank
 from batteries.distributed.waiting import wait_until
 
 _AT_ITS_END = "it came to its end"
+_LET_GO = 1.0  # seconds for gloo's threads to let go of tensors
 _LEAVE = 10.0  # seconds for the others to come to their end
 
 
@@ -71,7 +80,9 @@ def setup(backend: str | None = None, timeout: timedelta | None = None) -> Itera
     try:
         if "gloo" in dist.get_backend_config():
             # A rank that ends at once would close a connection that another is still making.
-            dist.all_reduce(torch.zeros(1))
+            connected = torch.zeros(1)
+            lend(connected)
+            dist.all_reduce(connected)
         yield device
     except BaseException as error:
         why, well = f"{type(error).__name__}: {error}", isinstance(error, SystemExit)
@@ -88,10 +99,9 @@ def _leave(why: str, well: bool) -> None:
         for group in list(dist.distributed_c10d._world.pg_map):
             break_off(ranks_of(group))
     dist.destroy_process_group()
-    # A thread of gloo lets go of the last collective's tensors a moment after it returned, and
-    # aborts the process if python has ended by then (8 of 25 programs, with three processes a
-    # core). It cannot be waited for; this takes long enough (0 of 25).
-    gc.collect()
+    # Where something has the group still, such as a model in DDP, its threads live on.
+    take_back(_LET_GO)
+    time.sleep(0.01)  # for the program's own collectives, whose tensors nobody here knows
 
 
 def _take_leave(why: str, well: bool) -> bool:

@@ -241,7 +241,7 @@ class _Way:
             with self._transfer.sending():
                 if self._peer is not None and carrier.device.type == "cpu":
                     work = Posted(work)
-                self._transfer.wait(work, carrier.device)
+                self._transfer.wait(work, carrier.device, carrier)
             if carrier is not data and not self._sends:
                 data.copy_(carrier)
         self._under_way = []
