@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := pip install --quiet --disable-pip-version-check
+# Of `make stress`: how much of the usual, such as 0.1.
+BUDGET ?= 1
 PARALLEL := -n logical --maxprocesses=4
 # All GPUs where there are some, else two processes on the CPU.
 PROCESSES = $$($(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
@@ -28,7 +30,7 @@ check: .venv/ready
 
 # The promises of checkpoints and of resuming, many times: all parts, or PART="kills power-xfs".
 stress: .venv/ready
-	$(BIN)/python tests/stress.py $(PART)
+	$(BIN)/python tests/stress.py $(PART) --budget=$(BUDGET)
 
 bench: .venv-bench/ready
 	.venv-bench/bin/python benchmarks/run.py
