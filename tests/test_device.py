@@ -161,6 +161,42 @@ def test_mappings_with_items_inside() -> None:
     assert mapping["x"].device.type == "cpu"
 
 
+class Couple(tuple):  # type: ignore[type-arg]
+    def __new__(cls, first: Any, second: Any) -> Couple:
+        return super().__new__(cls, (first, second))
+
+
+class Row(Mapping[str, Any]):
+    def __init__(self, name: str, value: Any) -> None:
+        self.items_ = {name: value}
+
+    def __getitem__(self, name: str) -> Any:
+        return self.items_[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.items_)
+
+    def __len__(self) -> int:
+        return len(self.items_)
+
+
+class ReadOnly(dict[str, Any]):
+    def __setitem__(self, name: str, value: Any) -> None:
+        raise RuntimeError("frozen")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [Couple(tensor(), 1), Row("x", tensor()), ReadOnly(x=tensor())],
+    ids=["tuple", "map", "dict"],
+)
+def test_what_cannot_be_made_again(data: Any) -> None:
+    """A mapping or tuple whose class is not made of its items is named, with what to do."""
+    text = f"a {type(data).__name__} of a batch cannot be made again .*give it a method `to"
+    with pytest.raises(TypeError, match=text):
+        to_device([data], "meta")
+
+
 def test_lists_keep_their_attributes() -> None:
     """A list of a class of its own keeps what else it has."""
     labels = Labels([tensor()])

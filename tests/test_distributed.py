@@ -15,9 +15,20 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.multiprocessing.spawn import start_processes
 
-from batteries import AverageMeter, distributed
+from batteries import (
+    AverageMeter,
+    Predictions,
+    check_in_sync,
+    distribute,
+    distributed,
+    share_buffers,
+)
 from batteries.distributed import collectives, joining, launch, messages
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
@@ -459,6 +470,96 @@ def test_slurm_node_lists(nodes: str, host: str, monkeypatch: pytest.MonkeyPatch
     assert launched is not None
     assert launched.init_method == f"tcp://{host}:23456"
     assert (distributed.rank(), distributed.local_rank(), distributed.world_size()) == (3, 1, 4)
+
+
+LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+SLURM = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "a1", "SLURM_JOB_ID": "7"}
+
+
+@pytest.mark.parametrize(
+    ("env", "text"),
+    [
+        ({**LAUNCHED, "RANK": ""}, "^RANK is empty in the environment, where others say"),
+        ({**LAUNCHED, "LOCAL_RANK": ""}, "^LOCAL_RANK is empty"),
+        (
+            {**LAUNCHED, "WORLD_SIZE": "two"},
+            "^WORLD_SIZE is 'two' in the environment; expected a n",
+        ),
+        ({"WORLD_SIZE": "2"}, "^RANK is missing"),
+        ({"RANK": "1"}, "^WORLD_SIZE is missing"),
+        ({**SLURM, "SLURM_PROCID": "0"}, "^SLURM_LOCALID is missing"),
+        ({**SLURM, "SLURM_PROCID": "", "SLURM_LOCALID": "0"}, "^SLURM_PROCID is empty"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "^SLURM_STEP_NODELIST is missing"),
+    ],
+)
+def test_half_of_a_launcher(
+    env: dict[str, str], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable that is missing beside others, or is no number, is named."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")] + list(LAUNCHED):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=text), distributed.setup():
+        pass
+
+
+def set_up_in(_: int, path: str) -> None:
+    try:
+        with distributed.setup():
+            Path(path).write_text("it went on")
+    except ValueError as error:
+        Path(path).write_text(str(error))
+
+
+def spawn_without_variables(path: str) -> None:
+    start_processes(set_up_in, (path,), nprocs=1, start_method="fork")  # type: ignore[no-untyped-call]
+
+
+def test_spawned_without_variables(tmp_path: Path) -> None:
+    """A process of `torch.multiprocessing.spawn` is told what it has to set before `setup`."""
+    none = dict.fromkeys(["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"], "")
+    path = str(tmp_path / "told")
+    run_ranks(spawn_without_variables, path, world_size=1, group=False, env=none)
+    assert "set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT" in Path(path).read_text()
+
+
+def pass_sharded() -> list[str]:
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("dp",))
+    tensor = distribute_tensor(torch.ones(4), mesh, [Shard(0)])
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", tensor)
+    divided: Any = fully_shard(nn.Linear(2, 2))
+    calls: list[Any] = [
+        lambda: distributed.all_gather(tensor),
+        lambda: distributed.all_gather({"inside": [tensor]}),
+        lambda: distributed.broadcast(tensor),
+        lambda: distributed.all_reduce(tensor),
+        lambda: share_buffers(model),
+        lambda: distribute(divided, "cpu"),
+        lambda: Predictions(4).add(range(4), value=tensor),
+    ]
+    told = []
+    for call in calls:
+        with pytest.raises((TypeError, ValueError), match=r"DTensor") as raised:
+            call()
+        told.append(str(raised.value))
+    assert distributed.all_gather(tensor.full_tensor().sum().item()) == [4, 4]  # all in step
+    check_in_sync(divided)  # each has its part
+    copies = nn.Module()
+    copies.register_buffer("copy", distribute_tensor(torch.ones(2), mesh, [Replicate()]))
+    check_in_sync(copies)
+    copies.copy.to_local().fill_(distributed.rank())  # type: ignore[operator, union-attr]
+    with pytest.raises(RuntimeError, match="copy differs between the ranks: 1 have another one"):
+        check_in_sync(copies)
+    return told
+
+
+def test_sharded_tensors() -> None:
+    """Where whole tensors are needed a DTensor is refused, on all ranks, with what to do."""
+    first, second = run_ranks(pass_sharded)
+    assert first == second
+    assert all("full_tensor()" in text or "without distribute()" in text for text in first)
 
 
 def unknown_local_rank() -> int:

@@ -102,6 +102,42 @@ def test_distribute_in_a_group() -> None:
     assert gradient.abs().sum() > 0
 
 
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 2, sparse=True)
+        self.turn = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+
+    def forward(self, index: Tensor) -> Tensor:
+        turned: Tensor = (self.table(index) * self.turn).abs().sum()
+        return turned
+
+
+def train_odd_parameters() -> tuple[list[float], Tensor]:
+    seed_all(0)
+    model = Odd()
+    alone = Odd()
+    alone.load_state_dict(model.state_dict())
+    wrapped = distribute(model, "cpu")
+    wrapped(torch.tensor([distributed.rank()])).backward()
+    (alone(torch.tensor([0, 1])) / 2).backward()
+    assert model.table.weight.grad is not None
+    assert model.table.weight.grad.is_sparse
+    errors = []
+    for own, whole in zip(model.parameters(), alone.parameters(), strict=True):
+        assert own.grad is not None
+        assert whole.grad is not None
+        errors.append(float((own.grad.to_dense() - whole.grad.to_dense()).abs().max()))
+    return errors, model.table.weight.detach()
+
+
+def test_distribute_complex_and_sparse_parameters() -> None:
+    """Complex parameters and sparse embeddings are distributed, and get the ranks' gradient."""
+    (errors, table), (other_errors, other_table) = run_ranks(train_odd_parameters)
+    assert max(errors + other_errors) < 1e-6
+    assert table.equal(other_table)
+
+
 def train_with_batch_norm() -> bool:
     device = torch.device("cuda", distributed.local_rank())
     model = distribute(small(), device)

@@ -33,6 +33,11 @@ KINDS = {
 }
 
 
+def jagged(*parts: Tensor) -> Tensor:
+    nested: Tensor = torch.nested.nested_tensor(list(parts), layout=torch.jagged)
+    return nested
+
+
 def rows(value: Any, indices: list[int]) -> Any:
     return [value[i] for i in indices] if isinstance(value, list) else value[indices]
 
@@ -201,6 +206,13 @@ def test_a_rank_that_raises() -> None:
         (([0], {"x": torch.zeros(())}), ValueError, "x is one number; expected a row for each"),
         (([0], {"x": 1.0}), ValueError, "x is a float; expected a row for each index"),
         (([0], {"x": np.array(["a"])}), ValueError, "x is an array of <U1: pass a list"),
+        (
+            ([0], {"x": torch.ones(1, 2).to_sparse()}),
+            ValueError,
+            r"sparse .*: pass x\.to_dense\(\)",
+        ),
+        (([0], {"x": jagged(torch.ones(2))}), ValueError, r"x is a jagged tensor: pass a list of"),
+        (([0], {"x": torch.ones(1, device="meta")}), ValueError, "x is on the meta device: pass"),
     ],
 )
 def test_bad_batches(bad: tuple[Any, dict[str, Any]], kind: Any, text: str) -> None:
@@ -357,6 +369,14 @@ def test_objects_are_kept_as_they_were() -> None:
     assert torch.stack(outputs.gather()[0]).eq(1).all()
     with pytest.raises((AttributeError, pickle.PicklingError)):
         Predictions(1).add([0], call=[lambda: 1])
+
+
+def test_the_order_of_bytes() -> None:
+    """Numbers of a file of another machine, with the other order of bytes, keep their values."""
+    for dtype in (">f4", "<f4", ">i8", "<i8", ">c8"):
+        outputs = Predictions(3)
+        outputs.add(range(3), value=np.arange(3).astype(dtype))
+        assert outputs.gather()[0].tolist() == [0, 1, 2]
 
 
 def test_numpy_views() -> None:

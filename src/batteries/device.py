@@ -36,6 +36,7 @@ def to_device(data: T, device: torch.device | str | int, non_blocking: bool = Fa
 
     Raises:
         ValueError: There is no such device.
+        TypeError: A Mapping or a tuple of a class that cannot be made from its items.
     """
     moved: T = _MOVES[type(data)](data, known_device(device), non_blocking)
     return moved
@@ -77,7 +78,7 @@ def _move_namedtuple(data: Any, device: torch.device, non_blocking: bool) -> Any
 
 
 def _move_own_tuple(data: Any, device: torch.device, non_blocking: bool) -> Any:
-    return type(data)([_MOVES[type(value)](value, device, non_blocking) for value in data])
+    return _rebuilt(data, [_MOVES[type(value)](value, device, non_blocking) for value in data])
 
 
 def _move_own_list(data: Any, device: torch.device, non_blocking: bool) -> Any:
@@ -89,11 +90,29 @@ def _move_own_list(data: Any, device: torch.device, non_blocking: bool) -> Any:
 def _move_mapping(data: Any, device: torch.device, non_blocking: bool) -> Any:
     moved = {key: _MOVES[type(value)](value, device, non_blocking) for key, value in data.items()}
     if not isinstance(data, dict | UserDict):  # of others a copy may share the items
-        return type(data)(moved)
-    same = copy.copy(data)  # keeps what is not an item, such as the factory of a defaultdict
-    for key, value in moved.items():
-        same[key] = value
+        return _rebuilt(data, moved)
+    try:
+        same = copy.copy(data)  # keeps what is not an item, such as the factory of a defaultdict
+        for key, value in moved.items():
+            same[key] = value
+    except Exception as error:
+        raise _no_way(data) from error
     return same
+
+
+def _rebuilt(data: Any, items: Any) -> Any:
+    try:
+        return type(data)(items)
+    except Exception as error:
+        raise _no_way(data) from error
+
+
+def _no_way(data: Any) -> TypeError:
+    name = type(data).__name__
+    return TypeError(
+        f"a {name} of a batch cannot be made again from its items on the device: give it a method "
+        f"`to(self, device)` that returns a moved {name}, or move its items yourself"
+    )
 
 
 def _move_dataclass(data: Any, device: torch.device, non_blocking: bool) -> Any:

@@ -30,7 +30,7 @@ from batteries.distributed.groups import (
     timeout,
 )
 from batteries.distributed.messages import Header, transport_device
-from batteries.distributed.waiting import StoreGoneError, wait_until
+from batteries.distributed.waiting import StoreGoneError, rarely, wait_until
 
 _BYTES = 2048  # of what a rank tells
 _PLACES = 3  # callers, from the inside
@@ -141,19 +141,18 @@ class Transfer:
             here: False lets the next kernels of a GPU wait instead of the program.
         """
         lend(*tensors)
-        moments = moments_since_one_left = 0
+        moments, now_and_then = 0, rarely()
 
         def over() -> bool:
-            nonlocal moments, moments_since_one_left
+            nonlocal moments
             if _done_soon(work, device):
                 return True
-            moments += 1
             with suppress(StoreGoneError):  # no word of anybody; the connection will tell
                 self._say()
-                moments_since_one_left = moments_since_one_left + 1 if self._gone() else 0
-            if moments_since_one_left == _MOMENTS:
+                moments = moments + 1 if self._gone() else 0  # since one left
+            if moments == _MOMENTS:
                 raise RuntimeError("a rank has left")
-            if moments & (moments - 1) == 0:  # now and then: 1, 2, 4, 8, ...
+            if next(now_and_then):
                 self._check_connections()
             return False
 

@@ -22,6 +22,7 @@ from batteries.distributed.messages import (
     decode,
     device_of,
     encode,
+    refuse_sharded,
     transport_device,
 )
 
@@ -225,6 +226,7 @@ def all_reduce(
         single = alone("all_reduce", ranks)
         values = [value] if single else _all_gather(value, operation, check, ranks)
         return _reduced(values, op)
+    refuse_sharded(value, "the value of all_reduce")
     reduced = value.detach().clone(memory_format=torch.contiguous_format)
     if reduced.dtype == torch.bool:
         reduced = reduced.long()

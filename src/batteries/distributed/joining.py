@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -98,6 +99,9 @@ def _leave(why: str, well: bool) -> None:
     if not together:
         for group in list(dist.distributed_c10d._world.pg_map):
             break_off(ranks_of(group))
+            # It is never freed. It would wait for gloo's threads, and one of them may wait to its
+            # timeout: gloo can tell a collective nothing about a connection that it found closed.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
     dist.destroy_process_group()
     # Where something has the group still, such as a model in DDP, its threads live on.
     take_back(_LET_GO)

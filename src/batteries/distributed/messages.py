@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 import traceback
 from typing import Any, NamedTuple
 
@@ -93,12 +94,37 @@ class _Pickler(pickle.Pickler):
     """
 
     def reducer_override(self, value: Any) -> Any:
+        refuse_sharded(value, "it")
         if type(value) is not Tensor or value.layout != torch.strided:
             return NotImplemented
         small = value.untyped_storage().nbytes() > value.numel() * value.element_size()
         if value.device.type == "cpu" and not small:
             return NotImplemented
         return value.detach().cpu().clone().__reduce_ex__(2)  # type: ignore[no-untyped-call]
+
+
+def is_sharded(value: object) -> bool:
+    """Whether a tensor is a DTensor, of which each rank has its own part.
+
+    >>> is_sharded(torch.zeros(1))
+    False
+    """
+    tensors = sys.modules.get("torch.distributed.tensor")  # takes long to import
+    return tensors is not None and isinstance(value, tensors.DTensor)
+
+
+def refuse_sharded(value: object, name: str) -> None:
+    """Raise where a whole tensor is needed, and a DTensor was passed.
+
+    >>> refuse_sharded(torch.zeros(1), "the value")
+
+    On another rank its local part would be taken for that rank's.
+    """
+    if is_sharded(value):
+        raise TypeError(
+            f"{name} is or has a DTensor, of which each rank has its own part: pass "
+            "tensor.full_tensor(), which all ranks of its mesh call, or tensor.to_local()"
+        )
 
 
 def pickled(data: object) -> bytes:

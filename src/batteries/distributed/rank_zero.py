@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from batteries.distributed.collectives import alone, being_apart, broadcast
-from batteries.distributed.groups import notes, timeout
+from batteries.distributed.groups import closed, notes, ranks_of, timeout
 from batteries.distributed.launch import in_group, is_main, rank
 from batteries.distributed.messages import Failure
-from batteries.distributed.waiting import Notes, StoreGoneError, wait_until
+from batteries.distributed.waiting import Notes, StoreGoneError, rarely, wait_until
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -102,7 +102,7 @@ def others_wait() -> Iterator[None]:
 
     The others wait at its end until rank 0 is through, for up to a day. Those that do not come do
     not matter. When rank 0 does not come they wait as long as a collective would; when it has left,
-    or says nothing for a minute, they go on, and the next collective names it.
+    is dead, or says nothing for a minute, they go on, and the next collective names it.
     """
     if not in_group():
         yield
@@ -134,11 +134,13 @@ def _say_until(over: threading.Event, store: Notes, key: str) -> None:
 
 
 def _wait_for_rank_zero(store: Notes, turn: str) -> None:
-    word, since = None, time.monotonic()
+    word, since, now_and_then = None, time.monotonic(), rarely()
 
     def over() -> bool:
         nonlocal word, since
         if store.check([f"{turn}/done"]) or store.check(["left/0"]):
+            return True
+        if next(now_and_then) and 0 in closed(ranks_of()):
             return True
         said = store.get(f"{turn}/works")
         if said != word:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
@@ -37,6 +38,15 @@ def wait_until(over: Callable[[], bool], seconds: float, pause: float = 0.5) -> 
         time.sleep(min(next_pause, pause))
         next_pause *= 1.2
     return True
+
+
+def rarely() -> Iterator[bool]:
+    """Whether it is time for what leaves a trace each time: more and more seldom.
+
+    >>> list(itertools.islice(rarely(), 9))
+    [True, True, False, True, False, False, False, True, False]
+    """
+    return ((number & (number - 1)) == 0 for number in itertools.count(1))
 
 
 class Notes:

@@ -19,8 +19,8 @@ from torch import Tensor
 from batteries import distributed
 from batteries.distributed.agreement import Posted, Transfer
 from batteries.distributed.groups import Group, ranks_of
+from batteries.distributed.messages import is_sharded, transport_device
 from batteries.distributed.messages import pickled as _pickle
-from batteries.distributed.messages import transport_device
 from batteries.files import PathLike
 from batteries.predictions.files import write
 from batteries.predictions.result import Form, Indices, Result
@@ -318,13 +318,22 @@ def _as_rows(name: str, value: Any) -> Any:
         # Pickled now, so that what cannot travel is an error here, and a view is sent alone.
         return [_pickle(item) for item in value]
     if isinstance(value, np.ndarray):
-        try:
-            value = torch.from_numpy(np.array(value))  # not read-only, nor backwards
+        try:  # not read-only, nor backwards, nor of another machine's order of bytes
+            value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
         except TypeError as error:
             raise ValueError(f"{name} is an array of {value.dtype}: pass a list") from error
     if not isinstance(value, Tensor) or value.dim() == 0:
         kind = "one number" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ValueError(f"{name} is {kind}; expected a row for each index: a tensor or a list")
+    for kind, found, remedy in (
+        ("a jagged tensor", value.is_nested, "a list of tensors, list({}.unbind())"),
+        ("a sparse tensor", value.layout != torch.strided, "{}.to_dense()"),
+        ("a quantized tensor", value.is_quantized, "{}.dequantize()"),
+        ("a DTensor", is_sharded(value), "{}.full_tensor(), or {}.to_local() with its indices"),
+        ("on the meta device", value.is_meta, "tensors with data"),
+    ):
+        if found:
+            raise ValueError(f"{name} is {kind}: pass {remedy.format(name, name)}")
     return value.detach().resolve_conj().resolve_neg().to("cpu", copy=True)
 
 
