@@ -393,7 +393,8 @@ class Remembering(Lines):
 
 
 def stream_passes(workers: int) -> list[Any]:
-    data = DataLoader(Lines(), 3, seed=3, num_workers=workers, collate_fn=as_it_is)
+    options: dict[str, Any] = {"collate_fn": as_it_is, "num_workers": workers, "sharded": False}
+    data = DataLoader(Lines(), 3, seed=3, **options)
     return [[item for batch in data for item in batch] for _ in range(2)]
 
 
@@ -434,7 +435,7 @@ def test_streams_that_remember_go_on(workers: int, persistent: bool) -> None:
 
 
 def stream_on_ranks(state: dict[str, Any] | None) -> Any:
-    data = remembering(0)
+    data = remembering(0, sharded=False)
     part = distributed.PerRank(data)
     if state is not None:
         part.load_state_dict(state)

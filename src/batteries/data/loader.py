@@ -13,11 +13,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, get_worker_info
 
 from batteries.backends import adopt_backends
 from batteries.data.shuffle import Shuffle
-from batteries.data.streams import Part, Stream, fresh_parts
+from batteries.data.streams import Part, Sharded, Stream, followed, fresh_parts, thawed
+from batteries.data.workers import change_worker, ends_nothing, report_what_cannot_be_sent
 from batteries.distributed.groups import Group, Ranks, ranks_of
 from batteries.preemption import holding_signals, ignore_signals
 from batteries.seeding import chosen_seed, isolated_rng, rekey
@@ -68,8 +69,13 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
     Args:
         seed: Default: that of the last `seed_all`. The same on every rank.
-        sharded: An iterable dataset that gives each rank and worker its own part. Others are
-            divided here: of all items each takes every n-th.
+        sharded: Whether an iterable dataset divides itself. False: every rank and worker yields
+            all items, of which each takes every n-th. "workers": the workers of a rank divide them,
+            and the items of a worker are divided among the ranks. "ranks": the other way round.
+            True: nothing is divided here. Default: where there are several workers, the dataset
+            is watched: one that reads `id` and `num_workers` of `get_worker_info()`, in its
+            `__iter__` or through `worker_init_fn`, divides itself among workers. Where there are
+            several ranks it has to be said.
         group: The ranks that divide the samples: a `ProcessGroup`, a `DeviceMesh` of one dimension
             or `(mesh, "dp")`. Ranks of other groups get the same samples, as tensor and context
             parallelism need it. A group of rank 0 alone lets rank 0 evaluate alone. Default: all.
@@ -94,7 +100,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         drop_last: bool = False,
         *,
         seed: int | None = None,
-        sharded: bool = False,
+        sharded: Sharded = None,
         group: Group = None,
         worker_init_fn: Callable[[int], None] | None = None,
         **options: Any,
@@ -208,7 +214,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             self._unsettled.append(arrival.part)
         if settled:
             self._position = arrival.stop
-            self._settle_parts()
+            for part in self._unsettled:
+                self._parts = followed(self._parts, part)
+            self._unsettled = []
         rekey(_STEP, self.seed, self.epoch, self._rank, arrival.start)
 
     def complete(self) -> None:
@@ -275,7 +283,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         if isinstance(self.dataset, IterableDataset):
             ranks = self._ranks()
             own = {"rank": ranks.rank, "ranks": ranks.size}
-            return {**state, **own, "workers": self._parts}
+            return {**state, **own, "workers": [thawed(part) for part in self._parts]}
         return {
             **state,
             "length": self._length(),
@@ -319,13 +327,6 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             raise ValueError(f"position {state['position']} is not in {self._length()} samples")
         self.epoch = state["epoch"]
         self._begin = self._position = state["position"]
-
-    def _settle_parts(self) -> None:
-        """The worker whose turn it was is the last to have its next one."""
-        for part in self._unsettled:
-            others = [other for other in self._parts if other["worker"] != part["worker"]]
-            self._parts = [*others, part]
-        self._unsettled = []
 
     # ---------------------------------------------------------------- the order of an epoch
 
@@ -400,14 +401,14 @@ class _Keyed(Dataset[Any]):
     """A dataset asked for (epoch, index), whose samples draw by these alone."""
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
-        self._dataset = dataset
+        self.dataset = dataset
         self._seed = seed
 
     def __getitem__(self, key: tuple[int, Any]) -> Any:
         epoch, index = key
         number = index if type(index) is int else _number_of(index)
         rekey(_SAMPLE, self._seed, epoch, number)
-        return self._dataset[index]
+        return self.dataset[index]
 
 
 def _number_of(index: Any) -> int:
@@ -472,8 +473,17 @@ def _ended_at_exit() -> weakref.WeakSet[Any]:
 def _begin_worker(then: Callable[[int], None] | None, worker_id: int) -> None:
     ignore_signals()
     adopt_backends()
-    if then is not None:
-        then(worker_id)
+    report_what_cannot_be_sent()
+    info: Any = get_worker_info()
+    dataset = info.dataset
+    with ends_nothing("worker_init_fn"):
+        if isinstance(dataset, Stream):
+            dataset.begin_worker(then, worker_id)
+            return
+        if isinstance(dataset, _Keyed):
+            change_worker(dataset=dataset.dataset)
+        if then is not None:
+            then(worker_id)
 
 
 def _drawn(sampler: Iterable[Any], key: tuple[int, ...]) -> list[Any]:
