@@ -58,7 +58,9 @@ def do_all(form: str) -> dict[str, Any]:
         "ranks": ranks_of(group)[:2],
         "samples": own,
         "drawn": drawn,
-        "stream": torch.cat(list(DataLoader(Numbers(), batch_size=5, group=group))).tolist(),
+        "stream": torch.cat(
+            list(DataLoader(Numbers(), batch_size=5, group=group, sharded=False))
+        ).tolist(),
         "weights": [window.weight for _, window in windows],
         "average": meter.all_reduce(group),
         "value": value.tolist(),

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import atexit
 import functools
+import itertools
 import warnings
 import weakref
-import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from batteries.backends import adopt_backends
+from batteries.data.samples import Ask, Samples, draws, occurrences
 from batteries.data.shuffle import Shuffle
-from batteries.data.streams import Part, Stream, fresh_parts
+from batteries.data.streams import Part, Sharded, Stream, followed, fresh_parts, thawed
+from batteries.data.workers import change_worker, ends_nothing, report_what_cannot_be_sent
 from batteries.distributed.groups import Group, Ranks, ranks_of
 from batteries.preemption import holding_signals, ignore_signals
 from batteries.seeding import chosen_seed, isolated_rng, rekey
 
 T = TypeVar("T", covariant=True)
 
-_SHUFFLE, _SAMPLER, _SAMPLE, _STEP = range(4)  # what a key is for
+_SHUFFLE, _SAMPLER, _STEP = 0, 1, 3  # what a key is for; samples and streams have others
 _AHEAD = 8192  # positions whose indices are computed at once
 
 
@@ -55,9 +57,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
     The order depends on the seed and the epoch alone: not on workers, ranks or what was drawn
     before. So does what `dataset[i]` draws from python's, numpy's and torch's generators, for each
-    `i`, and what the loop draws between two batches, where the rank counts too. `state_dict()` is
-    right for what the loop has received, and another run goes on from it at the next sample, with
-    any number of workers and of ranks.
+    `i` (anew when it comes again in an epoch), and what the loop draws between two batches, where
+    the rank counts too. `state_dict()` is right for what the loop has received, and another run
+    goes on from it at the next sample, with any number of workers and of ranks.
+
+    A dataset with `__getitems__` is asked for whole batches, as torch does. What it draws depends
+    on all indices of the batch, so on `batch_size` and the number of ranks too.
 
     Where there is a process group each rank gets its part of `batch_size` samples. With
     `shuffle=False` and no sampler, nothing is repeated and nothing left out: the last batches of
@@ -68,8 +73,13 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
     Args:
         seed: Default: that of the last `seed_all`. The same on every rank.
-        sharded: An iterable dataset that gives each rank and worker its own part. Others are
-            divided here: of all items each takes every n-th.
+        sharded: Whether an iterable dataset divides itself. False: every rank and worker yields
+            all items, of which each takes every n-th. "workers": the workers of a rank divide them,
+            and the items of a worker are divided among the ranks. "ranks": the other way round.
+            True: nothing is divided here. Default: where there are several workers, the dataset
+            is watched: one that reads `id` and `num_workers` of `get_worker_info()`, in its
+            `__iter__` or through `worker_init_fn`, divides itself among workers. Where there are
+            several ranks it has to be said.
         group: The ranks that divide the samples: a `ProcessGroup`, a `DeviceMesh` of one dimension
             or `(mesh, "dp")`. Ranks of other groups get the same samples, as tensor and context
             parallelism need it. A group of rank 0 alone lets rank 0 evaluate alone. Default: all.
@@ -94,7 +104,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         drop_last: bool = False,
         *,
         seed: int | None = None,
-        sharded: bool = False,
+        sharded: Sharded = None,
         group: Group = None,
         worker_init_fn: Callable[[int], None] | None = None,
         **options: Any,
@@ -131,8 +141,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             own = {"dataset": self._stream, "batch_size": batch_size, "drop_last": drop_last}
             own["collate_fn"] = functools.partial(self._stream.collated, self.collate_fn)
         else:
-            self._keyed = _draws(dataset)
-            own["dataset"] = _Keyed(dataset, self.seed) if self._keyed else dataset
+            self._keyed = draws(dataset)
+            own["dataset"] = Samples(dataset, self._keeps_samples) if self._keyed else dataset
+            own["collate_fn"] = functools.partial(_collated, self.collate_fn)
             own |= (
                 {"sampler": self._asked, "batch_size": None}
                 if batch_size is None and self._unit == "samples"
@@ -208,7 +219,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             self._unsettled.append(arrival.part)
         if settled:
             self._position = arrival.stop
-            self._settle_parts()
+            for part in self._unsettled:
+                self._parts = followed(self._parts, part)
+            self._unsettled = []
         rekey(_STEP, self.seed, self.epoch, self._rank, arrival.start)
 
     def complete(self) -> None:
@@ -275,10 +288,11 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         if isinstance(self.dataset, IterableDataset):
             ranks = self._ranks()
             own = {"rank": ranks.rank, "ranks": ranks.size}
-            return {**state, **own, "workers": self._parts}
+            return {**state, **own, "workers": [thawed(part) for part in self._parts]}
+        sized = hasattr(self._sampler, "__len__")
         return {
             **state,
-            "length": self._length(),
+            "length": self._length() if self._sampler is None or sized else None,
             "order": self._order_name(),
             "step": self._group(),
         }
@@ -315,17 +329,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                 self._stream.check(state, len(self._parts))
             self._begin_parts = state["workers"] if begun else fresh_parts(len(self._parts))
             self._parts = self._begin_parts
-        elif not 0 <= state["position"] <= self._length():
+        elif self._sampler is None and not 0 <= state["position"] <= self._length():
             raise ValueError(f"position {state['position']} is not in {self._length()} samples")
         self.epoch = state["epoch"]
         self._begin = self._position = state["position"]
-
-    def _settle_parts(self) -> None:
-        """The worker whose turn it was is the last to have its next one."""
-        for part in self._unsettled:
-            others = [other for other in self._parts if other["worker"] != part["worker"]]
-            self._parts = [*others, part]
-        self._unsettled = []
 
     # ---------------------------------------------------------------- the order of an epoch
 
@@ -335,9 +342,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
     def _length(self) -> int:
         """Positions of an epoch."""
-        if self._sampler is not None and hasattr(self._sampler, "__len__"):
-            return len(self._sampler)
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset if self._sampler is None else self._sampler)  # type: ignore[arg-type]
 
     def _ranks(self) -> Ranks:
         return ranks_of(self.group)
@@ -355,35 +360,64 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         """What the workers are asked for, batch by batch, and noted for the loop."""
         (rank, world_size, _), group = self._ranks(), self._group()
         single = self.batch_size is None and self._unit == "samples"
-        take, length, epoch = *self._order(), self.epoch
+        take, again, length = self._order()
+        if self._begin > length:
+            raise ValueError(
+                f"the loader is to go on at position {self._begin}, and the sampler yields "
+                f"{length} {self._unit}: use the sampler with which the state was saved"
+            )
         self._end = length
         for start in range(self._begin, length, group):
             stop = min(start + group, length)
             if stop - start < group and self._drops:
                 return
-            indices = take(range(start + rank, stop, world_size))
-            if not indices and self.in_step:
+            positions = range(start + rank, stop, world_size)
+            if not positions and self.in_step:
                 position = start + rank % (stop - start)
-                indices = take(range(position, position + 1))
-            if not indices:
+                positions = range(position, position + 1)
+            if not positions:
                 return
+            indices, before = take(positions), again(positions) if again else None
             if self._unit == "batches":
                 [indices] = indices
+                [before] = before or [None]
             pending.append((indices, start, stop))
-            keys = [(epoch, index) for index in indices] if self._keyed else indices
-            yield keys[0] if single else keys
+            if self._keyed:
+                yield Ask(self.seed, self.epoch, list(indices), before)
+            else:
+                yield indices[0] if single else indices
 
-    def _order(self) -> tuple[Callable[[range], list[Any]], int]:
-        """What gives the indices at positions, and how many positions there are."""
+    def _order(self) -> tuple[_Take, _Take | None, int]:
+        """What gives the indices at positions, how often each came before, and the positions."""
         if self._sampler is not None:
             drawn = _drawn(self._sampler, (_SAMPLER, self.seed, self.epoch))
-            return (
-                lambda positions: drawn[positions.start : positions.stop : positions.step]
-            ), len(drawn)
+            again = self._repeats(drawn) if self._keyed else None
+            return _taken(drawn), _taken(again) if again else None, len(drawn)
         length = self._length()
         if not self._shuffled:
-            return list, length
-        return _Ahead(Shuffle(length, (_SHUFFLE, self.seed, self.epoch)), length), length
+            return list, None, length
+        return _Ahead(Shuffle(length, (_SHUFFLE, self.seed, self.epoch)), length), None, length
+
+    def _repeats(self, drawn: list[Any]) -> list[Any] | None:
+        if self._unit == "samples":
+            return occurrences(drawn)
+        flat = occurrences([index for indices in drawn for index in indices])
+        if flat is None:
+            return None
+        following = iter(flat)
+        return [list(itertools.islice(following, len(indices))) for indices in drawn]
+
+
+_Take: TypeAlias = Callable[[range], list[Any]]  # by positions
+
+
+def _taken(values: list[Any]) -> _Take:
+    return lambda positions: values[positions.start : positions.stop : positions.step]
+
+
+def _collated(collate: Callable[[Any], Any], samples: Any) -> Any:
+    with ends_nothing("collate_fn"):
+        return collate(samples)
 
 
 class _Asked:
@@ -394,36 +428,6 @@ class _Asked:
 
     def __iter__(self) -> Iterator[Any]:
         return self.plan
-
-
-class _Keyed(Dataset[Any]):
-    """A dataset asked for (epoch, index), whose samples draw by these alone."""
-
-    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
-        self._dataset = dataset
-        self._seed = seed
-
-    def __getitem__(self, key: tuple[int, Any]) -> Any:
-        epoch, index = key
-        number = index if type(index) is int else _number_of(index)
-        rekey(_SAMPLE, self._seed, epoch, number)
-        return self._dataset[index]
-
-
-def _number_of(index: Any) -> int:
-    whole = isinstance(index, int | np.integer)
-    return int(index) if whole else zlib.crc32(repr(index).encode())
-
-
-def _draws(dataset: Dataset[Any]) -> bool:
-    """Whether the samples of a dataset may draw; those of tensors do not.
-
-    >>> _draws(TensorDataset(torch.ones(3)))
-    False
-    """
-    while type(dataset) is Subset:
-        dataset = dataset.dataset
-    return type(dataset) is not TensorDataset
 
 
 class _Ahead:
@@ -472,8 +476,17 @@ def _ended_at_exit() -> weakref.WeakSet[Any]:
 def _begin_worker(then: Callable[[int], None] | None, worker_id: int) -> None:
     ignore_signals()
     adopt_backends()
-    if then is not None:
-        then(worker_id)
+    report_what_cannot_be_sent()
+    info: Any = get_worker_info()
+    dataset = info.dataset
+    with ends_nothing("worker_init_fn"):
+        if isinstance(dataset, Stream):
+            dataset.begin_worker(then, worker_id)
+            return
+        if isinstance(dataset, Samples):
+            change_worker(dataset=dataset.dataset)
+        if then is not None:
+            then(worker_id)
 
 
 def _drawn(sampler: Iterable[Any], key: tuple[int, ...]) -> list[Any]:

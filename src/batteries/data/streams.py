@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import copy
+import io
+import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from batteries.data.workers import asked, change_worker, ends_nothing
 from batteries.distributed.groups import Group, Ranks, ranks_of
 from batteries.seeding import rekey
 
 _ITEM = 4  # what a key is for
-Part = dict[str, Any]  # where a worker is: which it is, the items it read, whether that was all
+_SPACING = 20  # a state is taken again after so many times the time that it took
+# Where a worker is: which it is, the items it read, whether that was all, whether it was found to
+# divide the dataset itself; and a state of the dataset, after as many items as `since` says.
+Part = dict[str, Any]
+Sharded: TypeAlias = bool | Literal["workers", "ranks"] | None
 
 
 class Stream(IterableDataset[Any]):
@@ -21,7 +28,7 @@ class Stream(IterableDataset[Any]):
     >>> class Numbers(IterableDataset):
     ...     def __iter__(self):
     ...         return iter(range(3))
-    >>> stream = Stream(Numbers(), seed=42, sharded=False)
+    >>> stream = Stream(Numbers(), seed=42)
     >>> stream.begin(0, fresh_parts(1))
     True
     >>> list(stream)
@@ -29,9 +36,17 @@ class Stream(IterableDataset[Any]):
     """
 
     def __init__(
-        self, dataset: IterableDataset[Any], seed: int, sharded: bool, group: Group = None
+        self,
+        dataset: IterableDataset[Any],
+        seed: int,
+        sharded: Sharded = None,
+        group: Group = None,
     ) -> None:
-        self._dataset = dataset
+        if sharded not in (None, False, True, "workers", "ranks"):
+            raise ValueError(
+                f"sharded is {sharded!r}; expected True, False, 'workers', 'ranks' or None"
+            )
+        self.dataset = dataset
         self._seed = seed
         self._sharded = sharded
         self._of = group
@@ -39,15 +54,30 @@ class Stream(IterableDataset[Any]):
         self._epoch = -1  # of the pass last begun
         self._parts: list[Part] = []  # where its workers begin
         self._again = False  # in the middle of it
+        self._own = sharded in (True, "workers")  # whether its workers divide it
         self._part: Part = {}  # where this worker is
+        self._due = 0.0  # when its state is taken again
 
     def begin(self, epoch: int, parts: list[Part]) -> bool:
-        """Let the next pass be that of an epoch; whether workers of the last one know that."""
+        """Let the next pass be that of an epoch; whether workers of the last one know that.
+
+        Raises:
+            ValueError: Whether each rank has a part of its own has to be said.
+        """
         again = parts != fresh_parts(len(parts))
         known = epoch == self._epoch + 1 and not (again or self._again)
         self._rank, self._world_size, _ = self._ranks()
+        if self._world_size > 1 and self._sharded is None:
+            raise ValueError(
+                f"{self._name} is an iterable dataset that {self._world_size} ranks read. Say "
+                f"which part each of them gets. {_CHOICES}"
+            )
         self._epoch, self._parts, self._again = epoch, parts, again
         return known
+
+    @property
+    def _name(self) -> str:
+        return type(self.dataset).__name__
 
     def _ranks(self) -> Ranks:
         return ranks_of(self._of)
@@ -55,38 +85,100 @@ class Stream(IterableDataset[Any]):
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_of": None}  # a worker has no process group
 
+    # ---------------------------------------------------------------- in a worker
+
+    def begin_worker(self, then: Callable[[int], None] | None, number: int) -> None:
+        """What `worker_init_fn` is for: the dataset may be divided there, as torch's pages show."""
+        # The first may go on where the third was, whose turn it is.
+        info: Any = get_worker_info()
+        own, workers = self._parts[number]["worker"], info.num_workers
+        change_worker(id=own, seed=info.seed - number + own, dataset=self.dataset)
+        asked.clear()
+        if then is not None:
+            then(own)
+        if self._sharded is None and workers > 1 and "dataset" in asked:
+            if "num_workers" not in asked:
+                raise ValueError(
+                    f"worker_init_fn takes {self._name} from get_worker_info(), and may have "
+                    f"given each worker a part of it. {_CHOICES}"
+                )
+            self._own = True
+
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
-        self._part = part = dict(self._parts[number])
-        if worker:  # the first may go on where the third was, whose turn it is
-            object.__setattr__(worker, "id", part["worker"])
-        shards, shard = self._world_size * workers, self._rank * workers + part["worker"]
+        self._part = part = next(dict(part) for part in self._parts if part["worker"] == number)
+        by_ranks = self._sharded in (True, "ranks")
+        own = self._own or part.get("own", False)
+        self._due = 0
         epoch = self._epoch
         self._epoch += 1  # a persistent worker is told of no other
-        if hasattr(self._dataset, "set_epoch"):
-            self._dataset.set_epoch(epoch)
-        if "dataset" in part:
-            self._dataset.load_state_dict(part["dataset"])  # type: ignore[attr-defined]
-        items = iter(self._dataset) if not part["ended"] else iter(())
+        asked.clear()
+        items, known = self._items(part, epoch), part["items"]
+        part["items"] = part.get("since", known)
         while True:
-            key = shard if self._sharded else 0  # alike for all, who must see the same items
+            # Alike for all that must see the same items, and for all before the first item: what
+            # a dataset that divides itself draws there is the order that it divides.
+            key = (self._rank * by_ranks * workers + number * own) if part["items"] else 0
             rekey(_ITEM, self._seed, epoch, key, part["items"])
             try:
                 item = next(items)
             except StopIteration:
                 part["ended"] = True
                 return
+            if self._sharded is None and workers > 1 and not own and asked & {"id", "num_workers"}:
+                self._check_asked(part["items"])
+                own = part["own"] = True
+            ranks = 1 if by_ranks else self._world_size
+            shards = ranks * (1 if own else workers)
+            shard = (0 if by_ranks else self._rank) * (1 if own else workers)
+            shard += 0 if own else number
             part["items"] += 1
-            if self._sharded or (part["items"] - 1) % shards == shard:
+            if part["items"] > known and (part["items"] - 1) % shards == shard:
                 yield item
+            asked.clear()
+
+    def _items(self, part: Part, epoch: int) -> Iterator[Any]:
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+        part = thawed(part)
+        if "dataset" in part:
+            self.dataset.load_state_dict(part["dataset"])  # type: ignore[attr-defined]
+        return iter(self.dataset) if not part["ended"] else iter(())
+
+    def _check_asked(self, items: int) -> None:
+        """Whether it is clear that a dataset which asks for its worker divides itself."""
+        if items and not self._part.get("own"):
+            when = f"after {items} items asks"
+        elif not asked >= {"id", "num_workers"}:
+            when = "asks"
+        else:
+            return
+        names = " and ".join(sorted(asked & {"id", "num_workers"}))
+        raise ValueError(
+            f"{self._name} {when} get_worker_info() for its {names}. It is not clear whether it "
+            f"gives each worker a part of its own. {_CHOICES}"
+        )
 
     def collated(self, collate: Callable[[Any], Any], items: Any) -> tuple[Any, Part]:
-        """A batch, and where the dataset is when it was read: a worker goes on to read ahead."""
-        batch, part = collate(items), dict(self._part)
-        if hasattr(self._dataset, "state_dict"):
-            part["dataset"] = copy.deepcopy(self._dataset.state_dict())
+        """A batch, and where the dataset is when it was read: a worker goes on to read ahead.
+
+        A state of the dataset comes along now and then. To go on, what was read since is read
+        again.
+        """
+        with ends_nothing("collate_fn"):
+            batch = collate(items)
+        part = {name: self._part[name] for name in self._part if name not in _STATE}
+        now = time.perf_counter()
+        if hasattr(self.dataset, "state_dict") and (now >= self._due or part["ended"]):
+            # Not as it is: each of its tensors would take a file descriptor.
+            torch.save(self.dataset.state_dict(), frozen := io.BytesIO())
+            part.update(frozen=frozen.getvalue(), since=part["items"])
+            after = time.perf_counter()
+            self._due = after + _SPACING * (after - now)
         return batch, part
+
+    # ---------------------------------------------------------------- going on
 
     def check(self, state: dict[str, Any], workers: int) -> None:
         """Whether this stream can go on in the middle of a pass.
@@ -94,8 +186,8 @@ class Stream(IterableDataset[Any]):
         Raises:
             ValueError: It cannot; the message says why.
         """
-        name = type(self._dataset).__name__
-        if not hasattr(self._dataset, "load_state_dict"):
+        name = self._name
+        if not hasattr(self.dataset, "load_state_dict"):
             raise ValueError(
                 f"{name} has no load_state_dict: an iterable dataset without a memory cannot go on "
                 "in the middle of an epoch; give it state_dict and load_state_dict, or save at the "
@@ -116,6 +208,15 @@ class Stream(IterableDataset[Any]):
             )
 
 
+_STATE = {"dataset", "frozen", "since"}
+_CHOICES = (
+    "Pass sharded=False if every rank and worker yields all items (they are divided here), "
+    "sharded='workers' if the workers of a rank divide them and all ranks do alike (Hugging "
+    "Face's IterableDataset, and what asks get_worker_info), 'ranks' if the ranks divide them "
+    "and the workers of a rank do not, True if both do"
+)
+
+
 def fresh_parts(workers: int) -> list[Part]:
     """Where the workers of a pass begin.
 
@@ -123,3 +224,28 @@ def fresh_parts(workers: int) -> list[Part]:
     [{'worker': 0, 'items': 0, 'ended': False}]
     """
     return [{"worker": worker, "items": 0, "ended": False} for worker in range(workers)]
+
+
+def followed(parts: list[Part], part: Part) -> list[Part]:
+    """The parts after one of them has moved on, which is the last to have its next turn.
+
+    >>> followed(fresh_parts(2), {"worker": 0, "items": 3, "ended": False})[1]
+    {'worker': 0, 'items': 3, 'ended': False}
+    """
+    before = next(other for other in parts if other["worker"] == part["worker"])
+    if "since" not in part:
+        part = {**part, **{name: before[name] for name in _STATE if name in before}}
+    return [*(other for other in parts if other is not before), part]
+
+
+def thawed(part: Part) -> Part:
+    """A part with its dataset's state as the dataset returned it.
+
+    >>> torch.save({"at": 3}, frozen := io.BytesIO())
+    >>> thawed({"worker": 0, "frozen": frozen.getvalue()})
+    {'worker': 0, 'dataset': {'at': 3}}
+    """
+    if "frozen" not in part:
+        return part
+    state = torch.load(io.BytesIO(part["frozen"]), weights_only=False)  # our own worker's
+    return {**{n: value for n, value in part.items() if n != "frozen"}, "dataset": state}

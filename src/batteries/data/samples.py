@@ -1,0 +1,135 @@
+"""Map-style datasets, read so that what a sample draws depends on its key alone."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset, StackDataset, Subset, TensorDataset
+
+from batteries.data.workers import ends_nothing, stopped
+from batteries.seeding import rekey
+
+_SAMPLE, _SAMPLES = 2, 5  # what a key is for
+
+
+class Ask(NamedTuple):
+    """What a worker is asked for.
+
+    >>> Ask(seed=42, epoch=0, indices=[3, 3], again=[0, 1]).indices
+    [3, 3]
+    """
+
+    seed: int
+    epoch: int
+    indices: list[Any]
+    again: list[int] | None = None  # how often each came before in the epoch; None: never
+
+
+class Samples(Dataset[Any]):
+    """A dataset whose samples draw by seed, epoch and index alone, asked for as a batch.
+
+    >>> samples = Samples(range(3))
+    >>> samples.__getitems__(Ask(42, 0, [2, 0]))
+    [2, 0]
+
+    An index that comes again in an epoch draws anew. A dataset that reads whole batches, by
+    `__getitems__`, draws by all of their indices.
+
+    Args:
+        exact: Refuse batches of another number of samples than was asked for.
+    """
+
+    def __init__(self, dataset: Any, exact: bool = False) -> None:
+        self.dataset = dataset
+        self._exact = exact
+        self._reads_batches = reads_batches(dataset)
+
+    def __getitem__(self, ask: Ask) -> Any:
+        [sample] = self._one_by_one(ask)
+        return sample
+
+    def __getitems__(self, ask: Ask) -> Any:
+        return self._together(ask) if self._reads_batches else self._one_by_one(ask)
+
+    def _one_by_one(self, ask: Ask) -> list[Any]:
+        seed, epoch, indices, again = ask
+        samples = []
+        for place, index in enumerate(indices):
+            number = index if type(index) is int else number_of(index)
+            if again and again[place]:
+                rekey(_SAMPLE, seed, epoch, number, again[place])
+            else:
+                rekey(_SAMPLE, seed, epoch, number)
+            try:
+                samples.append(self.dataset[index])
+            except StopIteration as error:
+                raise stopped(f"dataset[{index!r}]") from error
+        return samples
+
+    def _together(self, ask: Ask) -> Any:
+        seed, epoch, indices, again = ask
+        rekey(_SAMPLES, seed, epoch, *map(number_of, indices), *(again or ()))
+        with ends_nothing(f"dataset.__getitems__({indices!r})"):
+            samples = self.dataset.__getitems__(indices)
+        if self._exact and len(samples) != len(indices):
+            raise ValueError(
+                f"{type(self.dataset).__name__}.__getitems__ returned {len(samples)} samples for "
+                f"{len(indices)} indices, {indices!r}; expected one for each"
+            )
+        return samples
+
+
+def number_of(index: Any) -> int:
+    """The integer by which a sample of an index draws.
+
+    >>> number_of(3)
+    3
+    """
+    whole = isinstance(index, int | np.integer)
+    return int(index) if whole else zlib.crc32(repr(index).encode())
+
+
+def occurrences(indices: Sequence[Any]) -> list[int] | None:
+    """How often each index came before; None if none comes twice.
+
+    >>> occurrences([3, 5, 3, 3])
+    [0, 0, 1, 2]
+    """
+    numbers = [index if type(index) is int else number_of(index) for index in indices]
+    if len(set(numbers)) == len(numbers):
+        return None
+    seen: Counter[int] = Counter()
+    before = []
+    for number in numbers:
+        before.append(seen[number])
+        seen[number] += 1
+    return before
+
+
+def reads_batches(dataset: Any) -> bool:
+    """Whether a dataset has a `__getitems__` of its own; torch's `Subset` only passes it on.
+
+    >>> reads_batches(Subset(range(3), [0]))
+    False
+    """
+    if type(dataset) is Subset:
+        return reads_batches(dataset.dataset)
+    if type(dataset) is StackDataset:
+        own = dataset.datasets
+        return any(map(reads_batches, own.values() if isinstance(own, dict) else own))
+    return callable(getattr(dataset, "__getitems__", None))
+
+
+def draws(dataset: Any) -> bool:
+    """Whether the samples of a dataset may draw; those of tensors do not.
+
+    >>> draws(TensorDataset())
+    False
+    """
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    return type(dataset) is not TensorDataset

@@ -1,0 +1,162 @@
+"""Samples that come twice, batches that are read at once, and samplers of any length."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset, WeightedRandomSampler
+
+from batteries.data import DataLoader
+
+
+class Noisy(Dataset[Any]):
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Any:
+        return index, random.random()
+
+
+class Batched(Noisy):
+    """Read as a whole, as Arrow and databases are."""
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return [(index, random.random(), "of a batch") for index in indices]
+
+
+class OnlyBatched:
+    def __len__(self) -> int:
+        return 12
+
+    def __getitems__(self, indices: list[int]) -> list[int]:
+        return indices
+
+
+def as_it_is(samples: list[Any]) -> list[Any]:
+    return samples
+
+
+def loader(data: Any, **options: Any) -> DataLoader[Any]:
+    return DataLoader(data, **{"batch_size": 4, "collate_fn": as_it_is, "seed": 3, **options})
+
+
+def of(data: Any, **options: Any) -> list[Any]:
+    return [sample for batch in loader(data, **options) for sample in batch]
+
+
+class Often:
+    """Each index three times, in an order of its own; `sized` samplers tell their length."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter((torch.randperm(36) % 12).tolist())
+
+
+class SizedOften(Often):
+    def __len__(self) -> int:
+        return 36
+
+
+class OftenBatches(Often):
+    def __iter__(self) -> Iterator[Any]:
+        order = list(super().__iter__())
+        return iter([order[:7], order[7:20], order[20:]])
+
+
+def options_of(kind: type[Any]) -> dict[str, Any]:
+    name = "batch_sampler" if kind is OftenBatches else "sampler"
+    return {name: kind(), "batch_size": 1 if kind is OftenBatches else 4}
+
+
+@pytest.mark.parametrize("kind", [Often, SizedOften, OftenBatches])
+def test_an_index_that_comes_again(kind: type[Any]) -> None:
+    """It draws anew each time, the same with workers, and after a resume in any place."""
+    expected = of(Noisy(), **options_of(kind))
+    assert len({draw for _, draw in expected}) == 36
+    first = {index: draw for index, draw in reversed(expected)}  # noqa: C416
+    assert sorted(first.items()) == of(Noisy())  # as where no index comes twice
+    data = loader(Noisy(), num_workers=1, **options_of(kind))
+    seen = 0
+    for batch in data:
+        seen += len(batch)
+        if seen > 12:
+            break
+    other = loader(Noisy(), **options_of(kind))
+    other.load_state_dict(data.state_dict())  # beyond the length of the dataset
+    assert [sample for batch in other for sample in batch] == expected[seen:]
+
+
+def test_positions_that_a_sampler_does_not_have() -> None:
+    """Going on beyond the end of what a sampler yields is an error with both numbers."""
+    data = loader(Noisy(), sampler=Often())
+    data.load_state_dict({**data.state_dict(), "position": 37})
+    with pytest.raises(ValueError, match="position 37, and the sampler yields 36 samples"):
+        next(iter(data))
+    sampler = WeightedRandomSampler([1.0] * 12, 48)
+    data = loader(Noisy(), sampler=sampler)
+    data.load_state_dict({**data.state_dict(), "position": 40})
+    assert len([sample for batch in data for sample in batch]) == 8
+    with pytest.raises(TypeError, match="len"):
+        len(loader(Noisy(), sampler=Often()))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_that_are_read_at_once(workers: int) -> None:
+    """`__getitems__` is called where a dataset has it, and its draws depend on the batch alone."""
+    data: Any = Subset(Batched(), list(range(12)))
+    expected = of(Batched())
+    assert [told for *_, told in expected] == ["of a batch"] * 12
+    assert len({draw for _, draw, _ in expected}) == 12
+    assert of(data, num_workers=workers) == expected
+    assert of(OnlyBatched(), num_workers=workers) == list(range(12))
+
+
+def test_what_only_passes_on_is_read_one_by_one() -> None:
+    """Samples of subsets, stacks and sums draw by their index, whatever the batch."""
+    stack: Any = StackDataset(Noisy())
+    kinds: list[Any] = [Subset(Noisy(), range(12)), ConcatDataset([Noisy()]), Subset(stack, [1])]
+    for data in kinds:
+        assert of(data) == of(data, batch_size=3)
+
+
+def test_batches_of_another_number() -> None:
+    """A `__getitems__` that leaves samples out is an error where samples are counted."""
+
+    class Short(Noisy):
+        def __getitems__(self, indices: list[int]) -> list[int]:
+            return indices[1:]
+
+    with pytest.raises(ValueError, match=r"Short.__getitems__ returned 3 samples for 4 indices"):
+        list(DataLoader(Short(), 4))
+    assert of(Short()) == [1, 2, 3, 5, 6, 7, 9, 10, 11]  # a collate_fn of one's own may do so
+
+
+class Stops(Noisy):
+    def __init__(self, way: str) -> None:
+        self.way = way
+
+    def __getitem__(self, index: int) -> int:
+        return next(iter([])) if index == 5 and self.way == "sample" else index
+
+
+class StopsBatches(Stops):
+    def __getitems__(self, indices: list[int]) -> list[int]:
+        return next(iter([])) if 5 in indices else indices
+
+
+def stop(samples: list[int]) -> list[int]:
+    return next(iter([])) if 5 in samples else samples
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stop_iteration_ends_no_epoch(workers: int) -> None:
+    """A StopIteration out of a sample, a batch or a collate_fn is an error that says where."""
+    with pytest.raises(RuntimeError, match=r"dataset\[5\] raised StopIteration"):
+        of(Stops("sample"), num_workers=workers)
+    with pytest.raises(RuntimeError, match=r"__getitems__\(\[4, 5, 6, 7\]\) raised StopIteration"):
+        of(StopsBatches("batch"), num_workers=workers)
+    with pytest.raises(RuntimeError, match="collate_fn raised StopIteration"):
+        of(Stops("collate"), num_workers=workers, collate_fn=stop)

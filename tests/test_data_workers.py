@@ -1,0 +1,221 @@
+"""What datasets see inside workers, how they are divided, and what workers cannot send."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from batteries import distributed
+from batteries.data import DataLoader
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+
+class Range(IterableDataset[Any]):
+    """torch's recipe: the items from `start` to `end`, which the workers divide in some way."""
+
+    def __init__(self, way: str = "", end: int = 12) -> None:
+        self.start, self.end, self.way = 0, end, way
+        self.rank, self.ranks = 0, 1
+
+    def __iter__(self) -> Iterator[Any]:
+        order = torch.randperm(self.end - self.start).tolist()  # before it is divided
+        number, workers = 0, 1
+        info = get_worker_info()
+        if info is not None and self.way == "asks":
+            number, workers = info.id, info.num_workers
+        if info is not None and self.way == "is curious":
+            number = info.id * 0
+        number, workers = self.rank * workers + number, self.ranks * workers
+        for place in order[number::workers]:
+            yield self.start + place, random.random()
+
+
+def as_it_is(samples: list[Any]) -> list[Any]:
+    return samples
+
+
+def of(data: Any, **options: Any) -> list[Any]:
+    loader: DataLoader[Any] = DataLoader(data, 2, collate_fn=as_it_is, seed=3, **options)
+    return [item for batch in loader for item in batch]
+
+
+def divide(worker_id: int, asks: bool = True) -> None:
+    """The `worker_init_fn` of torch's pages."""
+    info = get_worker_info()
+    assert info is not None
+    assert info.id == worker_id
+    dataset: Any = info.dataset
+    share = 12 // (info.num_workers if asks else 2)
+    dataset.start, dataset.end = share * worker_id, share * worker_id + share
+
+
+# ---------------------------------------------------------------- divided once
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("way", ["", "asks", "is divided by worker_init_fn"])
+def test_every_item_comes_once(way: str, workers: int) -> None:
+    """A dataset is divided once among workers, whether it does so itself or not."""
+    init = divide if way == "is divided by worker_init_fn" else None
+    items = of(Range(way), num_workers=workers, worker_init_fn=init)
+    assert sorted(item for item, _ in items) == list(range(12))
+    later = [draw for _, draw in items[2 * workers :]]
+    assert len(set(later)) == len(later)
+
+
+def sharded_on_ranks(way: str, sharded: Any, workers: int) -> Any:
+    data = Range(way)
+    if sharded in (True, "ranks"):
+        data.rank, data.ranks = distributed.rank(), distributed.world_size()
+    try:
+        return [item for item, _ in of(data, num_workers=workers, sharded=sharded)]
+    except ValueError as error:
+        return str(error)
+
+
+def all_sharded() -> list[Any]:
+    told = [
+        sharded_on_ranks(way, sharded, workers)
+        for way, sharded in (("", False), ("asks", "workers"), ("", "ranks"), ("asks", True))
+        for workers in (0, 2)
+    ]
+    return [*told, sharded_on_ranks("", None, 0)]
+
+
+def test_every_item_comes_once_on_ranks() -> None:
+    """Each value of `sharded` divides what the dataset does not; on ranks it has to be said."""
+    *parts, (error, _) = zip(*run_ranks(all_sharded), strict=True)
+    for part in parts:
+        assert sorted(item for items in part for item in items) == list(range(12))
+        assert [len(items) for items in part] == [6, 6]
+    assert "Range is an iterable dataset that 2 ranks read" in error
+    assert "sharded='workers'" in error
+
+
+def test_what_is_not_clear_is_asked() -> None:
+    """A dataset that asks for its id alone may divide itself or not: an error asks."""
+    with pytest.raises(ValueError, match=r"Range asks get_worker_info\(\) for its id\. It is not"):
+        of(Range("is curious"), num_workers=2)
+    init = partial(divide, asks=False)
+    with pytest.raises(ValueError, match="worker_init_fn takes Range from get_worker_info"):
+        of(Range(), num_workers=2, worker_init_fn=init)
+    once = of(Range("is curious"), num_workers=2, sharded=False)
+    assert sorted(item for item, _ in once) == list(range(12))
+    once = of(Range(), num_workers=2, worker_init_fn=init, sharded="workers")
+    assert sorted(item for item, _ in once) == list(range(12))
+    with pytest.raises(ValueError, match="sharded is 'worker'; expected True, False"):
+        of(Range(), sharded="worker")
+
+
+# ---------------------------------------------------------------- the user's own object
+
+
+class Seen(Dataset[Any]):
+    """Samples that say what `get_worker_info` has, and an attribute that `worker_init_fn` set."""
+
+    offset = 0
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        info = get_worker_info()
+        return info is None or info.dataset is self, index + self.offset
+
+
+def move(_: int) -> None:
+    dataset: Any = get_worker_info().dataset  # type: ignore[union-attr]
+    dataset.offset = 100
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_the_dataset_of_a_worker(start: str) -> None:
+    """`get_worker_info().dataset` and `loader.dataset` are the user's own object."""
+    data = Seen()
+    assert DataLoader(data).dataset is data
+    options: dict[str, Any] = {"num_workers": 1, "worker_init_fn": move}
+    told = of(data, multiprocessing_context=start, **options)
+    assert told == [(True, 100 + index) for index in range(4)]
+
+
+# ---------------------------------------------------------------- the state of a stream
+
+
+class Buffered(IterableDataset[Any]):
+    """Items through a buffer of tensors, all of which is its state."""
+
+    def __init__(self, length: int = 60, size: int = 3000) -> None:
+        self.at, self.length, self.taken = 0, length, 0
+        self.buffer = [torch.zeros(2) for _ in range(size)]
+
+    def __iter__(self) -> Iterator[Any]:
+        while self.at < self.length:
+            self.at += 1
+            place = random.randrange(len(self.buffer))
+            old, self.buffer[place] = self.buffer[place], torch.rand(2)
+            yield self.at, old.tolist(), self.taken
+        self.at = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        self.taken += 1
+        return {"at": self.at, "buffer": self.buffer}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.at, self.buffer = state["at"], list(state["buffer"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_large_states(workers: int) -> None:
+    """The state of a stream is taken now and then, and a run goes on from any batch exactly."""
+
+    def made() -> DataLoader[Any]:
+        return DataLoader(Buffered(), 2, seed=3, collate_fn=as_it_is, num_workers=workers)
+
+    expected = [item for batch in made() for item in batch]
+    assert max(taken for *_, taken in expected) < 15  # of 30 batches, or 15 of each worker
+    for done in (1, 7, 29):
+        loader = made()
+        seen = [i for batch in itertools.islice(loader, done) for i in batch]
+        state = loader.state_dict()
+        other = made()
+        other.load_state_dict(state)
+        rest = [item for batch in other for item in batch]
+        assert [i[:2] for i in seen + rest] == [i[:2] for i in expected]
+
+
+# ---------------------------------------------------------------- what cannot be sent
+
+
+class Unsendable(Dataset[Any]):
+    def __init__(self, way: str) -> None:
+        self.way = way
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        class OwnError(Exception):
+            """An error of a class that cannot be imported."""
+
+        if index == 2 and self.way == "error":
+            raise OwnError("the file is empty")
+        return (lambda: index) if index == 2 and self.way == "batch" else index
+
+
+@pytest.mark.parametrize(
+    ("way", "told"),
+    [("batch", r"a worker could not send a batch, a list: "), ("error", "is empty")],
+)
+def test_what_a_worker_cannot_send(way: str, told: str) -> None:
+    """A batch or an error that cannot be pickled ends the epoch with an error."""
+    with pytest.raises(RuntimeError, match=told):
+        of(Unsendable(way), num_workers=1, timeout=60)
