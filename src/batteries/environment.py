@@ -25,6 +25,7 @@ _SECRET = re.compile(
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # in apiKey
 _NO_SECRETS = ("PWD", "SSH_AUTH_SOCK")  # variables with such names
 _IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+(?=@)")  # https://user:password@host
+_PLACE = re.compile(r" at 0x[0-9a-fA-F]+")  # in the memory of one process
 _TOLD = (  # beginnings of the variables that are recorded
     *("CUDA_", "GLOO_", "MASTER_", "MKL_", "MLFLOW_", "NCCL_", "NVIDIA_", "OMP_", "PYTHON"),
     *("PYTORCH_", "SLURM_", "TORCH", "WANDB_", "WORLD_SIZE"),
@@ -188,14 +189,16 @@ def _masked(value: Any, name: str) -> Any:
     if is_object or isinstance(value, Mapping | Namespace | SimpleNamespace):
         return masked(value)
     if isinstance(value, list | tuple | set | frozenset):
-        return [_masked(each, name) for each in value]
+        found = [_masked(each, name) for each in value]
+        # The order of a set is another one in each process.
+        return found if isinstance(value, list | tuple) else sorted(found, key=str)
     if value is None or isinstance(value, bool | float):
         return value
     if _is_secret(name) and value not in ("", b""):
         return MASK
     if isinstance(value, int):
         return value
-    return masked_text(value if isinstance(value, str) else repr(value))
+    return masked_text(value if isinstance(value, str) else _PLACE.sub("", repr(value)))
 
 
 # ---------------------------------------------------------------- the machine
