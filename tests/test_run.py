@@ -31,7 +31,7 @@ from batteries import (
     start_run,
 )
 from batteries.backends import adopt_backends
-from batteries.environment import masked, masked_command
+from batteries.masking import masked, masked_command
 from batteries.records import read_record, state_of
 from batteries.seeding import seed_worker
 

@@ -18,15 +18,9 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from batteries.distributed import is_main, rank_zero_only, world_size
-from batteries.environment import (
-    code,
-    environment,
-    masked,
-    masked_command,
-    masked_text,
-    program_directory,
-)
+from batteries.environment import code, environment, program_directory
 from batteries.files import PathLike, locked_directory, make_directory, write_whole
+from batteries.masking import masked, masked_command
 from batteries.preemption import PreemptionGuard
 from batteries.records import BEAT, NAME, own_process, read_record, state_of, write_record
 
@@ -118,7 +112,6 @@ class Run:
         """
         if self._ended.is_set() or not is_main():
             return
-        error = None if error is None else masked_text(error)
         self._end = self._end or {"state": state, "error": error, "stopped": _now()}
         with locked_directory(self.path):
             record = read_record(self.path)
@@ -195,6 +188,7 @@ def _begin(
     logdir: Path, args: Any, new: bool, may_differ: list[str], ranks: int
 ) -> tuple[Path, str, bool]:
     path = _chosen(logdir, new)
+    recorded = masked({} if args is None else args)  # first: what it masks is masked in all
     about, diff = code(program_directory(), path)
     session = {
         **own_process(),
@@ -202,7 +196,7 @@ def _begin(
         "started": _now(),
         "stopped": None,
         "error": None,
-        "args": masked({} if args is None else args),
+        "args": recorded,
         "command": masked_command([sys.executable, *sys.argv]),
         "world_size": ranks,
         "git": about,
@@ -326,9 +320,13 @@ class _Program:
     def __init__(self) -> None:
         self._process = os.getpid()
         self._code: object = PreemptionGuard.exit_code  # of a `raise SystemExit`: to be on the safe
-        self._frame = sys._getframe()  # side, it goes on
-        while self._frame.f_back:
-            self._frame = self._frame.f_back
+        self._frame = frame = sys._getframe()  # side, it goes on
+        while frame.f_back:  # up to the program, or to what has called it
+            frame = frame.f_back
+            if self._frame.f_globals is not vars(sys.modules["__main__"]) or (
+                frame.f_globals is self._frame.f_globals
+            ):
+                self._frame = frame
         self._exit = sys.exit
         self._noting = sys.exit = self._note
 
