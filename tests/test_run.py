@@ -105,7 +105,7 @@ def test_what_is_recorded() -> None:
         assert last_session(run.path)["state"] == "running"
     session = last_session("runs/001")
     secret = {"api_key": "***", "nested": {"token": "***"}}
-    assert session["args"] == {"lr": 0.1, "path": repr(Path("data")), **secret}
+    assert session["args"] == {"lr": 0.1, "path": "data", **secret}
     assert session["packages"]["torch"] == torch.__version__
     assert session["python"] == ".".join(map(str, sys.version_info[:3]))
     assert (session["world_size"], session["state"]) == (1, "finished")

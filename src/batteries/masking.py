@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from numbers import Integral, Real
+from pathlib import PurePath
 from types import SimpleNamespace
 from typing import Any
 
@@ -186,6 +187,7 @@ def _attributes(value: Any, names: Iterable[str]) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     try:
+        value = os.fspath(value) if isinstance(value, PurePath) else value
         text = value if isinstance(value, str) else _PLACE.sub("", repr(value))
     except Exception as error:
         text = f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
