@@ -339,7 +339,9 @@ def test_continue_with_other_data() -> None:
     run(command)
     end_early("runs/device/001")
     result = run([*command, "--continue", "--fold=1"], fails=True)
-    assert "--continue: the run has --fold 0, not 1" in result.stderr
+    assert (
+        "runs/device/001 is not finished and has other arguments: fold was 0, is 1" in result.stderr
+    )
 
 
 def test_batches_larger_than_the_data() -> None:

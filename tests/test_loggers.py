@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -71,7 +73,11 @@ def read_wandb(logdir: str | Path) -> Scalars:
 
 
 def read_mlflow(logdir: str | Path) -> Scalars:
-    path = Path(logdir).resolve() / "mlflow.db"
+    return read_mlflow_at(Path(logdir).resolve())
+
+
+def read_mlflow_at(logdir: Path) -> Scalars:
+    path = logdir / "mlflow.db"
     return query_mlflow(f"sqlite:///{path}") if path.exists() else {}  # MLflow would create it
 
 
@@ -409,6 +415,80 @@ def test_names_that_mlflow_refuses() -> None:
     assert list(found.values()) == [[(1, 1.0)]] * len(names)
 
 
+@each_logger
+def test_names_stay_apart(kind: Any, read: Callable[[str], Scalars]) -> None:
+    """Names that a tracker cannot tell apart, or has a use of its own for, lose no number."""
+    names = ["a b", "a_b", "a@b", "a:b", "global_step", "_step", "a/b"]
+    for step in (1, 2):
+        logger = kind("logs", run_id='it\'s "one"' if kind is MLflowLogger else "one")
+        logger.load_state_dict({"run_id": logger.run_id, "step": step - 1})
+        with logger:
+            values = {name: step + number / 8 for number, name in enumerate(names)}
+            for name in names if step == 1 else reversed(names):
+                logger.log_metrics({name: values[name]}, step)
+    expected = [[(step, step + number / 8) for step in (1, 2)] for number in range(len(names))]
+    assert sorted(read("logs").values()) == expected
+
+
+@pytest.mark.parametrize("kind", [JsonLinesLogger, Loggers])
+def test_names_that_are_one_when_joined(kind: Any) -> None:
+    """Nested names that become equal are an error at the first call."""
+    with kind() if kind is Loggers else kind("logs") as logger:
+        with pytest.raises(ValueError, match="two values have the name 'a/b' when nested names "):
+            logger.log_metrics({"a/b": 1, "a": {"b": 2}}, 1)
+        with pytest.raises(ValueError, match="two values have the name 'a/b' when nested names "):
+            logger.log_params({"a/b": 1, "a": {"b": 2}})
+
+
+@pytest.mark.parametrize("name", ["a%20b", "c?d=1", "e#f"])
+def test_any_directory_for_mlflow(name: str) -> None:
+    """MLflow writes below a directory of any name, and into no other."""
+    with MLflowLogger(name) as logger:
+        logger.log_metrics({"loss": 0.5}, 1)
+        logger.log_text("note/a", "hello", 1)
+        logger.log_text("note_a", "hello", 1)
+    assert [path.name for path in Path().iterdir()] == [name]
+    assert len([*Path(name).rglob("*.txt")]) == 2
+    Path("there").symlink_to(name)
+    assert read_mlflow_at(Path("there").absolute()) == {"loss": [(1, 0.5)]}
+
+
+def test_lines_are_read_by_others() -> None:
+    """Numbers that are not finite leave the lines readable by polars, jq and JavaScript."""
+    import polars
+
+    path = Path("logs/metrics.jsonl")
+    with JsonLinesLogger("logs") as logger:
+        logger.log_params({"best": math.inf, "list": [math.nan], "deep": {"x": -math.inf}})
+        for step in range(300):
+            logger.log_metrics(
+                {"loss": math.nan if step in (0, 299) else 0.5, "a": -math.inf}, step
+            )
+    table = polars.read_ndjson(path).unnest("metrics")
+    assert table["loss"].drop_nulls().sum() == 149
+    loss = ".metrics.loss | numbers"
+    found = subprocess.run(["jq", loss, path], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["0.5"] * 298
+    if node := shutil.which("node"):
+        lines = f"require('fs').readFileSync('{path}', 'utf8').trim().split('\\n')"
+        program = f"for (const line of {lines}) JSON.parse(line)"
+        subprocess.run([node, "-e", program], check=True)
+    assert math.isnan(read_json("logs")["loss"][-1][1])
+    assert read_json("logs")["a"][0] == (0, -math.inf)
+    path.write_text('{"step": 1, "metrics": {"loss": "nan", "name": "x"}}\n')
+    assert str(read_json("logs")) == "{'loss': [(1, nan)], 'name': [(1, 'x')]}"
+
+
+def test_params_without_end() -> None:
+    """Params with cycles and long lists are written, without secrets."""
+    params: dict[str, Any] = {"many": list(range(10**6)), "hf_token": "c0ffee99"}
+    params["self"] = params
+    with JsonLinesLogger("logs") as logger:
+        logger.log_params(params)
+    [line] = read_lines("logs")
+    assert (line["params"]["hf_token"], line["params"]["self/self"]) == ("***", "... (a cycle)")
+
+
 def test_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no server answers, training is not stopped, and the warning says what is lost."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -498,10 +578,10 @@ def test_torn_lines() -> None:
         logger.log_metrics({"loss": float("nan")}, 1)
     path = Path("logs/metrics.jsonl")
     path.write_bytes(path.read_bytes() + b'foreign\n{"step": 2, "metr')
-    assert read_json("logs") == {"loss": [(1, "nan")]}
+    assert str(read_json("logs")) == "{'loss': [(1, nan)]}"
     with JsonLinesLogger("logs") as logger:
         logger.log_metrics({"loss": 0.5}, 2)
-    assert read_json("logs") == {"loss": [(1, "nan"), (2, 0.5)]}
+    assert str(read_json("logs")) == "{'loss': [(1, nan), (2, 0.5)]}"
     assert b"metr\n" not in path.read_bytes()
 
 
@@ -537,7 +617,7 @@ def test_figures() -> None:
     with Loggers(*all_of_them("logs")) as loggers:
         loggers.log_figure("valid/curve", figure, 3)
     [line] = read_lines("logs/JsonLinesLogger")
-    assert line["figure"] == {"valid/curve": "figures/valid_curve_3.png"}
+    assert line["figure"] == {"valid/curve": "figures/valid_curve-f2d4_3.png"}
     pictures = list(Path("logs").rglob("*.png"))
     places = {path.relative_to("logs").parts[0] for path in pictures}
     assert places == {"JsonLinesLogger", "MLflowLogger", "WandbLogger"}

@@ -31,7 +31,7 @@ from batteries import (
     start_run,
 )
 from batteries.backends import adopt_backends
-from batteries.environment import masked, masked_command
+from batteries.masking import masked, masked_command
 from batteries.records import read_record, state_of
 from batteries.seeding import seed_worker
 
@@ -105,7 +105,7 @@ def test_what_is_recorded() -> None:
         assert last_session(run.path)["state"] == "running"
     session = last_session("runs/001")
     secret = {"api_key": "***", "nested": {"token": "***"}}
-    assert session["args"] == {"lr": 0.1, "path": repr(Path("data")), **secret}
+    assert session["args"] == {"lr": 0.1, "path": "data", **secret}
     assert session["packages"]["torch"] == torch.__version__
     assert session["python"] == ".".join(map(str, sys.version_info[:3]))
     assert (session["world_size"], session["state"]) == (1, "finished")
@@ -212,6 +212,53 @@ def test_nothing_is_clobbered() -> None:
         assert run.resumed
     with pytest.raises(ValueError, match="runs/001 is a run itself"):
         start_run("runs/001", new=True)
+
+
+class Opaque:
+    """An object that says of itself where it lies."""
+
+
+def crash(logdir: str, args: Any = None, **options: Any) -> Path:
+    with suppress(ZeroDivisionError), start_run(logdir, args, **options) as run:
+        raise ZeroDivisionError
+    return run.path
+
+
+def test_another_experiment_does_not_go_on() -> None:
+    """An unfinished run with other arguments is no place for this one: the error says which."""
+    crash("runs", {"lr": 0.1, "data": {"workers": 2, "names": {"b", "a", "c"}}, "loss": Opaque()})
+    before = Path("runs/001/run.json").read_bytes()
+    with pytest.raises(
+        ValueError, match=r"runs/001 is not .* lr was 0.1, is 0.3; data.fold was not given, is 1\. "
+    ):
+        start_run("runs", {"lr": 0.3, "data": {"workers": 4, "names": {"c", "b", "a"}, "fold": 1},
+                           "loss": Opaque()}, may_differ=["data.workers"])  # fmt: skip
+    assert Path("runs/001/run.json").read_bytes() == before
+    assert not Path("runs/002").exists()
+
+
+def test_going_on_that_is_asked_for() -> None:
+    """The same arguments, named ones that may differ, and a run's own directory go on."""
+    first = crash("runs", {"lr": 0.1, "data": {"workers": 2}})
+    assert crash("runs", {"data": {"workers": 2}, "lr": 0.1}) == first
+    assert crash("runs", {"lr": 0.1, "data": {"workers": 4}}, may_differ=["data"]) == first
+    assert crash("runs/001", {"lr": 0.3}) == first
+    assert crash("runs", {"lr": 0.3}) == first
+    assert crash("runs", {"lr": 0.4}, new=True).name == "002"
+    assert run_directory("runs", resume=True).name == "002"
+    with start_run("runs", {"lr": 0.4}):
+        pass
+    assert run_directory("runs", resume=True).name == "003"
+
+
+def test_other_options_without_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no arguments are given, the options of the command line are compared."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "digits", "--lr", "0.1", "--fast"])
+    crash("runs")
+    monkeypatch.setattr(sys, "argv", ["train.py", "digits", "--lr=0.3", "--fast"])
+    with pytest.raises(ValueError, match=r"has other arguments: lr was 0.1, is 0.3\. "):
+        start_run("runs")
+    assert crash("runs", may_differ=["lr"]).name == "001"
 
 
 RUN = """

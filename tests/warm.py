@@ -183,10 +183,12 @@ def _interpret(words: list[str]) -> int:
             return error.code or 0
         print(error.code, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        sys.last_value = error
         traceback.print_exc()
         return -signal.SIGINT
     except BaseException as error:
+        sys.last_value = error  # as the interpreter does
         sys.excepthook(type(error), error, error.__traceback__)
         return 1
     return 0

@@ -70,15 +70,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check_same_experiment(checkpoint: dict[str, Any], args: argparse.Namespace) -> None:
-    """A run goes on with the data and the schedule that it began with, or its scores would lie."""
-    for name in ("dataset", "fold", "seed", "num_epochs", "batch_size", "accumulation_steps"):
-        before, now = checkpoint["experiment_args"][name], getattr(args, name)
-        if before != now:
-            option = "--" + name.replace("_", "-")
-            raise SystemExit(f"--continue: the run has {option} {before}, not {now}")
-
-
 def train(
     epoch: int,
     model: nn.Module,
@@ -181,7 +172,6 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
     done = 0
     last = resume(manager.logdir, model, **objects)
     if last:
-        check_same_experiment(last, args)
         done = last["epoch"]
         position = train_loader.state_dict()["position"]
         logger.info("continue after epoch %d and %d images", done, position)
@@ -232,8 +222,13 @@ def show_files(run: Path) -> None:
 if __name__ == "__main__":
     arguments = parse_args()
     logdir = Path(arguments.logdir) / arguments.exp_name
+    free = [
+        "resume",
+        "num_workers",
+        "local_rank",
+    ]  # with other data or another schedule its scores would lie
     with (
         distributed.setup() as own_device,
-        start_run(logdir, arguments, new=not arguments.resume) as own_run,
+        start_run(logdir, arguments, new=not arguments.resume, may_differ=free) as own_run,
     ):
         experiment(own_run.path, arguments, own_device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import glob
 import importlib.metadata
 import os
@@ -10,21 +9,11 @@ import platform
 import re
 import subprocess
 import sys
-from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-MASK = "***"
-_SECRET = re.compile(
-    # Whole words: a tokenizer, max_tokens and an author are none.
-    r"(?i)(?<![a-z])(?:auth|authorization|bearer|pass|passphrase|pwd|token)(?![a-z])"
-    r"|secret|passw|credential|(?:api|access|private|wandb)[_-]?key"
-)
-_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # in apiKey
-_NO_SECRETS = ("PWD", "SSH_AUTH_SOCK")  # variables with such names
-_IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+(?=@)")  # https://user:password@host
+from batteries.masking import masked, masked_patch, masked_text
+
 _TOLD = (  # beginnings of the variables that are recorded
     *("CUDA_", "GLOO_", "MASTER_", "MKL_", "MLFLOW_", "NCCL_", "NVIDIA_", "OMP_", "PYTHON"),
     *("PYTORCH_", "SLURM_", "TORCH", "WANDB_", "WORLD_SIZE"),
@@ -52,10 +41,12 @@ def environment() -> dict[str, Any]:
         "gpus": [name for name, _ in gpus],
         "driver": gpus[0][1] if gpus else None,
         "packages": packages(),
-        "variables": {
-            name: value for name, value in masked(os.environ).items() if name.startswith(_TOLD)
-        },
+        "variables": masked(_told_variables()),
     }
+
+
+def _told_variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(_TOLD)}
 
 
 def packages() -> dict[str, str]:
@@ -93,12 +84,13 @@ def code(
         diff = diff[:_DIFF] + f"\n[{len(diff) - _DIFF:,} bytes more]\n".encode()
     about = {
         "commit": commit.decode().strip(),
+        "remote": masked_text(_output(*git, "remote", "get-url", "origin").decode().strip())
+        or None,
         "branch": _output(*git, "rev-parse", "--abbrev-ref", "HEAD").decode().strip(),
         "dirty": bool(changes),
         "untracked": [line[3:] for line in changes if line.startswith("??")][:100],
     }
-    text = masked_text(diff.decode(errors="surrogateescape"))  # whatever the encodings
-    return about, text.encode(errors="surrogateescape")
+    return about, masked_patch(diff)
 
 
 def _besides(run: Path) -> list[str]:
@@ -119,83 +111,6 @@ def program_directory() -> Path:
     """
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     return Path(script).resolve().parent if script else Path.cwd()
-
-
-# ---------------------------------------------------------------- secrets
-
-
-def masked(values: Any) -> dict[str, Any]:
-    """Named values, without those that look like secrets by their name or what they are.
-
-    >>> masked({"lr": 0.1, "api_key": "abc", "uri": "https://me:word@host"})
-    {'lr': 0.1, 'api_key': '***', 'uri': 'https://***@host'}
-
-    Values of the environment whose names look like secrets are masked wherever they appear.
-
-    Args:
-        values: A mapping, a dataclass, an `argparse.Namespace` or another object's attributes, with
-            any of them inside; what JSON does not know is its `repr`.
-    """
-    return {str(name): _masked(value, str(name)) for name, value in _named(values).items()}
-
-
-def _named(values: Any) -> Mapping[Any, Any]:
-    if isinstance(values, Mapping):
-        return values
-    if dataclasses.is_dataclass(values):
-        return {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
-    return dict(getattr(values, "__dict__", values))
-
-
-def masked_command(words: list[str]) -> list[str]:
-    """The same for a command line.
-
-    >>> masked_command(["train.py", "--lr=0.1", "--api-key=abc", "--token", "-abc", "--max-tokens"])
-    ['train.py', '--lr=0.1', '--api-key=***', '--token', '***', '--max-tokens']
-    """
-    found: list[str] = []
-    secret = False
-    for word in words:
-        name, equals, _ = word.partition("=")
-        if secret and not word.startswith("--"):
-            found.append(MASK)
-        elif equals and _is_secret(name):
-            found.append(f"{name}={MASK}")
-        else:
-            found.append(masked_text(word))
-        secret = word.startswith("-") and not equals and _is_secret(word)
-    return found
-
-
-def masked_text(text: str) -> str:
-    """A text without the environment's secrets, and without names and passwords in addresses.
-
-    >>> masked_text("401 from https://me:word@host")
-    '401 from https://***@host'
-    """
-    for name, value in os.environ.items():
-        if len(value) >= 6 and value in text and name not in _NO_SECRETS and _is_secret(name):
-            text = text.replace(value, MASK)
-    return _IN_ADDRESS.sub(MASK, text)
-
-
-def _is_secret(name: str) -> bool:
-    return bool(_SECRET.search(_WORD.sub("_", name)))
-
-
-def _masked(value: Any, name: str) -> Any:
-    is_object = dataclasses.is_dataclass(value) and not isinstance(value, type)
-    if is_object or isinstance(value, Mapping | Namespace | SimpleNamespace):
-        return masked(value)
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_masked(each, name) for each in value]
-    if value is None or isinstance(value, bool | float):
-        return value
-    if _is_secret(name) and value not in ("", b""):
-        return MASK
-    if isinstance(value, int):
-        return value
-    return masked_text(value if isinstance(value, str) else repr(value))
 
 
 # ---------------------------------------------------------------- the machine

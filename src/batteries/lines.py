@@ -10,10 +10,13 @@ from typing import Any
 from batteries.files import PathLike
 
 NAME = "metrics.jsonl"
+_OTHERS = ("nan", "inf", "-inf")  # numbers that JSON does not have
 
 
 def read_lines(logdir: PathLike) -> Iterator[dict[str, Any]]:
     """What a `JsonLinesLogger` wrote, line by line; a torn or foreign line is left out.
+
+    Metrics that are not finite are floats again.
 
     >>> list(read_lines("runs/nothing"))
     []
@@ -38,4 +41,15 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
         value = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
-    return value if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        return None
+    metrics, others = value.get("metrics"), value.pop("not_finite", None)
+    if isinstance(metrics, dict):
+        # Earlier versions wrote the strings into the metrics.
+        found = {**metrics, **(others if isinstance(others, dict) else {})}
+        metrics.update({
+            name: float(text)
+            for name, text in found.items()
+            if isinstance(text, str) and text in _OTHERS and name in metrics
+        })  # fmt: skip
+    return value

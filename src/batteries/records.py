@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from batteries.files import PathLike, write_whole
+from batteries.masking import masked_record
 
 NAME = "run.json"
 BEAT = 10.0  # seconds between two signs of life
@@ -45,11 +46,11 @@ def _is_session(value: Any) -> bool:
 
 
 def write_record(run: PathLike, record: dict[str, Any]) -> None:
-    """Replace what is recorded.
+    """Replace what is recorded; no secret passes here.
 
     >>> write_record(".", {"id": "a", "sessions": [{"state": "finished"}]})
     """
-    data = json.dumps(record, indent=1, default=repr).encode()
+    data = json.dumps(masked_record(record), indent=1, default=repr).encode()
     with write_whole(Path(run, NAME), len(data)) as file:
         file.write(data)
 

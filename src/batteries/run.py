@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import dis
+import json
 import os
 import sys
 import threading
 import uuid
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,15 +18,9 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from batteries.distributed import is_main, rank_zero_only, world_size
-from batteries.environment import (
-    code,
-    environment,
-    masked,
-    masked_command,
-    masked_text,
-    program_directory,
-)
+from batteries.environment import code, environment, program_directory
 from batteries.files import PathLike, locked_directory, make_directory, write_whole
+from batteries.masking import masked, masked_command
 from batteries.preemption import PreemptionGuard
 from batteries.records import BEAT, NAME, own_process, read_record, state_of, write_record
 
@@ -43,18 +39,27 @@ def run_directory(logdir: PathLike, resume: bool = False, unless: str | None = N
     All ranks call it and get the same directory. Nothing is ever deleted.
 
     Args:
-        resume: Return the newest one instead, if there is one.
-        unless: A file that a run writes when it is finished: such a run is not resumed.
+        resume: Return the newest one instead, if there is one that has not finished. It is asked
+            for: with which arguments that run began is not looked at, as `start_run` does.
+        unless: A file that a run writes when it is finished: such a run is not resumed, as one
+            that `start_run` has recorded as finished.
 
     Raises:
         NotADirectoryError: `logdir` is a file.
     """
     logdir = make_directory(logdir)
-    names = {int(path.name): path for path in logdir.iterdir() if path.name.isdecimal()}
-    runs = [number for number, path in names.items() if path.is_dir()]
-    if resume and runs and not (unless and (names[max(runs)] / unless).exists()):
-        return names[max(runs)]
+    newest = _unfinished(logdir) if resume else None
+    if newest and not (unless and (newest / unless).exists()):
+        return newest
     return _new_directory(logdir)
+
+
+def _unfinished(logdir: Path) -> Path | None:
+    """The newest run, unless it is recorded as finished."""
+    runs = (path for path in logdir.glob("[0-9]*") if path.name.isdecimal() and path.is_dir())
+    newest = max(runs, key=lambda path: int(path.name), default=None)
+    record = read_record(newest) if newest else None
+    return None if newest and record and state_of(newest, record) == "finished" else newest
 
 
 def _new_directory(logdir: Path) -> Path:
@@ -107,7 +112,6 @@ class Run:
         """
         if self._ended.is_set() or not is_main():
             return
-        error = None if error is None else masked_text(error)
         self._end = self._end or {"state": state, "error": error, "stopped": _now()}
         with locked_directory(self.path):
             record = read_record(self.path)
@@ -141,7 +145,9 @@ class Run:
             warnings.warn(f"how {self.path} ended is not recorded: {failure}", stacklevel=2)
 
 
-def start_run(logdir: PathLike, args: Any = None, *, new: bool = False) -> Run:
+def start_run(
+    logdir: PathLike, args: Any = None, *, new: bool = False, may_differ: Iterable[str] = ()
+) -> Run:
     """Begin to record a run, or go on with one: what made it, when, and how it ended.
 
     >>> with start_run("runs/digits", {"lr": 0.1}) as run:
@@ -154,25 +160,35 @@ def start_run(logdir: PathLike, args: Any = None, *, new: bool = False) -> Run:
     `PreemptionGuard`. Without a `with`, a program that a `raise SystemExit(...)` ends is "stopped",
     whatever its code: Python does not tell it. Secrets are masked.
 
-    All ranks call it and get the same directory; rank 0 writes.
+    A run goes on with the arguments that it has, or where that is asked for by its own directory;
+    with others it is an error that says which differ. All ranks call it and get the same directory;
+    rank 0 writes.
 
     Args:
         logdir: The directory of numbered runs, of which the newest goes on, unless it has finished;
-            or that of one run, which goes on in any case.
-        args: An `argparse.Namespace`, a dataclass or a mapping; any of them may be inside.
+            or that of one run, which goes on in any case, whatever its arguments are.
+        args: An `argparse.Namespace`, a dataclass or a mapping; any of them may be inside. Without
+            them, the options of the program's command line are compared.
         new: Begin the next one.
+        may_differ: Names of arguments with which a run goes on, also when they are others now:
+            "num_workers", or "data.num_workers" of one inside another.
 
     Raises:
         RuntimeError: Another process is recording into it; it says which.
-        ValueError: `run.json` is there, and not the record of a run.
+        ValueError: The run that would go on has other arguments; or its `run.json` is not the
+            record of a run.
     """
-    path, name, resumed = _begin(Path(logdir), args, new, world_size())
+    same = [may_differ] if isinstance(may_differ, str) else [*may_differ]
+    path, name, resumed = _begin(Path(logdir), args, new, same, world_size())
     return Run(path, name, resumed)
 
 
 @rank_zero_only(share=True)
-def _begin(logdir: Path, args: Any, new: bool, ranks: int) -> tuple[Path, str, bool]:
+def _begin(
+    logdir: Path, args: Any, new: bool, may_differ: list[str], ranks: int
+) -> tuple[Path, str, bool]:
     path = _chosen(logdir, new)
+    recorded = masked({} if args is None else args)  # first: what it masks is masked in all
     about, diff = code(program_directory(), path)
     session = {
         **own_process(),
@@ -180,7 +196,7 @@ def _begin(logdir: Path, args: Any, new: bool, ranks: int) -> tuple[Path, str, b
         "started": _now(),
         "stopped": None,
         "error": None,
-        "args": masked({} if args is None else args),
+        "args": recorded,
         "command": masked_command([sys.executable, *sys.argv]),
         "world_size": ranks,
         "git": about,
@@ -195,6 +211,8 @@ def _begin(logdir: Path, args: Any, new: bool, ranks: int) -> tuple[Path, str, b
                 f"{path} is recorded by process {last['pid']} on {last['host']} since "
                 f"{last['started']}: wait for its end, or begin another run with new=True"
             )
+        if record is not None and path != logdir:
+            _check_same(path, record["sessions"][-1], session, may_differ)
         record = record or {"id": uuid.uuid4().hex[:16], "sessions": []}
         if about is not None and diff:
             about["diff"] = f"diff-{len(record['sessions']) + 1}.patch"
@@ -211,12 +229,66 @@ def _chosen(logdir: Path, new: bool) -> Path:
         if new:
             raise ValueError(f"{logdir} is a run itself: new=True takes the directory above it")
         return logdir
-    runs = (path for path in logdir.glob("[0-9]*") if path.name.isdecimal())
-    newest = max(runs, key=lambda path: int(path.name), default=None)
-    record = read_record(newest) if newest and not new else None
-    if newest and record and state_of(newest, record) != "finished":
-        return newest
-    return _new_directory(logdir)
+    newest = None if new else _unfinished(logdir)
+    return newest if newest and read_record(newest) else _new_directory(logdir)
+
+
+def _check_same(
+    path: Path, before: dict[str, Any], now: dict[str, Any], may_differ: list[str]
+) -> None:
+    """An experiment that went on in another's directory would load its weights and optimizer."""
+    if before.get("args") or now.get("args"):
+        old, new = (dict(_flat(each.get("args") or {})) for each in (before, now))
+    else:
+        old, new = (_options(each.get("command") or []) for each in (before, now))
+        if not all(_is_program(each.get("command") or []) for each in (before, now)):
+            return
+    names = [
+        name
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+        and not any(f"{name}.".startswith(f"{free}.") for free in may_differ)
+    ]
+    if names:
+        none = "not given"
+        differ = "; ".join(f"{n} was {old.get(n, none)}, is {new.get(n, none)}" for n in names)
+        raise ValueError(
+            f"{path} is not finished and has other arguments: {differ}. Begin another run with "
+            f"new=True; or go on with this one, by its own directory or with may_differ={names}"
+        )
+
+
+def _is_program(command: list[str]) -> bool:
+    """Not a notebook, or what was typed."""
+    return len(command) > 1 and command[1].endswith(".py") and "ipykernel" not in command[1]
+
+
+def _options(command: list[str]) -> dict[str, str]:
+    """The words after a program, by names.
+
+    >>> _options(["python", "train.py", "--lr=0.1", "--seed", "1", "--fast"])
+    {'lr': '0.1', 'seed': '1', 'fast': ''}
+    """
+    found: dict[str, str] = {}
+    name = ""
+    for number, word in enumerate(command[2:], start=1):
+        option, equals, value = word.partition("=")
+        if option.strip("-") and option.startswith("-"):
+            name = option.lstrip("-").replace("-", "_")
+            found[name] = value
+        else:
+            name, value = name or f"argument {number}", word
+            found[name] = value
+        name = "" if equals or name not in found or found[name] else name
+    return found
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", json.dumps(value)
 
 
 def _now() -> str:
@@ -248,9 +320,13 @@ class _Program:
     def __init__(self) -> None:
         self._process = os.getpid()
         self._code: object = PreemptionGuard.exit_code  # of a `raise SystemExit`: to be on the safe
-        self._frame = sys._getframe()  # side, it goes on
-        while self._frame.f_back:
-            self._frame = self._frame.f_back
+        self._frame = frame = sys._getframe()  # side, it goes on
+        while frame.f_back:  # up to the program, or to what has called it
+            frame = frame.f_back
+            if self._frame.f_globals is not vars(sys.modules["__main__"]) or (
+                frame.f_globals is self._frame.f_globals
+            ):
+                self._frame = frame
         self._exit = sys.exit
         self._noting = sys.exit = self._note
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import io
 import math
 import queue
+import re
 import threading
 import time
 import uuid
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from batteries import distributed
 from batteries.files import PathLike
+from batteries.masking import masked
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -95,6 +98,7 @@ class BackgroundLogger:
 
         Raises:
             TypeError: A value that is not a number, with its name.
+            ValueError: Two of them have the same name when they are joined.
         """
         if isinstance(metrics, Numbers) or distributed.is_main():  # who has read them has asked
             step = int(step)
@@ -102,8 +106,12 @@ class BackgroundLogger:
             self._put("_write_metrics", Row(step, time.time(), read_together(metrics)))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Write what the run was started with; nested names are joined."""
-        self._call("_write_params", dict(flatten(params)))
+        """Write what the run was started with; nested names are joined, secrets are masked.
+
+        Raises:
+            ValueError: Two of them have the same name when they are joined.
+        """
+        self._call("_write_params", flatten(masked(params)))
 
     def log_figure(self, name: str, figure: Any, step: int) -> None:
         """Write a picture of a matplotlib figure (or of anything with its `savefig`)."""
@@ -324,7 +332,7 @@ def read_together(metrics: Metrics) -> Numbers:
     if isinstance(metrics, Numbers):
         return metrics
     read, away = Numbers(), dict[str, Any]()
-    for name, value in flatten(metrics):
+    for name, value in flatten(metrics).items():
         number = _number(name, value)
         if type(number) is float:
             read[name] = number
@@ -354,14 +362,41 @@ def _number(name: str, value: Any) -> float | Tensor:
         raise TypeError(f"the metric {name!r} is {found}; expected one number") from None
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of nested mappings, with joined names.
 
-    >>> dict(flatten({"train": {"loss": 0.5}, "lr": 1}))
+    >>> flatten({"train": {"loss": 0.5}, "lr": 1})
     {'train/loss': 0.5, 'lr': 1}
+
+    Raises:
+        ValueError: Two of them have the same name when they are joined.
     """
+    found: dict[str, Any] = {}
+    for name, value in _joined(values, ""):
+        if name in found:
+            raise ValueError(
+                f"two values have the name {name!r} when nested names are joined: {found[name]!r} "
+                f"and {value!r}; rename one"
+            )
+        found[name] = value
+    return found
+
+
+def _joined(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if type(value) is not float and isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}/")
+            yield from _joined(value, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", value
+
+
+def file_name(name: str) -> str:
+    """A name that any file system takes, another one for each.
+
+    >>> file_name("confusion"), file_name("valid/confusion"), file_name("valid_confusion")
+    ('confusion', 'valid_confusion-aefd', 'valid_confusion')
+    """
+    cleaned = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:150]
+    if cleaned == name:
+        return name
+    return f"{cleaned}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:4]}"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 import time
 from pathlib import Path
 from typing import Any
 
 from batteries.files import append_whole, make_directory, write_whole
 from batteries.lines import NAME, parse_line
-from batteries.loggers.background import BackgroundLogger, Row
+from batteries.loggers.background import BackgroundLogger, Row, file_name
 
 
 class JsonLinesLogger(BackgroundLogger):
@@ -26,7 +25,8 @@ class JsonLinesLogger(BackgroundLogger):
     A line is a JSON object with a `time` (seconds since 1970) and `metrics`, `params`, `text` or
     `figure` (a file in `figures`), and a `step` where there is one. A run that goes on first cuts
     the lines after its checkpoint; where nothing was kept, all are put aside, in
-    `metrics.1.jsonl`. NaN and infinities are the strings "nan", "inf" and "-inf".
+    `metrics.1.jsonl`. A metric that is not finite is null, and `not_finite` has "nan", "inf" or
+    "-inf" by its name: so a column stays one of numbers in polars, pandas, jq and JavaScript.
     """
 
     def _open(self) -> None:
@@ -38,14 +38,14 @@ class JsonLinesLogger(BackgroundLogger):
 
     def _write_metrics(self, rows: list[Row]) -> None:
         self._write([
-            {"step": row.step, "time": row.time, "metrics": _strict(row.metrics)} for row in rows
+            {"step": row.step, "time": row.time, **_strict(row.metrics)} for row in rows
         ])  # fmt: skip
 
     def _write_params(self, params: dict[str, Any]) -> None:
-        self._write([{"time": time.time(), "params": _strict(params)}])
+        self._write([{"time": time.time(), "params": params}])
 
     def _write_figure(self, name: str, png: bytes, step: int) -> None:
-        file = f"figures/{re.sub(r'[^A-Za-z0-9._-]', '_', name)}_{step}.png"
+        file = f"figures/{file_name(name)}_{step}.png"
         make_directory(self.logdir / "figures")
         with write_whole(self.logdir / file, len(png)) as image:
             image.write(png)
@@ -55,7 +55,7 @@ class JsonLinesLogger(BackgroundLogger):
         self._write([{"step": step, "time": time.time(), "text": {name: text}}])
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(line, default=str) + "\n" for line in lines)
+        text = "".join(json.dumps(line, default=str, allow_nan=False) + "\n" for line in lines)
         append_whole(self.logdir / NAME, text.encode())
 
 
@@ -78,9 +78,13 @@ def _is_after(line: bytes, step: int | None) -> bool:
     return isinstance(own, int) and step is not None and own > step
 
 
-def _strict(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN."""
-    return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    }
+def _strict(metrics: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """JSON knows no NaN.
+
+    >>> _strict({"loss": math.nan, "lr": 0.1})
+    {'metrics': {'loss': None, 'lr': 0.1}, 'not_finite': {'loss': 'nan'}}
+    """
+    others = {name: str(value) for name, value in metrics.items() if not math.isfinite(value)}
+    if not others:
+        return {"metrics": metrics}
+    return {"metrics": metrics | dict.fromkeys(others), "not_finite": others}

@@ -6,17 +6,19 @@ import logging
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from batteries._optional import import_optional
 from batteries.files import PathLike, locked_directory, make_directory
-from batteries.loggers.background import BackgroundLogger, Row
+from batteries.loggers.background import BackgroundLogger, Row, file_name
 
 _TAG = "batteries.run_id"
 _REFUSED = re.compile(r"[^\w\-. /]|^[./]|(?<=/)\.+(?=/|$)|/$")  # it makes paths of names
-Value = TypeVar("Value")
+_NAME_TAG = "batteries.name."  # before a name that had to change: what it was
+_UNSAFE = re.compile(r"[^\w./ +@,=:~-]")  # in the address of a database: read as part of it
+_PLAIN = re.compile(r"[\w.-]+")
 _AT_ONCE = 1000  # metrics in a call, MLflow's limit; of params it is 100
 
 
@@ -27,7 +29,8 @@ class MLflowLogger(BackgroundLogger):
     >>> mlflow.close()
 
     A run that goes on is found by its id, in the tag `batteries.run_id`; numbers that MLflow has
-    already are not sent again. What MLflow allows in no name is written as _: "acc@5" is "acc_5".
+    already are not sent again. What MLflow allows in no name is written as _: "acc@5" is "acc_5",
+    or "acc_5_2" where that is another metric's; a tag, `batteries.name.acc_5`, has what it was.
 
     Args:
         tracking_uri: A tracking server, "http://host:5000"; default: `mlflow.db` in `logdir`.
@@ -49,6 +52,7 @@ class MLflowLogger(BackgroundLogger):
         self._entities = import_optional("mlflow.entities", needs="mlflow", for_="MLflowLogger")
         self._uri = tracking_uri
         self._experiment = experiment
+        self._link: tempfile.TemporaryDirectory[str] | None = None
         super().__init__(logdir, run_id=run_id)
 
     def _open(self) -> None:
@@ -57,8 +61,10 @@ class MLflowLogger(BackgroundLogger):
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         if uri is None:
             here = make_directory(self.logdir).resolve()
-            uri, artifacts = f"sqlite:///{here}/mlflow.db", (here / "mlartifacts").as_uri()
-            _make_store(here / "mlflow.db", here / "mlartifacts")
+            artifacts = (here / "mlartifacts").as_uri()
+            safe = self._under_another_name(here) if _UNSAFE.search(str(here)) else here
+            uri = f"sqlite:///{safe}/mlflow.db"
+            _make_store(safe / "mlflow.db", here / "mlartifacts")
         self._client = self._tracking.MlflowClient(uri)
         found = self._client.get_experiment_by_name(self._experiment)
         number = (
@@ -66,33 +72,73 @@ class MLflowLogger(BackgroundLogger):
             if found
             else self._client.create_experiment(self._experiment, artifacts)
         )
-        runs = self._client.search_runs([number], f"tags.`{_TAG}` = '{self.run_id}'")
+        run = self._found(number)
         self._last: dict[str, int] = {}  # steps that MLflow has
-        if runs:
-            self._run_there = runs[0].info.run_id
+        self._names: dict[str, str] = {}  # that MLflow takes, by those that were logged
+        if run:
+            self._run_there = run.info.run_id
             self._client.update_run(self._run_there, status="RUNNING")
-            for name in runs[0].data.metrics:
+            for name in run.data.metrics:
                 history = self._client.get_metric_history(self._run_there, name)
                 self._last[name] = max(metric.step for metric in history)
-            self._params = dict(runs[0].data.params)
+            self._params = dict(run.data.params)
+            tags = run.data.tags.items()
+            self._names = {v: k[len(_NAME_TAG) :] for k, v in tags if k.startswith(_NAME_TAG)}
         else:
             tags = {_TAG: self.run_id}
-            run = self._client.create_run(number, tags=tags, run_name=self.logdir.name)
+            run = self._client.create_run(number, tags=tags, run_name=self.logdir.name or "run")
             self._run_there, self._params = run.info.run_id, {}
 
+    def _under_another_name(self, directory: Path) -> Path:
+        """A link to a directory whose name cannot be in the address of a database."""
+        self._link = tempfile.TemporaryDirectory(prefix="batteries-")
+        link = Path(self._link.name, "logdir")
+        link.symlink_to(directory, target_is_directory=True)
+        return link
+
+    def _found(self, experiment: str) -> Any:
+        """The run that is known by our id, if there is one."""
+        if _PLAIN.fullmatch(self.run_id):
+            runs = self._client.search_runs([experiment], f"tags.`{_TAG}` = '{self.run_id}'")
+            return runs[0] if runs else None
+        token = None  # no filter can have all characters in it
+        while True:
+            runs = self._client.search_runs([experiment], page_token=token)
+            for run in runs:
+                if run.data.tags.get(_TAG) == self.run_id:
+                    return run
+            if not (token := runs.token):
+                return None
+
+    def _allowed(self, names: Iterable[str]) -> dict[str, str]:
+        """The names that MLflow takes, another one for each."""
+        for name in names:
+            if name not in self._names:
+                cleaned = _cleaned(name)
+                number, own = 1, cleaned
+                while own in self._names.values():
+                    number += 1
+                    own = f"{cleaned}_{number}"
+                if own != name:
+                    self._client.set_tag(self._run_there, f"{_NAME_TAG}{own}", name)
+                self._names[name] = own
+        return self._names
+
     def _write_metrics(self, rows: list[Row]) -> None:
+        allowed = self._allowed(name for row in rows for name in row.metrics)
         metrics = [
-            self._entities.Metric(name, value, round(row.time * 1000), row.step)
+            self._entities.Metric(allowed[name], value, round(row.time * 1000), row.step)
             for row in rows
-            for name, value in _allowed(row.metrics).items()
-            if row.step > self._last.get(name, row.step - 1)
+            for name, value in row.metrics.items()
+            if row.step > self._last.get(allowed[name], row.step - 1)
         ]
         for part in _parts(metrics, _AT_ONCE):
             self._client.log_batch(self._run_there, metrics=part)
 
     def _write_params(self, params: dict[str, Any]) -> None:
         # MLflow lets no parameter change: what differs now is a tag.
-        params = _allowed(params)
+        allowed = self._allowed(params)
+        params = {allowed[name]: value for name, value in params.items()}
         new = {name: str(value) for name, value in params.items() if name not in self._params}
         entries = [self._entities.Param(name, value) for name, value in new.items()]
         for part in _parts(entries, 100):
@@ -104,15 +150,17 @@ class MLflowLogger(BackgroundLogger):
 
     def _write_figure(self, name: str, png: bytes, step: int) -> None:
         with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / f"{name.replace('/', '_')}_{step}.png"
+            path = Path(directory) / f"{file_name(name)}_{step}.png"
             path.write_bytes(png)
             self._client.log_artifact(self._run_there, str(path), "figures")
 
     def _write_text(self, name: str, text: str, step: int) -> None:
-        self._client.log_text(self._run_there, text, f"texts/{name.replace('/', '_')}_{step}.txt")
+        self._client.log_text(self._run_there, text, f"texts/{file_name(name)}_{step}.txt")
 
     def _close(self) -> None:
         self._client.set_terminated(self._run_there, "FAILED" if self._failed else "FINISHED")
+        if self._link is not None:
+            self._link.cleanup()
 
 
 def _make_store(path: Path, artifacts: Path) -> None:
@@ -132,15 +180,13 @@ def _make_store(path: Path, artifacts: Path) -> None:
             temporary.replace(path)
 
 
-def _allowed(values: dict[str, Value]) -> dict[str, Value]:
-    """Under names that MLflow takes.
+def _cleaned(name: str) -> str:
+    """A name that MLflow takes.
 
-    >>> _allowed({"acc@5": 0.9, "train//loss": 0.5})
-    {'acc_5': 0.9, 'train/loss': 0.5}
+    >>> _cleaned("acc@5"), _cleaned("train//loss")
+    ('acc_5', 'train/loss')
     """
-    return {
-        _REFUSED.sub("_", re.sub("/+", "/", name))[:250]: value for name, value in values.items()
-    }
+    return _REFUSED.sub("_", re.sub("/+", "/", name))[:200]
 
 
 def _parts(values: list[Any], length: int) -> Iterator[list[Any]]:

@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from batteries import distributed
-from batteries.loggers.background import Metrics, read_together
+from batteries.loggers.background import Metrics, flatten, read_together
+from batteries.masking import masked
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -59,6 +60,7 @@ class Loggers:
 
         >>> Loggers().log_params({"lr": 1e-3})
         """
+        flatten(masked(params))  # an error of the names is the program's, not a tracker's
         self._each("log_params", params)
 
     def log_figure(self, name: str, figure: Any, step: int) -> None:

@@ -72,7 +72,9 @@ class TensorBoardLogger(BackgroundLogger):
     def _write_metrics(self, rows: list[Row]) -> None:
         for row in rows:
             for name, value in row.metrics.items():
-                self._add(row.step, row.time, summary=self._summary.scalar(name, value))
+                summary = self._summary.scalar(name, value)
+                summary.value[0].tag = name  # tensorboardX makes one of "a b" and "a_b"
+                self._add(row.step, row.time, summary=summary)
 
     def _write_params(self, params: dict[str, Any]) -> None:
         rows = "".join(f"\n| {name} | {value} |" for name, value in params.items())

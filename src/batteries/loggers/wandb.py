@@ -14,6 +14,7 @@ from typing import Any, Literal
 from batteries._optional import import_optional
 from batteries.files import PathLike, make_directory
 from batteries.loggers.background import BackgroundLogger, Row
+from batteries.masking import distinct
 
 _HEADER, _BLOCK = 7, 32768  # bytes, of the files it writes offline
 _SECOND = "%Y%m%d_%H%M%S"
@@ -28,10 +29,11 @@ class WandbLogger(BackgroundLogger):
     >>> wandb = WandbLogger("runs/digits", project="digits")
     >>> wandb.close()
 
-    The step is the metric `global_step`, which the charts are drawn over. A run that goes on has
-    the same id; offline it is one more directory in `logdir`/wandb, which `wandb sync` adds to the
-    run. Steps that W&B has already are not written again. The first call waits, as `wandb.init`
-    does, until W&B has begun the run.
+    The step is the metric `global_step`, which the charts are drawn over; your own metric of that
+    name, and names that begin with _, which W&B keeps for itself, are "metrics/global_step". A run
+    that goes on has the same id; offline it is one more directory in `logdir`/wandb, which
+    `wandb sync` adds to the run. Steps that W&B has already are not written again. The first
+    call waits, as `wandb.init` does, until W&B has begun the run.
 
     Args:
         mode: "offline" writes files; "online" sends them. Default: the environment's WANDB_MODE,
@@ -86,7 +88,7 @@ class WandbLogger(BackgroundLogger):
 
     def _write_metrics(self, rows: list[Row]) -> None:
         for row in rows:
-            metrics = row.metrics
+            metrics = _named(row.metrics)
             if self._continues is not None and self._continues < row.step:
                 last, others = self._last, self._last_of_others
                 metrics = {n: v for n, v in metrics.items() if row.step > last.get(n, others)}
@@ -99,11 +101,11 @@ class WandbLogger(BackgroundLogger):
     def _write_figure(self, name: str, png: bytes, step: int) -> None:
         images = import_optional("PIL.Image", needs="pillow", for_="log_figure")
         picture = self._wandb.Image(images.open(io.BytesIO(png)))
-        self._log({name: picture}, step)
+        self._log(_named({name: picture}), step)
 
     def _write_text(self, name: str, text: str, step: int) -> None:
         page = self._wandb.Html(f"<pre>{html.escape(text)}</pre>")
-        self._log({name: page}, step)
+        self._log(_named({name: page}), step)
 
     def _log(self, values: dict[str, Any], step: int) -> None:
         self._run_there.log({**values, _STEP: step})
@@ -124,6 +126,21 @@ class WandbLogger(BackgroundLogger):
     def _missing(self) -> int:
         records = read_offline(self._file)
         return self._rows - len([each for each in records if each.HasField("history")])
+
+
+def _named(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Under names that are not W&B's own.
+
+    >>> _named({"global_step": 3.0, "loss": 0.5})
+    {'metrics/global_step': 3.0, 'loss': 0.5}
+    """
+    own = [name for name in metrics if name == _STEP or name.startswith("_")]
+    if not own:
+        return metrics
+    return {
+        distinct(f"metrics/{name}", metrics) if name in own else name: value
+        for name, value in metrics.items()
+    }
 
 
 def _last_steps(directory: Path, run_id: str) -> dict[str, int]:

@@ -1,0 +1,417 @@
+"""Secrets masked, wherever a record is written: by name, by place and by what they look like."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from numbers import Integral, Real
+from pathlib import PurePath
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+MASK = "***"
+_SECRET = re.compile(
+    # Whole words: a tokenizer, max_tokens and an author are none; nor is what tokenizers have.
+    r"(?i)(?<![a-z])(?:auth|authorization|bearer|cookie|jwt|pass|passcode|passphrase|pwd"
+    + "|"
+    + "".join(rf"(?<!{word}[_-])" for word in ("pad", "bos", "eos", "unk", "cls", "sep", "mask"))
+    + "".join(rf"(?<!{word}[_-])" for word in ("start", "end", "stop", "next", "image", "special"))
+    + r"token)(?![a-z])|secret|passw|credential|signature|webhook"
+    r"|(?:access|account|api|auth|encryption|private|service|signing|ssh|wandb)[_-]?key"
+)
+_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # in apiKey
+_NO_SECRETS = ("PWD", "SSH_AUTH_SOCK")  # variables with such names
+_NO_VALUES = ("", MASK, "None", "null", "True", "False", "true", "false")
+_SHORTEST = 6  # of values that are looked for everywhere; shorter ones are words too often
+_MOST = 10_000  # values of arguments that are recorded
+_ITEMS = 1000  # of one list
+_DEPTH = 20
+_LISTS = (list, tuple, set, frozenset)
+_LONGEST = 2**16  # characters of a text
+
+_PLACE = re.compile(r" at 0x[0-9a-fA-F]+")  # in the memory of one process
+_IN_ADDRESSES = (
+    re.compile(r"(?<=://)[^/\s]+(?=@)"),  # https://user:p@ss@host
+    re.compile(r"(?<=://)[^\s/@:]*:(?!\d*(?:[/?#\s]|$))[^\s@]*(?=@)"),  # user:p/ss
+    re.compile(  # user:p@ss@host, but no digest of an image
+        r"(?<![\w/@:.+-])(?!mailto:)[\w.%+-]+:[^\s/:\"'()\[\]{}]{3,}"
+        r"(?=@(?!sha\d+:)[\w-]+(?:\.[\w-]+)*(?:[:/\s\"']|$))"
+    ),
+)
+_KNOWN = re.compile(  # what can be nothing else
+    r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[a-z]_[A-Za-z0-9]{16,}"
+    r"|github_pat_\w{16,}|glpat-[\w-]{16,}|xox[a-z]-[\w-]{10,}|A[KS]IA[0-9A-Z]{16}"
+    r"|AIza[\w-]{30,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)"
+)
+_PRIVATE = re.compile(
+    r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)(?!\*).*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
+)
+_SENT = re.compile(  # in the header of a request
+    r"\b(Bearer\s+|bearer\s+(?=\S*\d)|Basic\s+(?=\S*[\d=]))(?![{%$<*])[^\s\"'`,;)]{4,}"
+)
+_IN_QUERY = re.compile(r"(?i)(?<=[?&])((?:key|sig|code|session)=)(?!\*)[^\s\"'&#`]+")
+_OPTION = re.compile(r"(?<![\w-])(--?[A-Za-z][\w.-]*)(\s+)(?![-*])(\S+)")
+_PAIR = re.compile(  # a name and its value: in JSON, in source, in a repr, in an address
+    r"""(?:(?<=\\[nrt])|(?<![\w.-]))(?P<name>[A-Za-z_-][\w.-]{0,100})
+    (?P<closed>\\*["'`]\]?)?\s{0,3}
+    (?:(?(closed),\s*(?:(?:default|value)\s*=)?|(?!))
+      |:\s*[\w\[\].,\ |]{1,40}=(?!=)|=>|:=|(?<![=!<>])[=:](?!=))\s{0,3}
+    (?:(?:Bearer|Basic|Token)\s+)?[rbfuRBFU]{0,2}
+    (?P<value>(?P<quote>\\*(?:\"{3}|'{3}|"|'))
+      (?P<quoted>(?:(?!(?P=quote))(?:\\.|.))*)(?:(?P=quote)|$)
+      |(?P<bare>[^\s"'`]+))""",
+    re.VERBOSE,
+)
+_ENDS = re.compile(r"[,;&)\]}|<>]")  # what ends a bare value in source
+_seen: set[str] = set()  # values that had a secret's name, in this process
+
+
+def masked(values: Any) -> dict[str, Any]:
+    """Named values as plain ones, without secrets.
+
+    >>> masked({"lr": 0.1, "api_key": "abc", "uri": "https://me:word@host", "best": float("inf")})
+    {'lr': 0.1, 'api_key': '***', 'uri': 'https://***@host', 'best': 'inf'}
+
+    What has a secret's name is masked, and so is, in every text, what `masked_text` finds. Objects
+    with fields (dataclasses, attrs, pydantic, named tuples, namespaces) become mappings; what JSON
+    does not know is its `repr`, and numbers that are not finite are "nan", "inf" and "-inf". A
+    cycle, and what is longer than a record should be, is said and left out.
+
+    Args:
+        values: A mapping, an object with fields or with attributes.
+    """
+    named = _named(values)
+    if named is None:
+        named = getattr(values, "__dict__", None)
+    if named is None:
+        named = dict(values) if isinstance(values, Iterable) else {"args": values}
+    found: dict[str, Any] = _Plain().of(dict(named), "")
+    return found
+
+
+class _Plain:
+    """Values as JSON has them.
+
+    >>> _Plain().of([{"token": "abc"}, (1, 2)], "")
+    [{'token': '***'}, [1, 2]]
+    """
+
+    def __init__(self) -> None:
+        self._above: list[int] = []  # the containers around a value
+        self._left = _MOST
+
+    def of(self, value: Any, name: str, secret: bool = False) -> Any:
+        self._left -= 1
+        is_full = self._left < 0 or len(self._above) > _DEPTH
+        if is_full and (_named(value) is not None or isinstance(value, _LISTS)):
+            return "..."
+        if id(value) in self._above:
+            return "... (a cycle)"
+        self._above.append(id(value))
+        try:
+            return self._of(value, name, secret)
+        finally:
+            self._above.pop()
+
+    def _of(self, value: Any, name: str, secret: bool) -> Any:
+        secret = secret or _is_secret(name)
+        named = _named(value)
+        if named is not None:
+            found: dict[str, Any] = {}
+            for key, each in [*named.items()][: _ITEMS + 1]:
+                own = distinct(masked_text(str(key)), found)
+                found[own] = self.of(each, str(key), secret) if len(found) < _ITEMS else "..."
+            return found
+        if isinstance(value, _LISTS):
+            return self._list(value, name, secret)
+        if value is None or isinstance(value, bool | np.bool_):
+            return None if value is None else bool(value)
+        if secret and not isinstance(value, Real):
+            return _hidden(value)
+        if isinstance(value, Integral):
+            return MASK if secret else int(value)
+        if isinstance(value, Real) and isinstance(value, float | np.floating):
+            return finite(float(value))
+        return masked_text(_shown(value))
+
+    def _list(self, value: Iterable[Any], name: str, secret: bool) -> list[Any]:
+        values = [*value]
+        kept = values[: min(_ITEMS, max(self._left, 1))]
+        if len(kept) == 2 and isinstance(value, tuple) and isinstance(kept[0], str):
+            found = [masked_text(kept[0]), self.of(kept[1], kept[0], secret)]
+        elif kept and all(isinstance(each, str) for each in kept) and not secret:
+            found = masked_command(kept) if isinstance(value, list | tuple) else [
+                masked_text(each) for each in kept
+            ]  # fmt: skip
+            self._left -= len(kept)
+        else:
+            found = [self.of(each, name, secret) for each in kept]
+        if isinstance(value, set | frozenset):  # its order is another one in each process
+            found.sort(key=str)
+        cut = len(values) - len(kept)
+        return [*found, f"... ({cut:,} more)"] if cut else found
+
+
+def _named(value: Any) -> Mapping[Any, Any] | None:
+    """What an object has by names, if that is what it is made of."""
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, Namespace | SimpleNamespace):
+        return vars(value)
+    if isinstance(value, type):
+        return None
+    kind = type(value)
+    for listed in ("__dataclass_fields__", "model_fields", "__struct_fields__", "_fields"):
+        fields = getattr(kind, listed, None)
+        if isinstance(fields, Mapping | tuple) and all(isinstance(each, str) for each in fields):
+            return _attributes(value, fields)
+    if isinstance(getattr(kind, "__attrs_attrs__", None), tuple):
+        return _attributes(value, [each.name for each in kind.__attrs_attrs__])
+    return None
+
+
+def _attributes(value: Any, names: Iterable[str]) -> dict[str, Any]:
+    found = {}
+    for name in names:
+        with suppress(AttributeError):  # it was never set
+            found[name] = getattr(value, name)
+    return found
+
+
+def _shown(value: Any) -> str:
+    try:
+        value = os.fspath(value) if isinstance(value, PurePath) else value
+        text = value if isinstance(value, str) else _PLACE.sub("", repr(value))
+    except Exception as error:
+        text = f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}... ({len(text) - _LONGEST:,} characters more)"
+    return text
+
+
+def _hidden(value: Any) -> Any:
+    if value in ("", b"", MASK):
+        return value if isinstance(value, str) else ""
+    if isinstance(value, str) and len(value) >= _SHORTEST and re.search(r"\d", value):
+        _seen.add(value)
+    return MASK
+
+
+def finite(value: float) -> float | str:
+    """JSON has no numbers for what is not finite; these are strings.
+
+    >>> finite(0.5), finite(float("-inf"))
+    (0.5, '-inf')
+    """
+    return value if math.isfinite(value) else str(value)
+
+
+def distinct(name: str, taken: Mapping[str, Any] | set[str]) -> str:
+    """A name that is not taken yet.
+
+    >>> distinct("loss", {"loss": 0.5, "loss (2)": 0.4})
+    'loss (3)'
+    """
+    number, own = 1, name
+    while own in taken:
+        number += 1
+        own = f"{name} ({number})"
+    return own
+
+
+# ---------------------------------------------------------------- texts
+
+
+def masked_command(words: Iterable[str]) -> list[str]:
+    """A command line without secrets.
+
+    >>> masked_command(["train.py", "--lr=0.1", "--api-key=abc", "--token", "-abc", "--max-tokens"])
+    ['train.py', '--lr=0.1', '--api-key=***', '--token', '***', '--max-tokens']
+    """
+    found: list[str] = []
+    secret = False
+    for word in words:
+        name, equals, value = word.partition("=")
+        is_name = bool(re.fullmatch(r"[\w.+~-]+", name)) and _is_secret(name)
+        if secret and not word.startswith("--"):
+            found.append(_hidden(word))
+        elif equals and is_name:
+            found.append(f"{name}={_hidden(value)}")
+        else:
+            found.append(masked_text(word))
+        secret = word.startswith("-") and not equals and is_name
+    return found
+
+
+def masked_text(text: str, source: bool = False) -> str:
+    r"""A text without what looks like a secret in it.
+
+    >>> masked_text("401 from https://me:p@ss@host/x?token=abc, Authorization: Bearer abcd")
+    '401 from https://***@host/x?token=*** Authorization: Bearer ***'
+    >>> masked_text('{"user": "me", "password": "word"}'), masked_text("Config(hf_token='a b')")
+    ('{"user": "me", "password": "***"}', "Config(hf_token='***')")
+
+    It also finds the values of the environment's secrets, and those that had a secret's name.
+
+    Args:
+        source: It is source text, in which `token = words[0]` and `password: str` are no secrets.
+    """
+    plain = _of_json(text)
+    if plain is not None:
+        return plain
+    for value in sorted(_values(), key=len, reverse=True):
+        text = text.replace(value, MASK)
+    text = _PRIVATE.sub(rf"\1{MASK}\2", text)
+    lines = text.split("\n")
+    return "\n".join(_masked_line(line, source) for line in lines)
+
+
+def _values() -> set[str]:
+    return _seen | {
+        value
+        for name, value in os.environ.items()
+        if len(value) >= _SHORTEST and _is_secret(name) and value not in _NO_VALUES
+    }
+
+
+def _of_json(text: str) -> str | None:
+    """A text that is JSON, where something in it has a secret's name."""
+    if text.lstrip()[:1] not in ("{", "[") or len(text) > _LONGEST:
+        return None
+    try:
+        value = json.loads(text)
+        found = _Plain().of(value, "")
+    except (ValueError, RecursionError):
+        return None
+    return json.dumps(found) if json.dumps(found) != json.dumps(value) else None
+
+
+def _masked_line(line: str, source: bool) -> str:
+    if ":" in line:
+        line = _SENT.sub(rf"\1{MASK}", line) if "earer" in line or "Basic" in line else line
+        for pattern in _IN_ADDRESSES if "@" in line else ():
+            line = pattern.sub(MASK, line)
+    elif "earer" in line or "Basic" in line:
+        line = _SENT.sub(rf"\1{MASK}", line)
+    line = _KNOWN.sub(MASK, line)
+    if "=" in line:
+        line = _IN_QUERY.sub(rf"\1{MASK}", line)
+    if not _SECRET.search(_WORD.sub("_", line)):
+        return line
+    if "--" in line:
+        line = _OPTION.sub(lambda found: _masked_option(found, source), line)
+    return _masked_pairs(line, source)
+
+
+def _masked_option(found: re.Match[str], source: bool) -> str:
+    name, space, value = found.groups()
+    if not _is_secret(name) or (source and not re.search(r"\d", value)):
+        return found[0]
+    return f"{name}{space}{MASK}"
+
+
+def _masked_pairs(line: str, source: bool) -> str:
+    pieces: list[str] = []
+    start = at = 0
+    while found := _PAIR.search(line, at):
+        at = found.end("name")
+        begin, end = found.span("quoted" if found["quote"] else "bare")
+        if not _is_secret(found["name"]):
+            continue
+        in_query = line[: found.start()].endswith(("?", "&"))
+        if not found["quote"]:
+            ends = re.compile(r"[&#]") if in_query else _ENDS if source else None
+            stop = ends.search(line, begin, end) if ends else None
+            end = stop.start() if stop else end
+        value = line[begin:end]
+        if _is_value(value, found, source and not in_query):
+            pieces += [line[start:begin], MASK]
+            start = at = end
+    return "".join([*pieces, line[start:]])
+
+
+def _is_value(value: str, found: re.Match[str], source: bool) -> bool:
+    """Whether what stands after a secret's name is a secret, and not a part of a program."""
+    if value.rstrip(",;)]}") in _NO_VALUES or value.startswith(MASK):
+        return False
+    if not source:
+        return True
+    if found["quote"]:
+        return len(value) >= 4 and not re.fullmatch(r"\{[^}]*\}|%\w|\$\{?\w+\}?", value)
+    if re.search(r"[(\[${]", value) or len(value) < 4:
+        return False
+    own = found["name"].isupper() and f"{found['name']}={value}" in found.string
+    return own or (len(value) >= _SHORTEST and bool(re.search(r"\d", value)))
+
+
+def masked_patch(diff: bytes) -> bytes:
+    r"""A patch without secrets; without any in it, it is the same.
+
+    >>> masked_patch(b"+API_KEY = 'abc1'\n-token = words[0]\n")
+    b"+API_KEY = '***'\n-token = words[0]\n"
+    """
+    # Whatever the encodings; the data of a binary file is no text.
+    pieces = re.split(
+        r"(?m)(^GIT binary patch\n(?:.+\n|\n(?!diff ))*)",
+        diff.decode(errors="surrogateescape"),
+    )
+    texts = [
+        piece if number % 2 else masked_text(piece, source=True)
+        for number, piece in enumerate(pieces)
+    ]
+    return "".join(texts).encode(errors="surrogateescape")
+
+
+def masked_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a run, without secrets in anything that a user or the machine has put there.
+
+    >>> masked_record({"sessions": [{"error": "password='a1b2'", "pid": 1}]})
+    {'sessions': [{'error': "password='***'", 'pid': 1}]}
+    """
+    sessions = [
+        {name: _PARTS.get(name, _every_text)(value) for name, value in session.items()}
+        for session in record.get("sessions", [])
+    ]
+    return {**record, "sessions": sessions}
+
+
+def _every_text(value: Any) -> Any:
+    if isinstance(value, str):
+        return masked_text(value)
+    if isinstance(value, list):
+        return [_every_text(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _every_text(each) for name, each in value.items()}
+    return value
+
+
+def _recorded(value: Any, name: str = "", secret: bool = False) -> Any:
+    """The same for arguments, which are plain values by now."""
+    secret = secret or _is_secret(name)
+    if isinstance(value, dict):
+        return {key: _recorded(each, key, secret) for key, each in value.items()}
+    if isinstance(value, list):
+        words = all(isinstance(each, str) for each in value) and not secret
+        return masked_command(value) if words else [_recorded(x, name, secret) for x in value]
+    if isinstance(value, str):
+        return _hidden(value) if secret else masked_text(value)
+    return value
+
+
+_PARTS: dict[str, Callable[[Any], Any]] = {
+    "args": _recorded,
+    "variables": _recorded,
+    "command": lambda words: masked_command(words) if isinstance(words, list) else words,
+    "packages": lambda versions: versions,  # names of packages are no secrets' names
+}
+
+
+def _is_secret(name: str) -> bool:
+    return name not in _NO_SECRETS and bool(_SECRET.search(_WORD.sub("_", name)))
