@@ -22,7 +22,7 @@ from batteries.data.streams import Part, Sharded, Stream, followed, fresh_parts,
 from batteries.data.workers import change_worker, ends_nothing, report_what_cannot_be_sent
 from batteries.distributed.groups import Group, Ranks, ranks_of
 from batteries.preemption import holding_signals, ignore_signals
-from batteries.seeding import chosen_seed, isolated_rng, rekey
+from batteries.seeding import chosen_seed, isolated_rng, next_number, numbered_seed, rekey
 
 T = TypeVar("T", covariant=True)
 
@@ -72,7 +72,13 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     Besides torch's arguments:
 
     Args:
-        seed: Default: that of the last `seed_all`. The same on every rank.
+        seed: The same on every rank. Loaders of one seed draw alike, and shuffle alike if they are
+            equally long. Default: one that depends on the seed of the last `seed_all(seed)` and on
+            how many loaders were made since without a seed: those of the same ranks, shuffled (or
+            with a sampler) and in order counted apart. So two loaders differ, and a program that
+            makes its loaders in the same order repeats itself, without `seed_all` too: the seed is
+            42 then. Make them on all ranks of their group, in the same order. A loaded state
+            brings its number along.
         sharded: Whether an iterable dataset divides itself. False: every rank and worker yields
             all items, of which each takes every n-th. "workers": the workers of a rank divide them,
             and the items of a worker are divided among the ranks. "ranks": the other way round.
@@ -129,6 +135,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._sampler = batch_sampler if batch_sampler is not None else sampler
         self._shuffled = bool(shuffle)
         self.in_step = bool(shuffle) or self._sampler is not None
+        # of the loaders that the same ranks make without a seed
+        kind = self.in_step, tuple(ranks_of(group).members)
+        self._number = next_number(kind) if seed is None else 0
         self._asked = _Asked()
         self._end = 0  # positions of the pass under way
         self._keeps_samples = collate_fn is None and batch_size is not None
@@ -137,7 +146,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._unsettled: list[Part] = []
         own: dict[str, Any] = {"collate_fn": self.collate_fn}
         if isinstance(dataset, IterableDataset):
-            self._stream = Stream(dataset, self.seed, sharded, group)
+            self._stream = Stream(dataset, self._key, sharded, group)
             own = {"dataset": self._stream, "batch_size": batch_size, "drop_last": drop_last}
             own["collate_fn"] = functools.partial(self._stream.collated, self.collate_fn)
         else:
@@ -179,7 +188,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         stream = isinstance(self.dataset, IterableDataset)
         if stream:
             self._parts, self._unsettled = self._begin_parts, []
-            if not self._stream.begin(self.epoch, self._parts):
+            if not self._stream.begin(self.epoch, self._parts, self._key):
                 self._inner._iterator = None  # persistent workers, which would go on elsewhere
         else:
             self._asked.plan = self._planned(pending)
@@ -222,7 +231,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             for part in self._unsettled:
                 self._parts = followed(self._parts, part)
             self._unsettled = []
-        rekey(_STEP, self.seed, self.epoch, self._rank, arrival.start)
+        rekey(_STEP, self._key, self.epoch, self._rank, arrival.start)
 
     def complete(self) -> None:
         """End a pass whose batches have all been received.
@@ -232,7 +241,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         >>> loader.epoch
         1
         """
-        rekey(_STEP, self.seed, self.epoch, self._rank, -1)
+        rekey(_STEP, self._key, self.epoch, self._rank, -1)
         self.set_epoch(self.epoch + 1)
 
     def sizes(self, arrival: Arrival, steps: int) -> list[tuple[int, int]] | None:
@@ -285,6 +294,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         {'seed': 42, 'epoch': 0, 'position': 0, 'length': 4, 'order': 'as it is', 'step': 2}
         """
         state = {"seed": self.seed, "epoch": self.epoch, "position": self._position}
+        if self._number:
+            state["loader"] = self._number
         if isinstance(self.dataset, IterableDataset):
             ranks = self._ranks()
             own = {"rank": ranks.rank, "ranks": ranks.size}
@@ -331,10 +342,14 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             self._parts = self._begin_parts
         elif self._sampler is None and not 0 <= state["position"] <= self._length():
             raise ValueError(f"position {state['position']} is not in {self._length()} samples")
-        self.epoch = state["epoch"]
+        self.epoch, self._number = state["epoch"], state.get("loader", 0)
         self._begin = self._position = state["position"]
 
     # ---------------------------------------------------------------- the order of an epoch
+
+    @property
+    def _key(self) -> int:
+        return numbered_seed(self.seed, self._number)
 
     @property
     def _drops(self) -> bool:
@@ -383,20 +398,20 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                 [before] = before or [None]
             pending.append((indices, start, stop))
             if self._keyed:
-                yield Ask(self.seed, self.epoch, list(indices), before)
+                yield Ask(self._key, self.epoch, list(indices), before)
             else:
                 yield indices[0] if single else indices
 
     def _order(self) -> tuple[_Take, _Take | None, int]:
         """What gives the indices at positions, how often each came before, and the positions."""
         if self._sampler is not None:
-            drawn = _drawn(self._sampler, (_SAMPLER, self.seed, self.epoch))
+            drawn = _drawn(self._sampler, (_SAMPLER, self._key, self.epoch))
             again = self._repeats(drawn) if self._keyed else None
             return _taken(drawn), _taken(again) if again else None, len(drawn)
         length = self._length()
         if not self._shuffled:
             return list, None, length
-        return _Ahead(Shuffle(length, (_SHUFFLE, self.seed, self.epoch)), length), None, length
+        return _Ahead(Shuffle(length, (_SHUFFLE, self._key, self.epoch)), length), None, length
 
     def _repeats(self, drawn: list[Any]) -> list[Any] | None:
         if self._unit == "samples":

@@ -58,14 +58,16 @@ class Stream(IterableDataset[Any]):
         self._part: Part = {}  # where this worker is
         self._due = 0.0  # when its state is taken again
 
-    def begin(self, epoch: int, parts: list[Part]) -> bool:
+    def begin(self, epoch: int, parts: list[Part], seed: int | None = None) -> bool:
         """Let the next pass be that of an epoch; whether workers of the last one know that.
 
         Raises:
             ValueError: Whether each rank has a part of its own has to be said.
         """
         again = parts != fresh_parts(len(parts))
-        known = epoch == self._epoch + 1 and not (again or self._again)
+        seed = self._seed if seed is None else seed  # another one after a state was loaded
+        known = (epoch, seed) == (self._epoch + 1, self._seed) and not (again or self._again)
+        self._seed = seed
         self._rank, self._world_size, _ = self._ranks()
         if self._world_size > 1 and self._sharded is None:
             raise ValueError(
