@@ -188,14 +188,8 @@ class Stream(IterableDataset[Any]):
         Raises:
             ValueError: It cannot; the message says why.
         """
-        name = self._name
-        if not hasattr(self.dataset, "load_state_dict"):
-            raise ValueError(
-                f"{name} has no load_state_dict: an iterable dataset without a memory cannot go on "
-                "in the middle of an epoch; give it state_dict and load_state_dict, or save at the "
-                "end of epochs"
-            )
-        own = self._ranks()[:2]
+        self.check_memory()
+        name, own = self._name, self._ranks()[:2]
         if (state["rank"], state["ranks"]) != own:
             raise ValueError(
                 f"the state is that of rank {state['rank']} of {state['ranks']}, and this is rank "
@@ -207,6 +201,19 @@ class Stream(IterableDataset[Any]):
                 f"{name} was read by {len(state['workers'])} workers (one is the program itself), "
                 f"and there are {workers}: each has its own place in it; use as many to go on in "
                 "the middle of an epoch"
+            )
+
+    def check_memory(self) -> None:
+        """Whether this stream can begin anywhere but at its start.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        if not hasattr(self.dataset, "load_state_dict"):
+            raise ValueError(
+                f"{self._name} has no load_state_dict: an iterable dataset without a memory cannot "
+                "go on in the middle of an epoch; give it state_dict and load_state_dict, or save "
+                "at the end of epochs"
             )
 
 
