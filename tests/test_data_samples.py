@@ -8,8 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset, WeightedRandomSampler
+from ranks import run_ranks
+from torch.utils.data import (
+    ConcatDataset,
+    Dataset,
+    IterableDataset,
+    StackDataset,
+    Subset,
+    WeightedRandomSampler,
+)
 
+from batteries import distributed, seed_all
 from batteries.data import DataLoader
 
 
@@ -160,3 +169,71 @@ def test_a_stop_iteration_ends_no_epoch(workers: int) -> None:
         of(StopsBatches("batch"), num_workers=workers)
     with pytest.raises(RuntimeError, match="collate_fn raised StopIteration"):
         of(Stops("collate"), num_workers=workers, collate_fn=stop)
+
+
+# ---------------------------------------------------------------- several loaders
+
+
+def order(data: DataLoader[Any]) -> list[int]:
+    return [index for batch in data for index, _ in batch]
+
+
+def unseeded(**options: Any) -> DataLoader[Any]:
+    return loader(Noisy(), **{"seed": None, **options})
+
+
+def several(alone: bool) -> Any:
+    """Two shuffled loaders, between which one rank may make others."""
+    seed_all(7)
+    first = unseeded(shuffle=True)
+    if alone and distributed.rank() == 0:
+        unseeded(), unseeded(shuffle=True, seed=3)
+    second = unseeded(shuffle=True)
+    return order(first), order(second)
+
+
+def test_two_loaders_differ() -> None:
+    """For any seed and epoch, no two loaders over one dataset have the same order or draws."""
+    for seed in range(20):
+        seed_all(seed)
+        loaders = [unseeded(shuffle=True, batch_size=12) for _ in range(4)]
+        batches = [batch for data in loaders for _ in range(3) for batch in data]
+        assert len({tuple(index for index, _ in batch) for batch in batches}) == 12
+        assert len({draw for batch in batches for _, draw in batch}) == 12 * 12
+        seed_all(seed)  # made again in the same order they repeat themselves
+        again = [unseeded(shuffle=True, batch_size=12) for _ in range(4)]
+        assert [batch for data in again for _ in range(3) for batch in data] == batches
+        alone = loader(Noisy(), seed=seed, shuffle=True, batch_size=12)
+        assert list(alone) == batches[:1]  # the first has the seed itself
+    streams = [list(unseeded_stream()) for _ in range(2)]
+    assert streams[0] != streams[1]
+
+
+class Draws(IterableDataset[float]):
+    def __iter__(self) -> Iterator[float]:
+        return (random.random() for _ in range(3))
+
+
+def unseeded_stream() -> DataLoader[Any]:
+    return DataLoader(Draws(), collate_fn=as_it_is)
+
+
+def test_a_loader_goes_on_as_the_one_it_was() -> None:
+    """A state brings the order of its loader along, however many were made before."""
+    seed_all(7)
+    unseeded(shuffle=True)
+    data, stream = unseeded(shuffle=True), [unseeded_stream(), unseeded_stream()][1]
+    states = data.state_dict(), stream.state_dict()
+    seed_all(7)
+    other, other_stream = unseeded(shuffle=True), unseeded_stream()
+    other.load_state_dict(states[0])
+    other_stream.load_state_dict(states[1])
+    assert (order(other), list(other_stream)) == (order(data), list(stream))
+
+
+def test_ranks_have_the_same_order() -> None:
+    """A validation loader, or one with a seed, that one rank alone makes changes no order."""
+    ranks = run_ranks(several, True)
+    together = [[*one, *other] for one, other in zip(*ranks, strict=True)]
+    assert [sorted(samples) for samples in together] == [list(range(12))] * 2
+    assert ranks[0][0] != ranks[0][1]

@@ -7,7 +7,8 @@ import operator
 import os
 import random
 import struct
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +20,7 @@ from batteries import distributed
 from batteries.backends import adopt_backends, chosen_backends
 
 _SEED = "BATTERIES_SEED"
+_numbered: Counter[Hashable] = Counter()  # since the last `seed_all(seed)`
 
 
 def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = None) -> None:
@@ -64,6 +66,7 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
         np.random.seed(seed if seed < 2**32 else [seed % 2**32, seed // 2**32])
         torch.manual_seed(seed)
         os.environ[_SEED] = str(seed)
+        _numbered.clear()
 
 
 def _choose_algorithms(deterministic: bool) -> None:
@@ -109,6 +112,26 @@ def chosen_seed(seed: int | None = None) -> int:
     It is in the environment, so that processes started later know it too.
     """
     return _checked(int(os.environ.get(_SEED, 42)) if seed is None else seed)
+
+
+def next_number(kind: Hashable) -> int:
+    """How many of a kind have been numbered since the last `seed_all(seed)` without a rank.
+
+    >>> seed_all(42)
+    >>> next_number("loader"), next_number("loader")
+    (0, 1)
+    """
+    _numbered[kind] += 1
+    return _numbered[kind] - 1
+
+
+def numbered_seed(seed: int, number: int) -> int:
+    """The seed of the n-th of several things that have the same seed; the first has it itself.
+
+    >>> numbered_seed(42, 0), numbered_seed(42, 1) == numbered_seed(42, 2)
+    (42, False)
+    """
+    return int.from_bytes(_entropy(seed, number)[:8], "little") if number else seed
 
 
 def rekey(*numbers: int) -> None:

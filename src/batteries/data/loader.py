@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import itertools
+import operator
 import warnings
 import weakref
 from collections import deque
@@ -18,11 +19,11 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from batteries.backends import adopt_backends
 from batteries.data.samples import Ask, Samples, draws, occurrences
 from batteries.data.shuffle import Shuffle
-from batteries.data.streams import Part, Sharded, Stream, followed, fresh_parts, thawed
+from batteries.data.streams import Sharded, Stream, followed, fresh_parts, thawed
 from batteries.data.workers import change_worker, ends_nothing, report_what_cannot_be_sent
 from batteries.distributed.groups import Group, Ranks, ranks_of
 from batteries.preemption import holding_signals, ignore_signals
-from batteries.seeding import chosen_seed, isolated_rng, rekey
+from batteries.seeding import chosen_seed, isolated_rng, next_number, numbered_seed, rekey
 
 T = TypeVar("T", covariant=True)
 
@@ -42,6 +43,14 @@ class Arrival(NamedTuple):
     start: int  # positions in the order of the epoch, over all ranks
     stop: int
     part: Any = None  # where the worker that read it is in its stream
+    turn: int = 0  # the round through the data, which is the epoch unless batches_per_pass is set
+    done: int = 0  # batches of the pass, this one too
+
+
+class _Place(NamedTuple):
+    turn: int = 0  # of the rounds through the data
+    position: int = 0  # in it
+    done: int = 0  # batches of the pass
 
 
 class DataLoader(torch.utils.data.DataLoader[T]):
@@ -69,10 +78,19 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     the ranks may differ in size, and a rank may have one batch less. Otherwise the ranks stay in
     step: when the last step has fewer samples than there are ranks, some of them are repeated.
 
+    A pass that is broken off does not count: the next one begins where it began, with the same
+    batches, as torch's does. Pass `batches_per_pass=100` in place of `islice(loader, 100)`.
+
     Besides torch's arguments:
 
     Args:
-        seed: Default: that of the last `seed_all`. The same on every rank.
+        seed: The same on every rank. Loaders of one seed draw alike, and shuffle alike if they are
+            equally long. Default: one that depends on the seed of the last `seed_all(seed)` and on
+            how many loaders were made since without a seed: those of the same ranks, shuffled (or
+            with a sampler) and in order counted apart. So two loaders differ, and a program that
+            makes its loaders in the same order repeats itself, without `seed_all` too: the seed is
+            42 then. Make them on all ranks of their group, in the same order. A loaded state
+            brings its number along.
         sharded: Whether an iterable dataset divides itself. False: every rank and worker yields
             all items, of which each takes every n-th. "workers": the workers of a rank divide them,
             and the items of a worker are divided among the ranks. "ranks": the other way round.
@@ -83,6 +101,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         group: The ranks that divide the samples: a `ProcessGroup`, a `DeviceMesh` of one dimension
             or `(mesh, "dp")`. Ranks of other groups get the same samples, as tensor and context
             parallelism need it. A group of rank 0 alone lets rank 0 evaluate alone. Default: all.
+        batches_per_pass: Let a pass, and so an epoch, be this many batches. The next pass goes on
+            where the last stopped; when all samples have come, they come in the next order, and
+            the ranks stay in step. Default: a pass is all samples.
 
     Attributes:
         epoch: The epoch that comes next, or is under way; a completed pass advances it.
@@ -106,6 +127,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         seed: int | None = None,
         sharded: Sharded = None,
         group: Group = None,
+        batches_per_pass: int | None = None,
         worker_init_fn: Callable[[int], None] | None = None,
         **options: Any,
     ) -> None:
@@ -116,28 +138,38 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         )  # fmt: skip
         if options.get("in_order") is False:
             raise ValueError("in_order=False would yield batches in an order that nobody knows")
+        if batches_per_pass is not None and operator.index(batches_per_pass) < 1:
+            raise ValueError(f"batches_per_pass is {batches_per_pass}; expected 1 or more")
+        self.batches_per_pass = batches_per_pass
         self.seed = chosen_seed(seed)
         self.epoch = 0
         self.group = group
         ranks_of(group)  # says what is wrong with it
         self.indices: list[Any] = []
         self._rank = 0  # of the pass under way
-        self._position = 0  # what the loop has received
-        self._begin = 0  # where a pass begins
+        self._place = _Place()  # what the loop has received
+        self._begin = _Place()  # where a pass begins
+        self._broken = (_Place(), _Place())  # from where to where a pass went that was broken off
+        self._open: Iterator[Arrival] | None = None  # a stream between passes of so many batches
         self._pass: object = None  # the one under way
         self._unit = "batches" if batch_sampler is not None else "samples"
         self._sampler = batch_sampler if batch_sampler is not None else sampler
         self._shuffled = bool(shuffle)
         self.in_step = bool(shuffle) or self._sampler is not None
+        # of the loaders that the same ranks make without a seed
+        kind = self.in_step, tuple(ranks_of(group).members)
+        self.in_step = self.in_step or batches_per_pass is not None
+        self._number = next_number(kind) if seed is None else 0
+        self._key = numbered_seed(self.seed, self._number)
         self._asked = _Asked()
         self._end = 0  # positions of the pass under way
         self._keeps_samples = collate_fn is None and batch_size is not None
         # where each worker is in a stream, the one whose turn comes next first
         self._begin_parts = self._parts = fresh_parts(num_workers or 1)
-        self._unsettled: list[Part] = []
+        self._unsettled: list[Arrival] = []
         own: dict[str, Any] = {"collate_fn": self.collate_fn}
         if isinstance(dataset, IterableDataset):
-            self._stream = Stream(dataset, self.seed, sharded, group)
+            self._stream = Stream(dataset, self._key, sharded, group)
             own = {"dataset": self._stream, "batch_size": batch_size, "drop_last": drop_last}
             own["collate_fn"] = functools.partial(self._stream.collated, self.collate_fn)
         else:
@@ -172,35 +204,72 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         >>> [arrival.indices for arrival in loader.arrivals()]
         [[0, 1], [2, 3]]
         """
+        self._say_what_repeats()
         this = self._pass = object()
         self._rank = self._ranks().rank
-        self._position = self._begin
-        pending: deque[tuple[list[Any], int, int]] = deque()
+        self._place = place = self._begin
         stream = isinstance(self.dataset, IterableDataset)
         if stream:
-            self._parts, self._unsettled = self._begin_parts, []
-            if not self._stream.begin(self.epoch, self._parts):
-                self._inner._iterator = None  # persistent workers, which would go on elsewhere
+            batches, self._open = self._open or self._streamed(), None
         else:
-            self._asked.plan = self._planned(pending)
-        with holding_signals():
-            inner = iter(self._inner)
-        if self.num_workers:
-            _ended_at_exit().add(inner)
-        batches: Iterator[Arrival]
-        if stream:
-            numbered = enumerate(inner, self._begin)
-            batches = (Arrival(batch, [], n, n + 1, part) for n, (batch, part) in numbered)
-        else:
-            batches = (Arrival(batch, *pending.popleft()) for batch in inner)
+            batches = self._read()
         try:
-            yield from batches
+            if stream and self.batches_per_pass is not None:
+                for number in range(place.done + 1, self.batches_per_pass + 1):
+                    yield next(batches)._replace(done=number)
+                self._open = batches
+            else:
+                yield from batches
         finally:
             if self._pass is this:
                 self._pass = None
                 # The plan refers to this loader. A collection of the circle would close the queues
                 # of persistent workers before these are told to end, and wait 5 s for each.
                 self._asked.plan.close()
+
+    def _say_what_repeats(self) -> None:
+        """Warn when passes are broken off at one place, again and again."""
+        broken = self._begin, self._place
+        count = self._place.done - self._begin.done
+        if broken == self._broken and count > 1:
+            warnings.warn(
+                f"the last two passes over the loader were broken off after the same {count} "
+                "batches, and this one begins with them again: pass batches_per_pass="
+                f"{count} if each pass should go on where the last one stopped",
+                stacklevel=3,
+            )
+        self._broken = broken
+
+    def _read(self) -> Iterator[Arrival]:
+        pending: deque[tuple[Any, ...]] = deque()  # an arrival without its batch
+        self._asked.plan = self._planned(pending)
+        return (Arrival(batch, *pending.popleft()) for batch in self._started())
+
+    def _streamed(self) -> Generator[Arrival, None, None]:
+        """A stream from where the pass begins; with batches_per_pass without an end."""
+        (turn, begin, _), parts = self._begin, self._begin_parts
+        if begin:
+            self._stream.check_memory()
+        self._parts, self._unsettled = parts, []
+        while True:
+            if not self._stream.begin(turn, parts, self._key):
+                self._inner._iterator = None  # persistent workers, which would go on elsewhere
+            stop = begin
+            for start, (batch, part) in enumerate(self._started(), begin):
+                stop = start + 1
+                yield Arrival(batch, [], start, stop, part, turn, stop)
+            if self.batches_per_pass is None:
+                return
+            if not stop:
+                raise ValueError(f"{type(self.dataset).__name__} yields no batch")
+            turn, begin, parts = turn + 1, 0, fresh_parts(len(parts))
+
+    def _started(self) -> Iterator[Any]:
+        with holding_signals():
+            inner = iter(self._inner)
+        if self.num_workers:
+            _ended_at_exit().add(inner)
+        return inner
 
     def receive(self, arrival: Arrival, settled: bool = True) -> None:
         """Let the loop have a batch: from now on it counts.
@@ -216,13 +285,16 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         """
         self.indices = arrival.indices
         if arrival.part is not None:
-            self._unsettled.append(arrival.part)
+            self._unsettled.append(arrival)
         if settled:
-            self._position = arrival.stop
-            for part in self._unsettled:
-                self._parts = followed(self._parts, part)
+            for known in self._unsettled:
+                if known.turn != self._place.turn:
+                    self._parts = fresh_parts(len(self._parts))
+                    self._place = _Place(known.turn)
+                self._parts = followed(self._parts, known.part)
             self._unsettled = []
-        rekey(_STEP, self.seed, self.epoch, self._rank, arrival.start)
+            self._place = _Place(arrival.turn, arrival.stop, arrival.done)
+        rekey(_STEP, self._key, arrival.turn, self._rank, arrival.start)
 
     def complete(self) -> None:
         """End a pass whose batches have all been received.
@@ -232,8 +304,13 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         >>> loader.epoch
         1
         """
-        rekey(_STEP, self.seed, self.epoch, self._rank, -1)
-        self.set_epoch(self.epoch + 1)
+        rekey(_STEP, self._key, self.epoch, self._rank, -1)
+        if self.batches_per_pass is None:
+            self.set_epoch(self.epoch + 1)
+        else:
+            self.epoch += 1
+            self._begin = self._place = self._place._replace(done=0)
+            self._begin_parts = self._parts
 
     def sizes(self, arrival: Arrival, steps: int) -> list[tuple[int, int]] | None:
         """The samples of a step and those after it: on this rank, and on all together.
@@ -250,17 +327,24 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         alike = self._keeps_samples and (self.in_step or ranks.size == 1)
         if stream or self._unit == "batches" or not alike:
             return None
+        length, starts = self._end, iter(self._starts(arrival.start, self._end))
+        if self.batches_per_pass is not None:
+            if self._sampler is not None:
+                return None  # it may yield more, or less, in the next turn
+            turns = itertools.repeat(self._starts(0, length))
+            starts = itertools.chain(starts, itertools.chain.from_iterable(turns))
+            steps = min(steps, self.batches_per_pass - arrival.done + 1)
         sizes = []
-        for start in range(arrival.start, self._end, group)[:steps]:
-            together = min(group, self._end - start)
-            if together < group and self._drops:
-                break
+        for start in itertools.islice(starts, steps):
+            together = min(group, length - start)
             own = len(range(ranks.rank, together, ranks.size)) or 1  # which is a repeated one
             sizes.append((own, max(together, ranks.size)))
         return sizes
 
     def __len__(self) -> int:
-        """The batches of a whole epoch on this rank."""
+        """The batches of a whole pass on this rank."""
+        if self.batches_per_pass is not None:
+            return self.batches_per_pass
         if isinstance(self.dataset, IterableDataset):
             return super().__len__()
         steps, rest = divmod(self._length(), self._group())
@@ -275,8 +359,23 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         >>> DataLoader(range(4)).set_epoch(3)
         """
         if epoch != self.epoch:
-            self.epoch, self._begin, self._position = epoch, 0, 0
+            self._begin = self._place = self._place_of(epoch)
+            self.epoch, self._open = epoch, None
             self._begin_parts = self._parts = fresh_parts(len(self._parts))
+
+    def _place_of(self, epoch: int) -> _Place:
+        if self.batches_per_pass is None:
+            return _Place(epoch)
+        sized = self._sampler is None or hasattr(self._sampler, "__len__")
+        if isinstance(self.dataset, IterableDataset) or not sized:
+            raise ValueError(
+                f"set_epoch({epoch}): the next pass is number {self.epoch}, and with "
+                "batches_per_pass another one can only be found where the length is known; "
+                "load_state_dict goes on at any place"
+            )
+        starts = self._starts(0, self._length())
+        turn, step = divmod(epoch * self.batches_per_pass, len(starts) or 1)
+        return _Place(turn, step * self._group())
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loop is: a few integers.
@@ -284,7 +383,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         >>> DataLoader(range(4), batch_size=2, seed=42).state_dict()
         {'seed': 42, 'epoch': 0, 'position': 0, 'length': 4, 'order': 'as it is', 'step': 2}
         """
-        state = {"seed": self.seed, "epoch": self.epoch, "position": self._position}
+        state = {"seed": self.seed, "epoch": self.epoch, "position": self._place.position}
+        if self._number:
+            state["loader"] = self._number
+        if self.batches_per_pass is not None:
+            state["batches_per_pass"] = self.batches_per_pass
+            state.update(turn=self._place.turn, done=self._place.done)
         if isinstance(self.dataset, IterableDataset):
             ranks = self._ranks()
             own = {"rank": ranks.rank, "ranks": ranks.size}
@@ -317,7 +421,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                 "a pass over the loader is under way: load its state before the loop"
             )
         own = self.state_dict()
-        for name in ("seed", "length", "order"):
+        for name in ("seed", "length", "order", "batches_per_pass"):
             if state.get(name) != own.get(name):
                 raise ValueError(
                     f"the state is that of a loader with {name} {state.get(name)!r}, and this one "
@@ -331,8 +435,11 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             self._parts = self._begin_parts
         elif self._sampler is None and not 0 <= state["position"] <= self._length():
             raise ValueError(f"position {state['position']} is not in {self._length()} samples")
-        self.epoch = state["epoch"]
-        self._begin = self._position = state["position"]
+        self.epoch, self._number = state["epoch"], state.get("loader", 0)
+        self._key = numbered_seed(self.seed, self._number)
+        turn, done = state.get("turn", self.epoch), state.get("done", 0)
+        self._begin = self._place = _Place(turn, state["position"], done)
+        self._open = None
 
     # ---------------------------------------------------------------- the order of an epoch
 
@@ -356,47 +463,69 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             return f"{self._unit} of {type(self._sampler).__name__}"
         return "shuffled" if self._shuffled else "as it is"
 
-    def _planned(self, pending: deque[tuple[list[Any], int, int]]) -> Generator[Any, None, None]:
+    def _starts(self, position: int, length: int) -> range:
+        """The positions at which steps begin."""
+        group = self._group()
+        end = length - (length - position) % group if self._drops else length
+        return range(position, end, group)
+
+    def _planned(self, pending: deque[tuple[Any, ...]]) -> Generator[Any, None, None]:
         """What the workers are asked for, batch by batch, and noted for the loop."""
         (rank, world_size, _), group = self._ranks(), self._group()
-        single = self.batch_size is None and self._unit == "samples"
-        take, again, length = self._order()
-        if self._begin > length:
+        first, position, done = self._begin
+        for turn in itertools.count(first):
+            take, again, length = self._order(turn)
+            starts = self._starts(position, length)
+            self._check_starts(starts, length)
+            self._end, position = length, 0
+            for start in starts:
+                if done == self.batches_per_pass:
+                    return
+                stop = min(start + group, length)
+                positions = range(start + rank, stop, world_size)
+                if not positions and self.in_step:
+                    one = start + rank % (stop - start)
+                    positions = range(one, one + 1)
+                if not positions:
+                    return
+                indices, before = take(positions), again(positions) if again else None
+                if self._unit == "batches":
+                    [indices] = indices
+                    [before] = before or [None]
+                done += 1
+                pending.append((indices, start, stop, None, turn, done))
+                yield self._ask(indices, before, turn)
+            if self.batches_per_pass in (None, done):
+                return
+
+    def _check_starts(self, starts: range, length: int) -> None:
+        """Whether a turn has the place where it is to go on, and any step at all."""
+        if starts.start > length:
             raise ValueError(
-                f"the loader is to go on at position {self._begin}, and the sampler yields "
+                f"the loader is to go on at position {starts.start}, and the sampler yields "
                 f"{length} {self._unit}: use the sampler with which the state was saved"
             )
-        self._end = length
-        for start in range(self._begin, length, group):
-            stop = min(start + group, length)
-            if stop - start < group and self._drops:
-                return
-            positions = range(start + rank, stop, world_size)
-            if not positions and self.in_step:
-                position = start + rank % (stop - start)
-                positions = range(position, position + 1)
-            if not positions:
-                return
-            indices, before = take(positions), again(positions) if again else None
-            if self._unit == "batches":
-                [indices] = indices
-                [before] = before or [None]
-            pending.append((indices, start, stop))
-            if self._keyed:
-                yield Ask(self.seed, self.epoch, list(indices), before)
-            else:
-                yield indices[0] if single else indices
+        if self.batches_per_pass is not None and not starts and not starts.start:
+            raise ValueError(
+                f"{length} {self._unit} make no batch: a step takes {self._group()} of them"
+            )
 
-    def _order(self) -> tuple[_Take, _Take | None, int]:
+    def _ask(self, indices: list[Any], before: list[int] | None, turn: int) -> Any:
+        if self._keyed:
+            return Ask(self._key, turn, list(indices), before)
+        single = self.batch_size is None and self._unit == "samples"
+        return indices[0] if single else indices
+
+    def _order(self, turn: int) -> tuple[_Take, _Take | None, int]:
         """What gives the indices at positions, how often each came before, and the positions."""
         if self._sampler is not None:
-            drawn = _drawn(self._sampler, (_SAMPLER, self.seed, self.epoch))
+            drawn = _drawn(self._sampler, (_SAMPLER, self._key, turn))
             again = self._repeats(drawn) if self._keyed else None
             return _taken(drawn), _taken(again) if again else None, len(drawn)
         length = self._length()
         if not self._shuffled:
             return list, None, length
-        return _Ahead(Shuffle(length, (_SHUFFLE, self.seed, self.epoch)), length), None, length
+        return _Ahead(Shuffle(length, (_SHUFFLE, self._key, turn)), length), None, length
 
     def _repeats(self, drawn: list[Any]) -> list[Any] | None:
         if self._unit == "samples":

@@ -58,14 +58,16 @@ class Stream(IterableDataset[Any]):
         self._part: Part = {}  # where this worker is
         self._due = 0.0  # when its state is taken again
 
-    def begin(self, epoch: int, parts: list[Part]) -> bool:
+    def begin(self, epoch: int, parts: list[Part], seed: int | None = None) -> bool:
         """Let the next pass be that of an epoch; whether workers of the last one know that.
 
         Raises:
             ValueError: Whether each rank has a part of its own has to be said.
         """
         again = parts != fresh_parts(len(parts))
-        known = epoch == self._epoch + 1 and not (again or self._again)
+        seed = self._seed if seed is None else seed  # another one after a state was loaded
+        known = (epoch, seed) == (self._epoch + 1, self._seed) and not (again or self._again)
+        self._seed = seed
         self._rank, self._world_size, _ = self._ranks()
         if self._world_size > 1 and self._sharded is None:
             raise ValueError(
@@ -186,14 +188,8 @@ class Stream(IterableDataset[Any]):
         Raises:
             ValueError: It cannot; the message says why.
         """
-        name = self._name
-        if not hasattr(self.dataset, "load_state_dict"):
-            raise ValueError(
-                f"{name} has no load_state_dict: an iterable dataset without a memory cannot go on "
-                "in the middle of an epoch; give it state_dict and load_state_dict, or save at the "
-                "end of epochs"
-            )
-        own = self._ranks()[:2]
+        self.check_memory()
+        name, own = self._name, self._ranks()[:2]
         if (state["rank"], state["ranks"]) != own:
             raise ValueError(
                 f"the state is that of rank {state['rank']} of {state['ranks']}, and this is rank "
@@ -205,6 +201,19 @@ class Stream(IterableDataset[Any]):
                 f"{name} was read by {len(state['workers'])} workers (one is the program itself), "
                 f"and there are {workers}: each has its own place in it; use as many to go on in "
                 "the middle of an epoch"
+            )
+
+    def check_memory(self) -> None:
+        """Whether this stream can begin anywhere but at its start.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        if not hasattr(self.dataset, "load_state_dict"):
+            raise ValueError(
+                f"{self._name} has no load_state_dict: an iterable dataset without a memory cannot "
+                "go on in the middle of an epoch; give it state_dict and load_state_dict, or save "
+                "at the end of epochs"
             )
 
 

@@ -1,0 +1,144 @@
+"""Passes of so many batches, which go on where the last one stopped."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+from torch.utils.data import Dataset, IterableDataset
+
+from batteries import accumulate
+from batteries.data import DataLoader
+
+
+class Noisy(Dataset[Any]):
+    def __len__(self) -> int:
+        return 23
+
+    def __getitem__(self, index: int) -> Any:
+        return index, random.random()
+
+
+class Lines(IterableDataset[Any]):
+    """Items whose memory is where they are; `forgets` has none."""
+
+    def __init__(self) -> None:
+        self.at = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while self.at < 23:
+            self.at += 1
+            yield self.at - 1, random.random()
+        self.at = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
+
+
+class Forgetful(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return ((number, random.random()) for number in range(23))
+
+
+def as_it_is(samples: list[Any]) -> list[Any]:
+    return samples
+
+
+def made(kind: type[Any], count: int | None = 4, **options: Any) -> DataLoader[Any]:
+    options = {"batch_size": 2, "collate_fn": as_it_is, "seed": 3, **options}
+    if kind is Noisy:
+        options["shuffle"] = True
+    return DataLoader(kind(), batches_per_pass=count, **options)
+
+
+def passes(data: DataLoader[Any], count: int) -> list[Any]:
+    return [[(batch, random.random()) for batch in data] for _ in range(count)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", [Noisy, Lines, Forgetful])
+def test_passes_go_on(kind: type[Any], workers: int) -> None:
+    """Passes of 4 batches are the batches of whole epochs, 4 at a time; a state goes on in any."""
+    whole = [batch for data in passes(made(kind, None), 3) for batch, _ in data]
+    data = made(kind, num_workers=workers)
+    expected = passes(data, 8)
+    assert (data.epoch, len(data), {len(one) for one in expected}) == (8, 4, {4})
+    batches = [batch for one in expected for batch, _ in one]
+    assert batches == whole[:32]
+    flat = [step for one in expected for step in one]
+    assert len({drawn for _, drawn in flat}) == len(flat)
+    for done in (0, 3, 4, 13, 24) if kind is not Forgetful else (0,):
+        first = made(kind, num_workers=workers)
+        steps = (step for _ in range(8) for step in first)
+        seen = [batch for batch in itertools.islice(steps, done)]  # noqa: C416
+        other = made(kind, num_workers=workers)
+        other.load_state_dict(first.state_dict())
+        rest = [batch for one in passes(other, 8 - other.epoch) for batch, _ in one]
+        assert seen + rest == batches
+
+
+def test_breaking_off() -> None:
+    """The next pass begins where the one that was broken off began, also in the middle of data."""
+    for kind in (Noisy, Lines):
+        expected, data = passes(made(kind), 3), made(kind)
+        passes(data, 1)
+        next(iter(data))
+        assert passes(data, 2) == expected[1:]
+    data = made(Forgetful)
+    passes(data, 1)
+    next(iter(data))
+    with pytest.raises(ValueError, match="Forgetful has no load_state_dict"):
+        next(iter(data))
+
+
+def test_breaking_off_again_and_again() -> None:
+    """Passes that are broken off at the same place twice are warned of, with what to do."""
+    data = made(Noisy, None)
+    for _ in range(2):
+        list(itertools.islice(data, 4))
+    with pytest.warns(UserWarning, match="after the same 4 batches.*pass batches_per_pass=4"):
+        list(itertools.islice(data, 4))
+
+
+def test_epochs_of_so_many_batches() -> None:
+    """`set_epoch` finds any pass where the length is known, and says where it is not."""
+    data = made(Noisy)
+    data.set_epoch(5)
+    assert passes(data, 2) == passes(made(Noisy), 7)[5:]
+    with pytest.raises(ValueError, match=r"set_epoch\(5\): the next pass is number 0"):
+        made(Lines).set_epoch(5)
+    with pytest.raises(ValueError, match="batches_per_pass is 0; expected 1 or more"):
+        made(Noisy, 0)
+    with pytest.raises(ValueError, match="23 samples make no batch: a step takes 24 of them"):
+        next(iter(made(Noisy, batch_size=24, drop_last=True)))
+    with pytest.raises(ValueError, match="a loader with batches_per_pass 4, and this one has 5"):
+        made(Noisy, 5).load_state_dict(made(Noisy).state_dict())
+
+
+def weights_of(batch_size: int) -> list[Any]:
+    data = made(Noisy, 13, batch_size=batch_size, collate_fn=None)
+    return [
+        (batch[0].tolist(), window.weight)
+        for _ in range(2)
+        for batch, window in accumulate(data, torch.nn.Identity(), 3)
+    ]
+
+
+def test_windows_and_ranks() -> None:
+    """On ranks passes have equally many batches, and the weights of each window add up to one."""
+    alone, ranks = weights_of(4), run_ranks(weights_of, 2)
+    assert {len(steps) for steps in (alone, *ranks)} == {26}
+    for steps, size in ((alone, 1), (list(zip(*ranks, strict=True)), 2)):
+        weights = [sum(w for _, w in step) / 2 if size == 2 else step[1] for step in steps]
+        windows = [weights[start : start + 3] for start in (0, 3, 6, 9, 13, 16)]
+        assert [sum(window) for window in windows] == pytest.approx([1.0] * 6)
+    for (indices, _), *parts in zip(alone, *ranks, strict=True):
+        assert sorted({index for part, _ in parts for index in part}) == sorted(indices)
