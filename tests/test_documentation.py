@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from batteries.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md")]
@@ -22,11 +25,62 @@ def test_the_programs_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
     assert "100%" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")), ids=lambda page: page.name)
+# What the reader of a page has already, when a block begins.
+BEFORE = """
+import types
+import numpy as np, torch
+from sklearn.metrics import accuracy_score
+from batteries import *
+from batteries import distributed
+from batteries.data import DataLoader
+from batteries.modules import unwrap
+from batteries.splits import check_folds, fold_indices, make_folds
+device, num_epochs = torch.device("cpu"), 1
+targets, patients, images = np.arange(60) % 2, np.arange(60), np.arange(60)
+data = torch.utils.data.TensorDataset(torch.eye(8), torch.arange(8) % 2)
+loader, valid_set = DataLoader(data, 2, shuffle=True), data
+valid_loader = DataLoader(data, 2)
+model = torch.nn.Linear(8, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+manager = CheckpointManager("runs/page/checkpoints")
+guard = types.SimpleNamespace(requested=False, exit_code=75)
+"""
+NOT_RUN = "<!-- not run: "  # and why, in the line before a block
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_programs_of_the_pages(page: Path) -> None:
-    """What is a program of its own in a page, with its imports, runs in an empty directory."""
-    for program in re.findall(r"```python\n((?:from|import) .*?)```", page.read_text(), re.DOTALL):
-        exec(compile(program, page.name, "exec"), {})
+    """Every block of Python in the pages runs, in an empty directory, after what the reader has."""
+    for program in re.findall(r"(?<!-->\n)```python\n(.*?)```", page.read_text(), re.DOTALL):
+        names: dict[str, object] = {}
+        exec(compile(BEFORE, "before", "exec"), names)
+        exec(compile(program, page.name, "exec"), names)
+
+
+def test_blocks_that_are_not_run() -> None:
+    """Blocks of Python that are marked as not run are counted here: there are none."""
+    assert sum(page.read_text().count(NOT_RUN) for page in PAGES) == 0
+
+
+COMMANDS = [
+    line.split("#")[0].split()[1:]
+    for page in PAGES
+    for block in re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(), re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("batteries ")
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_commands_of_the_pages(words: list[str]) -> None:
+    """Every command line of ours in the pages has a command's own arguments and options."""
+    words = shlex.split(" ".join(words[: words.index(">>")] if ">>" in words else words))
+    Path("runs/digits/003/checkpoints").mkdir(parents=True)
+    for name in ("a.csv", "b.parquet", "runs/digits/003/checkpoints/best.pth"):
+        Path(name).touch()
+    command = main.commands[words[0]]
+    command.make_context(words[0], words[1:]).close()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

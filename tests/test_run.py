@@ -23,6 +23,8 @@ from ranks import run_ranks
 from torch.utils.data import Dataset
 
 from batteries import (
+    CheckpointManager,
+    JsonLinesLogger,
     PreemptionGuard,
     data,
     run_directory,
@@ -31,8 +33,11 @@ from batteries import (
     start_run,
 )
 from batteries.backends import adopt_backends
+from batteries.loggers import read_lines
 from batteries.masking import masked, masked_command
 from batteries.records import read_record, state_of
+from batteries.scoreboard import check_gap, compare, find_run, read_run, record_scores
+from batteries.scoreboard.scores import read_scores
 from batteries.seeding import seed_worker
 
 
@@ -259,6 +264,27 @@ def test_other_options_without_arguments(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ValueError, match=r"has other arguments: lr was 0.1, is 0.3\. "):
         start_run("runs")
     assert crash("runs", may_differ=["lr"]).name == "001"
+
+
+def test_a_run_is_a_path() -> None:
+    """What takes a run's directory takes the run."""
+    with start_run("runs") as run:
+        with JsonLinesLogger(run) as lines:
+            lines.log_metrics({"loss": 0.5}, 1)
+        record_scores(run, validation=0.9)
+        manager = CheckpointManager(run)
+        manager.process(score=0.5, epoch=1, checkpoint={"epoch": 1})
+        assert (os.fspath(run), str(run)) == ("runs/001", "runs/001")
+        assert read_scores(run) == {"validation": 0.9}
+        assert [line["step"] for line in read_lines(run)] == [1]
+        assert find_run(run).path == read_run(run).path == manager.logdir == run.path
+        assert read_record(run) is not None
+    with start_run(run) as again:
+        assert again.path == run.path
+    record_scores(find_run(run), test=0.8)
+    assert compare(run, run.path).arguments == {}
+    assert check_gap(run) == check_gap("runs/001")
+    assert read_scores(find_run(run))["test"] == 0.8
 
 
 RUN = """

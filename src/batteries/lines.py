@@ -16,10 +16,10 @@ _OTHERS = ("nan", "inf", "-inf")  # numbers that JSON does not have
 def read_lines(logdir: PathLike) -> Iterator[dict[str, Any]]:
     """What a `JsonLinesLogger` wrote, line by line; a torn or foreign line is left out.
 
-    Metrics that are not finite are floats again.
-
     >>> list(read_lines("runs/nothing"))
     []
+
+    Metrics that are not finite are floats again.
 
     Args:
         logdir: The directory, or the file.

@@ -79,10 +79,12 @@ class Run:
     """A run that is recorded; `start_run` makes it.
 
     >>> with start_run("runs/digits", {"lr": 0.1}) as run:
-    ...     print(run.path.as_posix(), run.resumed)
+    ...     print(run, run.resumed)
     runs/digits/001 False
     >>> start_run("runs/digits").path.name  # that one is finished
     '002'
+
+    It is a path: whatever takes a directory takes the run, such as `JsonLinesLogger(run)`.
 
     Attributes:
         path: The directory of the run, the same on every rank.
@@ -100,6 +102,12 @@ class Run:
             self._program = _Program()
             atexit.register(self._close_at_exit)
             threading.Thread(target=_beat, args=(path / NAME, self._ended), daemon=True).start()
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return self.path.as_posix()
 
     def close(self, state: str = "finished", error: str | None = None) -> None:
         """Record how the run ended. To be called once more does nothing.

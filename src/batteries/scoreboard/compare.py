@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from batteries.environment import program_directory
-from batteries.scoreboard.runs import RunInfo
+from batteries.files import PathLike
+from batteries.scoreboard.runs import RunInfo, run_info
 
 _SAMPLES = 2000
 _SEED = 42
@@ -60,12 +61,13 @@ class Comparison:
     difference: Difference | None
 
 
-def compare(first: RunInfo, second: RunInfo) -> Comparison:
+def compare(first: RunInfo | PathLike, second: RunInfo | PathLike) -> Comparison:
     """What differs between two runs.
 
     >>> compare(RunInfo("1", Path("1")), RunInfo("2", Path("2"))).code
     'the commit of one is not known'
     """
+    first, second = run_info(first), run_info(second)
     one, other = first.session, second.session
     shown = ("validation", "test")
     rows = first.row(), second.row()

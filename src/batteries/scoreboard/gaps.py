@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from batteries._optional import import_optional
-from batteries.scoreboard.runs import RunInfo
+from batteries.files import PathLike
+from batteries.scoreboard.runs import RunInfo, run_info
 
 _FEW = 5  # runs, below which nothing is said
 _SEED = 42
@@ -98,12 +99,13 @@ def _checked(
     return GapCheck(against, metric, count, correlation, (low, high), verdict)
 
 
-def check_gap(run: RunInfo) -> list[str]:
+def check_gap(run: RunInfo | PathLike) -> list[str]:
     """For one run: whether its gaps are inside the spread of its folds.
 
     >>> check_gap(RunInfo("001", Path("001"), scores={"folds": [0.90, 0.92, 0.94], "test": 0.91}))
     ['test - validation is -0.0100, inside the spread of 3 folds (0.9000 to 0.9400)']
     """
+    run = run_info(run)
     folds = run.scores.get("folds", [])
     validation = run.validation if not folds else float(np.mean(folds))
     others = {"test": run.scores.get("test"), **run.scores.get("leaderboard", {})}

@@ -80,6 +80,9 @@ class RunInfo:
     scores: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     @property
     def session(self) -> dict[str, Any]:
         """The record of its last start."""
@@ -222,6 +225,15 @@ def find_run(run: PathLike, logdir: PathLike = ".") -> RunInfo:
     near = sorted(likeness, key=lambda path: -likeness[path])[:3]
     hint = f"; the nearest: {', '.join(near)}" if near else f", and no runs are in {logdir}"
     raise LookupError(f"there is no run {run}{hint}")
+
+
+def run_info(run: RunInfo | PathLike) -> RunInfo:
+    """What the files of a run say, unless that is what was given.
+
+    >>> run_info(RunInfo("001", Path("runs/001"))).name
+    '001'
+    """
+    return run if isinstance(run, RunInfo) else find_run(run)
 
 
 def _likeness(name: str, other: str) -> float:
