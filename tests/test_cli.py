@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -152,12 +153,44 @@ def test_compare() -> None:
         outputs.save(f"runs/{name}/oof.parquet")
     words = ("compare", "001", "002", "--logdir", "runs", "--predictions", "oof.parquet")
     assert "difference +0.1333" in run(*words).output
-    assert "beyond noise" in run(*words).output
+    assert "002 is better, beyond the noise of 300 rows\n(what other seeds" in run(*words).output
+    swapped = [words[0], "002", "001", *words[3:]]
+    assert "002 is better" in run(*swapped, "--metric", "log_loss").output
     told = json.loads(run(*words, "--json").output)
     assert told["arguments"] == {"lr": [0.1, 0.2]}
     assert json.loads(run(*words, "--json", "--metric", "roc_auc").output)["difference"]
     assert json.loads(run(*words, "--json", "--metric", "log_loss").output)["difference"]
     assert "has no 'label'" in run(*words, "--target", "label", code=1).output
+
+
+def test_seeds_are_no_difference() -> None:
+    """Runs of one configuration do not differ; several seeds of two tell whether these do."""
+    for number in range(8):
+        kind, seed = divmod(number, 4)
+        make_run([0.9 + seed * 0.01 + kind * 0.005], {"seed": seed, "lr": 0.1 + kind})
+    words = ("--logdir", "runs")
+    assert "not beyond the noise of 4 and 4 seeds" in run("compare", "001", "008", *words).output
+    for path in (Path("runs/001"), Path("runs/002")):
+        record_scores(path, folds=[0.8, 0.9, 0.85] if path.name == "001" else [0.9, 1.0, 0.95])
+    same = " ".join(run("compare", "001", "002", *words).output.split())
+    assert "two models of one configuration (their arguments are the same but for the seed)" in same
+    assert "beyond" not in same
+    record_scores("runs/005", folds=[0.9, 1.0, 0.95])
+    shutil.rmtree("runs/006")
+    shutil.rmtree("runs/007")
+    shutil.rmtree("runs/008")
+    alone = run("compare", "001", "005", *words).output
+    assert "005 is better, beyond the noise of 3 folds\n(what other seeds would give" in alone
+
+
+def test_small_numbers_differ() -> None:
+    """Learning rates and losses that differ look different, in each table."""
+    for lr, loss in ((1e-5, 3.2e-6), (3e-5, 3.3e-6)):
+        make_run([loss], {"lr": lr}, "loss", minimization=True)
+    table = run("runs", "runs").output
+    assert all(text in table for text in ("3.2e-06", "3.3e-06"))
+    both = run("compare", "001", "002", "--logdir", "runs").output
+    assert all(text in both for text in ("1e-05", "3e-05", "3.2e-06", "3.3e-06"))
 
 
 def test_gaps() -> None:

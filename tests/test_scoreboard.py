@@ -277,6 +277,24 @@ def test_gaps() -> None:
     assert few.verdict.startswith("too few to say whether test moves with validation")
 
 
+def test_one_equal_score() -> None:
+    """Scores that are all the same are no small number of runs."""
+    [found] = check_gaps([info(value, 0.5) for value in np.linspace(0, 1, 300)])
+    assert str(found) == "300 runs: all have the same test score, so nothing moves with another"
+
+
+def test_seeds_by_welch() -> None:
+    """The interval of two configurations is scipy's, of all runs of both."""
+    paths = [make_run([0.9 + s / 100 + lr], {"lr": lr, "opt": {"seed": s}})
+             for lr in (0.01, 0.05) for s in (0, 1, 3)]  # fmt: skip
+    found = compare(paths[0], paths[5], read_runs("runs")).difference
+    assert found is not None
+    expected = stats.ttest_ind([0.95, 0.96, 0.98], [0.91, 0.92, 0.94], equal_var=False)
+    assert found.interval == pytest.approx(expected.confidence_interval())
+    assert (found.by, found.beyond_noise) == ("3 and 3 seeds", True)
+    assert compare(paths[0], paths[1], read_runs("runs")).only_seeds
+
+
 def test_gaps_of_other_metrics() -> None:
     """Runs with another metric are another check; of one that is minimised it is said."""
     for value in np.linspace(0.5, 0.9, 6):

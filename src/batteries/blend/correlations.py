@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from batteries._optional import import_optional
 from batteries.blend.models import BLOCK, as_models
 from batteries.blend.ranks import ranks
+from batteries.digits import shown
 from batteries.files import PathLike, write_whole
 
 
@@ -28,10 +29,8 @@ class Correlation(NamedTuple):
 
     def __str__(self) -> str:
         cells = [["", *self.names]]
-        cells += [
-            [name, *(f"{value:.4f}" for value in row)]
-            for name, row in zip(self.names, self.values, strict=True)
-        ]
+        texts = iter(shown(self.values.ravel().tolist()))
+        cells += [[name, *(next(texts) for _ in self.names)] for name in self.names]
         left, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
         lines = [
             "  ".join(
@@ -54,6 +53,7 @@ class Correlation(NamedTuple):
         lowest = float(np.nanmin(self.values, initial=1.0))
         image = axes.imshow(self.values, vmin=min(lowest, 0.9), vmax=1)
         places = range(len(self.names))
+        texts = iter(shown(self.values.ravel().tolist(), least=3))
         axes.set_xticks(places, self.names, rotation=45, ha="right")
         axes.set_yticks(places, self.names)
         for row in places:
@@ -61,7 +61,7 @@ class Correlation(NamedTuple):
                 axes.text(
                     column,
                     row,
-                    f"{self.values[row, column]:.3f}",
+                    next(texts),
                     ha="center",
                     va="center",
                     color="white"

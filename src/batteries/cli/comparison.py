@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import click
 from batteries._optional import import_optional
 from batteries.cli.group import as_json_option, logdir_option, main
 from batteries.cli.tables import print_table
+from batteries.digits import shown
 
 
 @main.command()
@@ -48,33 +50,47 @@ def compare(
     from batteries import scoreboard
 
     one, other = scoreboard.find_run(first, logdir), scoreboard.find_run(second, logdir)
-    found = scoreboard.compare(one, other)
+    above = dict.fromkeys(run.path.resolve().parent for run in (one, other))
+    among = [run for place in above for run in scoreboard.read_runs(place)]
+    found = scoreboard.compare(one, other, among)
+    by_seeds = found.difference if found.difference and "seeds" in found.difference.by else None
     difference = found.difference
     if predictions is not None:
         arrays = _predictions(one.path / predictions, other.path / predictions, target, prediction)
         difference = scoreboard.paired_bootstrap(*arrays, _metric(metric, *arrays[:2]))
+        lower = metric in ("log_loss", "rmse", "mae")
+        rows = dataclasses.replace(found, minimization=lower)
+    verdicts = [] if by_seeds is None else [found.verdict(first, second)]
+    if predictions is not None:
+        verdicts.append(rows.verdict(first, second, difference))
     if as_json:
-        told = {**vars(found), "difference": difference and difference._asdict()}
+        told = {
+            **vars(found),
+            "difference": difference and difference._asdict(),
+            "by_seeds": by_seeds and by_seeds._asdict(),
+            "verdicts": verdicts or [found.verdict(first, second)],
+        }
         click.echo(json.dumps(told, indent=1, default=str))
         return
     for title, pairs in (
         ("scores", found.scores), ("arguments", found.arguments), ("versions", found.versions)
     ):  # fmt: skip
         if pairs:
-            rows = [{title: name, first: a, second: b} for name, (a, b) in pairs.items()]
-            print_table(title, [{key: _text(value) for key, value in row.items()} for row in rows])
+            heads = (title, first, second if second != first else f"{second} ")
+            lines = [(name, *_texts(pair)) for name, pair in pairs.items()]
+            print_table(title, [dict(zip(heads, line, strict=True)) for line in lines])
     click.echo(f"code: {found.code}")
-    if difference is not None:
-        low, high = difference.interval
-        verdict = "beyond noise" if difference.beyond_noise else "not beyond noise"
-        click.echo(
-            f"difference {difference.value:+.4f}, 95 % {low:+.4f} to {high:+.4f} "
-            f"by {difference.by}: {verdict}"
-        )
+    for verdict in verdicts or [found.verdict(first, second)]:
+        click.echo(verdict)
 
 
-def _text(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
+def _texts(values: Sequence[Any]) -> list[str]:
+    """Of one row: what differs looks different."""
+    texts = iter(shown([value for value in values if isinstance(value, float)]))
+    return [
+        next(texts) if isinstance(value, float) else "" if value is None else str(value)
+        for value in values
+    ]
 
 
 def _predictions(one: Path, other: Path, target: str, prediction: str) -> tuple[Any, Any, Any]:

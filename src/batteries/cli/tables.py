@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from batteries._optional import import_optional
+from batteries.digits import shown
 
 _WIDE = 10_000  # columns, where there is no terminal
 
@@ -30,7 +31,7 @@ def print_table(
         width=None if sys.stdout.isatty() else _WIDE, emoji=False
     )
     columns = {
-        name: [_heading(name), *(_shown(name, row) for row in rows)]
+        name: [_heading(name), *_column(name, [row[name] for row in rows])]
         for name in (rows[0] if rows else ())
     }
     columns = {name: cells for name, cells in columns.items() if any(cells[1:])}
@@ -65,8 +66,15 @@ def _heading(name: str) -> str:
     return "duration" if name == "seconds" else name
 
 
-def _shown(name: str, row: Mapping[str, Any]) -> str:
-    value = row[name]
+def _column(name: str, values: Sequence[Any]) -> list[str]:
+    if name == "seconds":
+        return [_shown(name, value) for value in values]
+    floats = [value for value in values if isinstance(value, float)]
+    texts = iter(shown(floats, sign="+" if name.endswith("- validation") else ""))
+    return [next(texts) if isinstance(value, float) else _shown(name, value) for value in values]
+
+
+def _shown(name: str, value: Any) -> str:
     if value is None:
         return ""
     if name == "started":
@@ -74,6 +82,4 @@ def _shown(name: str, row: Mapping[str, Any]) -> str:
     if name == "seconds":
         minutes, seconds = divmod(round(value), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-    if isinstance(value, float):
-        return f"{value:+.4f}" if name.endswith("- validation") else f"{value:.4f}"
     return str(value)

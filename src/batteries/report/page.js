@@ -26,13 +26,22 @@ const on = (node, event, act) => (node.addEventListener(event, act), node);
 
 // ---------------------------------------------------------------- how values look
 
-function number(value) {
+function number(value, digits = 5) {
   if (!Number.isFinite(value)) return "";
   const size = Math.abs(value);
   if (Number.isInteger(value) && size < 1e7) return String(value);
   return size && (size < 1e-3 || size >= 1e7)
-    ? value.toExponential(2)
-    : String(Number(value.toPrecision(5)));
+    ? value.toExponential(Math.max(2, digits - 3))
+    : String(Number(value.toPrecision(digits)));
+}
+
+// As few digits as tell apart what differs in a column.
+function digitsOf(values) {
+  const exact = new Set(values.filter(Number.isFinite).map((value) => Number(value.toPrecision(12))));
+  for (let digits = 5; digits < 12; digits += 1) {
+    if (new Set([...exact].map((value) => number(value, digits))).size === exact.size) return digits;
+  }
+  return 12;
 }
 
 function duration(seconds) {
@@ -43,14 +52,14 @@ function duration(seconds) {
 
 const moment = (text) => String(text).replace(/^(\d{4}-\d\d-\d\d)T(\d\d:\d\d).*$/, "$1 $2");
 
-function cell(column, value) {
+function cell(column, value, digits = 5) {
   if (value === null || value === undefined) return "";
   if (column === "started" || column === "stopped") return moment(value);
   if (typeof value !== "number") return String(value);
   if (column === "seconds") return duration(value);
   if (column === "bytes") return size(value);
-  if (column.endsWith("- validation")) return (value >= 0 ? "+" : "") + value.toFixed(4);
-  return number(value);
+  if (column.endsWith("- validation")) return (value >= 0 ? "+" : "") + number(value, digits);
+  return number(value, digits);
 }
 
 function size(bytes) {
@@ -101,10 +110,11 @@ function table(columns, rows, attributes) {
   const numeric = new Set(columns.filter((name) => rows.some((row) => typeof row[name] === "number")));
   const heads = columns.map((name) =>
     make("th", { scope: "col", class: numeric.has(name) ? "number" : null }, heading(name)));
+  const digits = Object.fromEntries(columns.map((name) => [name, digitsOf(rows.map((row) => row[name]))]));
   const body = rows.map((row) => make("tr", null, ...columns.map((name) => {
     const value = row[name];
     const kind = numeric.has(name) ? "number" : null;
-    return make("td", { class: kind }, value instanceof Node ? value : cell(name, value));
+    return make("td", { class: kind }, value instanceof Node ? value : cell(name, value, digits[name]));
   })));
   return make("table", attributes,
     make("thead", null, make("tr", null, ...heads)), make("tbody", null, ...body));
@@ -134,6 +144,8 @@ function runsTable() {
     on(make("button", { type: "button" }, heading(name)), "click", () => sort(name))));
   // The mark of what is drawn stands after the name, which stays in sight when the table moves.
   heads.splice(1, 0, make("th", { scope: "col" }, "draw"));
+  const digits = Object.fromEntries(
+    columns.map((name) => [name, digitsOf(runs.map((run) => run.row[name]))]));
   const lines = runs.map((run, index) => {
     const tick = make("input", { type: "checkbox", "aria-label": `draw ${run.name}` });
     const mark = make("span", { class: "draw" }, tick);
@@ -145,7 +157,7 @@ function runsTable() {
     const cells = columns.map((name) => {
       if (name === "run") return make("th", { scope: "row" }, runName(index));
       const state = name === "state" ? `state-${run.row[name]}` : null;
-      return make("td", { class: numeric(name) ? "number" : state }, cell(name, run.row[name]));
+      return make("td", { class: numeric(name) ? "number" : state }, cell(name, run.row[name], digits[name]));
     });
     cells.splice(1, 0, make("td", null, mark));
     const line = make("tr", null, ...cells);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +13,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
+from batteries._optional import import_optional
+from batteries.digits import shown
 from batteries.environment import program_directory
 from batteries.files import PathLike
 from batteries.scoreboard.runs import RunInfo, run_info
 
 _SAMPLES = 2000
 _SEED = 42
+_SEEDS = re.compile(r"(?i)(?:^|_)seeds?(?:_|$)|^random_state$")  # names of such arguments
 
 
 class Difference(NamedTuple):
@@ -30,7 +33,7 @@ class Difference(NamedTuple):
 
     value: float
     interval: tuple[float, float]  # with 95 % probability
-    by: str
+    by: str  # whose noise it is: "5 folds", "300 rows", "3 and 4 seeds"
 
     @property
     def beyond_noise(self) -> bool:
@@ -51,7 +54,10 @@ class Comparison:
         versions: Of packages, likewise.
         code: What `git diff --stat` says between their commits.
         scores: By name.
-        difference: Of the second's folds from the first's; None without folds.
+        difference: Of the second from the first, by runs of both with other seeds where there are
+            some, else by their folds; None without either.
+        minimization: Whether lower is better; None where nothing says it.
+        only_seeds: Whether their arguments are the same, but for seeds.
     """
 
     arguments: dict[str, tuple[Any, Any]]
@@ -59,13 +65,54 @@ class Comparison:
     code: str
     scores: dict[str, tuple[Any, Any]]
     difference: Difference | None
+    minimization: bool | None = None
+    only_seeds: bool = False
+
+    def verdict(self, first: str, second: str, difference: Difference | None = None) -> str:
+        """What a difference says, and of what noise it does not speak.
+
+        >>> found = Comparison({}, {}, "", {}, Difference(0.02, (0.01, 0.03), "5 folds"), False)
+        >>> print(found.verdict("001", "002"))
+        difference +0.0200, 95 % +0.0100 to +0.0300: 002 is better, beyond the noise of 5 folds
+        (what other seeds would give is not in it: that takes more runs of both)
+
+        Args:
+            first: What the runs are called.
+            difference: Another one than that of the comparison, such as `paired_bootstrap`'s.
+        """
+        difference = difference or self.difference
+        if difference is None:
+            return "whether they differ is not known: it takes folds, predictions or more seeds"
+        value, low, high = shown([difference.value, *difference.interval], sign="+")
+        if self.only_seeds:
+            return (
+                f"difference {value}, 95 % {low} to {high} by {difference.by}: two models of one "
+                "configuration\n(their arguments are the same but for the seed)"
+            )
+        if not difference.beyond_noise:
+            found = f"not beyond the noise of {difference.by}"
+        elif self.minimization is None:
+            found = f"beyond the noise of {difference.by}; nothing says whether lower is better"
+        else:
+            better = second if (difference.value < 0) == self.minimization else first
+            found = f"{better} is better, beyond the noise of {difference.by}"
+        text = f"difference {value}, 95 % {low} to {high}: {found}"
+        if not difference.by.endswith("seeds"):
+            text += "\n(what other seeds would give is not in it: that takes more runs of both)"
+        return text
 
 
-def compare(first: RunInfo | PathLike, second: RunInfo | PathLike) -> Comparison:
+def compare(
+    first: RunInfo | PathLike, second: RunInfo | PathLike, among: Sequence[RunInfo] = ()
+) -> Comparison:
     """What differs between two runs.
 
     >>> compare(RunInfo("1", Path("1")), RunInfo("2", Path("2"))).code
     'the commit of one is not known'
+
+    Args:
+        among: Runs, of which those with the arguments of one of the two, but for the seed, tell the
+            noise of seeds.
     """
     first, second = run_info(first), run_info(second)
     one, other = first.session, second.session
@@ -76,13 +123,55 @@ def compare(first: RunInfo | PathLike, second: RunInfo | PathLike) -> Comparison
     difference = None
     if len(folds[0]) == len(folds[1]) > 1:
         difference = _resampled(np.subtract(folds[1], folds[0]), np.mean, f"{len(folds[0])} folds")
+    by_seeds = _by_seeds(first, second, among)
+    stages = [run.best_stage for run in (first, second)]
+    directions = {stage.minimization for stage in stages if stage}
     return Comparison(
-        arguments=_different(one.get("args", {}), other.get("args", {})),
+        arguments=_different(one.get("args") or {}, other.get("args") or {}),
         versions=_different(_versions(one), _versions(other)),
         code=_code(first, second),
         scores={name: (rows[0].get(name), rows[1].get(name)) for name in names},
-        difference=difference,
+        difference=by_seeds or difference,
+        minimization=directions.pop() if len(directions) == 1 else None,
+        only_seeds=bool(one.get("args")) and _configuration(first) == _configuration(second),
     )
+
+
+def _configuration(run: RunInfo) -> Any:
+    """What a run is one of several of: all but its seed."""
+    stage = run.best_stage
+    return _without_seed(run.session.get("args") or {}), stage and stage.metric
+
+
+def _without_seed(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_seed(each) for name, each in value.items() if not _SEEDS.search(name)}
+
+
+def _by_seeds(first: RunInfo, second: RunInfo, among: Sequence[RunInfo]) -> Difference | None:
+    """Welch's interval of the difference of two configurations, of which several runs are there."""
+    kinds = [_configuration(run) for run in (first, second)]
+    if kinds[0] == kinds[1] or not all(arguments for arguments, _ in kinds):
+        return None
+    known = {run.path.resolve(): run for run in (*among, first, second)}
+    scores = [
+        np.array([
+            run.validation
+            for run in known.values()
+            if run.validation is not None and _configuration(run) == kind
+        ], dtype=float)
+        for kind in kinds
+    ]  # fmt: skip
+    if min(map(len, scores)) < 2:
+        return None
+    stats: Any = import_optional("scipy.stats", needs="scipy", for_="compare by seeds")
+    value = float(scores[1].mean() - scores[0].mean())
+    by = f"{len(scores[0])} and {len(scores[1])} seeds"
+    if max(map(np.ptp, scores)) == 0:
+        return Difference(value, (value, value), by)
+    with_noise = stats.ttest_ind(scores[1], scores[0], equal_var=False).confidence_interval(0.95)
+    return Difference(value, (float(with_noise.low), float(with_noise.high)), by)
 
 
 def paired_bootstrap(

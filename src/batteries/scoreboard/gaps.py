@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from batteries._optional import import_optional
+from batteries.digits import shown
 from batteries.files import PathLike
 from batteries.scoreboard.runs import RunInfo, run_info
 
@@ -72,8 +73,15 @@ def _checked(
 ) -> GapCheck:
     known = np.array([pair for pair in pairs if None not in pair], dtype=float).reshape(-1, 2)
     count = len(known)
-    different = min(len(set(known[:, 0])), len(set(known[:, 1])))
-    if count < _FEW or different < 2:
+    alike = [
+        name
+        for name, scores in zip(("validation", against), known.T, strict=True)
+        if count and len(set(scores)) == 1
+    ]
+    if count >= _FEW and alike:
+        verdict = f"all have the same {' and '.join(alike)} score, so nothing moves with another"
+        return GapCheck(against, metric, count, None, None, verdict)
+    if count < _FEW:
         verdict = f"too few to say whether {against} moves with validation: it takes {_FEW}"
         return GapCheck(against, metric, count, None, None, verdict)
     stats: Any = import_optional("scipy.stats", needs="scipy", for_="check_gaps")
@@ -113,10 +121,11 @@ def check_gap(run: RunInfo | PathLike) -> list[str]:
     for name, score in others.items():
         if score is None or validation is None:
             continue
-        text = f"{name} - validation is {score - validation:+.4f}"
+        text = f"{name} - validation is {shown([score - validation], sign='+')[0]}"
         if len(folds) > 1:
             low, high = min(folds), max(folds)
             where = "inside" if low <= score <= high else "outside"
-            text += f", {where} the spread of {len(folds)} folds ({low:.4f} to {high:.4f})"
+            least, most = shown([low, high])
+            text += f", {where} the spread of {len(folds)} folds ({least} to {most})"
         found.append(text)
     return found
