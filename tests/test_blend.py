@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 import torch
 from scipy import stats
@@ -294,3 +296,14 @@ def test_correlation() -> None:
         correlation(sample, names=["a"])
     with pytest.raises(ValueError, match="kind is 'kendall'"):
         correlation(sample, kind="kendall")  # type: ignore[arg-type]
+
+
+def test_predictions_by_name() -> None:
+    """A mapping or a frame has a model in each column, known by its name."""
+    columns = {"cnn": [0.25, 0.5], "tree": [0.75, 1.0]}
+    for table in (columns, pl.DataFrame(columns), pd.DataFrame(columns)):
+        assert mean(table).tolist() == [0.5, 0.75]
+    with pytest.raises(ValueError, match="model 'tree' has nan in row 1"):
+        mean({"cnn": [0.25, 0.5], "tree": [0.75, np.nan]})
+    with pytest.raises(ValueError, match="the predictions are one array of 2 numbers; expected "):
+        mean(np.array([0.25, 0.5]), np.array([0.75, 1.0]))

@@ -268,3 +268,13 @@ print(peak() - before)
         check=True,
     )
     assert float(result.stdout) < 30 + 24 + 150  # the columns, the first file's ids
+
+
+def test_a_column_twice() -> None:
+    """A CSV file with a column twice is named; neither of the two is blended."""
+    Path("a.csv").write_text("id,p,p\n1,0.5,0.25\n")
+    Path("b.csv").write_text("id,p\n1,0.5\n")
+    with pytest.raises(ValueError, match=r"a\.csv has the columns p more than once"):
+        blend_files(["a.csv", "a.csv"])
+    with pytest.raises(ValueError, match=r"a\.csv has the columns p more than once"):
+        blend_files(["b.csv", "a.csv"])

@@ -473,3 +473,30 @@ def test_numbers_of_numpy() -> None:
     made = make_folds(10, 2, seed=1, path="folds.csv")
     again = make_folds(np.int64(10), np.int64(2), seed=np.int64(1), path="folds.csv")
     assert made.hash == again.hash
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("n_splits", "n_folds="),
+        ("random_state", "seed="),
+        ("y", "targets="),
+        ("shuffle", "nothing"),
+    ],
+)
+def test_the_spellings_of_scikit_learn(name: str, hint: str) -> None:
+    """An argument as scikit-learn spells it is an error that says ours."""
+    with pytest.raises(TypeError, match=f"make_folds has no argument '{name}': say {hint}"):
+        make_folds(10, **{name: 5})
+
+
+def test_targets_by_name() -> None:
+    """The name of a column is that column, and no array of letters."""
+    table = {"target": [0, 0, 1, 1, 0, 1], "patient": [1, 2, 3, 4, 5, 6], "x": [1, 2, 3, 4, 5, 6]}
+    folds = make_folds(table, 2, "stratified", targets="target")
+    named = check_folds(folds, "target", "patient", data=table)
+    assert named.equals(check_folds(folds, table["target"], table["patient"], data=table))
+    with pytest.raises(ValueError, match="there is no column 'target'; data is no table"):
+        check_folds(folds, "target")
+    with pytest.raises(ValueError, match="there is no column 'label'; expected one of "):
+        check_folds(folds, "label", data=table)

@@ -24,7 +24,8 @@ def mean(predictions: Any, weights: Weights = None) -> Array:
     array([0.3, 0.9])
 
     Args:
-        predictions: (models, rows, ...), or one array or tensor (rows, ...) for each model.
+        predictions: (models, rows, ...), or one array or tensor (rows, ...) for each model:
+            a list, a mapping by name, or a frame with a column for each.
         weights: (models,), positive; their sum does not matter. Default: all the same.
 
     Returns:

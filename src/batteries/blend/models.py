@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,22 +67,37 @@ def as_models(predictions: Any) -> Models:
 
     >>> as_models([[0.25, 0.5], torch.tensor([0.5, 0.5])]).names
     ['model 0', 'model 1']
+    >>> as_models({"cnn": [0.25, 0.5], "tree": [0.5, 0.5]}).names  # or a frame, a column each
+    ["model 'cnn'", "model 'tree'"]
 
     Raises:
         ValueError: None, or arrays of other shapes.
     """
     if isinstance(predictions, Models):
         return predictions
-    arrays = [_as_array(part) for part in predictions]
+    columns = predictions if isinstance(predictions, Mapping) else None
+    if columns is None and hasattr(predictions, "columns"):
+        columns = {name: predictions[name] for name in predictions.columns}
+    if columns is None:
+        arrays = [_as_array(part) for part in predictions]
+        names = [f"model {index}" for index in range(len(arrays))]
+    else:
+        arrays = [_as_array(part) for part in columns.values()]
+        names = [f"model {name!r}" for name in columns]
     if not arrays:
         raise ValueError("there are no predictions to blend")
-    for index, array in enumerate(arrays):
+    if all(array.ndim == 0 for array in arrays):
+        raise ValueError(
+            f"the predictions are one array of {len(arrays)} numbers; expected (models, rows, ...) "
+            "or a list with an array for each model: [first, second]"
+        )
+    for name, array in zip(names, arrays, strict=True):
         if array.shape != arrays[0].shape or array.ndim == 0:
             raise ValueError(
-                f"the predictions of model {index} have shape {array.shape}, those of model 0 "
+                f"the predictions of {name} have shape {array.shape}, those of {names[0]} "
                 f"{arrays[0].shape}; expected (models, rows, ...)"
             )
-    return Models(arrays, [f"model {index}" for index in range(len(arrays))])
+    return Models(arrays, names)
 
 
 def _as_array(values: Any) -> Array:

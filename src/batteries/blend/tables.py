@@ -146,6 +146,11 @@ def _reading(path: Path) -> Iterator[Any]:
 def _names_in(path: Path) -> list[str]:
     with _reading(path) as polars:
         if path.suffix == ".csv":
+            rows = polars.read_csv(path, n_rows=1, has_header=False, infer_schema=False).rows()
+            names = [name or "" for name in rows[0]] if rows else []
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:  # polars would rename them, and they would be blended
+                raise ValueError(f"{path} has the columns {', '.join(twice)} more than once")
             return list(polars.read_csv(path, n_rows=0).columns)
         if path.suffix == ".parquet":
             return list(polars.read_parquet_schema(path))

@@ -31,9 +31,10 @@ def check_folds(folds: Folds, targets: Any = None, groups: Any = None, data: Any
     [(0, 1, 1, 1.0, 0.0), (1, 1, 1, 0.0, 1.0)]
 
     Args:
-        targets: Classes, (rows,), for the part of each in the validation rows: of the twenty most
-            frequent, and of the others together. Of more different numbers their mean.
-        groups: Groups, (rows,), that are to be on one side only.
+        targets: Classes, (rows,) or the name of a column of `data`, for the part of each in the
+            validation rows: of the twenty most frequent, and of the others together. Of more
+            different numbers their mean.
+        groups: Groups, likewise, that are to be on one side only.
         data: The samples, (rows, ...) or a table or a list of arrays, bytes or strings: exact
             duplicates on both sides are found by their hashes.
 
@@ -44,6 +45,7 @@ def check_folds(folds: Folds, targets: Any = None, groups: Any = None, data: Any
         ValueError: Folds for another number of rows, targets or groups that are missing, a fold
             that is empty, or leaks: which, how many and the first few.
     """
+    targets, groups = column_of(data, targets), column_of(data, groups)
     for name, value in {"targets": targets, "groups": groups, "data": data}.items():
         if value is not None and length_of(value) != len(folds):
             raise ValueError(f"{name} has {length_of(value)} rows, the folds are of {len(folds)}")
@@ -52,7 +54,6 @@ def check_folds(folds: Folds, targets: Any = None, groups: Any = None, data: Any
         for indices, purpose in zip(rows, ("train", "validate"), strict=True):
             if not len(indices):
                 raise ValueError(f"fold {fold} is empty: it has no rows to {purpose} on")
-    targets, groups = column_of(None, targets), column_of(None, groups)
     for name, value in {"targets": targets, "groups": groups}.items():
         if value is not None:
             refuse_missing(name, value)

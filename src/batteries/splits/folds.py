@@ -24,6 +24,14 @@ from batteries.splits.tables import (
 )
 
 Kind = Literal["kfold", "stratified", "group", "stratified_group", "time"]
+_SPELLINGS = {  # of scikit-learn, and what is said instead
+    "n_splits": "n_folds=",
+    "random_state": "seed=",
+    "X": "data=",
+    "y": "targets=",
+    "cv": "kind=",
+    "shuffle": "nothing: rows are shuffled, except those of kind='time'",
+}
 _SPLITTERS = {
     "kfold": "KFold",
     "stratified": "StratifiedKFold",
@@ -73,6 +81,7 @@ def make_folds(
     targets: Any = None,
     groups: Any = None,
     path: PathLike | None = None,
+    **others: Any,
 ) -> Folds:
     """Divide rows into folds, with scikit-learn's splitters; the same for the same arguments.
 
@@ -94,9 +103,13 @@ def make_folds(
 
     Raises:
         OSError: Of the disk, on every rank.
+        TypeError: Another argument; of scikit-learn's, with its name here.
         ValueError: Too few rows, or members of a class, or groups for so many folds; a group that
             is missing; a file with folds of something else, or that was changed.
     """
+    for name in others:
+        hint = f"say {_SPELLINGS[name]}" if name in _SPELLINGS else "it is not known"
+        raise TypeError(f"make_folds has no argument {name!r}: {hint}")
     n_folds, seed = int(n_folds), int(seed)  # of numpy too: they are hashed
     rows, targets = _rows_and_targets(data, targets)
     groups = column_of(data, groups)

@@ -33,7 +33,8 @@ def column_of(data: Any, column: Any) -> Any:
     """
     if isinstance(column, str):
         if not is_table(data) or column not in names_in(data):
-            raise ValueError(f"there is no column {column!r}; expected one of {names_in(data)}")
+            known = f"expected one of {names_in(data)}" if is_table(data) else "data is no table"
+            raise ValueError(f"there is no column {column!r}; {known}")
         column = data[column]
     if isinstance(column, list | tuple):
         mixed = np.array(column, dtype=object)
