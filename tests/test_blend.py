@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import polars as pl
 import pytest
 import torch
@@ -300,6 +299,7 @@ def test_correlation() -> None:
 
 def test_predictions_by_name() -> None:
     """A mapping or a frame has a model in each column, known by its name."""
+    pd: Any = pytest.importorskip("pandas")
     columns = {"cnn": [0.25, 0.5], "tree": [0.75, 1.0]}
     for table in (columns, pl.DataFrame(columns), pd.DataFrame(columns)):
         assert mean(table).tolist() == [0.5, 0.75]

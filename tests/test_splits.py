@@ -486,8 +486,9 @@ def test_numbers_of_numpy() -> None:
 )
 def test_the_spellings_of_scikit_learn(name: str, hint: str) -> None:
     """An argument as scikit-learn spells it is an error that says ours."""
+    options: dict[str, Any] = {name: 5}
     with pytest.raises(TypeError, match=f"make_folds has no argument '{name}': say {hint}"):
-        make_folds(10, **{name: 5})
+        make_folds(10, **options)
 
 
 def test_targets_by_name() -> None:
