@@ -194,7 +194,7 @@ def several(alone: bool) -> Any:
 
 def test_two_loaders_differ() -> None:
     """For any seed and epoch, no two loaders over one dataset have the same order or draws."""
-    for seed in range(20):
+    for seed in range(10):
         seed_all(seed)
         loaders = [unseeded(shuffle=True, batch_size=12) for _ in range(4)]
         batches = [batch for data in loaders for _ in range(3) for batch in data]

@@ -269,7 +269,11 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             inner = iter(self._inner)
         if self.num_workers:
             _ended_at_exit().add(inner)
-        return inner
+        try:
+            yield from inner
+        finally:  # after an error its traceback holds them: a collection waits 5 s for each
+            if self.num_workers and not self.persistent_workers:
+                inner._shutdown_workers()  # type: ignore[attr-defined]
 
     def receive(self, arrival: Arrival, settled: bool = True) -> None:
         """Let the loop have a batch: from now on it counts.
