@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 SOURCE = Path(__file__).with_name("faults.c")
 
@@ -43,7 +44,7 @@ def _process() -> ProcessPoolExecutor:
         patch.setenv("CUDA_VISIBLE_DEVICES", "-1")
         spawn = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(1, mp_context=spawn)
-        pool.submit(os.getpid).result()  # it has begun
+        pool.submit(torch.set_num_threads, 1).result()  # it has begun
     return pool
 
 
