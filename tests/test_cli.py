@@ -79,6 +79,8 @@ def in_a_terminal(words: list[str], width: int) -> str:
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, width, 0, 0))
     command = [sys.executable, "-m", "batteries", *words]
     environment = {**os.environ, "NO_COLOR": "1", "TERM": "xterm"}
+    for name in ("COLUMNS", "LINES"):  # of the terminal of the tests
+        environment.pop(name, None)
     subprocess.run(command, stdout=end, stderr=end, check=True, env=environment)
     output = os.read(terminal, 100_000).decode()
     os.close(end)
