@@ -24,6 +24,7 @@ from test_checkpoint_crashes import (
     die_at,
     die_behind_links,
     die_everywhere,
+    die_where_links_are_refused,
     end_of,
     manager,
     process_epoch,
@@ -97,6 +98,8 @@ def every_call(number: int, _: random.Random) -> str:
     calls = [die_everywhere(epoch, mode) for epoch, mode in KINDS[:number]]
     if number > len(KINDS):
         die_behind_links("sharded")
+        for mode in (None, "background"):
+            die_where_links_are_refused(mode)
     return f"{sum(calls)} calls, in {len(calls)} kinds of saves"
 
 
