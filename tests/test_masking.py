@@ -124,7 +124,8 @@ def test_no_secret_in_the_record(
     ):
         subprocess.run([*git, *command], cwd=tmp_path, check=True)
     (tmp_path / "train.py").write_text("\n".join(str(v) for v, _ in channels["diff"]))
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "train.py"))
+    program = sys.modules["__main__"]
+    monkeypatch.setattr(program, "__file__", str(tmp_path / "train.py"), raising=False)
     for number, (value, _) in enumerate(channels["env"]):
         monkeypatch.setenv(f"SLURM_{number}", value)
     monkeypatch.setattr(sys, "argv", ["train.py", *(v for v, _ in channels["argv"])])
