@@ -11,10 +11,8 @@ import pytest
 import torch
 from ranks import run_ranks
 from sklearn.datasets import load_digits
-from sklearn.metrics import accuracy_score, f1_score, log_loss
 from torch import Tensor, nn
 from torch.utils.data import Dataset, DistributedSampler, TensorDataset
-from torchmetrics.classification import MulticlassAUROC
 
 from batteries import Predictions, distributed, predictions
 from batteries.data import DataLoader
@@ -94,6 +92,9 @@ def evaluate(batch_size: int, shuffle: bool) -> tuple[Any, ...]:
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_the_same_on_any_number_of_processes(shuffle: bool) -> None:
     """Worlds of 1 to 4 give the same bits, and the metrics of one process."""
+    from sklearn.metrics import accuracy_score, f1_score, log_loss  # here: ranks need neither
+    from torchmetrics.classification import MulticlassAUROC
+
     _, labels = digits()
     (expected,) = run_ranks(evaluate, 301, False, world_size=1)
     probability, target = expected

@@ -13,6 +13,7 @@ import gc
 import inspect
 import multiprocessing
 import os
+import pkgutil
 import random
 import runpy
 import signal
@@ -22,6 +23,7 @@ import threading
 import traceback
 import types
 import warnings
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -32,10 +34,13 @@ from typing import Any
 import numpy as np
 import torch
 
+import batteries
+
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     [
-        *("batteries", "pytest", "sklearn.datasets", "torch.utils.tensorboard"),
+        *(module.name for module in pkgutil.walk_packages(batteries.__path__, "batteries.")),
+        *("pytest", "sklearn.datasets", "torch.utils.tensorboard"),
         # What optimizers and torchrun import when they are first used.
         *("torch._dynamo", "torch.distributed.run", "torch.nn.utils.parametrizations"),
         *("torch.distributed.checkpoint", "torch.distributed.fsdp"),
@@ -51,7 +56,9 @@ def start(function: Callable[..., object], *args: Any) -> BaseProcess:
 
 
 def _call(function: Callable[..., object], args: tuple[Any, ...]) -> None:
-    gc.freeze()  # what the parent made: a collection would copy all of its pages
+    # What the parent made: a collection would copy all of its pages, and so would its finalizers.
+    gc.freeze()
+    weakref.finalize._registry.clear()  # type: ignore[attr-defined]
     multiprocessing.set_start_method(None, force=True)  # of workers: as in any program
     function(*args)
 
