@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -292,8 +293,8 @@ def test_new(kind: str) -> None:
 
 def test_env() -> None:
     """What a bug report needs is printed, as text and as JSON."""
-    assert json.loads(run("env", "--json").output)["packages"]["torch"] == torch.__version__
-    assert f"torch {torch.__version__}" in run("env").output
+    assert json.loads(run("env", "--json").output)["packages"]["torch"] == version("torch")
+    assert f"torch {version('torch')}" in run("env").output
 
 
 def test_help() -> None:

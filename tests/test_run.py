@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def test_what_is_recorded() -> None:
     session = last_session("runs/001")
     secret = {"api_key": "***", "nested": {"token": "***"}}
     assert session["args"] == {"lr": 0.1, "path": "data", **secret}
-    assert session["packages"]["torch"] == torch.__version__
+    assert session["packages"]["torch"] == version("torch")
     assert session["python"] == ".".join(map(str, sys.version_info[:3]))
     assert (session["world_size"], session["state"]) == (1, "finished")
     assert session["started"] <= session["stopped"]

@@ -55,8 +55,14 @@ def packages() -> dict[str, str]:
     >>> "numpy" in packages()
     True
     """
-    found = ((each.name, each.version) for each in importlib.metadata.distributions())
-    return dict(sorted((name.lower(), version) for name, version in found if name))
+    found: dict[str, str] = {}
+    for each in importlib.metadata.distributions():  # first what is imported
+        text = each.read_text("METADATA") or each.read_text("PKG-INFO") or ""
+        # By hand: `each.name` and `each.version` parse long descriptions too, for half a second.
+        fields = dict(re.findall(r"^(Name|Version): *(.*)", text.partition("\n\n")[0], re.M))
+        if len(fields) == 2:
+            found.setdefault(fields["Name"].lower(), fields["Version"])
+    return dict(sorted(found.items()))
 
 
 def code(
