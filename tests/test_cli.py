@@ -98,11 +98,13 @@ def test_names_that_are_commands() -> None:
 
 def test_a_pipe_that_ends() -> None:
     """A reader that has seen enough, as `head`, is no error."""
-    for number in range(50):
-        make_run([number / 100])
-    script = f"{sys.executable} -m batteries runs runs --json | head -c 1"
-    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    assert (result.stdout, result.stderr) == ("[", "")
+    for number in range(20):
+        make_run([number / 100], {f"{number}": "many words" * 1000})
+    command = [sys.executable, "-m", "batteries", "runs", "runs", "--json"]
+    with warm.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as program:
+        assert program.stdout.read(1) == b"["
+        program.stdout.close()
+        assert program.communicate()[1] == b""
 
 
 @pytest.mark.usefixtures("_three_runs")

@@ -57,7 +57,7 @@ def compare(
     difference = found.difference
     if predictions is not None:
         arrays = _predictions(one.path / predictions, other.path / predictions, target, prediction)
-        difference = scoreboard.paired_bootstrap(*arrays, _metric(metric, *arrays[:2]))
+        difference = scoreboard.paired_bootstrap(*_with_metric(metric, *arrays))
         lower = metric in ("log_loss", "rmse", "mae")
         rows = dataclasses.replace(found, minimization=lower)
     verdicts = [] if by_seeds is None else [found.verdict(first, second)]
@@ -111,18 +111,20 @@ def _predictions(one: Path, other: Path, target: str, prediction: str) -> tuple[
     return both[0][target][orders[0]], first, second
 
 
-def _metric(name: str, targets: Any, predictions: Any) -> Callable[[Any, Any], float]:
-    """A metric that can be computed of some of the rows, too."""
+def _with_metric(
+    name: str, target: Any, first: Any, second: Any
+) -> tuple[Any, Any, Any, Callable[[Any, Any], float]]:
+    """Target, predictions, and a metric that can be computed of some of their rows, too."""
     import numpy as np
 
-    from batteries.blend.metrics import auc
+    from batteries.blend.metrics import as_problem
 
-    classes = np.unique(targets)
-    if name == "roc_auc" and len(classes) == 2 and predictions.ndim == 1:  # far faster than theirs
-        return lambda y, p: auc((y == classes[1]).astype(np.int64), p)
+    classes = np.unique(target)
+    if name == "log_loss" or (name == "roc_auc" and len(classes) == 2 and first.ndim == 1):
+        ours = as_problem([first, second], target, name.removeprefix("roc_"), None)
+        return ours.target, *ours.columns, ours.score  # far faster than theirs
     metrics: Any = import_optional("sklearn.metrics", needs="scikit-learn", for_=f"--metric {name}")
     known = {
-        "log_loss": functools.partial(metrics.log_loss, labels=classes),
         "roc_auc": functools.partial(metrics.roc_auc_score, labels=classes, multi_class="ovr"),
         "rmse": metrics.root_mean_squared_error,
         "mae": metrics.mean_absolute_error,
@@ -135,5 +137,4 @@ def _metric(name: str, targets: Any, predictions: Any) -> Callable[[Any, Any], f
             prediction = prediction >= 0.5
         return float(np.mean(target == prediction))
 
-    found: Callable[[Any, Any], float] = known.get(name, accuracy)
-    return found
+    return target, first, second, known.get(name, accuracy)
