@@ -21,6 +21,15 @@ from stress_examples import examples
 from stress_mutations import mutations
 from stress_resume import resumes
 from test_checkpoint_crashes import kill_large_saves
+from test_loggers import kill_when_a_store_has
+
+
+def stores(number: int, chance: random.Random) -> str:
+    """Kill a program while MLflow makes its store."""
+    for _ in range(number):
+        kill_when_a_store_has(chance.randrange(1, 450_000))
+    return f"{number} stores killed in the making, all can be opened"
+
 
 # A part takes how often and a source of chance, and returns what was counted; it raises when a
 # promise is broken.
@@ -35,6 +44,7 @@ PARTS: dict[str, tuple[Part, int]] = {
     "resume": (resumes, 100),
     "collectives": (collectives, 500),
     "examples": (examples, 5),
+    "stores": (stores, 20),
 }
 
 

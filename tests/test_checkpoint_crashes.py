@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -113,6 +114,11 @@ def undisturbed(until: int, mode: str | None = None) -> dict[str, Any]:
     return state(path)
 
 
+def copy_files(source: Path, target: str | Path) -> None:
+    """With their links, of both kinds."""
+    subprocess.run(["cp", "-a", f"{source}/.", target], check=True)
+
+
 def die_everywhere(
     epoch: int,
     mode: str | None,
@@ -121,9 +127,12 @@ def die_everywhere(
 ) -> int:
     """Kill a save at each of its calls, heal, go on; return how many there were."""
     suffix = ".dcp" if mode == "sharded" else ".pth"
+    before = Path("before").absolute()
+    run(before, epoch - 1, mode=mode)
     for event in itertools.count(1):
         logdir = place(event)
-        run(logdir, epoch - 1, mode=mode)
+        if before.exists():
+            copy_files(before, logdir)
         survived = end_of(start(die_at, event, run, logdir, epoch, 1, mode)) == 0
         if Path(logdir, f"last{suffix}").exists():
             assert read_checkpoint(Path(logdir, f"last{suffix}"))["epoch"] in (epoch - 1, epoch)
@@ -131,8 +140,8 @@ def die_everywhere(
             assert read_checkpoint(Path(logdir, f"best{suffix}"))["epoch"] in (2, 4)
         run(logdir, epoch, mode=mode)  # what the next start does: heal, run what is missing
         assert state(logdir) == undisturbed(epoch, mode)
-        run(logdir, len(SCORES), mode=mode)
-        assert state(logdir) == undisturbed(len(SCORES), mode)
+        run(logdir, epoch + 1, mode=mode)
+        assert state(logdir) == undisturbed(epoch + 1, mode)
         if survived:
             return event - 1
     raise AssertionError
@@ -233,12 +242,13 @@ def recover(logdir: str) -> None:
 @pytest.mark.parametrize("event", [2, 4, 6, 8])
 def test_death_while_healing(event: int) -> None:
     """Killed while it makes good what another death left, a start loses nothing either."""
-    second, healed = 0, False
+    second, healed, before = 0, False, Path("before")
+    run_epochs(before, 3)
+    assert end_of(start(die_at, event, run_epochs, before, 4)) == -signal.SIGKILL
     while not healed:
         second += 1
         logdir = f"second-{second}"
-        run_epochs(logdir, 3)
-        assert end_of(start(die_at, event, run_epochs, logdir, 4)) == -signal.SIGKILL
+        copy_files(before, logdir)
         healed = end_of(start(die_at, second, recover, logdir)) == 0
         run_epochs(logdir, 4)
         assert state(logdir) == undisturbed(4)

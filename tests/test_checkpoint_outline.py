@@ -87,10 +87,10 @@ def test_calls(value: Any) -> None:
 
 
 def test_broken_pickles() -> None:
-    """Of 5,000 broken pickles each is read, or refused, and none does more."""
+    """Of 1,000 broken pickles each is read, or refused, and none does more."""
     data, _ = pickled(everything())
     chance, refused = random.Random(0), 0
-    for _ in range(5000):
+    for _ in range(1000):
         broken = bytearray(data[: chance.randrange(len(data))] if chance.random() < 0.1 else data)
         for _ in range(chance.randint(1, 4)):
             broken[chance.randrange(len(broken))] = chance.randrange(256)
@@ -98,7 +98,7 @@ def test_broken_pickles() -> None:
             outline(bytes(broken))
         except Unknown:
             refused += 1
-    assert 1000 < refused < 5000
+    assert 200 < refused < 1000
 
 
 TUPLES = b")" + b"q\x00h\x00\x86" * 60  # of two of the one before, sixty times

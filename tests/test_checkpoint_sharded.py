@@ -97,12 +97,11 @@ def train(logdir: str, until: int) -> Any:
     return whole(training.checkpoint(until))
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_resume(world_size: int, tmp_path: Path) -> None:
+def test_resume(tmp_path: Path) -> None:
     """Cut in two, a sharded training ends with the same bits as in one go."""
-    in_one_go = run_ranks(train, str(tmp_path / "one"), 4, world_size=world_size)
-    run_ranks(train, str(tmp_path / "two"), 2, world_size=world_size)
-    in_two = run_ranks(train, str(tmp_path / "two"), 4, world_size=world_size)
+    in_one_go = run_ranks(train, str(tmp_path / "one"), 4, world_size=3)
+    run_ranks(train, str(tmp_path / "two"), 2, world_size=3)
+    in_two = run_ranks(train, str(tmp_path / "two"), 4, world_size=3)
     for found, expected in zip(in_two, in_one_go, strict=True):
         assert_equal(found, expected)
 
@@ -114,14 +113,15 @@ def loaded(path: str) -> Any:
     return whole(training.checkpoint(3))
 
 
-@pytest.mark.parametrize(("written_by", "read_by"), [(2, 4), (4, 2), (2, 1), (4, 3)])
-def test_another_world_size(written_by: int, read_by: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("written_by", "read_by"), [(2, (1, 4)), (4, (2, 3))])
+def test_another_world_size(written_by: int, read_by: tuple[int, int], tmp_path: Path) -> None:
     """Any number of ranks loads the same state, model, optimizer and schedule."""
     state = run_ranks(train, str(tmp_path), 3, world_size=written_by)[0]
     path = str(tmp_path / "last.dcp")
-    results = run_ranks(loaded, path, world_size=read_by) if read_by > 1 else [loaded(path)]
-    for found in results:
-        assert_equal(found, state)
+    for world_size in read_by:
+        alone = world_size == 1
+        for found in [loaded(path)] if alone else run_ranks(loaded, path, world_size=world_size):
+            assert_equal(found, state)
 
 
 def test_consolidate(tmp_path: Path) -> None:

@@ -460,12 +460,12 @@ def test_compressed_records() -> None:
 
 
 def test_mutated_files() -> None:
-    """2,000 files with changed bytes and a right digest load, or are refused as documented."""
+    """500 files with changed bytes and a right digest load, or are refused as documented."""
     data = save()
     body = data[: data.rfind(b"PK\5\6") + 20] + b"\0\0"
     chance, refused = random.Random(0), 0
     pickled = range(body.index(b"\x80\x02"), body.index(b"PK\7\10"))
-    for _ in range(2000):
+    for _ in range(500):
         mutated = bytearray(body)
         for _ in range(chance.randint(1, 4)):
             place = chance.choice(pickled) if chance.random() < 0.7 else chance.randrange(len(body))
@@ -476,7 +476,7 @@ def test_mutated_files() -> None:
             read_checkpoint("mutated.pth")
         except CheckpointError:
             refused += 1
-    assert refused > 500
+    assert refused > 125
 
 
 @pytest.mark.parametrize("read", [peek, read_checkpoint])

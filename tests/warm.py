@@ -39,7 +39,11 @@ import batteries
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     [
-        *(m.name for m in pkgutil.walk_packages(batteries.__path__, "batteries.") if m.name[-1] != "_"),
+        *(
+            m.name
+            for m in pkgutil.walk_packages(batteries.__path__, "batteries.")
+            if m.name[-1] != "_"
+        ),
         *("pytest", "sklearn.datasets", "torch.utils.tensorboard"),
         # What optimizers and torchrun import when they are first used.
         *("torch._dynamo", "torch.distributed.run", "torch.nn.utils.parametrizations"),
