@@ -40,8 +40,8 @@ def _names_for_examples(doctest_namespace: dict[str, object]) -> None:
     doctest_namespace["PerRank"] = batteries.distributed.PerRank
 
 
-# Fixtures that are made once for a module: the tests that use one run in one process.
-SHARED = ("chromium", "wheel")
+# Fixtures that are made once: the tests that use one run in one process.
+SHARED = ("chromium", "wheel", "run_there")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -378,7 +378,7 @@ def held(logdir: Path, seconds: float) -> Iterator[None]:
 
 def slow_save(directory: str, mode: str | None) -> tuple[bool, bool]:
     logdir = make_directory(Path(directory, "logs"))
-    seconds = 5
+    seconds = 3
     with distributed.setup(timeout=timedelta(seconds=seconds)):
         with ExitStack() as slow:
             checkpoints = manager(logdir, mode)

@@ -102,6 +102,7 @@ def test_a_pipe_that_ends() -> None:
         make_run([number / 100], {f"{number}": "many words" * 1000})
     command = [sys.executable, "-m", "batteries", "runs", "runs", "--json"]
     with warm.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as program:
+        assert program.stdout is not None
         assert program.stdout.read(1) == b"["
         program.stdout.close()
         assert program.communicate()[1] == b""

@@ -94,8 +94,8 @@ def run_and_look(example: str, *words: str, score: float) -> None:
 
 def test_folds_on_different_machines() -> None:
     """A fold that another machine trained is the same, and all are put together from the disk."""
-    command = [*readme_command("kfold"), "--num-epochs=2"]
-    run_folds(command, score=0.8)
+    command = [*readme_command("kfold"), "--num-epochs=1"]
+    run_folds(command, score=0.5)
     oof, there = Path("runs/kfold/oof.parquet").read_bytes(), Path("elsewhere/kfold/fold_3")
     run([*command, "--fold=3", "--logdir=elsewhere"])
     for name in ("valid.parquet", "test.parquet", "fold.json"):
@@ -247,12 +247,30 @@ def test_on_all_gpus() -> None:
     assert float(scores[1]) >= 0.96
 
 
+A_RUN = [sys.executable, "copy/experiment.py", "--num-epochs=1"]
+
+
+@pytest.fixture(scope="session")
+def run_there(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with an example and what one run of it has left."""
+    folder = tmp_path_factory.mktemp("a_run")
+    shutil.copytree(ROOT / "examples/device", folder / "copy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run(A_RUN)
+    return folder
+
+
+@pytest.fixture
+def _a_run(run_there: Path) -> None:
+    shutil.copytree(run_there, Path.cwd(), dirs_exist_ok=True)
+
+
+@pytest.mark.usefixtures("_a_run")
 def test_second_run() -> None:
     """A second run has a directory of its own and leaves the first as it was."""
-    command = [sys.executable, f"{ROOT}/examples/device/experiment.py", "--num-epochs=1"]
-    run(command)
     before = {path: path.read_bytes() for path in Path("runs/device/001").rglob("*.*")}
-    assert "runs/device/002 has" in run(command).stdout
+    assert "runs/device/002 has" in run(A_RUN).stdout
     assert {path: path.read_bytes() for path in Path("runs/device/001").rglob("*.*")} == before
 
 
@@ -293,10 +311,10 @@ IN_AN_EPOCH = r"continue after epoch \d+ and [1-9]\d* images"
 
 def test_kill_and_continue() -> None:
     """Killed, then interrupted in an epoch, a run ends as an undisturbed one, bit for bit."""
-    command = [sys.executable, f"{ROOT}/examples/device/experiment.py", "--num-epochs=3"]
+    command = [sys.executable, f"{ROOT}/examples/device/experiment.py", "--num-epochs=2"]
     run([*command, "--exp-name=whole"])
     broken = [*command, "--exp-name=broken", "--continue"]
-    stop_at("train, epoch  2", signal.SIGKILL, broken)
+    stop_at("train, epoch  1", signal.SIGKILL, broken)
     code, log = stop_at("finetune, epoch  1", signal.SIGINT, broken, group=True)
     assert code == PreemptionGuard.exit_code
     assert "train: continue after epoch" in log
@@ -309,7 +327,7 @@ def test_kill_and_continue() -> None:
 def test_ranks_continue() -> None:
     """Two ranks stopped in an epoch, by SIGTERM or Ctrl-C, go on as two that never were."""
     script = f"{ROOT}/examples/ddp/experiment.py"
-    command = warm.torchrun("--nproc-per-node=2", script, "--num-epochs=4")
+    command = warm.torchrun("--nproc-per-node=2", script, "--num-epochs=3")
     run([*command, "--exp-name=whole"])
     broken = [*command, "--exp-name=broken", "--continue"]
     _, first = stop_at(": train loss", signal.SIGTERM, broken)
@@ -338,12 +356,11 @@ def end_early(path: str) -> None:
     write_record(path, record)
 
 
+@pytest.mark.usefixtures("_a_run")
 def test_continue_with_other_data() -> None:
     """`--continue` with another fold would validate on what it trained on: it is refused."""
-    command = [sys.executable, f"{ROOT}/examples/device/experiment.py", "--num-epochs=1"]
-    run(command)
     end_early("runs/device/001")
-    result = run([*command, "--continue", "--fold=1"], fails=True)
+    result = run([*A_RUN, "--continue", "--fold=1"], fails=True)
     assert (
         "runs/device/001 is not finished and has other arguments: fold was 0, is 1" in result.stderr
     )
@@ -355,15 +372,13 @@ def test_batches_larger_than_the_data() -> None:
     assert "--batch-size 2000 is more than there are images" in run(command, fails=True).stderr
 
 
+@pytest.mark.usefixtures("_a_run")
 def test_continue_with_another_model() -> None:
     """`--continue` with a model of another shape says which weights differ, and how."""
-    shutil.copytree(ROOT / "examples/device", "copy")
-    command = [sys.executable, "copy/experiment.py", "--num-epochs=1", "--continue"]
-    run(command)
     end_early("runs/device/001")
     script = Path("copy/experiment.py")
     script.write_text(script.read_text().replace('"width": 32', '"width": 16'))
-    result = run(command, fails=True)
+    result = run([*A_RUN, "--continue"], fails=True)
     assert (
         "CheckpointError: model_state_dict['features.0.0.weight'] is (32, 1, 3, 3)" in result.stderr
     )

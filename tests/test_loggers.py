@@ -244,7 +244,7 @@ def test_killed() -> None:
     with warm.Popen(program, stdout=subprocess.PIPE, env=env) as process:
         try:
             assert process.stdout is not None
-            lines = [process.stdout.readline() for _ in range(100)]
+            lines = [process.stdout.readline() for _ in range(60)]
         finally:
             process.kill()
         lines += process.stdout.read().splitlines(keepends=True)

@@ -46,10 +46,12 @@ def unchanged(sample: Draws) -> Draws:
     return sample
 
 
-def epoch_draws(init: object, base_seed: int, context: str = "fork") -> list[Draws]:
+def epoch_draws(
+    init: object, base_seed: int, context: str = "fork", workers: int = 2
+) -> list[Draws]:
     loader = DataLoader(
         Noise(),
-        num_workers=2,
+        num_workers=workers,
         batch_size=None,
         collate_fn=unchanged,  # type: ignore[arg-type]
         worker_init_fn=init,  # type: ignore[arg-type]
@@ -144,7 +146,7 @@ def test_worker_streams_repeat() -> None:
 
 
 def loader_draws(context: str) -> list[Draws]:
-    return epoch_draws(seed_all, base_seed=1, context=context)
+    return epoch_draws(seed_all, base_seed=1, context=context, workers=1)
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])

@@ -36,7 +36,7 @@ _MANY = _BOUND // 2  # calls that are not gathered any longer
 _GATHER = 0.1  # seconds in which calls come together, to be written at once
 _IDLE = 600  # times nothing came together, after which the thread sleeps until something does
 _RETRY = 5.0  # seconds until a tracker that could not be opened is tried again
-_PATIENCE = 30.0  # seconds that `close`, and once a full queue, waits for a tracker
+_PATIENCE = 60.0  # seconds that `close`, and once a full queue, waits for a tracker
 
 
 class Row(NamedTuple):
