@@ -96,16 +96,18 @@ def test_folds_on_different_machines() -> None:
     """A fold that another machine trained is the same, and all are put together from the disk."""
     command = [*readme_command("kfold"), "--num-epochs=1"]
     run_folds(command, score=0.5)
-    oof, there = Path("runs/kfold/oof.parquet").read_bytes(), Path("elsewhere/kfold/fold_3")
+    here, there = Path("runs/kfold/001"), Path("elsewhere/kfold/001/fold_3")
+    oof = (here / "oof.parquet").read_bytes()
     run([*command, "--fold=3", "--logdir=elsewhere"])
     for name in ("valid.parquet", "test.parquet", "fold.json"):
-        assert (there / name).read_bytes() == Path("runs/kfold/fold_3", name).read_bytes()
-    Path("runs/kfold/oof.parquet").unlink()
-    shutil.rmtree("runs/kfold/fold_3")
+        assert (there / name).read_bytes() == (here / "fold_3" / name).read_bytes()
+    (here / "oof.parquet").unlink()
+    shutil.rmtree(here / "fold_3")
+    end_early(here)
     assert "fold 3 to come" in run([*command, "--fold=2"]).stderr
-    shutil.copytree(there, "runs/kfold/fold_3")
+    shutil.copytree(there, here / "fold_3")
     run(command)
-    assert Path("runs/kfold/oof.parquet").read_bytes() == oof
+    assert (here / "oof.parquet").read_bytes() == oof
 
 
 def run_folds(command: list[str], score: float) -> None:
@@ -124,7 +126,7 @@ def submit(command: list[str], score: float) -> None:
     chosen = re.search(r"chosen on OOF: (.*?); test accuracy (\S+), .*, OOF (\S+),", result.stderr)
     assert chosen
     assert float(chosen[2]) >= score
-    root = Path("runs/submission")
+    root = Path("runs/submission/001")
     scores = json.loads((root / "scores.json").read_text())
     assert len(scores) == 4 + 4 + 1
     assert float(chosen[3]) == pytest.approx(min(row["OOF"] for row in scores.values()), abs=5e-5)
@@ -137,7 +139,10 @@ def submit(command: list[str], score: float) -> None:
     assert len(swa["averaged"]) == 3
     assert (root / "correlation.png").read_bytes().startswith(b"\x89PNG")
     before = (root / "submission.csv").read_bytes()
-    (root / "large/fold_2/fold.json").unlink()  # as if it had been killed there
+    (root / "large/fold_2/fold.json").unlink()
+    end_early(root)
+    other = run([*command, "--lr=1"], fails=True)
+    assert "001 is not finished and has other arguments: lr was 0.003, is 1.0" in other.stderr
     again = run(command)
     assert "fold 1, epoch" not in again.stderr
     assert (root / "submission.csv").read_bytes() == before
@@ -348,7 +353,7 @@ def test_torch_distributed_launch() -> None:
     assert "runs/ddp/001 on 2 x" in result.stderr
 
 
-def end_early(path: str) -> None:
+def end_early(path: str | Path) -> None:
     """As if the run had been killed before its end."""
     record = read_record(path)
     assert record is not None

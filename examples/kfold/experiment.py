@@ -4,7 +4,7 @@
 
 Takes about 40 seconds on two CPU cores. Out-of-fold accuracy: 0.98 to 0.99; test: 0.98 to 0.99.
 With `--fold 3` it trains that fold alone: run the folds on different machines, copy their
-directories into one place, and run it there without `--fold` to put them together.
+directories into one run, and start it there without `--fold` to put them together.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from batteries import (
     predictions,
     resume,
     seed_all,
+    start_run,
     to_device,
 )
 from batteries.data import DataLoader
@@ -48,7 +49,7 @@ Batches = DataLoader[tuple[Tensor, Tensor]]
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--exp-name", default="kfold", help="folds are kept in LOGDIR/EXP_NAME")
+    parser.add_argument("--exp-name", default="kfold", help="runs are kept in LOGDIR/EXP_NAME")
     parser.add_argument("--logdir", default="runs")
     parser.add_argument("--dataset", choices=["digits", "mnist"], default="digits")
     parser.add_argument("--fold", type=int, choices=range(FOLDS), help="this one alone")
@@ -137,8 +138,8 @@ def run_fold(fold: int, folds: Folds, root: Path, device: torch.device, args: An
         file.write(json.dumps({"fold": fold, "trained_on": trained_on}).encode())
 
 
-def assemble(folds: Folds, root: Path, args: argparse.Namespace) -> None:
-    """Out-of-fold and test predictions from what lies on the disk."""
+def assemble(folds: Folds, root: Path, args: argparse.Namespace) -> bool:
+    """Out-of-fold and test predictions from what lies on the disk; whether all folds are there."""
     _, labels, _, test_labels = load_images(args.dataset)
     collected = OutOfFold(folds)
     for path in sorted(root.glob("fold_*/fold.json")):
@@ -152,7 +153,7 @@ def assemble(folds: Folds, root: Path, args: argparse.Namespace) -> None:
     logger = get_logger("kfold", log_file=root / "log.txt")
     if collected.missing:
         logger.info("fold %s to come", ", ".join(map(str, collected.missing)))
-        return
+        return False
     score = collected.score(labels, lambda y, p: accuracy_score(y, p.argmax(1)))
     test = accuracy_score(test_labels, collected.test.argmax(1))
     logger.info(
@@ -165,18 +166,22 @@ def assemble(folds: Folds, root: Path, args: argparse.Namespace) -> None:
     outputs.add(range(len(folds)), probability=collected.predictions)
     outputs.save(root / "oof.parquet")
     print(f"\n{root} has folds.csv, oof.parquet, and fold_0, … with checkpoints and predictions")
+    return True
 
 
 def main(args: argparse.Namespace, device: torch.device) -> None:
-    root = Path(args.logdir) / args.exp_name
-    root.mkdir(parents=True, exist_ok=True)
     images, labels, _, _ = load_images(args.dataset)
-    folds = make_folds(labels, FOLDS, "stratified", seed=args.seed, path=root / "folds.csv")
-    print(check_folds(folds, labels, data=images))
-    for fold in range(FOLDS) if args.fold is None else [args.fold]:
-        if not (root / f"fold_{fold}" / "fold.json").exists():
-            run_fold(fold, folds, root, device, args)
-    assemble(folds, root, args)
+    # A run that has not finished goes on. With other arguments its folds would not belong together.
+    with start_run(
+        Path(args.logdir) / args.exp_name, args, may_differ=["fold", "num_workers"]
+    ) as run:
+        root = run.path
+        folds = make_folds(labels, FOLDS, "stratified", seed=args.seed, path=root / "folds.csv")
+        print(check_folds(folds, labels, data=images))
+        for fold in range(FOLDS) if args.fold is None else [args.fold]:
+            if not (root / f"fold_{fold}" / "fold.json").exists():
+                run_fold(fold, folds, root, device, args)
+        run.close("finished" if assemble(folds, root, args) else "stopped")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from batteries import (
     predictions,
     resume,
     seed_all,
+    start_run,
     to_device,
 )
 from batteries.averaging import best_checkpoints, save_average
@@ -70,7 +71,7 @@ BLENDS: dict[str, dict[str, Any]] = {
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--exp-name", default="submission", help="all is kept in LOGDIR/EXP_NAME")
+    parser.add_argument("--exp-name", default="submission", help="runs are kept in LOGDIR/EXP_NAME")
     parser.add_argument("--logdir", default="runs")
     parser.add_argument("--dataset", choices=["digits", "mnist"], default="digits")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -189,10 +190,8 @@ def probabilities(table: pl.DataFrame) -> Any:
     return table["probability"].to_numpy()
 
 
-def main(args: argparse.Namespace, device: torch.device) -> None:
+def main(args: argparse.Namespace, root: Path, device: torch.device) -> None:
     # ---------------------------------------------------------------- 1. prepare
-    root = Path(args.logdir) / args.exp_name
-    root.mkdir(parents=True, exist_ok=True)
     logger = get_logger("submission", log_file=root / "log.txt")
     _, labels, _, test_labels = load_images(args.dataset)
     folds = make_folds(labels, FOLDS, "stratified", seed=args.seed, path=root / "folds.csv")
@@ -266,4 +265,7 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    arguments = parse_args()
+    # A run that has not finished goes on; with other arguments it would mix two experiments.
+    with start_run(Path(arguments.logdir) / arguments.exp_name, arguments) as own_run:
+        main(arguments, own_run.path, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
