@@ -137,7 +137,7 @@ def move(_: int) -> None:
     dataset.offset = 100
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
 def test_the_dataset_of_a_worker(start: str) -> None:
     """`get_worker_info().dataset` and `loader.dataset` are the user's own object."""
     data = Seen()

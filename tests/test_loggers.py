@@ -37,6 +37,7 @@ from batteries import (
     resume,
     save_checkpoint,
 )
+from batteries.files import make_directory
 from batteries.loggers import read_lines
 from batteries.loggers.wandb import read_offline
 
@@ -126,7 +127,7 @@ def test_what_is_logged_is_read(kind: Any, read: Callable[[str], Scalars]) -> No
 
 
 @pytest.fixture(scope="session")
-def _new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mlflow.tracking import MlflowClient
 
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
@@ -138,8 +139,7 @@ def _new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _with_a_store(request: pytest.FixtureRequest) -> None:
     """MLflow takes seconds to make a store: here is one, without a run, for its logger."""
     if request.getfixturevalue("kind") is MLflowLogger:
-        Path("logs").mkdir()
-        shutil.copy(request.getfixturevalue("_new_store"), "logs")
+        shutil.copy(request.getfixturevalue("new_store"), make_directory("logs"))
 
 
 @each_logger
@@ -234,11 +234,12 @@ for step in range(1, 100_000):
 """
 
 
-def test_killed() -> None:
+def test_killed(new_store: Path) -> None:
     """What was logged a second before a SIGKILL, by the program's own clock, is with all trackers.
 
     And what the machine keeps a thread waiting, which the program measures.
     """
+    shutil.copy(new_store, make_directory("logs/MLflowLogger"))
     program = [sys.executable, "-c", LOG_FOR_EVER]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     with warm.Popen(program, stdout=subprocess.PIPE, env=env) as process:
@@ -314,16 +315,23 @@ def test_the_end_of_the_program() -> None:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
+def server(new_store: Path, tmp_path: Path) -> Iterator[str]:
     """The address of a tracking server over SQLite."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    uri, store = f"http://127.0.0.1:{port}", f"sqlite:///{tmp_path}/server.db"
-    program = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
-    program += ["--artifacts-destination", str(tmp_path / "artifacts"), "--workers", "1"]
+    uri = f"http://127.0.0.1:{port}"
+    # What `mlflow server` starts; it would import MLflow once more, to be the parent of this.
+    program = [sys.executable, "-m", "uvicorn", "mlflow.server.fastapi_app:app"]
     program += ["--host", "127.0.0.1", "--port", str(port)]
-    env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # many more processes
+    env = {
+        **os.environ,
+        "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{shutil.copy(new_store, tmp_path)}",
+        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(tmp_path / "artifacts"),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # many more processes
+    }
     nowhere = subprocess.DEVNULL
     with subprocess.Popen(
         program, stdout=nowhere, stderr=nowhere, start_new_session=True, env=env
@@ -569,13 +577,15 @@ print(max(step for step, _ in READERS[kind]("small/logs")["loss"]))
 
 @pytest.mark.parametrize("kind", READERS)
 @pytest.mark.parametrize("room", ["never", "later"])
-def test_a_disk_that_is_full(kind: Any, room: str, tmp_path: Path) -> None:
+def test_a_disk_that_is_full(kind: Any, room: str, new_store: Path, tmp_path: Path) -> None:
     """A full disk is warned about once, and the program ends; what comes later is there."""
     if room == "later" and kind is WandbLogger:
         pytest.skip("wandb's server ends with the first error")
     program = [sys.executable, "-c", LOG_ON_A_FULL_DISK, kind.__name__, room]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     with tmpfs(tmp_path / "small", 8 * 2**20):
+        if kind is MLflowLogger:
+            shutil.copy(new_store, make_directory("small/logs"))
         result = warm.run(program, env=env, capture_output=True, text=True, timeout=2 * DEADLINE)
     assert result.returncode == 0
     assert result.stderr.count("fails, and training goes on") == 1

@@ -190,7 +190,7 @@ class Slow(Dataset[int]):
         return os.getpid()
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
 def test_workers_live_on(start: str) -> None:
     """Workers that get the signal too go on; a second SIGTERM ends them."""
     loader: Any = DataLoader(Slow(), 1, num_workers=1, multiprocessing_context=start)

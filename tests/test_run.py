@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -533,15 +532,12 @@ def test_warnings_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
         warnings.warn("second", stacklevel=1)
 
 
-@pytest.mark.parametrize("seed", [seed_all, seed_worker])
-def test_switches_reach_torchs_workers(
-    seed: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The sharing strategy is that of the workers of torch's loader, by either function."""
+def test_switches_reach_torchs_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sharing strategy is that of the workers of torch's loader, too."""
     monkeypatch.setenv("BATTERIES_BACKENDS", "{}")
     set_backends(sharing_strategy="file_system")
     loader = torch.utils.data.DataLoader(
-        Strategies(), num_workers=1, multiprocessing_context="spawn", worker_init_fn=seed
+        Strategies(), num_workers=1, multiprocessing_context="spawn", worker_init_fn=seed_worker
     )
     try:
         assert list(loader) == [["file_system"]]

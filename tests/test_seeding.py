@@ -46,12 +46,10 @@ def unchanged(sample: Draws) -> Draws:
     return sample
 
 
-def epoch_draws(
-    init: object, base_seed: int, context: str = "fork", workers: int = 2
-) -> list[Draws]:
+def epoch_draws(init: object, base_seed: int, context: str = "fork") -> list[Draws]:
     loader = DataLoader(
         Noise(),
-        num_workers=workers,
+        num_workers=2,
         batch_size=None,
         collate_fn=unchanged,  # type: ignore[arg-type]
         worker_init_fn=init,  # type: ignore[arg-type]
@@ -146,10 +144,10 @@ def test_worker_streams_repeat() -> None:
 
 
 def loader_draws(context: str) -> list[Draws]:
-    return epoch_draws(seed_all, base_seed=1, context=context, workers=1)
+    return epoch_draws(seed_all, base_seed=1, context=context)
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", "forkserver"])
 def test_workers_of_ranks_differ(context: str) -> None:
     """Workers of ranks that were seeded alike draw different numbers."""
     first, second = run_ranks(loader_draws, context)
