@@ -316,10 +316,10 @@ IN_AN_EPOCH = r"continue after epoch \d+ and [1-9]\d* images"
 
 def test_kill_and_continue() -> None:
     """Killed, then interrupted in an epoch, a run ends as an undisturbed one, bit for bit."""
-    command = [sys.executable, f"{ROOT}/examples/device/experiment.py", "--num-epochs=2"]
+    command = [sys.executable, f"{ROOT}/examples/device/experiment.py", "--num-epochs=3"]
     run([*command, "--exp-name=whole"])
     broken = [*command, "--exp-name=broken", "--continue"]
-    stop_at("train, epoch  1", signal.SIGKILL, broken)
+    stop_at("train, epoch  2", signal.SIGKILL, broken)
     code, log = stop_at("finetune, epoch  1", signal.SIGINT, broken, group=True)
     assert code == PreemptionGuard.exit_code
     assert "train: continue after epoch" in log

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch.distributed as dist
 
+from batteries.distributed.waiting import seconds_between
+
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
 ]
-_LOOK_EVERY = 0.5  # seconds between two looks at whether another rank was told
 _SAME = 1.0  # seconds within which signals are one: Slurm and torchrun send both
 _POKE = b"\0"  # no signal has this number
 
@@ -201,7 +202,7 @@ class PreemptionGuard:
                     self._agree()
             if self._last is not None:
                 return
-            self._look.wait(_LOOK_EVERY)
+            self._look.wait(0.5 if self._store is None else seconds_between(dist.get_world_size()))
             self._look.clear()
         with suppress(Exception):
             if self._store is not None and not self._failed:
@@ -221,7 +222,9 @@ class PreemptionGuard:
                 self._offer = self._passed + 1
         self._store.set("told", "")
         self._store.set(f"offer/{dist.get_rank()}", str(self._offer))
-        offers = [f"offer/{rank}" for rank in range(dist.get_world_size())]
+        ranks = dist.get_world_size()
+        offers = [f"offer/{rank}" for rank in range(ranks)]
+        pause = 0.02 if dist.get_rank() == 0 else seconds_between(ranks, 0.08) / 4
         assert self._asked is not None
         while not self._closing:
             if self._store.check(["last"]):
@@ -231,7 +234,7 @@ class PreemptionGuard:
                 return self._settle(_decide(self._store, latest))
             if time.monotonic() - self._asked > 0.6 * self._patience:
                 return self._settle(_decide(self._store, AT_ONCE))
-            time.sleep(0.02)
+            time.sleep(pause)
         return None
 
 

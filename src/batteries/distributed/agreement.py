@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -30,14 +31,12 @@ from batteries.distributed.groups import (
     timeout,
 )
 from batteries.distributed.messages import Header, transport_device
-from batteries.distributed.waiting import StoreGoneError, rarely, wait_until
+from batteries.distributed.waiting import StoreGoneError, rarely, seconds_between, wait_until
 
-_BYTES = 2048  # of what a rank tells
 _PLACES = 3  # callers, from the inside
 _SHOWN = 60  # characters of each
-_SOON = timedelta(seconds=0.5)
 _MOMENTS = 3  # in which what a rank sent before it left may still arrive
-_OTHERS = 3.0  # seconds for the others to say that they wait too
+_OTHERS = 2.0  # seconds for the others to say that they wait too, when they have looked
 _GRACE = 5.0  # seconds for gloo to say itself that the time is over
 # Not the caller's own: a bar of rank 0 alone is at another line of tqdm's than one that is hidden.
 _BETWEEN = (str(Path(__file__).parent.parent), str(Path(tqdm.__file__).parent), contextlib.__file__)
@@ -57,15 +56,22 @@ class Call(NamedTuple):
 
 
 def agree(
-    operation: str, header: Header, check: bool = True, ranks: Ranks | None = None
+    operation: str,
+    header: Header,
+    check: bool = True,
+    ranks: Ranks | None = None,
+    src: int | None = None,
 ) -> list[Header]:
     """The headers of all ranks, which are about to do the same thing; a collective.
 
     >>> headers = agree("barrier", encode(None)[0]) if dist.is_initialized() else []
 
+    Each rank tells rank 0 four numbers and hears three. Only what differs is then told in words.
+
     Args:
         check: Whether all must have come from the same place in the program.
         ranks: Default: the world.
+        src: The rank whose header alone counts, and comes.
 
     Raises:
         RuntimeError: They are not, on every rank, with what each was about to do. Or some did not
@@ -73,21 +79,54 @@ def agree(
     """
     transfer = Transfer(operation, check, ranks)
     own, ranks = transfer.call, transfer.ranks
-    told = json.dumps([own, header]).encode().ljust(_BYTES)
-    assert len(told) == _BYTES, "64 dimensions, the most torch has, fit"
-    device = transport_device(ranks.group)
-    mine = torch.frombuffer(bytearray(told), dtype=torch.uint8).to(device)
-    theirs = [torch.empty_like(mine) for _ in range(ranks.size)]
+    words = json.dumps([own, header]).encode()
     with transfer.sending():
-        work = dist.all_gather(theirs, mine, group=ranks.group, async_op=True)
-        transfer.wait(work, device, mine, *theirs, here=True)
-        read = [json.loads(_bytes(tensor)) for tensor in theirs]
-    calls = [Call(*call) for call, _ in read]
-    for call in calls:
-        same_place = call.place == own.place or not (call.place and own.place)
-        if call[:2] != own[:2] or not same_place:
-            raise RuntimeError(_difference(calls))
-    return [Header(*header) for _, header in read]
+        together, alike, longest = _compared(transfer, header, len(words))
+        if together and alike and src is None:
+            return [header] * ranks.size
+        told = [*_told_by(transfer, words.ljust(longest), src if together else None)]
+    read = [json.loads(each) for each in told]
+    if not together:
+        raise RuntimeError(_difference([Call(*call) for call, _ in read]))
+    return [Header(*each) for _, each in read]
+
+
+def _compared(transfer: Transfer, header: Header, length: int) -> list[int]:
+    """Whether all do the same, whether their headers are alike, and the most bytes of words."""
+    call, ranks, device = transfer.call, transfer.ranks, transport_device(transfer.ranks.group)
+    own = [_digest(call[:2]), _digest(call.place) if call.place else 0, _digest(header), length]
+    mine = torch.tensor(own, device=device)
+    result = torch.empty(3, dtype=torch.int64, device=device)
+    rows = [torch.empty_like(mine) for _ in range(ranks.size)] if ranks.rank == 0 else None
+    # Faster than a reduction, for which gloo goes around all ranks twice.
+    work = dist.gather(mine, rows, group=ranks.group, group_dst=0, async_op=True)
+    transfer.wait(work, device, mine, *(rows or ()), here=True)
+    if rows:
+        calls, places, headers, lengths = (set(each) for each in torch.stack(rows).T.tolist())
+        same = len(calls) == 1 and len(places - {0}) <= 1
+        result.copy_(torch.tensor([same, len(headers) == 1, max(lengths)]))
+    work = dist.broadcast(result, group_src=0, group=ranks.group, async_op=True)
+    transfer.wait(work, device, result, here=True)
+    return list(map(int, result.tolist()))
+
+
+def _told_by(transfer: Transfer, words: bytes, src: int | None) -> Iterator[bytes]:
+    """The words of one rank, or of all; they are of one length."""
+    ranks, device = transfer.ranks, transport_device(transfer.ranks.group)
+    mine = torch.frombuffer(bytearray(words), dtype=torch.uint8).to(device)
+    parts = [mine] if src is not None else [torch.empty_like(mine) for _ in range(ranks.size)]
+    if src is not None:
+        work = dist.broadcast(mine, group_src=src, group=ranks.group, async_op=True)
+    else:
+        work = dist.all_gather(parts, mine, group=ranks.group, async_op=True)
+    transfer.wait(work, device, mine, *parts, here=True)
+    return (part.cpu().numpy().tobytes() for part in parts)
+
+
+def _digest(value: object) -> int:
+    """63 bits that are never 0."""
+    data = hashlib.blake2b(json.dumps(value).encode(), digest_size=8).digest()
+    return int.from_bytes(data, "big") >> 1 | 1
 
 
 class _Left(NamedTuple):
@@ -141,15 +180,16 @@ class Transfer:
             here: False lets the next kernels of a GPU wait instead of the program.
         """
         lend(*tensors)
-        moments, now_and_then = 0, rarely()
+        moments, now_and_then, pause = 0, rarely(), seconds_between(self.ranks.size)
 
         def over() -> bool:
             nonlocal moments
-            if _done_soon(work, device):
+            if _done_within(pause, work, device):
                 return True
             with suppress(StoreGoneError):  # no word of anybody; the connection will tell
-                self._say()
-                moments = moments + 1 if self._gone() else 0  # since one left
+                if notes().check([ANY_LEFT]):  # else one question is all that the store is asked
+                    self._say()
+                    moments = moments + 1 if self._gone() else 0  # since one left
             if moments == _MOMENTS:
                 raise RuntimeError("a rank has left")
             if next(now_and_then):
@@ -183,8 +223,6 @@ class Transfer:
 
     def _gone(self) -> dict[int, str]:
         """Why ranks will not come to this, or will not bring it to its end."""
-        if not notes().check([ANY_LEFT]):  # as nearly always: one question, not one for each rank
-            return {}
         gone = {}
         for other in self.ranks.members:
             left = self._left(other)
@@ -234,7 +272,7 @@ class Transfer:
                     absent.discard(other)
             return absent <= set(self._gone())
 
-        wait_until(over, _OTHERS, pause=0.05)
+        wait_until(over, _OTHERS + 2 * seconds_between(self.ranks.size), pause=0.05)
         return absent
 
 
@@ -305,14 +343,10 @@ def _difference(calls: list[Call]) -> str:
     )
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.cpu().numpy().tobytes()
-
-
-def _done_soon(work: Any, device: torch.device) -> bool:
+def _done_within(seconds: float, work: Any, device: torch.device) -> bool:
     if device.type == "cpu":
         with suppress(RuntimeError):  # of the time, or of the work: `is_completed` knows
-            work.wait(_SOON)
+            work.wait(timedelta(seconds=seconds))
         return bool(work.is_completed())
     # A wait that ends early would end the whole group of nccl.
-    return wait_until(work.is_completed, _SOON.total_seconds(), pause=0.001)
+    return wait_until(work.is_completed, seconds, pause=0.001)

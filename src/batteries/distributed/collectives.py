@@ -168,7 +168,7 @@ def broadcast(data: T, src: int = 0, *, check: bool = True, group: Group = None)
     sending = ranks.rank == src
     header, payload = encode(data if sending else None)
     operation = f"broadcast from rank {src}"
-    meta = agree(operation, header, check, ranks)[src]
+    [meta] = agree(operation, header, check, ranks, src)
     carrier = carrying_device([meta], ranks.group)
     if not sending:
         payload = torch.empty(meta.size, dtype=torch.uint8, device=carrier)

@@ -26,7 +26,7 @@ from batteries.distributed.groups import (
     take_back,
 )
 from batteries.distributed.launch import Launch, launched, local_rank
-from batteries.distributed.waiting import wait_until
+from batteries.distributed.waiting import seconds_between, wait_until
 
 _AT_ITS_END = "it came to its end"
 _LET_GO = 1.0  # seconds for gloo's threads to let go of tensors
@@ -118,8 +118,13 @@ def _take_leave(why: str, well: bool) -> bool:
     done = {str(group.group_name): number for group, number in counts.items()}
     store.set(ANY_LEFT, "")
     store.set(f"left/{dist.get_rank()}", json.dumps([why, well, done]))
-    everybody = [f"left/{other}" for other in range(dist.get_world_size())]
-    return well and wait_until(lambda: store.check(everybody), _LEAVE, pause=0.01)
+    store.add("left/number", 1)
+    ranks = dist.get_world_size()
+
+    def over() -> bool:
+        return int(store.get("left/number") or 0) == ranks
+
+    return well and wait_until(over, _LEAVE, pause=seconds_between(ranks, 0.01))
 
 
 def _refuse_spawned() -> None:

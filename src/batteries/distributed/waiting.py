@@ -40,6 +40,15 @@ def wait_until(over: Callable[[], bool], seconds: float, pause: float = 0.5) -> 
     return True
 
 
+def seconds_between(ranks: int, least: float = 0.5) -> float:
+    """How often each of so many ranks asks their store: all together 2,000 times a second at most.
+
+    >>> seconds_between(8), seconds_between(4096)
+    (0.5, 2.048)
+    """
+    return max(least, ranks / 2000)
+
+
 def rarely() -> Iterator[bool]:
     """Whether it is time for what leaves a trace each time: more and more seldom.
 
