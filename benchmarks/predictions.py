@@ -24,11 +24,12 @@ MANY = 25_000_000  # of each of four
 
 def on_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> Any:
     """What a function returned on rank 0 of a group on this machine."""
-    spawn = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "batteries.predictions", "batteries.distributed"])
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    results = spawn.SimpleQueue()
+    results = context.SimpleQueue()
     ranks = [
-        spawn.Process(target=_run, args=(rank, world_size, store.port, results, function, *args))
+        context.Process(target=_run, args=(rank, world_size, store.port, results, function, *args))
         for rank in range(world_size)
     ]
     for process in ranks:

@@ -1,6 +1,6 @@
 """Benchmarks against the libraries that do the same: python benchmarks/run.py [NAME ...].
 
-Names: loop, to_device, seed_all, import_time, checkpoints, training, predictions,
+Names: loop, to_device, seed_all, import_time, checkpoints, training, predictions, ranks,
 record, averaging, blending. All take about half an hour.
 """
 
@@ -19,6 +19,7 @@ import checkpoints
 import import_time
 import loop
 import predictions
+import ranks
 import record
 import seed_all
 import to_device
@@ -34,6 +35,7 @@ BENCHMARKS = {
     "checkpoints": checkpoints.main,
     "training": training.main,
     "predictions": predictions.main,
+    "ranks": ranks.main,
     "record": record.main,
     "averaging": averaging.main,
     "blending": blending.main,
