@@ -329,13 +329,16 @@ def _replacement(path: Path, size: int = 0, over_links: bool = False) -> Iterato
 def _described(error: OSError, path: Path, size: int) -> OSError:
     try:
         directory = next(part for part in path.parents if part.exists())
-        free = f"{shutil.disk_usage(directory).free:,}"
+        free = f"{shutil.disk_usage(directory).free:,} bytes are free"
+        full = error.errno == errno.ENOSPC and hasattr(os, "statvfs") and os.statvfs(directory)
+        if full and full.f_files and not full.f_favail:
+            free = "the file system has no room for another file: remove some (df -i counts them)"
     except OSError:  # the disk is gone
-        free = "an unknown number of"
+        free = "an unknown number of bytes are free"
     return type(error)(
         error.errno,
-        f"{error.strerror or error}: {path} takes about {size:,} bytes, and {free} bytes are "
-        "free; what was there before is as it was",
+        f"{error.strerror or error}: {path} takes about {size:,} bytes, and {free}; what was "
+        f"{path} before is as it was",
     )
 
 

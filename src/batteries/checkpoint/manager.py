@@ -345,17 +345,18 @@ class CheckpointManager:
 
     def _settle(self, rows: list[Row], kept: list[int], before: list[Row]) -> None:
         """Make the rest of the directory follow from a new last.pth; to be repeated at will."""
-        epoch = rows[-1]["epoch"]
+        epoch, best = rows[-1]["epoch"], self._best_at_hand(rows)
+        # What goes makes room for what comes: names take some, too. What is best is there until
+        # best.pth is.
+        self._remove(set(kept), before + rows, best)
         if epoch in kept:
             self._let_be(self._path(epoch), self.last_path)
-        best = self._best_at_hand(rows)
         if best is not None:
             self._let_be(self.best_path, best)
+            if best.name not in (self.best_path.name, self.last_path.name):
+                self._remove(set(kept), before + rows)
         elif self._row_in(self.best_path) is not None:
             self.best_path.unlink()
-        for path, row in self._epoch_files(exempt=set(kept)):
-            if row in before or row in rows:  # else it is the user's own
-                path.unlink()
         memory = {
             "metric_name": self.metric,
             "metric_minimization": self.metric_minimization,
@@ -364,6 +365,11 @@ class CheckpointManager:
         text = json.dumps(memory, indent=2, allow_nan=False).encode()
         with write_whole(self._memory_path, len(text)) as file:
             file.write(text)
+
+    def _remove(self, kept: set[int], known: list[Row], besides: Path | None = None) -> None:
+        for path, row in self._epoch_files(exempt=kept):
+            if path != besides and row in known:  # else it is the user's own
+                path.unlink()
 
     def _let_be(self, name: Path, source: Path) -> None:
         """Let a name stand for what another one stands for."""

@@ -100,7 +100,7 @@ def read_file(path: PathLike, map_location: torch.device | str = "cpu") -> Check
     found = list(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
     raise CheckpointError(
         f"{path} is not a checkpoint: expected a dict with 'model_state_dict', or the state dict "
-        f"of a model; found {found}"
+        f"of a model; found {str(found)[:300]}"
     )
 
 

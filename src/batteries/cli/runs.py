@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from batteries.cli.group import as_json_option, logdir_option, main
+from batteries.cli.group import as_json_option, logdir_option, main, say
 from batteries.cli.tables import print_table
 
 _SPARE = ["commit", "started", "stage", "metric", "seconds", "epochs", "epoch"]  # for want of room
@@ -66,10 +66,10 @@ def runs(
     else:
         left_out = print_table(logdir, rows, _SPARE)
         if left_out:
-            click.echo(f"no room for {', '.join(left_out)}: a wider terminal, --json or --csv")
+            say(f"no room for {', '.join(left_out)}: a wider terminal, --json or --csv")
     for run in found:
         for problem in run.problems:
-            click.echo(f"{run.name}: {problem}", err=True)
+            say(f"{run.name}: {problem}", err=True)
 
 
 def _holds(condition: str, row: Mapping[str, Any]) -> bool:
@@ -153,7 +153,7 @@ def score(
         click.echo(json.dumps({"run": str(path), "scores": scores, "gaps": found}, indent=1))
         return
     for line in [f"{path}/scores.json is written", *found]:
-        click.echo(line)
+        say(line)
 
 
 @main.command()
@@ -177,12 +177,12 @@ def gaps(logdir: str, as_json: bool) -> None:
         return
     for run in found:
         for line in check_gap(run):
-            click.echo(f"{run.name}: {line}")
+            say(f"{run.name}: {line}")
     for check in checks:
         text = str(check)
         if check.correlation is not None and check.interval is not None:
             low, high = check.interval
             text += f" (rank correlation {check.correlation:+.2f}, 95 % {low:+.2f} to {high:+.2f})"
-        click.echo(text)
+        say(text)
     if not checks:
         click.echo("no run has a test or leaderboard score: batteries score RUN --test SCORE")
