@@ -17,6 +17,7 @@ from batteries.files import PathLike, check_inside, kind_of
 _MOST = 64 * 2**20  # bytes of JSON: 100,000 epochs of ten metrics take 50 MB
 _VALUES = 4_000_000  # in them, of which each takes up to 100 bytes of memory
 _DEEP = 64  # containers in each other
+_NAME = 1000  # letters of a name
 _LINE = 16 * 2**20  # bytes of a line
 LARGEST = 10.0**300  # of numbers: their differences and sums are floats
 LAST_EPOCH = 10**18  # below which a whole number is an epoch
@@ -39,7 +40,7 @@ def open_regular(path: PathLike, inside: PathLike | None = None) -> Iterator[Buf
         OSError: It is a pipe, a device or a socket; a link leads out of the directory; and what
             the disk says.
     """
-    check_regular(path)
+    _check_regular(path, Path(path).stat().st_mode)
     if inside is not None:
         check_inside(path, inside)
     # Another may take the name meanwhile: a pipe does not block then.
@@ -50,13 +51,21 @@ def open_regular(path: PathLike, inside: PathLike | None = None) -> Iterator[Buf
 
 
 def check_regular(path: PathLike) -> None:
-    """Raise if a path is no regular file: before it is handed to a library that would wait for it.
+    """Raise if a path is no file with data: before it is handed to a library that takes its time.
 
     >>> check_regular(".")
     Traceback (most recent call last):
     IsADirectoryError: [Errno 21] Is a directory: '.'
+
+    Raises:
+        OSError: It is something else, or a hole: bytes that the disk does not have.
     """
-    _check_regular(path, Path(path).stat().st_mode)
+    found = Path(path).stat()
+    _check_regular(path, found.st_mode)
+    held = getattr(found, "st_blocks", found.st_size) * 512  # a file system may compress
+    if found.st_size > max(2**26, 1000 * held):
+        told = f"of its {found.st_size:,} bytes the disk has {held:,}: it is a hole"
+        raise OSError(errno.EFBIG, told, str(path))
 
 
 def _check_regular(path: PathLike, mode: int) -> None:
@@ -186,6 +195,8 @@ def check(value: Any, kind: Any, place: str = "it") -> None:
     if most:
         if len(value) > most.number:
             raise ValueError(f"{place} has {len(value):,} items; expected {most.number:,} at most")
+        if own is dict and max(map(len, value), default=0) > _NAME:
+            raise ValueError(f"{place} has a name of more than {_NAME} letters")
         kind = (
             dict.fromkeys(value, most.each) if own is dict else [most.each] if own is list else own
         )

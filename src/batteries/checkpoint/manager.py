@@ -436,7 +436,8 @@ class CheckpointManager:
         """Make files of links from one name to another, which a save would write through."""
         for path in [] if self.sharded else self.logdir.iterdir():
             ours = path.name in own or epoch_of(path.name) is not None
-            if ours and path.is_symlink() and path.resolve().parent == self.logdir.resolve():
+            beside = os.path.realpath(path.parent) == str(Path(os.path.realpath(path)).parent)
+            if ours and path.is_symlink() and beside:
                 replace_link(path) if path.exists() else path.unlink()
             elif ours:
                 check_inside(path, self.logdir)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from batteries.files import append_whole, make_directory, write_whole
-from batteries.foreign import open_regular
+from batteries.foreign import lines_of, open_regular
 from batteries.lines import NAME, parse_line
 from batteries.loggers.background import BackgroundLogger, Row, file_name
 
@@ -68,7 +68,9 @@ def _free(path: Path) -> Path:
 def _mend(path: Path, after: int | None) -> None:
     """Drop a torn last line, and the lines of steps that are to come again."""
     with open_regular(path, inside=path.parent) as file:
-        lines = [*file]
+        lines = [*lines_of(file)]
+        if file.read(1):
+            raise ValueError(f"{path} has a line that no logger writes: move the file away")
     kept = [line for line in lines if line.endswith(b"\n") and not _is_after(line, after)]
     if len(kept) < len(lines):
         with write_whole(path, sum(map(len, kept)), inside=path.parent) as file:
