@@ -71,10 +71,18 @@ def outside(root: Path) -> Path:
     return folder
 
 
+def content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
 def snapshot(folder: Path) -> dict[str, Any]:
     """All that can be seen of a directory and what is in it, at any depth."""
     return {
-        str(path): (path.lstat()[:7], path.lstat().st_mtime_ns, path.is_file() and path.read_bytes())
+        str(path): (
+            path.lstat()[:7],
+            path.lstat().st_mtime_ns,
+            path.is_file() and path.read_bytes(),
+        )
         for path in (folder, *sorted(folder.rglob("*")))
     }
 
@@ -90,7 +98,6 @@ _RAW: dict[str, bytes] = {
     "bytes": bytes(range(256)),
     "utf-16": '{"sessions": []}'.encode("utf-16"),
     "digits": b'{"sessions": [{"pid": ' + b"9" * 10_000 + b"}]}",
-    "many-values": b"[" + b"{}," * 5_000_000 + b"{}]",
     "no-finite": b'{"test": NaN, "metric_name": Infinity, "sessions": [{"pid": -Infinity}]}',
     "surrogates": b'{"sessions": [{"state": "\\udc80", "error": "\\u0000"}], "test": "\\ud800"}',
 }
@@ -115,7 +122,7 @@ _TEXTS: dict[str, list[Any]] = {
     "run.json": [
         *({**RECORD, "sessions": wrong} for wrong in _WRONG),
         *({**RECORD, "sessions": [session]} for session in _SESSIONS),
-        *({**RECORD, "sessions": [{name: wrong}]} for wrong in ([], 3, "x") for name in ("git", "pid")),
+        *({**RECORD, "sessions": [{"git": wrong, "pid": wrong}]} for wrong in _WRONG),
     ],
     "scores.json": [
         *({"test": wrong} for wrong in _WRONG),
@@ -153,6 +160,7 @@ def contents() -> dict[str, dict[str, bytes]]:
     for name, values in _TEXTS.items():
         texts = [json.dumps(value).encode() + b"\n" for value in values]
         found[name] = _RAW | {f"{number}": text for number, text in enumerate(texts)}
+    found["run.json"]["many-values"] = b"[" + b"{}," * 5_000_000 + b"{}]"
     return found
 
 
@@ -168,6 +176,10 @@ def make_run(path: Path, name: str = "", bad: Callable[[Path], object] | None = 
     return path
 
 
+def written(text: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(text)
+
+
 def make_runs(logdir: Path) -> list[Path]:
     """A run for each bad file."""
     made = []
@@ -175,17 +187,17 @@ def make_runs(logdir: Path) -> list[Path]:
         for kind, thing in THINGS.items():
             made.append(make_run(logdir / f"{name}-{kind}", name, thing))
         for kind, text in texts.items():
-            made.append(
-                make_run(logdir / f"{name}-{kind}", name, lambda path, text=text: path.write_bytes(text))  # type: ignore[misc]
-            )
+            made.append(make_run(logdir / f"{name}-{kind}", name, written(text)))
     return made
 
 
-def mutated(text: bytes, chance: random.Random) -> bytes:
-    """JSON with one value, name or piece of text put in the place of another."""
-    if chance.random() < 0.3:
+def mutated(text: bytes, chance: random.Random, whole: bool = False) -> bytes:
+    """JSON with one value, name or, unless it has to be whole, piece of text in another's place."""
+    if not whole and chance.random() < 0.3:
         place, end = sorted(chance.randrange(len(text) + 1) for _ in range(2))
-        piece = chance.choice([b"", b'"', b"]", b"}", b"1e999", b"NaN", b"\xff", text[place:end] * 2])
+        piece = chance.choice(
+            [b"", b'"', b"]", b"}", b"1e999", b"NaN", b"\xff", text[place:end] * 2]
+        )
         return text[:place] + piece + text[end:]
     value = json.loads(text)
     holder, key = chance.choice([*_holders({"": value})])
@@ -263,7 +275,11 @@ def write_pickle(path: Path, value: bytes, bare: bool = False) -> None:
 
 def notes() -> list[Any]:
     """What a file may say about itself that no manager says."""
-    good = {"row": {"epoch": 3, "loss": 0.3}, "kept": [3], "owner": {"id": "a", "host": "b", "pid": 1}}
+    good = {
+        "row": {"epoch": 3, "loss": 0.3},
+        "kept": [3],
+        "owner": {"id": "a", "host": "b", "pid": 1},
+    }
     return [
         *({**good, "row": {"epoch": wrong, "loss": 0.3}, "kept": [wrong]} for wrong in _WRONG),
         *({**good, "row": wrong} for wrong in _WRONG),

@@ -14,6 +14,7 @@ import click
 
 from batteries.cli.group import as_json_option, logdir_option, main, say
 from batteries.cli.tables import print_table
+from batteries.foreign import printable
 
 _SPARE = ["commit", "started", "stage", "metric", "seconds", "epochs", "epoch"]  # for want of room
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -113,8 +114,10 @@ def _value(row: Mapping[str, Any], column: str) -> Any:
 def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer.writerow({name: printable(name) for name in columns})
+    for row in rows:
+        texts = {name: printable(each) for name, each in row.items() if isinstance(each, str)}
+        writer.writerow({**row, **texts})
     return text.getvalue()
 
 
