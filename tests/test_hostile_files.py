@@ -98,10 +98,9 @@ def test_runs() -> None:
     made = hostile.make_runs(logdir)
     hostile.make_run(logdir / "good")
     begun = time.monotonic()
-    rows = {row["run"]: row for row in json.loads(command("runs", "runs", "--json"))}
-    assert len(rows) == len(made) + 1
-    assert rows["good"]["validation"] == 0.4
-    told = {run.name: run.problems for run in read_runs(logdir)}
+    with bounded():
+        told = {run.name: run.problems for run in read_runs(logdir)}
+    assert len(told) == len(made) + 1
     assert not told["good"]
     for name in ("run.json", "scores.json", "metrics.json"):
         for kind in ("pipe", "link-to-a-secret", "sparse", "deep"):

@@ -469,7 +469,7 @@ def test_foreign_record() -> None:
     """A `run.json` of something else is named, and stays as it is."""
     Path("run.json").write_text(json.dumps(["not ours"]))
     with pytest.raises(
-        ValueError, match=r"run\.json is not the record of a run: it has no sessions"
+        ValueError, match=r"run\.json is not the record of a run: it is .*; expected dict"
     ):
         start_run(".")
     assert json.loads(Path("run.json").read_text()) == ["not ours"]
