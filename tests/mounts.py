@@ -35,9 +35,9 @@ def mounted(place: Path, *options: str) -> Iterator[Path]:
 
 
 @contextmanager
-def tmpfs(place: Path, size: int) -> Iterator[Path]:
+def tmpfs(place: Path, size: int, more: str = "noatime") -> Iterator[Path]:
     """A file system that holds `size` bytes, in memory."""
-    with mounted(place, "-t", "tmpfs", "-o", f"size={size}", "tmpfs") as path:
+    with mounted(place, "-t", "tmpfs", "-o", f"size={size},{more}", "tmpfs") as path:
         yield path
 
 

@@ -19,6 +19,7 @@ from stress_collectives import collectives
 from stress_deaths import every_call, kills, power_cuts
 from stress_examples import examples
 from stress_mutations import mutations
+from stress_records import mutated_records
 from stress_resume import resumes
 from test_checkpoint_crashes import kill_large_saves
 from test_loggers import kill_when_a_store_has
@@ -39,6 +40,7 @@ PARTS: dict[str, tuple[Part, int]] = {
     "large": (kill_large_saves, 40),
     "calls": (every_call, 5),
     "mutations": (mutations, 100_000),
+    "records": (mutated_records, 100_000),
     "power-ext4": (partial(power_cuts, "ext4"), 50),
     "power-xfs": (partial(power_cuts, "xfs"), 50),
     "resume": (resumes, 100),

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,25 @@ def test_full_disks(mode: str | None) -> None:
                 assert not hidden(disk / "logs")
         save(checkpoints, 2, NUMBERS)
         assert state(disk / "logs") == undisturbed(2)
+
+
+def test_disks_without_room_for_names() -> None:
+    """Without an inode left the error says that; with two, what is pruned makes room."""
+    with tmpfs(Path("disk"), 2**20, "nr_inodes=20") as disk:
+        checkpoints = manager(disk / "logs")
+        for epoch in (1, 2, 3, 4):
+            save(checkpoints, epoch)
+        fillers = [disk / f"filler {number}" for number in range(20)]
+        with suppress(OSError):
+            for filler in fillers:
+                filler.touch()
+        with pytest.raises(OSError, match=r"no room for another file: .*as it was"):
+            save(checkpoints, 5)
+        for filler in fillers[:2]:
+            filler.unlink()
+        for epoch in (5, 6, 7):
+            save(checkpoints, epoch)
+        assert state(disk / "logs") == undisturbed(7)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -158,16 +158,18 @@ def test_links_beside_the_files(target: str) -> None:
     ]
 
 
-def test_links_to_other_places() -> None:
-    """A name that is a link to a file elsewhere stays one, and no epoch's file is a link to it."""
-    Path("logs").mkdir()
-    Path("large").mkdir()
-    Path("logs/last.pth").symlink_to("../large/last.pth")
-    for epoch in (1, 2):
-        process(CheckpointManager("logs"), epoch, 0.5)
-    assert Path("logs/last.pth").is_symlink()
-    assert read_checkpoint("large/last.pth")["epoch"] == 2
-    assert [read_checkpoint(f"logs/exp_{epoch}.pth")["epoch"] for epoch in (1, 2)] == [1, 2]
+@pytest.mark.parametrize("name", ["last.pth", "best.pth", "exp_3.pth", "metrics.json"])
+def test_links_to_other_places(name: str) -> None:
+    """A name that leads out of the directory is refused, and nothing out there changes."""
+    for logdir in ("logs", "others"):
+        process(CheckpointManager(logdir), 1, 0.5)
+    Path("logs", name).unlink(missing_ok=True)
+    Path("logs", name).symlink_to(f"../others/{name}")
+    before = content(Path("others"))
+    for _ in range(2):
+        with pytest.raises(PermissionError, match=f"it leads out of logs.*logs/{name}"):
+            process(CheckpointManager("logs"), 2, 0.4)
+    assert content(Path("others")) == before
 
 
 @pytest.mark.parametrize("epoch", [torch.tensor(3), 3, 3.0])

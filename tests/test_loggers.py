@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import warnings
@@ -728,3 +729,15 @@ def test_device_tensors() -> None:
     with TensorBoardLogger("events") as tensorboard:
         tensorboard.log_metrics(losses, 1)
     assert read_events("events") == {str(number): [(1, number / 2)] for number in range(5)}
+
+
+def test_dropped_loggers() -> None:
+    """Loggers that are dropped without `close` write what they have, and end their threads."""
+    before = set(threading.enumerate())
+    for number in range(30):
+        JsonLinesLogger(f"runs/{number}").log_metrics({"loss": number}, 1)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+        assert not thread.is_alive()
+    written = [next(read_lines(f"runs/{number}"))["metrics"]["loss"] for number in range(30)]
+    assert written == [*range(30)]

@@ -255,13 +255,17 @@ def test_foreign_files(name: str, value: Any) -> None:
     ("name", "text", "problem"),
     [
         ("run.json", '{"sessions": [', "run.json is not the record of a run"),
-        ("scores.json", '{"test": ', "scores.json is not JSON"),
+        ("scores.json", '{"test": ', "scores.json has no scores: Expecting"),
         (
             "scores.json",
             '{"validation": 0.5, "test": "x"}',
             "test is 'x'; expected a finite number",
         ),
-        ("metrics.json", '{"metric_name": "loss", "values": 5}', "it is not a CheckpointManager's"),
+        (
+            "metrics.json",
+            '{"metric_name": "loss", "values": 5}',
+            "is not a CheckpointManager's: values is 5; expected list",
+        ),
         ("metrics.jsonl", '5\n{"step": 1, "metrics": {"loss": 1}}\n', "1 lines are not a JSON"),
         ("metrics.jsonl", '{"step": 1, "metrics": {"loss": 1}}\n{"st', "last line is half written"),
     ],

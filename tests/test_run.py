@@ -5,6 +5,7 @@ import collections
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -468,7 +469,7 @@ def test_foreign_record() -> None:
     """A `run.json` of something else is named, and stays as it is."""
     Path("run.json").write_text(json.dumps(["not ours"]))
     with pytest.raises(
-        ValueError, match=r"run\.json is not the record of a run: it has no sessions"
+        ValueError, match=r"run\.json is not the record of a run: it is .*; expected dict"
     ):
         start_run(".")
     assert json.loads(Path("run.json").read_text()) == ["not ours"]
@@ -574,3 +575,12 @@ def test_switches(monkeypatch: pytest.MonkeyPatch) -> None:
         set_backends(matmul_precision="fast")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="sharing_strategy is 'fast'; this system has file_"):
         set_backends(sharing_strategy="fast")  # type: ignore[arg-type]
+
+
+def test_a_record_that_is_removed() -> None:
+    """A run whose record was removed meanwhile says so at its end, and how it ended."""
+    run = start_run("runs")
+    shutil.rmtree("runs")
+    Path("runs/001").mkdir(parents=True)  # as the next checkpoint does
+    with pytest.raises(FileNotFoundError, match=r"not recorded \(finished\): its run.json was rem"):
+        run.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from stress import run_part
 
-FEW = {"kills": 6, "mutations": 100, "power-ext4": 3, "power-xfs": 3}
+FEW = {"kills": 6, "mutations": 100, "records": 60, "power-ext4": 3, "power-xfs": 3}
 # The other parts are functions of the tests, with other arguments.
 OWN = [*FEW, "resume", "collectives"]
 

@@ -48,8 +48,33 @@ def make_directory(path: PathLike) -> Path:
     return path
 
 
+def check_inside(path: PathLike, directory: PathLike) -> Path:
+    """The end of a path's symbolic links, which lies in a directory.
+
+    >>> check_inside("runs/../../log.txt", "runs")
+    Traceback (most recent call last):
+    PermissionError: [Errno 1] it leads out of runs, to ...log.txt: put a file in its place...
+
+    A directory that is a link itself is as good.
+
+    Raises:
+        PermissionError: It lies elsewhere.
+    """
+    real, own = Path(os.path.realpath(path)), Path(os.path.realpath(directory))
+    if own not in real.parents:
+        raise PermissionError(
+            errno.EPERM,
+            f"it leads out of {directory}, to {real}: put a file in its place, or make a link of "
+            "the whole directory",
+            str(path),
+        )
+    return real
+
+
 @contextmanager
-def write_whole(path: PathLike, size: int = 0) -> Iterator[BinaryIO]:
+def write_whole(
+    path: PathLike, size: int = 0, inside: PathLike | None = None
+) -> Iterator[BinaryIO]:
     """Open a file for writing that appears under its name when it is complete and on the disk.
 
     >>> with write_whole("notes.txt") as file:
@@ -60,19 +85,21 @@ def write_whole(path: PathLike, size: int = 0) -> Iterator[BinaryIO]:
 
     Args:
         size: Bytes that are about to be written, for the error when there is no room.
+        inside: The directory that no link may lead out of.
 
     Raises:
         IsADirectoryError: The path is a directory.
+        PermissionError: A link leads out of the directory.
         OSError: With the path, the cause, the bytes needed and the bytes free; or the path is a
             device, a pipe or a socket. Nothing has been written then.
     """
-    with _replacement(_followed(path), size) as temporary, temporary.open("x+b") as file:
+    with _replacement(_followed(path, inside), size) as temporary, temporary.open("x+b") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
 
 
-def append_whole(path: PathLike, data: bytes) -> None:
+def append_whole(path: PathLike, data: bytes, inside: PathLike | None = None) -> None:
     """Append to a file, which is made if need be: all of it, or nothing where there is no room.
 
     >>> append_whole("notes.txt", b"all of it")
@@ -80,7 +107,7 @@ def append_whole(path: PathLike, data: bytes) -> None:
     Raises:
         OSError: With the path; as `write_whole`.
     """
-    path = _followed(path)
+    path = _followed(path, inside)
     _check_replaceable(path)
     with naming(path):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -228,9 +255,11 @@ def _lock(descriptor: int, path: PathLike, timeout: float) -> None:
 # ---------------------------------------------------------------- what may be replaced
 
 
-def _followed(path: PathLike) -> Path:
+def _followed(path: PathLike, inside: PathLike | None = None) -> Path:
     """The file that a path stands for: itself, or the end of its symbolic links."""
     path = Path(path)
+    if inside is not None:
+        check_inside(path, inside)
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
@@ -242,6 +271,15 @@ _KINDS = {
     stat.S_IFCHR: "device",
     stat.S_IFBLK: "device",
 }
+
+
+def kind_of(mode: int) -> str:
+    """What a path is that is no regular file, by its mode.
+
+    >>> kind_of(Path("/dev/null").stat().st_mode)
+    'device'
+    """
+    return _KINDS.get(stat.S_IFMT(mode), "special file")
 
 
 def _check_replaceable(path: Path, over_links: bool = False) -> None:
@@ -265,7 +303,7 @@ def _check_replaceable(path: Path, over_links: bool = False) -> None:
         )
     raise OSError(
         errno.EINVAL,
-        f"{path} is a {_KINDS.get(kind, 'special file')}; only a file can be written whole or not "
+        f"{path} is a {kind_of(kind)}; only a file can be written whole or not "
         "at all: choose the name of one",
     )
 
@@ -291,13 +329,16 @@ def _replacement(path: Path, size: int = 0, over_links: bool = False) -> Iterato
 def _described(error: OSError, path: Path, size: int) -> OSError:
     try:
         directory = next(part for part in path.parents if part.exists())
-        free = f"{shutil.disk_usage(directory).free:,}"
+        free = f"{shutil.disk_usage(directory).free:,} bytes are free"
+        full = error.errno == errno.ENOSPC and hasattr(os, "statvfs") and os.statvfs(directory)
+        if full and full.f_files and not full.f_favail:
+            free = "the file system has no room for another file: remove some (df -i counts them)"
     except OSError:  # the disk is gone
-        free = "an unknown number of"
+        free = "an unknown number of bytes are free"
     return type(error)(
         error.errno,
-        f"{error.strerror or error}: {path} takes about {size:,} bytes, and {free} bytes are "
-        "free; what was there before is as it was",
+        f"{error.strerror or error}: {path} takes about {size:,} bytes, and {free}; what was "
+        f"{path} before is as it was",
     )
 
 

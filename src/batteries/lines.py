@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from batteries.files import PathLike
+from batteries.foreign import lines_of, open_regular, parse_json
 
 NAME = "metrics.jsonl"
 _OTHERS = ("nan", "inf", "-inf")  # numbers that JSON does not have
@@ -27,8 +27,8 @@ def read_lines(logdir: PathLike) -> Iterator[dict[str, Any]]:
     path = Path(logdir)
     path = path / NAME if path.is_dir() else path
     if path.is_file():
-        with path.open("rb") as file:
-            yield from filter(None, map(parse_line, file))
+        with open_regular(path) as file:
+            yield from filter(None, map(parse_line, lines_of(file)))
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:
@@ -38,7 +38,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     ({'step': 1}, None)
     """
     try:
-        value = json.loads(line) if line.endswith(b"\n") else None
+        value = parse_json(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
     if not isinstance(value, dict):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from batteries.files import PathLike, write_whole
+from batteries.foreign import Most, check, parse_json, read_regular
 from batteries.masking import masked_record
 
 NAME = "run.json"
@@ -28,21 +29,24 @@ def read_record(run: PathLike) -> dict[str, Any] | None:
     """
     path = Path(run, NAME)
     try:
-        record: Any = json.loads(path.read_bytes())
+        record: dict[str, Any] = parse_json(read_regular(path, inside=run))
+        check(record, {"id": Most(str, 100), "sessions": [_SESSION]})
+        if not record.get("sessions"):
+            raise ValueError("it has no sessions")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise ValueError(f"{path} is not the record of a run: {error}") from None
-    found: dict[str, Any] = record if isinstance(record, dict) else {}
-    sessions = found.get("sessions")
-    if not (isinstance(sessions, list) and sessions and all(map(_is_session, sessions))):
-        raise ValueError(f"{path} is not the record of a run: it has no sessions")
-    return found
+    return record
 
 
-def _is_session(value: Any) -> bool:
-    parts = ("args", "git", "packages", "variables")
-    return isinstance(value, dict) and all(isinstance(value.get(p) or {}, dict) for p in parts)
+# Of what is computed with, or made paths and signals of; all else is only shown.
+_SESSION = {
+    **dict.fromkeys(("args", "git", "packages", "variables"), (None, dict)),
+    **dict.fromkeys(("state", "started", "stopped", "born"), (None, Most(str, 100))),
+    "pid": (None, int),
+    "host": (None, Most(str, 1000)),
+}
 
 
 def write_record(run: PathLike, record: dict[str, Any]) -> None:
@@ -51,7 +55,7 @@ def write_record(run: PathLike, record: dict[str, Any]) -> None:
     >>> write_record(".", {"id": "a", "sessions": [{"state": "finished"}]})
     """
     data = json.dumps(masked_record(record), indent=1, default=repr).encode()
-    with write_whole(Path(run, NAME), len(data)) as file:
+    with write_whole(Path(run, NAME), len(data), inside=run) as file:
         file.write(data)
 
 

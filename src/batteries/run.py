@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import dis
+import errno
 import json
 import os
 import sys
@@ -123,7 +124,13 @@ class Run:
         self._end = self._end or {"state": state, "error": error, "stopped": _now()}
         with locked_directory(self.path):
             record = read_record(self.path)
-            assert record is not None
+            if record is None:
+                raise FileNotFoundError(
+                    errno.ENOENT,
+                    f"how the run ended is not recorded ({self._end['state']}): its {NAME} was "
+                    "removed, or its whole directory, in the meantime",
+                    str(self.path / NAME),
+                )
             record["sessions"][-1].update(self._end)
             write_record(self.path, record)
         self._ended.set()
@@ -224,7 +231,7 @@ def _begin(
         record = record or {"id": uuid.uuid4().hex[:16], "sessions": []}
         if about is not None and diff:
             about["diff"] = f"diff-{len(record['sessions']) + 1}.patch"
-            with write_whole(path / about["diff"], len(diff)) as file:
+            with write_whole(path / about["diff"], len(diff), inside=path) as file:
                 file.write(diff)
         record["sessions"].append(session)
         write_record(path, record)

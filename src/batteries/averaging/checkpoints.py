@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-import json
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ from batteries.checkpoint.contents import rebuilt, state_of
 from batteries.checkpoint.forms import peek, read_checkpoint
 from batteries.checkpoint.storage import save_checkpoint
 from batteries.files import PathLike
+from batteries.history import NAME, read_history
 from batteries.progress import tqdm
 
 State = OrderedDict[str, Any]
@@ -166,12 +166,12 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
     if number < 1:
         raise ValueError(f"best_checkpoints was asked for {number}; expected 1 or more")
     folder = Path(logdir)
-    path = folder / "metrics.json"
+    path = folder / NAME
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there: a CheckpointManager writes it")
-    memory = json.loads(path.read_text())
-    metric, sign = memory["metric_name"], 1 if memory["metric_minimization"] else -1
-    rows = [row for row in memory["values"] if row[metric] is not None]
+    metric, minimization, found, _ = read_history(path, inside=folder)
+    sign = 1 if minimization else -1
+    rows = [row for row in found if row.get(metric) is not None]
     ranked = sorted(rows, key=lambda row: sign * row[metric])
     names = [[folder / f"exp_{row['epoch']}{end}" for end in (".pth", ".dcp")] for row in ranked]
     kept = [path for epoch in names for path in [path for path in epoch if path.exists()][:1]]

@@ -16,6 +16,7 @@ from batteries.blend.means import geometric, majority_vote, mean, power_average
 from batteries.blend.models import Array, Models
 from batteries.blend.ranks import rank_average
 from batteries.files import PathLike, write_whole
+from batteries.foreign import check_regular
 from batteries.progress import tqdm
 
 Method = Literal["mean", "power", "geometric", "rank", "vote"]
@@ -144,6 +145,7 @@ def _reading(path: Path) -> Iterator[Any]:
 
 
 def _names_in(path: Path) -> list[str]:
+    check_regular(path)
     with _reading(path) as polars:
         if path.suffix == ".csv":
             rows = polars.read_csv(path, n_rows=1, has_header=False, infer_schema=False).rows()

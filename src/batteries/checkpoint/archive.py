@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from batteries.checkpoint.contents import rebuilt
 from batteries.files import PathLike, naming
+from batteries.foreign import check, open_regular, parse_json
 
 try:
     import fcntl
@@ -320,7 +321,8 @@ def find_seal(tail: bytes) -> Seal | None:
     if not comment.startswith(_MARK) and mark != _DIGEST_MARK:
         return None
     try:
-        note = json.loads(text[text.find(b"{") :])
+        note = parse_json(text[text.find(b"{") :])
+        check(note, dict)
     except ValueError:
         note = {}  # damaged, as the digest will say
     return Seal(note, tail[-DIGEST_LENGTH:], comment.startswith(_OWN_MARK))
@@ -349,9 +351,9 @@ def read_seal(path: PathLike) -> Seal | None:
         path = path / INDEX
         if not path.exists():
             return None
-    if path.exists() and not path.is_file():  # a pipe would wait for its writer
+    if path.exists() and not path.is_file():
         return None
-    with naming(path), path.open("rb") as file:
+    with naming(path), open_regular(path) as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - LONGEST_SEAL))
         return find_seal(file.read())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,6 +19,9 @@ from batteries.checkpoint.sharded import peek_shards, read_shards, verify_shards
 from batteries.checkpoint.storage import CheckpointError, peek_file, read_file, save_checkpoint
 from batteries.device import known_device
 from batteries.files import PathLike, write_whole
+from batteries.foreign import open_regular
+
+_HEADER = 10**8  # bytes, as safetensors itself has it
 
 
 def read_checkpoint(path: PathLike, map_location: torch.device | str = "cpu") -> Checkpoint:
@@ -42,9 +46,7 @@ def read_checkpoint(path: PathLike, map_location: torch.device | str = "cpu") ->
     if _is_safetensors(path):
         at_once = _safetensors("read_checkpoint").load
         return {
-            "model_state_dict": _weights(
-                lambda path: at_once(path.read_bytes()), path, map_location
-            )
+            "model_state_dict": _weights(lambda path: at_once(_all_of(path)), path, map_location)
         }
     return read_file(path, map_location)
 
@@ -172,6 +174,15 @@ def _is_safetensors(path: PathLike) -> bool:
 
 def _safetensors(for_: str) -> ModuleType:
     return import_optional("safetensors.torch", needs="safetensors", for_=f"{for_} of .safetensors")
+
+
+def _all_of(path: Path) -> bytes:
+    with open_regular(path) as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > min(_HEADER, os.fstat(file.fileno()).st_size):  # before the rest takes memory
+            raise ValueError(f"its header has {size:,} bytes")
+        file.seek(0)
+        return file.read()
 
 
 def _weights(load: Callable[[Path], Any], path: PathLike, device: Any) -> Checkpoint:

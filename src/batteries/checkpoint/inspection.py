@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from batteries.checkpoint.contents import rebuilt
-from batteries.checkpoint.outline import OldFormat, Suspicious
+from batteries.checkpoint.outline import OldFormat, Suspicious, met
 
 # What the pickles of torch.save call. torch.load calls more, such as bytearray(8 GiB).
 _CALLED = {
@@ -91,12 +91,16 @@ def _names_in(pickled: bytes) -> set[str]:
     }
 
 
-def inspect_contents(contents: Any, size: int) -> None:
+def inspect_contents(contents: Any, size: int, pickled: bytes) -> None:
     """Raise if what was loaded is larger than its file, or has no end.
 
-    >>> inspect_contents({"weight": torch.zeros(1).expand(1000)}, size=1000)
+    >>> inspect_contents({"weight": torch.zeros(1).expand(1000)}, size=1000, pickled=b"")
     Traceback (most recent call last):
     batteries.checkpoint.outline.Suspicious: its tensor weight has 4,000 bytes, and it 1,000
+
+    A value that is there once may stand in many places. Programs that walk through a checkpoint,
+    or print it, meet it in each: there may be many more than the pickle has bytes, but not without
+    end.
 
     Raises:
         Suspicious: With what was found.
@@ -110,6 +114,9 @@ def inspect_contents(contents: Any, size: int) -> None:
         return value
 
     try:
+        values, letters = met(contents, {})
+        if values > 1_000_000 + 10 * len(pickled) or letters > 10_000_000 + 200 * len(pickled):
+            raise Suspicious(f"whoever walks through it meets {values:,} values")
         rebuilt(contents, inspect)
     except RecursionError as error:
         raise Suspicious("it is nested too deep") from error

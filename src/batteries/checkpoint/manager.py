@@ -27,6 +27,7 @@ from batteries.direction import said_direction
 from batteries.distributed.rank_zero import others_wait
 from batteries.files import (
     PathLike,
+    check_inside,
     link_or_copy,
     locked_directory,
     make_directory,
@@ -36,8 +37,15 @@ from batteries.files import (
     replace_link,
     write_whole,
 )
+from batteries.foreign import Most, check, is_epoch
+from batteries.history import NAME, Row, is_row, read_history
 
-Row = dict[str, Any]  # {"epoch": 3, "accuracy": 0.9}; None stands for what is not finite
+# What a note says: who wrote the file, the row of its epoch and the epochs that are kept.
+_NOTE: dict[str, Any] = {
+    "owner": {"id": Most(str, 100), "host": Most(str, 1000), "pid": int},
+    "row": dict,
+    "kept": [int],
+}
 
 
 class CheckpointManager:
@@ -54,7 +62,7 @@ class CheckpointManager:
     written once. `metrics.json` has the scores of all epochs and is the manager's memory: a new
     manager on the same directory goes on where the last one stopped, and finishes what it left
     half done. Other files in the directory stay: of its own it removes only those that
-    `metrics.json` names. A name that is a symbolic link to a file elsewhere is followed.
+    `metrics.json` names. It follows no symbolic link out of the directory, which may be one itself.
 
     Args:
         logdir: Created when the first checkpoint is written.
@@ -76,6 +84,7 @@ class CheckpointManager:
         TypeError: A metric without its direction.
         ValueError: The directory has the scores of another metric.
         NotADirectoryError: `logdir` is a file.
+        PermissionError: One of its names is a symbolic link that leads out of the directory.
     """
 
     # Everything follows from metrics.json and last.pth. A save writes the new last.pth, with a
@@ -303,7 +312,7 @@ class CheckpointManager:
 
     @property
     def _memory_path(self) -> Path:
-        return self.logdir / "metrics.json"
+        return self.logdir / NAME
 
     def _path(self, epoch: int) -> Path:
         return self.logdir / f"exp_{epoch}{self._suffix}"
@@ -336,17 +345,18 @@ class CheckpointManager:
 
     def _settle(self, rows: list[Row], kept: list[int], before: list[Row]) -> None:
         """Make the rest of the directory follow from a new last.pth; to be repeated at will."""
-        epoch = rows[-1]["epoch"]
+        epoch, best = rows[-1]["epoch"], self._best_at_hand(rows)
+        # What goes makes room for what comes: names take some, too. What is best is there until
+        # best.pth is.
+        self._remove(set(kept), before + rows, best)
         if epoch in kept:
             self._let_be(self._path(epoch), self.last_path)
-        best = self._best_at_hand(rows)
         if best is not None:
             self._let_be(self.best_path, best)
+            if best.name not in (self.best_path.name, self.last_path.name):
+                self._remove(set(kept), before + rows)
         elif self._row_in(self.best_path) is not None:
             self.best_path.unlink()
-        for path, row in self._epoch_files(exempt=set(kept)):
-            if row in before or row in rows:  # else it is the user's own
-                path.unlink()
         memory = {
             "metric_name": self.metric,
             "metric_minimization": self.metric_minimization,
@@ -356,11 +366,17 @@ class CheckpointManager:
         with write_whole(self._memory_path, len(text)) as file:
             file.write(text)
 
+    def _remove(self, kept: set[int], known: list[Row], besides: Path | None = None) -> None:
+        for path, row in self._epoch_files(exempt=kept):
+            if path != besides and row in known:  # else it is the user's own
+                path.unlink()
+
     def _let_be(self, name: Path, source: Path) -> None:
         """Let a name stand for what another one stands for."""
         if _same_data(name, source):
             return
         if self.sharded:
+            check_inside(source, self._shards)
             point_to(source.readlink(), name)
         else:
             link_or_copy(source, name)
@@ -382,8 +398,17 @@ class CheckpointManager:
         return None
 
     def _note_in(self, path: Path) -> Note:
+        """What a file says about itself, if a manager by this metric has written that."""
         ours = path.exists() and (path.is_symlink() or not self.sharded)
-        return (read_note(path) or {}) if ours else {}
+        note = (read_note(path) or {}) if ours else {}
+        try:
+            check(note, _NOTE)
+        except ValueError:  # somebody else's
+            return {}
+        if not _NOTE["owner"].keys() <= note.get("owner", {}).keys():
+            return {}
+        with_score = is_row(note.get("row")) and self.metric in note["row"] and "kept" in note
+        return note if with_score else {name: note[name] for name in note if name == "owner"}
 
     def _row_in(self, path: Path) -> Row | None:
         row: Row | None = self._note_in(path).get("row")
@@ -411,14 +436,19 @@ class CheckpointManager:
         """Make files of links from one name to another, which a save would write through."""
         for path in [] if self.sharded else self.logdir.iterdir():
             ours = path.name in own or epoch_of(path.name) is not None
-            if ours and path.is_symlink() and path.resolve().parent == self.logdir.resolve():
+            beside = os.path.realpath(path.parent) == str(Path(os.path.realpath(path)).parent)
+            if ours and path.is_symlink() and beside:
                 replace_link(path) if path.exists() else path.unlink()
+            elif ours:
+                check_inside(path, self.logdir)
 
     @contextmanager
     def _owned(self) -> Iterator[None]:
         """Hold the directory while it changes, if no newer run has taken it over."""
         make_directory(self.logdir)
         with locked_directory(self.logdir):
+            for path in (self.last_path, self._memory_path):
+                check_inside(path, self.logdir)
             owner = self._found_owner()
             if self._owns and owner and owner["id"] != self._owner["id"]:
                 raise CheckpointError(
@@ -446,20 +476,20 @@ class CheckpointManager:
             return [known[epoch] for epoch in sorted(known)]
         try:
             with naming(path):
-                memory = json.loads(path.read_text())
-            ranked_by = (memory["metric_name"], memory["metric_minimization"])
-        except (ValueError, TypeError, KeyError, IsADirectoryError) as error:
+                found = read_history(path, inside=self.logdir)
+            if found.foreign or not all(found.metric in row for row in found.rows):
+                raise ValueError("some of its rows have no score")
+        except (ValueError, IsADirectoryError) as error:
             raise ValueError(
                 f"{path} was not written by a CheckpointManager, or is damaged; move it away: the "
                 "scores are in the checkpoints too"
             ) from error
-        if ranked_by != (self.metric, self.metric_minimization):
+        if found[:2] != (self.metric, self.metric_minimization):
             raise ValueError(
-                f"{path} ranks by {ranked_by[0]!r} with metric_minimization={ranked_by[1]}, not by "
+                f"{path} ranks by {found[0]!r} with metric_minimization={found[1]}, not by "
                 f"{self.metric!r} with {self.metric_minimization}; use another log directory"
             )
-        rows: list[Row] = memory["values"]
-        return rows
+        return found.rows
 
 
 def _followed_by(row: Row, rows: list[Row]) -> list[Row]:
@@ -468,7 +498,7 @@ def _followed_by(row: Row, rows: list[Row]) -> list[Row]:
 
 def _checked_epoch(epoch: Any, checkpoint: Mapping[str, Any]) -> int:
     number = int(epoch)
-    if number != epoch:
+    if number != epoch or not is_epoch(number):
         raise ValueError(f"epoch is {epoch}; expected a whole number")
     own = checkpoint.get("epoch", number)
     own = own.item() if hasattr(own, "item") else own
@@ -504,7 +534,7 @@ def _is_running(owner: dict[str, Any]) -> bool:
         return False
     try:
         os.kill(owner["pid"], 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # another user's
         pass

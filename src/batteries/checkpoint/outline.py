@@ -6,7 +6,7 @@ import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -65,6 +65,31 @@ def check_cost(pickled: bytes) -> None:
         _run(_Reader(pickled, strict=False))
 
 
+def met(value: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many values are met on a walk through one, and the letters in them and their places.
+
+    >>> twice = [1, "two"]
+    >>> met([twice, twice], {})
+    (7, 6)
+
+    Args:
+        known: What was met before, by its id.
+    """
+    if isinstance(value, str | bytes):
+        return 1, len(value)
+    if not isinstance(value, dict | list | tuple | set):
+        return 1, 0
+    if id(value) not in known:
+        known[id(value)] = 1, 0  # contains itself: refused below
+        values, letters = 1, 0
+        for key, part in value.items() if isinstance(value, dict) else zip(repeat(""), value):
+            inside, more = met(part, known)
+            name = len(key) if isinstance(key, str | bytes) else sum(met(key, known))
+            values, letters = values + inside, letters + more + name * inside
+        known[id(value)] = values, letters
+    return known[id(value)]
+
+
 def _run(reader: _Reader) -> Any:
     pickled = reader.data
     try:
@@ -73,7 +98,7 @@ def _run(reader: _Reader) -> Any:
             _OPERATIONS[code](reader)
         (value,) = reader.stack
     except _BROKEN as error:
-        raise Unknown(str(error)) from error
+        raise Unknown(type(error).__name__) from None  # a text of what it is about may have no end
     return value
 
 
@@ -107,9 +132,9 @@ class _Reader:
         if self.left < 0:
             raise Suspicious("it would copy or hash many more values than it has")
 
-    def hash(self, key: Any) -> None:
-        """Spend what the hash of a key takes: tuples are walked through each time."""
-        parts = [key]
+    def hash(self, *keys: Any) -> None:
+        """Spend what the hashes of keys take: tuples are walked through each time."""
+        parts = [*keys]
         while parts:
             part = parts.pop()
             if type(part) is tuple:
@@ -229,10 +254,12 @@ def _reduce(reader: _Reader) -> None:
     for argument in arguments:
         if isinstance(argument, list | tuple | dict | str):
             reader.spend(len(argument))
-    if function is set:
+    if function in (set, Counter, OrderedDict):
         for item in chain(*arguments):
-            reader.hash(item)
+            # What is counted, or the first of a pair.
+            reader.hash(item, *(item[:1] if type(item) in (list, tuple) else ()))
     if not reader.strict and function not in (set, Counter, OrderedDict):
+        reader.spend(met(arguments, {})[0])  # torch may compare them, or tell them in an error
         function = _nothing
     reader.stack.append(function(*arguments))
 
@@ -240,6 +267,7 @@ def _reduce(reader: _Reader) -> None:
 def _build(reader: _Reader) -> None:
     state = reader.stack.pop()
     if not reader.strict:
+        reader.spend(met(state, {})[0])
         return
     _only(reader.stack[-1], OrderedDict).__dict__.update(_only(state, dict))
 
@@ -247,11 +275,12 @@ def _build(reader: _Reader) -> None:
 def _storage(reader: _Reader) -> None:
     identity = reader.stack.pop()
     if not reader.strict:
+        reader.spend(met(identity, {})[0])
         reader.stack.append(None)
         return
     name, dtype, key, _location, size = identity
-    if name != "storage":
-        raise ValueError(f"an unknown {name}")
+    if name != "storage" or type(key) is not str:
+        raise ValueError("an unknown kind of storage")
     if reader.offsets is None:
         reader.stack.append((_only(dtype, torch.dtype), None))
         return
@@ -313,7 +342,7 @@ def _parameter(data: Tensor, requires_grad: bool, hooks: Any) -> nn.Parameter:
 
 def _encode(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
-        raise ValueError(f"bytes in {encoding}")
+        raise ValueError("bytes in another encoding")
     return text.encode(encoding)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import shutil
 import uuid
@@ -21,6 +22,7 @@ from batteries.checkpoint.archive import INDEX, Digest, Note
 from batteries.checkpoint.contents import Checkpoint, plain_or_refused, rebuilt, why_unreadable
 from batteries.checkpoint.storage import CheckpointError, read_file, save_checkpoint
 from batteries.files import PathLike, naming, point_to, sync
+from batteries.foreign import Most, brief, check, open_regular
 
 # A directory holds the files of torch.distributed.checkpoint and, written last, index.pth: the
 # checkpoint with an empty tensor for each tensor, their shapes, the digests of the other files.
@@ -119,18 +121,17 @@ def read_shards(path: PathLike, room: Room | None = None) -> Checkpoint:
     >>> read_shards("runs/last.dcp")
     {'epoch': 1, 'x': tensor([1., 1.])}
 
-    The engine reads a pickle, which can run code: every file is held against its digest first,
-    but that notices damage, not forgery. This is for storage that you trust.
+    The engine reads a pickle, which could run code: of ours it may only make what describes
+    tensors, whose bytes lie in files that the index names. Every file is held against its digest.
 
     Args:
         room: What to fill for each tensor: a DTensor, to get this rank's part of it. Without it
             tensors come whole, on the CPU.
 
     Raises:
-        CheckpointError: Damaged or incomplete, on every rank.
+        CheckpointError: Damaged, incomplete or not ours, on every rank.
     """
-    from torch.distributed.checkpoint.filesystem import FileSystemReader  # takes long to import
-    from torch.distributed.checkpoint.state_dict_loader import load
+    from torch.distributed.checkpoint.state_dict_loader import load  # takes long to import
 
     folder = Path(path).resolve()  # the name may stand for another meanwhile
     index = verify_shards(folder)
@@ -142,7 +143,8 @@ def read_shards(path: PathLike, room: Room | None = None) -> Checkpoint:
 
     checkpoint = _filled(index, own)
     with _engine(f"{path} cannot be read"):
-        load(tensors, storage_reader=FileSystemReader(folder), no_dist=not dist.is_initialized())
+        reader = _reader(folder, index)
+        load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     return checkpoint
 
 
@@ -162,9 +164,7 @@ def verify_shards(path: PathLike) -> Checkpoint:
     folder = Path(path).resolve()
 
     def verify() -> Checkpoint:
-        index = read_file(folder / INDEX)
-        if not {"checkpoint", "shapes", "files"} <= set(index):
-            raise CheckpointError(f"{path}/{INDEX} is not the index of a sharded checkpoint")
+        index = _read_index(folder, path)
         names = sorted(index["files"])[distributed.rank() :: distributed.world_size()]
         for name in names:
             if not (folder / name).is_file():
@@ -187,7 +187,32 @@ def peek_shards(path: PathLike) -> Checkpoint:
     >>> peek_shards("runs/a")
     {'x': tensor(..., device='meta', size=(2,))}
     """
-    return _filled(read_file(Path(path) / INDEX), lambda place, whole: whole)  # noqa: ARG005
+    return _filled(_read_index(Path(path), path), lambda place, whole: whole)  # noqa: ARG005
+
+
+def _read_index(folder: Path, path: PathLike) -> Checkpoint:
+    """The index of a directory: what it names are files in there, and shapes."""
+    index = read_file(folder / INDEX)
+    try:
+        if not _PARTS.keys() <= set(index):
+            raise ValueError(f"it has no {', '.join(_PARTS.keys() - set(index))}")
+        check(index, _PARTS)
+        for name in index["files"]:
+            if Path(name).name != name or not _FILE.fullmatch(name):
+                raise ValueError(f"it names the file {brief(name)}")
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}/{INDEX} is not the index of a sharded checkpoint: {error}"
+        ) from None
+    return index
+
+
+_FILE = re.compile(r"__\d+_\d+\.distcp|\.metadata")
+_PARTS = {
+    "checkpoint": dict,
+    "shapes": Most(dict, 10**7, Most(list, 64, int)),
+    "files": Most(dict, 10**7, Most(str, 100)),
+}
 
 
 def _filled(index: Checkpoint, room: Room) -> Checkpoint:
@@ -196,9 +221,58 @@ def _filled(index: Checkpoint, room: Room) -> Checkpoint:
     def leaf(value: Any, place: str) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return room(place, torch.empty(index["shapes"][place], dtype=value.dtype, device="meta"))
+        try:
+            whole = torch.empty(index["shapes"][place], dtype=value.dtype, device="meta")
+        except (KeyError, RuntimeError):
+            raise CheckpointError(
+                f"the index of a sharded checkpoint has no shape of {place}"
+            ) from None
+        return room(place, whole)
 
     return dict(rebuilt(index["checkpoint"], leaf))
+
+
+def _reader(folder: Path, index: Checkpoint) -> Any:
+    """The engine's reader of a directory, which makes what describes tensors, and nothing else."""
+    from torch.distributed.checkpoint import filesystem, metadata
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if (module, name) in _DESCRIBES or isinstance(getattr(torch, name, None), torch.dtype):
+                return super().find_class(module, name)
+            raise CheckpointError(f"{folder}/.metadata would call {brief(f'{module}.{name}')}")
+
+    class Reader(filesystem.FileSystemReader):
+        def read_metadata(self, *_: Any, **__: Any) -> Any:
+            with open_regular(folder / ".metadata", inside=folder) as file:
+                found = Unpickler(file).load()
+            # Of bytes the engine would make any object; files elsewhere are nobody's shards.
+            kinds = {type(each) for each in found.state_dict_metadata.values()}
+            names = {each.relative_path for each in found.storage_data.values()}
+            if kinds - {metadata.TensorStorageMetadata} or not names <= set(index["files"]):
+                raise CheckpointError(f"{folder}/.metadata describes more than tensors in there")
+            found.storage_meta = found.storage_meta or metadata.StorageMeta()
+            found.storage_meta.load_id = self.load_id
+            return found
+
+    return Reader(folder)
+
+
+_DESCRIBES = {
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in (
+            *("ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
+            *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
+        )
+    ),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+    ("collections", "OrderedDict"),
+}
 
 
 def _synced_digest(path: Path) -> str:
@@ -208,7 +282,7 @@ def _synced_digest(path: Path) -> str:
 
 def _digest(path: Path) -> str:
     digest = Digest()
-    with naming(path), path.open("rb") as file:
+    with naming(path), open_regular(path, inside=path.parent) as file:
         while block := file.read(8 * Digest.block):
             digest.update(block)
     return digest.hex().decode()

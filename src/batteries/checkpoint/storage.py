@@ -32,7 +32,8 @@ from batteries.checkpoint.contents import Checkpoint, plain_or_refused, rebuilt
 from batteries.checkpoint.inspection import inspect_contents, inspect_file
 from batteries.checkpoint.outline import OldFormat, Suspicious, Unknown, check_cost, outline
 from batteries.device import known_device
-from batteries.files import PathLike, write_whole
+from batteries.files import PathLike, kind_of, write_whole
+from batteries.foreign import open_regular
 
 
 class CheckpointError(ValueError):
@@ -99,7 +100,7 @@ def read_file(path: PathLike, map_location: torch.device | str = "cpu") -> Check
     found = list(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
     raise CheckpointError(
         f"{path} is not a checkpoint: expected a dict with 'model_state_dict', or the state dict "
-        f"of a model; found {found}"
+        f"of a model; found {str(found)[:300]}"
     )
 
 
@@ -125,7 +126,7 @@ def peek_file(path: PathLike) -> Checkpoint:
     """
     path = Path(path)
     check_exists(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         try:
             pickled = inspect_file(file, size)
@@ -135,7 +136,7 @@ def peek_file(path: PathLike) -> Checkpoint:
                 check_cost(pickled)
                 file.seek(0)
                 found = torch_load(path, file, torch.device("meta"))
-            inspect_contents(found, size)
+            inspect_contents(found, size, pickled)
         except Suspicious as error:
             raise unreadable(path, error) from error
     return found
@@ -153,6 +154,8 @@ def check_exists(path: Path) -> None:
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a directory; expected a checkpoint file in it")
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is a {kind_of(path.stat().st_mode)}; expected a file")
     if not path.exists():
         beside = sorted(other.name for other in path.parent.glob("*.pth"))
         raise FileNotFoundError(
@@ -162,9 +165,12 @@ def check_exists(path: Path) -> None:
 
 def _read_verified(path: Path, device: torch.device) -> tuple[Any, bool]:
     """The contents of a file, and whether it was sealed by `save_checkpoint`."""
-    with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size  # of this file: another may take the name meanwhile
-        data = torch.empty(size, dtype=torch.uint8)  # all of it: the tensors will lie in there
+    with open_regular(path) as buffered:
+        size = os.fstat(buffered.fileno()).st_size  # another file may take the name meanwhile
+        buffered.seek(max(0, size - LONGEST_SEAL))
+        data = _room(path, size, buffered.read())  # for all: the tensors will lie in there
+        buffered.seek(0)
+        file = buffered.raw
         view = memoryview(data.numpy().data)
         digest, signed = Digest(), size - DIGEST_LENGTH
         # Block by block, so that each is hashed while the processor still has it.
@@ -180,17 +186,28 @@ def _read_verified(path: Path, device: torch.device) -> tuple[Any, bool]:
             "with; go back to another checkpoint of the run"
         )
     try:
-        check_cost(inspect_file(_View(data), size))  # type: ignore[arg-type]
+        pickled = inspect_file(_View(data), size)  # type: ignore[arg-type]
+        check_cost(pickled)
         if seal is None:
             _check_records(path, data)
         contents = _contents(path, data, seal, device)
-        inspect_contents(contents, size)
+        inspect_contents(contents, size, pickled)
     except CheckpointError:
         raise
     except (Suspicious, RuntimeError, TypeError, ValueError) as found:
         # what has the right digest but the wrong insides: tensors beyond their storage, say
         raise unreadable(path, found) from found
     return contents, seal is not None
+
+
+def _room(path: Path, size: int, end: bytes) -> Tensor:
+    """Memory for a file, (size,) uint8, if it ends as a zip file does."""
+    try:
+        if b"PK\5\6" not in end and size > LONGEST_SEAL:
+            raise RuntimeError("File is not a zip file")
+        return torch.empty(size, dtype=torch.uint8)
+    except RuntimeError as error:  # torch's of no memory
+        raise unreadable(path, error) from error
 
 
 def _contents(path: Path, data: Tensor, seal: Seal | None, device: torch.device) -> Any:

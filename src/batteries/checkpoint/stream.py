@@ -23,6 +23,7 @@ from batteries.checkpoint.inspection import inspect_contents, inspect_file
 from batteries.checkpoint.outline import Suspicious, Unknown, check_cost, outline
 from batteries.checkpoint.storage import CheckpointError, check_exists, torch_load, unreadable
 from batteries.files import PathLike
+from batteries.foreign import open_regular
 
 BLOCK = Digest.block
 _preadv = getattr(os, "preadv", None)  # Windows has none
@@ -54,7 +55,7 @@ class Stream:
         """
         path = Path(path)
         check_exists(path)
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             stream = cls(path, file)
             yield stream
             stream.verify()
@@ -144,7 +145,7 @@ class Stream:
                 check_cost(pickled)
                 file.seek(0)
                 contents = torch_load(self.path, file, torch.device("meta"))
-            inspect_contents(contents, self._size)
+            inspect_contents(contents, self._size, pickled)
         except Suspicious as error:
             raise unreadable(self.path, error) from error
         if self._seal is None:

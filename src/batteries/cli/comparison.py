@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 import click
 
 from batteries._optional import import_optional
-from batteries.cli.group import as_json_option, logdir_option, main
+from batteries.cli.group import as_json_option, logdir_option, main, say
 from batteries.cli.tables import print_table
 from batteries.digits import shown
+
+_MANY = 1000  # lines of a table
+_LONG = 2000  # letters in it
 
 
 @main.command()
@@ -77,18 +81,21 @@ def compare(
     ):  # fmt: skip
         if pairs:
             heads = (title, first, second if second != first else f"{second} ")
-            lines = [(name, *_texts(pair)) for name, pair in pairs.items()]
+            some = itertools.islice(pairs.items(), _MANY)
+            lines = [(name[:_LONG], *_texts(pair)) for name, pair in some]
             print_table(title, [dict(zip(heads, line, strict=True)) for line in lines])
-    click.echo(f"code: {found.code}")
+            if len(pairs) > _MANY:
+                say(f"{len(pairs) - _MANY:,} more {title} differ: --json has all")
+    say(f"code: {found.code}")
     for verdict in verdicts or [found.verdict(first, second)]:
-        click.echo(verdict)
+        say(verdict)
 
 
 def _texts(values: Sequence[Any]) -> list[str]:
     """Of one row: what differs looks different."""
     texts = iter(shown([value for value in values if isinstance(value, float)]))
     return [
-        next(texts) if isinstance(value, float) else "" if value is None else str(value)
+        next(texts) if isinstance(value, float) else "" if value is None else str(value)[:_LONG]
         for value in values
     ]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from batteries.cli.group import as_json_option, main
+from batteries.cli.group import as_json_option, main, say
 from batteries.cli.tables import print_table
 
 
@@ -47,7 +47,7 @@ def average(
         files = [Path(path) for path in paths]
     made = [None if name is None else _imported(name)() for name in (model, loader)]
     save_average(files, output, list(weights) or None, model=made[0], loader=made[1])
-    click.echo(f"{output} is the average of {', '.join(map(str, files))}")
+    say(f"{output} is the average of {', '.join(map(str, files))}")
 
 
 def _imported(name: str) -> Callable[[], Any]:
@@ -120,14 +120,23 @@ def inspect(checkpoint: str, as_json: bool) -> None:
 
     values, tensors = _outlined(peek(checkpoint))
     if as_json:
+        values = {name: _for_json(value) for name, value in values.items()}
         click.echo(json.dumps({"values": values, "tensors": tensors}, indent=1, default=str))
         return
     for name, value in values.items():
-        click.echo(f"{name}: {value}")
+        say(f"{name}: {value}")
     rows = [{**tensor, "shape": str(tuple(tensor["shape"]))} for tensor in tensors]
     if rows:
         total = sum(tensor["bytes"] for tensor in tensors)
         print_table(f"{len(rows)} tensors, {total:,} bytes", rows)
+
+
+def _for_json(value: Any) -> Any:
+    try:
+        json.dumps(value, default=str)
+    except TypeError:  # keys that are no texts
+        return str(value)
+    return value
 
 
 def _outlined(value: Any, place: str = "") -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -12,8 +12,9 @@ from typing import Any
 
 import click
 
-from batteries.cli.group import as_json_option, logdir_option, main
+from batteries.cli.group import as_json_option, logdir_option, main, say
 from batteries.cli.tables import print_table
+from batteries.foreign import printable
 
 _SPARE = ["commit", "started", "stage", "metric", "seconds", "epochs", "epoch"]  # for want of room
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -66,10 +67,10 @@ def runs(
     else:
         left_out = print_table(logdir, rows, _SPARE)
         if left_out:
-            click.echo(f"no room for {', '.join(left_out)}: a wider terminal, --json or --csv")
+            say(f"no room for {', '.join(left_out)}: a wider terminal, --json or --csv")
     for run in found:
         for problem in run.problems:
-            click.echo(f"{run.name}: {problem}", err=True)
+            say(f"{run.name}: {problem}", err=True)
 
 
 def _holds(condition: str, row: Mapping[str, Any]) -> bool:
@@ -113,8 +114,10 @@ def _value(row: Mapping[str, Any], column: str) -> Any:
 def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer.writerow({name: printable(name) for name in columns})
+    for row in rows:
+        texts = {name: printable(each) for name, each in row.items() if isinstance(each, str)}
+        writer.writerow({**row, **texts})
     return text.getvalue()
 
 
@@ -153,7 +156,7 @@ def score(
         click.echo(json.dumps({"run": str(path), "scores": scores, "gaps": found}, indent=1))
         return
     for line in [f"{path}/scores.json is written", *found]:
-        click.echo(line)
+        say(line)
 
 
 @main.command()
@@ -177,12 +180,12 @@ def gaps(logdir: str, as_json: bool) -> None:
         return
     for run in found:
         for line in check_gap(run):
-            click.echo(f"{run.name}: {line}")
+            say(f"{run.name}: {line}")
     for check in checks:
         text = str(check)
         if check.correlation is not None and check.interval is not None:
             low, high = check.interval
             text += f" (rank correlation {check.correlation:+.2f}, 95 % {low:+.2f} to {high:+.2f})"
-        click.echo(text)
+        say(text)
     if not checks:
         click.echo("no run has a test or leaderboard score: batteries score RUN --test SCORE")

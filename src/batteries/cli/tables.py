@@ -8,6 +8,7 @@ from typing import Any
 
 from batteries._optional import import_optional
 from batteries.digits import shown
+from batteries.foreign import printable
 
 _WIDE = 10_000  # columns, where there is no terminal
 
@@ -37,9 +38,10 @@ def print_table(
     columns = {name: cells for name, cells in columns.items() if any(cells[1:])}
     left_out = []
     gaps = [name for name in columns if name.endswith("- validation")]
+    widths = {name: 3 + max(map(len, cells)) for name, cells in columns.items()}
     for name in [name for name in [*gaps, *spare] if name in columns]:
-        if _width(columns) > console.width:
-            del columns[name]
+        if 1 + sum(widths.values()) > console.width:
+            del columns[name], widths[name]
             left_out.append(name)
     table = tables.Table(title=_plain(title))
     for name, cells in columns.items():
@@ -51,15 +53,9 @@ def print_table(
     return left_out
 
 
-def _width(columns: Mapping[str, Sequence[str]]) -> int:
-    """Of a table with them, and its lines."""
-    return 1 + sum(3 + max(map(len, cells)) for cells in columns.values())
-
-
 def _plain(text: str) -> Any:
     """A text of which no part is taken for colours, or reaches the terminal as a command."""
-    shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
-    return import_optional("rich.text", needs="rich", for_="a table").Text(shown)
+    return import_optional("rich.text", needs="rich", for_="a table").Text(printable(text))
 
 
 def _heading(name: str) -> str:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Metrics = Mapping[str, "float | Tensor | Metrics"]
-Call = tuple[str, tuple[Any, ...]]  # a method and its arguments
+# Whose it is, a method and its arguments.
+Call = tuple["BackgroundLogger", str, tuple[Any, ...]]
 _BOUND = 10_000  # calls that may wait to be written
 _MANY = _BOUND // 2  # calls that are not gathered any longer
 _GATHER = 0.1  # seconds in which calls come together, to be written at once
@@ -60,7 +61,8 @@ class BackgroundLogger:
     Rank 0 writes; on the other ranks nothing happens. A call returns when its numbers are read,
     and what it logs is with the tracker within a second. A tracker that fails is warned about at
     the next call, once, and stops nothing. When 10,000 calls wait for one that does not answer,
-    more are lost, and `close` says how many.
+    more are lost, and `close` says how many. One that is dropped without `close` writes what it
+    has, and its thread ends.
 
     `state_dict` has the id of the run and the highest step. Who loads it goes on with that run, and
     steps after it are not there twice: so it belongs in the checkpoint.
@@ -69,6 +71,9 @@ class BackgroundLogger:
         run_id: What the tracker is to know the run by; default: a new one, or that of the
             checkpoint.
     """
+
+    # The thread has the calls, and they the logger: an idle thread keeps nothing alive, and a
+    # logger that is dropped stays until what was logged is written.
 
     def __init__(self, logdir: PathLike, *, run_id: str | None = None) -> None:
         self.logdir = Path(logdir)
@@ -129,7 +134,7 @@ class BackgroundLogger:
         atexit.unregister(self._exit)
         self._closed = True
         if self._thread is not None:
-            self._calls.put(("_end", ()))
+            self._calls.put((self, "_end", ()))
             self._ending.set()
             self._hurry.set()
             self._thread.join(_PATIENCE)
@@ -209,13 +214,15 @@ class BackgroundLogger:
         if self._error is not None:
             self._report()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread = threading.Thread(
+                target=_work, args=(self._calls, self._hurry), name=self._name, daemon=True
+            )
             self._thread.start()
         waiting = self._calls.qsize()
         if waiting >= _MANY:
             self._hurry.set()
         if waiting < _BOUND or self._has_room():
-            self._calls.put((what, arguments))
+            self._calls.put((self, what, arguments))
         else:
             self._lost += 1
             self._error = self._error or TimeoutError(
@@ -245,18 +252,29 @@ class BackgroundLogger:
             self._patient = self._room.wait(_PATIENCE)
         return self._calls.qsize() < _BOUND
 
-    def _run(self) -> None:
-        calls = [self._calls.get()]
+    def __del__(self) -> None:
+        if not self.__dict__.get("_closed", True):
+            self._closed = True
+            if self._thread is None:
+                atexit.unregister(self._exit)
+            else:
+                self._calls.put((self, "_end", ()))  # for the last time: it lives until then
+
+    def _begin(self) -> bool:
+        """Open the tracker; False if the logger was closed before that could be done."""
         while not self._try_to_open():
             if self._ending.wait(_RETRY):  # what was called meanwhile waits in the queue
                 self._lost += self._calls.qsize()  # with the first, without the end
-                return
-        atexit.register(self._exit)  # again: before what the tracker has registered, if anything
-        while calls[-1][0] != "_end":
-            self._write_calls(calls)
-            calls = self._gathered()
-        self._write_calls(calls[:-1])
+                return False
+        if not self._closed:  # again: before what the tracker has registered, if anything
+            atexit.register(self._exit)
+        return True
+
+    def _end(self) -> None:
         self._try(self._close)
+        if not self._ending.is_set():  # it was dropped: nobody asks any more
+            atexit.unregister(self._exit)
+            self._report()
 
     def _try_to_open(self) -> bool:
         opened = self._try(self._open)
@@ -265,32 +283,14 @@ class BackgroundLogger:
 
     def _write_calls(self, calls: list[Call]) -> None:
         lost = 0
-        for what, group in groupby(calls, key=lambda call: call[0]):
-            arguments = [arguments for _, arguments in group]
+        for what, group in groupby(calls, key=lambda call: call[1]):
+            arguments = [arguments for _, _, arguments in group]
             if what == "_write_metrics":
                 arguments = [([row for (row,) in arguments],)]
             for each in arguments:
                 if not self._try(getattr(self, what), *each):
                     lost += len(each[0]) if what == "_write_metrics" else 1
         self._lost += lost if self._try(self._flush) else len(calls)
-
-    def _gathered(self) -> list[Call]:
-        """Calls that have come together.
-
-        To wake a thread takes a call tens of microseconds, so it looks by itself now and then; it
-        is woken when there are many.
-        """
-        for _ in range(_IDLE):
-            self._hurry.wait(_GATHER)
-            if not self._calls.empty():
-                break
-        calls = [self._calls.get()]
-        self._hurry.clear()
-        while len(calls) < _BOUND and calls[-1][0] != "_end" and not self._calls.empty():
-            calls.append(self._calls.get())
-        self._patient = True
-        self._room.set()
-        return calls
 
     def _try(self, function: Any, *arguments: Any) -> bool:
         try:
@@ -299,6 +299,37 @@ class BackgroundLogger:
             self._error = self._error or error
             return False
         return True
+
+
+def _work(calls: queue.SimpleQueue[Call], hurry: threading.Event) -> None:
+    some = [calls.get()]
+    if not some[0][0]._begin():
+        return
+    while some[-1][1] != "_end":
+        some[0][0]._write_calls(some)
+        some.clear()  # whoever drops the logger now frees it
+        some = _gathered(calls, hurry)
+        some[0][0]._patient = True
+        some[0][0]._room.set()
+    some[0][0]._write_calls(some[:-1])
+    some[0][0]._end()
+
+
+def _gathered(calls: queue.SimpleQueue[Call], hurry: threading.Event) -> list[Call]:
+    """Calls that have come together.
+
+    To wake a thread takes a call tens of microseconds, so it looks by itself now and then; it
+    is woken when there are many.
+    """
+    for _ in range(_IDLE):
+        hurry.wait(_GATHER)
+        if not calls.empty():
+            break
+    some = [calls.get()]
+    hurry.clear()
+    while len(some) < _BOUND and some[-1][1] != "_end" and not calls.empty():
+        some.append(calls.get())
+    return some
 
 
 def _closing(own: Callable[[], BackgroundLogger | None]) -> Callable[[], None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from batteries.files import append_whole, make_directory, write_whole
+from batteries.foreign import lines_of, open_regular
 from batteries.lines import NAME, parse_line
 from batteries.loggers.background import BackgroundLogger, Row, file_name
 
@@ -47,7 +48,7 @@ class JsonLinesLogger(BackgroundLogger):
     def _write_figure(self, name: str, png: bytes, step: int) -> None:
         file = f"figures/{file_name(name)}_{step}.png"
         make_directory(self.logdir / "figures")
-        with write_whole(self.logdir / file, len(png)) as image:
+        with write_whole(self.logdir / file, len(png), inside=self.logdir) as image:
             image.write(png)
         self._write([{"step": step, "time": time.time(), "figure": {name: file}}])
 
@@ -56,7 +57,7 @@ class JsonLinesLogger(BackgroundLogger):
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(line, default=str, allow_nan=False) + "\n" for line in lines)
-        append_whole(self.logdir / NAME, text.encode())
+        append_whole(self.logdir / NAME, text.encode(), inside=self.logdir)
 
 
 def _free(path: Path) -> Path:
@@ -66,10 +67,13 @@ def _free(path: Path) -> Path:
 
 def _mend(path: Path, after: int | None) -> None:
     """Drop a torn last line, and the lines of steps that are to come again."""
-    lines = path.read_bytes().splitlines(keepends=True)
+    with open_regular(path, inside=path.parent) as file:
+        lines = [*lines_of(file)]
+        if file.read(1):
+            raise ValueError(f"{path} has a line that no logger writes: move the file away")
     kept = [line for line in lines if line.endswith(b"\n") and not _is_after(line, after)]
     if len(kept) < len(lines):
-        with write_whole(path, sum(map(len, kept))) as file:
+        with write_whole(path, sum(map(len, kept)), inside=path.parent) as file:
             file.writelines(kept)
 
 

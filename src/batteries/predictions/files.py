@@ -11,6 +11,7 @@ from torch import Tensor
 
 from batteries._optional import import_optional
 from batteries.files import PathLike, write_whole
+from batteries.foreign import check_regular
 
 
 def load(path: PathLike) -> dict[str, NDArray[Any]]:
@@ -37,6 +38,7 @@ def load(path: PathLike) -> dict[str, NDArray[Any]]:
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
+    check_regular(path)
     if path.suffix == ".npy":
         table = np.load(path, mmap_mode="r", allow_pickle=False)
         return {name: table[name] for name in table.dtype.names or ()}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import re
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from batteries.files import check_inside
+from batteries.foreign import open_regular
 from batteries.report.curves import Curve, read_curves
 from batteries.scoreboard import RunInfo, Stage
 
@@ -18,6 +21,7 @@ _LONG = 2000  # characters of a value
 _SESSIONS = 20  # starts, the last ones
 _DIFF = 64_000  # bytes
 _LOG = 16_000
+_MANY = 1000  # arguments, packages, files of a checkpoint
 
 
 class Text(NamedTuple):
@@ -103,7 +107,8 @@ def _telling(found: Contents, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever the files hold, the rest and the other runs are shown
-        found.problems.append(f"{what} cannot be shown: {type(error).__name__}: {error}")
+        text = f"{what} cannot be shown: {type(error).__name__}: {error}"
+        found.problems.append(_cut(text, _LONG))
 
 
 def _checkpoints(run: RunInfo, stage: Stage) -> Iterator[dict[str, Any]]:
@@ -114,7 +119,7 @@ def _checkpoints(run: RunInfo, stage: Stage) -> Iterator[dict[str, Any]]:
         names += ["best.pth", "best.dcp"] if row is stage.best else []
         names += ["last.pth", "last.dcp"] if row is stage.rows[-1] else []
         path = next((stage.path / name for name in names if (stage.path / name).exists()), None)
-        if path is not None:
+        if path is not None and _is_inside(path, run.path):
             yield {
                 "stage": stage.name,
                 "epoch": _cell(epoch),
@@ -126,9 +131,17 @@ def _checkpoints(run: RunInfo, stage: Stage) -> Iterator[dict[str, Any]]:
             }
 
 
+def _is_inside(path: Path, run: Path) -> bool:
+    try:
+        check_inside(path, run)
+    except PermissionError:
+        return False
+    return True
+
+
 def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    files = path.iterdir() if path.is_dir() else [path]  # one of shards has no directories
+    return sum(file.stat().st_size for file in itertools.islice(files, _MANY) if file.is_file())
 
 
 def _start(session: Any) -> dict[str, Any]:
@@ -154,16 +167,14 @@ def _command(words: Any) -> str:
 
 
 def _diff(run: RunInfo) -> Text:
-    # By its own name only: a record may come from elsewhere, and must not ask for other files.
-    name = str(_dict(run.session.get("git")).get("diff", ""))
-    found = re.fullmatch(r"diff-\d+\.patch", name)
-    return _read(run.path / name, _DIFF) if found else _NOTHING
+    path = run.diff
+    return _NOTHING if path is None else _read(path, _DIFF)
 
 
 def _read(path: Path, most: int, tail: bool = False) -> Text:
-    if not path.is_file():
+    if not os.path.lexists(path):
         return _NOTHING
-    with path.open("rb") as file:
+    with open_regular(path, inside=path.parent) as file:
         size = file.seek(0, 2)
         file.seek(max(size - most, 0) if tail else 0)
         data = file.read(most)
@@ -175,14 +186,20 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 def _texts(values: Any) -> dict[str, str]:
-    return {str(name): _text(value) for name, value in _dict(values).items()}
+    pairs = _dict(values)
+    texts = {
+        _cut(name, 200): _text(value) for name, value in itertools.islice(pairs.items(), _MANY)
+    }
+    return {**texts, **({"": f"[{len(pairs) - _MANY:,} more]"} if len(pairs) > _MANY else {})}
 
 
 def _text(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    if len(text) > _LONG:
-        return f"{text[:_LONG]} [{len(text) - _LONG:,} characters more]"
-    return text
+    return _cut(text, _LONG)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]} [{len(text) - most:,} characters more]"
 
 
 def _cell(value: Any) -> float | str | None:

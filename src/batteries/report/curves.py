@@ -8,10 +8,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from batteries.foreign import LARGEST, lines_of, open_regular
 from batteries.lines import NAME, parse_line
 from batteries.scoreboard import Stage
 
 _DIGITS = 5  # of a value; a screen shows three
+_MANY = 1000  # curves of a run
+_LONG = 200  # letters of a name
+_LAST = 2.0**53  # steps, which JavaScript counts in floats
 
 
 class Curve:
@@ -60,7 +64,7 @@ class Curve:
         steps = [self.steps[index] for index in kept]
         distances = [_short(b - a) for a, b in zip([0.0, *steps], steps, strict=False)]
         values = [self.values[index] for index in kept]
-        return distances, [_rounded(value) if math.isfinite(value) else None for value in values]
+        return distances, [_rounded(value) if abs(value) < LARGEST else None for value in values]
 
     def lost(self) -> int:
         """How many values are NaN or infinite."""
@@ -80,14 +84,18 @@ def read_curves(run: Path, stages: Iterable[Stage], problems: list[str]) -> list
 
     def add(group: str, part: str, unit: str, step: Any, value: Any) -> None:
         x, y = _number(step), _number(value)
-        if x is not None and y is not None and math.isfinite(x):
-            curve = curves.setdefault((group, part, unit), Curve(group, part, unit))
-            curve.add(x, y)
+        if x is not None and y is not None and abs(x) < _LAST:
+            key = (group[:_LONG], part[:_LONG], unit)
+            if key in curves or len(curves) < _MANY:
+                curves.setdefault(key, Curve(*key)).add(x, y)
+            else:
+                more.add(hash(key))
 
+    more: set[int] = set()  # metrics that are not drawn
     for path in sorted(path for below in ("", "*/", "*/*/") for path in run.glob(below + NAME)):
         # A stage has its own in metrics/<stage>.
         place = [part for part in path.parent.relative_to(run).parts if part != "metrics"]
-        for line in _lines(path, problems):
+        for line in _lines(path, run, problems):
             metrics = line.get("metrics")
             for name, value in metrics.items() if isinstance(metrics, dict) else ():
                 *parts, group = [*place, *str(name).split("/")]
@@ -97,20 +105,28 @@ def read_curves(run: Path, stages: Iterable[Stage], problems: list[str]) -> list
             value = row.get(stage.metric, "")
             score = math.nan if value is None else value  # None is what was not finite
             add(f"{stage.metric} by epoch", stage.name, "epoch", row.get("epoch"), score)
+    if more:
+        problems.append(
+            f"{run} has {_MANY + len(more):,} metrics: {_MANY:,} of them are drawn; are steps or "
+            "names of files in their names?"
+        )
     return list(curves.values())
 
 
-def _lines(path: Path, problems: list[str]) -> Iterable[dict[str, Any]]:
+def _lines(path: Path, run: Path, problems: list[str]) -> Iterable[dict[str, Any]]:
     foreign, torn = 0, False
-    with path.open("rb") as file:
-        for raw in file:
-            line = parse_line(raw)
-            if line is not None:
-                yield line
-            elif raw.endswith(b"\n"):
-                foreign += 1
-            else:
-                torn = True
+    try:
+        with open_regular(path, inside=run) as file:
+            for raw in lines_of(file):
+                line = parse_line(raw)
+                if line is not None:
+                    yield line
+                elif raw.endswith(b"\n"):
+                    foreign += 1
+                else:
+                    torn = True
+    except OSError as error:
+        problems.append(f"{path} cannot be read: {error}")
     if foreign:
         problems.append(f"{path}: {foreign} lines are not a JSON object each, and are left out")
     if torn:
@@ -123,7 +139,7 @@ def _extremes(values: Sequence[float], most: int) -> list[int]:
     >>> _extremes([0, 1, 9, 1, 1, -5, 1, 1], 4)
     [0, 2, 5, 7]
     """
-    if len(values) <= most:
+    if len(values) <= max(most, 2):
         return list(range(len(values)))
     parts = max((most - 2) // 2, 1)
     inner = len(values) - 2

@@ -17,6 +17,7 @@ from batteries._optional import import_optional
 from batteries.digits import shown
 from batteries.environment import program_directory
 from batteries.files import PathLike
+from batteries.foreign import read_regular
 from batteries.scoreboard.runs import RunInfo, run_info
 
 _SAMPLES = 2000
@@ -223,7 +224,7 @@ def _different(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[An
 
 
 def _versions(session: dict[str, Any]) -> dict[str, Any]:
-    return {"python": session.get("python"), **session.get("packages", {})}
+    return {"python": session.get("python"), **(session.get("packages") or {})}
 
 
 def _code(first: RunInfo, second: RunInfo) -> str:
@@ -231,11 +232,7 @@ def _code(first: RunInfo, second: RunInfo) -> str:
     commits = [str(git.get("commit")) for git in gits]
     if not all(re.fullmatch("[0-9a-f]{7,64}", commit) for commit in commits):
         return "the commit of one is not known"
-    diffs = [
-        run.path / str(git["diff"])
-        for run, git in zip((first, second), gits, strict=True)
-        if git.get("diff")
-    ]
+    diffs = [run.diff for run in (first, second) if run.diff is not None]
     same = commits[0] == commits[1]
     if same and len(diffs) == 2 and len({_content(path) for path in diffs}) == 1:
         return "the same commit, with the same changes"
@@ -245,14 +242,16 @@ def _code(first: RunInfo, second: RunInfo) -> str:
 
 def _content(path: Path) -> bytes | Path:
     try:
-        return path.read_bytes()
-    except OSError:
+        return read_regular(path, inside=path.parent)
+    except (OSError, ValueError):
         return path
 
 
 def _diff_stat(one: str, other: str) -> str:
     for directory in (Path.cwd(), program_directory()):
-        command = ["git", "-C", str(directory), "diff", "--stat", one, other, "--"]
+        # Without what the repository itself may have configured to be run.
+        command = ["git", "-C", str(directory), "-c", "core.fsmonitor=false", "diff", "--stat"]
+        command += ["--no-ext-diff", "--no-textconv", one, other, "--"]
         try:
             found = subprocess.run(command, capture_output=True, text=True, errors="replace")
         except OSError:  # no git here

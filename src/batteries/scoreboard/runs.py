@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
-import sys
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from batteries.files import PathLike
+from batteries.foreign import is_number
+from batteries.history import NAME as METRICS
+from batteries.history import read_history
 from batteries.records import NAME, read_record, state_of
 from batteries.scoreboard.scores import NAME as SCORES
 from batteries.scoreboard.scores import read_scores
 
-_METRICS = "metrics.json"  # of a CheckpointManager
 _DEPTH = 4  # directories below the log directory in which runs are looked for
-_NUMBER, _MOST = (int, float), sys.float_info.max
-_FOREIGN = (ValueError, OSError, OverflowError, RecursionError)  # what files of others may raise
+_LONG = 500  # letters of a problem
+_FOREIGN = (ValueError, OSError, OverflowError, MemoryError)  # what files of others may raise
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ class Stage:
         scored: list[tuple[Any, dict[str, Any]]] = [
             (row.get(self.metric), row) for row in self.rows
         ]
-        # JSON may have numbers that no float can be
-        finite = [pair for pair in scored if type(pair[0]) in _NUMBER and abs(pair[0]) <= _MOST]
+        finite = [pair for pair in scored if is_number(pair[0])]
         choose: Any = min if self.minimization else max
         best: dict[str, Any] | None = choose(finite, key=itemgetter(0), default=(None, None))[1]
         return best
@@ -94,6 +94,14 @@ class RunInfo:
         """The first letters of the commit, with a * where something was changed."""
         git = self.session.get("git") or {}
         return str(git.get("commit", ""))[:8] + ("*" if git.get("dirty") else "")
+
+    @property
+    def diff(self) -> Path | None:
+        """Where the changes after the commit of its last start are recorded, if there were some."""
+        # By its own name only: a record may come from elsewhere, and must not ask for other files.
+        name = str((self.session.get("git") or {}).get("diff"))
+        own = re.fullmatch(r"diff-\d{1,9}\.patch", name, re.ASCII)
+        return self.path / name if own else None
 
     @property
     def seconds(self) -> float | None:
@@ -267,7 +275,8 @@ def _telling(file: Path, problems: list[str]) -> Iterator[None]:
     try:
         yield
     except _FOREIGN as error:
-        problems.append(str(error) if str(file) in str(error) else f"{file}: {error}")
+        text = str(error) if str(file) in str(error) else f"{file}: {error}"
+        problems.append(text[:_LONG])
 
 
 def _run_paths(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
@@ -282,7 +291,7 @@ def _run_paths(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
     names = {entry.name for entry in inside}
     if NAME in names or SCORES in names:
         yield root
-    elif _METRICS in names:
+    elif METRICS in names:
         yield root.parent if root.name == "checkpoints" and depth < _DEPTH else root
     elif depth:
         for entry in inside:
@@ -297,7 +306,7 @@ def _metrics_files(path: Path, depth: int = 2) -> Iterator[Path]:
     except OSError:
         return
     for entry in inside:
-        if entry.name == _METRICS:
+        if entry.name == METRICS:
             yield Path(entry.path)
         elif depth and entry.is_dir(follow_symlinks=False):
             yield from _metrics_files(Path(entry.path), depth - 1)
@@ -311,16 +320,10 @@ def _changed(path: Path) -> float:
 
 
 def _read_stage(file: Path, run: Path) -> Stage:
-    memory = json.loads(file.read_bytes())
-    values = memory.get("values", []) if isinstance(memory, dict) else None
-    if not isinstance(values, list) or not isinstance(memory.get("metric_name"), str):
-        raise ValueError("it is not a CheckpointManager's")
-    rows = [row for row in values if type(row) is dict and type(row.get("epoch")) in _NUMBER]
+    history = read_history(file, inside=run)
     parts = [part for part in file.parent.relative_to(run).parts if part != "checkpoints"]
-    minimization = memory.get("metric_minimization")
-    if not isinstance(minimization, bool):
-        raise ValueError("it does not say metric_minimization: whether lower is better")
-    return Stage("/".join(parts), file.parent, memory["metric_name"], minimization, rows)
+    own = (history.metric, history.minimization, history.rows)
+    return Stage("/".join(parts), file.parent, *own)
 
 
 def _gap(score: float | None, validation: float | None) -> float | None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from batteries.files import PathLike, locked_directory, write_whole
+from batteries.foreign import Most, check, read_json
 
 NAME = "scores.json"
+_SCORES = {
+    "validation": float,
+    "test": float,
+    "leaderboard": Most(dict, 32, float),
+    "folds": Most(list, 10_000, float),
+}
 
 
 def record_scores(
@@ -36,7 +42,8 @@ def record_scores(
         folds: The validation score of each fold.
 
     Raises:
-        ValueError: A score that is not a finite number, with its name; nothing is written then.
+        ValueError: A score that is not a finite number, with its name, or more than 32
+            leaderboards; nothing is written then.
         NotADirectoryError: There is no such run.
     """
     path = Path(run)
@@ -54,7 +61,8 @@ def record_scores(
         scores = {**read_scores(path), **new}
         if boards:
             scores["leaderboard"] = {**scores.get("leaderboard", {}), **boards}
-        with write_whole(path / NAME) as file:
+        check(scores, _SCORES)
+        with write_whole(path / NAME, inside=path) as file:
             file.write(json.dumps(scores).encode())
     return scores
 
@@ -70,20 +78,13 @@ def read_scores(run: PathLike) -> dict[str, Any]:
     """
     path = Path(run, NAME)
     try:
-        scores: Any = json.loads(path.read_bytes())
+        scores: dict[str, Any] = read_json(path, inside=run)
+        check(scores, _SCORES)
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    told = scores if isinstance(scores, dict) else {"folds": None}
-    boards, folds = told.get("leaderboard", {}), told.get("folds", [])
-    if not isinstance(boards, dict) or not isinstance(folds, list):
-        raise ValueError(f"{path} has no scores in it")
-    own = [(name, told[name]) for name in ("validation", "test") if name in told]
-    for name, value in [*own, *boards.items(), *(("folds", each) for each in folds)]:
-        if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-            raise ValueError(f"{path}: {name} is {value!r}; expected a finite number")
-    return told
+        raise ValueError(f"{path} has no scores: {error}") from None
+    return scores
 
 
 def _finite(name: str, value: Any) -> float:
