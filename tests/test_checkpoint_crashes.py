@@ -28,7 +28,14 @@ from ranks import DEADLINE, run_ranks
 from torch import nn
 from warm import context, start
 
-from batteries import CheckpointError, CheckpointManager, distributed, make_checkpoint
+from batteries import (
+    CheckpointError,
+    CheckpointManager,
+    distributed,
+    make_checkpoint,
+    records,
+    start_run,
+)
 from batteries.checkpoint import read_checkpoint
 from batteries.files import locked_directory, make_directory
 
@@ -498,14 +505,31 @@ def test_scores_that_are_not_numbers(bad: Any) -> None:
         checkpoints.process({"loss": bad}, 1, {})
 
 
-def best_scores(directory: str) -> tuple[float | None, int, bool]:
-    rank = distributed.rank()
-    checkpoints = manager(Path(directory, str(rank)))
+def best_scores(directory: str) -> tuple[float | None, int, list[str]]:
+    checkpoints = manager(directory)
     process_epoch(checkpoints, 1)
     process_epoch(checkpoints, 2)
-    return checkpoints.best_score, len(checkpoints.history), checkpoints.logdir.exists()
+    os.chdir(Path(directory, str(distributed.rank())))
+    elsewhere, records.SEEN = manager("logs"), 0.2
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        process_epoch(elsewhere, 1)
+        process_epoch(elsewhere, 2)
+        assert Path("logs").exists() == distributed.is_main()
+        start_run("runs").close()
+    texts = [str(warning.message) for warning in told]
+    return checkpoints.best_score, len(checkpoints.history), texts
 
 
 def test_ranks_agree_on_the_best(tmp_path: Path) -> None:
-    """Every rank that calls `process` knows the same scores; rank 0 alone writes."""
-    assert run_ranks(best_scores, str(tmp_path)) == [(0.5, 2, True), (0.5, 2, False)]
+    """Every rank that calls `process` knows the same scores, and where rank 0 alone writes."""
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+    first, second = run_ranks(best_scores, str(tmp_path))
+    assert first == (0.5, 2, [])
+    assert second[:2] == (0.5, 2)
+    assert [text.partition(" has written to ")[2].partition(":")[0] for text in second[2]] == [
+        "logs",
+        "runs/001",
+    ]
+    assert all("rank 1 on " in text and "rank 0 on " in text for text in second[2])

@@ -304,6 +304,23 @@ def test_save_last() -> None:
     assert len(names(Path("logs/shards"))) == 2
 
 
+def test_runs_that_share_their_shards() -> None:
+    """A log directory whose shards are a link to another's removes none of them."""
+    for run in ("a", "b"):
+        save_one(run)
+    Path("a/shards").rename("large")
+    for folder in Path("b/shards").iterdir():
+        folder.rename(Path("large", folder.name))
+    Path("b/shards").rmdir()
+    for run in ("a", "b"):
+        Path(run, "shards").symlink_to("../large")
+    other = CheckpointManager("b", save_n_best=0, sharded=True)
+    with pytest.raises(PermissionError, match="it leads out of b"):
+        other.process(0.1, 2, {"epoch": 2})
+    assert [read_checkpoint(f"{run}/last.dcp")["epoch"] for run in ("a", "b")] == [1, 1]
+    assert not list(Path("b").glob(".*"))
+
+
 def test_not_in_the_background() -> None:
     """Shards are written by all ranks together, not behind their backs."""
     with pytest.raises(ValueError, match="cannot be saved in the background"):

@@ -71,6 +71,9 @@ class Directory:
                 os._exit(0)
         os.waitpid(child, 0)
         self.manager = self.made()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            latest(self.path)  # as `resume` reads it
         self.process(epoch, score)
 
     def put(self) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import platform
+import re
 import signal
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +23,7 @@ import torch.distributed as dist
 from ranks import run_ranks
 from warm import context
 
-from batteries import Predictions, distributed
+from batteries import Predictions, distributed, start_run
 from batteries.distributed import joining, rank_zero
 from batteries.distributed.agreement import Transfer, agree
 from batteries.distributed.groups import ANY_LEFT, notes
@@ -375,3 +378,53 @@ def test_killed_in_the_middle(kind: str, tmp_path: Path) -> None:
         assert told.startswith(operation.partition(",")[0])
         assert " at test_distributed_agreement.py:" in told
         assert told.endswith("rank 2 did not come (dead, stopped, or elsewhere)")
+
+
+def train_until(directory: str, end: str, where: int) -> None:
+    joining._LEAVE = rank_zero._SILENCE = 0.2
+    with distributed.setup(), start_run(Path(directory, "runs")):
+        with others_wait():
+            if distributed.rank() == where and end == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+        if distributed.rank() == where:
+            raise ValueError("no data")
+        dist.all_reduce(torch.ones(1))  # torch's own, as in DDP
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def test_the_record_names_the_first_cause(tmp_path: Path) -> None:
+    """An error in the middle of torch's own collectives is told with its cause, rank and host."""
+    errors = run_ranks(train_until, str(tmp_path), "raised", 2, world_size=3, group=False)
+    cause = f"the first cause: rank 2 on {platform.node()}: ValueError: no data"
+    recorded = json.loads((tmp_path / "runs/001/run.json").read_bytes())["sessions"][0]["error"]
+    assert recorded.endswith(cause)
+    assert all(str(error).endswith(cause) for error in errors[:2])
+
+
+def test_a_killed_rank_is_the_first_cause(tmp_path: Path) -> None:
+    """A rank that was killed in a collective of torch's own is named in the record."""
+    with pytest.raises(EOFError):
+        run_ranks(train_until, str(tmp_path), "killed", 1, group=False)
+    recorded = json.loads((tmp_path / "runs/001/run.json").read_bytes())["sessions"][0]["error"]
+    assert recorded.endswith(f"rank 1 on {platform.node()} ended without a word: killed?")
+
+
+def told_of_rank_zero(directory: str) -> None:
+    try:
+        train_until(directory, "killed", 0)
+    except RuntimeError as error:
+        Path(directory, "told").write_text(str(error))
+
+
+@pytest.mark.parametrize("hosts", ["True", ""])  # torchrun has the store; rank 0 has it
+def test_rank_zero_killed_in_a_save(hosts: str, tmp_path: Path) -> None:
+    """The others say that rank 0 has ended, also where it took the ranks' store with it."""
+    env = {} if hosts else {"TORCHELASTIC_USE_AGENT_STORE": "", "MASTER_PORT": free_port()}
+    with pytest.raises(EOFError):
+        run_ranks(told_of_rank_zero, str(tmp_path), group=False, env=env)
+    assert re.search("the first cause: rank 0.* ended", (tmp_path / "told").read_text())

@@ -211,7 +211,7 @@ def test_headers_of_safetensors(header: int) -> None:
 def save(logdir: Path, epoch: int, sharded: bool = False) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        manager = CheckpointManager(logdir, sharded=sharded)
+        manager = CheckpointManager(logdir, sharded=sharded, go_on=True)
         manager.process(1 / epoch, epoch, make_checkpoint("train", epoch, nn.Linear(1, 1)))
 
 

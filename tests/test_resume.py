@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from batteries import (
     check_in_sync,
     distribute,
     distributed,
+    load_checkpoint,
     make_checkpoint,
     resume,
     save_checkpoint,
@@ -132,6 +134,47 @@ def test_ranks_agree(tmp_path: Path) -> None:
     save_checkpoint({"model_state_dict": {}}, tmp_path / "last.pth")
     for error in run_ranks(resumed_epoch, str(tmp_path)):
         assert "is not in" in str(error)
+
+
+def read_apart(directory: str, function: str, epochs: tuple[int, int]) -> str:
+    """Each rank has a directory of its own under the same name, as on hosts that share nothing."""
+    own = Path(directory, f"host-{distributed.rank()}")
+    own.mkdir()
+    os.chdir(own)
+    if epochs[distributed.rank()]:
+        torch.manual_seed(epochs[distributed.rank()])
+        model = nn.Linear(2, 1)
+        Path("logs").mkdir()
+        save_checkpoint(make_checkpoint("train", 1, model), "logs/last.pth")
+    distributed.barrier()
+    model = nn.Linear(2, 1)
+    before = model.weight.clone()
+    try:
+        load_checkpoint("logs/last.pth", model) if function == "load" else resume("logs", model)
+    except RuntimeError as error:
+        assert torch.equal(model.weight, before)
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("function", "epochs"), [("resume", (1, 2)), ("resume", (1, 0)), ("resume", (0, 1))]
+)
+def test_hosts_that_share_nothing(function: str, epochs: tuple[int, int], tmp_path: Path) -> None:
+    """Ranks that would load different files raise, on all of them, before anything changes."""
+    told = run_ranks(read_apart, str(tmp_path), function, epochs)
+    what = "logs/last.pth" if all(epochs) else "the directory of resume"
+    for text in told:
+        assert f"{what} is not the same on all ranks" in text
+        assert "on rank 0 on " in text
+        assert "on rank 1 on " in text
+
+
+def test_loading_on_hosts_that_share_nothing(tmp_path: Path) -> None:
+    """The later of two ranks that load different files of one name raises."""
+    told = run_ranks(read_apart, str(tmp_path), "load", (1, 2))
+    assert sorted(map(bool, told)) == [False, True]
+    assert "logs/last.pth is not the same on all ranks" in max(told)
 
 
 def out_of_sync(change: str) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from contextlib import suppress
 from importlib.metadata import version
@@ -24,10 +26,12 @@ from ranks import run_ranks
 from torch.utils.data import Dataset
 
 from batteries import (
+    CheckpointError,
     CheckpointManager,
     JsonLinesLogger,
     PreemptionGuard,
     data,
+    records,
     run_directory,
     seed_all,
     set_backends,
@@ -36,8 +40,15 @@ from batteries import (
 from batteries.backends import adopt_backends
 from batteries.loggers import read_lines
 from batteries.masking import masked, masked_command
-from batteries.records import read_record, state_of
-from batteries.scoreboard import check_gap, compare, find_run, read_run, record_scores
+from batteries.records import read_record, state_of, write_record
+from batteries.scoreboard import (
+    check_gap,
+    compare,
+    find_run,
+    read_run,
+    read_runs,
+    record_scores,
+)
 from batteries.scoreboard.scores import read_scores
 from batteries.seeding import seed_worker
 
@@ -395,15 +406,99 @@ def test_room_again(tmp_path: Path) -> None:
         assert last_session(run.path)["error"] == "no data"
 
 
-def test_another_host() -> None:
-    """A run of another host lives as long as its record is touched."""
-    with start_run("runs") as run:
-        record = read_record(run.path)
-        assert record is not None
-        record["sessions"][-1]["host"] = "elsewhere"
-        assert state_of(run.path, record) == "running"
-        os.utime(run.path / "run.json", (0, 0))
-        assert state_of(run.path, record) == "killed"
+def edited(path: str | Path, **values: Any) -> dict[str, Any]:
+    """The record of a run whose last session was changed: by another host, as it seems."""
+    record = read_record(path)
+    assert record is not None
+    record["sessions"][-1].update(values)
+    write_record(path, record)
+    return record
+
+
+ELSEWHERE = {"boot": "another", "pid": 1}  # the name of the host may be the same
+
+
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "BEAT", 0.05)
+    monkeypatch.setattr(records, "WATCH", 1.0)
+
+
+@pytest.mark.parametrize("wrong", [-600, 0, 300])
+def test_clocks_of_other_hosts(wrong: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the clocks say, a run lives as long as its sign of life moves, and no longer."""
+    quick(monkeypatch)
+    with started() as first:
+        edited("runs/001", **ELSEWHERE)
+        path, moving = Path("runs/001/run.json"), threading.Event()
+
+        def beat() -> None:
+            for number in itertools.count():
+                os.utime(path, (time.time() + wrong + number,) * 2)
+                if moving.wait(0.05):
+                    return
+
+        beating = threading.Thread(target=beat)
+        beating.start()
+        assert read_runs("runs")[0].state == "running"
+        with pytest.raises(RuntimeError, match=r"runs/001 is recorded by process 1 on .* since"):
+            start_run("runs")
+        moving.set()
+        beating.join()
+        first.kill()
+    os.utime(path, (time.time() + wrong,) * 2)
+    with pytest.warns(UserWarning, match=r"process 1 on .* no sign of life for 1 s: it counts as"):
+        start_run("runs").close()
+
+
+def test_a_replaced_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that another has taken over writes no end, no sign of life, no line, score or save."""
+    quick(monkeypatch)
+    old = start_run("runs")
+    lines, manager = JsonLinesLogger(old), CheckpointManager(old.path / "checkpoints")
+    lines.log_metrics({"loss": 0.5}, step=1)
+    lines.close()
+    record = edited(old.path, **ELSEWHERE)
+    own = dict(record["sessions"][-1])
+    record["sessions"].append({**own, "id": "b", "pid": 2, "host": "b", "started": "later"})
+    write_record(old, record)
+    later = JsonLinesLogger(old)
+    later.log_metrics({"loss": 0.5}, step=2)
+    with (
+        pytest.warns(UserWarning, match="belongs to a newer run by now"),
+        pytest.warns(UserWarning, match="1 calls were lost"),
+    ):
+        later.close()
+    assert [line["step"] for line in read_lines(old)] == [1]
+    with pytest.raises(CheckpointError, match=r"newer run by now \(process 2 on b, since later\)"):
+        manager.process(0.5, 1, {})
+    with pytest.raises(RuntimeError, match="belongs to a newer run by now"):
+        record_scores(old, test=0.5)
+    assert not records.shows_life(old)
+    old.close()
+    sessions = (read_record(old) or {})["sessions"]
+    assert [session["state"] for session in sessions] == ["finished", "running"]
+
+
+IN_A_CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", RUN]
+
+
+def test_a_container_of_the_same_host_name() -> None:
+    """A live run in another PID namespace is not taken for killed, nor a killed one for live."""
+    if subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", "true"]).returncode:
+        pytest.skip("needs the right to make PID namespaces")
+    quick = "from batteries import records; records.BEAT, records.WATCH = 0.1, 1.5\n"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [*IN_A_CONTAINER[:-1], quick + RUN], stdin=pipe, stdout=pipe, text=True
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "started\n"
+        again = f"{quick}import batteries\nbatteries.start_run('runs')"
+        command = [sys.executable, "-c", again]
+        assert b"runs/001 is recorded by process " in warm.run(command, capture_output=True).stderr
+        subprocess.run(["pkill", "-9", "-P", str(first.pid)], check=True)
+    assert b"no sign of life for 1.5 s" in warm.run(command, capture_output=True).stderr
+    assert last_session("runs/001")["state"] == "finished"
 
 
 GIT = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]

@@ -197,6 +197,18 @@ def point_to(destination: PathLike, link: PathLike) -> None:
         temporary.symlink_to(destination)
 
 
+def temporary_name(path: PathLike) -> Path:
+    """A name beside a path that nobody has; `remove_leftovers` knows whose it is.
+
+    >>> temporary_name("runs/last.pth")
+    PosixPath('runs/.last.pth....tmp')
+    """
+    # In the same directory: a rename across file systems is a copy, and a copy can be cut short.
+    path = Path(path)
+    name = f".{path.name}" if len(os.fsencode(path.name)) <= _LONG else ""
+    return path.with_name(f"{name}.{uuid.uuid4().hex}.tmp")
+
+
 def remove_leftovers(directory: PathLike, own: Callable[[str], object]) -> None:
     """Remove the temporary files of processes that were killed; hold the directory meanwhile.
 
@@ -311,9 +323,7 @@ def _check_replaceable(path: Path, over_links: bool = False) -> None:
 @contextmanager
 def _replacement(path: Path, size: int = 0, over_links: bool = False) -> Iterator[Path]:
     _check_replaceable(path, over_links)
-    # In the same directory: a rename across file systems is a copy, and a copy can be cut short.
-    name = f".{path.name}" if len(os.fsencode(path.name)) <= _LONG else ""
-    temporary = path.with_name(f"{name}.{uuid.uuid4().hex}.tmp")
+    temporary = temporary_name(path)
     try:
         yield temporary
         temporary.replace(path)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any, NamedTuple
 
 from batteries.files import PathLike
-from batteries.foreign import Most, check, is_epoch, is_number, read_json
+from batteries.foreign import Most, check, is_epoch, is_number, parse_json, read_regular
 
 NAME = "metrics.json"
 Row = dict[str, Any]  # {"epoch": 3, "accuracy": 0.9}; None stands for what is not finite
@@ -39,7 +41,11 @@ def read_history(path: PathLike, inside: PathLike | None = None) -> History:
         ValueError: Something else.
         OSError: It cannot be read.
     """
-    memory = read_json(path, inside)
+    data = read_regular(path, inside)
+    try:
+        memory = parse_json(data)
+    except ValueError:
+        memory = parse_json(_mended(data))
     try:
         check(memory, _HISTORY)
         missing = [name for name in _HISTORY if name not in memory]
@@ -67,3 +73,22 @@ def _own(row: Any) -> Row | None:
     if not isinstance(row, dict) or not is_epoch(row.get("epoch")):
         return None
     return {name: value if is_number(value) else None for name, value in row.items()}
+
+
+_START = '"values": [\n'
+
+
+def _mended(data: bytes) -> bytes:
+    """All whole rows of a file whose last one was torn by a power cut."""
+    text = data.decode(errors="replace")
+    if _START not in text:
+        return data
+    at = last = text.index(_START) + len(_START)
+    decoder = json.JSONDecoder()
+    try:
+        while between := re.compile(r"[\s,]*").match(text, at):
+            _, at = decoder.raw_decode(text, between.end())
+            last = at
+    except (ValueError, RecursionError):
+        pass
+    return f"{text[:last]}\n  ]\n}}".encode()

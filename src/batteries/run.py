@@ -11,19 +11,22 @@ import sys
 import threading
 import uuid
 import warnings
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+from batteries import records
 from batteries.distributed import is_main, rank_zero_only, world_size
+from batteries.distributed.causes import with_cause
 from batteries.environment import code, environment, program_directory
 from batteries.files import PathLike, locked_directory, make_directory, write_whole
 from batteries.masking import masked, masked_command
 from batteries.preemption import PreemptionGuard
-from batteries.records import BEAT, NAME, own_process, read_record, state_of, write_record
+from batteries.processes import is_alive, own_process
+from batteries.records import NAME, read_record, write_record
 
 
 @rank_zero_only(share=True)
@@ -60,7 +63,7 @@ def _unfinished(logdir: Path) -> Path | None:
     runs = (path for path in logdir.glob("[0-9]*") if path.name.isdecimal() and path.is_dir())
     newest = max(runs, key=lambda path: int(path.name), default=None)
     record = read_record(newest) if newest else None
-    return None if newest and record and state_of(newest, record) == "finished" else newest
+    return None if record and record["sessions"][-1].get("state") == "finished" else newest
 
 
 def _new_directory(logdir: Path) -> Path:
@@ -93,16 +96,18 @@ class Run:
         resumed: Whether it goes on.
     """
 
-    def __init__(self, path: Path, id: str, resumed: bool) -> None:  # noqa: A002
+    def __init__(self, path: Path, id: str, resumed: bool, session: str) -> None:  # noqa: A002
         self.path = path
         self.id = id
         self.resumed = resumed
+        self._session = session
         self._ended = threading.Event()  # and that is recorded
         self._end: dict[str, Any] = {}
         if is_main():
+            records.hold(path, session)
             self._program = _Program()
             atexit.register(self._close_at_exit)
-            threading.Thread(target=_beat, args=(path / NAME, self._ended), daemon=True).start()
+            threading.Thread(target=_beat, args=(path, self._ended), daemon=True).start()
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -123,15 +128,16 @@ class Run:
             return
         self._end = self._end or {"state": state, "error": error, "stopped": _now()}
         with locked_directory(self.path):
-            record = read_record(self.path)
-            if record is None:
+            record = read_record(self.path) or {"sessions": []}
+            own = [each for each in record["sessions"] if each.get("id") == self._session]
+            if not own:
                 raise FileNotFoundError(
                     errno.ENOENT,
                     f"how the run ended is not recorded ({self._end['state']}): its {NAME} was "
                     "removed, or its whole directory, in the meantime",
                     str(self.path / NAME),
                 )
-            record["sessions"][-1].update(self._end)
+            own[0].update(self._end)
             write_record(self.path, record)
         self._ended.set()
         self._program.forget()
@@ -194,18 +200,21 @@ def start_run(
             record of a run.
     """
     same = [may_differ] if isinstance(may_differ, str) else [*may_differ]
-    path, name, resumed = _begin(Path(logdir), args, new, same, world_size())
-    return Run(path, name, resumed)
+    path, name, resumed, session, host = _begin(Path(logdir), args, new, same, world_size())
+    if not is_main():
+        records.check_seen(path, session, host)
+    return Run(path, name, resumed, session)
 
 
 @rank_zero_only(share=True)
 def _begin(
     logdir: Path, args: Any, new: bool, may_differ: list[str], ranks: int
-) -> tuple[Path, str, bool]:
+) -> tuple[Path, str, bool, str, str]:
     path = _chosen(logdir, new)
     recorded = masked({} if args is None else args)  # first: what it masks is masked in all
     about, diff = code(program_directory(), path)
     session = {
+        "id": uuid.uuid4().hex[:16],
         **own_process(),
         "state": "running",
         "started": _now(),
@@ -217,15 +226,8 @@ def _begin(
         "git": about,
         **environment(),
     }
-    with locked_directory(path):
-        record = read_record(path)
+    with _left(path) as record:
         resumed = record is not None
-        if record is not None and state_of(path, record) == "running":
-            last = record["sessions"][-1]
-            raise RuntimeError(
-                f"{path} is recorded by process {last['pid']} on {last['host']} since "
-                f"{last['started']}: wait for its end, or begin another run with new=True"
-            )
         if record is not None and path != logdir:
             _check_same(path, record["sessions"][-1], session, may_differ)
         record = record or {"id": uuid.uuid4().hex[:16], "sessions": []}
@@ -235,7 +237,35 @@ def _begin(
                 file.write(diff)
         record["sessions"].append(session)
         write_record(path, record)
-    return path, record["id"], resumed
+    return path, record["id"], resumed, session["id"], session["host"]
+
+
+@contextmanager
+def _left(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Hold the directory of a run that nobody records, and give its record."""
+    dead: list[Any] = [None]  # sessions that are known to have ended
+    while True:
+        with locked_directory(path):
+            record = read_record(path)
+            last = record["sessions"][-1] if record else None
+            if last in dead or (last and last.get("state") != "running"):
+                yield record
+                return
+        assert last is not None
+        alive = is_alive(last)  # and while it is watched nobody holds the directory
+        who = f"process {last.get('pid')} on {last.get('host')}"
+        if alive or (alive is None and records.shows_life(path)):
+            raise RuntimeError(
+                f"{path} is recorded by {who} since {last.get('started')}: wait for its end, or "
+                "begin another run with new=True"
+            )
+        if alive is None:
+            warnings.warn(
+                f"{path} was recorded by {who}, which gave no sign of life for "
+                f"{records.WATCH:g} s: it counts as killed, and its run goes on",
+                stacklevel=6,
+            )
+        dead.append(last)
 
 
 def _chosen(logdir: Path, new: bool) -> Path:
@@ -322,7 +352,7 @@ def _state_after(error: BaseException | None) -> tuple[str, str | None]:
     by_signal = isinstance(code, int) and (code > 128 or code == PreemptionGuard.exit_code)
     if isinstance(error, KeyboardInterrupt) or by_signal:
         return "stopped", None
-    return "failed", f"{type(error).__name__}: {error}"
+    return "failed", with_cause(error)
 
 
 class _Program:
@@ -367,8 +397,8 @@ class _Program:
         return None if left.startswith("RETURN") else SystemExit(self._code)
 
 
-def _beat(path: Path, ended: threading.Event) -> None:
-    """Say that this process lives, to those on other hosts."""
-    while not ended.wait(BEAT):
-        with suppress(OSError):
-            os.utime(path)
+def _beat(run: Path, ended: threading.Event) -> None:
+    """Say that this process lives, to those that cannot ask for it."""
+    while not ended.wait(records.BEAT):
+        with suppress(OSError, ValueError):
+            records.beat(run)

@@ -29,9 +29,13 @@ from batteries.checkpoint.contents import (
 from batteries.checkpoint.fitting import misfits
 from batteries.checkpoint.forms import is_sharded, newest_first, read_checkpoint
 from batteries.checkpoint.sharded import read_shards
-from batteries.checkpoint.storage import CheckpointError
+from batteries.checkpoint.storage import CheckpointError, digest_read
+from batteries.distributed.agreement import check_same
 from batteries.files import PathLike
 from batteries.modules import unwrap
+
+_compared: set[str] = set()  # paths whose first contents were compared with other ranks
+_SHARE = "use a directory that all hosts share, or copy rank 0's to the others first"
 
 
 class LoadReport(NamedTuple):
@@ -118,9 +122,12 @@ def load_checkpoint(
         FileNotFoundError: No such file.
         TypeError: An object without a state.
         CheckpointError: Damaged, not a checkpoint, or keys, shapes or types that do not fit.
+        RuntimeError: The ranks have read different files, when they first load this path.
     """
     parts = _given(model, optimizer, scheduler, objects)
-    checkpoint = _Own(parts).read(path, map_location)
+    own, known = _Own(parts), str(path) in _compared
+    _compared.add(str(path))  # later one rank alone may load what has another content by then
+    checkpoint = own.read(path, map_location) if known else _alike(own, path, map_location)
     report = _put(checkpoint, parts, path, strict=strict, prefix=prefix)
     return checkpoint if strict else report
 
@@ -151,13 +158,17 @@ def resume(
 
     Raises:
         CheckpointError: All checkpoints are damaged, or the newest good one does not fit.
+        RuntimeError: The ranks have different files in this directory; it says which hosts.
     """
     parts = _given(model, optimizer, scheduler, objects)
     own = _Own(parts)
-    paths = distributed.broadcast(newest_first(logdir))
+    paths = newest_first(logdir)
+    there = "it has checkpoints" if paths else "it has no checkpoints"
+    distributed.together(lambda: check_same("the directory of resume", there, _SHARE))
+    paths = distributed.broadcast(paths)
     for path in paths:
         try:
-            checkpoint = distributed.together(functools.partial(own.read, path, map_location))
+            checkpoint = distributed.together(functools.partial(_alike, own, path, map_location))
         except CheckpointError as error:
             warnings.warn(f"{error}; an older one is taken", stacklevel=2)
             continue
@@ -181,6 +192,19 @@ def resume(
         if hasattr(part, "start_over"):
             part.start_over()
     return None
+
+
+def _alike(own: _Own, path: PathLike, map_location: torch.device | str) -> Checkpoint:
+    """A checkpoint that is the same on all ranks which read it now."""
+    try:
+        checkpoint = own.read(path, map_location)
+    except FileNotFoundError:
+        check_same(f"{path}", "missing", _SHARE)
+        raise
+    digest = digest_read(path)
+    if digest is not None:
+        check_same(f"{path}", digest, _SHARE)
+    return checkpoint
 
 
 def _given(model: Any, optimizer: Any, scheduler: Any, objects: dict[str, Any]) -> dict[str, Any]:

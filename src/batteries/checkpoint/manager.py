@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import errno
-import functools
-import json
 import math
 import os
-import platform
 import uuid
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from batteries import distributed
+from batteries import distributed, records
 from batteries.checkpoint.archive import Note, read_note, read_seal
 from batteries.checkpoint.background import BackgroundWriter
-from batteries.checkpoint.forms import epoch_of
-from batteries.checkpoint.sharded import commit_shards, new_folder, remove_unnamed, write_shards
-from batteries.checkpoint.storage import CheckpointError, save_checkpoint
+from batteries.checkpoint.epochs import Epochs, MetricsFile
+from batteries.checkpoint.forms import epoch_of, newest_first
+from batteries.checkpoint.sharded import (
+    claim_shards,
+    commit_shards,
+    name_shards,
+    new_folder,
+    remove_unnamed,
+    write_shards,
+)
+from batteries.checkpoint.storage import (
+    CheckpointError,
+    digest_read,
+    identity_of,
+    save_checkpoint,
+)
 from batteries.direction import said_direction
 from batteries.distributed.rank_zero import others_wait
+from batteries.distributed.waiting import wait_until
 from batteries.files import (
     PathLike,
     check_inside,
@@ -32,19 +44,21 @@ from batteries.files import (
     locked_directory,
     make_directory,
     naming,
-    point_to,
     remove_leftovers,
     replace_link,
-    write_whole,
+    temporary_name,
 )
 from batteries.foreign import Most, check, is_epoch
 from batteries.history import NAME, Row, is_row, read_history
+from batteries.processes import is_alive, is_own, own_process
 
+_MANY = 1000  # epochs that a note names; where more are kept it says so
 # What a note says: who wrote the file, the row of its epoch and the epochs that are kept.
 _NOTE: dict[str, Any] = {
     "owner": {"id": Most(str, 100), "host": Most(str, 1000), "pid": int},
     "row": dict,
     "kept": [int],
+    "every": (None, int),
 }
 
 
@@ -61,8 +75,10 @@ class CheckpointManager:
     `exp_{epoch}.pth` are the best few; all names of an epoch are hard links to data that is
     written once. `metrics.json` has the scores of all epochs and is the manager's memory: a new
     manager on the same directory goes on where the last one stopped, and finishes what it left
-    half done. Other files in the directory stay: of its own it removes only those that
-    `metrics.json` names. It follows no symbolic link out of the directory, which may be one itself.
+    half done. Another program's checkpoints are safe from it: before its first save the program has
+    loaded the last one, or its first epoch is the next one. Other files in the directory stay: of
+    its own it removes only those that `metrics.json` names. It follows no
+    symbolic link out of the directory, which may be one itself.
 
     Args:
         logdir: Created when the first checkpoint is written.
@@ -79,6 +95,8 @@ class CheckpointManager:
         background: Copy the checkpoint and return; another thread writes it, as safely. Call
             `wait()` before reading the files, and `close()`, or use the manager in a `with`, at
             the end. The error of a save is raised by the next call.
+        go_on: Save also where the directory has checkpoints of another program, and this one has
+            loaded none of them.
 
     Raises:
         TypeError: A metric without its direction.
@@ -102,6 +120,7 @@ class CheckpointManager:
         keep_every: int | None = None,
         background: bool = False,
         sharded: bool = False,
+        go_on: bool = False,
     ) -> None:
         if save_n_best is not None and save_n_best < 0:
             raise ValueError(f"save_n_best is {save_n_best}; expected 0 or more, or None for all")
@@ -119,15 +138,18 @@ class CheckpointManager:
         self.keep_every = keep_every
         self.background = background
         self.sharded = sharded
+        self.go_on = go_on
         self._suffix = ".dcp" if sharded else ".pth"
-        self._owner = {"id": uuid.uuid4().hex, "host": platform.node(), "pid": os.getpid()}
+        self._owner = {**own_process(), "id": uuid.uuid4().hex}
         self._owns = False  # wrote the last.pth that is there
+        self._seen = False  # that rank 0 saves into the same directory
         self._disturbed = False  # an error came in the middle of a save
         self._waiting: list[Row | None] = []  # to be written in the background
         self._writer = BackgroundWriter() if background and distributed.is_main() else None
         if self.logdir.exists() and not self.logdir.is_dir():
             make_directory(self.logdir)  # says what is in the way
-        self._rows = self._read_rows()
+        self._epochs = Epochs(self.metric, self.metric_minimization, self._read_rows())
+        self._metrics_file = MetricsFile(self._memory_path)
         if self.logdir.is_dir() and distributed.is_main():
             with locked_directory(self.logdir):
                 try:
@@ -138,6 +160,7 @@ class CheckpointManager:
                     if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                         raise
                     self._disturbed = True
+        self._found = identity_of(newest) if (newest := self._newest()) else None
 
     @property
     def best_path(self) -> Path:
@@ -152,22 +175,27 @@ class CheckpointManager:
     @property
     def best_score(self) -> float | None:
         """The best score so far; None before the first finite one."""
-        ranked = self._ranked(self._all_rows)
-        return float(ranked[0][self.metric]) if ranked else None
+        best = self._all.best(1)
+        return float(best[0][self.metric]) if best else None
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """The scores of all epochs, in their order: `[{"epoch": 1, "loss": 0.5}, ...]`."""
         return [
             {name: math.nan if value is None else value for name, value in row.items()}
-            for row in self._all_rows
+            for row in self._all.rows
         ]
 
     @property
-    def _all_rows(self) -> list[Row]:
+    def _all(self) -> Epochs:
         # Those that wait first: one that is written meanwhile is then in both.
         waiting = [row for row in self._waiting if row is not None]
-        return functools.reduce(lambda rows, row: _followed_by(row, rows), waiting, self._rows)
+        if not waiting:
+            return self._epochs
+        both = Epochs(self.metric, self.metric_minimization, self._epochs.rows)
+        for row in waiting:
+            both.add(row)
+        return both
 
     def process(
         self,
@@ -196,14 +224,15 @@ class CheckpointManager:
             KeyError: The dictionary has no such metric.
             TypeError: A score that is not a number, or a value that cannot be saved, with its
                 place; nothing has changed then.
-            CheckpointError: A newer run has taken the directory over.
+            CheckpointError: A newer run has taken the directory over; or it has checkpoints of
+                another program, of which this one has loaded none.
             OSError: Of the disk. Either nothing has changed then, or the next save, or the next
                 start, completes this one first.
         """
         row = {**self._scores(score), "epoch": _checked_epoch(epoch, checkpoint)}
         self._save(checkpoint, row)
         if not distributed.is_main():
-            self._rows = _followed_by(row, self._rows)
+            self._epochs.add(row)
 
     def save_last(self, checkpoint: Mapping[str, Any]) -> None:
         """Replace `last.pth` alone: in the middle of an epoch, or before the machine is taken.
@@ -242,7 +271,7 @@ class CheckpointManager:
         """Replace the last checkpoint, and do what follows, while the directory is held."""
 
         def save(plain: Mapping[str, Any]) -> None:
-            with self._owned(), self._committing(row) as note:
+            with self._owned(row), self._committing(row) as note:
                 save_checkpoint(plain, self.last_path, note=note)
 
         def save_waiting(plain: Mapping[str, Any]) -> None:
@@ -254,9 +283,13 @@ class CheckpointManager:
         if self.sharded:
             self._save_sharded(checkpoint, row)
         elif not self.background:
-            with others_wait():
+            with others_wait() as told:
                 if distributed.is_main():
                     save(checkpoint)
+                    told.append(f"{self._owner['id']} {self._owner['host']}")
+            if told and not (distributed.is_main() or self._seen):
+                self._seen = True
+                self._look_for(*told[0].split())
         elif self._writer is None:
             return  # not rank 0
         else:
@@ -267,13 +300,25 @@ class CheckpointManager:
                 self._waiting.remove(row)
                 raise
 
+    def _look_for(self, owner: str, host: str) -> None:
+        """Warn where the last checkpoint is not the one that rank 0 has written."""
+
+        def there() -> bool:
+            with suppress(OSError):  # a name is gone for a moment, on some file systems
+                return bool((self._found_owner() or {}).get("id") == owner)
+            return False
+
+        if not wait_until(there, records.SEEN):
+            records.warn_apart(self.logdir, host)
+
     def _save_sharded(self, checkpoint: Any, row: Row | None) -> None:
         on_rank_zero = distributed.rank_zero_only(share=True)
         folder = new_folder(self._shards)
         with ExitStack() as held:  # by rank 0
 
             def hold() -> Path:
-                held.enter_context(self._owned())
+                held.enter_context(self._owned(row))
+                claim_shards(Path("shards", folder.name), self.last_path)
                 return make_directory(folder)
 
             def commit() -> None:
@@ -292,17 +337,19 @@ class CheckpointManager:
     @contextmanager
     def _committing(self, row: Row | None) -> Iterator[Note]:
         """Give the note for a new last checkpoint; when that is in place, do what follows."""
-        if self._disturbed or not self._owns:
+        thorough = self._disturbed or not self._owns
+        if thorough:
             self._recover()  # the last save may be half done, or another run's
         self._disturbed = True
-        rows = self._rows if row is None else _followed_by(row, self._rows)
-        kept = self._kept(rows)
-        plan: Note = {} if row is None else {"row": row, "kept": kept}
-        yield {**plan, "owner": self._owner}
+        if row is None:
+            yield {"owner": self._owner}
+        else:
+            kept = self._kept(row)
+            yield {"row": row, **kept.note(), "owner": self._owner}
         self._owns = True
         if row is not None:
-            self._settle(rows, kept, before=self._rows)
-        self._rows, self._disturbed = rows, False
+            self._follow(row, kept, thorough)
+        self._disturbed = False
 
     # ---------------------------------------------------------------- what follows from what
 
@@ -327,49 +374,68 @@ class CheckpointManager:
             )
         return {"epoch": 0} | {name: _finite(name, value) for name, value in score.items()}
 
-    def _ranked(self, rows: list[Row]) -> list[Row]:
-        """The epochs with a finite score, best first."""
-        finite = [row for row in rows if row[self.metric] is not None]
-        sign = 1 if self.metric_minimization else -1
-        return sorted(finite, key=lambda row: sign * row[self.metric])  # stable: ties stay in order
-
-    def _kept(self, rows: list[Row]) -> list[int]:
-        """The epochs that have a file of their own."""
+    def _kept(self, row: Row) -> _Kept:
+        """The epochs that are to have a file of their own, once there is a new one."""
         if self.save_n_best is None:
-            return [row["epoch"] for row in rows]
-        best = [row["epoch"] for row in self._ranked(rows)[: self.save_n_best]]
-        every = self.keep_every
-        return best + [row["epoch"] for row in rows if every and row["epoch"] % every == 0]
+            return _Kept(True)
+        later = self._epochs.rows[-1:] and self._epochs.rows[-1]["epoch"] >= row["epoch"]
+        old = self._epochs.best(None if later else self.save_n_best)
+        few = [known for known in old if known["epoch"] < row["epoch"]]
+        best = Epochs(self.metric, self.metric_minimization, [*few, row]).best(self.save_n_best)
+        return _Kept(False, frozenset(map(_epoch, best)), self.keep_every)
 
     # ---------------------------------------------------------------- the directory
 
-    def _settle(self, rows: list[Row], kept: list[int], before: list[Row]) -> None:
-        """Make the rest of the directory follow from a new last.pth; to be repeated at will."""
-        epoch, best = rows[-1]["epoch"], self._best_at_hand(rows)
+    def _follow(self, row: Row, kept: _Kept, thorough: bool) -> None:
+        """Add a row, and make the directory follow from it."""
+        before = self._epochs.best(self.save_n_best or 0)
+        forgotten = self._epochs.add(row)
+        try:
+            gone = [known for known in before if known["epoch"] not in kept]
+            self._settle(kept, forgotten, None if thorough or forgotten else gone)
+        except BaseException:
+            self._epochs.take_back(forgotten)
+            raise
+
+    def _settle(self, kept: _Kept, forgotten: list[Row], gone: list[Row] | None = None) -> None:
+        """Make the rest of the directory follow from a new last.pth; to be repeated at will.
+
+        Args:
+            forgotten: Rows that the history no longer has.
+            gone: Those that have lost their file; default: what the directory says.
+        """
+        epoch = self._epochs.rows[-1]["epoch"]
+        best = self._best_at_hand(_Kept(True) if gone is None else kept)
         # What goes makes room for what comes: names take some, too. What is best is there until
         # best.pth is.
-        self._remove(set(kept), before + rows, best)
+        self._remove(kept, forgotten, gone, best)
         if epoch in kept:
             self._let_be(self._path(epoch), self.last_path)
         if best is not None:
             self._let_be(self.best_path, best)
             if best.name not in (self.best_path.name, self.last_path.name):
-                self._remove(set(kept), before + rows)
+                self._remove(kept, forgotten, gone)
         elif self._row_in(self.best_path) is not None:
-            self.best_path.unlink()
-        memory = {
-            "metric_name": self.metric,
-            "metric_minimization": self.metric_minimization,
-            "values": rows,
-        }
-        text = json.dumps(memory, indent=2, allow_nan=False).encode()
-        with write_whole(self._memory_path, len(text)) as file:
-            file.write(text)
+            self._drop(self.best_path)
+        if gone is None:
+            self._metrics_file.forget()
+        self._metrics_file.add(self._epochs)
 
-    def _remove(self, kept: set[int], known: list[Row], besides: Path | None = None) -> None:
-        for path, row in self._epoch_files(exempt=kept):
-            if path != besides and row in known:  # else it is the user's own
-                path.unlink()
+    def _remove(
+        self,
+        kept: _Kept,
+        forgotten: list[Row],
+        gone: list[Row] | None,
+        besides: Path | None = None,
+    ) -> None:
+        if gone is None:
+            found = [path for path, _ in self._epoch_files(exempt=kept)]
+        else:
+            found = [self._path(row["epoch"]) for row in gone]
+        for path in found:
+            known = self._row_in(path) in forgotten or self._is_known(path)
+            if path != besides and known:  # else it is the user's own
+                self._drop(path)
 
     def _let_be(self, name: Path, source: Path) -> None:
         """Let a name stand for what another one stands for."""
@@ -377,11 +443,17 @@ class CheckpointManager:
             return
         if self.sharded:
             check_inside(source, self._shards)
-            point_to(source.readlink(), name)
+            name_shards(name, source.readlink())
         else:
             link_or_copy(source, name)
 
-    def _epoch_files(self, exempt: Collection[int] = ()) -> Iterator[tuple[Path, Row]]:
+    def _drop(self, name: Path) -> None:
+        if self.sharded:
+            name.rename(temporary_name(name))  # which claims what it stands for
+        else:
+            name.unlink()
+
+    def _epoch_files(self, exempt: Container[object] = ()) -> Iterator[tuple[Path, Row]]:
         """The files that are an epoch's by their names, and by what is in them."""
         for path in list(self.logdir.glob(f"exp_*{self._suffix}")):
             epoch = epoch_of(path.name)
@@ -389,12 +461,16 @@ class CheckpointManager:
             if row is not None and row["epoch"] == epoch:
                 yield path, row
 
-    def _best_at_hand(self, rows: list[Row]) -> Path | None:
+    def _best_at_hand(self, kept: _Kept) -> Path | None:
         """The file of the best epoch that has one: an earlier best may be gone with its save."""
-        for row in self._ranked(rows):
-            for path in (self._path(row["epoch"]), self.best_path, self.last_path):
-                if self._row_in(path) == row:
-                    return path
+        named = [(path, self._row_in(path)) for path in (self.best_path, self.last_path)]
+        for row in self._epochs.ranked():
+            path = self._path(row["epoch"])
+            if row["epoch"] in kept and self._row_in(path) == row:
+                return path
+            for name, own in named:
+                if own == row:
+                    return name
         return None
 
     def _note_in(self, path: Path) -> Note:
@@ -407,7 +483,7 @@ class CheckpointManager:
             return {}
         if not _NOTE["owner"].keys() <= note.get("owner", {}).keys():
             return {}
-        with_score = is_row(note.get("row")) and self.metric in note["row"] and "kept" in note
+        with_score = is_row(note.get("row")) and self.metric in note["row"]
         return note if with_score else {name: note[name] for name in note if name == "owner"}
 
     def _row_in(self, path: Path) -> Row | None:
@@ -417,20 +493,24 @@ class CheckpointManager:
     def _recover(self) -> None:
         """Finish the save that a killed process left half done."""
         own = {self.last_path.name, self.best_path.name, self._memory_path.name}
-        remove_leftovers(self.logdir, lambda name: name in own or epoch_of(name) is not None)
+        ends = ".json" if self.sharded else (".json", ".pth")  # others are claims
+        remove_leftovers(
+            self.logdir,
+            lambda name: name.endswith(ends) and (name in own or epoch_of(name) is not None),
+        )
         self._part_links(own)
         note = self._note_in(self.last_path)
-        if self._memory_path.exists() or not self._rows:  # else it was removed: we know them still
-            self._rows = self._read_rows()
-        old = self._rows
+        if self._memory_path.exists() or not self._epochs.rows:  # else we know what it had
+            self._epochs = Epochs(self.metric, self.metric_minimization, self._read_rows())
         if "row" not in note:
             return
-        row, kept = note["row"], note["kept"]
-        self._rows = rows = _followed_by(row, old)
-        found = {row["epoch"] for _, row in self._epoch_files() if row in rows}
-        written = self._memory_path.exists() and rows == old
-        if not written or found != set(kept):
-            self._settle(rows, kept, before=old)
+        row, kept = note["row"], _Kept.of(note)
+        written = self._memory_path.exists() and self._epochs.rows[-1:] == [row]
+        forgotten = self._epochs.add(row)
+        found = {row["epoch"] for _, row in self._epoch_files() if self._epochs.has(row)}
+        expected = {epoch for epoch in map(_epoch, self._epochs.rows) if epoch in kept}
+        if not written or found != expected:
+            self._settle(kept, [] if written else forgotten)
 
     def _part_links(self, own: set[str]) -> None:
         """Make files of links from one name to another, which a save would write through."""
@@ -443,26 +523,58 @@ class CheckpointManager:
                 check_inside(path, self.logdir)
 
     @contextmanager
-    def _owned(self) -> Iterator[None]:
+    def _owned(self, row: Row | None) -> Iterator[None]:
         """Hold the directory while it changes, if no newer run has taken it over."""
         make_directory(self.logdir)
         with locked_directory(self.logdir):
-            for path in (self.last_path, self._memory_path):
+            shards = [self._shards] if self.sharded else []
+            for path in (*shards, self.last_path, self._memory_path):
                 check_inside(path, self.logdir)
-            owner = self._found_owner()
-            if self._owns and owner and owner["id"] != self._owner["id"]:
-                raise CheckpointError(
-                    f"{self.logdir} belongs to a newer run by now (process {owner['pid']} on "
-                    f"{owner['host']}): this one no longer saves there; stop one of the two, or "
-                    "give each a directory of its own"
-                )
-            if not self._owns and owner and _is_running(owner):
-                warnings.warn(
-                    f"{self.logdir} is taken over from process {owner['pid']}, which is still "
-                    "running: its next save will be refused",
-                    stacklevel=6,
-                )
+            self._check_owner(row)
             yield
+
+    def _check_owner(self, row: Row | None) -> None:
+        try:
+            records.check_held(self.logdir)
+        except RuntimeError as error:
+            raise CheckpointError(str(error)) from None
+        owner = self._found_owner() or {}
+        by = f"process {owner.get('pid')} on {owner.get('host')}"
+        own = owner.get("id") == self._owner["id"]
+        newest = None if self._owns or own else self._newest()
+        known = newest is None or is_own(owner) or digest_read(newest) is not None
+        changed = newest is not None and identity_of(newest) != self._found
+        if (self._owns and owner and not own) or (changed and not known):
+            raise CheckpointError(
+                f"{self.logdir} belongs to a newer run by now ({by}): this one no longer saves "
+                "there; stop one of the two, or give each a directory of its own"
+            )
+        rows = self._epochs.rows
+        is_next = row is not None and rows and row["epoch"] == rows[-1]["epoch"] + 1
+        if not (known or self.go_on or is_next):
+            raise CheckpointError(
+                f"{self.logdir} has checkpoints of another program ({by}; {len(rows)} epochs, to "
+                f"{rows[-1]['epoch'] if rows else 'none'}), and this one has loaded none of them: "
+                "nothing was saved or removed. Load the last one with resume(...) before the first "
+                "save; or pass go_on=True to the CheckpointManager; or take another directory"
+            )
+        if newest is not None and owner and not is_own(owner) and is_alive(owner):
+            warnings.warn(
+                f"{self.logdir} is taken over from process {owner['pid']}, which is still "
+                "running: its next save will be refused",
+                stacklevel=7,
+            )
+
+    def _newest(self) -> Path | None:
+        """The newest checkpoint, under one of the manager's own names."""
+        own = (path for path in newest_first(self.logdir) if path.suffix == self._suffix)
+        there = (path for path in own if identity_of(path))
+        named = (self.last_path, self.best_path)
+        return next((path for path in there if path in named or self._is_known(path)), None)
+
+    def _is_known(self, path: Path) -> bool:
+        row = self._row_in(path)
+        return row is not None and self._epochs.has(row)
 
     def _found_owner(self) -> dict[str, Any] | None:
         return self._note_in(self.last_path).get("owner")
@@ -492,8 +604,28 @@ class CheckpointManager:
         return found.rows
 
 
-def _followed_by(row: Row, rows: list[Row]) -> list[Row]:
-    return [old for old in rows if old["epoch"] < row["epoch"]] + [row]
+class _Kept(NamedTuple):
+    """The epochs that have a file of their own; a container of them."""
+
+    all: bool
+    some: frozenset[int] = frozenset()
+    every: int | None = None
+
+    @classmethod
+    def of(cls, note: Note) -> _Kept:
+        return cls("kept" not in note, frozenset(note.get("kept", ())), note.get("every"))
+
+    def note(self) -> Note:
+        """What a note has room for; where that is not all, nothing is removed for its sake."""
+        long = self.all or len(self.some) > _MANY
+        return {} if long else {"kept": sorted(self.some), "every": self.every}
+
+    def __contains__(self, epoch: object) -> bool:
+        every = self.every and isinstance(epoch, int) and epoch % self.every == 0
+        return bool(self.all or epoch in self.some or every)
+
+
+_epoch: Callable[[Row], int] = itemgetter("epoch")
 
 
 def _checked_epoch(epoch: Any, checkpoint: Mapping[str, Any]) -> int:
@@ -525,17 +657,3 @@ def _finite(name: str, value: Any) -> float | None:
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"the score {name!r} is {value!r}; expected one number") from error
     return number if math.isfinite(number) else None
-
-
-def _is_running(owner: dict[str, Any]) -> bool:
-    """Whether another process of this host is still there."""
-    elsewhere = owner["host"] != platform.node() or owner["pid"] == os.getpid()
-    if elsewhere or os.name != "posix":  # on Windows signal 0 is Ctrl-C
-        return False
-    try:
-        os.kill(owner["pid"], 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # another user's
-        pass
-    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import platform
 import re
 import shutil
 import uuid
@@ -17,16 +18,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from batteries import distributed
+from batteries import distributed, records
 from batteries.checkpoint.archive import INDEX, Digest, Note
 from batteries.checkpoint.contents import Checkpoint, plain_or_refused, rebuilt, why_unreadable
 from batteries.checkpoint.storage import CheckpointError, read_file, save_checkpoint
-from batteries.files import PathLike, naming, point_to, sync
+from batteries.distributed.waiting import wait_until
+from batteries.files import PathLike, naming, point_to, sync, temporary_name
 from batteries.foreign import Most, brief, check, open_regular
 
 # A directory holds the files of torch.distributed.checkpoint and, written last, index.pth: the
 # checkpoint with an empty tensor for each tensor, their shapes, the digests of the other files.
 _UUID = "[0-9a-f]{32}"
+_CLAIM = rf"\..+\.dcp\.{_UUID}\.tmp"
 Room = Callable[[str, Tensor], Tensor]  # a place and a meta tensor to the tensor to be filled
 
 
@@ -67,7 +70,15 @@ def write_shards(checkpoint: Mapping[str, Any], folder: Path) -> Checkpoint:
         tensors[place] = value.detach()
         return torch.empty(0, dtype=value.dtype)
 
-    plain = distributed.together(lambda: rebuilt(checkpoint, taken))
+    def checked() -> Any:
+        if not (distributed.is_main() or wait_until(folder.is_dir, records.SEEN)):
+            raise CheckpointError(
+                f"rank {distributed.rank()} on {platform.node()} does not see {folder}, which rank "
+                "0 has made: a sharded checkpoint needs a directory that all hosts share"
+            )
+        return rebuilt(checkpoint, taken)
+
+    plain = distributed.together(checked)
     # The engine would sync .metadata before Python has written it: all is synced below.
     writer = FileSystemWriter(folder, sync_files=False)
     with _engine(f"{folder} cannot be written"):
@@ -97,19 +108,46 @@ def commit_shards(index: Checkpoint, folder: Path, name: Path, note: Note) -> No
     save_checkpoint(index, folder / INDEX, note=note)
     sync(folder.parent)
     sync(folder.parent.parent)
-    point_to(os.path.relpath(folder, name.parent), name)
+    name_shards(name, os.path.relpath(folder, name.parent))
+
+
+# Several log directories may keep their shards in one place. A directory is removed only if a
+# temporary link of this log directory stands for it: it is made before the directory is written,
+# and before a name that stands for it gets another meaning.
+
+
+def claim_shards(folder: PathLike, name: Path) -> None:
+    """Let a temporary link stand for a directory, to be removed unless it gets a name.
+
+    >>> claim_shards("shards/1", Path("last.dcp"))
+    """
+    temporary_name(name).symlink_to(folder)
+
+
+def name_shards(name: Path, folder: PathLike) -> None:
+    """Let a name stand for a directory; the one that it stood for is claimed.
+
+    >>> name_shards(Path("last.dcp"), "shards/1")
+    """
+    if name.is_symlink() and name.readlink() != Path(folder):
+        claim_shards(name.readlink(), name)
+    point_to(folder, name)
 
 
 def remove_unnamed(shards: Path) -> None:
-    """Remove the directories of ours for which no name beside `shards` stands; hold them meanwhile.
+    """Remove what is claimed and has no name; hold the log directory meanwhile.
 
     >>> remove_unnamed(Path("runs/shards"))
     """
-    if shards.exists():
-        named = {link.resolve() for link in shards.parent.iterdir() if link.is_symlink()}
-        ours = {path for path in shards.resolve().iterdir() if re.fullmatch(_UUID, path.name)}
-        for folder in {path for path in ours - named if path.is_dir() and not path.is_symlink()}:
+    links = [path for path in shards.parent.glob("*") if path.is_symlink()]
+    claims = [path for path in links if re.fullmatch(_CLAIM, path.name)]
+    named = {path.resolve() for path in links if path not in claims}
+    for link in claims:
+        folder = link.resolve()
+        ours = folder.parent == shards.resolve() and re.fullmatch(_UUID, folder.name)
+        if ours and folder not in named and folder.is_dir():
             shutil.rmtree(folder)
+        link.unlink()
 
 
 def read_shards(path: PathLike, room: Room | None = None) -> Checkpoint:

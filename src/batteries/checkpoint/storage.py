@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from batteries.checkpoint.archive import (
     DIGEST_LENGTH,
+    INDEX,
     LONGEST_SEAL,
     Digest,
     Note,
@@ -34,6 +36,9 @@ from batteries.checkpoint.outline import OldFormat, Suspicious, Unknown, check_c
 from batteries.device import known_device
 from batteries.files import PathLike, kind_of, write_whole
 from batteries.foreign import open_regular
+
+_MOST = 1000
+_read: dict[Any, str] = {}  # what this process has read last, and the digests of that
 
 
 class CheckpointError(ValueError):
@@ -102,6 +107,34 @@ def read_file(path: PathLike, map_location: torch.device | str = "cpu") -> Check
         f"{path} is not a checkpoint: expected a dict with 'model_state_dict', or the state dict "
         f"of a model; found {str(found)[:300]}"
     )
+
+
+def identity_of(path: PathLike) -> Any:
+    """What a checkpoint is known by, under any of its names; None where there is none.
+
+    >>> identity_of("last.pth") is None
+    True
+    """
+    try:
+        status = Path(path).stat()
+        status = Path(path, INDEX).stat() if stat.S_ISDIR(status.st_mode) else status
+    except OSError:
+        return None
+    return _identity(status)
+
+
+def digest_read(path: PathLike) -> str | None:
+    """The digest of a checkpoint if this process has read it as it is now.
+
+    >>> save_checkpoint({"epoch": 1}, "last.pth")
+    >>> digest_read("last.pth"), read_file("last.pth"), len(digest_read("last.pth"))
+    (None, {'epoch': 1}, 32)
+    """
+    return _read.get(identity_of(path))
+
+
+def _identity(status: os.stat_result) -> Any:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def is_state(state: Mapping[Any, Any]) -> bool:
@@ -179,6 +212,9 @@ def _read_verified(path: Path, device: torch.device) -> tuple[Any, bool]:
             if file.readinto(part) != len(part):
                 raise CheckpointError(f"{path} was cut short while it was read")
             digest.update(part[: max(0, signed - start)])
+        _read[_identity(os.fstat(buffered.fileno()))] = digest.hex().decode()
+        if len(_read) > _MOST:
+            del _read[next(iter(_read))]
     seal = find_seal(bytes(view[-LONGEST_SEAL:]))
     if seal is not None and seal.digest != digest.hex():
         raise CheckpointError(

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import torch.distributed as dist
 import tqdm
 from torch import Tensor
 
+from batteries.distributed.causes import MissingRankError
 from batteries.distributed.groups import (
     ANY_LEFT,
     Ranks,
@@ -30,6 +32,7 @@ from batteries.distributed.groups import (
     ranks_of,
     timeout,
 )
+from batteries.distributed.launch import in_group, rank
 from batteries.distributed.messages import Header, transport_device
 from batteries.distributed.waiting import StoreGoneError, rarely, seconds_between, wait_until
 
@@ -134,6 +137,25 @@ class _Left(NamedTuple):
     done: bool
 
 
+def check_same(what: str, value: str, remedy: str) -> None:
+    """Raise if another rank has said something else at the same moment; nobody waits.
+
+    >>> check_same("last.pth", "0123", "copy it")
+
+    A moment is the time between two collectives. The first rank that comes says it.
+
+    Raises:
+        RuntimeError: With both ranks, their hosts, and what they said.
+    """
+    if not in_group():
+        return
+    own = f"{value} on rank {rank()} on {platform.node()}"
+    with suppress(StoreGoneError):
+        first = notes().first(f"same/{counts.get(dist.group.WORLD, 0)}/{what}", own)
+        if not first.startswith(f"{value} on rank "):
+            raise RuntimeError(f"{what} is not the same on all ranks: {first}, {own}; {remedy}")
+
+
 class Transfer:
     """What ranks send each other, and how each of them comes to an end.
 
@@ -170,7 +192,7 @@ class Transfer:
             yield
         except RuntimeError as error:
             why = self._who_is_missing() or f"no rank is missing, but {error}"
-            raise RuntimeError(f"{_told(self.call)} failed: {why}") from error
+            raise MissingRankError(f"{_told(self.call)} failed: {why}") from error
 
     def wait(self, work: Any, device: torch.device, *tensors: Tensor, here: bool = False) -> None:
         """Wait inside the block for what was begun.

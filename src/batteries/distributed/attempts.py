@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 import uuid
+import warnings
+from collections.abc import Callable
 from datetime import timedelta
 
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from batteries.distributed.waiting import Notes, StoreGoneError, wait_until
+
+_PATIENCE = 30.0  # seconds of a wait, after which it is told for whom
 
 
 def attempt_store(store: Store, rank: int, world_size: int, timeout: timedelta) -> Store:
@@ -43,7 +48,10 @@ def _ask(store: Notes, rank: int, timeout: timedelta) -> str:
     own, seconds = str(uuid.uuid4()), timeout.total_seconds()
     store.set(f"asked/{rank}", own)
     try:
-        met = wait_until(lambda: store.check([f"answered/{own}"]), seconds)
+        asked = _telling(
+            lambda: store.check([f"answered/{own}"]), lambda: f"rank {rank} waits for 0"
+        )
+        met = wait_until(asked, seconds)
     except StoreGoneError as error:
         raise TimeoutError(f"rank {rank} found no rank 0: {error}") from error
     name = store.get(f"answered/{own}") if met else None
@@ -67,8 +75,28 @@ def _answer(store: Notes, name: str, world_size: int, timeout: timedelta) -> Non
                 missing.discard(rank)
         return not missing
 
-    if not wait_until(all_confirmed, timeout.total_seconds()):
+    asked = _telling(all_confirmed, lambda: f"rank 0 waits for {sorted(missing)}")
+    if not wait_until(asked, timeout.total_seconds()):
         raise TimeoutError(
             f"rank 0 waited {timeout.total_seconds():g} s for ranks {sorted(missing)}, which "
             "did not come: look in their logs for why they ended or never began"
         )
+
+
+def _telling(over: Callable[[], bool], who: Callable[[], str]) -> Callable[[], bool]:
+    """The same question, which warns once when the answer is long no."""
+    late: float | None = time.monotonic() + _PATIENCE
+
+    def asked() -> bool:
+        nonlocal late
+        answer = over()
+        if not answer and late is not None and time.monotonic() > late:
+            late = None
+            warnings.warn(
+                f"{who()} in setup() since {_PATIENCE:g} s: look whether all ranks have begun, and "
+                "whether one has ended before",
+                stacklevel=6,
+            )
+        return answer
+
+    return asked

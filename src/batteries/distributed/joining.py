@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from batteries.distributed.attempts import attempt_store
+from batteries.distributed.causes import MissingRankError, with_cause
 from batteries.distributed.groups import (
     ANY_LEFT,
     break_off,
@@ -51,7 +53,8 @@ def setup(backend: str | None = None, timeout: timedelta | None = None) -> Itera
             torch's own, 30 minutes.
 
     When a rank raises, or a collective fails because a rank is gone, the connections are closed:
-    all that the others wait for ends, with an error that names the first who left. A rank that
+    all that the others wait for ends, with an error that names the first cause, its rank and its
+    host. Errors of torch's own collectives get that when they leave the block. A rank that
     ends well waits up to 10 seconds for the others to end. A question to the ranks' store has 10
     seconds; one that does not answer is taken for gone.
 
@@ -84,9 +87,14 @@ def setup(backend: str | None = None, timeout: timedelta | None = None) -> Itera
             connected = torch.zeros(1)
             lend(connected)
             dist.all_reduce(connected)
+        notes().set(f"host/{launch.rank}", platform.node())
         yield device
     except BaseException as error:
         why, well = f"{type(error).__name__}: {error}", isinstance(error, SystemExit)
+        told = why if well else with_cause(error)
+        says_who = isinstance(error, MissingRankError) or not isinstance(error, RuntimeError)
+        if told != why and not says_who:
+            raise RuntimeError(told) from error
         raise
     finally:
         _leave(why, well)

@@ -94,35 +94,37 @@ def _sharing_errors() -> Iterator[None]:
 
 
 @contextmanager
-def others_wait() -> Iterator[None]:
+def others_wait() -> Iterator[list[str]]:
     """A block in which rank 0 may take longer than collectives wait for each other.
 
-    >>> with others_wait():
-    ...     pass
+    >>> with others_wait() as told:
+    ...     told.append("what rank 0 tells the others, who have it after the block")
 
     The others wait at its end until rank 0 is through, for up to a day. Those that do not come do
     not matter. When rank 0 does not come they wait as long as a collective would; when it has left,
     is dead, or says nothing for a minute, they go on, and the next collective names it.
     """
+    told: list[str] = []
     if not in_group():
-        yield
+        yield told
         return
     store = notes()
     turn = f"turn {store.add(f'turns/{rank()}', 1)}"
     if not is_main():
-        yield
+        yield told
         with suppress(StoreGoneError):
             _wait_for_rank_zero(store, turn)
+            told += filter(None, [store.get(f"{turn}/done")])
         return
     over = threading.Event()
     saying = threading.Thread(target=_say_until, args=(over, store, f"{turn}/works"), daemon=True)
     saying.start()
     try:
-        yield
+        yield told
     finally:
         over.set()
         saying.join()
-        store.set(f"{turn}/done", "")
+        store.set(f"{turn}/done", "".join(told))
 
 
 def _say_until(over: threading.Event, store: Notes, key: str) -> None:

@@ -80,6 +80,10 @@ class Notes:
     def add(self, key: str, number: int) -> int:
         return int(self._ask(lambda: self._store.add(key, number)))
 
+    def first(self, key: str, value: str) -> str:
+        """What the first rank has said under a key, this one perhaps."""
+        return str(self._ask(lambda: self._store.compare_set(key, "", value)).decode())
+
     def check(self, keys: list[str]) -> bool:
         """Whether all of them are there."""
         return bool(self._ask(lambda: self._store.check(keys)))

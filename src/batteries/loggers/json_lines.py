@@ -13,6 +13,7 @@ from batteries.files import append_whole, make_directory, write_whole
 from batteries.foreign import lines_of, open_regular
 from batteries.lines import NAME, parse_line
 from batteries.loggers.background import BackgroundLogger, Row, file_name
+from batteries.records import check_held
 
 
 class JsonLinesLogger(BackgroundLogger):
@@ -31,6 +32,7 @@ class JsonLinesLogger(BackgroundLogger):
     """
 
     def _open(self) -> None:
+        check_held(self.logdir)
         path = make_directory(self.logdir) / NAME
         if path.exists() and self._continues == -1:
             path.replace(_free(path))
@@ -57,6 +59,7 @@ class JsonLinesLogger(BackgroundLogger):
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(line, default=str, allow_nan=False) + "\n" for line in lines)
+        check_held(self.logdir)
         append_whole(self.logdir / NAME, text.encode(), inside=self.logdir)
 
 

@@ -18,7 +18,7 @@ from batteries.files import PathLike
 from batteries.foreign import is_number
 from batteries.history import NAME as METRICS
 from batteries.history import read_history
-from batteries.records import NAME, read_record, state_of
+from batteries.records import NAME, glance, read_record, state_of
 from batteries.scoreboard.scores import NAME as SCORES
 from batteries.scoreboard.scores import read_scores
 
@@ -173,9 +173,12 @@ def read_runs(logdir: PathLike) -> list[RunInfo]:
     root = Path(logdir)
     if not root.is_dir():
         raise NotADirectoryError(f"there is no directory {root}")
+    paths = list(_run_paths(root))
+    for path in paths:
+        glance(path)
     found = [
         read_run(path, path.name if path == root else path.relative_to(root).as_posix())
-        for path in _run_paths(root)
+        for path in paths
     ]
     return sorted(found, key=lambda run: _natural(run.name))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from batteries.files import PathLike, locked_directory, write_whole
 from batteries.foreign import Most, check, read_json
+from batteries.records import check_held
 
 NAME = "scores.json"
 _SCORES = {
@@ -45,6 +46,7 @@ def record_scores(
         ValueError: A score that is not a finite number, with its name, or more than 32
             leaderboards; nothing is written then.
         NotADirectoryError: There is no such run.
+        RuntimeError: Another program records it now, and this one did before.
     """
     path = Path(run)
     if not path.is_dir():
@@ -58,6 +60,7 @@ def record_scores(
         new["folds"] = [_finite("folds", value) for value in folds]
     boards = {} if leaderboard is None else {name: _finite("leaderboard", leaderboard)}
     with locked_directory(path):
+        check_held(path)
         scores = {**read_scores(path), **new}
         if boards:
             scores["leaderboard"] = {**scores.get("leaderboard", {}), **boards}
