@@ -1,6 +1,6 @@
 """Benchmarks against the libraries that do the same: python benchmarks/run.py [NAME ...].
 
-Names: loop, to_device, seed_all, import_time, checkpoints, training, predictions, ranks,
+Names: loop, to_device, seed_all, import_time, checkpoints, training, predictions, collectives,
 record, averaging, blending. All take about half an hour.
 """
 
@@ -16,10 +16,10 @@ from pathlib import Path
 import averaging
 import blending
 import checkpoints
+import collectives
 import import_time
 import loop
 import predictions
-import ranks
 import record
 import seed_all
 import to_device
@@ -35,7 +35,7 @@ BENCHMARKS = {
     "checkpoints": checkpoints.main,
     "training": training.main,
     "predictions": predictions.main,
-    "ranks": ranks.main,
+    "collectives": collectives.main,
     "record": record.main,
     "averaging": averaging.main,
     "blending": blending.main,
