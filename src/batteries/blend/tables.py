@@ -145,6 +145,8 @@ def _reading(path: Path) -> Iterator[Any]:
 
 
 def _names_in(path: Path) -> list[str]:
+    if path.suffix not in (".csv", ".parquet", ".npy"):
+        raise ValueError(f"{path} is none of .csv, .parquet and .npy")
     check_regular(path)
     with _reading(path) as polars:
         if path.suffix == ".csv":
@@ -156,9 +158,7 @@ def _names_in(path: Path) -> list[str]:
             return list(polars.read_csv(path, n_rows=0).columns)
         if path.suffix == ".parquet":
             return list(polars.read_parquet_schema(path))
-    if path.suffix == ".npy":
-        return list(predictions.load(path))
-    raise ValueError(f"{path} is none of .csv, .parquet and .npy")
+    return list(predictions.load(path))
 
 
 def _read(path: Path, plan: _Plan, header: Sequence[str]) -> Table:
