@@ -276,7 +276,9 @@ def _reader(folder: Path, index: Checkpoint) -> Any:
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
-            if (module, name) in _DESCRIBES or isinstance(getattr(torch, name, None), torch.dtype):
+            module = module.removesuffix("._local")  # of pathlib, since Python 3.13
+            is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+            if is_dtype or (module, name) in _DESCRIBES:
                 return super().find_class(module, name)
             raise CheckpointError(f"{folder}/.metadata would call {brief(f'{module}.{name}')}")
 

@@ -22,7 +22,6 @@ from batteries.checkpoint.archive import (
     LONGEST_SEAL,
     Digest,
     Note,
-    Seal,
     find_seal,
     form_of,
     formed,
@@ -168,7 +167,7 @@ def peek_file(path: PathLike) -> Checkpoint:
             except Unknown:
                 check_cost(pickled)
                 file.seek(0)
-                found = torch_load(path, file, torch.device("meta"))
+                found = load_shapes(path, file, pickled)
             inspect_contents(found, size, pickled)
         except Suspicious as error:
             raise unreadable(path, error) from error
@@ -226,7 +225,8 @@ def _read_verified(path: Path, device: torch.device) -> tuple[Any, bool]:
         check_cost(pickled)
         if seal is None:
             _check_records(path, data)
-        contents = _contents(path, data, seal, device)
+        in_place = seal is not None and seal.own_byte_order and device.type == "cpu"
+        contents = _contents(path, data, pickled, device, in_place)
         inspect_contents(contents, size, pickled)
     except CheckpointError:
         raise
@@ -246,8 +246,10 @@ def _room(path: Path, size: int, end: bytes) -> Tensor:
         raise unreadable(path, error) from error
 
 
-def _contents(path: Path, data: Tensor, seal: Seal | None, device: torch.device) -> Any:
-    if seal is not None and seal.own_byte_order and device.type == "cpu":
+def _contents(
+    path: Path, data: Tensor, pickled: bytes, device: torch.device, in_place: bool
+) -> Any:
+    if in_place and _SPARSE not in pickled:
         with suppress(_NeedsCopy):
             return _views(path, data)
     return torch_load(path, _View(data), device)
@@ -314,6 +316,23 @@ class _View(io.RawIOBase):
         return len(part)
 
 
+_SPARSE = b"_rebuild_sparse_tensor"
+
+
+def load_shapes(path: Path, file: Any, pickled: bytes) -> Any:
+    """As `torch_load`, with meta tensors.
+
+    >>> torch.save(torch.eye(2).to_sparse(), "a.pth")
+    >>> load_shapes(Path("a.pth"), "a.pth", _SPARSE).device
+    device(type='meta')
+    """
+    if _SPARSE not in pickled:
+        return torch_load(path, file, torch.device("meta"))
+    # Torch 2.14 looks at the numbers of sparse tensors, and on the meta device there are none.
+    loaded = torch_load(path, file, torch.device("cpu"))
+    return rebuilt(loaded, lambda v, place: v.to("meta") if isinstance(v, Tensor) else v)  # noqa: ARG005
+
+
 def torch_load(path: Path, file: Any, device: torch.device) -> Any:
     """What torch reads in a file, or a `CheckpointError`.
 
@@ -322,7 +341,9 @@ def torch_load(path: Path, file: Any, device: torch.device) -> Any:
     {'epoch': 1}
     """
     try:
-        return torch.load(file, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Validating sparse tensor invariants")
+            return torch.load(file, map_location=device, weights_only=True)
     except OSError:
         raise
     except Exception as error:  # of many kinds, as damage has

@@ -21,7 +21,7 @@ from batteries.checkpoint.contents import Checkpoint
 from batteries.checkpoint.forms import peek
 from batteries.checkpoint.inspection import inspect_contents, inspect_file
 from batteries.checkpoint.outline import Suspicious, Unknown, check_cost, outline
-from batteries.checkpoint.storage import CheckpointError, check_exists, torch_load, unreadable
+from batteries.checkpoint.storage import CheckpointError, check_exists, load_shapes, unreadable
 from batteries.files import PathLike
 from batteries.foreign import open_regular
 
@@ -144,7 +144,7 @@ class Stream:
             except Unknown:
                 check_cost(pickled)
                 file.seek(0)
-                contents = torch_load(self.path, file, torch.device("meta"))
+                contents = load_shapes(self.path, file, pickled)
             inspect_contents(contents, self._size, pickled)
         except Suspicious as error:
             raise unreadable(self.path, error) from error
