@@ -90,7 +90,7 @@ def snapshot(folder: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------- texts
 
 _TRAVERSALS = ["1/../../../outside/victim", "/etc/passwd", "..", "\0", "1\n2", "٣", "", "1e5"]
-_WRONG: list[Any] = [None, True, -1, 3, 1.5, 10**400, "x", [], [[]], {}, {"": None}, *_TRAVERSALS]
+_WRONG: list[Any] = [None, True, -1, 1.5, 10**400, "x", [[]], {"": None}, *_TRAVERSALS[:2]]
 _RAW: dict[str, bytes] = {
     "deep": b'{"sessions": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "deeper-than-code": b'{"sessions": [{"args": ' + b'{"a": ' * 300 + b"1" + b"}" * 302,

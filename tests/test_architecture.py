@@ -80,13 +80,18 @@ def test_table_of_contents() -> None:
 
 
 def test_the_command_line_needs_no_torch() -> None:
-    """`import batteries.cli` and `batteries --help` load neither torch nor numpy."""
+    """`batteries --help` loads neither torch nor numpy, and a list of runs no torch."""
+    Path("runs/001").mkdir(parents=True)
+    Path("runs/001/run.json").write_text('{"id": "a", "sessions": [{"state": "finished"}]}')
     script = (
         "import batteries.cli, sys; print({'torch', 'numpy'} & set(sys.modules))\n"
-        "batteries.cli.main(['--help'])"
+        "batteries.cli.main(['--help'], standalone_mode=False)\n"
+        "batteries.cli.main(['runs', 'runs'], standalone_mode=False)\n"
+        "print({'torch'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.stdout.startswith("set()\nUsage: ")
+    assert result.stdout.endswith("\nset()\n"), result.stderr
 
 
 def public_objects() -> list[tuple[str, object]]:

@@ -297,16 +297,17 @@ def kill_when_a_store_has(size: int) -> None:
     assert not list(Path("logs").glob(".*"))
 
 
-def test_the_end_of_the_program() -> None:
+def test_the_end_of_the_program(new_store: Path) -> None:
     """A logger that nobody closed writes everything at the end of the program."""
+    shutil.copy(new_store, make_directory("logs/MLflowLogger"))
+    kinds = [kind.__name__ for kind in READERS]
     program = (
-        "import sys, test_loggers\n"
-        "loggers = test_loggers.all_of_them('logs')\n"
+        "import batteries\n"
+        f"loggers = [getattr(batteries, kind)(f'logs/{{kind}}') for kind in {kinds}]\n"
         "for logger in loggers: logger.log_metrics({'loss': 1}, 1)\n"
         "raise ValueError"
     )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    result = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True)
     assert result.returncode == 1
     for kind, read in READERS.items():
         assert read(f"logs/{kind.__name__}") == {"loss": [(1, 1.0)]}
@@ -438,8 +439,9 @@ def test_one_that_fails_to_close(rank: int, monkeypatch: pytest.MonkeyPatch) -> 
         good.log_text("note", "late", 1)
 
 
-def test_names_that_mlflow_refuses() -> None:
+def test_names_that_mlflow_refuses(new_store: Path) -> None:
     """A name that MLflow refuses is written as one that it takes, and costs no other number."""
+    shutil.copy(new_store, make_directory("logs"))
     names = ["acc@5", "a//b", "/c", "d/../e", "./f", "g/", "h" * 300, "i:j", "loss"]
     with MLflowLogger("logs") as logger:
         logger.log_params(dict.fromkeys(names, 1))
@@ -645,10 +647,11 @@ def test_state_comes_first() -> None:
 # ---------------------------------------------------------------- the rest of the promises
 
 
-def test_figures() -> None:
+def test_figures(new_store: Path) -> None:
     """A figure is a picture in TensorBoard, MLflow and beside the lines."""
     from matplotlib.figure import Figure
 
+    shutil.copy(new_store, make_directory("logs/MLflowLogger"))
     figure = Figure(figsize=(2, 1), dpi=50)
     figure.subplots().plot([1, 2])
     with Loggers(*all_of_them("logs")) as loggers:

@@ -12,8 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from batteries.distributed import rank
-from batteries.distributed.waiting import wait_until
 from batteries.files import PathLike, write_whole
 from batteries.foreign import Most, check, parse_json, read_regular
 from batteries.masking import masked_record
@@ -109,6 +107,8 @@ def shows_life(run: PathLike) -> bool:
     >>> shows_life("runs/nothing")
     False
     """
+    from batteries.distributed.waiting import wait_until  # here: a list of runs needs no torch
+
     path, sign = Path(run, NAME), _sign(run)
     if sign is None:
         return False
@@ -180,6 +180,7 @@ def check_seen(run: PathLike, session: str, host: str) -> None:
     >>> write_record(".", {"id": "a", "sessions": [{"id": "b"}]})
     >>> check_seen(".", "b", "another")
     """
+    from batteries.distributed.waiting import wait_until
 
     def seen() -> bool:
         with suppress(OSError, ValueError):
@@ -198,6 +199,8 @@ def warn_apart(directory: PathLike, host: str) -> None:
     ...     warnings.simplefilter("ignore")
     ...     warn_apart("runs/001", "another")
     """
+    from batteries.distributed import rank
+
     warnings.warn(
         f"rank {rank()} on {platform.node()} does not see what rank 0 on {host} has written to "
         f"{directory}: each has a directory of its own under this name; use one that all hosts "
