@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from batteries.memory import check_remembers, memory_of
 from batteries.modules import unwrap
 
 Checkpoint = dict[str, Any]
@@ -50,7 +51,7 @@ def make_checkpoint(
 
     Args:
         **kwargs: Stored under their names. Those with a `state_dict()` (an EMA, a GradScaler) are
-            stored through it, as `{name}_state_dict`.
+            stored through it, as `{name}_state_dict`; torchmetrics with all of their states.
 
     These become plain, anywhere inside:
 
@@ -73,7 +74,8 @@ def make_checkpoint(
         checkpoint["metrics"] = metrics
     for name, value in kwargs.items():
         if callable(getattr(type(value), "state_dict", None)):
-            checkpoint[state_key(name)] = state_of(value)
+            checkpoint[state_key(name)] = state = state_of(memory_of(value))
+            check_remembers(name, value, state)
         else:
             checkpoint[name] = value
     return dict(rebuilt(checkpoint, _plain_or_same))

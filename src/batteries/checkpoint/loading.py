@@ -32,6 +32,7 @@ from batteries.checkpoint.sharded import read_shards
 from batteries.checkpoint.storage import CheckpointError, digest_read
 from batteries.distributed.agreement import check_same
 from batteries.files import PathLike
+from batteries.memory import memory_of
 from batteries.modules import unwrap
 
 _compared: set[str] = set()  # paths whose first contents were compared with other ranks
@@ -212,7 +213,7 @@ def _given(model: Any, optimizer: Any, scheduler: Any, objects: dict[str, Any]) 
     parts = {name: part for name, part in given.items() if part is not None}
     for name, part in parts.items():
         check_stateful(name, part)
-    return parts
+    return {name: memory_of(part) for name, part in parts.items()}
 
 
 def _put(
