@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -195,7 +196,7 @@ class _Buffers:
         def taken(value: Any, place: str) -> Any:
             value = plain_or_refused(value, place)
             if not isinstance(value, Tensor):
-                return value
+                return deepcopy(value)  # of a class that torch was told to load
             if not is_plain(value):
                 return value.detach().clone().cpu()
             source = value.untyped_storage()

@@ -224,11 +224,28 @@ def plain_or_refused(value: Any, place: str) -> Any:
         raise TypeError(f"a checkpoint cannot hold {place or 'this'}: {why}")
     if kind in _READABLE and not unreadable:
         return _whole(plain) if kind in (Tensor, nn.Parameter) else plain
+    if kind in registered().values() and not hasattr(plain, "device_mesh"):  # of a sharded tensor
+        return plain
     raise TypeError(
         f"a checkpoint cannot hold {place or 'this'}, a {kind.__module__}.{kind.__qualname__}: "
         "torch.load would refuse the file; store plain values (numbers, strings, lists, dicts, "
         "tensors), or leave it out"
     )
+
+
+def registered() -> dict[str, Any]:
+    """What programs and libraries have told torch to load (`add_safe_globals`), by its name.
+
+    >>> with torch.serialization.safe_globals([Path]):
+    ...     "pathlib Path" in registered()
+    True
+    """
+    found = {}
+    for each in torch.serialization.get_safe_globals():
+        kind, name = each if isinstance(each, tuple) else (each, None)
+        module, _, last = name.rpartition(".") if name else (kind.__module__, "", kind.__qualname__)
+        found[f"{module} {last}"] = kind
+    return found
 
 
 _LAYOUTS = {
