@@ -190,6 +190,7 @@ class BackgroundLogger:
 
     _opens_at_once = False  # whether the first call waits until the tracker was opened
 
+    def _look_around(self) -> None: ...  # in the program's own thread, before it is opened
     def _open(self) -> None: ...
     def _write_metrics(self, rows: list[Row]) -> None: ...
     def _write_params(self, params: dict[str, Any]) -> None: ...
@@ -214,6 +215,7 @@ class BackgroundLogger:
         if self._error is not None:
             self._report()
         if self._thread is None:
+            self._look_around()
             self._thread = threading.Thread(
                 target=_work, args=(self._calls, self._hurry), name=self._name, daemon=True
             )
