@@ -188,8 +188,9 @@ def start_run(
     Args:
         logdir: The directory of numbered runs, of which the newest goes on, unless it has finished;
             or that of one run, which goes on in any case, whatever its arguments are.
-        args: An `argparse.Namespace`, a dataclass or a mapping; any of them may be inside. Without
-            them, the options of the program's command line are compared.
+        args: A mapping, an `argparse.Namespace`, a dataclass, a named tuple, or a configuration of
+            attrs, pydantic or omegaconf; any of them may be inside. Without them, the options of
+            the program's command line are compared.
         new: Begin the next one.
         may_differ: Names of arguments with which a run goes on, also when they are others now:
             "num_workers", or "data.num_workers" of one inside another.

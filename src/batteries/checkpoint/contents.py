@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import io
-from argparse import Namespace
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import date, time
@@ -18,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from batteries.masking import MASK, parts_of
 from batteries.memory import check_remembers, memory_of
 from batteries.modules import unwrap
 
@@ -59,7 +58,7 @@ def make_checkpoint(
     |---|---|
     | numpy scalar, array | number or string, tensor |
     | `Path`; `datetime`, `date`, `time`; `bytearray` | string; ISO 8601 string; bytes |
-    | `Namespace`, dataclass, `defaultdict` | dict |
+    | `Namespace`, dataclass, named tuple, attrs, pydantic, omegaconf, other mappings | dict |
     | `Enum` member | its value |
 
     What `torch.load` reads stays as it is; `save_checkpoint` refuses the rest.
@@ -157,14 +156,10 @@ def rebuilt(value: Any, leaf: Leaf) -> Any:
             return same
         if kind in (list, tuple, set):
             return kind([rebuild(part, f"{place}[{i}]") for i, part in enumerate(value)])
-        if kind is defaultdict:
-            return dict(items(value.items(), place))
-        if isinstance(value, Namespace):
-            return dict(items(vars(value).items(), place))
-        if dataclasses.is_dataclass(kind):
-            names = [field.name for field in dataclasses.fields(value)]
-            return dict(items([(name, getattr(value, name)) for name in names], place))
-        return leaf(value, place)
+        parts = None if isinstance(value, Tensor) else parts_of(value)
+        if isinstance(parts, list):
+            return [rebuild(part, f"{place}[{i}]") for i, part in enumerate(parts)]
+        return leaf(value, place) if parts is None else dict(items(parts.items(), place))
 
     def rebuild(value: Any, place: str) -> Any:
         if type(value) in _ATOMS:
@@ -195,6 +190,8 @@ def _plain_or_same(value: Any, place: str) -> Any:  # noqa: ARG001
         return str(value)
     if type(value) is bytearray:
         return bytes(value)
+    if callable(getattr(type(value), "get_secret_value", None)):  # pydantic's
+        return MASK
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, date | time):  # a datetime is a date

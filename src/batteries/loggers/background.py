@@ -110,7 +110,7 @@ class BackgroundLogger:
             self._step = step if self._step is None else max(step, self._step)
             self._put("_write_metrics", Row(step, time.time(), read_together(metrics)))
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
+    def log_params(self, params: Any) -> None:
         """Write what the run was started with; nested names are joined, secrets are masked.
 
         Raises:
