@@ -12,7 +12,7 @@ PROCESSES = $$($(BIN)/python -c "import torch; print(torch.cuda.device_count() o
 # The versions of Python and torch that `make matrix` tests: python3.10 and so on are in PATH.
 MATRIX ?= 3.10-2.10.0 3.11-2.13.0 3.12-2.11.0 3.13-2.14.1
 
-.PHONY: demo test check stress bench matrix clean
+.PHONY: demo test check stress bench matrix ecosystem clean
 
 demo: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node=$(PROCESSES) examples/ddp/experiment.py \
@@ -35,6 +35,10 @@ stress: .venv/ready
 bench: .venv-bench/ready
 	.venv-bench/bin/python benchmarks/run.py
 
+# Beside other libraries, which `make test` does without.
+ecosystem: .venv-ecosystem/ready
+	.venv-ecosystem/bin/pytest -rs tests/ecosystem
+
 # Every supported version; other wheels of torch than the pinned one bring gigabytes.
 matrix: $(MATRIX:%=.venv-%/ready)
 	for pair in $(MATRIX); do echo "Python and torch: $$pair"; .venv-$$pair/bin/pytest $(PARALLEL) || exit 1; done
@@ -55,6 +59,13 @@ clean:
 	grep -v '^torch==' requirements.txt > .venv-3$*/requirements.txt
 	.venv-3$*/bin/$(INSTALL) -r .venv-3$*/requirements.txt
 	.venv-3$*/bin/$(INSTALL) --no-deps --no-build-isolation -e .
+	touch $@
+
+.venv-ecosystem/ready: requirements.txt requirements-ecosystem.txt pyproject.toml
+	$(PYTHON) -m venv .venv-ecosystem
+	.venv-ecosystem/bin/$(INSTALL) $$(grep '^torch==' requirements.txt)
+	.venv-ecosystem/bin/$(INSTALL) -r requirements.txt -r requirements-ecosystem.txt
+	.venv-ecosystem/bin/$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
 .venv-bench/ready: requirements.txt requirements-bench.txt pyproject.toml

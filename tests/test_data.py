@@ -487,3 +487,9 @@ def test_it_is_a_torch_loader() -> None:
     with pytest.raises(ValueError, match="in_order"):
         DataLoader(Noisy(), in_order=False)
     assert distributed.world_size() == 1
+
+
+def test_accelerate_may_not_prepare_it() -> None:
+    """The question that accelerate asks before it makes a plain loader is an error with advice."""
+    with pytest.raises(TypeError, match=r"out of accelerator.prepare\(\).*to_device\(batch, acc"):
+        getattr(DataLoader(Noisy(4)), "_is_accelerate_prepared", False)

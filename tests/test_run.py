@@ -359,6 +359,29 @@ def test_the_end_of_the_program(place: str, end: str, state: str) -> None:
     assert state_of("runs/001", record) == state
 
 
+def test_cells_that_run_again() -> None:
+    """In a notebook a second call goes on with the run; an error of before counts for neither."""
+    program = (
+        "import sys; sys.ps1, sys.last_value = 'In : ', ValueError('of an earlier cell')\n"
+        "from batteries import start_run\n"
+        "first = start_run('runs', {'lr': 1})\nagain = start_run('runs', {'lr': 1})\n"
+        "first.close('failed'); print(again, again.resumed)"
+    )
+    result = warm.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout == "runs/001 True\n", result.stderr
+    record = read_record("runs/001")
+    assert record is not None
+    assert [session["state"] for session in record["sessions"]] == ["stopped", "finished"]
+
+
+def test_a_program_that_begins_a_run_twice() -> None:
+    """Elsewhere a second call is refused, with what to close."""
+    with start_run("runs") as run:
+        with pytest.raises(RuntimeError, match=r"runs/001 is recorded by this program already.*cl"):
+            start_run("runs")
+        assert start_run("runs", new=True).path != run.path
+
+
 def test_a_fork_ends() -> None:
     """The end of a fork is not the end of the run."""
     program = (

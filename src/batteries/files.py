@@ -337,6 +337,12 @@ def _replacement(path: Path, size: int = 0, over_links: bool = False) -> Iterato
 
 
 def _described(error: OSError, path: Path, size: int) -> OSError:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return type(error)(
+            error.errno,
+            f"{error.strerror}: {path} cannot be written; what was {path} before is as it was; get "
+            f"the right to write to the directory {path.parent}, or choose another one",
+        )
     try:
         directory = next(part for part in path.parents if part.exists())
         free = f"{shutil.disk_usage(directory).free:,} bytes are free"

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -129,8 +130,11 @@ class _Plain:
                 own = distinct(masked_text(str(key)), found)
                 found[own] = self.of(each, str(key), secret) if len(found) < _ITEMS else "..."
             return found
-        if isinstance(value, _LISTS):
-            return self._list(value, name, secret)
+        listed = value if isinstance(value, _LISTS) else parts_of(value)
+        if listed is not None:
+            return self._list(listed, name, secret)
+        if callable(getattr(type(value), "get_secret_value", None)):  # pydantic's
+            return MASK
         if value is None or isinstance(value, bool | np.bool_):
             return None if value is None else bool(value)
         if secret and not isinstance(value, Real):
@@ -159,22 +163,45 @@ class _Plain:
         return [*found, f"... ({cut:,} more)"] if cut else found
 
 
-def _named(value: Any) -> Mapping[Any, Any] | None:
-    """What an object has by names, if that is what it is made of."""
+def parts_of(value: Any) -> Mapping[Any, Any] | list[Any] | None:
+    """What a configuration has by names or in order; None of what is not made of parts.
+
+    >>> parts_of(Namespace(lr=0.1)), parts_of(3)
+    ({'lr': 0.1}, None)
+
+    Mappings, dataclasses, attrs, pydantic, msgspec, named tuples, namespaces, and omegaconf with
+    its interpolations resolved.
+    """
+    kind = type(value)
+    if isinstance(value, type):
+        return None
+    if kind.__module__.startswith("omegaconf."):
+        found: Mapping[Any, Any] | list[Any] | None = _resolved(value)
+        return found
     if isinstance(value, Mapping):
         return value
     if isinstance(value, Namespace | SimpleNamespace):
         return vars(value)
-    if isinstance(value, type):
-        return None
-    kind = type(value)
     for listed in ("__dataclass_fields__", "model_fields", "__struct_fields__", "_fields"):
         fields = getattr(kind, listed, None)
         if isinstance(fields, Mapping | tuple) and all(isinstance(each, str) for each in fields):
-            return _attributes(value, fields)
+            return _attributes(value, fields) | dict(getattr(value, "model_extra", None) or {})
     if isinstance(getattr(kind, "__attrs_attrs__", None), tuple):
         return _attributes(value, [each.name for each in kind.__attrs_attrs__])
     return None
+
+
+def _resolved(value: Any) -> Any:
+    omegaconf = sys.modules["omegaconf"].OmegaConf
+    for resolve in (True, False):  # what refers to nothing is shown as it is written
+        with suppress(Exception):
+            return omegaconf.to_container(value, resolve=resolve)
+    return None
+
+
+def _named(value: Any) -> Mapping[Any, Any] | None:
+    found = parts_of(value)
+    return found if isinstance(found, Mapping) else None
 
 
 def _attributes(value: Any, names: Iterable[str]) -> dict[str, Any]:

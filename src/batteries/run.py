@@ -28,6 +28,8 @@ from batteries.preemption import PreemptionGuard
 from batteries.processes import is_alive, own_process
 from batteries.records import NAME, read_record, write_record
 
+_runs: dict[str, Run] = {}  # that this process records, by their sessions
+
 
 @rank_zero_only(share=True)
 def run_directory(logdir: PathLike, resume: bool = False, unless: str | None = None) -> Path:
@@ -106,6 +108,7 @@ class Run:
         if is_main():
             records.hold(path, session)
             self._program = _Program()
+            _runs[session] = self
             atexit.register(self._close_at_exit)
             threading.Thread(target=_beat, args=(path, self._ended), daemon=True).start()
 
@@ -140,6 +143,7 @@ class Run:
             own[0].update(self._end)
             write_record(self.path, record)
         self._ended.set()
+        _runs.pop(self._session, None)
         self._program.forget()
         atexit.unregister(self._close_at_exit)
 
@@ -182,14 +186,16 @@ def start_run(
     whatever its code: Python does not tell it. Secrets are masked.
 
     A run goes on with the arguments that it has, or where that is asked for by its own directory;
-    with others it is an error that says which differ. All ranks call it and get the same directory;
-    rank 0 writes.
+    with others it is an error that says which differ. In a notebook, a call ends the run that an
+    earlier call began there ("stopped"), and goes on with it. All ranks call it and get the same
+    directory; rank 0 writes.
 
     Args:
         logdir: The directory of numbered runs, of which the newest goes on, unless it has finished;
             or that of one run, which goes on in any case, whatever its arguments are.
-        args: An `argparse.Namespace`, a dataclass or a mapping; any of them may be inside. Without
-            them, the options of the program's command line are compared.
+        args: A mapping, an `argparse.Namespace`, a dataclass, a named tuple, or a configuration of
+            attrs, pydantic or omegaconf; any of them may be inside. Without them, the options of
+            the program's command line are compared.
         new: Begin the next one.
         may_differ: Names of arguments with which a run goes on, also when they are others now:
             "num_workers", or "data.num_workers" of one inside another.
@@ -252,8 +258,16 @@ def _left(path: Path) -> Iterator[dict[str, Any] | None]:
                 yield record
                 return
         assert last is not None
+        if last.get("id") in _runs and hasattr(sys, "ps1"):  # a cell that is run again
+            _runs[last["id"]].close("stopped")
+            continue
         alive = is_alive(last)  # and while it is watched nobody holds the directory
         who = f"process {last.get('pid')} on {last.get('host')}"
+        if last.get("id") in _runs:
+            raise RuntimeError(
+                f"{path} is recorded by this program already, since {last.get('started')}: close "
+                "that run first (run.close()), or begin another one with new=True"
+            )
         if alive or (alive is None and records.shows_life(path)):
             raise RuntimeError(
                 f"{path} is recorded by {who} since {last.get('started')}: wait for its end, or "
@@ -364,6 +378,7 @@ class _Program:
 
     def __init__(self) -> None:
         self._process = os.getpid()
+        self._last = getattr(sys, "last_value", None)  # of an error that is over
         self._code: object = PreemptionGuard.exit_code  # of a `raise SystemExit`: to be on the safe
         self._frame = frame = sys._getframe()  # side, it goes on
         while frame.f_back:  # up to the program, or to what has called it
@@ -390,7 +405,7 @@ class _Program:
     def error(self) -> BaseException | None:
         """What ends it."""
         last: BaseException | None = getattr(sys, "last_value", None)
-        if last is not None:
+        if last is not None and last is not self._last:
             return last
         # The instruction that its outermost frame has left with.
         left = dis.opname[self._frame.f_code.co_code[self._frame.f_lasti]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import operator
 import weakref
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from batteries.averaging.copies import copy_of
 from batteries.checkpoint.contents import renamed, state_of, without_compile
 from batteries.modules import unwrap
 
@@ -27,7 +27,7 @@ class _Running:
     ) -> None:
         if buffers not in ("copy", "average"):
             raise ValueError(f"buffers is {buffers!r}; expected 'copy' or 'average'")
-        self.module = copy.deepcopy(unwrap(model)).to(device).requires_grad_(False).eval()
+        self.module = copy_of(unwrap(model)).to(device).requires_grad_(False).eval()
         self._buffers = buffers
         self._updates = 0
         self._swapped = False
@@ -162,7 +162,8 @@ class EMA(_Running):
             those that have infinities when the average is made.
 
     Raises:
-        ValueError: A decay outside of [0, 1], or anything else for `buffers`.
+        ValueError: A decay outside of [0, 1], or anything else for `buffers`; a model that cannot
+            be copied, with what to do.
     """
 
     def __init__(

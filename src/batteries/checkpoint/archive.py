@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from batteries.checkpoint.contents import rebuilt
+from batteries.checkpoint.contents import rebuilt, registered
 from batteries.files import PathLike, naming
 from batteries.foreign import check, open_regular, parse_json
 
@@ -47,7 +47,7 @@ def write_archive(checkpoint: Any, file: BinaryIO, note: Note) -> None:
     interpreter to itself while it writes and sums up each record.
     """
     tensors = tensors_in(checkpoint)
-    dense = all(tensor.layout == torch.strided and not tensor.is_quantized for tensor in tensors)
+    dense = all(map(_is_dense, tensors)) and not _has_registered(checkpoint)
     skeleton = _Skeleton()
     with torch.serialization.skip_data() if dense else nullcontext():
         torch.save(checkpoint, skeleton)  # type: ignore[arg-type]
@@ -105,8 +105,19 @@ def is_plain(tensor: Tensor) -> bool:
     >>> is_plain(torch.zeros(2, 3).t()), is_plain(torch.eye(2).to_sparse())
     (True, False)
     """
-    more = tensor.layout != torch.strided or tensor.is_quantized
-    return not (more or tensor.is_conj() or tensor.is_neg())
+    return _is_dense(tensor) and not (tensor.is_conj() or tensor.is_neg())
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    own = type(tensor) in (Tensor, nn.Parameter)  # others are made of several
+    return own and tensor.layout == torch.strided and not tensor.is_quantized
+
+
+def _has_registered(checkpoint: Any) -> bool:
+    found = []
+    kinds = [kind for kind in registered().values() if isinstance(kind, type)]
+    rebuilt(checkpoint, lambda value, _: found.append(value) if type(value) in kinds else value)
+    return bool(found)
 
 
 class Form(NamedTuple):

@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -176,6 +177,17 @@ class _Copied:
         return formed(self._room.untyped_storage(), self._form)
 
 
+def _copied_whole(value: Any) -> Tensor:
+    """A tensor on the CPU that is more than its bytes, or made of others."""
+    if not hasattr(type(value), "__tensor_unflatten__"):
+        copy: Tensor = value.detach().clone().cpu()
+        return copy
+    names, context = value.__tensor_flatten__()  # not all that are made of others can be cloned
+    parts = {name: _copied_whole(getattr(value, name)) for name in names}
+    whole: Tensor = type(value).__tensor_unflatten__(parts, context, value.size(), value.stride())
+    return whole
+
+
 class _Buffers:
     """Host memory for one checkpoint, used again for the next one of the same sizes."""
 
@@ -195,9 +207,9 @@ class _Buffers:
         def taken(value: Any, place: str) -> Any:
             value = plain_or_refused(value, place)
             if not isinstance(value, Tensor):
-                return value
+                return deepcopy(value)  # of a class that torch was told to load
             if not is_plain(value):
-                return value.detach().clone().cpu()
+                return _copied_whole(value)
             source = value.untyped_storage()
             key = value.device, source.data_ptr(), source.nbytes()
             if key not in rooms:

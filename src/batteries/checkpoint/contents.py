@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import io
-from argparse import Namespace
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import date, time
@@ -18,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from batteries.masking import MASK, parts_of
+from batteries.memory import check_remembers, memory_of
 from batteries.modules import unwrap
 
 Checkpoint = dict[str, Any]
@@ -50,7 +50,7 @@ def make_checkpoint(
 
     Args:
         **kwargs: Stored under their names. Those with a `state_dict()` (an EMA, a GradScaler) are
-            stored through it, as `{name}_state_dict`.
+            stored through it, as `{name}_state_dict`; torchmetrics with all of their states.
 
     These become plain, anywhere inside:
 
@@ -58,7 +58,7 @@ def make_checkpoint(
     |---|---|
     | numpy scalar, array | number or string, tensor |
     | `Path`; `datetime`, `date`, `time`; `bytearray` | string; ISO 8601 string; bytes |
-    | `Namespace`, dataclass, `defaultdict` | dict |
+    | `Namespace`, dataclass, named tuple, attrs, pydantic, omegaconf, other mappings | dict |
     | `Enum` member | its value |
 
     What `torch.load` reads stays as it is; `save_checkpoint` refuses the rest.
@@ -73,7 +73,8 @@ def make_checkpoint(
         checkpoint["metrics"] = metrics
     for name, value in kwargs.items():
         if callable(getattr(type(value), "state_dict", None)):
-            checkpoint[state_key(name)] = state_of(value)
+            checkpoint[state_key(name)] = state = state_of(memory_of(value))
+            check_remembers(name, value, state)
         else:
             checkpoint[name] = value
     return dict(rebuilt(checkpoint, _plain_or_same))
@@ -155,14 +156,10 @@ def rebuilt(value: Any, leaf: Leaf) -> Any:
             return same
         if kind in (list, tuple, set):
             return kind([rebuild(part, f"{place}[{i}]") for i, part in enumerate(value)])
-        if kind is defaultdict:
-            return dict(items(value.items(), place))
-        if isinstance(value, Namespace):
-            return dict(items(vars(value).items(), place))
-        if dataclasses.is_dataclass(kind):
-            names = [field.name for field in dataclasses.fields(value)]
-            return dict(items([(name, getattr(value, name)) for name in names], place))
-        return leaf(value, place)
+        parts = None if isinstance(value, Tensor) else parts_of(value)
+        if isinstance(parts, list):
+            return [rebuild(part, f"{place}[{i}]") for i, part in enumerate(parts)]
+        return leaf(value, place) if parts is None else dict(items(parts.items(), place))
 
     def rebuild(value: Any, place: str) -> Any:
         if type(value) in _ATOMS:
@@ -193,6 +190,8 @@ def _plain_or_same(value: Any, place: str) -> Any:  # noqa: ARG001
         return str(value)
     if type(value) is bytearray:
         return bytes(value)
+    if callable(getattr(type(value), "get_secret_value", None)):  # pydantic's
+        return MASK
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, date | time):  # a datetime is a date
@@ -222,11 +221,28 @@ def plain_or_refused(value: Any, place: str) -> Any:
         raise TypeError(f"a checkpoint cannot hold {place or 'this'}: {why}")
     if kind in _READABLE and not unreadable:
         return _whole(plain) if kind in (Tensor, nn.Parameter) else plain
+    if kind in registered().values() and not hasattr(plain, "device_mesh"):  # of a sharded tensor
+        return plain
     raise TypeError(
         f"a checkpoint cannot hold {place or 'this'}, a {kind.__module__}.{kind.__qualname__}: "
         "torch.load would refuse the file; store plain values (numbers, strings, lists, dicts, "
         "tensors), or leave it out"
     )
+
+
+def registered() -> dict[str, Any]:
+    """What programs and libraries have told torch to load (`add_safe_globals`), by its name.
+
+    >>> with torch.serialization.safe_globals([Path]):
+    ...     "pathlib Path" in registered()
+    True
+    """
+    found = {}
+    for each in torch.serialization.get_safe_globals():
+        kind, name = each if isinstance(each, tuple) else (each, None)
+        module, _, last = name.rpartition(".") if name else (kind.__module__, "", kind.__qualname__)
+        found[f"{module} {last}"] = kind
+    return found
 
 
 _LAYOUTS = {

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from batteries.checkpoint.contents import rebuilt
+from batteries.checkpoint.contents import rebuilt, registered
 from batteries.checkpoint.outline import OldFormat, Suspicious, met
 
 # What the pickles of torch.save call. torch.load calls more, such as bytearray(8 GiB).
@@ -78,9 +78,18 @@ def inspect_file(file: BinaryIO, size: int) -> bytes:
         pickled: bytes = torch._C.PyTorchFileReader(file).get_record("data.pkl")
     except (RuntimeError, UnicodeDecodeError) as error:  # the latter of what torch would say
         raise Suspicious(str(error)) from error
-    if not _names_in(pickled) <= _HARMLESS:
+    if not is_usual(pickled):
         _inspect_pickle(pickled)
     return pickled
+
+
+def is_usual(pickled: bytes) -> bool:
+    r"""Whether a pickle calls nothing that only programs and libraries have made known to torch.
+
+    >>> is_usual(b"cpathlib\nPath\n"), is_usual(b"ctorch\nSize\n")
+    (False, True)
+    """
+    return _names_in(pickled) <= _HARMLESS
 
 
 def _names_in(pickled: bytes) -> set[str]:
@@ -107,7 +116,10 @@ def inspect_contents(contents: Any, size: int, pickled: bytes) -> None:
     """
 
     def inspect(value: Any, place: str) -> Any:
-        if isinstance(value, Tensor) and value.layout == torch.strided:
+        if hasattr(value, "__tensor_flatten__"):  # a tensor that is made of others
+            for name in value.__tensor_flatten__()[0]:
+                inspect(getattr(value, name), f"{place}.{name}")
+        elif isinstance(value, Tensor) and value.layout == torch.strided:
             logical = value.numel() * value.element_size()
             if logical > size:
                 raise Suspicious(f"its tensor {place} has {logical:,} bytes, and it {size:,}")
@@ -135,6 +147,7 @@ def _inspect_pickle(pickled: bytes) -> None:
     stack: list[object] = []  # names of globals, and None for all else
     memo: dict[int, object] = {}
     mark = object()
+    allowed = _CALLED | {*registered(), "torch._utils _rebuild_wrapper_subclass"}
     try:
         for operation, argument, _ in _operations(pickled):
             name = operation.name
@@ -143,7 +156,7 @@ def _inspect_pickle(pickled: bytes) -> None:
                 continue
             if name in ("REDUCE", "NEWOBJ"):
                 called = stack[-2]
-                if called not in _CALLED:
+                if called not in allowed:
                     raise Suspicious(f"it would call {called or 'what it has made itself'}")
             before = operation.stack_before
             if pickletools.markobject in before:

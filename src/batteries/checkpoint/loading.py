@@ -32,6 +32,7 @@ from batteries.checkpoint.sharded import read_shards
 from batteries.checkpoint.storage import CheckpointError, digest_read
 from batteries.distributed.agreement import check_same
 from batteries.files import PathLike
+from batteries.memory import memory_of
 from batteries.modules import unwrap
 
 _compared: set[str] = set()  # paths whose first contents were compared with other ranks
@@ -212,7 +213,7 @@ def _given(model: Any, optimizer: Any, scheduler: Any, objects: dict[str, Any]) 
     parts = {name: part for name, part in given.items() if part is not None}
     for name, part in parts.items():
         check_stateful(name, part)
-    return parts
+    return {name: memory_of(part) for name, part in parts.items()}
 
 
 def _put(
@@ -241,12 +242,14 @@ def _put(
                 )
             own = unwrap(part).state_dict()
             states[name] = _under_own_names(states[name], own, prefix if name == "model" else "")
-            mismatches = len(report.mismatched)
+            states[name] = _with_tied(states[name], part)
+            loaded = len(report.loaded)
             unlike = _compare(name, states[name], own, path, report)
-            shapes_fit = len(report.mismatched) == mismatches
-            if unlike and strict and not (shapes_fit and _loads(states[name], part)):
+            if unlike and strict and not _loads(states[name], part):
                 raise CheckpointError(_told(unlike, name))
             if not strict:
+                if own and states[name] and len(report.loaded) == loaded:
+                    raise CheckpointError(_nothing_fits(name, states[name], own, path))
                 states[name] = {k: v for k, v in states[name].items() if _fits(k, v, own)}
         elif found := misfits(part, states[name]):
             if strict:
@@ -363,13 +366,37 @@ def _compare(name: str, state: Any, own: Any, path: PathLike, report: LoadReport
     return shapes + absent
 
 
+def _with_tied(state: Any, module: nn.Module) -> Any:
+    """A state with all names of a tensor that the module has under several: some write one."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in unwrap(module).state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor):
+            names.setdefault(id(tensor), []).append(name)
+    same = renamed(state, str)
+    for tied in names.values():
+        there = [name for name in tied if name in state]
+        same.update({name: state[there[0]] for name in tied if there and name not in state})
+    return same
+
+
 def _loads(state: Any, module: nn.Module) -> bool:
-    """Whether a module takes a state that has other names: some know their older forms."""
+    """Whether a module takes a state with other names or shapes: some know their older forms."""
     try:
-        copy.deepcopy(unwrap(module)).load_state_dict(state)
+        same = copy.deepcopy(unwrap(module))
+        same.load_state_dict(state)
     except Exception:
         return False
-    return True
+    own = same.state_dict()
+    return all(_fits(key, value, own) for key, value in state.items() if key in own)
+
+
+def _nothing_fits(name: str, state: Any, own: Any, path: PathLike) -> str:
+    return (
+        f"nothing in {state_key(name)} of {path} fits the {name}, also with strict=False: the file "
+        f"has {', '.join([*state][:3])}, ..., the {name} {', '.join([*own][:3])}, ...; make the "
+        f"{name} as it was when it was saved (with its adapters), rename what the file has, or "
+        "leave it out"
+    )
 
 
 def _told(found: list[str], name: str, otherwise: str = "to load what fits") -> str:

@@ -30,7 +30,7 @@ from batteries.checkpoint.archive import (
     write_archive,
 )
 from batteries.checkpoint.contents import Checkpoint, plain_or_refused, rebuilt
-from batteries.checkpoint.inspection import inspect_contents, inspect_file
+from batteries.checkpoint.inspection import inspect_contents, inspect_file, is_usual
 from batteries.checkpoint.outline import OldFormat, Suspicious, Unknown, check_cost, outline
 from batteries.device import known_device
 from batteries.files import PathLike, kind_of, write_whole
@@ -70,7 +70,7 @@ def save_checkpoint(
 
 
 def _bytes_in(checkpoint: Any) -> int:
-    dense = [tensor for tensor in tensors_in(checkpoint) if tensor.layout == torch.strided]
+    dense = [tensor for tensor in tensors_in(checkpoint) if is_plain(tensor)]
     storages = (tensor.untyped_storage() for tensor in dense)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
@@ -249,7 +249,7 @@ def _room(path: Path, size: int, end: bytes) -> Tensor:
 def _contents(
     path: Path, data: Tensor, pickled: bytes, device: torch.device, in_place: bool
 ) -> Any:
-    if in_place and _SPARSE not in pickled:
+    if in_place and _SPARSE not in pickled and is_usual(pickled):
         with suppress(_NeedsCopy):
             return _views(path, data)
     return torch_load(path, _View(data), device)

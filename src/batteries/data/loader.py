@@ -189,6 +189,15 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                 **options,
             )
 
+    @property
+    def _is_accelerate_prepared(self) -> bool:
+        # accelerate asks this, and would make a plain loader of this one: its order would be lost
+        raise TypeError(
+            "leave a batteries.data.DataLoader out of accelerator.prepare(): it divides the "
+            "samples between the ranks itself; move its batches with "
+            "to_device(batch, accelerator.device)"
+        )
+
     # ---------------------------------------------------------------- passes
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

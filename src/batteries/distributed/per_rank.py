@@ -6,6 +6,7 @@ from typing import Any
 
 from batteries.distributed.collectives import all_gather
 from batteries.distributed.launch import rank, world_size
+from batteries.memory import check_remembers, memory_of
 
 
 class PerRank:
@@ -22,11 +23,13 @@ class PerRank:
     """
 
     def __init__(self, part: Any) -> None:
-        self._part = part
+        self._part = memory_of(part)
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all ranks; a collective."""
-        return {"ranks": all_gather(self._part.state_dict())}
+        state = self._part.state_dict()
+        check_remembers("PerRank", self._part, state)
+        return {"ranks": all_gather(state)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take this rank's state.

@@ -110,7 +110,7 @@ class BackgroundLogger:
             self._step = step if self._step is None else max(step, self._step)
             self._put("_write_metrics", Row(step, time.time(), read_together(metrics)))
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
+    def log_params(self, params: Any) -> None:
         """Write what the run was started with; nested names are joined, secrets are masked.
 
         Raises:
@@ -190,6 +190,7 @@ class BackgroundLogger:
 
     _opens_at_once = False  # whether the first call waits until the tracker was opened
 
+    def _look_around(self) -> None: ...  # in the program's own thread, before it is opened
     def _open(self) -> None: ...
     def _write_metrics(self, rows: list[Row]) -> None: ...
     def _write_params(self, params: dict[str, Any]) -> None: ...
@@ -214,6 +215,7 @@ class BackgroundLogger:
         if self._error is not None:
             self._report()
         if self._thread is None:
+            self._look_around()
             self._thread = threading.Thread(
                 target=_work, args=(self._calls, self._hurry), name=self._name, daemon=True
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import tempfile
 import uuid
@@ -32,9 +33,14 @@ class MLflowLogger(BackgroundLogger):
     already are not sent again. What MLflow allows in no name is written as _: "acc@5" is "acc_5",
     or "acc_5_2" where that is another metric's; a tag, `batteries.name.acc_5`, has what it was.
 
+    If the program has an active run at the first call, and no argument asks for another one, the
+    logger writes into that run and does not end it.
+
     Args:
-        tracking_uri: A tracking server, "http://host:5000"; default: `mlflow.db` in `logdir`.
-        experiment: What MLflow groups runs by.
+        tracking_uri: A tracking server, "http://host:5000"; default: what MLFLOW_TRACKING_URI or
+            `mlflow.set_tracking_uri` say, else `mlflow.db` in `logdir`.
+        experiment: What MLflow groups runs by; default: what MLFLOW_EXPERIMENT_NAME or
+            `mlflow.set_experiment` say where that is the address, else "batteries".
 
     Raises:
         ModuleNotFoundError: mlflow is not installed.
@@ -44,7 +50,7 @@ class MLflowLogger(BackgroundLogger):
         self,
         logdir: PathLike,
         tracking_uri: str | None = None,
-        experiment: str = "batteries",
+        experiment: str | None = None,
         *,
         run_id: str | None = None,
     ) -> None:
@@ -52,8 +58,16 @@ class MLflowLogger(BackgroundLogger):
         self._entities = import_optional("mlflow.entities", needs="mlflow", for_="MLflowLogger")
         self._uri = tracking_uri
         self._experiment = experiment
+        self._asks = any(asked is not None for asked in (tracking_uri, experiment, run_id))
+        self._active: Any = None  # the program's own run
         self._link: tempfile.TemporaryDirectory[str] | None = None
         super().__init__(logdir, run_id=run_id)
+
+    def _look_around(self) -> None:
+        fluent = import_optional("mlflow.tracking.fluent", needs="mlflow", for_="MLflowLogger")
+        self._active = None if self._asks else fluent.active_run()  # of this thread
+        if self._uri is None and (self._active or self._tracking.is_tracking_uri_set()):
+            self._uri = self._tracking.get_tracking_uri()
 
     def _open(self) -> None:
         uri, artifacts = self._uri, None
@@ -66,19 +80,19 @@ class MLflowLogger(BackgroundLogger):
             uri = f"sqlite:///{safe}/mlflow.db"
             _make_store(safe / "mlflow.db", here / "mlartifacts")
         self._client = self._tracking.MlflowClient(uri)
-        found = self._client.get_experiment_by_name(self._experiment)
-        number = (
-            found.experiment_id
-            if found
-            else self._client.create_experiment(self._experiment, artifacts)
+        number = "" if self._active else self._experiment_id(artifacts)
+        run = (
+            self._client.get_run(self._active.info.run_id) if self._active else self._found(number)
         )
-        run = self._found(number)
         self._last: dict[str, int] = {}  # steps that MLflow has
         self._names: dict[str, str] = {}  # that MLflow takes, by those that were logged
         if run:
             self._run_there = run.info.run_id
-            self._client.update_run(self._run_there, status="RUNNING")
-            for name in run.data.metrics:
+            if not self._active:
+                self._client.update_run(self._run_there, status="RUNNING")
+            # What the program itself logged into its run is no step of ours.
+            own = not self._active or self._continues is not None
+            for name in run.data.metrics if own else ():
                 history = self._client.get_metric_history(self._run_there, name)
                 self._last[name] = max(metric.step for metric in history)
             self._params = dict(run.data.params)
@@ -88,6 +102,18 @@ class MLflowLogger(BackgroundLogger):
             tags = {_TAG: self.run_id}
             run = self._client.create_run(number, tags=tags, run_name=self.logdir.name or "run")
             self._run_there, self._params = run.info.run_id, {}
+
+    def _experiment_id(self, artifacts: str | None) -> str:
+        name = self._experiment
+        if name is None and artifacts is None:
+            number = os.environ.get("MLFLOW_EXPERIMENT_ID")
+            if number:
+                return number
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+        name = name or "batteries"
+        found = self._client.get_experiment_by_name(name)
+        made = found.experiment_id if found else self._client.create_experiment(name, artifacts)
+        return str(made)
 
     def _under_another_name(self, directory: Path) -> Path:
         """A link to a directory whose name cannot be in the address of a database."""
@@ -158,7 +184,8 @@ class MLflowLogger(BackgroundLogger):
         self._client.log_text(self._run_there, text, f"texts/{file_name(name)}_{step}.txt")
 
     def _close(self) -> None:
-        self._client.set_terminated(self._run_there, "FAILED" if self._failed else "FINISHED")
+        if not self._active:
+            self._client.set_terminated(self._run_there, "FAILED" if self._failed else "FINISHED")
         if self._link is not None:
             self._link.cleanup()
 

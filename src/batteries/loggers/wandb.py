@@ -35,7 +35,12 @@ class WandbLogger(BackgroundLogger):
     `wandb sync` adds to the run. Steps that W&B has already are not written again. The first
     call waits, as `wandb.init` does, until W&B has begun the run.
 
+    If the program has an active run at the first call, and no argument asks for another one, the
+    logger writes into that run and does not finish it. Log there without W&B's own `step=`, which
+    counts the rows of both.
+
     Args:
+        project: Default: the environment's WANDB_PROJECT, else "batteries".
         mode: "offline" writes files; "online" sends them. Default: the environment's WANDB_MODE,
             else "offline".
 
@@ -49,42 +54,53 @@ class WandbLogger(BackgroundLogger):
     def __init__(
         self,
         logdir: PathLike,
-        project: str = "batteries",
+        project: str | None = None,
         *,
         mode: Literal["offline", "online"] | None = None,
         run_id: str | None = None,
     ) -> None:
         self._wandb = import_optional("wandb", needs="wandb", for_="WandbLogger")
         self._mode = mode or os.environ.get("WANDB_MODE", "offline")
-        self._project = project
+        self._project = project or os.environ.get("WANDB_PROJECT", "batteries")
+        self._asks = any(asked is not None for asked in (project, mode, run_id))
         super().__init__(logdir, run_id=run_id)
 
     def _open(self) -> None:
+        active = self._wandb.run
+        self._is_guest = active is not None and not self._asks
+        self._run_there = active if self._is_guest else self._begun(beside=active is not None)
+        self.run_id = self._run_there.id  # an agent of a sweep has its own
+        self._file = Path(self._run_there.dir).parent / f"run-{self.run_id}.wandb"
+        self._rows = 0
+        self._drawn: set[str] = set()
+        if not self._is_guest:
+            # wandb's own step takes numbers in only when the next step comes: a kill would lose
+            # them.
+            self._run_there.define_metric("*", step_metric=_STEP)
+        self._last = _last_steps(self._file.parents[1], self.run_id)
+        self._last_of_others = -1
+        if not self._run_there.offline:  # where it may have less than the files say
+            there = self._run_there.summary.get(_STEP, -1)
+            self._last_of_others = -1 if self._last else there
+            self._last = {name: min(step, there) for name, step in self._last.items()}
+
+    def _begun(self, beside: bool) -> Any:
         directory = make_directory(self.logdir).resolve()  # its server has another cwd
         # It names the files of a session by the second, and would write over another's.
         while [*directory.glob(f"wandb/*run-{time.strftime(_SECOND)}-{self.run_id}")]:
             time.sleep(0.1)
         known = self._wandb.Settings.model_fields  # earlier releases have no such interval
         often = {_INTERVAL: 0.5} if _INTERVAL in known else {}
-        self._run_there = self._wandb.init(
+        return self._wandb.init(
             project=self._project,
             dir=str(directory),
             id=self.run_id,
             name=self.logdir.name,
             mode=self._mode,
             resume="allow" if self._mode == "online" else None,
+            reinit="create_new" if beside else None,
             settings=self._wandb.Settings(console="off", silent=True, **often),
         )
-        self._file = Path(self._run_there.dir).parent / f"run-{self.run_id}.wandb"
-        self._rows = 0
-        # wandb's own step takes numbers in only when the next step comes: a kill would lose them.
-        self._run_there.define_metric("*", step_metric=_STEP)
-        self._last = _last_steps(directory / "wandb", self.run_id)
-        self._last_of_others = -1
-        if self._mode == "online":  # where it may have less than the files say
-            there = self._run_there.summary.get(_STEP, -1)
-            self._last_of_others = -1 if self._last else there
-            self._last = {name: min(step, there) for name, step in self._last.items()}
 
     def _write_metrics(self, rows: list[Row]) -> None:
         for row in rows:
@@ -108,10 +124,16 @@ class WandbLogger(BackgroundLogger):
         self._log(_named({name: page}), step)
 
     def _log(self, values: dict[str, Any], step: int) -> None:
+        for name in [*values] if self._is_guest else ():
+            if name not in self._drawn:
+                self._run_there.define_metric(name, step_metric=_STEP)
+                self._drawn.add(name)
         self._run_there.log({**values, _STEP: step})
         self._rows += 1
 
     def _close(self) -> None:
+        if self._is_guest:
+            return
         self._run_there.finish(exit_code=int(self._failed))
         if self._mode == "offline":  # its server says nothing of a disk that was full
             lost = self._missing()

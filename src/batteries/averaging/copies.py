@@ -1,0 +1,110 @@
+"""A copy of a model that shares nothing with it."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from types import CellType, FunctionType, MethodType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A copy of a model whose every forward pass runs with its own weights.
+
+    >>> model = nn.Linear(2, 1)
+    >>> copy_of(model).weight is model.weight
+    False
+
+    A `forward` that was replaced is bound to the copy; what was compiled runs there as it was
+    written. Tensors that the last forward pass has left in the model are copied without their
+    history.
+
+    Raises:
+        ValueError: It has lazy parameters, or cannot be copied, with the reason.
+    """
+    for name, tensor in model.named_parameters():
+        if is_lazy(tensor):
+            raise ValueError(
+                f"{name} has no shape yet: run one batch through the model before its average is "
+                "made"
+            )
+    memo: dict[int, Any] = {}
+    for part in model.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and not value.is_leaf:  # of weight norm, pruning
+                memo[id(value)] = value.detach().clone()
+    try:
+        same = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ValueError(
+            f"a {type(model).__name__} cannot be copied ({type(error).__name__}: {error}): make "
+            "its average before the first forward pass, or leave what cannot be copied out of its "
+            "attributes"
+        ) from error
+    for part, other in zip(model.modules(), same.modules(), strict=True):
+        for name, value in [*vars(part).items()]:
+            if callable(value) and not isinstance(value, nn.Module):
+                bound = _bound_anew(value, memo, {})
+                if bound is not value:
+                    vars(other)[name] = bound
+    return same
+
+
+def _bound_anew(value: Any, memo: dict[int, Any], done: dict[int, Any]) -> Any:
+    """What does with the copy what a function does with the model."""
+    if isinstance(value, nn.Module):
+        return memo.get(id(value), value)
+    if id(value) not in done:
+        done[id(value)] = value  # a function may be one of those that it calls
+        compiled = getattr(value, "_torchdynamo_orig_callable", None)
+        if compiled is not None:
+            done[id(value)] = _bound_anew(compiled, memo, done)
+        elif isinstance(value, MethodType):
+            function, owner = value.__func__, value.__self__
+            done[id(value)] = MethodType(
+                _bound_anew(function, memo, done), _bound_anew(owner, memo, done)
+            )
+        elif isinstance(value, FunctionType):
+            _check_globals(value, memo)
+            done[id(value)] = _with_cells(value, memo, done)
+    return done[id(value)]
+
+
+def _check_globals(function: FunctionType, memo: dict[int, Any]) -> None:
+    for name in function.__code__.co_names:
+        found = function.__globals__.get(name)
+        owner = getattr(found, "__self__", found)
+        if isinstance(owner, nn.Module) and id(owner) in memo:
+            raise ValueError(
+                f"{function.__qualname__}, which the model has in an attribute, uses the model by "
+                f"the global name {name}: its average would run with the live weights; make it a "
+                "method, or replace the attribute after the average is made"
+            )
+
+
+def _with_cells(function: FunctionType, memo: dict[int, Any], done: dict[int, Any]) -> FunctionType:
+    """A function whose closed-over values are bound anew; the same where none has to be."""
+    cells = function.__closure__ or ()
+    anew: list[CellType] = []
+    for cell in cells:
+        try:
+            inside = cell.cell_contents
+        except ValueError:  # a name that has no value yet
+            anew.append(cell)
+        else:
+            bound = _bound_anew(inside, memo, done)
+            anew.append(cell if bound is inside else CellType(bound))
+    if all(map(operator.is_, cells, anew)):
+        return function
+    same = FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        tuple(anew),
+    )
+    same.__kwdefaults__ = function.__kwdefaults__
+    return same

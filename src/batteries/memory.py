@@ -1,0 +1,118 @@
+"""What an object remembers: its state dict, or what that leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_COUNT = "_update_count"  # of a metric; its averages go on from it
+
+
+def memory_of(part: Any) -> Any:
+    """The object itself if its `state_dict()` is what it remembers, else one that has it all.
+
+    >>> meter = torch.amp.GradScaler("cpu")
+    >>> memory_of(meter) is meter
+    True
+
+    The states of torchmetrics' metrics are in no state dict, unless they are made persistent.
+    """
+    lists = isinstance(part, nn.ModuleDict | nn.ModuleList) and any(_metrics_in(part))
+    return _Metrics(part) if _is_metric(part) or lists else part
+
+
+def check_remembers(name: str, part: Any, state: Any) -> None:
+    """Raise if an object has tensors, and its state is empty.
+
+    >>> check_remembers("loss", nn.CrossEntropyLoss(), {})
+
+    Raises:
+        TypeError: With what to do.
+    """
+    if not isinstance(state, Mapping) or state or not hasattr(part, "__dict__"):
+        return
+    held = {**vars(part), **dict(vars(part).get("_buffers") or {})}
+    kept = [key for key, value in held.items() if _has_tensors(value)]
+    if kept:
+        raise TypeError(
+            f"state_dict() of {name}, a {type(part).__name__}, is empty, but it has tensors "
+            f"({', '.join(kept)}): they would be lost. Let its state_dict() return them "
+            "(register_buffer with persistent=True), or leave it out"
+        )
+
+
+def _has_tensors(value: Any) -> bool:
+    values = value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(each, Tensor) for each in values)
+
+
+class _Metrics:
+    """The states of all metrics in a module of torchmetrics, as its state dict would have them.
+
+    >>> _Metrics(nn.ModuleDict()).state_dict()
+    {}
+    """
+
+    def __init__(self, part: nn.Module) -> None:
+        self._part = part
+
+    def state_dict(self) -> dict[str, Any]:
+        found = dict(self._part.state_dict())
+        for prefix, metric in _metrics_in(self._part):
+            for key, value in metric.metric_state.items():
+                found[f"{prefix}{key}"] = _copied(value)
+            found[f"{prefix}{_COUNT}"] = metric.update_count
+        return found
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        own = self.state_dict()
+        # One that torchmetrics wrote, of persistent states, has no counts.
+        odd = [key for key in {**own, **state} if not (key in own and key in state)]
+        odd = [key for key in odd if not (key in own and key.endswith(_COUNT))]
+        shapes = [key for key in own if key in state and _differs(own[key], state[key])]
+        if odd or shapes:
+            raise ValueError(
+                f"the metric has {', '.join(own)}, its state {', '.join(state)}; they differ in "
+                f"{', '.join(odd or shapes)}: make the metric as it was when it was saved"
+            )
+        metrics = dict(_metrics_in(self._part))
+        values = {key: value for key, value in state.items() if not key.endswith(_COUNT)}
+        for prefix, metric in metrics.items():
+            metric.reset()
+            for key in metric.metric_state:
+                values[f"{prefix}{key}"] = _copied(values[f"{prefix}{key}"], metric.device)
+        self._part.load_state_dict(values)
+        for prefix, metric in metrics.items():
+            metric._update_count = state.get(f"{prefix}{_COUNT}", 1)
+
+
+def _is_metric(part: Any) -> bool:
+    """Whether it is a metric of torchmetrics, which need not be installed."""
+    kind = type(part)
+    return isinstance(part, nn.Module) and all(
+        hasattr(kind, name) for name in ("metric_state", "persistent", "update_count")
+    )
+
+
+def _metrics_in(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, part in module.named_modules():
+        if hasattr(part, "compute_groups"):
+            part.items()  # a collection: its metrics get common states
+        if _is_metric(part):
+            yield f"{name}." if name else "", part
+
+
+def _copied(value: Any, device: torch.device | None = None) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to(device or value.device, copy=True)
+    return [_copied(each, device) for each in value] if isinstance(value, list) else value
+
+
+def _differs(own: Any, other: Any) -> bool:
+    """Whether a state is of another metric. One number may have become many since."""
+    if isinstance(own, Tensor) and isinstance(other, Tensor):
+        return own.ndim > 0 and own.shape != other.shape
+    return type(own) is not type(other)

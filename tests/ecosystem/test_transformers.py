@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from batteries import EMA, CheckpointError, load_checkpoint, make_checkpoint, save_checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries, about themselves
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed: make ecosystem"
+)
+WORDS = torch.arange(8)[None]
+
+
+def tiny(kind: str) -> torch.nn.Module:
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 16, "n_positions": 8}
+    if kind == "Llama":
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        sizes |= {"vocab_size": 16, "intermediate_size": 16}
+    options = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **options, tie_word_embeddings=True)
+    names = {"GPT2": "GPT2LMHeadModel", "Llama": "LlamaForCausalLM"}
+    model: torch.nn.Module = getattr(transformers, names[kind])(config).eval()
+    return model
+
+
+@pytest.mark.parametrize("kind", ["GPT2", "Llama"])
+def test_tied_weights(kind: str) -> None:
+    """What `save_pretrained` wrote loads, as what we wrote, and EMA keeps the tie."""
+    saved, first, second = tiny(kind), tiny(kind), tiny(kind)
+    expected = saved(WORDS).logits
+    saved.save_pretrained("saved")  # type: ignore[operator]
+    load_checkpoint("saved/model.safetensors", first)
+    save_checkpoint(make_checkpoint("train", 1, saved), "last.pth")
+    load_checkpoint("last.pth", second)
+    for model in (first, second, EMA(saved).module):
+        assert torch.equal(model(WORDS).logits, expected)
+
+
+def test_adapters() -> None:
+    """A file of adapters alone loads into no model without them, and says so."""
+    peft = pytest.importorskip("peft", reason="peft is not installed: make ecosystem")
+    options = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+    adapted = peft.get_peft_model(tiny("GPT2"), options)
+    adapted.save_pretrained("adapter")
+    with pytest.raises(CheckpointError, match=r"nothing in model_state_dict .*with its adapters"):
+        load_checkpoint("adapter/adapter_model.safetensors", tiny("GPT2"), strict=False)
+    other = peft.get_peft_model(tiny("GPT2"), options)
+    save_checkpoint(make_checkpoint("train", 1, adapted), "last.pth")
+    load_checkpoint("last.pth", other)
+    assert torch.equal(other.eval()(WORDS).logits, adapted.eval()(WORDS).logits)

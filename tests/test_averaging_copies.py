@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from batteries import EMA
+
+ONES = torch.ones(2, 3)
+
+
+def _compiled(model: Any) -> None:
+    model.forward = torch.compile(model.forward, backend="eager")
+
+
+def _closed_over(model: Any) -> None:
+    before = model.forward
+
+    @functools.wraps(before)
+    def forward(x: Tensor, *, scale: float = 2.0) -> Tensor:
+        result: Tensor = before(x) * scale + model.bias.sum()
+        return result
+
+    model.forward = forward
+
+
+def _both(model: Any) -> None:
+    _closed_over(model)
+    _compiled(model)
+
+
+@pytest.mark.parametrize("replace", [_compiled, _closed_over, _both])
+def test_replaced_forward(replace: Callable[[Any], None]) -> None:
+    """A `forward` that was replaced runs in the average with the average's weights."""
+    model = nn.Linear(3, 2)
+    outer = nn.Sequential(model)
+    replace(model)
+    ema, expected = EMA(outer, decay=1.0), outer(ONES)
+    with torch.no_grad():
+        model.weight.zero_()
+    assert torch.equal(ema.module(ONES), expected)
+    assert not torch.equal(outer(ONES), expected)
+
+
+def test_forward_by_a_global_name() -> None:
+    """A `forward` that finds its model by a global name cannot be averaged, and is refused."""
+    program = "model = nn.Linear(3, 2)\nmodel.forward = lambda x: model.weight.sum() * x"
+    names: dict[str, Any] = {"nn": nn}
+    exec(program, names)
+    with pytest.raises(ValueError, match=r"<lambda>.* uses the model by the global name model: "):
+        EMA(names["model"])
+
+
+def _of_older_torch(name: str) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # they are deprecated, and used
+        made: nn.Module = getattr(nn.utils, name)(nn.Linear(3, 2))
+        return made
+
+
+@pytest.mark.parametrize("name", ["weight_norm", "spectral_norm", "prune"])
+def test_models_that_deepcopy_refuses(name: str) -> None:
+    """Computed weights that lie in the model as attributes are no obstacle to an average."""
+    if name == "prune":
+        model: nn.Module = nn.Linear(3, 2)
+        prune.l1_unstructured(model, "weight", 1)  # type: ignore[no-untyped-call]
+    else:
+        model = _of_older_torch(name)
+    model(ONES)
+    model.eval()
+    ema, expected = EMA(model, decay=0.0), model(ONES)
+    torch.testing.assert_close(ema.module(ONES), expected)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    ema.update(model)
+    torch.testing.assert_close(ema.module(ONES), model(ONES))
+
+
+def test_models_without_a_copy() -> None:
+    """Lazy models, and those that hold what cannot be copied, are refused with what to do."""
+    with pytest.raises(ValueError, match=r"0.weight has no shape yet: run one batch through"):
+        EMA(nn.Sequential(nn.LazyLinear(2)))
+    model: Any = nn.Linear(3, 2)
+    model.source = (number for number in range(3))
+    with pytest.raises(ValueError, match=r"a Linear cannot be copied .*generator.*: make its aver"):
+        EMA(model)
