@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections import Counter
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,23 +89,6 @@ def number_of(index: Any) -> int:
     """
     whole = isinstance(index, int | np.integer)
     return int(index) if whole else zlib.crc32(repr(index).encode())
-
-
-def occurrences(indices: Sequence[Any]) -> list[int] | None:
-    """How often each index came before; None if none comes twice.
-
-    >>> occurrences([3, 5, 3, 3])
-    [0, 0, 1, 2]
-    """
-    numbers = [index if type(index) is int else number_of(index) for index in indices]
-    if len(set(numbers)) == len(numbers):
-        return None
-    seen: Counter[int] = Counter()
-    before = []
-    for number in numbers:
-        before.append(seen[number])
-        seen[number] += 1
-    return before
 
 
 def reads_batches(dataset: Any) -> bool:
