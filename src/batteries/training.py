@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import warnings
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 from batteries import distributed
 from batteries.data import Arrival, DataLoader
 from batteries.data.failing import Failed, Going
+from batteries.data.streams import remembers
 from batteries.distributed.groups import Group, ranks_of
 
 T = TypeVar("T")
@@ -174,16 +176,19 @@ class _Accumulate(Generic[T]):
 
     def _pairs(self) -> Generator[tuple[T, Window] | Failed, None, None]:
         own = self._loader if isinstance(self._loader, DataLoader) else None
+        place = _Place(self._loader, self._steps)
         arrivals = _arrivals(self._loader) if own is None else own.arrivals()
         this = _Pass(self._model, self._scaler, None if own is None else own.epoch)
         steps = itertools.count()
-        for first in arrivals:
+        for first in place.held(arrivals):
             for arrival, weight, closing in _closed(self._window(first, arrivals, own)):
                 step, closed = next(steps), closing is not None
                 failed = isinstance(arrival.batch, Failed)
                 # A window that was cut short is to come again as a whole.
                 if own is not None and not (failed and closed):
                     own.receive(arrival, settled=closed, failed=closing or ())
+                if closed:
+                    place.let_go()
                 yield (
                     arrival.batch if failed else (arrival.batch, Window(this, step, closed, weight))
                 )
@@ -273,7 +278,10 @@ def accumulate(
 
 
 def _arrivals(loader: Iterable[Any]) -> Iterator[Arrival]:
-    batches = iter(loader)
+    return _fetched(iter(loader))  # at once: before it, a loader has no state of its own
+
+
+def _fetched(batches: Iterator[Any]) -> Iterator[Arrival]:
     while True:
         try:
             batch = next(batches)
@@ -282,6 +290,38 @@ def _arrivals(loader: Iterable[Any]) -> Iterator[Arrival]:
         except Exception as error:  # torch's loaders go on behind it
             batch = Failed(error, bare=True)
         yield Arrival(batch, [], 0, 0)  # nothing else is known
+
+
+class _Place:
+    """Where a loader of others is: inside a window that was fetched together, at its beginning."""
+
+    def __init__(self, loader: Any, steps: int) -> None:
+        foreign = not isinstance(loader, DataLoader)
+        self._of = loader if steps > 1 and foreign and remembers(loader) else None
+        self.let_go()
+
+    def held(self, arrivals: Iterator[Arrival]) -> Iterator[Arrival]:
+        """The first batches of windows, fetched when the loader holds its place."""
+        own = self._of if hasattr(self._of, "__dict__") else None
+        while True:
+            if own is not None:
+                state = copy.deepcopy(own.state_dict())
+                vars(own)["state_dict"] = lambda state=state: copy.deepcopy(state)
+                vars(own)["load_state_dict"] = self._load
+            first = next(arrivals, None)
+            if first is None:
+                self.let_go()
+                return
+            yield first
+
+    def _load(self, *arguments: Any, **options: Any) -> Any:
+        self.let_go()
+        assert self._of is not None
+        return self._of.load_state_dict(*arguments, **options)
+
+    def let_go(self) -> None:
+        for name in ("state_dict", "load_state_dict") if hasattr(self._of, "__dict__") else ():
+            vars(self._of).pop(name, None)
 
 
 def _closed(
