@@ -10,20 +10,21 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from batteries.backends import adopt_backends
 from batteries.data.failing import Failed, Going
+from batteries.data.generators import difference
 from batteries.data.orders import AsItIs, Order, Sampled, Shuffled
 from batteries.data.samples import Ask, Samples, draws
 from batteries.data.streams import Sharded, Stream, followed, fresh_parts, thawed
 from batteries.data.workers import change_worker, ends_nothing, received, report_what_cannot_be_sent
 from batteries.distributed.groups import Group, Ranks, ranks_of
 from batteries.preemption import holding_signals, ignore_signals
-from batteries.seeding import chosen_seed, next_number, numbered_seed, rekey
+from batteries.seeding import chosen_seed, isolated_rng, next_number, numbered_seed, rekey
 
 T = TypeVar("T", covariant=True)
 
@@ -69,6 +70,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     `i` (anew when it comes again in an epoch), and what the loop draws between two batches, where
     the rank counts too. `state_dict()` is right for what the loop has received, and another run
     goes on from it at the next sample, with any number of workers and of ranks.
+
+    So does what it draws from generators of its own (python's, numpy's, torch's, those of
+    albumentations) that are found from the dataset. `check()` draws some samples twice, and says
+    where they differ.
 
     A dataset with `__getitems__` is asked for whole batches, as torch does. What it draws depends
     on all indices of the batch, so on `batch_size` and the number of ranks too.
@@ -174,7 +179,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             own["collate_fn"] = functools.partial(self._stream.collated, self.collate_fn)
         else:
             self._keyed = draws(dataset)
-            own["dataset"] = Samples(dataset, self._keeps_samples) if self._keyed else dataset
+            self._samples = Samples(dataset, self._keeps_samples, self.collate_fn)
+            own["dataset"] = self._samples if self._keyed else dataset
             own["collate_fn"] = functools.partial(_collated, self.collate_fn)
             own |= (
                 {"sampler": self._asked, "batch_size": None}
@@ -374,6 +380,54 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             sizes.append((own, max(together, ranks.size)))
         return sizes
 
+    def check(self, n: int = 8) -> None:
+        """Draw the first samples of the epoch twice under the same keys, where passes draw them.
+
+        >>> DataLoader(range(10), shuffle=True).check()
+
+        Where there are workers, two of them read, each sample once in each. It is for the user to
+        call: it reads samples, which may be slow, or leave something behind in a dataset.
+
+        Args:
+            n: How many samples.
+
+        Raises:
+            ValueError: Some differ; with their indices, the place in them, and what to do.
+            TypeError: An iterable dataset, which cannot be asked for a sample again.
+        """
+        if isinstance(self.dataset, IterableDataset):
+            raise TypeError(
+                f"{type(self.dataset).__name__} is iterable; check asks for samples by their index"
+            )
+        if not self._keyed:
+            return
+        with isolated_rng():
+            order = self._order(self._begin.turn)
+            first = order.take(range(order.reach(0, n)))
+            indices = [i for one in first for i in one] if self._unit == "batches" else first
+            asks = [Ask(self._key, self._begin.turn, [index]) for index in indices[:n]]
+            drawn = list(self._drawn([*asks, *reversed(asks)]))  # the other way: another history
+        pairs = zip(asks, drawn, reversed(drawn), strict=False)
+        unlike = [(ask.indices[0], difference(*pair)) for ask, *pair in pairs]
+        told = [f"dataset[{index!r}] at {place}" for index, place in unlike if place is not None]
+        if told:
+            found = self._samples.generators()
+            keyed = ", ".join(f"{at} ({type(own).__name__})" for at, own in found.items()) or "none"
+            raise ValueError(
+                f"{len(told)} of {len(asks)} samples differ when they are drawn again under the "
+                f"same key: {', '.join(told)}. {_REMEDY} Found from there: {keyed}"
+            )
+
+    def _drawn(self, asks: list[Ask]) -> Iterator[Any]:
+        names = "timeout", "worker_init_fn", "multiprocessing_context"
+        same: dict[str, Any] = {name: getattr(self._inner, name) for name in names}
+        inner = torch.utils.data.DataLoader(
+            self._samples, batch_sampler=cast(Any, asks), collate_fn=_alone,
+            num_workers=min(2, self.num_workers), **same,
+        )  # fmt: skip
+        with holding_signals():
+            return iter(inner)
+
     def __len__(self) -> int:
         """The batches of a whole pass on this rank."""
         if self.batches_per_pass is not None:
@@ -563,6 +617,17 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 def _collated(collate: Callable[[Any], Any], samples: Any) -> Any:
     with ends_nothing("collate_fn"):
         return collate(samples)
+
+
+_REMEDY = (
+    "The loader keys random, numpy.random, torch, and the generators that it finds from dataset "
+    "and collate_fn through attributes, containers and closures. Draw from one of these; not from "
+    "random.SystemRandom, os.urandom, the time, or what an earlier sample has left behind."
+)
+
+
+def _alone(samples: Any) -> Any:
+    return samples[0] if type(samples) is list and len(samples) == 1 else samples
 
 
 class _Plan:

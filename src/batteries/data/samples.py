@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset, StackDataset, Subset, TensorDataset
 
+from batteries.data.generators import generators_in, rekey_each
 from batteries.data.workers import ends_nothing, stopped
 from batteries.seeding import rekey
 
@@ -39,12 +42,18 @@ class Samples(Dataset[Any]):
 
     Args:
         exact: Refuse batches of another number of samples than was asked for.
+        collate: What makes batches of them, which may have generators of its own too.
     """
 
-    def __init__(self, dataset: Any, exact: bool = False) -> None:
+    def __init__(self, dataset: Any, exact: bool = False, collate: Any = None) -> None:
         self.dataset = dataset
         self._exact = exact
+        self._collate = collate
         self._reads_batches = reads_batches(dataset)
+        self._own: tuple[int, dict[str, Any]] = (0, {})  # a process, and the generators found in it
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_own": (0, {})}
 
     def __getitem__(self, ask: Ask) -> Any:
         [sample] = self._one_by_one(ask)
@@ -53,26 +62,48 @@ class Samples(Dataset[Any]):
     def __getitems__(self, ask: Ask) -> Any:
         return self._together(ask) if self._reads_batches else self._one_by_one(ask)
 
+    def generators(self) -> dict[str, Any]:
+        """Those that dataset and `collate_fn` have of their own, by their places."""
+        return generators_in(dataset=self.dataset, collate_fn=self._collate)
+
+    def _keyed(self, read: Callable[[Any], Any], what: Any, *key: int) -> Any:
+        """What is read under a key."""
+        pid = os.getpid()
+        first = self._own[0] != pid
+        if first:
+            self._own = pid, self.generators()
+        rekey(*key)
+        if self._own[1]:
+            rekey_each(self._own[1], *key)
+        value = read(what)
+        if not first or not (made := self.generators()):
+            return value
+        known = {id(generator) for generator in self._own[1].values()}
+        self._own = pid, made
+        # A dataset may make its generators when it is first read in a worker.
+        new = {id(generator) for generator in made.values()} != known
+        return self._keyed(read, what, *key) if new else value
+
     def _one_by_one(self, ask: Ask) -> list[Any]:
         seed, epoch, indices, again = ask
         samples = []
         for place, index in enumerate(indices):
             number = index if type(index) is int else number_of(index)
-            if again and again[place]:
-                rekey(_SAMPLE, seed, epoch, number, again[place])
-            else:
-                rekey(_SAMPLE, seed, epoch, number)
-            try:
-                samples.append(self.dataset[index])
-            except StopIteration as error:
-                raise stopped(f"dataset[{index!r}]") from error
+            more = (again[place],) if again and again[place] else ()
+            samples.append(self._keyed(self._sample, index, _SAMPLE, seed, epoch, number, *more))
         return samples
+
+    def _sample(self, index: Any) -> Any:
+        try:
+            return self.dataset[index]
+        except StopIteration as error:
+            raise stopped(f"dataset[{index!r}]") from error
 
     def _together(self, ask: Ask) -> Any:
         seed, epoch, indices, again = ask
-        rekey(_SAMPLES, seed, epoch, *map(number_of, indices), *(again or ()))
+        key = _SAMPLES, seed, epoch, *map(number_of, indices), *(again or ())
         with ends_nothing(f"dataset.__getitems__({indices!r})"):
-            samples = self.dataset.__getitems__(indices)
+            samples = self._keyed(self.dataset.__getitems__, indices, *key)
         if self._exact and len(samples) != len(indices):
             raise ValueError(
                 f"{type(self.dataset).__name__}.__getitems__ returned {len(samples)} samples for "
