@@ -50,10 +50,11 @@ class Samples(Dataset[Any]):
         self._exact = exact
         self._collate = collate
         self._reads_batches = reads_batches(dataset)
-        self._own: tuple[int, dict[str, Any]] = (0, {})  # a process, and the generators found in it
+        self._own: dict[str, Any] = {}  # the generators that were found in this process
+        self._pid, self._first = 0, True
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_own": (0, {})}
+        return {**vars(self), "_own": {}, "_pid": 0}
 
     def __getitem__(self, ask: Ask) -> Any:
         [sample] = self._one_by_one(ask)
@@ -68,25 +69,27 @@ class Samples(Dataset[Any]):
 
     def _keyed(self, read: Callable[[Any], Any], what: Any, *key: int) -> Any:
         """What is read under a key."""
-        pid = os.getpid()
-        first = self._own[0] != pid
-        if first:
-            self._own = pid, self.generators()
         rekey(*key)
-        if self._own[1]:
-            rekey_each(self._own[1], *key)
+        if self._own:
+            rekey_each(self._own, *key)
         value = read(what)
-        if not first or not (made := self.generators()):
+        if not self._first:
             return value
-        known = {id(generator) for generator in self._own[1].values()}
-        self._own = pid, made
         # A dataset may make its generators when it is first read in a worker.
-        new = {id(generator) for generator in made.values()} != known
+        self._first, known = False, {id(generator) for generator in self._own.values()}
+        self._own = self.generators()
+        new = {id(generator) for generator in self._own.values()} - known
         return self._keyed(read, what, *key) if new else value
+
+    def _look(self) -> None:
+        """Find the generators, once in each process."""
+        if self._pid != os.getpid():
+            self._pid, self._first, self._own = os.getpid(), True, self.generators()
 
     def _one_by_one(self, ask: Ask) -> list[Any]:
         seed, epoch, indices, again = ask
         samples = []
+        self._look()
         for place, index in enumerate(indices):
             number = index if type(index) is int else number_of(index)
             more = (again[place],) if again and again[place] else ()
@@ -102,6 +105,7 @@ class Samples(Dataset[Any]):
     def _together(self, ask: Ask) -> Any:
         seed, epoch, indices, again = ask
         key = _SAMPLES, seed, epoch, *map(number_of, indices), *(again or ())
+        self._look()
         with ends_nothing(f"dataset.__getitems__({indices!r})"):
             samples = self._keyed(self.dataset.__getitems__, indices, *key)
         if self._exact and len(samples) != len(indices):
