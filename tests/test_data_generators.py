@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from batteries.data import DataLoader
 
@@ -122,6 +122,18 @@ def test_generators_of_a_collate_fn() -> None:
     data: Any = range(6)
     batches = [list(DataLoader(data, 2, collate_fn=Mixing(), seed=3)) for _ in range(2)]
     assert batches[0] == batches[1]
+
+
+def noisy(samples: list[Any]) -> Any:
+    return samples, random.random(), float(torch.rand(()))
+
+
+def test_draws_of_a_collate_fn() -> None:
+    """It draws by the samples of its batch, those of tensors too, with any workers."""
+    data = TensorDataset(torch.arange(6))
+    options: dict[str, Any] = {"collate_fn": noisy, "seed": 3}
+    alone, workers = (list(DataLoader(data, 2, num_workers=n, **options)) for n in (0, 1))
+    assert alone == workers
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -178,7 +178,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             own = {"dataset": self._stream, "batch_size": batch_size, "drop_last": drop_last}
             own["collate_fn"] = functools.partial(self._stream.collated, self.collate_fn)
         else:
-            self._keyed = draws(dataset)
+            self._keyed = collate_fn is not None or draws(dataset)
             self._samples = Samples(dataset, self._keeps_samples, self.collate_fn)
             own["dataset"] = self._samples if self._keyed else dataset
             own["collate_fn"] = functools.partial(_collated, self.collate_fn)
@@ -403,7 +403,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             return
         with isolated_rng():
             order = self._order(self._begin.turn)
+            before = order.state()
             first = order.take(range(order.reach(0, n)))
+            if before is not None:
+                self._sampler.load_state_dict(before)
             indices = [i for one in first for i in one] if self._unit == "batches" else first
             asks = [Ask(self._key, self._begin.turn, [index]) for index in indices[:n]]
             drawn = list(self._drawn([*asks, *reversed(asks)]))  # the other way: another history
