@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_ranks
+from torch import nn
 from torch.utils.data import (
     ConcatDataset,
     Dataset,
@@ -18,7 +20,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from batteries import distributed, seed_all
+from batteries import accumulate, distributed, seed_all
 from batteries.data import DataLoader
 
 
@@ -96,6 +98,62 @@ def test_an_index_that_comes_again(kind: type[Any]) -> None:
     other = loader(Noisy(), **options_of(kind))
     other.load_state_dict(data.state_dict())  # beyond the length of the dataset
     assert [sample for batch in other for sample in batch] == expected[seen:]
+
+
+class Endless(Often):
+    """Draws from the generators of all, for ever; it notes how many it gave."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            self.given += 1
+            yield random.randrange(6) + int(torch.randint(6, ()))
+
+
+class Remembering(Endless):
+    """Begins where its state says, with numbers that no replay would give again."""
+
+    def __init__(self, base: int = 0) -> None:
+        super().__init__()
+        self.base = base
+
+    def __iter__(self) -> Iterator[int]:
+        for number in super().__iter__():
+            self.base += 1
+            yield (number + self.base) % 12
+
+    def state_dict(self) -> dict[str, int]:
+        return {"base": self.base}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.base = state["base"]
+
+
+@pytest.mark.parametrize("kind", [Endless, Remembering])
+def test_samplers_without_an_end(kind: type[Any]) -> None:
+    """A sampler is read as far as it is needed, the same on ranks, and a state goes on in it."""
+    sampler = kind()
+    data = loader(Noisy(), sampler=sampler)
+    expected = list(itertools.islice(data, 30))
+    assert sampler.given == 120
+    assert len({draw for batch in expected for _, draw in batch}) == 120
+    data = loader(Noisy(), sampler=kind(), num_workers=1)
+    assert list(itertools.islice(data, 13)) == expected[:13]
+    other = loader(Noisy(), sampler=kind())
+    other.load_state_dict(data.state_dict())
+    random.seed(3)
+    assert list(itertools.islice(other, 17)) == expected[13:]
+    ranks = zip(*run_ranks(some_of, kind, 5), strict=True)
+    assert [sorted(one + two) for one, two in ranks] == [sorted(b) for b in expected[:5]]
+    collated: Any = DataLoader(Noisy(), 4, sampler=kind())  # the sizes are known before
+    windows = [w.weight for _, w in itertools.islice(accumulate(collated, nn.Identity(), 4), 8)]
+    assert windows == [0.25] * 8
+
+
+def some_of(kind: type[Any], count: int) -> list[Any]:
+    return list(itertools.islice(loader(Noisy(), sampler=kind(), batch_size=2), count))
 
 
 def test_positions_that_a_sampler_does_not_have() -> None:

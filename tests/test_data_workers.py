@@ -192,6 +192,26 @@ def test_large_states(workers: int) -> None:
         assert [i[:2] for i in seen + rest] == [i[:2] for i in expected]
 
 
+class Told(Range):
+    """Its state is another protocol: it has to be told how far the loop is."""
+
+    def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
+        return {"at": num_samples, "whole": from_beginning}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise NotImplementedError(state)
+
+
+def test_a_state_that_needs_arguments() -> None:
+    """A dataset whose `state_dict` needs arguments is one without a memory, which is told."""
+    data: DataLoader[Any] = DataLoader(Told(), 2, collate_fn=as_it_is, seed=3)
+    assert len([item for batch in data for item in batch]) == 12
+    next(iter(data))
+    with pytest.raises(ValueError, match=r"Told has .* no state_dict that needs no arguments"):
+        data.load_state_dict({**data.state_dict(), "position": 1})
+    data.load_state_dict({**data.state_dict(), "position": 0})
+
+
 # ---------------------------------------------------------------- what cannot be sent
 
 

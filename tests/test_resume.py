@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -194,3 +195,43 @@ def test_check_in_sync(change: str, name: str) -> None:
     """The first tensor or number that differs is named, on every rank."""
     for error in run_ranks(out_of_sync, change, world_size=3):
         assert str(error).startswith(f"{name} differs between the ranks: 1")
+
+
+class Nodes:
+    """A loader of nodes: a state that is asked for begins a pass, from which no load leads away."""
+
+    def __init__(self) -> None:
+        self.begun: Any = None
+        self.next: dict[str, int] | None = None
+
+    def __iter__(self) -> Iterator[int]:
+        if self.begun is None:
+            at = (self.next or {"at": 0})["at"]
+            self.begun, self.next = iter(range(at, 10)), None
+        begun, self.begun = self.begun, None
+        return iter(begun)
+
+    def state_dict(self) -> dict[str, int]:
+        if self.begun is None:
+            self.begun = iter(self)
+        return {"at": 3}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.next = state
+
+
+class Refuses(Nodes):
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        raise ValueError(f"another data set than at {state['at']}")
+
+
+def test_loaders_that_begin_when_asked(tmp_path: Path) -> None:
+    """No state is asked of a loader before it loads one; what was loaded is undone together."""
+    saved = make_checkpoint("train", 1, nn.Linear(1, 1), nodes=Nodes(), other=Nodes())
+    save_checkpoint(saved, tmp_path / "last.pth")
+    nodes, model = Nodes(), nn.Linear(1, 1)
+    with pytest.raises(CheckpointError, match=r"other_state_dict .* fit: another data set"):
+        load_checkpoint(tmp_path / "last.pth", model, nodes=nodes, other=Refuses())
+    assert vars(nodes) == {"begun": None, "next": None}
+    load_checkpoint(tmp_path / "last.pth", model, nodes=nodes)
+    assert list(nodes) == [*range(3, 10)]

@@ -211,3 +211,12 @@ def test_keys_do_not_meet() -> None:
             rekey(42, epoch, sample)
             draws |= set(draw())
     assert len(draws) == 3 * 20 * 200
+
+
+def test_seeds_fit_into_tensors() -> None:
+    """`torch.tensor(torch.initial_seed())` works behind any key, on any rank."""
+    for number in range(20):
+        rekey(2, 42, number)
+        torch.tensor(torch.initial_seed())
+        seed_all(number, rank=1)
+        torch.tensor(torch.initial_seed())

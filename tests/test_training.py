@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -209,6 +211,43 @@ def test_a_window_that_is_cut_short_comes_again() -> None:
     ]
 
 
+class Stateful:
+    """A loader of another library, whose state counts the batches that it has given."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while self.given < 10:
+            self.given += 1
+            yield torch.full((2,), self.given)
+        self.given = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"given": self.given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.given = state["given"]
+
+
+def test_the_state_of_other_loaders_in_a_window() -> None:
+    """It is that of the window's beginning until the window is closed, and a pass goes on there."""
+    expected = [0, 0, 0, 4, 4, 4, 4, 8, 8, 0]
+    for done in range(11):
+        loader, seen = Stateful(), []
+        for x, _ in islice(accumulate(loader, nn.Identity(), 4), done):
+            seen.append(int(x[0]))
+            assert loader.state_dict() == {"given": expected[len(seen) - 1]}
+        at = loader.state_dict()  # also after a pass that was broken off
+        other = Stateful()
+        other.load_state_dict(at)
+        rest = [int(x[0]) for x, _ in accumulate(other, nn.Identity(), 4)]
+        assert sorted({*seen, *rest}) == [*range(1, 11)]
+        loader.load_state_dict(at)
+        assert [int(x[0]) for x in loader] == rest
+        assert "state_dict" not in vars(loader)
+
+
 def only_some(rows: list[tuple[Tensor]]) -> Tensor:
     """Drops what is broken, here odd numbers; makes two crops of each other sample on rank 1."""
     kept = torch.stack([row for (row,) in rows if row.item() % 2 == 0] or list(rows[0]))
@@ -237,7 +276,7 @@ def test_batches_of_another_size_than_was_planned() -> None:
 
 
 def test_one_batch_at_a_time() -> None:
-    """A window's batches are fetched when their turn comes, where their sizes are known."""
+    """A window's batches are fetched one ahead of their turn, where their sizes are known."""
     fetched: list[int] = []
 
     class Noting(Dataset[Tensor]):
@@ -252,7 +291,7 @@ def test_one_batch_at_a_time() -> None:
         loader = DataLoader(Noting(), batch_size, drop_last=drop_last, shuffle=True)
         weights = []
         for step, (_, window) in enumerate(accumulate(loader, nn.Linear(1, 1), 8)):
-            assert len(fetched) == min((step + 1) * batch_size, 41)
+            assert len(fetched) == min((step + 1 + (not window.closed)) * batch_size, 41)
             weights.append(window.weight)
         assert sum(weights[:8]) == pytest.approx(1)
         assert len(weights) == len(loader)

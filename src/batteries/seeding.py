@@ -152,10 +152,11 @@ def rekey(*numbers: int) -> None:
     words = struct.unpack("<QQQ", hashlib.blake2b(packed, digest_size=24).digest())
     random.seed(words[0])
     np.random.seed(words[1] % 2**32)
-    torch.default_generator.manual_seed(words[2])
+    word = words[2] >> 1  # so that `torch.tensor(torch.initial_seed())` holds it
+    torch.default_generator.manual_seed(word)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         for generator in torch.cuda.default_generators:
-            generator.manual_seed(words[2])
+            generator.manual_seed(word)
 
 
 def rng_state() -> dict[str, Any]:
@@ -234,8 +235,8 @@ def _entropy(*numbers: int) -> bytes:
 
 
 def _seed_from(entropy: bytes) -> None:
-    # Torch gets 64 bits, python and numpy 96 each: with numpy's usual 32, some of 400,000 streams
-    # would be equal.
-    torch.manual_seed(int.from_bytes(entropy[:8], "little"))
+    # Torch gets 63 bits, which its tensors hold, python and numpy 96 each: with numpy's usual 32,
+    # some of 400,000 streams would be equal.
+    torch.manual_seed(int.from_bytes(entropy[:8], "little") >> 1)
     random.seed(int.from_bytes(entropy[8:20], "little"))
     np.random.seed(np.frombuffer(entropy[20:], dtype="<u4"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
@@ -16,6 +18,8 @@ from torch.optim import Optimizer
 
 from batteries import distributed
 from batteries.data import Arrival, DataLoader
+from batteries.data.failing import Failed, Going
+from batteries.data.streams import remembers
 from batteries.distributed.groups import Group, ranks_of
 
 T = TypeVar("T")
@@ -168,25 +172,33 @@ class _Accumulate(Generic[T]):
         return len(self._loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[tuple[T, Window]]:
+        return Going(self._pairs())
+
+    def _pairs(self) -> Generator[tuple[T, Window] | Failed, None, None]:
         own = self._loader if isinstance(self._loader, DataLoader) else None
+        place = _Place(self._loader, self._steps)
         arrivals = _arrivals(self._loader) if own is None else own.arrivals()
         this = _Pass(self._model, self._scaler, None if own is None else own.epoch)
-        step = 0
-        for first in arrivals:
-            window, weights = self._window(first, arrivals, own)
-            last = step + len(weights) - 1
-            for arrival, weight in zip(window, weights, strict=True):
-                if own is not None:  # a window that was cut short is to come again as a whole
-                    own.receive(arrival, settled=step == last)
-                yield arrival.batch, Window(this, step, step == last, weight)
-                step += 1
+        steps = itertools.count()
+        for first in place.held(arrivals):
+            for arrival, weight, closing in _closed(self._window(first, arrivals, own)):
+                step, closed = next(steps), closing is not None
+                failed = isinstance(arrival.batch, Failed)
+                # A window that was cut short is to come again as a whole.
+                if own is not None and not (failed and closed):
+                    own.receive(arrival, settled=closed, failed=closing or ())
+                if closed:
+                    place.let_go()
+                yield (
+                    arrival.batch if failed else (arrival.batch, Window(this, step, closed, weight))
+                )
         if own is not None:
             own.complete()
         this.tell_queued(wait=True)
 
     def _window(
         self, first: Arrival, others: Iterator[Arrival], own: DataLoader[Any] | None
-    ) -> tuple[Iterable[Arrival], list[float]]:
+    ) -> Iterator[tuple[Arrival, float]]:
         """Batches, and the part of each in the window of all ranks, times their number."""
         ranks = ranks_of(self._group)
         sizes = own.sizes(first, self._steps) if own is not None and self._count is None else None
@@ -198,9 +210,12 @@ class _Accumulate(Generic[T]):
             window = [first, *islice(others, self._steps - 1)]
             counts = [self._counted(arrival.batch) for arrival in window]
             total = distributed.all_reduce(sum(counts), group=self._group)
-        return window, [count * ranks.size / total if total else 0.0 for count in counts]
+        weights = [count * ranks.size / total if total else 0.0 for count in counts]
+        return zip(window, weights, strict=True)
 
     def _counted(self, batch: Any) -> float:
+        if isinstance(batch, Failed):
+            return 0.0
         count = float(_size(batch) if self._count is None else self._count(batch))
         if not count >= 0:
             raise ValueError(f"count returned {count} for a batch; expected 0 or more")
@@ -231,8 +246,10 @@ def accumulate(
     The last window may be shorter, batches may differ in size, and so may those of the ranks: each
     counts by its samples. DDP and FSDP2 share gradients once a window. A window's batches are
     fetched together, unless the loader is ours and neither `count` nor a `collate_fn` of its own
-    says how large they are. A checkpoint of the loader made inside a window goes on with that
-    window's first batch, one made after its last batch with the next.
+    says how large they are: then the next one is fetched ahead. When a batch fails, `next` raises
+    its error, and the call after it goes on; the last good batch of a window closes it. A
+    checkpoint of the loader made inside a window goes on with that window's first batch, one made
+    after its last batch with the next.
 
     Args:
         loader: Any iterable of batches; of several ranks all have equally many. Progress bars go
@@ -261,7 +278,71 @@ def accumulate(
 
 
 def _arrivals(loader: Iterable[Any]) -> Iterator[Arrival]:
-    return (Arrival(batch, [], 0, 0) for batch in loader)  # nothing else is known
+    return _fetched(iter(loader))  # at once: before it, a loader has no state of its own
+
+
+def _fetched(batches: Iterator[Any]) -> Iterator[Arrival]:
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:  # torch's loaders go on behind it
+            batch = Failed(error, bare=True)
+        yield Arrival(batch, [], 0, 0)  # nothing else is known
+
+
+class _Place:
+    """Where a loader of others is: inside a window that was fetched together, at its beginning."""
+
+    def __init__(self, loader: Any, steps: int) -> None:
+        foreign = not isinstance(loader, DataLoader)
+        self._of = loader if steps > 1 and foreign and remembers(loader) else None
+        self.let_go()
+
+    def held(self, arrivals: Iterator[Arrival]) -> Iterator[Arrival]:
+        """The first batches of windows, fetched when the loader holds its place."""
+        own = self._of if hasattr(self._of, "__dict__") else None
+        while True:
+            if own is not None:
+                state = copy.deepcopy(own.state_dict())
+                vars(own)["state_dict"] = lambda state=state: copy.deepcopy(state)
+                vars(own)["load_state_dict"] = self._load
+            first = next(arrivals, None)
+            if first is None:
+                self.let_go()
+                return
+            yield first
+
+    def _load(self, *arguments: Any, **options: Any) -> Any:
+        self.let_go()
+        assert self._of is not None
+        return self._of.load_state_dict(*arguments, **options)
+
+    def let_go(self) -> None:
+        for name in ("state_dict", "load_state_dict") if hasattr(self._of, "__dict__") else ():
+            vars(self._of).pop(name, None)
+
+
+def _closed(
+    window: Iterable[tuple[Arrival, float]],
+) -> Iterator[tuple[Arrival, float, list[Arrival] | None]]:
+    """The batches of a window; with the last that did not fail, which closes it, those behind it.
+
+    Each waits until the next one has been fetched: that one may be the last, and fail.
+    """
+    waiting: list[tuple[Arrival, float]] = []  # a batch, and those behind it that failed
+    for pair in window:
+        if not isinstance(pair[0].batch, Failed):
+            yield from ((*other, None) for other in waiting)
+            waiting.clear()
+        waiting.append(pair)
+    closing: list[Arrival] | None = None
+    while waiting:
+        arrival, weight = waiting.pop(0)
+        if not isinstance(arrival.batch, Failed):
+            closing = [other for other, _ in waiting]
+        yield arrival, weight, closing
 
 
 def _size(batch: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import chain
 from typing import Any, Literal, NamedTuple, overload
@@ -268,7 +268,8 @@ class _Own:
     def __init__(self, parts: dict[str, Any]) -> None:
         self._tensors: dict[str, Tensor] = {}
         for name, part in parts.items():
-            rebuilt({state_key(name): state_of(part)}, self._keep)
+            if not _is_loader(part):
+                rebuilt({state_key(name): state_of(part)}, self._keep)
             # An optimizer has its states only after the first step: most are like its parameters.
             parameters = [p for group in getattr(part, "param_groups", ()) for p in group["params"]]
             for index, parameter in enumerate(parameters):
@@ -425,7 +426,6 @@ def _difference(value: Any, own: Any) -> tuple[object, object]:
 
 def _put_all(parts: dict[str, Any], states: dict[str, Any], path: PathLike, strict: bool) -> None:
     """Load every state, or leave every object as it was."""
-    changed: list[tuple[Any, Any]] = []
     modules = [name for name, part in parts.items() if isinstance(part, nn.Module)]
     bare = {name: unwrap(part) if name in modules else part for name, part in parts.items()}
     with ExitStack() as undo:
@@ -438,14 +438,31 @@ def _put_all(parts: dict[str, Any], states: dict[str, Any], path: PathLike, stri
             options = {} if strict or name not in modules else {"strict": False}
             try:
                 _check_real(part)
-                changed.append((part, part.state_dict()))
+                undo.callback(_way_back(part))
                 part.load_state_dict(states[name], **options)
             except Exception as error:
-                for other, before in changed:
-                    other.load_state_dict(before)
                 why = f"it has no {error}" if isinstance(error, KeyError) else error
                 raise CheckpointError(f"{state_key(name)} in {path} does not fit: {why}") from error
         undo.pop_all()
+
+
+def _way_back(part: Any) -> Callable[[], Any]:
+    """What makes an object the one that it was."""
+    if not _is_loader(part):
+        return functools.partial(part.load_state_dict, part.state_dict())
+    before = dict(vars(part))
+
+    def put_back() -> None:
+        vars(part).clear()
+        vars(part).update(before)
+
+    return put_back
+
+
+def _is_loader(part: Any) -> bool:
+    """Some begin a pass when they are asked for their state, and what they load then is lost."""
+    kind = isinstance(part, Iterable) and not isinstance(part, Container | nn.Module)
+    return kind and hasattr(part, "__dict__")
 
 
 def _realised(module: nn.Module, state: Any, path: PathLike) -> Iterator[tuple[Tensor, Tensor]]:

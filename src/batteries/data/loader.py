@@ -10,17 +10,18 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from batteries.backends import adopt_backends
-from batteries.data.samples import Ask, Samples, draws, occurrences
-from batteries.data.shuffle import Shuffle
+from batteries.data.failing import Failed, Going
+from batteries.data.generators import difference
+from batteries.data.orders import AsItIs, Order, Sampled, Shuffled
+from batteries.data.samples import Ask, Samples, draws
 from batteries.data.streams import Sharded, Stream, followed, fresh_parts, thawed
-from batteries.data.workers import change_worker, ends_nothing, report_what_cannot_be_sent
+from batteries.data.workers import change_worker, ends_nothing, received, report_what_cannot_be_sent
 from batteries.distributed.groups import Group, Ranks, ranks_of
 from batteries.preemption import holding_signals, ignore_signals
 from batteries.seeding import chosen_seed, isolated_rng, next_number, numbered_seed, rekey
@@ -28,7 +29,6 @@ from batteries.seeding import chosen_seed, isolated_rng, next_number, numbered_s
 T = TypeVar("T", covariant=True)
 
 _SHUFFLE, _SAMPLER, _STEP = 0, 1, 3  # what a key is for; samples and streams have others
-_AHEAD = 8192  # positions whose indices are computed at once
 
 
 class Arrival(NamedTuple):
@@ -42,7 +42,7 @@ class Arrival(NamedTuple):
     indices: list[Any]  # in the dataset
     start: int  # positions in the order of the epoch, over all ranks
     stop: int
-    part: Any = None  # where the worker that read it is in its stream
+    part: Any = None  # where the worker that read it is in its stream, or the sampler
     turn: int = 0  # the round through the data, which is the epoch unless batches_per_pass is set
     done: int = 0  # batches of the pass, this one too
 
@@ -51,6 +51,7 @@ class _Place(NamedTuple):
     turn: int = 0  # of the rounds through the data
     position: int = 0  # in it
     done: int = 0  # batches of the pass
+    sampler: Any = None  # its state there, if it has one
 
 
 class DataLoader(torch.utils.data.DataLoader[T]):
@@ -69,6 +70,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     `i` (anew when it comes again in an epoch), and what the loop draws between two batches, where
     the rank counts too. `state_dict()` is right for what the loop has received, and another run
     goes on from it at the next sample, with any number of workers and of ranks.
+
+    So does what it draws from generators of its own (python's, numpy's, torch's, those of
+    albumentations) that are found from the dataset. `check()` draws some samples twice, and says
+    where they differ.
 
     A dataset with `__getitems__` is asked for whole batches, as torch does. What it draws depends
     on all indices of the batch, so on `batch_size` and the number of ranks too.
@@ -162,7 +167,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._number = next_number(kind) if seed is None else 0
         self._key = numbered_seed(self.seed, self._number)
         self._asked = _Asked()
-        self._end = 0  # positions of the pass under way
+        self._running: Callable[[], Any] = lambda: None
         self._keeps_samples = collate_fn is None and batch_size is not None
         # where each worker is in a stream, the one whose turn comes next first
         self._begin_parts = self._parts = fresh_parts(num_workers or 1)
@@ -173,8 +178,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             own = {"dataset": self._stream, "batch_size": batch_size, "drop_last": drop_last}
             own["collate_fn"] = functools.partial(self._stream.collated, self.collate_fn)
         else:
-            self._keyed = draws(dataset)
-            own["dataset"] = Samples(dataset, self._keeps_samples) if self._keyed else dataset
+            self._keyed = collate_fn is not None or draws(dataset)
+            self._samples = Samples(dataset, self._keeps_samples, self.collate_fn)
+            own["dataset"] = self._samples if self._keyed else dataset
             own["collate_fn"] = functools.partial(_collated, self.collate_fn)
             own |= (
                 {"sampler": self._asked, "batch_size": None}
@@ -201,13 +207,23 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     # ---------------------------------------------------------------- passes
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return Going(self._received(), of=self)
+
+    def _received(self) -> Generator[Any, None, None]:
         for arrival in self.arrivals():
             self.receive(arrival)
             yield arrival.batch
         self.complete()
 
+    def running(self) -> Any:
+        """Torch's iterator of the pass under way, if there is one.
+
+        >>> DataLoader(range(4)).running()
+        """
+        return self._running()
+
     def arrivals(self) -> Iterator[Arrival]:
-        """One pass, as batches that the loop has not received yet.
+        """One pass, as batches that the loop has not received yet, or `Failed` in their place.
 
         >>> loader = DataLoader(range(4), batch_size=2)
         >>> [arrival.indices for arrival in loader.arrivals()]
@@ -216,7 +232,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._say_what_repeats()
         this = self._pass = object()
         self._rank = self._ranks().rank
-        self._place = place = self._begin
+        self._place, self._unsettled = self._begin, []
+        place = self._begin
         stream = isinstance(self.dataset, IterableDataset)
         if stream:
             batches, self._open = self._open or self._streamed(), None
@@ -250,23 +267,22 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._broken = broken
 
     def _read(self) -> Iterator[Arrival]:
-        pending: deque[tuple[Any, ...]] = deque()  # an arrival without its batch
-        self._asked.plan = self._planned(pending)
-        return (Arrival(batch, *pending.popleft()) for batch in self._started())
+        plan = self._asked.plan = _Plan(self._planned())
+        return (plan.awaited.popleft()._replace(batch=batch) for batch in self._started())
 
     def _streamed(self) -> Generator[Arrival, None, None]:
         """A stream from where the pass begins; with batches_per_pass without an end."""
-        (turn, begin, _), parts = self._begin, self._begin_parts
+        (turn, begin, *_), parts = self._begin, self._begin_parts
         if begin:
             self._stream.check_memory()
-        self._parts, self._unsettled = parts, []
+        self._parts = parts
         while True:
             if not self._stream.begin(turn, parts, self._key):
                 self._inner._iterator = None  # persistent workers, which would go on elsewhere
             stop = begin
-            for start, (batch, part) in enumerate(self._started(), begin):
-                stop = start + 1
-                yield Arrival(batch, [], start, stop, part, turn, stop)
+            for came in self._started():
+                start, stop = stop, stop + 1
+                yield Arrival(received(came[0]), [], start, stop, came[1], turn, stop)
             if self.batches_per_pass is None:
                 return
             if not stop:
@@ -276,16 +292,33 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     def _started(self) -> Iterator[Any]:
         with holding_signals():
             inner = iter(self._inner)
+        self._running = weakref.ref(inner)
         if self.num_workers:
             _ended_at_exit().add(inner)
         try:
-            yield from inner
-        finally:  # after an error its traceback holds them: a collection waits 5 s for each
+            while True:
+                before = getattr(inner, "_rcvd_idx", -1)  # with workers: the next batch
+                try:
+                    yield next(inner)
+                    continue
+                except StopIteration:
+                    return
+                except Exception as error:
+                    # Of the sampler, a timeout, a worker's death: none is that of one batch.
+                    # Streams send those as batches.
+                    none = getattr(inner, "_rcvd_idx", None) == before or self._asked.plan.broken
+                    if none or isinstance(self.dataset, IterableDataset):
+                        raise
+                    failed = [Failed(error, bare=self.num_workers > 0)]
+                yield failed.pop()
+        finally:  # an error's traceback holds them: a collection waits 5 s for each
             if self.num_workers and not self.persistent_workers:
                 inner._shutdown_workers()  # type: ignore[attr-defined]
 
-    def receive(self, arrival: Arrival, settled: bool = True) -> None:
-        """Let the loop have a batch: from now on it counts.
+    def receive(
+        self, arrival: Arrival, settled: bool = True, failed: Iterable[Arrival] = ()
+    ) -> None:
+        """Let the loop have a batch: from now on it counts; one that failed, with the next.
 
         >>> loader = DataLoader(range(4), batch_size=2)
         >>> loader.receive(next(loader.arrivals()))
@@ -295,19 +328,26 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         Args:
             settled: False leaves the state where it is, for batches that a run which goes on from
                 it is to have again.
+            failed: Those behind it that count with it.
         """
+        self._unsettled += [one._replace(batch=None) for one in (arrival, *failed)]
+        if isinstance(arrival.batch, Failed):
+            return
         self.indices = arrival.indices
-        if arrival.part is not None:
-            self._unsettled.append(arrival)
         if settled:
-            for known in self._unsettled:
-                if known.turn != self._place.turn:
-                    self._parts = fresh_parts(len(self._parts))
-                    self._place = _Place(known.turn)
-                self._parts = followed(self._parts, known.part)
-            self._unsettled = []
-            self._place = _Place(arrival.turn, arrival.stop, arrival.done)
+            self._settle()
         rekey(_STEP, self._key, arrival.turn, self._rank, arrival.start)
+
+    def _settle(self) -> None:
+        stream = isinstance(self.dataset, IterableDataset)
+        for known in self._unsettled:
+            if stream and known.turn != self._place.turn:
+                self._parts = fresh_parts(len(self._parts))
+            if stream:
+                self._parts = followed(self._parts, known.part)
+            sampler = None if stream else known.part
+            self._place = _Place(known.turn, known.stop, known.done, sampler)
+        self._unsettled = []
 
     def complete(self) -> None:
         """End a pass whose batches have all been received.
@@ -318,6 +358,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         1
         """
         rekey(_STEP, self._key, self.epoch, self._rank, -1)
+        self._settle()
         if self.batches_per_pass is None:
             self.set_epoch(self.epoch + 1)
         else:
@@ -329,30 +370,75 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         """The samples of a step and those after it: on this rank, and on all together.
 
         >>> loader = DataLoader(range(5), batch_size=2, shuffle=True)
-        >>> loader.sizes(next(loader.arrivals()), steps=8)
+        >>> arrivals = loader.arrivals()
+        >>> loader.sizes(next(arrivals), steps=8)
         [(2, 2), (2, 2), (1, 1)]
 
         None where only the batches know: those of streams and of batch samplers, those that a
         `collate_fn` makes, and those of ranks that are not in step.
         """
-        ranks, group = self._ranks(), self._group()
+        ranks = self._ranks()
         stream = isinstance(self.dataset, IterableDataset)
         alike = self._keeps_samples and (self.in_step or ranks.size == 1)
         if stream or self._unit == "batches" or not alike:
             return None
-        length, starts = self._end, iter(self._starts(arrival.start, self._end))
-        if self.batches_per_pass is not None:
-            if self._sampler is not None:
-                return None  # it may yield more, or less, in the next turn
-            turns = itertools.repeat(self._starts(0, length))
-            starts = itertools.chain(starts, itertools.chain.from_iterable(turns))
-            steps = min(steps, self.batches_per_pass - arrival.done + 1)
         sizes = []
-        for start in itertools.islice(starts, steps):
-            together = min(group, length - start)
+        for step in (arrival, *self._asked.plan.next_steps(steps - 1)):
+            together = step.stop - step.start
             own = len(range(ranks.rank, together, ranks.size)) or 1  # which is a repeated one
             sizes.append((own, max(together, ranks.size)))
         return sizes
+
+    def check(self, n: int = 8) -> None:
+        """Draw the first samples of the epoch twice under the same keys, where passes draw them.
+
+        >>> DataLoader(range(10), shuffle=True).check()
+
+        Where there are workers, two of them read, each sample once in each. It is for the user to
+        call: it reads samples, which may be slow, or leave something behind in a dataset.
+
+        Args:
+            n: How many samples.
+
+        Raises:
+            ValueError: Some differ; with their indices, the place in them, and what to do.
+            TypeError: An iterable dataset, which cannot be asked for a sample again.
+        """
+        if isinstance(self.dataset, IterableDataset):
+            raise TypeError(
+                f"{type(self.dataset).__name__} is iterable; check asks for samples by their index"
+            )
+        if not self._keyed:
+            return
+        with isolated_rng():
+            order = self._order(self._begin.turn)
+            before = order.state()
+            first = order.take(range(order.reach(0, n)))
+            if before is not None:
+                self._sampler.load_state_dict(before)
+            indices = [i for one in first for i in one] if self._unit == "batches" else first
+            asks = [Ask(self._key, self._begin.turn, [index]) for index in indices[:n]]
+            drawn = list(self._drawn([*asks, *reversed(asks)]))  # the other way: another history
+        pairs = zip(asks, drawn, reversed(drawn), strict=False)
+        unlike = [(ask.indices[0], difference(*pair)) for ask, *pair in pairs]
+        told = [f"dataset[{index!r}] at {place}" for index, place in unlike if place is not None]
+        if told:
+            found = self._samples.generators()
+            keyed = ", ".join(f"{at} ({type(own).__name__})" for at, own in found.items()) or "none"
+            raise ValueError(
+                f"{len(told)} of {len(asks)} samples differ when they are drawn again under the "
+                f"same key: {', '.join(told)}. {_REMEDY} Found from there: {keyed}"
+            )
+
+    def _drawn(self, asks: list[Ask]) -> Iterator[Any]:
+        names = "timeout", "worker_init_fn", "multiprocessing_context"
+        same: dict[str, Any] = {name: getattr(self._inner, name) for name in names}
+        inner = torch.utils.data.DataLoader(
+            self._samples, batch_sampler=cast(Any, asks), collate_fn=_alone,
+            num_workers=min(2, self.num_workers), **same,
+        )  # fmt: skip
+        with holding_signals():
+            return iter(inner)
 
     def __len__(self) -> int:
         """The batches of a whole pass on this rank."""
@@ -386,7 +472,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                 "batches_per_pass another one can only be found where the length is known; "
                 "load_state_dict goes on at any place"
             )
-        starts = self._starts(0, self._length())
+        starts = self._starts(self._length())
         turn, step = divmod(epoch * self.batches_per_pass, len(starts) or 1)
         return _Place(turn, step * self._group())
 
@@ -407,6 +493,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             own = {"rank": ranks.rank, "ranks": ranks.size}
             return {**state, **own, "workers": [thawed(part) for part in self._parts]}
         sized = hasattr(self._sampler, "__len__")
+        if self._place.sampler is not None:
+            state["sampler"] = self._place.sampler
         return {
             **state,
             "length": self._length() if self._sampler is None or sized else None,
@@ -451,7 +539,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self.epoch, self._number = state["epoch"], state.get("loader", 0)
         self._key = numbered_seed(self.seed, self._number)
         turn, done = state.get("turn", self.epoch), state.get("done", 0)
-        self._begin = self._place = _Place(turn, state["position"], done)
+        sampler = state.get("sampler")
+        self._begin = self._place = _Place(turn, state["position"], done, sampler)
         self._open = None
 
     # ---------------------------------------------------------------- the order of an epoch
@@ -476,51 +565,49 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             return f"{self._unit} of {type(self._sampler).__name__}"
         return "shuffled" if self._shuffled else "as it is"
 
-    def _starts(self, position: int, length: int) -> range:
-        """The positions at which steps begin."""
+    def _starts(self, length: int) -> range:
+        """The positions at which the steps of a turn begin."""
         group = self._group()
-        end = length - (length - position) % group if self._drops else length
-        return range(position, end, group)
+        return range(0, length - length % group if self._drops else length, group)
 
-    def _planned(self, pending: deque[tuple[Any, ...]]) -> Generator[Any, None, None]:
-        """What the workers are asked for, batch by batch, and noted for the loop."""
+    def _planned(self) -> Generator[tuple[Any, Arrival], None, None]:
+        """What the workers are asked for, batch by batch, and what will arrive."""
         (rank, world_size, _), group = self._ranks(), self._group()
-        first, position, done = self._begin
+        first, position, done, _ = self._begin
         for turn in itertools.count(first):
-            take, again, length = self._order(turn)
-            starts = self._starts(position, length)
-            self._check_starts(starts, length)
-            self._end, position = length, 0
-            for start in starts:
-                if done == self.batches_per_pass:
-                    return
-                stop = min(start + group, length)
+            order, start = self._order(turn), position
+            self._check_reach(order, start)
+            while done != self.batches_per_pass:
+                stop = order.reach(start, start + group)
+                if stop == start or (self._drops and stop < start + group):
+                    break
                 positions = range(start + rank, stop, world_size)
                 if not positions and self.in_step:
                     one = start + rank % (stop - start)
                     positions = range(one, one + 1)
                 if not positions:
                     return
-                indices, before = take(positions), again(positions) if again else None
+                indices, before = order.take(positions), order.again(positions)
                 if self._unit == "batches":
                     [indices] = indices
                     [before] = before or [None]
                 done += 1
-                pending.append((indices, start, stop, None, turn, done))
-                yield self._ask(indices, before, turn)
+                arrival = Arrival(None, indices, start, stop, order.state(), turn, done)
+                yield self._ask(indices, before, turn), arrival
+                start = stop
             if self.batches_per_pass in (None, done):
                 return
+            if not start:
+                raise ValueError(f"{stop} {self._unit} make no batch: a step takes {group} of them")
+            position = 0
 
-    def _check_starts(self, starts: range, length: int) -> None:
-        """Whether a turn has the place where it is to go on, and any step at all."""
-        if starts.start > length:
+    def _check_reach(self, order: Order, start: int) -> None:
+        """Whether a turn has the place where it is to go on."""
+        length = order.reach(start, start)
+        if length < start:
             raise ValueError(
-                f"the loader is to go on at position {starts.start}, and the sampler yields "
+                f"the loader is to go on at position {start}, and the sampler yields "
                 f"{length} {self._unit}: use the sampler with which the state was saved"
-            )
-        if self.batches_per_pass is not None and not starts and not starts.start:
-            raise ValueError(
-                f"{length} {self._unit} make no batch: a step takes {self._group()} of them"
             )
 
     def _ask(self, indices: list[Any], before: list[int] | None, turn: int) -> Any:
@@ -529,32 +616,14 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         single = self.batch_size is None and self._unit == "samples"
         return indices[0] if single else indices
 
-    def _order(self, turn: int) -> tuple[_Take, _Take | None, int]:
-        """What gives the indices at positions, how often each came before, and the positions."""
+    def _order(self, turn: int) -> Order:
         if self._sampler is not None:
-            drawn = _drawn(self._sampler, (_SAMPLER, self._key, turn))
-            again = self._repeats(drawn) if self._keyed else None
-            return _taken(drawn), _taken(again) if again else None, len(drawn)
+            batches, begin = self._unit == "batches", self._begin
+            begun = (begin.sampler, begin.position) if turn == begin.turn else (None, 0)
+            key = _SAMPLER, self._key, turn
+            return Sampled(self._sampler, key, self._keyed, batches, begun)
         length = self._length()
-        if not self._shuffled:
-            return list, None, length
-        return _Ahead(Shuffle(length, (_SHUFFLE, self._key, turn)), length), None, length
-
-    def _repeats(self, drawn: list[Any]) -> list[Any] | None:
-        if self._unit == "samples":
-            return occurrences(drawn)
-        flat = occurrences([index for indices in drawn for index in indices])
-        if flat is None:
-            return None
-        following = iter(flat)
-        return [list(itertools.islice(following, len(indices))) for indices in drawn]
-
-
-_Take: TypeAlias = Callable[[range], list[Any]]  # by positions
-
-
-def _taken(values: list[Any]) -> _Take:
-    return lambda positions: values[positions.start : positions.stop : positions.step]
+        return Shuffled(length, (_SHUFFLE, self._key, turn)) if self._shuffled else AsItIs(length)
 
 
 def _collated(collate: Callable[[Any], Any], samples: Any) -> Any:
@@ -562,41 +631,64 @@ def _collated(collate: Callable[[Any], Any], samples: Any) -> Any:
         return collate(samples)
 
 
+_REMEDY = (
+    "The loader keys random, numpy.random, torch, and the generators that it finds from dataset "
+    "and collate_fn through attributes, containers and closures. Draw from one of these; not from "
+    "random.SystemRandom, os.urandom, the time, or what an earlier sample has left behind."
+)
+
+
+def _alone(samples: Any) -> Any:
+    return samples[0] if type(samples) is list and len(samples) == 1 else samples
+
+
+class _Plan:
+    """The batches that a pass asks for: those that are awaited, and some of those behind them."""
+
+    def __init__(self, steps: Generator[tuple[Any, Arrival], None, None]) -> None:
+        self._steps = steps
+        self._ahead: deque[tuple[Any, Arrival]] = deque()
+        self.awaited: deque[Arrival] = deque()
+        self.broken = False  # by an error of the sampler, behind which nothing is known
+
+    def __iter__(self) -> _Plan:
+        return self
+
+    def __next__(self) -> Any:
+        if not self._ahead:
+            self._look(1)
+        if not self._ahead:
+            raise StopIteration
+        ask, arrival = self._ahead.popleft()
+        self.awaited.append(arrival)
+        return ask
+
+    def _look(self, count: int) -> None:
+        try:
+            self._ahead.extend(itertools.islice(self._steps, count))
+        except BaseException:
+            self.broken = True
+            raise
+
+    def next_steps(self, count: int) -> list[Arrival]:
+        """What will arrive next, so many batches or all that are left."""
+        self._look(max(0, count - len(self.awaited) - len(self._ahead)))
+        ahead = (arrival for _, arrival in self._ahead)
+        return list(itertools.islice(itertools.chain(self.awaited, ahead), count))
+
+    def close(self) -> None:
+        self._steps.close()
+        self._ahead.clear()
+
+
 class _Asked:
     """The batch sampler of torch's loader: what the pass under way asks for."""
 
     def __init__(self) -> None:
-        self.plan: Generator[Any, None, None] = (_ for _ in ())
+        self.plan = _Plan(_ for _ in ())
 
     def __iter__(self) -> Iterator[Any]:
         return self.plan
-
-
-class _Ahead:
-    """Computes the indices at equally spaced positions ahead, many at a time."""
-
-    def __init__(self, shuffle: Shuffle, length: int) -> None:
-        self._shuffle = shuffle
-        self._length = length
-        self._known = range(0)
-        self._indices: list[int] = []
-
-    def __call__(self, positions: range) -> list[int]:
-        if not positions:
-            return []
-        if (
-            positions.step != self._known.step
-            or positions[0] not in self._known
-            or positions[-1] not in self._known
-        ):
-            count = max(_AHEAD, len(positions))
-            end = min(positions.start + count * positions.step, self._length)
-            self._known = range(positions.start, end, positions.step)
-            self._indices = self._shuffle(
-                np.arange(self._known.start, end, positions.step)
-            ).tolist()
-        first = self._known.index(positions[0])
-        return self._indices[first : first + len(positions)]
 
 
 @functools.cache  # once for the process, after multiprocessing's own, which it so comes before
@@ -629,15 +721,3 @@ def _begin_worker(then: Callable[[int], None] | None, worker_id: int) -> None:
             change_worker(dataset=dataset.dataset)
         if then is not None:
             then(worker_id)
-
-
-def _drawn(sampler: Iterable[Any], key: tuple[int, ...]) -> list[Any]:
-    """All that a sampler of the user yields, as a function of a key."""
-    with isolated_rng():
-        rekey(*key)
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(key[-1])
-        generator = getattr(sampler, "generator", None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(int(torch.randint(2**62, ())))
-        return list(sampler)

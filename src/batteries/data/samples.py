@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import zlib
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset, StackDataset, Subset, TensorDataset
 
+from batteries.data.generators import generators_in, rekey_each
 from batteries.data.workers import ends_nothing, stopped
 from batteries.seeding import rekey
 
@@ -41,12 +42,19 @@ class Samples(Dataset[Any]):
 
     Args:
         exact: Refuse batches of another number of samples than was asked for.
+        collate: What makes batches of them, which may have generators of its own too.
     """
 
-    def __init__(self, dataset: Any, exact: bool = False) -> None:
+    def __init__(self, dataset: Any, exact: bool = False, collate: Any = None) -> None:
         self.dataset = dataset
         self._exact = exact
+        self._collate = collate
         self._reads_batches = reads_batches(dataset)
+        self._own: dict[str, Any] = {}  # the generators that were found in this process
+        self._pid, self._first = 0, True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_own": {}, "_pid": 0}
 
     def __getitem__(self, ask: Ask) -> Any:
         [sample] = self._one_by_one(ask)
@@ -55,26 +63,51 @@ class Samples(Dataset[Any]):
     def __getitems__(self, ask: Ask) -> Any:
         return self._together(ask) if self._reads_batches else self._one_by_one(ask)
 
+    def generators(self) -> dict[str, Any]:
+        """Those that dataset and `collate_fn` have of their own, by their places."""
+        return generators_in(dataset=self.dataset, collate_fn=self._collate)
+
+    def _keyed(self, read: Callable[[Any], Any], what: Any, *key: int) -> Any:
+        """What is read under a key."""
+        rekey(*key)
+        if self._own:
+            rekey_each(self._own, *key)
+        value = read(what)
+        if not self._first:
+            return value
+        # A dataset may make its generators when it is first read in a worker.
+        self._first, known = False, {id(generator) for generator in self._own.values()}
+        self._own = self.generators()
+        new = {id(generator) for generator in self._own.values()} - known
+        return self._keyed(read, what, *key) if new else value
+
+    def _look(self) -> None:
+        """Find the generators, once in each process."""
+        if self._pid != os.getpid():
+            self._pid, self._first, self._own = os.getpid(), True, self.generators()
+
     def _one_by_one(self, ask: Ask) -> list[Any]:
         seed, epoch, indices, again = ask
         samples = []
+        self._look()
         for place, index in enumerate(indices):
             number = index if type(index) is int else number_of(index)
-            if again and again[place]:
-                rekey(_SAMPLE, seed, epoch, number, again[place])
-            else:
-                rekey(_SAMPLE, seed, epoch, number)
-            try:
-                samples.append(self.dataset[index])
-            except StopIteration as error:
-                raise stopped(f"dataset[{index!r}]") from error
+            more = (again[place],) if again and again[place] else ()
+            samples.append(self._keyed(self._sample, index, _SAMPLE, seed, epoch, number, *more))
         return samples
+
+    def _sample(self, index: Any) -> Any:
+        try:
+            return self.dataset[index]
+        except StopIteration as error:
+            raise stopped(f"dataset[{index!r}]") from error
 
     def _together(self, ask: Ask) -> Any:
         seed, epoch, indices, again = ask
-        rekey(_SAMPLES, seed, epoch, *map(number_of, indices), *(again or ()))
+        key = _SAMPLES, seed, epoch, *map(number_of, indices), *(again or ())
+        self._look()
         with ends_nothing(f"dataset.__getitems__({indices!r})"):
-            samples = self.dataset.__getitems__(indices)
+            samples = self._keyed(self.dataset.__getitems__, indices, *key)
         if self._exact and len(samples) != len(indices):
             raise ValueError(
                 f"{type(self.dataset).__name__}.__getitems__ returned {len(samples)} samples for "
@@ -91,23 +124,6 @@ def number_of(index: Any) -> int:
     """
     whole = isinstance(index, int | np.integer)
     return int(index) if whole else zlib.crc32(repr(index).encode())
-
-
-def occurrences(indices: Sequence[Any]) -> list[int] | None:
-    """How often each index came before; None if none comes twice.
-
-    >>> occurrences([3, 5, 3, 3])
-    [0, 0, 1, 2]
-    """
-    numbers = [index if type(index) is int else number_of(index) for index in indices]
-    if len(set(numbers)) == len(numbers):
-        return None
-    seen: Counter[int] = Counter()
-    before = []
-    for number in numbers:
-        before.append(seen[number])
-        seen[number] += 1
-    return before
 
 
 def reads_batches(dataset: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from batteries.data.workers import asked, change_worker, ends_nothing
+from batteries.data.failing import Failed
+from batteries.data.workers import asked, change_worker, ends_nothing, sendable
 from batteries.distributed.groups import Group, Ranks, ranks_of
 from batteries.seeding import rekey
 
@@ -107,6 +109,7 @@ class Stream(IterableDataset[Any]):
             self._own = True
 
     def __iter__(self) -> Iterator[Any]:
+        """The items of this part, and `Failed` where one could not be read."""
         worker = get_worker_info()
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
         self._part = part = next(dict(part) for part in self._parts if part["worker"] == number)
@@ -118,16 +121,22 @@ class Stream(IterableDataset[Any]):
         asked.clear()
         items, known = self._items(part, epoch), part["items"]
         part["items"] = part.get("since", known)
+        last = None
         while True:
             # Alike for all that must see the same items, and for all before the first item: what
             # a dataset that divides itself draws there is the order that it divides.
             key = (self._rank * by_ranks * workers + number * own) if part["items"] else 0
             rekey(_ITEM, self._seed, epoch, key, part["items"])
+            failed = None
             try:
                 item = next(items)
             except StopIteration:
                 part["ended"] = True
+                if last is not None:
+                    yield last
                 return
+            except Exception as error:
+                failed = Failed(error)
             if self._sharded is None and workers > 1 and not own and asked & {"id", "num_workers"}:
                 self._check_asked(part["items"])
                 own = part["own"] = True
@@ -136,8 +145,12 @@ class Stream(IterableDataset[Any]):
             shard = (0 if by_ranks else self._rank) * (1 if own else workers)
             shard += 0 if own else number
             part["items"] += 1
-            if part["items"] > known and (part["items"] - 1) % shards == shard:
-                yield item
+            last = None
+            if part["items"] > known:  # not on the way to where it was
+                if (part["items"] - 1) % shards == shard:
+                    yield item if failed is None else failed
+                else:
+                    last = failed  # all tell of it if it ends the stream
             asked.clear()
 
     def _items(self, part: Part, epoch: int) -> Iterator[Any]:
@@ -163,18 +176,27 @@ class Stream(IterableDataset[Any]):
         )
 
     def collated(self, collate: Callable[[Any], Any], items: Any) -> tuple[Any, Part]:
-        """A batch, and where the dataset is when it was read: a worker goes on to read ahead.
+        """A batch or what failed, and where the dataset is then: a worker goes on to read ahead.
 
         A state of the dataset comes along now and then. To go on, what was read since is read
         again.
         """
-        with ends_nothing("collate_fn"):
-            batch = collate(items)
+        failed = [
+            item
+            for item in [items, *(items if type(items) is list else ())]
+            if isinstance(item, Failed)
+        ]
+        try:
+            with ends_nothing("collate_fn"):
+                batch = sendable(failed[0]) if failed else collate(items)
+        except Exception as error:
+            batch = sendable(Failed(error))
         part = {name: self._part[name] for name in self._part if name not in _STATE}
         now = time.perf_counter()
-        if hasattr(self.dataset, "state_dict") and (now >= self._due or part["ended"]):
+        if remembers(self.dataset) and (now >= self._due or part["ended"]):
             # Not as it is: each of its tensors would take a file descriptor.
-            torch.save(self.dataset.state_dict(), frozen := io.BytesIO())
+            state = self.dataset.state_dict()  # type: ignore[attr-defined]
+            torch.save(state, frozen := io.BytesIO())
             part.update(frozen=frozen.getvalue(), since=part["items"])
             after = time.perf_counter()
             self._due = after + _SPACING * (after - now)
@@ -209,11 +231,11 @@ class Stream(IterableDataset[Any]):
         Raises:
             ValueError: It cannot.
         """
-        if not hasattr(self.dataset, "load_state_dict"):
+        if not remembers(self.dataset):
             raise ValueError(
-                f"{self._name} has no load_state_dict: an iterable dataset without a memory cannot "
-                "go on in the middle of an epoch; give it state_dict and load_state_dict, or save "
-                "at the end of epochs"
+                f"{self._name} has no load_state_dict, or no state_dict that needs no arguments: "
+                "an iterable dataset without a memory cannot go on in the middle of an epoch; give "
+                "it state_dict() and load_state_dict(state), or save at the end of epochs"
             )
 
 
@@ -245,6 +267,30 @@ def followed(parts: list[Part], part: Part) -> list[Part]:
     if "since" not in part:
         part = {**part, **{name: before[name] for name in _STATE if name in before}}
     return [*(other for other in parts if other is not before), part]
+
+
+def remembers(thing: Any) -> bool:
+    """Whether something has `state_dict()` and `load_state_dict(state)`, to be called just so.
+
+    >>> remembers(nn.Linear(1, 1)), remembers(range(3))
+    (True, False)
+
+    There are datasets whose `state_dict` needs to be told how far the loop is: it is another one.
+    """
+    return _takes(thing, "state_dict") and _takes(thing, "load_state_dict", {})
+
+
+def _takes(thing: Any, name: str, *arguments: Any) -> bool:
+    method = getattr(thing, name, None)
+    if not callable(method):
+        return False
+    try:
+        inspect.signature(method).bind(*arguments)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that does not say what it takes
+        return True
+    return True
 
 
 def thawed(part: Part) -> Part:

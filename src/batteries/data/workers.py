@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing.queues
+import pickle
 import traceback
-from typing import Any
+from typing import Any, cast
 
 from torch._utils import ExceptionWrapper
 from torch.utils.data import get_worker_info
 from torch.utils.data._utils.worker import WorkerInfo
+
+from batteries.data.failing import Failed
 
 asked: set[str] = set()  # attributes of `get_worker_info()` that were read since it was cleared
 _WATCHED = {"id", "num_workers", "dataset"}
@@ -81,6 +84,41 @@ def report_what_cannot_be_sent() -> None:
     The thread that sends would print a traceback and drop it, and the program wait for ever.
     """
     multiprocessing.queues.Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
+
+
+def sendable(failed: Failed) -> Any:
+    """An error as it comes through a queue; outside of a worker as it is.
+
+    >>> sendable(failed := Failed(ValueError("damaged"))) is failed
+    True
+    """
+    info = get_worker_info()
+    if info is None:
+        return failed
+    where, wrapper = f"in DataLoader worker process {info.id}", cast(Any, ExceptionWrapper)
+    try:
+        failed.throw()
+    except Exception as error:
+        told = wrapper((type(error), error, error.__traceback__), where)
+    try:
+        pickle.dumps(told)
+    except Exception:  # its class cannot be sent
+        told = wrapper((RuntimeError, RuntimeError(told.exc_msg), None), where)
+    return told
+
+
+def received(sent: Any) -> Any:
+    """What `sendable` made, as an error that can be thrown again; all else as it is.
+
+    >>> received([1, 2])
+    [1, 2]
+    """
+    if not isinstance(sent, ExceptionWrapper):
+        return sent
+    try:
+        sent.reraise()  # type: ignore[no-untyped-call]
+    except Exception as error:
+        return Failed(error, bare=True)
 
 
 def _send_error(queue: Any, error: Exception, what: Any) -> None:

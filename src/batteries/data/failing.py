@@ -1,0 +1,67 @@
+"""Errors of single batches, after which a pass goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import Any, Generic, NoReturn, TypeVar
+
+T = TypeVar("T")
+
+
+class Failed:
+    """An error in the place of what it prevented.
+
+    >>> Failed(ValueError("sample 3 is damaged")).throw()
+    Traceback (most recent call last):
+    ValueError: sample 3 is damaged
+    """
+
+    def __init__(self, error: Exception, bare: bool = False) -> None:
+        """Of what raised it, the frame that caught it is left out; all frames if `bare`."""
+        trace = error.__traceback__
+        self._error: Exception | None = error.with_traceback(
+            None if bare or trace is None else trace.tb_next
+        )
+
+    def throw(self) -> NoReturn:
+        """Raise it. Who keeps the error keeps nothing of the pass, and so no workers, by it."""
+        error, self._error = self._error, None
+        assert error is not None
+        try:
+            raise error
+        finally:
+            del error, self
+
+
+class Going(Iterator[T], Generic[T]):
+    """What a generator yields; a `Failed` is raised, and the next call goes on behind it.
+
+    >>> going = Going(item for item in [1, Failed(ValueError("damaged")), 3])
+    >>> next(going)
+    1
+    >>> next(going)
+    Traceback (most recent call last):
+    ValueError: damaged
+    >>> next(going)
+    3
+    """
+
+    def __init__(self, items: Generator[Any, None, None], of: Any = None) -> None:
+        self._items = items
+        self._of = of
+
+    def __next__(self) -> T:
+        item = next(self._items)
+        if isinstance(item, Failed):
+            del self
+            item.throw()
+        return item  # type: ignore[no-any-return]
+
+    @property
+    def _workers(self) -> list[Any]:
+        """The processes, from the first batch on, as torch's iterators have them."""
+        running = self._of and self._of.running()
+        return getattr(running, "_workers", [])
+
+    def close(self) -> None:
+        self._items.close()

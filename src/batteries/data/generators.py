@@ -1,0 +1,180 @@
+"""Generators that a dataset has of its own: found, and keyed like those of all."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import pickle
+import random
+import struct
+import types
+from collections import deque
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_MOST = 5000  # objects that are looked at
+_WIDE = 100  # things in a container: what is longer are data
+_DATA = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    bool,
+    type(None),
+    Tensor,
+    np.ndarray,
+    type,
+    types.ModuleType,
+)
+_KINDS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+
+
+def generators_in(**roots: Any) -> dict[str, Any]:
+    """The generators that can be reached from some objects, by their places.
+
+    >>> transform = functools.partial(max, key=random.Random(0).random)
+    >>> list(generators_in(transform=transform))
+    ["transform.keywords['key'].__self__"]
+
+    Through attributes, containers, closures, what a function of the user names in its module, and
+    the methods of classes. Those that `rekey` keys are left out.
+    """
+    found: dict[str, Any] = {}
+    seen: dict[int, Any] = {}
+    queue = deque(roots.items())
+    while queue and len(seen) < _MOST:
+        place, thing = queue.popleft()
+        if id(thing) in seen or isinstance(thing, _DATA):
+            continue
+        seen[id(thing)] = thing
+        if isinstance(thing, _KINDS):
+            if not _is_of_all(thing):
+                found[place] = thing
+        else:
+            queue.extend((place + name, part) for name, part in _parts(thing))
+    return found
+
+
+def _is_of_all(generator: Any) -> bool:
+    bits = getattr(generator, "_bit_generator", None)
+    of_all = [random._inst, np.random.mtrand._rand, torch.default_generator]
+    return any(generator is one for one in of_all) or (
+        bits is not None and bits is np.random.mtrand._rand._bit_generator
+    )
+
+
+def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(thing, dict):
+        yield from ((f"[{key!r}]", value) for key, value in islice(thing.items(), _WIDE))
+    elif isinstance(thing, list | tuple | set | frozenset | deque):
+        yield from ((f"[{place}]", value) for place, value in enumerate(islice(thing, _WIDE)))
+    elif isinstance(thing, types.FunctionType):
+        yield from _parts_of_function(thing)
+    elif isinstance(thing, types.MethodType | types.BuiltinMethodType):
+        yield ".__self__", thing.__self__
+        yield "", getattr(thing, "__func__", None)
+    elif isinstance(thing, functools.partial):
+        yield from ((f".{name}", getattr(thing, name)) for name in ("func", "args", "keywords"))
+    else:
+        own = getattr(thing, "__dict__", {})
+        yield from ((f".{name}", value) for name, value in list(own.items()))
+        kind: Any = type(thing)
+        for name, value in _of_class(kind):
+            if isinstance(value, types.MemberDescriptorType):  # a slot
+                value = getattr(thing, name, None)
+            yield f".{name}", value
+
+
+def _parts_of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+        try:
+            yield f".{name}", cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+    yield ".__defaults__", function.__defaults__
+    here = function.__module__
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name)
+        own = isinstance(value, types.FunctionType) and value.__module__ == here
+        if own or isinstance(value, _KINDS):
+            yield f" -> {here}.{name}", value
+
+
+@functools.cache
+def _of_class(kind: type) -> list[tuple[str, Any]]:
+    """Generators, slots and functions in the user's own classes."""
+    wanted = (*_KINDS, types.FunctionType, types.MemberDescriptorType)
+    own = [c for c in kind.__mro__ if c.__module__.partition(".")[0] not in ("builtins", "torch")]
+    return [pair for c in own for pair in vars(c).items() if isinstance(pair[1], wanted)]
+
+
+def rekey_each(generators: Mapping[str, Any], *numbers: int) -> None:
+    """Make what each draws next a function of these numbers, and of which of them it is.
+
+    >>> own = {"rng": random.Random()}
+    >>> rekey_each(own, 42, 0)
+    >>> first = own["rng"].random()
+    >>> rekey_each(own, 42, 0)
+    >>> own["rng"].random() == first
+    True
+    """
+    for which, generator in enumerate(generators.values()):
+        packed = struct.pack(f"<{len(numbers)}Q", *(number % 2**64 for number in numbers))
+        key = hashlib.blake2b(packed, digest_size=32, salt=struct.pack("<Q", which)).digest()
+        seed = int.from_bytes(key[:8], "little")
+        if isinstance(generator, random.Random):
+            generator.seed(seed)
+        elif isinstance(generator, np.random.RandomState):
+            generator.seed(seed % 2**32)
+        elif isinstance(generator, torch.Generator):
+            generator.manual_seed(seed >> 1)
+        else:
+            generator.bit_generator.state = _bits(generator.bit_generator, key, seed)
+
+
+def _bits(bits: Any, key: bytes, seed: int) -> Any:
+    if type(bits) is not np.random.PCG64:
+        return type(bits)(seed).state
+    state, step = (int.from_bytes(half, "little") for half in (key[:16], key[16:]))  # ten times as
+    # fast as by a seed; the step is odd
+    inner = {"state": state, "inc": step | 1}
+    return {"bit_generator": "PCG64", "state": inner, "has_uint32": 0, "uinteger": 0}
+
+
+def difference(one: Any, two: Any, place: str = "") -> str | None:
+    """Where two samples differ; None: nowhere.
+
+    >>> difference({"x": [1, 2]}, {"x": [1, 3]})
+    "['x'][1]"
+    """
+    if type(one) is not type(two):
+        return place or "the whole"
+    pairs: Iterator[tuple[Any, Any, str]] | None = None
+    if isinstance(one, Mapping) and one.keys() == two.keys():
+        pairs = ((one[key], two[key], f"{place}[{key!r}]") for key in one)
+    elif isinstance(one, list | tuple) and len(one) == len(two):
+        pairs = ((*pair, f"{place}[{i}]") for i, pair in enumerate(zip(one, two, strict=True)))
+    if pairs is not None:
+        return next((found for pair in pairs if (found := difference(*pair)) is not None), None)
+    return None if _same(one, two) else place or "the whole"
+
+
+def _same(one: Any, two: Any) -> bool:
+    if isinstance(one, Tensor | np.ndarray):
+        try:
+            np.testing.assert_array_equal(np.asarray(one), np.asarray(two), strict=True)
+        except AssertionError:
+            return False
+        return True
+    try:
+        if one == two:
+            return True
+    except Exception:  # an array in it: its answer is no yes or no
+        pass
+    return pickle.dumps(one) == pickle.dumps(two)
