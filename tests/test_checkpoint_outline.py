@@ -70,6 +70,7 @@ def test_the_same_as_torch() -> None:
     assert state._metadata == expected["model_state_dict"]._metadata
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")  # torch's own reader
 @pytest.mark.parametrize(
     "rare", [torch.eye(2).to_sparse(), torch.ones(2, dtype=torch.cfloat).conj()]
 )
@@ -127,6 +128,7 @@ def test_costly_pickles(name: str) -> None:
             read("bomb.pth")
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")  # torch's own reader
 def test_what_costs_nothing() -> None:
     """Common checkpoints pass, a key that stands in many dicts, and what only torch.load knows."""
     key = tuple(range(20))
