@@ -25,6 +25,7 @@ from warm import context, start
 
 from batteries import PreemptionGuard, distributed
 from batteries.data import DataLoader
+from batteries.distributed.waiting import wait_until
 from batteries.preemption import ignore_signals
 
 DEADLINE = 60
@@ -217,6 +218,22 @@ def test_workers_live_on_from_the_first_moment() -> None:
     command = [sys.executable, "-c", PRELUDE + EARLY]
     run = warm.run(command, env=ENV, capture_output=True, text=True, timeout=DEADLINE)
     assert run.stdout == "4 False\n", run.stderr
+
+
+def outlive_the_group() -> bool:
+    with PreemptionGuard() as guard:
+        with distributed.setup():
+            assert wait_until(lambda: guard._store is not None, DEADLINE)
+            distributed.barrier()
+        for _ in range(2):  # it looks, and looks again
+            guard._look.set()
+            seen = wait_until(lambda: not guard._look.is_set(), 20)
+    return seen
+
+
+def test_a_guard_around_the_group() -> None:
+    """A guard that was entered before `setup` listens on when the process group has ended."""
+    assert run_ranks(outlive_the_group, group=False) == [True, True]
 
 
 def test_signals_of_others() -> None:

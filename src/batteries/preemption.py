@@ -195,14 +195,17 @@ class PreemptionGuard:
     # ---------------------------------------------------------------- the thread of the store
 
     def _follow(self) -> None:
+        pause = seconds_between(1)
         while not self._closing:
             with suppress(Exception):  # the store's host may be gone: collectives will tell
-                self._store = self._store or _own_store()
+                if self._store is None and (store := _own_store()) is not None:
+                    pause = seconds_between(dist.get_world_size())
+                    self._store = store
                 if self._store is not None and (self._requested or self._store.check(["told"])):
                     self._agree()
             if self._last is not None:
                 return
-            self._look.wait(0.5 if self._store is None else seconds_between(dist.get_world_size()))
+            self._look.wait(pause)
             self._look.clear()
         with suppress(Exception):
             if self._store is not None and not self._failed:
