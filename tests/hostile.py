@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
@@ -103,6 +104,9 @@ _RAW: dict[str, bytes] = {
 }
 
 
+MANY_VALUES = b"[" + b"{}," * 5_000_000 + b"{}]"
+
+
 def _many(number: int) -> dict[str, float]:
     return {f"name {index}": 0.5 for index in range(number)}
 
@@ -154,13 +158,13 @@ _TEXTS: dict[str, list[Any]] = {
 }  # fmt: skip
 
 
+@functools.cache
 def contents() -> dict[str, dict[str, bytes]]:
     """By the name of a file: texts that are no good, by what they are."""
     found: dict[str, dict[str, bytes]] = {"log.txt": {}, "diff-1.patch": {}}
     for name, values in _TEXTS.items():
         texts = [json.dumps(value).encode() + b"\n" for value in values]
         found[name] = _RAW | {f"{number}": text for number, text in enumerate(texts)}
-    found["run.json"]["many-values"] = b"[" + b"{}," * 5_000_000 + b"{}]"
     return found
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +28,14 @@ from test_checkpoint_crashes import kill_large_saves
 from test_loggers import kill_when_a_store_has
 
 
+def sweeps(number: int, _: random.Random) -> str:
+    """All cases that `make test` leaves out, so many times."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "sweep", "-n", "logical"]
+    for _again in range(number):
+        subprocess.run(command, cwd=Path(__file__).parents[1], check=True)
+    return "every case passed"
+
+
 def stores(number: int, chance: random.Random) -> str:
     """Kill a program while MLflow makes its store."""
     for _ in range(number):
@@ -37,6 +47,7 @@ def stores(number: int, chance: random.Random) -> str:
 # promise is broken.
 Part = Callable[[int, random.Random], str]
 PARTS: dict[str, tuple[Part, int]] = {
+    "sweeps": (sweeps, 1),
     "kills": (kills, 2_000),
     "large": (kill_large_saves, 40),
     "calls": (every_call, 5),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import warm
+from sweeps import sweep
 from torch import Tensor, nn
 from torch.optim import swa_utils
 from wandering import BATCHES, make_model, steps
@@ -51,7 +52,7 @@ def exact_average(paths: list[Path], weights: list[float]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("weights", [None, [1, 1, 1, 1, 1], [0, 0.5, 2, 0, 1]])
+@pytest.mark.parametrize("weights", [None, sweep([1, 1, 1, 1, 1]), [0, 0.5, 2, 0, 1]])
 @pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
 )
@@ -396,9 +397,9 @@ def test_a_soup_takes_what_does_not_make_it_worse() -> None:
     ("first", "other"),
     [
         ("a.pth", "a.pth"),
-        ("a.pth", "reversed.pth"),
+        sweep("a.pth", "reversed.pth"),
         ("a.pth", "transposed.pth"),
-        ("a.safetensors", "a.safetensors"),
+        sweep("a.safetensors", "a.safetensors"),
     ],
 )
 def test_memory_is_one_model(first: str, other: str) -> None:

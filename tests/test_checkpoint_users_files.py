@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from sweeps import sweep
 from test_checkpoint_crashes import die_at
 from torch import nn
 
@@ -128,7 +129,7 @@ def content(path: Path) -> Any:
     return {inner.name: inner.read_bytes() for inner in path.iterdir()}
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", [*range(8), *map(sweep, range(8, 24))])
 def test_the_users_own_files_stay(seed: int) -> None:
     """Whatever is saved, restarted and killed, in any order, no file of a user's changes."""
     torch.set_num_threads(1)

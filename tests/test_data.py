@@ -17,6 +17,7 @@ import pytest
 import torch
 from ranks import run_ranks
 from scipy.stats import chisquare
+from sweeps import sweep
 from torch.utils.data import (
     Dataset,
     IterableDataset,
@@ -73,7 +74,7 @@ def test_shuffle_is_a_permutation(length: int) -> None:
         assert sorted(order.tolist()) == list(range(length))
 
 
-@pytest.mark.parametrize("length", [2, 3, 4, 5])
+@pytest.mark.parametrize("length", [2, sweep(3), 4, sweep(5)])
 def test_all_orders_are_equally_frequent(length: int) -> None:
     """Over many keys each order of a few elements comes up as often as any other."""
     positions = np.arange(length)
@@ -82,7 +83,7 @@ def test_all_orders_are_equally_frequent(length: int) -> None:
     assert chisquare(counts).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("length", [50, 1000])
+@pytest.mark.parametrize("length", [50, sweep(1000)])
 def test_positions_and_neighbours_are_uniform(length: int) -> None:
     """Each position gets each part of the indices, and neighbours differ by any step."""
     firsts, steps = [], []
@@ -419,7 +420,9 @@ def remembering(workers: int, persistent: bool = False, **options: Any) -> DataL
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (1, False), (3, False), (3, True)])
+@pytest.mark.parametrize(
+    ("workers", "persistent"), [(0, False), sweep(1, False), sweep(3, False), (3, True)]
+)
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_streams_that_remember_go_on(workers: int, persistent: bool) -> None:
     """A stream goes on after any batch, though workers had read on, and the next epoch is whole."""

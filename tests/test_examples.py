@@ -22,6 +22,7 @@ import torch.distributed as dist
 import warm
 from ranks import run_ranks
 from sklearn.datasets import load_digits
+from sweeps import sweep
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
@@ -60,7 +61,7 @@ def run(
     return result
 
 
-@pytest.mark.parametrize("example", SINGLE)
+@pytest.mark.parametrize("example", [sweep(name) if name == "dp" else name for name in SINGLE])
 def test_readme_command(example: str) -> None:
     """The README's command, with fewer epochs, leaves exactly the files that it lists."""
     run_and_look(example, "--num-epochs=3", score=0.8)
@@ -314,6 +315,7 @@ def assert_same_checkpoints(first: Path, second: Path) -> None:
 IN_AN_EPOCH = r"continue after epoch \d+ and [1-9]\d* images"
 
 
+@pytest.mark.sweep
 def test_kill_and_continue() -> None:
     """Killed, then interrupted in an epoch, a run ends as an undisturbed one, bit for bit."""
     command = [sys.executable, f"{ROOT}/examples/device/experiment.py", "--num-epochs=3"]
@@ -344,6 +346,7 @@ def test_ranks_continue() -> None:
     assert_same_checkpoints(*(Path(f"runs/{name}/001/checkpoints") for name in NAMES))
 
 
+@pytest.mark.sweep
 def test_torch_distributed_launch() -> None:
     """The older launcher works too, `--local-rank` and all."""
     script = f"{ROOT}/examples/ddp/experiment.py"

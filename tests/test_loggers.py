@@ -42,7 +42,10 @@ from batteries.files import make_directory
 from batteries.loggers import read_lines
 from batteries.loggers.wandb import read_offline
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+    pytest.mark.xdist_group("trackers"),  # which take seconds to import
+]
 
 Scalars = dict[str, list[tuple[int, Any]]]  # step and value, by name
 
@@ -276,6 +279,7 @@ def size_of_store() -> int:
     return max(sizes)
 
 
+@pytest.mark.sweep
 def test_killed_while_a_store_is_made() -> None:
     """A SIGKILL at any moment of its creation leaves no MLflow store that cannot be opened."""
     kill_when_a_store_has(200_000)

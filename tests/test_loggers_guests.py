@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import warm
-from test_loggers import new_store, query_mlflow, read_wandb
+from test_loggers import new_store, pytestmark, query_mlflow, read_wandb
 
 from batteries import MLflowLogger, WandbLogger
 
-__all__ = ["new_store"]  # a fixture
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+__all__ = ["new_store", "pytestmark"]  # a fixture, and where these tests run
 
 
 def test_wandb_run_of_the_program() -> None:

@@ -19,6 +19,7 @@ import pytest
 import torch
 import warm
 from ranks import run_ranks
+from sweeps import sweep
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.utils.data import Dataset
 from warm import context, start
@@ -48,7 +49,8 @@ def steps_until_stop(told: list[int], number: int, after: int, slow: float) -> t
 
 
 @pytest.mark.parametrize(
-    ("told", "number"), [([0], signal.SIGTERM), ([1], signal.SIGUSR1), ([0, 1, 2], signal.SIGINT)]
+    ("told", "number"),
+    [sweep([0], signal.SIGTERM), ([1], signal.SIGUSR1), ([0, 1, 2], signal.SIGINT)],
 )
 def test_all_ranks_stop_at_the_same_step(told: list[int], number: int) -> None:
     """Whichever ranks get the signal, all stop after the same step."""
@@ -172,7 +174,7 @@ def test_stopped_peer(agent: bool) -> None:
     assert "PreemptionGuard: not all ranks answered, and no step ended in 2 s" in errors
 
 
-@pytest.mark.parametrize("others", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize("others", ["SIGKILL", sweep("SIGSTOP")])
 def test_boundary_without_the_peer(others: str) -> None:
     """A rank that comes to its boundary without the others saves, and leaves in seconds."""
     code, taken, _ = lone_rank(STEPS, others=others)

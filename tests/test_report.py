@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from browser import Page, browser
 from mounts import tmpfs
+from sweeps import sweep
 from websockets.sync.connection import Connection
 
 from batteries import CheckpointManager, JsonLinesLogger, get_logger, start_run
@@ -443,7 +444,7 @@ def test_leaderboard_and_checkpoints(page: Page) -> None:
     assert page.read(row).startswith("10078")  # rank 1, run 007, epoch 8
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", sweep("dark")])
 def test_fits_a_phone(page: Page, scheme: str) -> None:
     """On 390 pixels the page does not move sideways, in light and in dark."""
     page.show(390, 844, scheme)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from killable import Kill, run, run_torchrun, struck
 from ranks import run_ranks
+from sweeps import sweep
 from torch import nn
 
 from batteries import (
@@ -36,7 +37,7 @@ def undisturbed(world_size: int) -> str:
         return run(world_size, Path(folder, "whole"), [])
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("world_size", [1, sweep(2), 3, sweep(4)])
 def test_killed_and_started_again(world_size: int) -> None:
     """Ranks killed and told to stop, at several steps, and all started again: the same bits."""
     last, middle = world_size - 1, world_size // 2
@@ -47,7 +48,8 @@ def test_killed_and_started_again(world_size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "kills"), [(2, [(6, 0, "SIGTERM"), (3, 1, "SIGKILL")]), (3, [(7, 2, "SIGKILL")])]
+    ("world_size", "kills"),
+    [(2, [(6, 0, "SIGTERM"), (3, 1, "SIGKILL")]), sweep(3, [(7, 2, "SIGKILL")])],
 )
 def test_restarted_by_torchrun(world_size: int, kills: list[Kill]) -> None:
     """torchrun starts a run again, whose ranks were killed and told to stop: the same bits."""
@@ -56,7 +58,7 @@ def test_restarted_by_torchrun(world_size: int, kills: list[Kill]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize(("workers", "kills"), [(2, [(50, 0, "worker")]), (3, [])])
+@pytest.mark.parametrize(("workers", "kills"), [(2, [(50, 0, "worker")]), sweep(3, [])])
 def test_workers_and_their_deaths(workers: int, kills: list[Kill]) -> None:
     """With workers, and after one of them is killed: the same bits."""
     assert run(1, Path("killed"), kills, workers) == undisturbed(1)

@@ -23,6 +23,7 @@ import torch
 import warm
 from mounts import tmpfs
 from ranks import run_ranks
+from sweeps import sweep
 from torch.utils.data import Dataset
 
 from batteries import (
@@ -664,7 +665,7 @@ def test_switches_reach_torchs_workers(monkeypatch: pytest.MonkeyPatch) -> None:
         set_backends(sharing_strategy="file_descriptor")
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", sweep("spawn")])
 def test_switches_reach_workers(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sharing strategy is that of the workers, however they are started."""
     monkeypatch.setenv("BATTERIES_BACKENDS", "{}")

@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, roc_auc_score
 from sklearn.model_selection import StratifiedKFold, TimeSeriesSplit, cross_val_predict
+from sweeps import sweep
 
 from batteries import distributed
 from batteries.splits import Folds, OutOfFold, check_folds, fold_indices, look, make_folds
@@ -282,7 +283,7 @@ def test_what_there_is() -> None:
     assert seen.classes["part"].to_list() == pytest.approx([1 / 3, 2 / 3])
 
 
-@pytest.mark.parametrize("columns", [1, 80])
+@pytest.mark.parametrize("columns", [sweep(1), 80])
 def test_infinities(columns: int) -> None:
     """Infinities are counted, and neither hide nor make a difference; huge numbers do not fail."""
     chance = np.random.default_rng(0)
