@@ -237,6 +237,16 @@ def test_folds_beyond_noise() -> None:
     assert better.value == pytest.approx(0.02)
 
 
+def test_folds_that_differ_by_chance() -> None:
+    """Of pairs that differ by the chance of five folds alone, one in twenty is called different."""
+    folds = np.random.default_rng(0).normal(0.9, 0.01, (1000, 2, 5))
+    pairs = [[info(0.9, 0.9, list(each)) for each in pair] for pair in folds]
+    found = [compare(*pair).difference for pair in pairs]
+    share = np.mean([difference is not None and difference.beyond_noise for difference in found])
+    assert 0.03 < share < 0.06
+
+
+
 def test_bootstrap() -> None:
     """The interval is scipy's paired bootstrap, up to what resampling leaves open."""
     generator = np.random.default_rng(0)

@@ -26,7 +26,7 @@ _SEEDS = re.compile(r"(?i)(?:^|_)seeds?(?:_|$)|^random_state$")  # names of such
 
 
 class Difference(NamedTuple):
-    """A difference of two scores, and the interval that resampling gives it.
+    """A difference of two scores, and its interval.
 
     >>> Difference(0.02, (0.01, 0.03), "5 folds").beyond_noise
     True
@@ -123,7 +123,7 @@ def compare(
     folds = [run.scores.get("folds", []) for run in (first, second)]
     difference = None
     if len(folds[0]) == len(folds[1]) > 1:
-        difference = _resampled(np.subtract(folds[1], folds[0]), np.mean, f"{len(folds[0])} folds")
+        difference = _of_folds(np.subtract(folds[1], folds[0]))
     by_seeds = _by_seeds(first, second, among)
     stages = [run.best_stage for run in (first, second)]
     directions = {stage.minimization for stage in stages if stage}
@@ -173,6 +173,16 @@ def _by_seeds(first: RunInfo, second: RunInfo, among: Sequence[RunInfo]) -> Diff
         return Difference(value, (value, value), by)
     with_noise = stats.ttest_ind(scores[1], scores[0], equal_var=False).confidence_interval(0.95)
     return Difference(value, (float(with_noise.low), float(with_noise.high)), by)
+
+
+def _of_folds(gains: Any) -> Difference:
+    """Student's interval: a few folds are too few to be resampled."""
+    value, by = float(gains.mean()), f"{len(gains)} folds"
+    if np.ptp(gains) == 0:
+        return Difference(value, (value, value), by)
+    stats: Any = import_optional("scipy.stats", needs="scipy", for_="compare by folds")
+    low, high = stats.ttest_1samp(gains, 0).confidence_interval(0.95)
+    return Difference(value, (float(low), float(high)), by)
 
 
 def paired_bootstrap(
