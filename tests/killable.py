@@ -218,6 +218,9 @@ def run_torchrun(world_size: int, directory: Path, kills: list[Kill], workers: i
 
 def main(directory: str, kills: str, workers: str) -> None:
     with distributed.setup():
+        if distributed.is_main():
+            with Path(directory, "worlds").open("a") as file:
+                file.write(f"{distributed.world_size()}\n")
         plan = [(number, rank, what) for number, rank, what in json.loads(kills)]
         result = experiment(directory, plan, int(workers))
         if distributed.is_main():

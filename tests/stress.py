@@ -20,7 +20,7 @@ import pytest
 from stress_collectives import collectives
 from stress_deaths import every_call, kills, power_cuts
 from stress_examples import examples
-from stress_hosts import hosts
+from stress_hosts import elastic, hosts
 from stress_mutations import mutations
 from stress_records import mutated_records
 from stress_resume import resumes
@@ -58,6 +58,7 @@ PARTS: dict[str, tuple[Part, int]] = {
     "resume": (resumes, 100),
     "collectives": (collectives, 500),
     "hosts": (hosts, 50),
+    "elastic": (elastic, 20),
     "examples": (examples, 5),
     "stores": (stores, 20),
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,13 +18,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import killable
 import pytest
 import torch
 from killable import STEPS, Kill, experiment
 from stress_resume import undisturbed
+from torch.distributed.run import main as torchrun
 from warm import context, start
 
 from batteries import distributed
+from batteries.checkpoint import read_checkpoint
 
 TIMEOUT = 8  # seconds, of the group
 LATE = 15  # after which all have ended
@@ -62,17 +67,22 @@ def switch(state: str) -> None:
     subprocess.run(["ip", "-n", NAMES[0], "link", "set", "cable0", state], check=True)
 
 
+def enter(host: int) -> None:
+    """Make this process one of that host."""
+    with Path("/run/netns", NAMES[host]).open() as namespace:
+        assert ctypes.CDLL(None).setns(namespace.fileno(), CLONE_NEWNET) == 0
+    os.environ |= {"GLOO_SOCKET_IFNAME": f"cable{host}", "OMP_NUM_THREADS": "1"}
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "-1"}
+    torch.set_num_threads(1)
+
+
 def rank_on(
     host: int, rank: int, port: int, directory: str, kills: list[Kill], pipe: Connection
 ) -> None:
     """One of two ranks, on a host; what it says is the digest, or why it ended."""
-    with Path("/run/netns", NAMES[host]).open() as namespace:
-        assert ctypes.CDLL(None).setns(namespace.fileno(), CLONE_NEWNET) == 0
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
-    os.environ |= {"LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": f"cable{host}"}
+    enter(host)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": ADDRESSES[host ^ rank], "MASTER_PORT": str(port)}
-    os.environ |= {"CUDA_VISIBLE_DEVICES": "-1"}
-    torch.set_num_threads(1)
     try:
         with distributed.setup(timeout=timedelta(seconds=TIMEOUT)):
             pipe.send((True, experiment(directory, kills)))
@@ -160,3 +170,85 @@ def hosts(number: int, chance: random.Random) -> str:
             assert found == undisturbed(2), (str(run), run.told)
     told = f"{starts} starts, {longest:.0f} s at most"
     return f"{number} runs on two hosts, {told}, all with the bits of undisturbed ones"
+
+
+# ---------------------------------------------------------------- torchrun, on one host or on two
+
+
+def agent_on(host: int, first: int, port: int, directory: str, kills: list[Kill]) -> None:
+    """A torchrun that goes on with whatever hosts there are; the first host keeps its store."""
+    os.setsid()
+    enter(host)
+    options = [
+        *("--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=9", "--monitor-interval=0.1"),
+        *("--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[first]}:{port}", "--rdzv-id=a"),
+        f"--rdzv-conf=is_host={int(host == first)},last_call_timeout=1,keep_alive_interval=1",
+        *(f"--local-addr={ADDRESSES[host]}", "--run-path", "--start-method=fork"),
+    ]
+    sys.argv = ["torchrun"]
+    torchrun([*options, killable.__file__, directory, json.dumps(kills), "0"])
+
+
+def elastic(number: int, chance: random.Random) -> str:
+    """So many runs of an elastic torchrun that loses a host and gets it back: none is lost."""
+    port, worlds = 29600, [0, 0, 0]
+    with cable():
+        for _ in range(number):
+            with TemporaryDirectory() as folder:
+                directory = Path(folder, "run")
+                directory.mkdir()
+                kill = (chance.randint(1, STEPS), 0, chance.choice(["SIGKILL", "SIGTERM"]))
+                lost, fault_at = chance.randrange(2), chance.randint(1, 6)
+                late = chance.random() < 0.5
+                told, agents = f"{kill}, host {lost} at {fault_at}, back {late=}", {}
+                for first in (0, 1):  # where the host of the store is lost, the other one has it
+                    port += 1
+                    where = (port, str(directory), [kill])
+                    agents = {host: start(agent_on, host, first, *where) for host in (0, 1)}
+                    if not first:
+                        _wait(directory, fault_at, agents)
+                        _kill(agents[lost])
+                        if lost != first and not (late and _alone(directory, agents[first])):
+                            agents[lost] = start(agent_on, lost, first, *where)  # it comes back
+                    codes = [_end_of(agent, told) for agent in agents.values()]
+                    if 0 in codes:
+                        break
+                assert 0 in codes, told
+                last = read_checkpoint(directory / "checkpoints/last.pth")
+                rows = json.loads((directory / "checkpoints/metrics.json").read_text())["values"]
+                assert (last["step"], [row["epoch"] for row in rows]) == (STEPS, [1, 2]), told
+                assert rows[-1]["step"] == STEPS, told
+                for line in (directory / "worlds").read_text().split():
+                    worlds[int(line)] += 1
+    told = f"{worlds[1]} times with one host, {worlds[2]} times with both"
+    return f"{number} runs, started {told}, all with every step"
+
+
+def _wait(directory: Path, files: int, agents: dict[int, BaseProcess]) -> None:
+    while len(list((directory / "checkpoints").glob("*"))) < files:
+        if any(agent.exitcode is not None for agent in agents.values()):
+            return
+        time.sleep(0.005)
+
+
+def _alone(directory: Path, agent: BaseProcess) -> bool:
+    """Wait until one host goes on without the other; whether it has come to the end so."""
+    worlds = directory / "worlds"
+    while agent.exitcode is None and "1" not in worlds.read_text().split():
+        time.sleep(0.1)
+    return agent.exitcode is not None
+
+
+def _kill(agent: BaseProcess) -> None:
+    """All that runs on its host."""
+    with suppress(ProcessLookupError):
+        os.killpg(agent.pid or 0, signal.SIGKILL)
+    agent.join()
+
+
+def _end_of(agent: BaseProcess, told: str) -> int | None:
+    agent.join(180)
+    if agent.exitcode is None:
+        _kill(agent)
+        raise AssertionError(f"an agent hangs: {told}")
+    return agent.exitcode

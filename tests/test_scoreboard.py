@@ -241,10 +241,9 @@ def test_folds_that_differ_by_chance() -> None:
     """Of pairs that differ by the chance of five folds alone, one in twenty is called different."""
     folds = np.random.default_rng(0).normal(0.9, 0.01, (1000, 2, 5))
     pairs = [[info(0.9, 0.9, list(each)) for each in pair] for pair in folds]
-    found = [compare(*pair).difference for pair in pairs]
+    found = [compare(first, second).difference for first, second in pairs]
     share = np.mean([difference is not None and difference.beyond_noise for difference in found])
     assert 0.03 < share < 0.06
-
 
 
 def test_bootstrap() -> None:
