@@ -29,6 +29,7 @@ from batteries import (
     resume,
     save_checkpoint,
 )
+from batteries.checkpoint import share_checkpoint
 
 
 @cache
@@ -178,6 +179,32 @@ def test_loading_on_hosts_that_share_nothing(tmp_path: Path) -> None:
     told = run_ranks(read_apart, str(tmp_path), "load", (1, 2))
     assert sorted(map(bool, told)) == [False, True]
     assert "logs/last.pth is not the same on all ranks" in max(told)
+
+
+def resume_what_is_sent(directory: str) -> tuple[str, Any]:
+    """Rank 0 is on a host of its own, the others are on another."""
+    own = Path(directory, f"host-{min(1, distributed.rank())}")
+    if distributed.rank() < 2:
+        Path(own, "logs").mkdir(parents=True)
+        model = nn.Linear(2, 1)
+        torch.nn.init.constant_(model.weight, distributed.rank())
+        save_checkpoint(make_checkpoint("train", 1, model), own / "logs/last.pth")
+    distributed.barrier()
+    os.chdir(own)
+    sent = share_checkpoint("logs")
+    assert sent is not None
+    before = sent.stat().st_ino
+    assert share_checkpoint("logs") == sent
+    assert sent.stat().st_ino == before  # there was nothing to do
+    model = nn.Linear(2, 1)
+    resume("logs", model)
+    return str(sent), model.weight.tolist()
+
+
+def test_checkpoints_are_sent_to_other_hosts(tmp_path: Path) -> None:
+    """Hosts that share nothing resume from rank 0's checkpoint, once it was sent to them."""
+    results = run_ranks(resume_what_is_sent, str(tmp_path), world_size=3)
+    assert results == [("logs/last.pth", [[0.0, 0.0]])] * 3
 
 
 def out_of_sync(change: str) -> None:

@@ -13,5 +13,6 @@ from batteries.checkpoint.loading import LoadReport as LoadReport
 from batteries.checkpoint.loading import load_checkpoint as load_checkpoint
 from batteries.checkpoint.loading import resume as resume
 from batteries.checkpoint.manager import CheckpointManager as CheckpointManager
+from batteries.checkpoint.sharing import share_checkpoint as share_checkpoint
 from batteries.checkpoint.storage import CheckpointError as CheckpointError
 from batteries.checkpoint.storage import save_checkpoint as save_checkpoint

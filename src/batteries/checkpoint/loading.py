@@ -36,7 +36,7 @@ from batteries.memory import memory_of
 from batteries.modules import unwrap
 
 _compared: set[str] = set()  # paths whose first contents were compared with other ranks
-_SHARE = "use a directory that all hosts share, or copy rank 0's to the others first"
+_SHARE = "use a directory that all hosts share, or send rank 0's with share_checkpoint first"
 
 
 class LoadReport(NamedTuple):
