@@ -18,8 +18,8 @@ from predictions import on_ranks
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from batteries import distributed
-from batteries.distributed.waiting import seconds_between
-from batteries.preemption import NEVER, _decide
+from batteries._preemption import NEVER, _decide
+from batteries.distributed._waiting import seconds_between
 
 TURNS = 7
 WORLDS = (2, 8, 32, 64)

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import Dataset, TensorDataset
 
 from batteries import accumulate
+from batteries._seeding import rekey
 from batteries.data import DataLoader
-from batteries.seeding import rekey
 
 Contenders = dict[str, Callable[[], object] | None]
 BATCHES, BATCH_SIZE = 200, 64

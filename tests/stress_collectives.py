@@ -23,9 +23,9 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from warm import start
 
 from batteries import AverageMeter, Predictions, distributed
-from batteries.distributed import rank_zero
-from batteries.distributed.rank_zero import others_wait
-from batteries.distributed.waiting import wait_until
+from batteries.distributed import _rank_zero
+from batteries.distributed._rank_zero import others_wait
+from batteries.distributed._waiting import wait_until
 
 WORLDS = 4  # at once: with three ranks each they keep two cores more than busy
 LIMIT = 90.0  # seconds from a death to the end of the last rank
@@ -83,7 +83,7 @@ def work(env: dict[str, str], seed: int, folder: Path) -> None:
     os.environ.update(env)
     torch.set_num_threads(1)
     faulthandler.register(signal.SIGUSR1, (folder / f"stack-{env['RANK']}").open("w"))
-    rank_zero._SAY_EVERY, rank_zero._SILENCE = 0.5, 5.0
+    _rank_zero._SAY_EVERY, _rank_zero._SILENCE = 0.5, 5.0
     chance, rank = random.Random(seed), env["RANK"]
     with suppress(RuntimeError), distributed.setup():
         try:

@@ -19,9 +19,9 @@ from torch import nn
 from batteries import CheckpointManager, make_checkpoint, save_checkpoint
 from batteries.averaging import best_checkpoints
 from batteries.checkpoint import peek
-from batteries.checkpoint.archive import read_note
-from batteries.checkpoint.sharded import verify_shards
-from batteries.report.contents import contents_of
+from batteries.checkpoint._archive import read_note
+from batteries.checkpoint._sharded import verify_shards
+from batteries.report._contents import contents_of
 from batteries.scoreboard import check_gap, compare, read_runs
 
 LONGEST = 20  # seconds for one file, on a busy machine; the system ends a program that takes more

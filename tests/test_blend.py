@@ -19,7 +19,7 @@ from batteries.blend import (
     power_average,
     rank_average,
 )
-from batteries.blend.ranks import ranks
+from batteries.blend._ranks import ranks
 
 rng = np.random.default_rng(0)
 MODELS, ROWS = 5, 150_001  # more than two blocks

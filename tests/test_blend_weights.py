@@ -15,8 +15,8 @@ from sklearn import metrics
 from torch.nn.functional import softmax
 
 from batteries.blend import Correlation, find_threshold, find_weights
-from batteries.blend.metrics import as_problem, auc
-from batteries.blend.weights import Gain, as_folds
+from batteries.blend._metrics import as_problem, auc
+from batteries.blend._weights import Gain, as_folds
 from batteries.splits import make_folds
 
 rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from torch import nn
 
 from batteries import CheckpointManager, make_checkpoint
 from batteries.checkpoint import read_checkpoint
-from batteries.checkpoint.background import BackgroundWriter
+from batteries.checkpoint._background import BackgroundWriter
 
 
 def test_the_state_at_the_call() -> None:

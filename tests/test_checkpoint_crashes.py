@@ -32,13 +32,13 @@ from warm import context, start
 from batteries import (
     CheckpointError,
     CheckpointManager,
+    _records,
     distributed,
     make_checkpoint,
-    records,
     start_run,
 )
+from batteries._files import locked_directory, make_directory
 from batteries.checkpoint import read_checkpoint
-from batteries.files import locked_directory, make_directory
 
 # Epoch 4 is a new best and drops epoch 1; epoch 5 is kept by `keep_every` alone; epoch 6 is
 # neither; epoch 7 has no score.
@@ -514,7 +514,7 @@ def best_scores(directory: str) -> tuple[float | None, int, list[str]]:
     process_epoch(checkpoints, 1)
     process_epoch(checkpoints, 2)
     os.chdir(Path(directory, str(distributed.rank())))
-    elsewhere, records.SEEN = manager("logs"), 0.2
+    elsewhere, _records.SEEN = manager("logs"), 0.2
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         process_epoch(elsewhere, 1)

@@ -13,8 +13,8 @@ from warm import start
 
 from batteries import CheckpointError, CheckpointManager, resume
 from batteries.checkpoint import load_checkpoint
-from batteries.checkpoint.archive import read_note
-from batteries.checkpoint.epochs import Epochs, MetricsFile
+from batteries.checkpoint._archive import read_note
+from batteries.checkpoint._epochs import Epochs, MetricsFile
 
 PAGE = 4096
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from batteries import CheckpointError, average_checkpoints, save_checkpoint
 from batteries.checkpoint import peek, read_checkpoint
-from batteries.checkpoint.background import BackgroundWriter
+from batteries.checkpoint._background import BackgroundWriter
 
 
 def every_kind_of_tensor() -> dict[str, Tensor]:

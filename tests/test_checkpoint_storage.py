@@ -24,7 +24,7 @@ from torch import nn
 
 from batteries import CheckpointError, load_checkpoint, make_checkpoint, save_checkpoint
 from batteries.checkpoint import LoadReport, latest, peek, read_checkpoint
-from batteries.checkpoint.archive import Digest, _comment, read_note
+from batteries.checkpoint._archive import Digest, _comment, read_note
 
 
 def small(width: int = 16) -> nn.Sequential:

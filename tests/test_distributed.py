@@ -29,7 +29,7 @@ from batteries import (
     distributed,
     share_buffers,
 )
-from batteries.distributed import collectives, joining, launch, messages
+from batteries.distributed import _collectives, _joining, _launch, _messages
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
 OTHERS = [torch.bool, torch.uint8, torch.int8, torch.int64]
@@ -123,7 +123,7 @@ def test_broadcast() -> None:
 
 def reduce_all() -> dict[str, object]:
     value = distributed.rank() + 2
-    numbers = {op: distributed.all_reduce(value, op) for op in collectives._REDUCTIONS}
+    numbers = {op: distributed.all_reduce(value, op) for op in _collectives._REDUCTIONS}
     tensor = torch.tensor([1.0, value])
     return {
         **numbers,
@@ -152,7 +152,7 @@ def reduce_mixed() -> list[float]:
     mixed = [0, 1.5][rank]
     odd = [1.0, float("nan")]
     return [
-        *(distributed.all_reduce(mixed, op) for op in collectives._REDUCTIONS),
+        *(distributed.all_reduce(mixed, op) for op in _collectives._REDUCTIONS),
         distributed.all_reduce(np.float32(0.5)),
         distributed.all_reduce(2**70),
         distributed.all_reduce(odd[rank], "max"),
@@ -261,7 +261,7 @@ def test_tensors_without_data() -> None:
 
 
 def size_of_a_small_view() -> int:
-    _, payload = messages.encode({"x": torch.zeros(1_000_000)[:3]})
+    _, payload = _messages.encode({"x": torch.zeros(1_000_000)[:3]})
     return payload.numel()
 
 
@@ -422,10 +422,10 @@ def test_more_processes_than_gpus() -> None:
 
 def test_gpu_index() -> None:
     """Each local rank has its own GPU; a process that sees one takes that."""
-    assert [joining._gpu_index(i, 4, gpus=4) for i in range(4)] == [0, 1, 2, 3]
-    assert joining._gpu_index(3, 0, gpus=1) == 0
+    assert [_joining._gpu_index(i, 4, gpus=4) for i in range(4)] == [0, 1, 2, 3]
+    assert _joining._gpu_index(3, 0, gpus=1) == 0
     with pytest.raises(ValueError, match=r"4 processes .* can use 2 here: start at most 2 \(torch"):
-        joining._gpu_index(0, 4, gpus=2)
+        _joining._gpu_index(0, 4, gpus=2)
 
 
 def free_port() -> int:
@@ -466,7 +466,7 @@ def test_slurm_node_lists(nodes: str, host: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("SLURM_JOB_ID", "123456")
     monkeypatch.setenv("SLURM_PROCID", "3")
     monkeypatch.setenv("SLURM_LOCALID", "1")
-    launched = launch.launched()
+    launched = _launch.launched()
     assert launched is not None
     assert launched.init_method == f"tcp://{host}:23456"
     assert (distributed.rank(), distributed.local_rank(), distributed.world_size()) == (3, 1, 4)
@@ -613,7 +613,7 @@ def test_gpu_collectives(device_type: str) -> None:
 
 def encode_for_nccl() -> bool:
     with distributed.setup("nccl") as device:
-        assert messages.transport_device() == device
+        assert _messages.transport_device() == device
         for value in (torch.ones(2), torch.ones((), device=device), {"a": 1}):
             assert distributed.all_gather(value) == [value]
     return True

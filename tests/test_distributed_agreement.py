@@ -24,13 +24,13 @@ from ranks import run_ranks
 from warm import context
 
 from batteries import Predictions, distributed, start_run
-from batteries.distributed import joining, rank_zero
-from batteries.distributed.agreement import Transfer, agree
-from batteries.distributed.groups import ANY_LEFT, notes
-from batteries.distributed.messages import encode
-from batteries.distributed.rank_zero import others_wait
-from batteries.distributed.waiting import Notes, StoreGoneError, wait_until
-from batteries.predictions.result import Form
+from batteries.distributed import _joining, _rank_zero
+from batteries.distributed._agreement import Transfer, agree
+from batteries.distributed._groups import ANY_LEFT, notes
+from batteries.distributed._messages import encode
+from batteries.distributed._rank_zero import others_wait
+from batteries.distributed._waiting import Notes, StoreGoneError, wait_until
+from batteries.predictions._result import Form
 
 TWO, THREE = torch.zeros(2), torch.zeros(3)
 PAIRS: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
@@ -267,7 +267,7 @@ def host_a_store(pipe: Connection) -> None:
 
 def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A question to a store whose host was stopped ends, the next one at once, until it answers."""
-    monkeypatch.setattr("batteries.distributed.waiting.ANSWER", 1.0)
+    monkeypatch.setattr("batteries.distributed._waiting.ANSWER", 1.0)
     ours, theirs = context.Pipe()
     host = context.Process(target=host_a_store, args=(theirs,))
     host.start()
@@ -297,7 +297,7 @@ def answers(words: Notes) -> bool:
 
 
 def outlive_rank_zero(directory: str) -> None:
-    rank_zero._SAY_EVERY, rank_zero._SILENCE, joining._LEAVE = 0.2, 2.0, 0.1
+    _rank_zero._SAY_EVERY, _rank_zero._SILENCE, _joining._LEAVE = 0.2, 2.0, 0.1
     with distributed.setup():
         with others_wait():
             if distributed.rank() == 0:
@@ -381,7 +381,7 @@ def test_killed_in_the_middle(kind: str, tmp_path: Path) -> None:
 
 
 def train_until(directory: str, end: str, where: int) -> None:
-    joining._LEAVE = rank_zero._SILENCE = 0.2
+    _joining._LEAVE = _rank_zero._SILENCE = 0.2
     with distributed.setup(), start_run(Path(directory, "runs")):
         with others_wait():
             if distributed.rank() == where and end == "killed":

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 
 from batteries import AverageMeter, Predictions, accumulate, distributed
 from batteries.data import DataLoader
-from batteries.distributed.groups import ranks_of
+from batteries.distributed._groups import ranks_of
 
 NUMBERS: Any = range(10)
 

@@ -33,7 +33,7 @@ from sklearn.metrics import accuracy_score
 from batteries import *
 from batteries import distributed
 from batteries.data import DataLoader
-from batteries.modules import unwrap
+from batteries._modules import unwrap
 from batteries.splits import check_folds, fold_indices, make_folds
 device, num_epochs = torch.device("cpu"), 1
 targets, patients, images = np.arange(60) % 2, np.arange(60), np.arange(60)

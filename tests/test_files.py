@@ -14,8 +14,7 @@ from faults import failing, run_with_faults, trace
 from ranks import run_ranks
 
 from batteries import CheckpointManager, save_checkpoint
-from batteries.checkpoint import read_checkpoint
-from batteries.files import (
+from batteries._files import (
     append_whole,
     link_or_copy,
     make_directory,
@@ -23,6 +22,7 @@ from batteries.files import (
     remove_leftovers,
     write_whole,
 )
+from batteries.checkpoint import read_checkpoint
 
 
 def names() -> list[str]:

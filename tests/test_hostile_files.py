@@ -32,8 +32,8 @@ from batteries import (
 )
 from batteries.averaging import average_checkpoints
 from batteries.checkpoint import consolidate, latest, peek, read_checkpoint
-from batteries.checkpoint.sharded import _digest
-from batteries.checkpoint.storage import read_file
+from batteries.checkpoint._sharded import _digest
+from batteries.checkpoint._storage import read_file
 from batteries.cli import main
 from batteries.loggers import read_lines
 from batteries.predictions import load

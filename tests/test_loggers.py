@@ -38,9 +38,9 @@ from batteries import (
     resume,
     save_checkpoint,
 )
-from batteries.files import make_directory
+from batteries._files import make_directory
 from batteries.loggers import read_lines
-from batteries.loggers.wandb import read_offline
+from batteries.loggers._wandb import read_offline
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),

@@ -25,9 +25,9 @@ from torch.utils.data import Dataset
 from warm import context, start
 
 from batteries import PreemptionGuard, distributed
+from batteries._preemption import ignore_signals
 from batteries.data import DataLoader
-from batteries.distributed.waiting import wait_until
-from batteries.preemption import ignore_signals
+from batteries.distributed._waiting import wait_until
 
 DEADLINE = 60
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}

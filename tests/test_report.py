@@ -18,8 +18,8 @@ from websockets.sync.connection import Connection
 
 from batteries import CheckpointManager, JsonLinesLogger, get_logger, start_run
 from batteries.report import write_report
-from batteries.report.contents import Text
-from batteries.report.curves import Curve
+from batteries.report._contents import Text
+from batteries.report._curves import Curve
 from batteries.scoreboard import record_scores
 
 EVIL = "<script>alert(1)</script><!--"

@@ -31,17 +31,18 @@ from batteries import (
     CheckpointManager,
     JsonLinesLogger,
     PreemptionGuard,
+    _records,
     data,
-    records,
     run_directory,
     seed_all,
     set_backends,
     start_run,
 )
-from batteries.backends import adopt_backends
+from batteries._backends import adopt_backends
+from batteries._masking import masked, masked_command
+from batteries._records import read_record, state_of, write_record
+from batteries._seeding import seed_worker
 from batteries.loggers import read_lines
-from batteries.masking import masked, masked_command
-from batteries.records import read_record, state_of, write_record
 from batteries.scoreboard import (
     check_gap,
     compare,
@@ -50,8 +51,7 @@ from batteries.scoreboard import (
     read_runs,
     record_scores,
 )
-from batteries.scoreboard.scores import read_scores
-from batteries.seeding import seed_worker
+from batteries.scoreboard._scores import read_scores
 
 
 def test_numbers_never_repeat() -> None:
@@ -443,8 +443,8 @@ ELSEWHERE = {"boot": "another", "pid": 1}  # the name of the host may be the sam
 
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "BEAT", 0.05)
-    monkeypatch.setattr(records, "WATCH", 1.0)
+    monkeypatch.setattr(_records, "BEAT", 0.05)
+    monkeypatch.setattr(_records, "WATCH", 1.0)
 
 
 @pytest.mark.parametrize("wrong", [-600, 0, 300])
@@ -497,7 +497,7 @@ def test_a_replaced_run(monkeypatch: pytest.MonkeyPatch) -> None:
         manager.process(0.5, 1, {})
     with pytest.raises(RuntimeError, match="belongs to a newer run by now"):
         record_scores(old, test=0.5)
-    assert not records.shows_life(old)
+    assert not _records.shows_life(old)
     old.close()
     sessions = (read_record(old) or {})["sessions"]
     assert [session["state"] for session in sessions] == ["finished", "running"]
@@ -510,7 +510,7 @@ def test_a_container_of_the_same_host_name() -> None:
     """A live run in another PID namespace is not taken for killed, nor a killed one for live."""
     if subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", "true"]).returncode:
         pytest.skip("needs the right to make PID namespaces")
-    quick = "from batteries import records; records.BEAT, records.WATCH = 0.1, 1.5\n"
+    quick = "from batteries import records; _records.BEAT, _records.WATCH = 0.1, 1.5\n"
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [*IN_A_CONTAINER[:-1], quick + RUN], stdin=pipe, stdout=pipe, text=True

@@ -22,8 +22,8 @@ from batteries import (
     seed_worker,
     set_rng_state,
 )
+from batteries._seeding import _entropy, rekey
 from batteries.checkpoint import read_checkpoint
-from batteries.seeding import _entropy, rekey
 
 Draws = tuple[float, float, float]
 

@@ -38,8 +38,8 @@ from batteries import (
     start_run,
     to_device,
 )
+from batteries._files import write_whole
 from batteries.data import DataLoader
-from batteries.files import write_whole
 from batteries.progress import tqdm
 from batteries.scoreboard import record_scores
 from batteries.splits import Folds, OutOfFold, check_folds, fold_indices, make_folds

@@ -38,10 +38,10 @@ from batteries import (
     start_run,
     to_device,
 )
+from batteries._files import write_whole
 from batteries.averaging import best_checkpoints, save_average
 from batteries.blend import blend_files, correlation, find_weights
 from batteries.data import DataLoader
-from batteries.files import write_whole
 from batteries.progress import tqdm
 from batteries.splits import Folds, OutOfFold, fold_indices, make_folds
 

@@ -11,44 +11,44 @@ if TYPE_CHECKING:
     from batteries import distributed as distributed
     from batteries import progress as progress
     from batteries import splits as splits
+    from batteries._backends import set_backends as set_backends
+    from batteries._device import t2d as t2d
+    from batteries._device import to_device as to_device
+    from batteries._early_stopping import EarlyStopping as EarlyStopping
+    from batteries._logs import get_logger as get_logger
+    from batteries._meters import AverageMeter as AverageMeter
+    from batteries._meters import AverageMetter as AverageMetter
+    from batteries._meters import all_reduce_meters as all_reduce_meters
+    from batteries._modules import check_in_sync as check_in_sync
+    from batteries._modules import distribute as distribute
+    from batteries._modules import share_buffers as share_buffers
+    from batteries._modules import unwrap as unwrap
+    from batteries._preemption import PreemptionGuard as PreemptionGuard
+    from batteries._run import run_directory as run_directory
+    from batteries._run import start_run as start_run
+    from batteries._seeding import isolated_rng as isolated_rng
+    from batteries._seeding import rng_state as rng_state
+    from batteries._seeding import seed_all as seed_all
+    from batteries._seeding import seed_worker as seed_worker
+    from batteries._seeding import set_rng_state as set_rng_state
+    from batteries._training import accumulate as accumulate
     from batteries.averaging import EMA as EMA
     from batteries.averaging import SWA as SWA
     from batteries.averaging import average_checkpoints as average_checkpoints
     from batteries.averaging import update_bn as update_bn
-    from batteries.backends import set_backends as set_backends
     from batteries.checkpoint import CheckpointError as CheckpointError
     from batteries.checkpoint import CheckpointManager as CheckpointManager
     from batteries.checkpoint import load_checkpoint as load_checkpoint
     from batteries.checkpoint import make_checkpoint as make_checkpoint
     from batteries.checkpoint import resume as resume
     from batteries.checkpoint import save_checkpoint as save_checkpoint
-    from batteries.device import t2d as t2d
-    from batteries.device import to_device as to_device
-    from batteries.early_stopping import EarlyStopping as EarlyStopping
     from batteries.loggers import JsonLinesLogger as JsonLinesLogger
     from batteries.loggers import Loggers as Loggers
     from batteries.loggers import MLflowLogger as MLflowLogger
     from batteries.loggers import TensorBoardLogger as TensorBoardLogger
     from batteries.loggers import TensorBoardXLogger as TensorBoardXLogger
     from batteries.loggers import WandbLogger as WandbLogger
-    from batteries.logs import get_logger as get_logger
-    from batteries.meters import AverageMeter as AverageMeter
-    from batteries.meters import AverageMetter as AverageMetter
-    from batteries.meters import all_reduce_meters as all_reduce_meters
-    from batteries.modules import check_in_sync as check_in_sync
-    from batteries.modules import distribute as distribute
-    from batteries.modules import share_buffers as share_buffers
-    from batteries.modules import unwrap as unwrap
     from batteries.predictions import Predictions as Predictions
-    from batteries.preemption import PreemptionGuard as PreemptionGuard
-    from batteries.run import run_directory as run_directory
-    from batteries.run import start_run as start_run
-    from batteries.seeding import isolated_rng as isolated_rng
-    from batteries.seeding import rng_state as rng_state
-    from batteries.seeding import seed_all as seed_all
-    from batteries.seeding import seed_worker as seed_worker
-    from batteries.seeding import set_rng_state as set_rng_state
-    from batteries.training import accumulate as accumulate
 
 __version__ = "0.1.0"
 

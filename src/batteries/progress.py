@@ -9,7 +9,7 @@ from typing import Any
 from tqdm.auto import tqdm as _tqdm
 
 from batteries import distributed
-from batteries.meters import AverageMeter
+from batteries._meters import AverageMeter
 
 _TQDM_INTERVAL = 0.1  # seconds: tqdm's own default for `mininterval`
 _LINE_INTERVAL = 10.0

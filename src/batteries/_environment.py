@@ -1,0 +1,154 @@
+"""What a program runs on and with: versions, machine, code. Secrets are masked."""
+
+from __future__ import annotations
+
+import glob
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from batteries._masking import masked, masked_patch, masked_text
+
+_TOLD = (  # beginnings of the variables that are recorded
+    *("CUDA_", "GLOO_", "MASTER_", "MKL_", "MLFLOW_", "NCCL_", "NVIDIA_", "OMP_", "PYTHON"),
+    *("PYTORCH_", "SLURM_", "TORCH", "WANDB_", "WORLD_SIZE"),
+)
+_PATCH = (  # one that applies, however git is configured
+    *("diff", "HEAD", "--binary", "-U3", "--src-prefix=a/", "--dst-prefix=b/"),
+    *("--no-color", "--no-ext-diff", "--no-textconv"),
+)
+_DIFF = 2**22  # bytes that are kept of a diff
+
+
+def environment() -> dict[str, Any]:
+    """What a bug report needs, as plain values.
+
+    >>> sorted(environment())
+    ['cpu', 'driver', 'gpus', 'host', 'memory', 'packages', 'platform', 'python', 'variables']
+    """
+    gpus = _gpus()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "cpu": f"{_cpu()} ({os.cpu_count()} cores)",
+        "memory": _memory(),
+        "gpus": [name for name, _ in gpus],
+        "driver": gpus[0][1] if gpus else None,
+        "packages": packages(),
+        "variables": masked(_told_variables()),
+    }
+
+
+def _told_variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(_TOLD)}
+
+
+def packages() -> dict[str, str]:
+    """The installed distributions and their versions.
+
+    >>> "numpy" in packages()
+    True
+    """
+    found: dict[str, str] = {}
+    for each in importlib.metadata.distributions():  # first what is imported
+        text = each.read_text("METADATA") or each.read_text("PKG-INFO") or ""
+        # By hand: `each.name` and `each.version` parse long descriptions too, for half a second.
+        fields = dict(re.findall(r"^(Name|Version): *(.*)", text.partition("\n\n")[0], re.M))
+        if len(fields) == 2:
+            found.setdefault(fields["Name"].lower(), fields["Version"])
+    return dict(sorted(found.items()))
+
+
+def code(
+    directory: str | os.PathLike[str], run: Path | None = None
+) -> tuple[dict[str, Any] | None, bytes]:
+    """The git commit of a directory, and what was changed since as a patch; (None, b"") without.
+
+    >>> code("/")
+    (None, b'')
+
+    Args:
+        run: Where a run is recorded, with others beside it perhaps: no change of the code.
+    """
+    top = _output("git", "-C", str(directory), "rev-parse", "--show-toplevel")
+    commit = _output("git", "-C", str(directory), "rev-parse", "HEAD")
+    if not top or not commit:
+        return None, b""
+    root = os.fsdecode(top.removesuffix(b"\n"))
+    git = ("git", "-C", root)
+    besides = () if run is None else _besides(Path(os.path.relpath(run.resolve(), root)))
+    status = _output(*git, "status", "--porcelain", "--", ".", *besides)
+    changes = status.decode(errors="replace").splitlines()
+    diff = _output(*git, *_PATCH)
+    if len(diff) > _DIFF:
+        diff = diff[:_DIFF] + f"\n[{len(diff) - _DIFF:,} bytes more]\n".encode()
+    about = {
+        "commit": commit.decode().strip(),
+        "remote": masked_text(_output(*git, "remote", "get-url", "origin").decode().strip())
+        or None,
+        "branch": _output(*git, "rev-parse", "--abbrev-ref", "HEAD").decode().strip(),
+        "dirty": bool(changes),
+        "untracked": [line[3:] for line in changes if line.startswith("??")][:100],
+    }
+    return about, masked_patch(diff)
+
+
+def _besides(run: Path) -> list[str]:
+    """What tells git to leave out a directory, and if it is numbered the others."""
+    if run.parts[:1] == ("..",):
+        return []
+    if run.name.isdecimal():
+        numbered = Path(glob.escape(str(run.parent)), "[0-9][0-9][0-9]*", "**")
+        return [f":(top,exclude,glob){numbered.as_posix()}"]
+    return [f":(top,exclude){run.as_posix()}"]
+
+
+def program_directory() -> Path:
+    """Where the running program lies, or the current directory.
+
+    >>> program_directory().is_dir()
+    True
+    """
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    return Path(script).resolve().parent if script else Path.cwd()
+
+
+# ---------------------------------------------------------------- the machine
+
+
+def _output(*command: str) -> bytes:
+    """What a command prints; nothing where it fails or is not there."""
+    try:
+        return subprocess.run(command, capture_output=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return b""
+
+
+def _cpu() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    name = re.search(r"model name\s*:\s*(.+)", text)
+    return name[1] if name else platform.processor() or platform.machine()
+
+
+def _memory() -> str | None:
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
+
+
+def _gpus() -> list[tuple[str, str]]:
+    """Names and drivers, without a context on each."""
+    query = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    lines = _output(*query).decode().splitlines()
+    pairs = (line.rpartition(", ") for line in lines)
+    return [(name, driver) for name, _, driver in pairs]

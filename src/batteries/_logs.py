@@ -1,0 +1,94 @@
+"""Text logs: one line format, to the console and a file, whole on rank 0."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+from batteries import distributed
+from batteries._files import PathLike, make_directory
+
+
+def get_logger(
+    name: str,
+    log_file: PathLike | None = None,
+    log_level: int = logging.INFO,
+    disable: bool = False,
+) -> logging.Logger:
+    """Return a logger that writes `time - name - level - message` lines.
+
+    >>> logger = get_logger("experiment", log_file="runs/digits/log.txt")
+    >>> logger.info("epoch 1")
+
+    Rank 0 writes everything; the other ranks write errors only, with their rank in the line.
+    However often it is called, a line is written once: a second call adds its file, and sets the
+    level. An existing file is continued.
+
+    Args:
+        log_file: Written besides the console (stderr). Its directory is created. A device or a
+            pipe, such as /dev/stdout, will do.
+        disable: Write nothing at all.
+
+    Raises:
+        NotADirectoryError: The directory of the file is a file.
+        IsADirectoryError: The file is a directory.
+    """
+    logger = logging.getLogger(name)
+    logger.setLevel(log_level)
+    logger.propagate = False  # the root's handlers would write the line again
+    logger.disabled = disable
+    if not any(isinstance(handler, _ConsoleHandler) for handler in logger.handlers):
+        _add(logger, _ConsoleHandler())
+    if log_file is None:
+        return logger
+    path = os.path.realpath(log_file)  # one file, by whatever path
+    if Path(log_file).is_dir():
+        raise IsADirectoryError(
+            f"{log_file} is a directory; expected a file in it, such as log.txt"
+        )
+    if not Path(path).exists() and Path(log_file).exists():
+        path = os.path.abspath(log_file)  # of a pipe: the end of its links has a name, and no path
+    if not any(getattr(handler, "baseFilename", None) == path for handler in logger.handlers):
+        make_directory(Path(path).parent)
+        # delay: a rank without errors opens nothing
+        _add(logger, logging.FileHandler(path, mode="a", encoding="utf-8", delay=True))
+    return logger
+
+
+def _add(logger: logging.Logger, handler: logging.Handler) -> None:
+    handler.setFormatter(_RankFormatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
+    handler.addFilter(_from_rank)
+    logger.addHandler(handler)
+
+
+def _from_rank(record: logging.LogRecord) -> bool:
+    # Asked at every record: the logger may be older than the process group.
+    return record.levelno >= logging.ERROR or distributed.is_main()
+
+
+class _RankFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        rank = distributed.rank()
+        if rank:
+            record.message = f"[rank {rank}] {record.message}"
+        return super().formatMessage(record)
+
+
+class _ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # subscripts need 3.11
+    """Writes to what sys.stderr is at the moment, above the progress bars rather than into them."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)  # the stream is not ours to keep
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)

@@ -1,0 +1,346 @@
+"""Stop at the boundary of a step, all ranks at the same one, before the machine is taken away."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch.distributed as dist
+
+from batteries.distributed._waiting import seconds_between
+
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
+]
+_SAME = 1.0  # seconds within which signals are one: Slurm and torchrun send both
+_POKE = b"\0"  # no signal has this number
+
+AT_ONCE, NEVER = 0.0, math.inf
+
+
+class PreemptionGuard:
+    """Lets the loop end where it can be resumed, when SIGTERM, SIGINT or SIGUSR1 comes.
+
+    >>> with PreemptionGuard() as guard:
+    ...     for step in range(3):
+    ...         if guard.stop():  # after each step, on every rank
+    ...             raise SystemExit(guard.exit_code)  # having saved with `manager.save_last(...)`
+
+    All ranks stop after the same step, whichever of them was told. That costs nothing while nobody
+    is: each rank counts its steps, and the count is compared when the signal has come. In
+    evaluation, where ranks have different numbers of batches, look at `guard.requested` and leave.
+
+    When a rank is dead or stopped, the others do not wait for it: the next `stop()` is True, and a
+    rank that hangs in a collective leaves after `patience` seconds. The same signal again, a second
+    or more after the first, leaves at once. All leave with `exit_code`.
+
+    Args:
+        patience: Seconds for the ranks to agree, before they are taken for dead. Steps may be
+            longer: a rank answers in the middle of one.
+
+    Raises:
+        RuntimeError: It was entered outside the main thread, which alone gets signals.
+    """
+
+    exit_code = 75  # EX_TEMPFAIL: try again later
+
+    # The handlers do next to nothing. Python writes each signal to a socket, from C, though the
+    # program hangs in a collective. One thread reads the socket, and never waits for anything but
+    # a deadline; another talks to the ranks' store, and may hang there when its host is gone.
+
+    def __init__(self, patience: float = 5.0) -> None:
+        self._patience = patience
+        self._changed = threading.Condition()
+        self._passed = 0  # boundaries
+        self._offer: int | None = None  # the first boundary at which this rank can stop
+        self._last: float | None = None  # the boundary at which to stop, once it is known
+        self._requested = False
+        self._asked: float | None = None  # when the ranks began to agree, as seen here
+        self._leaving = False  # stop() was True
+        self._closing = False
+        self._failed = False  # the block is left by an error, or SystemExit
+        self._store: Any = None
+        self._look = threading.Event()
+
+    @property
+    def requested(self) -> bool:
+        """Whether this rank, or another, was told to stop."""
+        return self._requested
+
+    def stop(self) -> bool:
+        """Whether to stop here; once True, always True. Every rank calls it after every step.
+
+        >>> PreemptionGuard().stop()
+        False
+        """
+        with self._changed:
+            self._passed += 1
+            if self._offer is not None:  # the threads see to it that this ends
+                self._changed.wait_for(lambda: self._last is not None)
+            elif self._requested and self._last is None and _alone():
+                self._last = AT_ONCE
+            self._leaving = self._last is not None and self._passed >= self._last
+            return self._leaving
+
+    def __enter__(self) -> PreemptionGuard:
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError(
+                "PreemptionGuard was entered in another thread than the main one, which alone gets "
+                "signals: enter it there"
+            )
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        self._fd_before = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        _undo_in_children()
+        targets = (self._listen, self._follow)
+        self._threads = [
+            threading.Thread(target=target, name="preemption", daemon=True) for target in targets
+        ]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._failed = kind is not None
+        self._closing = True
+        self._look.set()
+        self._poke()
+        listening, following = self._threads
+        listening.join()
+        following.join(timeout=1.0)  # it hangs when the store's host is gone
+        self._restore()
+        self._read.close()
+        self._write.close()
+
+    def _handle(self, *_: object) -> None:
+        self._requested = True  # no lock: the code that it interrupts may hold it
+
+    def _restore(self) -> None:
+        signal.set_wakeup_fd(self._fd_before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        ending = self._leaving and self._failed  # by SystemExit
+        if ending and self._before[signal.SIGTERM] is signal.SIG_DFL:
+            # torchrun sends it when another rank has left before; this one may still be writing.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    # ---------------------------------------------------------------- the thread of the signals
+
+    def _listen(self) -> None:
+        told: dict[int, float] = {}
+        while not self._closing:
+            for number in self._heard():
+                first = told.setdefault(number, time.monotonic())
+                if time.monotonic() - first > _SAME and not self._excused(number):
+                    self._leave(f"{signal.Signals(number).name} came a second time")
+                self._requested = True
+                self._begin()
+                self._look.set()
+            self._keep_deadlines()
+
+    def _heard(self) -> list[int]:
+        """Signals of ours that have come, or none when there is a deadline to look at."""
+        due = self._asked is not None and self._last in (None, AT_ONCE) and not self._leaving
+        self._read.settimeout(0.1 if due else None)
+        try:
+            # Those of others arrive here too, such as torch's when a worker has ended.
+            return [number for number in self._read.recv(4096) if number in _SIGNALS]
+        except TimeoutError:
+            return []
+
+    def _excused(self, number: int) -> bool:
+        """Whether a repeated signal may be torchrun's, because another rank has left already."""
+        return self._leaving and number == signal.SIGTERM
+
+    def _keep_deadlines(self) -> None:
+        if self._asked is None:
+            return
+        taken = time.monotonic() - self._asked
+        if taken > 0.7 * self._patience:  # the other thread hangs, or this is settled
+            self._settle(AT_ONCE)
+        if taken > self._patience and self._last == AT_ONCE and not (self._leaving or _alone()):
+            self._leave(f"not all ranks answered, and no step ended in {self._patience:g} s")
+
+    def _leave(self, why: str) -> None:
+        if not self._closing:
+            os.write(2, f"PreemptionGuard: {why}; leaving without a save\n".encode())
+            os._exit(self.exit_code)
+
+    def _begin(self) -> None:
+        """From now on the ranks have `patience` to agree."""
+        with self._changed:
+            if self._asked is None and self._store is not None:
+                self._asked = time.monotonic()
+                self._poke()
+
+    def _settle(self, last: float) -> None:
+        with self._changed:
+            if self._last is None:
+                self._last = last
+                self._changed.notify_all()
+
+    def _poke(self) -> None:
+        with suppress(OSError):  # full: it has enough to read
+            self._write.send(_POKE)
+
+    # ---------------------------------------------------------------- the thread of the store
+
+    def _follow(self) -> None:
+        pause = seconds_between(1)
+        while not self._closing:
+            with suppress(Exception):  # the store's host may be gone: collectives will tell
+                if self._store is None and (store := _own_store()) is not None:
+                    pause = seconds_between(dist.get_world_size())
+                    self._store = store
+                if self._store is not None and (self._requested or self._store.check(["told"])):
+                    self._agree()
+            if self._last is not None:
+                return
+            self._look.wait(pause)
+            self._look.clear()
+        with suppress(Exception):
+            if self._store is not None and not self._failed:
+                # No step follows: the others, which have as many, are not to wait for this rank.
+                _decide(self._store, NEVER)
+
+    def _agree(self) -> None:
+        """Settle where to stop: the latest of the boundaries that the ranks can still stop at.
+
+        A rank in the next step has offered the end of that step, so none waits for it in vain.
+        Who gives up says so in the same place, and whoever comes first decides for all.
+        """
+        self._requested = True
+        self._begin()
+        with self._changed:
+            if self._offer is None:
+                self._offer = self._passed + 1
+        self._store.set("told", "")
+        self._store.set(f"offer/{dist.get_rank()}", str(self._offer))
+        ranks = dist.get_world_size()
+        offers = [f"offer/{rank}" for rank in range(ranks)]
+        pause = 0.02 if dist.get_rank() == 0 else seconds_between(ranks, 0.08) / 4
+        assert self._asked is not None
+        while not self._closing:
+            if self._store.check(["last"]):
+                return self._settle(_decide(self._store, NEVER))  # it is decided
+            if dist.get_rank() == 0 and self._store.check(offers):
+                latest = max(int(self._store.get(offer)) for offer in offers)
+                return self._settle(_decide(self._store, latest))
+            if time.monotonic() - self._asked > 0.6 * self._patience:
+                return self._settle(_decide(self._store, AT_ONCE))
+            time.sleep(pause)
+        return None
+
+
+def _alone() -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+
+
+def _own_store() -> Any:
+    """A connection of our own, where there are ranks to agree with.
+
+    A wait in the group's own one would hold it. Each guard has its part of the store: this rank's
+    third shares one with the third of the others.
+    """
+    if _alone():
+        return None
+    shared = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+    number = shared.add(f"preemption/guards/{dist.get_rank()}", 1)
+    return dist.PrefixStore(f"preemption/{number}", shared)  # type: ignore[attr-defined]
+
+
+def _decide(store: Any, last: float) -> float:
+    """Where all stop: the first word counts, and is returned to all who come later.
+
+    >>> store = torch.distributed.HashStore()
+    >>> _decide(store, 7), _decide(store, AT_ONCE)
+    (7.0, 7.0)
+    """
+    return float(store.compare_set("last", "", str(float(last))))
+
+
+@functools.cache  # once for the process
+def _undo_in_children() -> None:
+    """A forked child has its own signals: `terminate()` ends it, and does not tell the parent.
+
+    Signals wait while a fork is under way: one that came to the child before its handlers are its
+    own would be the parent's.
+    """
+    if not hasattr(os, "register_at_fork"):
+        return
+    held = threading.local()
+
+    def hold() -> None:
+        held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+    def go_on() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held.mask)
+
+    def undo() -> None:
+        guard = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        if isinstance(guard, PreemptionGuard):
+            guard._leaving = False
+            guard._restore()
+            signal.set_wakeup_fd(-1)
+        go_on()
+
+    os.register_at_fork(before=hold, after_in_parent=go_on, after_in_child=undo)
+
+
+@contextmanager
+def holding_signals() -> Iterator[None]:
+    """Let children that a block starts have no signal before `ignore_signals`.
+
+    >>> with holding_signals():
+    ...     batches = iter(DataLoader(range(4)))
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_signals() -> None:
+    """Let a DataLoader worker live through the signals that tell the program to stop.
+
+    >>> loader = DataLoader(range(4), num_workers=1)  # whose workers do so
+
+    SIGINT and SIGUSR1 are ignored, and so is the first SIGTERM; another one, a second or more
+    later, ends the worker, though it hangs in a library's code.
+    """
+    read, write = socket.socketpair()
+    write.setblocking(False)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _nothing)
+    signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_the_second, args=(read, write), daemon=True).start()
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def _end_at_the_second(read: socket.socket, write: socket.socket) -> None:
+    """Torch expects a worker that it terminates to leave with 0."""
+    first = None
+    while write.fileno() >= 0:
+        if signal.SIGTERM in read.recv(4096):
+            first = first or time.monotonic()
+            if time.monotonic() - first > _SAME:
+                os._exit(0)
+
+
+def _nothing(*_: object) -> None:
+    """What a signal does to the program itself."""

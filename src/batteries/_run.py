@@ -1,0 +1,419 @@
+"""The run directory, and the record of what made it."""
+
+from __future__ import annotations
+
+import atexit
+import dis
+import errno
+import json
+import os
+import sys
+import threading
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+from batteries import _records
+from batteries._environment import code, environment, program_directory
+from batteries._files import PathLike, locked_directory, make_directory, write_whole
+from batteries._masking import masked, masked_command
+from batteries._preemption import PreemptionGuard
+from batteries._processes import is_alive, own_process
+from batteries._records import NAME, read_record, write_record
+from batteries.distributed import is_main, rank_zero_only, world_size
+from batteries.distributed._causes import with_cause
+
+_runs: dict[str, Run] = {}  # that this process records, by their sessions
+
+
+@rank_zero_only(share=True)
+def run_directory(logdir: PathLike, resume: bool = False, unless: str | None = None) -> Path:
+    """Create the next numbered directory of `logdir`; no run ever writes into another's.
+
+    >>> run_directory("runs/digits").as_posix()
+    'runs/digits/001'
+    >>> run_directory("runs/digits").as_posix()
+    'runs/digits/002'
+    >>> run_directory("runs/digits", resume=True).as_posix()
+    'runs/digits/002'
+
+    All ranks call it and get the same directory. Nothing is ever deleted.
+
+    Args:
+        resume: Return the newest one instead, if there is one that has not finished. It is asked
+            for: with which arguments that run began is not looked at, as `start_run` does.
+        unless: A file that a run writes when it is finished: such a run is not resumed, as one
+            that `start_run` has recorded as finished.
+
+    Raises:
+        NotADirectoryError: `logdir` is a file.
+    """
+    logdir = make_directory(logdir)
+    newest = _unfinished(logdir) if resume else None
+    if newest and not (unless and (newest / unless).exists()):
+        return newest
+    return _new_directory(logdir)
+
+
+def _unfinished(logdir: Path) -> Path | None:
+    """The newest run, unless it is recorded as finished."""
+    runs = (path for path in logdir.glob("[0-9]*") if path.name.isdecimal() and path.is_dir())
+    newest = max(runs, key=lambda path: int(path.name), default=None)
+    record = read_record(newest) if newest else None
+    return None if record and record["sessions"][-1].get("state") == "finished" else newest
+
+
+def _new_directory(logdir: Path) -> Path:
+    numbers = (int(path.name) for path in make_directory(logdir).iterdir() if path.name.isdecimal())
+    number = max(numbers, default=0) + 1
+    while True:
+        path = logdir / f"{number:03d}"
+        try:
+            path.mkdir()
+        except FileExistsError:  # another program took the number in between
+            number += 1
+        else:
+            return path
+
+
+class Run:
+    """A run that is recorded; `start_run` makes it.
+
+    >>> with start_run("runs/digits", {"lr": 0.1}) as run:
+    ...     print(run, run.resumed)
+    runs/digits/001 False
+    >>> start_run("runs/digits").path.name  # that one is finished
+    '002'
+
+    It is a path: whatever takes a directory takes the run, such as `JsonLinesLogger(run)`.
+
+    Attributes:
+        path: The directory of the run, the same on every rank.
+        id: What it is known by, also when it goes on.
+        resumed: Whether it goes on.
+    """
+
+    def __init__(self, path: Path, id: str, resumed: bool, session: str) -> None:  # noqa: A002
+        self.path = path
+        self.id = id
+        self.resumed = resumed
+        self._session = session
+        self._ended = threading.Event()  # and that is recorded
+        self._end: dict[str, Any] = {}
+        if is_main():
+            _records.hold(path, session)
+            self._program = _Program()
+            _runs[session] = self
+            atexit.register(self._close_at_exit)
+            threading.Thread(target=_beat, args=(path, self._ended), daemon=True).start()
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return self.path.as_posix()
+
+    def close(self, state: str = "finished", error: str | None = None) -> None:
+        """Record how the run ended. To be called once more does nothing.
+
+        Args:
+            state: "finished", "stopped" or "failed".
+
+        Raises:
+            OSError: It could not be written. It is tried again at the end of the program.
+        """
+        if self._ended.is_set() or not is_main():
+            return
+        self._end = self._end or {"state": state, "error": error, "stopped": _now()}
+        with locked_directory(self.path):
+            record = read_record(self.path) or {"sessions": []}
+            own = [each for each in record["sessions"] if each.get("id") == self._session]
+            if not own:
+                raise FileNotFoundError(
+                    errno.ENOENT,
+                    f"how the run ended is not recorded ({self._end['state']}): its {NAME} was "
+                    "removed, or its whole directory, in the meantime",
+                    str(self.path / NAME),
+                )
+            own[0].update(self._end)
+            write_record(self.path, record)
+        self._ended.set()
+        _runs.pop(self._session, None)
+        self._program.forget()
+        atexit.unregister(self._close_at_exit)
+
+    def _close_at_exit(self) -> None:
+        if self._program.is_this():
+            with suppress(FileNotFoundError):  # its directory was removed
+                self.close(*_state_after(self._program.error()))
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.close(*_state_after(error))
+        except OSError as failure:
+            if error is None:
+                raise
+            # What the training ended with is what is told.
+            warnings.warn(f"how {self.path} ended is not recorded: {failure}", stacklevel=2)
+
+
+def start_run(
+    logdir: PathLike, args: Any = None, *, new: bool = False, may_differ: Iterable[str] = ()
+) -> Run:
+    """Begin to record a run, or go on with one: what made it, when, and how it ended.
+
+    >>> with start_run("runs/digits", {"lr": 0.1}) as run:
+    ...     logger = get_logger("experiment", log_file=run.path / "log.txt")
+
+    Each start adds a session to `run.json` in the run's directory: arguments, command line, git
+    commit (with `diff-1.patch` beside it, where something was changed), versions, machine, world
+    size and times. At the end of the `with`, or of the program, it is "finished", "stopped" (a
+    signal, Ctrl-C) or "failed"; what says nothing more was killed, as by a SIGTERM without a
+    `PreemptionGuard`. Without a `with`, a program that a `raise SystemExit(...)` ends is "stopped",
+    whatever its code: Python does not tell it. Secrets are masked.
+
+    A run goes on with the arguments that it has, or where that is asked for by its own directory;
+    with others it is an error that says which differ. In a notebook, a call ends the run that an
+    earlier call began there ("stopped"), and goes on with it. All ranks call it and get the same
+    directory; rank 0 writes.
+
+    Args:
+        logdir: The directory of numbered runs, of which the newest goes on, unless it has finished;
+            or that of one run, which goes on in any case, whatever its arguments are.
+        args: A mapping, an `argparse.Namespace`, a dataclass, a named tuple, or a configuration of
+            attrs, pydantic or omegaconf; any of them may be inside. Without them, the options of
+            the program's command line are compared.
+        new: Begin the next one.
+        may_differ: Names of arguments with which a run goes on, also when they are others now:
+            "num_workers", or "data.num_workers" of one inside another.
+
+    Raises:
+        RuntimeError: Another process is recording into it; it says which.
+        ValueError: The run that would go on has other arguments; or its `run.json` is not the
+            record of a run.
+    """
+    same = [may_differ] if isinstance(may_differ, str) else [*may_differ]
+    path, name, resumed, session, host = _begin(Path(logdir), args, new, same, world_size())
+    if not is_main():
+        _records.check_seen(path, session, host)
+    return Run(path, name, resumed, session)
+
+
+@rank_zero_only(share=True)
+def _begin(
+    logdir: Path, args: Any, new: bool, may_differ: list[str], ranks: int
+) -> tuple[Path, str, bool, str, str]:
+    path = _chosen(logdir, new)
+    recorded = masked({} if args is None else args)  # first: what it masks is masked in all
+    about, diff = code(program_directory(), path)
+    session = {
+        "id": uuid.uuid4().hex[:16],
+        **own_process(),
+        "state": "running",
+        "started": _now(),
+        "stopped": None,
+        "error": None,
+        "args": recorded,
+        "command": masked_command([sys.executable, *sys.argv]),
+        "world_size": ranks,
+        "git": about,
+        **environment(),
+    }
+    with _left(path) as record:
+        resumed = record is not None
+        if record is not None and path != logdir:
+            _check_same(path, record["sessions"][-1], session, may_differ)
+        record = record or {"id": uuid.uuid4().hex[:16], "sessions": []}
+        if about is not None and diff:
+            about["diff"] = f"diff-{len(record['sessions']) + 1}.patch"
+            with write_whole(path / about["diff"], len(diff), inside=path) as file:
+                file.write(diff)
+        record["sessions"].append(session)
+        write_record(path, record)
+    return path, record["id"], resumed, session["id"], session["host"]
+
+
+@contextmanager
+def _left(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Hold the directory of a run that nobody records, and give its record."""
+    dead: list[Any] = [None]  # sessions that are known to have ended
+    while True:
+        with locked_directory(path):
+            record = read_record(path)
+            last = record["sessions"][-1] if record else None
+            if last in dead or (last and last.get("state") != "running"):
+                yield record
+                return
+        assert last is not None
+        if last.get("id") in _runs and hasattr(sys, "ps1"):  # a cell that is run again
+            _runs[last["id"]].close("stopped")
+            continue
+        alive = is_alive(last)  # and while it is watched nobody holds the directory
+        who = f"process {last.get('pid')} on {last.get('host')}"
+        if last.get("id") in _runs:
+            raise RuntimeError(
+                f"{path} is recorded by this program already, since {last.get('started')}: close "
+                "that run first (run.close()), or begin another one with new=True"
+            )
+        if alive or (alive is None and _records.shows_life(path)):
+            raise RuntimeError(
+                f"{path} is recorded by {who} since {last.get('started')}: wait for its end, or "
+                "begin another run with new=True"
+            )
+        if alive is None:
+            warnings.warn(
+                f"{path} was recorded by {who}, which gave no sign of life for "
+                f"{_records.WATCH:g} s: it counts as killed, and its run goes on",
+                stacklevel=6,
+            )
+        dead.append(last)
+
+
+def _chosen(logdir: Path, new: bool) -> Path:
+    """The directory of the run."""
+    if (logdir / NAME).exists():
+        if new:
+            raise ValueError(f"{logdir} is a run itself: new=True takes the directory above it")
+        return logdir
+    newest = None if new else _unfinished(logdir)
+    return newest if newest and read_record(newest) else _new_directory(logdir)
+
+
+def _check_same(
+    path: Path, before: dict[str, Any], now: dict[str, Any], may_differ: list[str]
+) -> None:
+    """An experiment that went on in another's directory would load its weights and optimizer."""
+    if before.get("args") or now.get("args"):
+        old, new = (dict(_flat(each.get("args") or {})) for each in (before, now))
+    else:
+        old, new = (_options(each.get("command") or []) for each in (before, now))
+        if not all(_is_program(each.get("command") or []) for each in (before, now)):
+            return
+    names = [
+        name
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+        and not any(f"{name}.".startswith(f"{free}.") for free in may_differ)
+    ]
+    if names:
+        none = "not given"
+        differ = "; ".join(f"{n} was {old.get(n, none)}, is {new.get(n, none)}" for n in names)
+        raise ValueError(
+            f"{path} is not finished and has other arguments: {differ}. Begin another run with "
+            f"new=True; or go on with this one, by its own directory or with may_differ={names}"
+        )
+
+
+def _is_program(command: list[str]) -> bool:
+    """Not a notebook, or what was typed."""
+    return len(command) > 1 and command[1].endswith(".py") and "ipykernel" not in command[1]
+
+
+def _options(command: list[str]) -> dict[str, str]:
+    """The words after a program, by names.
+
+    >>> _options(["python", "train.py", "--lr=0.1", "--seed", "1", "--fast"])
+    {'lr': '0.1', 'seed': '1', 'fast': ''}
+    """
+    found: dict[str, str] = {}
+    name = ""
+    for number, word in enumerate(command[2:], start=1):
+        option, equals, value = word.partition("=")
+        if option.strip("-") and option.startswith("-"):
+            name = option.lstrip("-").replace("-", "_")
+            found[name] = value
+        else:
+            name, value = name or f"argument {number}", word
+            found[name] = value
+        name = "" if equals or name not in found or found[name] else name
+    return found
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", json.dumps(value)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _state_after(error: BaseException | None) -> tuple[str, str | None]:
+    """How a run ended, by the error that ended it.
+
+    >>> _state_after(SystemExit(PreemptionGuard.exit_code)), _state_after(ValueError("no data"))
+    (('stopped', None), ('failed', 'ValueError: no data'))
+    """
+    code = error.code if isinstance(error, SystemExit) else None
+    if error is None or (isinstance(error, SystemExit) and code in (None, 0)):
+        return "finished", None
+    by_signal = isinstance(code, int) and (code > 128 or code == PreemptionGuard.exit_code)
+    if isinstance(error, KeyboardInterrupt) or by_signal:
+        return "stopped", None
+    return "failed", with_cause(error)
+
+
+class _Program:
+    """How the program ends, asked at its exit; Python does not say it there of a SystemExit.
+
+    >>> program = _Program()
+    >>> program.forget()
+    """
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._last = getattr(sys, "last_value", None)  # of an error that is over
+        self._code: object = PreemptionGuard.exit_code  # of a `raise SystemExit`: to be on the safe
+        self._frame = frame = sys._getframe()  # side, it goes on
+        while frame.f_back:  # up to the program, or to what has called it
+            frame = frame.f_back
+            if self._frame.f_globals is not vars(sys.modules["__main__"]) or (
+                frame.f_globals is self._frame.f_globals
+            ):
+                self._frame = frame
+        self._exit = sys.exit
+        self._noting = sys.exit = self._note
+
+    def _note(self, status: Any = None, /) -> NoReturn:
+        self._code = status
+        self._exit(status)
+
+    def forget(self) -> None:
+        if sys.exit is self._noting:
+            sys.exit = self._exit
+
+    def is_this(self) -> bool:
+        """False in a fork."""
+        return os.getpid() == self._process
+
+    def error(self) -> BaseException | None:
+        """What ends it."""
+        last: BaseException | None = getattr(sys, "last_value", None)
+        if last is not None and last is not self._last:
+            return last
+        # The instruction that its outermost frame has left with.
+        left = dis.opname[self._frame.f_code.co_code[self._frame.f_lasti]]
+        return None if left.startswith("RETURN") else SystemExit(self._code)
+
+
+def _beat(run: Path, ended: threading.Event) -> None:
+    """Say that this process lives, to those that cannot ask for it."""
+    while not ended.wait(_records.BEAT):
+        with suppress(OSError, ValueError):
+            _records.beat(run)

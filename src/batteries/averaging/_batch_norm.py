@@ -1,0 +1,154 @@
+"""The statistics of batch norm, computed again for weights that no training step has seen."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from batteries import distributed
+from batteries._device import to_device
+from batteries._modules import unwrap
+
+
+def update_bn(
+    model: nn.Module, loader: Iterable[Any], device: torch.device | str | None = None
+) -> None:
+    """Compute the statistics of batch norm again, over the batches of all ranks.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    >>> update_bn(model, [torch.ones(8, 2), torch.zeros(8, 2)])
+    >>> int(model[1].num_batches_tracked)
+    2
+
+    Averaged weights have statistics of their own. They become the mean of those that each batch
+    norm finds in its calls, each call counting for as much as it has samples: with batches of one
+    size what torch's `update_bn` computes. A batch norm that is never called keeps its own. All
+    ranks call it, each with its part of the batches, and have the same statistics then. Batch norm
+    alone is in training mode: dropout is off, as it is when the model predicts. What torch has
+    compiled runs uncompiled. `SyncBatchNorm` wants as many batches on each rank, as in training.
+
+    Args:
+        loader: Of batches of the training data, not augmented more than what the model is to see.
+            Of a tuple or list the model gets the first element; of a dict what `forward` has
+            arguments for, by name, or all of it where it has none of them; anything else as it is.
+        device: Where the batches go. Default: where the model is.
+
+    Raises:
+        ValueError: No batch norm sees a sample, on any rank.
+        Exception: The error of a rank, on every rank; the model has its old statistics then.
+    """
+    module = unwrap(model)
+    norms = [
+        part
+        for part in module.modules()
+        if isinstance(part, _BatchNorm) and part.running_mean is not None
+    ]
+    if not norms:
+        return
+    if device is None:
+        device = [*module.parameters(), *norms[0].buffers()][0].device
+    with _collecting(module, norms) as seen, _uncompiled():
+        distributed.together(functools.partial(_run, module, loader, device))
+    _share(norms, seen)
+
+
+class _Seen:
+    """What one batch norm has found in its calls."""
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        self.calls = self.samples = 0
+        # mean and variance, (2, features), each times the samples that it is of
+        self.total = torch.zeros_like(torch.stack(_statistics(norm)), dtype=torch.float64)
+
+    def add(self, norm: _BatchNorm, inputs: Any, output: Tensor) -> None:  # noqa: ARG002
+        """A hook of the batch norm, whose momentum is 1: it has the statistics of this call."""
+        if len(output):
+            self.calls, self.samples = self.calls + 1, self.samples + len(output)
+            for total, value in zip(self.total, _statistics(norm), strict=True):
+                total.add_(value, alpha=len(output))
+
+
+def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
+@contextmanager
+def _collecting(module: nn.Module, norms: list[_BatchNorm]) -> Iterator[list[_Seen]]:
+    """Batch norm alone in training mode; behind the block it is what it was."""
+    modes = {part: part.training for part in module.modules()}
+    momenta = [norm.momentum for norm in norms]
+    before = [tensor.clone() for norm in norms for tensor in norm.buffers()]
+    seen = [_Seen(norm) for norm in norms]
+    hooks = [norm.register_forward_hook(own.add) for norm, own in zip(norms, seen, strict=True)]
+    module.eval()
+    try:
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = 1.0
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for part, mode in modes.items():
+            part.training = mode
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        buffers = (tensor for norm in norms for tensor in norm.buffers())
+        for tensor, value in zip(buffers, before, strict=True):
+            tensor.copy_(value)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Compiled code does not look for hooks that came after it."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to import it takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def _run(module: nn.Module, loader: Iterable[Any], device: Any) -> None:
+    for batch in loader:
+        args, kwargs = _inputs(module, to_device(batch, device))
+        module(*args, **kwargs)
+
+
+def _inputs(module: nn.Module, batch: Any) -> tuple[list[Any], dict[str, Any]]:
+    if isinstance(batch, tuple | list):
+        return [batch[0]], {}
+    if not isinstance(batch, Mapping):
+        return [batch], {}
+    known = inspect.signature(module.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
+        return [], dict(batch)
+    named = {p.name: batch[p.name] for p in known if p.name in batch}
+    return ([], named) if named else ([batch], {})
+
+
+@torch.no_grad()
+def _share(norms: list[_BatchNorm], seen: list[_Seen]) -> None:
+    """Give each batch norm what all ranks have found, each summing up in the same order."""
+    own = [(part.calls, part.samples, part.total.cpu()) for part in seen]
+    everybody = list(zip(*distributed.all_gather(own), strict=True))  # by batch norm, then by rank
+    if not any(samples for ranks in everybody for _, samples, _ in ranks):
+        raise ValueError(
+            "update_bn: the loader has no batches, on any rank, or the model calls no batch norm"
+        )
+    for norm, ranks in zip(norms, everybody, strict=True):
+        calls, samples, totals = zip(*ranks, strict=True)
+        if any(calls):
+            means = torch.stack(totals).sum(0) / sum(samples)
+            for value, mean in zip(_statistics(norm), means, strict=True):
+                value.copy_(mean)
+            assert norm.num_batches_tracked is not None
+            norm.num_batches_tracked.fill_(sum(calls))

@@ -1,0 +1,98 @@
+"""Model soups: checkpoints averaged as long as the validation score does not fall."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from batteries._direction import said_direction
+from batteries._files import PathLike
+from batteries.averaging._checkpoints import State, average_checkpoints
+
+_logger = logging.getLogger(__name__)
+
+
+class Decision(NamedTuple):
+    """What was decided about one checkpoint.
+
+    >>> Decision(Path("exp_3.pth"), alone=0.9, together=0.91, taken=True).taken
+    True
+    """
+
+    path: Path
+    alone: float  # its own score
+    together: float  # the score of the soup with it
+    taken: bool
+
+
+class Soup(NamedTuple):
+    """An average of checkpoints, and how it came about.
+
+    >>> Soup(state={}, score=0.9, paths=[], decisions=[]).score
+    0.9
+    """
+
+    state: State
+    score: float
+    paths: list[Path]  # of what is in it
+    decisions: list[Decision]  # in the order in which they were made
+
+
+def greedy_soup(
+    paths: Iterable[PathLike],
+    evaluate: Callable[[State], float],
+    *,
+    metric_minimization: bool | None = None,
+) -> Soup:
+    """Average checkpoints from the best on, leaving out those that make the score worse.
+
+    >>> for epoch, weight in enumerate([1.0, 4.0, 9.0]):
+    ...     save_checkpoint({"model_state_dict": {"w": torch.tensor(weight)}}, f"exp_{epoch}.pth")
+    >>> paths = ["exp_0.pth", "exp_1.pth", "exp_2.pth"]
+    >>> def error(state):
+    ...     return abs(float(state["w"]) - 3)
+    >>> soup = greedy_soup(paths, error, metric_minimization=True)
+    >>> [path.name for path in soup.paths], soup.score
+    (['exp_1.pth', 'exp_0.pth'], 0.5)
+
+    The greedy soup of arXiv 2203.05482: checkpoints are tried in the order of their own scores,
+    and one that makes the average no worse stays. The score is as good as the best checkpoint's
+    at least, on what it is evaluated on: a score on other data is the honest one. Each decision
+    is logged.
+
+    Args:
+        evaluate: Loads a state dict into a model, computes batch norm's statistics again where
+            there are any (`update_bn`), and returns the validation score.
+        metric_minimization: Whether lower is better; it has to be said.
+
+    Raises:
+        TypeError: No `metric_minimization`.
+        ValueError: No checkpoints, or none whose score is a number.
+    """
+    sign = -1 if said_direction(metric_minimization, "greedy_soup") else 1
+    scored = [(Path(path), float(evaluate(average_checkpoints([path])))) for path in paths]
+    ranked = sorted(
+        ((path, alone) for path, alone in scored if not math.isnan(alone)),
+        key=lambda pair: -sign * pair[1],
+    )
+    if not ranked:
+        raise ValueError(f"greedy_soup: of {len(scored)} checkpoints none has a score")
+    soup, best = [ranked[0][0]], ranked[0][1]
+    decisions = [_logged(Decision(ranked[0][0], best, best, taken=True))]
+    for path, alone in ranked[1:]:
+        together = float(evaluate(average_checkpoints([*soup, path])))
+        taken = sign * together >= sign * best
+        decisions.append(_logged(Decision(path, alone, together, taken)))
+        if taken:
+            soup, best = [*soup, path], together
+    return Soup(average_checkpoints(soup), best, soup, decisions)
+
+
+def _logged(made: Decision) -> Decision:
+    verdict = "stays in" if made.taken else "is left out of"
+    text = "%s (%.6g alone) %s the soup: %.6g with it"
+    _logger.info(text, made.path, made.alone, verdict, made.together)
+    return made

@@ -1,0 +1,115 @@
+"""How alike the predictions of models are: those that differ are worth blending."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batteries._digits import shown
+from batteries._files import PathLike, write_whole
+from batteries._optional import import_optional
+from batteries.blend._models import BLOCK, as_models
+from batteries.blend._ranks import ranks
+
+
+class Correlation(NamedTuple):
+    """The correlations of models, a table when it is printed.
+
+    >>> print(Correlation(["a", "b"], np.array([[1.0, 0.5], [0.5, 1.0]])))
+            a       b
+    a  1.0000  0.5000
+    b  0.5000  1.0000
+    """
+
+    names: list[str]
+    values: NDArray[np.float64]  # (models, models)
+
+    def __str__(self) -> str:
+        cells = [["", *self.names]]
+        texts = iter(shown(self.values.ravel().tolist()))
+        cells += [[name, *(next(texts) for _ in self.names)] for name in self.names]
+        left, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
+        lines = [
+            "  ".join(
+                [row[0].ljust(left), *(c.rjust(w) for c, w in zip(row[1:], widths, strict=True))]
+            )
+            for row in cells
+        ]
+        return "\n".join(lines)
+
+    def plot(self, path: PathLike) -> None:
+        """Write a picture of the table, whole or not at all.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        figures = import_optional("matplotlib.figure", needs="matplotlib", for_="Correlation.plot")
+        size = 2 + 0.6 * len(self.names)
+        figure = figures.Figure(figsize=(size + 1, size), layout="constrained")
+        axes = figure.subplots()
+        lowest = float(np.nanmin(self.values, initial=1.0))
+        image = axes.imshow(self.values, vmin=min(lowest, 0.9), vmax=1)
+        places = range(len(self.names))
+        texts = iter(shown(self.values.ravel().tolist(), least=3))
+        axes.set_xticks(places, self.names, rotation=45, ha="right")
+        axes.set_yticks(places, self.names)
+        for row in places:
+            for column in places:
+                axes.text(
+                    column,
+                    row,
+                    next(texts),
+                    ha="center",
+                    va="center",
+                    color="white"
+                    if self.values[row, column] < (1 + min(lowest, 0.9)) / 2
+                    else "black",
+                )
+        figure.colorbar(image)
+        with write_whole(path) as file:
+            figure.savefig(file, format="png", dpi=120)
+
+
+def correlation(
+    predictions: Any,
+    names: Sequence[str] | None = None,
+    kind: Literal["pearson", "spearman"] = "pearson",
+) -> Correlation:
+    """The correlations between the predictions of models.
+
+    >>> print(correlation([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]], names=["a", "b"]))
+             a        b
+    a   1.0000  -1.0000
+    b  -1.0000   1.0000
+
+    Args:
+        predictions: (models, rows, ...), or one array for each model; all numbers of a model
+            count alike.
+        names: Of the models. Default: their numbers.
+        kind: "pearson", or "spearman": that of the ranks.
+
+    Raises:
+        ValueError: A NaN or an infinity, with model and row; arrays of different shapes; no rows.
+    """
+    models = as_models(predictions)
+    models.refuse()
+    if not models.arrays[0].size:
+        raise ValueError("there are no rows to correlate")
+    if kind not in ("pearson", "spearman"):
+        raise ValueError(f"kind is {kind!r}; expected 'pearson' or 'spearman'")
+    if names is not None and len(names) != len(models.arrays):
+        raise ValueError(f"there are {len(names)} names for {len(models.arrays)} models")
+    flat = [array.reshape(-1) for array in models.arrays]
+    columns = flat if kind == "pearson" else [ranks(column) for column in flat]
+    means = np.array([column.mean(dtype=np.float64) for column in columns])
+    products = np.zeros((len(columns), len(columns)))
+    for start in range(0, len(flat[0]), BLOCK):
+        part = np.stack([c[start : start + BLOCK] for c in columns]) - means[:, None]
+        products += part @ part.T
+    scale = np.sqrt(np.diag(products))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = np.clip(products / np.outer(scale, scale), -1, 1)
+    return Correlation(list(names) if names is not None else models.names, values)

@@ -1,0 +1,243 @@
+"""Scores of blends, as often as a search for weights needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batteries._direction import said_direction
+from batteries.blend._models import Array
+
+Metric = Callable[[Any, Any], float] | str  # of target and prediction, as scikit-learn's
+_Score = Callable[[Array, Array], float]
+
+
+@dataclass
+class Problem:
+    """The predictions of models, what they should be, and how good a blend of them is.
+
+    >>> as_problem([np.array([1.0, 2.0])], [1.0, 4.0], "rmse", None).sign
+    -1
+    """
+
+    columns: list[Array]  # of each model, (rows, ...): what the score is a function of the mean of
+    target: Array  # (rows,)
+    score: _Score
+    sign: int  # 1 where higher is better
+    known: bool  # whether the score is one of ours, which several threads may compute
+
+    def blend(self, weights: NDArray[np.float64]) -> Array:
+        """The weighted mean of the columns."""
+        total = np.zeros(self.columns[0].shape)
+        for column, weight in zip(self.columns, weights, strict=True):
+            if weight:
+                total += weight * column
+        return total
+
+    def value(self, weights: NDArray[np.float64]) -> float:
+        """How good the blend with some weights is, the higher the better; NaN is the worst."""
+        return self.of(self.blend(weights))
+
+    def of(self, blend: Array) -> float:
+        """How good a blend is, the higher the better."""
+        score = self.score(self.target, blend)
+        return -np.inf if np.isnan(score) else self.sign * score
+
+    def part(self, rows: NDArray[np.intp]) -> Problem:
+        """The same of some rows."""
+        columns = [column[rows] for column in self.columns]
+        return Problem(columns, self.target[rows], self.score, self.sign, self.known)
+
+
+def as_problem(
+    arrays: list[Array], target: Any, metric: Metric, metric_minimization: bool | None
+) -> Problem:
+    """What a metric has to say about predictions.
+
+    >>> problem = as_problem([np.array([0.2, 0.8])], [0, 1], "auc", None)
+    >>> problem.value(np.array([1.0]))
+    1.0
+
+    Raises:
+        TypeError: A function without its direction.
+        ValueError: An unknown metric, or the wrong direction for a known one.
+    """
+    truth = np.asarray(target)
+    if len(truth) != len(arrays[0]):
+        raise ValueError(f"there are {len(truth)} targets for {len(arrays[0])} rows")
+    if truth.dtype.kind == "f" and not np.isfinite(truth).all():
+        raise ValueError(f"the target of row {np.isfinite(truth).argmin()} is not a finite number")
+    sign = -1 if is_minimized(metric, metric_minimization, "find_weights") else 1
+    name = known_name(metric)
+    # of several targets scikit-learn has averages of its own
+    if name is None or (callable(metric) and truth.ndim != 1):
+        function: Any = metric
+        return Problem(arrays, truth, lambda y, p: float(function(y, p)), sign, known=False)
+    prepare, score, _ = _KNOWN[name]
+    columns, own = prepare(arrays, truth)
+    return Problem(columns, own, score, sign, known=True)
+
+
+def is_minimized(metric: Metric, metric_minimization: bool | None, of: str) -> bool:
+    """Whether a metric is better when it is lower: of the known ones it is known.
+
+    >>> is_minimized("log_loss", None, "find_weights")
+    True
+
+    Args:
+        of: Who asks, for the error.
+
+    Raises:
+        TypeError: A function without its direction.
+        ValueError: An unknown metric, or the wrong direction for a known one.
+    """
+    name = known_name(metric)
+    if name is None:
+        if isinstance(metric, str):
+            raise ValueError(f"metric is {metric!r}; expected a function, or {', '.join(_KNOWN)}")
+        return said_direction(metric_minimization, f"{of} with a function as its metric")
+    minimized = _KNOWN[name][2]
+    if metric_minimization not in (None, minimized):
+        raise ValueError(
+            f"{name} is better when it is {'lower' if minimized else 'higher'}; leave "
+            "metric_minimization out"
+        )
+    return minimized
+
+
+_NAMES = {
+    "roc_auc_score": "auc",
+    "log_loss": "log_loss",
+    "accuracy_score": "accuracy",
+    "root_mean_squared_error": "rmse",
+}
+
+
+def known_name(metric: Metric) -> str | None:
+    """Which of our metrics it is, by its name or as a function of scikit-learn.
+
+    >>> known_name("auc"), known_name(max)
+    ('auc', None)
+    """
+    if isinstance(metric, str):
+        return metric if metric in _KNOWN else None
+    ours = str(getattr(metric, "__module__", "")).startswith("sklearn.metrics")
+    return _NAMES.get(getattr(metric, "__name__", "")) if ours else None
+
+
+# ---------------------------------------------------------------- the known ones
+
+_Prepared = tuple[list[Array], Array]
+
+
+def _for_auc(arrays: list[Array], target: Array) -> _Prepared:
+    classes, positive = np.unique(target, return_inverse=True)
+    if len(classes) != 2 or arrays[0].ndim != 1:
+        raise ValueError(
+            f"auc is of two classes and (rows,) predictions; found {len(classes)} classes and "
+            f"predictions of shape {arrays[0].shape}: pass a function of your own"
+        )
+    return arrays, positive.astype(np.int64)
+
+
+def auc(positive: Array, prediction: Array) -> float:
+    """The area under the ROC curve; NaN where one of the classes is missing.
+
+    >>> auc(np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.4, 0.8]))
+    0.875
+
+    Each number and its class, in the last of its bits, become an integer: sorting those is all.
+    Numbers that differ in the last of their 52 bits alone count as equal.
+
+    Args:
+        positive: Integers of 64 bits, 0 and 1.
+    """
+    keys = (prediction.astype(np.float64) + 0.0).view(np.int64)  # no -0
+    if prediction.min(initial=0) < 0:  # negative numbers sort the other way round
+        keys ^= (keys >> 63) & np.int64(2**63 - 1)
+    keys &= np.int64(-2)
+    keys |= positive
+    keys.sort()
+    wins = keys & 1
+    found = np.flatnonzero(wins)
+    negatives = len(keys) - len(found)
+    if not len(found) or not negatives:
+        return float("nan")
+    won = int(found.sum()) - len(found) * (len(found) - 1) // 2  # pairs in the right order
+    return float((won - 0.5 * _tied_pairs(keys)) / (len(found) * negatives))
+
+
+def _tied_pairs(keys: Array) -> int:
+    """The pairs of both classes whose numbers are equal, in sorted keys."""
+    above = (keys[1:] - keys[:-1] == 1) & (keys[1:] & 1 == 1)  # from one class to the other
+    if not above.any():
+        return 0
+    numbers = keys[1:][above]
+    negatives = np.searchsorted(keys, numbers, "left") - np.searchsorted(keys, numbers - 1, "left")
+    positives = np.searchsorted(keys, numbers, "right") - np.searchsorted(keys, numbers, "left")
+    return int((negatives * positives).sum())
+
+
+def _two_or_more(name: str, arrays: list[Array], classes: Array) -> None:
+    """Raise if the shape of the predictions does not say what they are of."""
+    shape = arrays[0].shape
+    if shape[1:] != (len(classes),) and not (len(shape) == 1 and len(classes) == 2):
+        raise ValueError(
+            f"{name} has {len(classes)} classes and predictions of shape {shape}; expected "
+            "(rows, classes), or (rows,) of two"
+        )
+
+
+def _for_log_loss(arrays: list[Array], target: Array) -> _Prepared:
+    """The probability that each model gives to what is true."""
+    classes, true = np.unique(target, return_inverse=True)
+    _two_or_more("log_loss", arrays, classes)
+    for index, array in enumerate(arrays):
+        if array.min(initial=0) < 0 or array.max(initial=0) > 1:
+            raise ValueError(f"model {index} has numbers that are no probabilities, from 0 to 1")
+        if array.ndim == 2 and not np.allclose(array.sum(1), 1, atol=1e-4):
+            raise ValueError(f"the probabilities of model {index} do not add up to 1 in each row")
+    if arrays[0].ndim == 1:
+        return [np.where(true == 1, array, 1 - array) for array in arrays], true
+    return [array[np.arange(len(true)), true] for array in arrays], true
+
+
+def _log_loss(_: Array, probability: Array) -> float:
+    smallest = np.finfo(np.float64).eps  # as scikit-learn has it
+    return float(-np.log(np.clip(probability, smallest, 1 - smallest)).mean())
+
+
+def _for_accuracy(arrays: list[Array], target: Array) -> _Prepared:
+    classes, true = np.unique(target, return_inverse=True)
+    _two_or_more("accuracy", arrays, classes)
+    return arrays, true
+
+
+def _accuracy(target: Array, prediction: Array) -> float:
+    label = prediction.argmax(1) if prediction.ndim == 2 else prediction > 0.5
+    return float((label == target).mean())
+
+
+def _for_rmse(arrays: list[Array], target: Array) -> _Prepared:
+    if not arrays[0].shape == target.shape == (len(target),):
+        raise ValueError(
+            f"rmse is of (rows,) predictions and targets; found {arrays[0].shape} and "
+            f"{target.shape}: pass [:, 0] of one column, or a function of your own"
+        )
+    return arrays, target.astype(np.float64)
+
+
+def _rmse(target: Array, prediction: Array) -> float:
+    return float(np.sqrt(np.square(prediction - target).mean()))
+
+
+_KNOWN: dict[str, tuple[Callable[[list[Array], Array], _Prepared], _Score, bool]] = {
+    "auc": (_for_auc, auc, False),
+    "log_loss": (_for_log_loss, _log_loss, True),
+    "accuracy": (_for_accuracy, _accuracy, False),
+    "rmse": (_for_rmse, _rmse, True),
+}

@@ -1,0 +1,411 @@
+"""The zip file that torch.save writes, written faster, and its seal."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import mmap
+import os
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from batteries._files import PathLike, naming
+from batteries._foreign import check, open_regular, parse_json
+from batteries.checkpoint._contents import rebuilt, registered
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+Note = dict[str, Any]  # what a file says about itself, as JSON
+_CHUNK = 2**21  # bytes that go to the disk at once; a multiple of the digest's blocks
+INDEX = "index.pth"  # what stands for a directory of shards
+
+
+def write_archive(checkpoint: Any, file: BinaryIO, note: Note) -> None:
+    """Write what torch.save would, with a seal at its end.
+
+    >>> with open("a.pth", "x+b") as file:
+    ...     write_archive({"epoch": 1}, file, note={})
+    >>> torch.load("a.pth")
+    {'epoch': 1}
+
+    Tensors go to the file in calls during which other threads run: torch.save keeps the
+    interpreter to itself while it writes and sums up each record.
+    """
+    tensors = tensors_in(checkpoint)
+    dense = all(map(_is_dense, tensors)) and not _has_registered(checkpoint)
+    skeleton = _Skeleton()
+    with torch.serialization.skip_data() if dense else nullcontext():
+        torch.save(checkpoint, skeleton)  # type: ignore[arg-type]
+    # As torch numbers them: tensors that share their memory share a record.
+    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors if dense}
+    numbered = list(storages.values())
+    sums: dict[bytes, bytes] = {}
+    comment = _comment(note)
+    *texts, end = skeleton.texts
+    with ThreadPoolExecutor(1) as pool:
+        stream = _Stream(file, pool)
+        for text, gap, after in zip(texts, skeleton.gaps, skeleton.texts[1:], strict=True):
+            stream.write(text)
+            name = _last_name(text)
+            data = storage_bytes(numbered[int(name.rpartition(b"/")[2])]).cpu().numpy()
+            assert data.nbytes == gap, "torch.save numbers storages as it meets them"
+            assert after[:4] == b"PK\7\10", "torch puts the sum of a record behind it"
+            after[4:8] = sums[name] = struct.pack("<I", stream.write(data))
+        _put_sums(end, sums)
+        end[-2:] = comment  # torch writes none: the file ends in its length, 0
+        stream.write(end)
+        stream.end()
+
+
+def tensors_in(checkpoint: Any) -> list[Tensor]:
+    """The tensors of a checkpoint in the order in which they are pickled.
+
+    >>> tensors_in({"a": [torch.tensor(1)], "b": torch.tensor(2)})
+    [tensor(1), tensor(2)]
+    """
+    found: list[Tensor] = []
+
+    def keep(value: Any, place: str) -> Any:  # noqa: ARG001
+        if isinstance(value, Tensor):
+            found.append(value)
+        return value
+
+    rebuilt(checkpoint, keep)
+    return found
+
+
+def storage_bytes(storage: torch.UntypedStorage) -> Tensor:
+    """The bytes of a storage as a tensor, (size,) uint8, without a copy.
+
+    >>> storage_bytes(torch.zeros(2).untyped_storage()).shape
+    torch.Size([8])
+    """
+    data = torch.empty(0, dtype=torch.uint8, device=storage.device)
+    return data.set_(storage, 0, (storage.nbytes(),), (1,))
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is a strided view of the bytes of its storage, and no more.
+
+    >>> is_plain(torch.zeros(2, 3).t()), is_plain(torch.eye(2).to_sparse())
+    (True, False)
+    """
+    return _is_dense(tensor) and not (tensor.is_conj() or tensor.is_neg())
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    own = type(tensor) in (Tensor, nn.Parameter)  # others are made of several
+    return own and tensor.layout == torch.strided and not tensor.is_quantized
+
+
+def _has_registered(checkpoint: Any) -> bool:
+    found = []
+    kinds = [kind for kind in registered().values() if isinstance(kind, type)]
+    rebuilt(checkpoint, lambda value, _: found.append(value) if type(value) in kinds else value)
+    return bool(found)
+
+
+class Form(NamedTuple):
+    """How a tensor lies in its memory.
+
+    >>> form_of(torch.zeros(2, 3)).stride
+    (3, 1)
+    """
+
+    dtype: torch.dtype
+    offset: int
+    size: torch.Size
+    stride: tuple[int, ...]
+    requires_grad: bool
+    learned: bool  # a parameter
+
+
+def form_of(tensor: Tensor) -> Form:
+    """How a tensor lies in its memory.
+
+    >>> form_of(torch.zeros(2, 3)).offset
+    0
+    """
+    return Form(
+        tensor.dtype,
+        int(tensor.storage_offset()),
+        tensor.size(),
+        tensor.stride(),
+        tensor.requires_grad,
+        isinstance(tensor, nn.Parameter),
+    )
+
+
+def formed(storage: torch.UntypedStorage, form: Form) -> Tensor:
+    """A tensor of a form on other memory.
+
+    >>> formed(torch.ones(2).untyped_storage(), form_of(torch.zeros(2)))
+    tensor([1., 1.])
+    """
+    same = torch.empty(0, dtype=form.dtype).set_(storage, form.offset, form.size, form.stride)
+    if form.learned:
+        return nn.Parameter(same, form.requires_grad)
+    return same.requires_grad_(form.requires_grad)
+
+
+class _Skeleton:
+    """What torch.save writes when it leaves out the tensors: bytes, and the sizes of gaps."""
+
+    def __init__(self) -> None:
+        self.texts = [bytearray()]
+        self.gaps: list[int] = []  # one behind each text but the last
+
+    def write(self, data: bytes) -> int:
+        self.texts[-1] += data
+        return len(data)
+
+    def seek(self, offset: int, whence: int) -> None:
+        assert whence == io.SEEK_CUR
+        self.gaps.append(offset)
+        self.texts.append(bytearray())
+
+    def flush(self) -> None:
+        pass
+
+
+def _last_name(text: bytearray) -> bytes:
+    """Of the record that begins at the end of a part of a zip file."""
+    header = text.rindex(b"PK\3\4")
+    (length,) = struct.unpack_from("<H", text, header + 26)
+    return bytes(text[header + 30 : header + 30 + length])
+
+
+def _put_sums(end: bytearray, sums: dict[bytes, bytes]) -> None:
+    """Put the CRC-32 of records into the directory at the end of a zip file."""
+    last = len(end) - 98  # three records of a fixed size, of which the first knows the directory's
+    assert end[last : last + 4] == b"PK\6\6", "torch writes zip64"
+    (size,) = struct.unpack_from("<Q", end, last + 40)
+    at = last - size
+    while at < last:
+        name, extra, comment = struct.unpack_from("<HHH", end, at + 28)
+        crc = sums.get(bytes(end[at + 46 : at + 46 + name]))
+        if crc is not None:
+            end[at + 16 : at + 20] = crc
+        at += 46 + name + extra + comment
+
+
+class _Stream:
+    """A new file, written from its beginning to its end, past the page cache where that works.
+
+    What is written is gathered in aligned memory, and summed up there while the processor has it;
+    another thread hands it to the disk meanwhile.
+    """
+
+    def __init__(self, file: BinaryIO, pool: Executor) -> None:
+        self._file = file.fileno()
+        self._pool = pool
+        self._rooms = [np.frombuffer(mmap.mmap(-1, _CHUNK), np.uint8) for _ in range(2)]
+        self._filled = 0  # of the first one; the other is being written
+        self._wait: Callable[[], None] = _nothing
+        self._digest = Digest()
+        _set_direct(self._file, True)
+
+    def write(self, data: Any) -> int:
+        """Add bytes; returns their CRC-32."""
+        view, crc = np.frombuffer(data, np.uint8), 0
+        while len(view):
+            room = self._rooms[0][self._filled : self._filled + len(view)]
+            np.copyto(room, view[: len(room)])
+            crc = zlib.crc32(room.data, crc)
+            self._filled += len(room)
+            view = view[len(room) :]
+            if self._filled == _CHUNK:
+                self._hand_over()
+        return crc
+
+    def end(self) -> None:
+        """Write the rest, and the digest of all that was written."""
+        rest = self._rooms[0][: self._filled]
+        self._digest.update(rest)
+        self._wait()
+        _set_direct(self._file, False)  # which writes whole blocks only
+        _write_all(self._file, rest.tobytes() + self._digest.hex())
+
+    def _hand_over(self) -> None:
+        chunk = self._rooms[0]
+        self._wait()
+        self._wait = _begun(self._pool, _write_all, self._file, chunk)
+        self._digest.update(chunk)
+        self._rooms.reverse()
+        self._filled = 0
+
+
+def _begun(pool: Executor, function: Callable[..., None], *args: Any) -> Callable[[], None]:
+    try:
+        return pool.submit(function, *args).result
+    except RuntimeError:  # python is ending, and begins no more threads
+        function(*args)
+        return _nothing
+
+
+def _nothing() -> None:
+    pass
+
+
+def _write_all(file: int, data: Any) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(file, view) :]
+        except OSError as error:
+            if error.errno != errno.EINVAL or not _set_direct(file, False):
+                raise
+        if view:  # the disk is full, say, or wants other blocks: without them it says so
+            _set_direct(file, False)
+
+
+def _set_direct(file: int, direct: bool) -> bool:
+    """Write past the page cache or through it; whether that is a change."""
+    flag = getattr(os, "O_DIRECT", 0)
+    before = fcntl.fcntl(file, fcntl.F_GETFL) if flag else 0
+    after = before | flag if direct else before & ~flag
+    try:
+        return before != after and fcntl.fcntl(file, fcntl.F_SETFL, after) == 0
+    except OSError:  # a file system in memory, say
+        return False
+
+
+# ---------------------------------------------------------------- the seal
+
+# A zip file may end in a comment, which torch.load reads past. Ours is
+#     batteries little {"epoch":3} digest:0123...
+# with the byte order, the note, and the digest of all bytes before it. It is known by its
+# beginning or its end, so that no one flipped bit makes it look like a file without a seal.
+_MARK, _DIGEST_MARK = b"batteries ", b" digest:"
+_OWN_MARK = _MARK + sys.byteorder.encode() + b" "
+DIGEST_LENGTH = 32  # hexadecimal digits
+_SEAL_LENGTH = len(_DIGEST_MARK) + DIGEST_LENGTH
+_END_OF_ZIP, _END_LENGTH = b"PK\5\6", 22  # the record whose last field is the comment's length
+_LONGEST_COMMENT = 65_535
+LONGEST_SEAL = _END_LENGTH + _LONGEST_COMMENT
+
+
+class Seal(NamedTuple):
+    """What stands at the end of a file.
+
+    >>> Seal(note={}, digest=b"0123", own_byte_order=True).note
+    {}
+    """
+
+    note: Note
+    digest: bytes
+    own_byte_order: bool
+
+
+def _comment(note: Note) -> bytes:
+    """The seal and its length, as a zip file ends; all but the digest."""
+    comment = _OWN_MARK + json.dumps(note, separators=(",", ":")).encode() + _DIGEST_MARK
+    length = len(comment) + DIGEST_LENGTH
+    if length > _LONGEST_COMMENT:
+        raise ValueError(f"the note of a checkpoint takes {length} bytes, more than 65,535")
+    return struct.pack("<H", length) + comment
+
+
+def find_seal(tail: bytes) -> Seal | None:
+    """The seal in the last bytes of a file; None where there is none.
+
+    >>> find_seal(b"a file of something else") is None
+    True
+    """
+    comment = tail[tail.rfind(_END_OF_ZIP) + _END_LENGTH :]
+    text, mark = comment[:-_SEAL_LENGTH], tail[-_SEAL_LENGTH:-DIGEST_LENGTH]
+    if not comment.startswith(_MARK) and mark != _DIGEST_MARK:
+        return None
+    try:
+        note = parse_json(text[text.find(b"{") :])
+        check(note, dict)
+    except ValueError:
+        note = {}  # damaged, as the digest will say
+    return Seal(note, tail[-DIGEST_LENGTH:], comment.startswith(_OWN_MARK))
+
+
+def read_note(path: PathLike) -> Note | None:
+    """The note that a checkpoint was saved with; None if it carries none.
+
+    >>> save_checkpoint({"model_state_dict": {}}, "last.pth", note={"epoch": 1})
+    >>> read_note("last.pth")
+    {'epoch': 1}
+    """
+    seal = read_seal(path)
+    return seal.note if seal else None
+
+
+def read_seal(path: PathLike) -> Seal | None:
+    """The seal of a checkpoint; None if it has none.
+
+    >>> save_checkpoint({"model_state_dict": {}}, "last.pth", note={"epoch": 1})
+    >>> read_seal("last.pth").note
+    {'epoch': 1}
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / INDEX
+        if not path.exists():
+            return None
+    if path.exists() and not path.is_file():
+        return None
+    with naming(path), open_regular(path) as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - LONGEST_SEAL))
+        return find_seal(file.read())
+
+
+class Digest:
+    """A digest at the speed of memory: it notices damage, not forgery.
+
+    >>> digest = Digest()
+    >>> digest.update(b"some bytes")
+    >>> len(digest.hex())
+    32
+
+    Each block of 1 MiB is a matrix of 64-bit words whose rows and columns are added up, modulo
+    2**64; the sums are hashed. A change of any one word changes a sum, words that change places
+    change two.
+    """
+
+    block = 2**20
+    _shape = (256, 512)
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=DIGEST_LENGTH // 2)
+
+    def update(self, data: Any) -> None:
+        """Take in bytes; all calls but the last with a multiple of `block`."""
+        view = memoryview(data).cast("B")
+        whole = len(view) // self.block * self.block
+        for start in range(0, whole, self.block):
+            self.take(self.sums(view[start : start + self.block]))
+        self._hash.update(view[whole:])
+
+    @classmethod
+    def sums(cls, block: Any) -> bytes:
+        """The sums of one block, which threads may compute in any order."""
+        words = np.frombuffer(block, np.uint64).reshape(cls._shape)
+        return bytes(words.sum(1).data) + bytes(words.sum(0).data)
+
+    def take(self, sums: bytes) -> None:
+        """Take in a block by its sums, in the order of the blocks."""
+        self._hash.update(sums)
+
+    def hex(self) -> bytes:
+        return self._hash.hexdigest().encode()

@@ -1,0 +1,265 @@
+"""Saves that training does not wait for: copies in host memory, written by another thread."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import traceback
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from batteries.checkpoint._archive import form_of, formed, is_plain, storage_bytes
+from batteries.checkpoint._contents import plain_or_refused, rebuilt
+
+Save = Callable[[Any], None]  # takes the copy of a checkpoint
+_Jobs = queue.SimpleQueue[Callable[[], object] | None]  # to be put into while memory is freed
+
+
+class BackgroundWriter:
+    """Writes copies of checkpoints in order, at most one at a time and one waiting.
+
+    >>> with BackgroundWriter() as writer:
+    ...     writer.submit({"epoch": 1}, print)
+    {'epoch': 1}
+
+    The third checkpoint waits until the first one is written, and says so once. What is
+    submitted is copied before `submit` returns, into memory that is used again. It is written also
+    when the writer is dropped without `close`, or the program ends.
+    """
+
+    # The thread has the jobs, and they the writer: an idle thread keeps nothing alive, and a
+    # writer that is dropped stays until what was submitted is written.
+
+    def __init__(self) -> None:
+        self._buffers: queue.SimpleQueue[_Buffers] = queue.SimpleQueue()
+        for _ in range(2):
+            self._buffers.put(_Buffers())
+        self._jobs: _Jobs = queue.SimpleQueue()
+        self._errors: list[BaseException] = []
+        self._told = False
+        self._thread = threading.Thread(
+            target=_work, args=(self._jobs,), name="checkpoints", daemon=True
+        )
+        self._thread.start()
+        self._end = weakref.finalize(self, _end, weakref.ref(self), self._jobs)
+
+    def submit(self, checkpoint: Any, save: Save) -> None:
+        """Copy a checkpoint, and let it be saved.
+
+        Raises:
+            TypeError: A value that cannot be saved, with its place.
+            RuntimeError: It was closed.
+            Exception: The error of an earlier save.
+        """
+        self._raise()
+        if not self._thread.is_alive():
+            raise RuntimeError("a checkpoint was to be saved after close(): close at the end")
+        try:
+            buffers = self._buffers.get_nowait()
+        except queue.Empty:
+            if not self._told:
+                self._told = True
+                warnings.warn(
+                    "checkpoints are made faster than they can be written: training waits for the "
+                    "disk; save less often, or to a faster one",
+                    stacklevel=4,
+                )
+            buffers = self._buffers.get()
+        try:
+            copy = buffers.copy(checkpoint)
+        except BaseException:
+            self._buffers.put(buffers)
+            raise
+        self._jobs.put(partial(self._write, copy, buffers, save))
+
+    def wait(self) -> None:
+        """Return when everything is written.
+
+        Raises:
+            Exception: The error of a save.
+        """
+        if self._thread.is_alive():
+            written = threading.Event()
+            self._jobs.put(written.set)
+            written.wait()
+        self._raise()
+
+    def close(self) -> None:
+        """Write everything and end the thread; to be called once more does nothing.
+
+        Raises:
+            Exception: The error of a save.
+        """
+        if self._thread.is_alive():
+            self._jobs.put(None)
+            self._thread.join()
+        self._end.detach()
+        self._raise()
+
+    def __enter__(self) -> BackgroundWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _raise(self) -> None:
+        if self._errors:
+            raise self._errors.pop(0)
+
+    def __del__(self) -> None:
+        self._raise()  # an error that nobody has asked for: python tells it
+
+    def _write(self, copy: Any, buffers: _Buffers, save: Save) -> None:
+        try:
+            save(buffers.finish(copy))
+        except BaseException as error:
+            self._errors.append(_without_frames(error))
+        finally:
+            self._buffers.put(buffers)
+
+
+class _InTheThread(Exception):  # noqa: N818 (it is shown as a cause)
+    """Where a save failed, as text."""
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """An error whose frames are text: they have the manager, which would never be freed."""
+    text = "".join(traceback.format_exception(error))
+    error.__traceback__ = error.__context__ = None
+    error.__cause__ = _InTheThread(f"\n{text}")
+    return error
+
+
+def _work(jobs: _Jobs) -> None:
+    _let_training_go_first()
+    while (job := jobs.get()) is not None:
+        job()
+        del job  # before waiting for the next one: it may be the last that has the writer
+
+
+def _end(writer: weakref.ref[BackgroundWriter], jobs: _Jobs) -> None:
+    """End the thread: of a writer that was dropped, or of one that is there when python ends."""
+    there = writer()
+    if there is None:
+        jobs.put(None)  # nothing is before it; and this may be the thread itself
+    else:
+        there.close()
+
+
+def _let_training_go_first() -> None:
+    """Give way where every core trains: on Linux a thread has a priority of its own."""
+    if sys.platform == "linux":
+        me = threading.get_native_id()
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + 10)
+
+
+class _Copied:
+    """A tensor in other memory, to be made of it when nobody waits."""
+
+    __slots__ = ("_form", "_room")
+
+    def __init__(self, tensor: Tensor, room: Tensor) -> None:
+        self._form = form_of(tensor)
+        self._room = room
+
+    def tensor(self) -> Tensor:
+        return formed(self._room.untyped_storage(), self._form)
+
+
+def _copied_whole(value: Any) -> Tensor:
+    """A tensor on the CPU that is more than its bytes, or made of others."""
+    if not hasattr(type(value), "__tensor_unflatten__"):
+        copy: Tensor = value.detach().clone().cpu()
+        return copy
+    names, context = value.__tensor_flatten__()  # not all that are made of others can be cloned
+    parts = {name: _copied_whole(getattr(value, name)) for name in names}
+    whole: Tensor = type(value).__tensor_unflatten__(parts, context, value.size(), value.stride())
+    return whole
+
+
+class _Buffers:
+    """Host memory for one checkpoint, used again for the next one of the same sizes."""
+
+    def __init__(self) -> None:
+        self._memory: list[Tensor] = []
+        self._copied: list[torch.cuda.Event] = []  # one of each GPU
+
+    def copy(self, checkpoint: Any) -> Any:
+        """The same checkpoint in this memory; on a GPU the copies are only queued.
+
+        Raises:
+            TypeError: A value that cannot be saved, with its place.
+        """
+        rooms: dict[tuple[torch.device, int, int], Tensor] = {}  # by the memory that is copied
+        sources: list[Tensor] = []
+
+        def taken(value: Any, place: str) -> Any:
+            value = plain_or_refused(value, place)
+            if not isinstance(value, Tensor):
+                return deepcopy(value)  # of a class that torch was told to load
+            if not is_plain(value):
+                return _copied_whole(value)
+            source = value.untyped_storage()
+            key = value.device, source.data_ptr(), source.nbytes()
+            if key not in rooms:
+                rooms[key] = self._room(len(rooms), source)
+                sources.append(storage_bytes(source))
+            return _Copied(value, rooms[key])
+
+        copy = rebuilt(checkpoint, taken)
+        self._memory = list(rooms.values())
+        self._copied = _queue_copies(self._memory, sources)
+        return copy
+
+    def finish(self, copy: Any) -> Any:
+        """The checkpoint whose copy is complete."""
+        for copied in self._copied:
+            copied.synchronize()
+        return rebuilt(copy, lambda value, _: value.tensor() if type(value) is _Copied else value)
+
+    def _room(self, index: int, source: torch.UntypedStorage) -> Tensor:
+        if index < len(self._memory) and self._memory[index].numel() == source.nbytes():
+            return self._memory[index]
+        pinned = source.device.type == "cuda"
+        return torch.empty(source.nbytes(), dtype=torch.uint8, pin_memory=pinned)
+
+
+def _queue_copies(rooms: list[Tensor], sources: list[Tensor]) -> list[torch.cuda.Event]:
+    """Copy; from a GPU the copies are only queued, and there when its event is."""
+    by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
+    for room, source in zip(rooms, sources, strict=True):
+        by_device.setdefault(source.device, []).append((room, source))
+    events = []
+    for device, pairs in by_device.items():
+        theirs, ours = [room for room, _ in pairs], [source for _, source in pairs]
+        if device.type == "cuda":
+            with _side_stream(device) as copied:
+                torch._foreach_copy_(theirs, ours, non_blocking=True)
+            events.append(copied)
+        else:  # other devices have no event to wait for
+            torch._foreach_copy_(theirs, ours)
+    return events
+
+
+@contextmanager
+def _side_stream(device: torch.device) -> Iterator[torch.cuda.Event]:
+    """Queue copies beside the training; its next kernels wait for them, the program does not."""
+    training = torch.cuda.current_stream(device)
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    side.wait_stream(training)
+    with torch.cuda.stream(side):  # and its device
+        yield copied
+        copied.record(side)
+    training.wait_event(copied)

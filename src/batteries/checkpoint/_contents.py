@@ -1,0 +1,328 @@
+"""What a checkpoint holds: the states of objects, and plain values."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from datetime import date, time
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from batteries._masking import MASK, parts_of
+from batteries._memory import check_remembers, memory_of
+from batteries._modules import unwrap
+
+Checkpoint = dict[str, Any]
+
+
+class Stateful(Protocol):
+    """Whatever has a memory: models, optimizers, schedulers, scalers, meters, loaders."""
+
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state_dict: Any) -> Any: ...
+
+
+def make_checkpoint(
+    stage: str | int,
+    epoch: int,
+    model: nn.Module,
+    optimizer: Stateful | None = None,
+    scheduler: Stateful | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Checkpoint:
+    """Collect the state of an experiment as a dictionary of plain values and tensors.
+
+    >>> checkpoint = make_checkpoint("train", 3, nn.Linear(2, 1), metrics={"loss": 0.5}, seed=42)
+    >>> list(checkpoint)
+    ['stage', 'epoch', 'model_state_dict', 'metrics', 'seed']
+
+    The model is saved without its wrappers (DDP, DataParallel, torch.compile). Call
+    `scheduler.step()` first: a scheduler saved before its step is one step behind when resumed.
+
+    Args:
+        **kwargs: Stored under their names. Those with a `state_dict()` (an EMA, a GradScaler) are
+            stored through it, as `{name}_state_dict`; torchmetrics with all of their states.
+
+    These become plain, anywhere inside:
+
+    | kind | becomes |
+    |---|---|
+    | numpy scalar, array | number or string, tensor |
+    | `Path`; `datetime`, `date`, `time`; `bytearray` | string; ISO 8601 string; bytes |
+    | `Namespace`, dataclass, named tuple, attrs, pydantic, omegaconf, other mappings | dict |
+    | `Enum` member | its value |
+
+    What `torch.load` reads stays as it is; `save_checkpoint` refuses the rest.
+    """
+    checkpoint: Checkpoint = {"stage": stage, "epoch": epoch}
+    objects = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    for name, part in objects.items():
+        if part is not None:
+            check_stateful(name, part)
+            checkpoint[state_key(name)] = state_of(part)
+    if metrics is not None:
+        checkpoint["metrics"] = metrics
+    for name, value in kwargs.items():
+        if callable(getattr(type(value), "state_dict", None)):
+            checkpoint[state_key(name)] = state = state_of(memory_of(value))
+            check_remembers(name, value, state)
+        else:
+            checkpoint[name] = value
+    return dict(rebuilt(checkpoint, _plain_or_same))
+
+
+def state_key(name: str) -> str:
+    """Where a checkpoint has the state of an object.
+
+    >>> state_key("optimizer")
+    'optimizer_state_dict'
+    """
+    return f"{name}_state_dict"
+
+
+def check_stateful(name: str, part: Any) -> None:
+    """Raise if what a user passed is no object with a state.
+
+    >>> check_stateful("optimizer", False)
+    Traceback (most recent call last):
+    TypeError: optimizer is False; expected an object with state_dict() and load_state_dict()...
+
+    Raises:
+        TypeError: With what it is.
+    """
+    protocol = ("state_dict", "load_state_dict")
+    if isinstance(part, type) or not all(callable(getattr(part, m, None)) for m in protocol):
+        hint = ": strict, say, is passed by name, strict=False" if isinstance(part, bool) else ""
+        found = repr(part) if len(repr(part)) < 60 else f"a {type(part).__name__}"
+        raise TypeError(
+            f"{name} is {found}; expected an object with state_dict() and load_state_dict(){hint}"
+        )
+
+
+def state_of(part: Any) -> Any:
+    """The state of an object as a checkpoint has it: that of a module without its wrappers.
+
+    >>> list(state_of(nn.DataParallel(nn.Linear(1, 1))))
+    ['weight', 'bias']
+    """
+    if isinstance(part, nn.Module):
+        return renamed(unwrap(part).state_dict(), without_compile)
+    return part.state_dict()
+
+
+# ---------------------------------------------------------------- plain values
+
+_ATOMS = (bool, int, float, complex, str, bytes, type(None))
+# torch.load(weights_only=True) reads these as they are (torch 2.10 to 2.13).
+_READABLE = (
+    *_ATOMS, Tensor, nn.Parameter, torch.dtype, torch.device, torch.Size, torch.layout,
+)  # fmt: skip
+Leaf = Callable[[Any, str], Any]  # a value and its place to what stands there instead
+
+
+def rebuilt(value: Any, leaf: Leaf) -> Any:
+    """The same containers with other leaves; what is one object stays one object.
+
+    >>> rebuilt({"a": [1, 2]}, lambda value, place: f"{place}={value}")
+    {'a': ['a[0]=1', 'a[1]=2']}
+
+    Raises:
+        TypeError: A container that contains itself.
+    """
+    done: dict[int, tuple[Any, Any]] = {}  # the value too: a freed one's id may come again
+    under_way = object()
+
+    def items(pairs: Iterable[tuple[Any, Any]], place: str) -> Iterable[tuple[Any, Any]]:
+        for key, part in pairs:
+            same_key = key if type(key) is str else rebuild(key, place)
+            yield same_key, rebuild(part, _place(place, key))
+
+    def contents(value: Any, place: str) -> Any:
+        kind = type(value)
+        if kind in (dict, Counter):  # MultiStepLR has a Counter
+            return kind(dict(items(value.items(), place)))
+        if kind is OrderedDict:  # a state dict has the versions of its modules as an attribute
+            same = OrderedDict(items(value.items(), place))
+            same.__dict__.update(value.__dict__)
+            return same
+        if kind in (list, tuple, set):
+            return kind([rebuild(part, f"{place}[{i}]") for i, part in enumerate(value)])
+        parts = None if isinstance(value, Tensor) else parts_of(value)
+        if isinstance(parts, list):
+            return [rebuild(part, f"{place}[{i}]") for i, part in enumerate(parts)]
+        return leaf(value, place) if parts is None else dict(items(parts.items(), place))
+
+    def rebuild(value: Any, place: str) -> Any:
+        if type(value) in _ATOMS:
+            return leaf(value, place)
+        if id(value) not in done:
+            done[id(value)] = value, under_way
+            done[id(value)] = value, contents(value, place)
+        if done[id(value)][1] is under_way:
+            raise TypeError(f"{place or 'a checkpoint'} contains itself")
+        return done[id(value)][1]
+
+    return rebuild(value, "")
+
+
+def _place(place: str, key: object) -> str:
+    if place and isinstance(key, str):
+        return f"{place}.{key}" if key.isidentifier() else f"{place}[{key!r}]"
+    return f"{place}[{key!r}]" if place else str(key)
+
+
+def _plain_or_same(value: Any, place: str) -> Any:  # noqa: ARG001
+    if isinstance(value, np.generic):
+        return value.item() if type(value.item()) in _READABLE else value
+    if type(value) is np.ndarray:  # a masked array is more than its numbers
+        with suppress(TypeError, ValueError):  # strings, objects, foreign byte orders
+            return torch.from_numpy(value.copy())
+    if isinstance(value, Path):
+        return str(value)
+    if type(value) is bytearray:
+        return bytes(value)
+    if callable(getattr(type(value), "get_secret_value", None)):  # pydantic's
+        return MASK
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
+    return value
+
+
+def plain_or_refused(value: Any, place: str) -> Any:
+    """What stands in the file for a value.
+
+    >>> plain_or_refused(Path("runs/a"), "logdir")
+    'runs/a'
+
+    Raises:
+        TypeError: `torch.load` would refuse the file.
+    """
+    plain = _plain_or_same(value, place)
+    kind = type(plain)
+    # Torch does not read the formats of integers over 255 bytes and of empty bytes, and reads
+    # few of the things that a tensor may have as python attributes.
+    unreadable = (
+        (kind is int and plain.bit_length() > 2000)
+        or (kind is bytes and not plain)
+        or (kind in (Tensor, nn.Parameter) and plain.__dict__)
+    )
+    if kind in (Tensor, nn.Parameter) and (why := why_unreadable(plain)):
+        raise TypeError(f"a checkpoint cannot hold {place or 'this'}: {why}")
+    if kind in _READABLE and not unreadable:
+        return _whole(plain) if kind in (Tensor, nn.Parameter) else plain
+    if kind in registered().values() and not hasattr(plain, "device_mesh"):  # of a sharded tensor
+        return plain
+    raise TypeError(
+        f"a checkpoint cannot hold {place or 'this'}, a {kind.__module__}.{kind.__qualname__}: "
+        "torch.load would refuse the file; store plain values (numbers, strings, lists, dicts, "
+        "tensors), or leave it out"
+    )
+
+
+def registered() -> dict[str, Any]:
+    """What programs and libraries have told torch to load (`add_safe_globals`), by its name.
+
+    >>> with torch.serialization.safe_globals([Path]):
+    ...     "pathlib Path" in registered()
+    True
+    """
+    found = {}
+    for each in torch.serialization.get_safe_globals():
+        kind, name = each if isinstance(each, tuple) else (each, None)
+        module, _, last = name.rpartition(".") if name else (kind.__module__, "", kind.__qualname__)
+        found[f"{module} {last}"] = kind
+    return found
+
+
+_LAYOUTS = {
+    torch.strided, torch.sparse_coo,
+    torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc,
+}  # fmt: skip
+
+
+def why_unreadable(tensor: Tensor) -> str:
+    """Why a tensor could not be read back from a file; empty if it could.
+
+    >>> why_unreadable(torch.empty(2, device="meta"))
+    'it is on the meta device and has no numbers; give it some, or leave it out'
+    """
+    if tensor.is_meta:
+        return "it is on the meta device and has no numbers; give it some, or leave it out"
+    if tensor.is_quantized:
+        return "torch.load refuses quantized tensors; store int_repr(), scales and zero points"
+    if tensor.is_nested:
+        return "torch.load refuses nested tensors; store their parts, tensor.unbind()"
+    if tensor.layout not in _LAYOUTS:
+        return f"torch.load cannot read the layout {tensor.layout}; store tensor.to_dense()"
+    if not _storable(tensor.dtype):
+        return f"torch.load cannot read {tensor.dtype}; store the bytes, tensor.view(torch.uint8)"
+    return ""
+
+
+@functools.cache
+def _storable(dtype: torch.dtype) -> bool:
+    """Whether torch reads what it writes of a type of numbers, which is tried."""
+    file = io.BytesIO()
+    try:
+        torch.save(torch.empty(1, dtype=dtype), file)
+        file.seek(0)
+        return bool(torch.load(file, weights_only=True).dtype == dtype)
+    except Exception:  # of many kinds; integers of four bits are a KeyError
+        return False
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """An expanded tensor in full: one larger than its memory looks like a trap in a file."""
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return tensor
+    logical = tensor.numel() * tensor.element_size()
+    if logical <= tensor.untyped_storage().nbytes():
+        return tensor
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.detach().contiguous(), tensor.requires_grad)
+    return tensor.contiguous()
+
+
+# ---------------------------------------------------------------- names of parameters
+
+
+def renamed(state: Any, rename: Callable[[str], str]) -> Any:
+    """A state dict under other names, with the versions of its modules.
+
+    >>> list(renamed(nn.Linear(1, 1).state_dict(), str.upper))
+    ['WEIGHT', 'BIAS']
+    """
+    same = OrderedDict((rename(key), value) for key, value in state.items())
+    if hasattr(state, "_metadata"):
+        versions = OrderedDict((rename(key), value) for key, value in state._metadata.items())
+        same._metadata = versions  # type: ignore[attr-defined]
+    return same
+
+
+def without_compile(name: str) -> str:
+    """A parameter's or module's name without what torch.compile adds to it.
+
+    >>> without_compile("encoder._orig_mod.weight"), without_compile("encoder._orig_mod")
+    ('encoder.weight', 'encoder')
+    """
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def bare_name(name: str) -> str:
+    """A name without what DDP, DataParallel and torch.compile add to it.
+
+    >>> bare_name("module._orig_mod.encoder.weight")
+    'encoder.weight'
+    """
+    return without_compile(name).removeprefix("module.")

@@ -1,0 +1,195 @@
+"""Checkpoints in every form: a file of ours or of torch.save, a sharded directory, safetensors."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from batteries._device import known_device
+from batteries._files import PathLike, write_whole
+from batteries._foreign import open_regular
+from batteries._optional import import_optional
+from batteries.checkpoint._archive import INDEX
+from batteries.checkpoint._contents import Checkpoint
+from batteries.checkpoint._sharded import peek_shards, read_shards, verify_shards
+from batteries.checkpoint._storage import CheckpointError, peek_file, read_file, save_checkpoint
+
+_HEADER = 10**8  # bytes, as safetensors itself has it
+
+
+def read_checkpoint(path: PathLike, map_location: torch.device | str = "cpu") -> Checkpoint:
+    """Read a checkpoint whose every byte is as it was written.
+
+    >>> save_checkpoint({"model_state_dict": {}, "epoch": 1}, "last.pth")
+    >>> read_checkpoint("last.pth")["epoch"]
+    1
+
+    The bytes that are verified are the bytes that the tensors lie in. A file that carries no
+    digest (of `torch.save`, say) is held against the checksums of its zip records. `.safetensors`
+    files, which carry neither, become `{"model_state_dict": ...}`. The tensors of a sharded
+    checkpoint come whole; where there is a process group all ranks call it then.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: An unknown `map_location`.
+        CheckpointError: Damaged, cut short, or not a checkpoint.
+    """
+    if is_sharded(path):
+        return read_shards(path, lambda _, whole: torch.empty_like(whole, device=map_location))
+    if _is_safetensors(path):
+        at_once = _safetensors("read_checkpoint").load
+        return {
+            "model_state_dict": _weights(lambda path: at_once(_all_of(path)), path, map_location)
+        }
+    return read_file(path, map_location)
+
+
+def peek(path: PathLike) -> Checkpoint:
+    """Everything in a checkpoint but the numbers in its tensors, at once, whatever the size.
+
+    >>> save_checkpoint({"model_state_dict": nn.Linear(2, 1).state_dict(), "epoch": 1}, "last.pth")
+    >>> peek("last.pth")["model_state_dict"]["weight"].shape
+    torch.Size([1, 2])
+
+    Tensors have their shapes and dtypes, and lie on the `meta` device. Nothing is verified.
+
+    Raises:
+        FileNotFoundError: No such file.
+        CheckpointError: Not a checkpoint.
+    """
+    if is_sharded(path):
+        return peek_shards(path)
+    if _is_safetensors(path):
+        lazily = _safetensors("peek").load_file  # maps the file
+        return {"model_state_dict": _weights(lazily, path, "meta")}
+    return peek_file(path)
+
+
+def latest(logdir: PathLike) -> Path | None:
+    """The newest checkpoint of a directory that is as it was written; None if there is none.
+
+    >>> latest("runs/nothing") is None
+    True
+
+    A damaged one is warned about and passed over: first the last, then the epochs from the
+    newest, then the best. Where there are sharded ones in a process group, all ranks call it.
+    """
+    for path in newest_first(logdir):
+        try:
+            verify_shards(path) if is_sharded(path) else read_file(path)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; an older one is taken", stacklevel=2)
+        else:
+            return path
+    return None
+
+
+def newest_first(logdir: PathLike) -> list[Path]:
+    """The checkpoints of a directory: the last, then the epochs from the newest, then the best.
+
+    >>> newest_first("runs/nothing")
+    []
+    """
+    folder = Path(logdir)
+    epochs = {path: epoch_of(path.name) for path in folder.glob("exp_*.*")}
+    numbered = [(epoch, path) for path, epoch in epochs.items() if epoch is not None]
+    newest = [path for _, path in sorted(numbered, key=lambda pair: -pair[0])]
+    paths = [*folder.glob("last.*"), *newest, *folder.glob("best.*")]
+    return [path for path in paths if path.suffix in (".pth", ".dcp")]
+
+
+def epoch_of(name: str) -> int | None:
+    """The epoch in a name that a `CheckpointManager` gives; None of any other name.
+
+    >>> epoch_of("exp_7.pth"), epoch_of("exp_07.pth"), epoch_of("exp_7_for_paper.pth")
+    (7, None, None)
+    """
+    found = re.fullmatch(r"exp_(0|-?[1-9][0-9]{0,17})\.(pth|dcp)", name)
+    return int(found[1]) if found else None
+
+
+def consolidate(directory: PathLike, out: PathLike) -> None:
+    """Make one file of a sharded checkpoint, in one process that has room for all of it.
+
+    >>> manager = CheckpointManager("runs/large", sharded=True)
+    >>> manager.process(0.5, epoch=1, checkpoint=make_checkpoint("train", 1, nn.Linear(2, 1)))
+    >>> consolidate(manager.best_path, "best.pth")
+    >>> torch.load("best.pth")["epoch"]
+    1
+
+    Raises:
+        CheckpointError: Damaged, or not a sharded checkpoint.
+    """
+    save_checkpoint(read_shards(directory), out)
+
+
+def export_safetensors(path: PathLike, out: PathLike) -> None:
+    """Write the weights of a checkpoint for others, as a `.safetensors` file.
+
+    >>> save_checkpoint(make_checkpoint("train", 1, nn.Linear(2, 1)), "best.pth")
+    >>> export_safetensors("best.pth", "best.safetensors")
+    >>> sorted(load_checkpoint("best.safetensors")["model_state_dict"])
+    ['bias', 'weight']
+
+    Weights that share their memory are written under each of their names.
+
+    Raises:
+        CheckpointError: Damaged, or it has no weights.
+        ModuleNotFoundError: safetensors is not installed.
+    """
+    checkpoint = read_checkpoint(path)
+    weights = checkpoint.get("model_state_dict")
+    if not isinstance(weights, Mapping) or not all(map(torch.is_tensor, weights.values())):
+        raise CheckpointError(
+            f"{path} has no weights to export under model_state_dict; it has "
+            f"{', '.join(checkpoint) or 'nothing'}"
+        )
+    own = {
+        key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.items()
+    }
+    data = _safetensors("export_safetensors").save(own, metadata={"format": "pt"})
+    with write_whole(out) as file:
+        file.write(data)
+
+
+def is_sharded(path: PathLike) -> bool:
+    """Whether a path is a sharded checkpoint.
+
+    >>> is_sharded("runs")
+    False
+    """
+    return Path(path, INDEX).exists()
+
+
+def _is_safetensors(path: PathLike) -> bool:
+    return Path(path).suffix == ".safetensors" and Path(path).is_file()
+
+
+def _safetensors(for_: str) -> ModuleType:
+    return import_optional("safetensors.torch", needs="safetensors", for_=f"{for_} of .safetensors")
+
+
+def _all_of(path: Path) -> bytes:
+    with open_regular(path) as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > min(_HEADER, os.fstat(file.fileno()).st_size):  # before the rest takes memory
+            raise ValueError(f"its header has {size:,} bytes")
+        file.seek(0)
+        return file.read()
+
+
+def _weights(load: Callable[[Path], Any], path: PathLike, device: Any) -> Checkpoint:
+    try:
+        weights = load(Path(path))
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds, as damage has
+        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
+    return {name: tensor.to(known_device(device)) for name, tensor in weights.items()}

@@ -1,0 +1,85 @@
+"""Hosts that do not share a directory: the checkpoint of rank 0's host, for all of them."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from batteries import distributed
+from batteries._files import PathLike, make_directory, naming, write_whole
+from batteries.checkpoint._archive import read_seal
+from batteries.checkpoint._forms import is_sharded, latest
+from batteries.checkpoint._storage import CheckpointError
+
+_PIECE = 64 * 2**20  # bytes that are sent at once, and that each rank holds
+
+
+def share_checkpoint(logdir: PathLike) -> Path | None:
+    """Write rank 0's newest good checkpoint to each host that does not have it; where it is.
+
+    >>> share_checkpoint("runs/digits/checkpoints") is None
+    True
+
+    For hosts that share no directory: all ranks call it before `resume`. What another host has
+    under the same name is replaced, and one rank of each host writes.
+
+    Raises:
+        CheckpointError: The newest checkpoint is sharded: each host has a part of it.
+        OSError: Of the disk of a host, on all ranks.
+    """
+    newest = distributed.broadcast(latest(logdir) if distributed.is_main() else None)
+    if newest is None:
+        return None
+    if distributed.broadcast(is_sharded(newest)):
+        raise CheckpointError(
+            f"{newest} is sharded: put it on a file system that all hosts share, or write one "
+            "file of it with consolidate"
+        )
+    places = distributed.all_gather(distributed.together(lambda: _place(newest)))
+    source, wanted = places[0]
+    apart = [place != source and (content != wanted or not wanted[1]) for place, content in places]
+    if any(apart):
+        mine = distributed.rank()
+        _send(newest, writes=apart[mine] and places.index(places[mine]) == mine)
+    return newest
+
+
+def _place(path: Path) -> tuple[Any, Any]:
+    """Where a name leads to, as one rank sees it, and what is there."""
+    status = make_directory(path.parent).stat()
+    return (platform.node(), status.st_dev, status.st_ino), _content(path)
+
+
+def _content(path: Path) -> Any:
+    """What tells a checkpoint from others, without reading all of it."""
+    if not path.is_file():
+        return None
+    seal = read_seal(path)
+    return path.stat().st_size, seal and seal.digest
+
+
+def _send(path: Path, writes: bool) -> None:
+    """Rank 0 reads, and those write that are told to."""
+    size = distributed.broadcast(path.stat().st_size if distributed.is_main() else 0)
+    failure: OSError | None = None
+
+    def check() -> None:
+        if failure:
+            raise failure
+
+    with ExitStack() as files:
+        source = files.enter_context(path.open("rb")) if distributed.is_main() else None
+        target: BinaryIO | None = None
+        for _ in range(0, size, _PIECE):
+            piece = distributed.broadcast(source.read(_PIECE) if source else b"")
+            try:
+                if writes and not failure:
+                    target = target or files.enter_context(write_whole(path, size))
+                    with naming(path):
+                        target.write(piece)
+            except OSError as error:
+                failure = error
+        distributed.together(check)
+        distributed.together(files.close)

@@ -1,0 +1,49 @@
+"""The command itself, and what several of its commands take."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import click
+
+from batteries._foreign import printable
+
+_LONG = 5000  # letters of an error
+
+
+class _Named(click.Group):
+    """Errors that say what is wrong, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ImportError, LookupError, MemoryError, OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, click.exceptions.Exit):  # a RuntimeError too
+                raise
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:  # `| head`: click's own
+                raise
+            text = error.args[0] if isinstance(error, KeyError) else error
+            lines = str(text or type(error).__name__)[:_LONG].split("\n")
+            raise click.ClickException("\n".join(map(printable, lines))) from error
+
+
+@click.group(cls=_Named, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="batteries")
+def main() -> None:
+    """Look at runs, score and compare them, average and blend, and begin new ones."""
+
+
+def say(text: str, err: bool = False) -> None:
+    r"""Print lines of what files say, of which no part reaches the terminal as a command.
+
+    >>> say("a" + chr(27) + "[31mb")
+    a\x1b[31mb
+    """
+    click.echo("\n".join(map(printable, text.split("\n"))), err=err)
+
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+logdir_option = click.option(
+    "--logdir", default=".", type=click.Path(file_okay=False), help="Where runs are looked for."
+)

@@ -1,0 +1,728 @@
+"""torch's DataLoader, with a memory of where it is."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import itertools
+import operator
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from batteries._backends import adopt_backends
+from batteries._preemption import holding_signals, ignore_signals
+from batteries._seeding import chosen_seed, isolated_rng, next_number, numbered_seed, rekey
+from batteries.data._failing import Failed, Going
+from batteries.data._generators import difference
+from batteries.data._orders import AsItIs, Order, Sampled, Shuffled
+from batteries.data._samples import Ask, Samples, draws
+from batteries.data._streams import Sharded, Stream, followed, fresh_parts, thawed
+from batteries.data._workers import (
+    change_worker,
+    ends_nothing,
+    received,
+    report_what_cannot_be_sent,
+)
+from batteries.distributed._groups import Group, Ranks, ranks_of
+
+T = TypeVar("T", covariant=True)
+
+_SHUFFLE, _SAMPLER, _STEP = 0, 1, 3  # what a key is for; samples and streams have others
+
+
+class Arrival(NamedTuple):
+    """A batch, and what it is.
+
+    >>> Arrival(batch="images", indices=[3, 1], start=0, stop=4).indices
+    [3, 1]
+    """
+
+    batch: Any
+    indices: list[Any]  # in the dataset
+    start: int  # positions in the order of the epoch, over all ranks
+    stop: int
+    part: Any = None  # where the worker that read it is in its stream, or the sampler
+    turn: int = 0  # the round through the data, which is the epoch unless batches_per_pass is set
+    done: int = 0  # batches of the pass, this one too
+
+
+class _Place(NamedTuple):
+    turn: int = 0  # of the rounds through the data
+    position: int = 0  # in it
+    done: int = 0  # batches of the pass
+    sampler: Any = None  # its state there, if it has one
+
+
+class DataLoader(torch.utils.data.DataLoader[T]):
+    """torch's DataLoader, whose every batch is a function of (seed, epoch, step).
+
+    >>> loader = DataLoader(range(10), batch_size=4, shuffle=True, seed=42)
+    >>> first = [batch.tolist() for batch in loader]
+    >>> loader.set_epoch(0)
+    >>> first == [batch.tolist() for batch in loader]
+    True
+    >>> loader.epoch, loader.state_dict()["position"]
+    (1, 0)
+
+    The order depends on the seed and the epoch alone: not on workers, ranks or what was drawn
+    before. So does what `dataset[i]` draws from python's, numpy's and torch's generators, for each
+    `i` (anew when it comes again in an epoch), and what the loop draws between two batches, where
+    the rank counts too. `state_dict()` is right for what the loop has received, and another run
+    goes on from it at the next sample, with any number of workers and of ranks.
+
+    So does what it draws from generators of its own (python's, numpy's, torch's, those of
+    albumentations) that are found from the dataset. `check()` draws some samples twice, and says
+    where they differ.
+
+    A dataset with `__getitems__` is asked for whole batches, as torch does. What it draws depends
+    on all indices of the batch, so on `batch_size` and the number of ranks too.
+
+    Where there is a process group each rank gets its part of `batch_size` samples. With
+    `shuffle=False` and no sampler, nothing is repeated and nothing left out: the last batches of
+    the ranks may differ in size, and a rank may have one batch less. Otherwise the ranks stay in
+    step: when the last step has fewer samples than there are ranks, some of them are repeated.
+
+    A pass that is broken off does not count: the next one begins where it began, with the same
+    batches, as torch's does. Pass `batches_per_pass=100` in place of `islice(loader, 100)`.
+
+    Besides torch's arguments:
+
+    Args:
+        seed: The same on every rank. Loaders of one seed draw alike, and shuffle alike if they are
+            equally long. Default: one that depends on the seed of the last `seed_all(seed)` and on
+            how many loaders were made since without a seed: those of the same ranks, shuffled (or
+            with a sampler) and in order counted apart. So two loaders differ, and a program that
+            makes its loaders in the same order repeats itself, without `seed_all` too: the seed is
+            42 then. Make them on all ranks of their group, in the same order. A loaded state
+            brings its number along.
+        sharded: Whether an iterable dataset divides itself. False: every rank and worker yields
+            all items, of which each takes every n-th. "workers": the workers of a rank divide them,
+            and the items of a worker are divided among the ranks. "ranks": the other way round.
+            True: nothing is divided here. Default: where there are several workers, the dataset
+            is watched: one that reads `id` and `num_workers` of `get_worker_info()`, in its
+            `__iter__` or through `worker_init_fn`, divides itself among workers. Where there are
+            several ranks it has to be said.
+        group: The ranks that divide the samples: a `ProcessGroup`, a `DeviceMesh` of one dimension
+            or `(mesh, "dp")`. Ranks of other groups get the same samples, as tensor and context
+            parallelism need it. A group of rank 0 alone lets rank 0 evaluate alone. Default: all.
+        batches_per_pass: Let a pass, and so an epoch, be this many batches. The next pass goes on
+            where the last stopped; when all samples have come, they come in the next order, and
+            the ranks stay in step. Default: a pass is all samples.
+
+    Attributes:
+        epoch: The epoch that comes next, or is under way; a completed pass advances it.
+        indices: The indices in the dataset of the batch last received.
+        in_step: Whether all ranks get equally many batches.
+        group: As it was passed.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[T],
+        batch_size: int | None = 1,
+        shuffle: bool | None = None,
+        sampler: Any = None,
+        batch_sampler: Any = None,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        pin_memory: bool = False,
+        drop_last: bool = False,
+        *,
+        seed: int | None = None,
+        sharded: Sharded = None,
+        group: Group = None,
+        batches_per_pass: int | None = None,
+        worker_init_fn: Callable[[int], None] | None = None,
+        **options: Any,
+    ) -> None:
+        options.update(num_workers=num_workers, pin_memory=pin_memory)
+        super().__init__(  # checks what was passed, and has it as attributes
+            dataset, batch_size, shuffle, sampler, batch_sampler,
+            collate_fn=collate_fn, drop_last=drop_last, worker_init_fn=worker_init_fn, **options,
+        )  # fmt: skip
+        if options.get("in_order") is False:
+            raise ValueError("in_order=False would yield batches in an order that nobody knows")
+        if batches_per_pass is not None and operator.index(batches_per_pass) < 1:
+            raise ValueError(f"batches_per_pass is {batches_per_pass}; expected 1 or more")
+        self.batches_per_pass = batches_per_pass
+        self.seed = chosen_seed(seed)
+        self.epoch = 0
+        self.group = group
+        ranks_of(group)  # says what is wrong with it
+        self.indices: list[Any] = []
+        self._rank = 0  # of the pass under way
+        self._place = _Place()  # what the loop has received
+        self._begin = _Place()  # where a pass begins
+        self._broken = (_Place(), _Place())  # from where to where a pass went that was broken off
+        self._open: Iterator[Arrival] | None = None  # a stream between passes of so many batches
+        self._pass: object = None  # the one under way
+        self._unit = "batches" if batch_sampler is not None else "samples"
+        self._sampler = batch_sampler if batch_sampler is not None else sampler
+        self._shuffled = bool(shuffle)
+        self.in_step = bool(shuffle) or self._sampler is not None
+        # of the loaders that the same ranks make without a seed
+        kind = self.in_step, tuple(ranks_of(group).members)
+        self.in_step = self.in_step or batches_per_pass is not None
+        self._number = next_number(kind) if seed is None else 0
+        self._key = numbered_seed(self.seed, self._number)
+        self._asked = _Asked()
+        self._running: Callable[[], Any] = lambda: None
+        self._keeps_samples = collate_fn is None and batch_size is not None
+        # where each worker is in a stream, the one whose turn comes next first
+        self._begin_parts = self._parts = fresh_parts(num_workers or 1)
+        self._unsettled: list[Arrival] = []
+        own: dict[str, Any] = {"collate_fn": self.collate_fn}
+        if isinstance(dataset, IterableDataset):
+            self._stream = Stream(dataset, self._key, sharded, group)
+            own = {"dataset": self._stream, "batch_size": batch_size, "drop_last": drop_last}
+            own["collate_fn"] = functools.partial(self._stream.collated, self.collate_fn)
+        else:
+            self._keyed = collate_fn is not None or draws(dataset)
+            self._samples = Samples(dataset, self._keeps_samples, self.collate_fn)
+            own["dataset"] = self._samples if self._keyed else dataset
+            own["collate_fn"] = functools.partial(_collated, self.collate_fn)
+            own |= (
+                {"sampler": self._asked, "batch_size": None}
+                if batch_size is None and self._unit == "samples"
+                else {"batch_sampler": self._asked}
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it has just been said
+            self._inner: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
+                worker_init_fn=functools.partial(_begin_worker, worker_init_fn),
+                **own,
+                **options,
+            )
+
+    @property
+    def _is_accelerate_prepared(self) -> bool:
+        # accelerate asks this, and would make a plain loader of this one: its order would be lost
+        raise TypeError(
+            "leave a batteries.data.DataLoader out of accelerator.prepare(): it divides the "
+            "samples between the ranks itself; move its batches with "
+            "to_device(batch, accelerator.device)"
+        )
+
+    # ---------------------------------------------------------------- passes
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return Going(self._received(), of=self)
+
+    def _received(self) -> Generator[Any, None, None]:
+        for arrival in self.arrivals():
+            self.receive(arrival)
+            yield arrival.batch
+        self.complete()
+
+    def running(self) -> Any:
+        """Torch's iterator of the pass under way, if there is one.
+
+        >>> DataLoader(range(4)).running()
+        """
+        return self._running()
+
+    def arrivals(self) -> Iterator[Arrival]:
+        """One pass, as batches that the loop has not received yet, or `Failed` in their place.
+
+        >>> loader = DataLoader(range(4), batch_size=2)
+        >>> [arrival.indices for arrival in loader.arrivals()]
+        [[0, 1], [2, 3]]
+        """
+        self._say_what_repeats()
+        this = self._pass = object()
+        self._rank = self._ranks().rank
+        self._place, self._unsettled = self._begin, []
+        place = self._begin
+        stream = isinstance(self.dataset, IterableDataset)
+        if stream:
+            batches, self._open = self._open or self._streamed(), None
+        else:
+            batches = self._read()
+        try:
+            if stream and self.batches_per_pass is not None:
+                for number in range(place.done + 1, self.batches_per_pass + 1):
+                    yield next(batches)._replace(done=number)
+                self._open = batches
+            else:
+                yield from batches
+        finally:
+            if self._pass is this:
+                self._pass = None
+                # The plan refers to this loader. A collection of the circle would close the queues
+                # of persistent workers before these are told to end, and wait 5 s for each.
+                self._asked.plan.close()
+
+    def _say_what_repeats(self) -> None:
+        """Warn when passes are broken off at one place, again and again."""
+        broken = self._begin, self._place
+        count = self._place.done - self._begin.done
+        if broken == self._broken and count > 1:
+            warnings.warn(
+                f"the last two passes over the loader were broken off after the same {count} "
+                "batches, and this one begins with them again: pass batches_per_pass="
+                f"{count} if each pass should go on where the last one stopped",
+                stacklevel=3,
+            )
+        self._broken = broken
+
+    def _read(self) -> Iterator[Arrival]:
+        plan = self._asked.plan = _Plan(self._planned())
+        return (plan.awaited.popleft()._replace(batch=batch) for batch in self._started())
+
+    def _streamed(self) -> Generator[Arrival, None, None]:
+        """A stream from where the pass begins; with batches_per_pass without an end."""
+        (turn, begin, *_), parts = self._begin, self._begin_parts
+        if begin:
+            self._stream.check_memory()
+        self._parts = parts
+        while True:
+            if not self._stream.begin(turn, parts, self._key):
+                self._inner._iterator = None  # persistent workers, which would go on elsewhere
+            stop = begin
+            for came in self._started():
+                start, stop = stop, stop + 1
+                yield Arrival(received(came[0]), [], start, stop, came[1], turn, stop)
+            if self.batches_per_pass is None:
+                return
+            if not stop:
+                raise ValueError(f"{type(self.dataset).__name__} yields no batch")
+            turn, begin, parts = turn + 1, 0, fresh_parts(len(parts))
+
+    def _started(self) -> Iterator[Any]:
+        with holding_signals():
+            inner = iter(self._inner)
+        self._running = weakref.ref(inner)
+        if self.num_workers:
+            _ended_at_exit().add(inner)
+        try:
+            while True:
+                before = getattr(inner, "_rcvd_idx", -1)  # with workers: the next batch
+                try:
+                    yield next(inner)
+                    continue
+                except StopIteration:
+                    return
+                except Exception as error:
+                    # Of the sampler, a timeout, a worker's death: none is that of one batch.
+                    # Streams send those as batches.
+                    none = getattr(inner, "_rcvd_idx", None) == before or self._asked.plan.broken
+                    if none or isinstance(self.dataset, IterableDataset):
+                        raise
+                    failed = [Failed(error, bare=self.num_workers > 0)]
+                yield failed.pop()
+        finally:  # an error's traceback holds them: a collection waits 5 s for each
+            if self.num_workers and not self.persistent_workers:
+                inner._shutdown_workers()  # type: ignore[attr-defined]
+
+    def receive(
+        self, arrival: Arrival, settled: bool = True, failed: Iterable[Arrival] = ()
+    ) -> None:
+        """Let the loop have a batch: from now on it counts; one that failed, with the next.
+
+        >>> loader = DataLoader(range(4), batch_size=2)
+        >>> loader.receive(next(loader.arrivals()))
+        >>> loader.indices, loader.state_dict()["position"]
+        ([0, 1], 2)
+
+        Args:
+            settled: False leaves the state where it is, for batches that a run which goes on from
+                it is to have again.
+            failed: Those behind it that count with it.
+        """
+        self._unsettled += [one._replace(batch=None) for one in (arrival, *failed)]
+        if isinstance(arrival.batch, Failed):
+            return
+        self.indices = arrival.indices
+        if settled:
+            self._settle()
+        rekey(_STEP, self._key, arrival.turn, self._rank, arrival.start)
+
+    def _settle(self) -> None:
+        stream = isinstance(self.dataset, IterableDataset)
+        for known in self._unsettled:
+            if stream and known.turn != self._place.turn:
+                self._parts = fresh_parts(len(self._parts))
+            if stream:
+                self._parts = followed(self._parts, known.part)
+            sampler = None if stream else known.part
+            self._place = _Place(known.turn, known.stop, known.done, sampler)
+        self._unsettled = []
+
+    def complete(self) -> None:
+        """End a pass whose batches have all been received.
+
+        >>> loader = DataLoader(range(4))
+        >>> loader.complete()
+        >>> loader.epoch
+        1
+        """
+        rekey(_STEP, self._key, self.epoch, self._rank, -1)
+        self._settle()
+        if self.batches_per_pass is None:
+            self.set_epoch(self.epoch + 1)
+        else:
+            self.epoch += 1
+            self._begin = self._place = self._place._replace(done=0)
+            self._begin_parts = self._parts
+
+    def sizes(self, arrival: Arrival, steps: int) -> list[tuple[int, int]] | None:
+        """The samples of a step and those after it: on this rank, and on all together.
+
+        >>> loader = DataLoader(range(5), batch_size=2, shuffle=True)
+        >>> arrivals = loader.arrivals()
+        >>> loader.sizes(next(arrivals), steps=8)
+        [(2, 2), (2, 2), (1, 1)]
+
+        None where only the batches know: those of streams and of batch samplers, those that a
+        `collate_fn` makes, and those of ranks that are not in step.
+        """
+        ranks = self._ranks()
+        stream = isinstance(self.dataset, IterableDataset)
+        alike = self._keeps_samples and (self.in_step or ranks.size == 1)
+        if stream or self._unit == "batches" or not alike:
+            return None
+        sizes = []
+        for step in (arrival, *self._asked.plan.next_steps(steps - 1)):
+            together = step.stop - step.start
+            own = len(range(ranks.rank, together, ranks.size)) or 1  # which is a repeated one
+            sizes.append((own, max(together, ranks.size)))
+        return sizes
+
+    def check(self, n: int = 8) -> None:
+        """Draw the first samples of the epoch twice under the same keys, where passes draw them.
+
+        >>> DataLoader(range(10), shuffle=True).check()
+
+        Where there are workers, two of them read, each sample once in each. It is for the user to
+        call: it reads samples, which may be slow, or leave something behind in a dataset.
+
+        Args:
+            n: How many samples.
+
+        Raises:
+            ValueError: Some differ; with their indices, the place in them, and what to do.
+            TypeError: An iterable dataset, which cannot be asked for a sample again.
+        """
+        if isinstance(self.dataset, IterableDataset):
+            raise TypeError(
+                f"{type(self.dataset).__name__} is iterable; check asks for samples by their index"
+            )
+        if not self._keyed:
+            return
+        with isolated_rng():
+            order = self._order(self._begin.turn)
+            before = order.state()
+            first = order.take(range(order.reach(0, n)))
+            if before is not None:
+                self._sampler.load_state_dict(before)
+            indices = [i for one in first for i in one] if self._unit == "batches" else first
+            asks = [Ask(self._key, self._begin.turn, [index]) for index in indices[:n]]
+            drawn = list(self._drawn([*asks, *reversed(asks)]))  # the other way: another history
+        pairs = zip(asks, drawn, reversed(drawn), strict=False)
+        unlike = [(ask.indices[0], difference(*pair)) for ask, *pair in pairs]
+        told = [f"dataset[{index!r}] at {place}" for index, place in unlike if place is not None]
+        if told:
+            found = self._samples.generators()
+            keyed = ", ".join(f"{at} ({type(own).__name__})" for at, own in found.items()) or "none"
+            raise ValueError(
+                f"{len(told)} of {len(asks)} samples differ when they are drawn again under the "
+                f"same key: {', '.join(told)}. {_REMEDY} Found from there: {keyed}"
+            )
+
+    def _drawn(self, asks: list[Ask]) -> Iterator[Any]:
+        names = "timeout", "worker_init_fn", "multiprocessing_context"
+        same: dict[str, Any] = {name: getattr(self._inner, name) for name in names}
+        inner = torch.utils.data.DataLoader(
+            self._samples, batch_sampler=cast(Any, asks), collate_fn=_alone,
+            num_workers=min(2, self.num_workers), **same,
+        )  # fmt: skip
+        with holding_signals():
+            return iter(inner)
+
+    def __len__(self) -> int:
+        """The batches of a whole pass on this rank."""
+        if self.batches_per_pass is not None:
+            return self.batches_per_pass
+        if isinstance(self.dataset, IterableDataset):
+            return super().__len__()
+        steps, rest = divmod(self._length(), self._group())
+        more = self.in_step or self._ranks().rank < rest
+        return steps + bool(rest and not self._drops and more)
+
+    # ---------------------------------------------------------------- memory
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next pass be that of an epoch; the epoch of a loaded state goes on where it was.
+
+        >>> DataLoader(range(4)).set_epoch(3)
+        """
+        if epoch != self.epoch:
+            self._begin = self._place = self._place_of(epoch)
+            self.epoch, self._open = epoch, None
+            self._begin_parts = self._parts = fresh_parts(len(self._parts))
+
+    def _place_of(self, epoch: int) -> _Place:
+        if self.batches_per_pass is None:
+            return _Place(epoch)
+        sized = self._sampler is None or hasattr(self._sampler, "__len__")
+        if isinstance(self.dataset, IterableDataset) or not sized:
+            raise ValueError(
+                f"set_epoch({epoch}): the next pass is number {self.epoch}, and with "
+                "batches_per_pass another one can only be found where the length is known; "
+                "load_state_dict goes on at any place"
+            )
+        starts = self._starts(self._length())
+        turn, step = divmod(epoch * self.batches_per_pass, len(starts) or 1)
+        return _Place(turn, step * self._group())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loop is: a few integers.
+
+        >>> DataLoader(range(4), batch_size=2, seed=42).state_dict()
+        {'seed': 42, 'epoch': 0, 'position': 0, 'length': 4, 'order': 'as it is', 'step': 2}
+        """
+        state = {"seed": self.seed, "epoch": self.epoch, "position": self._place.position}
+        if self._number:
+            state["loader"] = self._number
+        if self.batches_per_pass is not None:
+            state["batches_per_pass"] = self.batches_per_pass
+            state.update(turn=self._place.turn, done=self._place.done)
+        if isinstance(self.dataset, IterableDataset):
+            ranks = self._ranks()
+            own = {"rank": ranks.rank, "ranks": ranks.size}
+            return {**state, **own, "workers": [thawed(part) for part in self._parts]}
+        sized = hasattr(self._sampler, "__len__")
+        if self._place.sampler is not None:
+            state["sampler"] = self._place.sampler
+        return {
+            **state,
+            "length": self._length() if self._sampler is None or sized else None,
+            "order": self._order_name(),
+            "step": self._group(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another loader was.
+
+        >>> loader = DataLoader(range(4), seed=42)
+        >>> loader.load_state_dict({**loader.state_dict(), "epoch": 1, "position": 3})
+        >>> [batch.item() for batch in loader]
+        [3]
+
+        With another number of ranks, or another batch size, the samples that are left come in
+        other steps, each once.
+
+        Raises:
+            ValueError: The state of a loader with another seed, length or order.
+            RuntimeError: A pass is under way.
+        """
+        if self._pass is not None:
+            raise RuntimeError(
+                "a pass over the loader is under way: load its state before the loop"
+            )
+        own = self.state_dict()
+        for name in ("seed", "length", "order", "batches_per_pass"):
+            if state.get(name) != own.get(name):
+                raise ValueError(
+                    f"the state is that of a loader with {name} {state.get(name)!r}, and this one "
+                    f"has {own.get(name)!r}: make it as it was, or leave it out of what is loaded"
+                )
+        if isinstance(self.dataset, IterableDataset):
+            begun = state["position"] > 0
+            if begun:
+                self._stream.check(state, len(self._parts))
+            self._begin_parts = state["workers"] if begun else fresh_parts(len(self._parts))
+            self._parts = self._begin_parts
+        elif self._sampler is None and not 0 <= state["position"] <= self._length():
+            raise ValueError(f"position {state['position']} is not in {self._length()} samples")
+        self.epoch, self._number = state["epoch"], state.get("loader", 0)
+        self._key = numbered_seed(self.seed, self._number)
+        turn, done = state.get("turn", self.epoch), state.get("done", 0)
+        sampler = state.get("sampler")
+        self._begin = self._place = _Place(turn, state["position"], done, sampler)
+        self._open = None
+
+    # ---------------------------------------------------------------- the order of an epoch
+
+    @property
+    def _drops(self) -> bool:
+        return self.drop_last and self._unit == "samples"
+
+    def _length(self) -> int:
+        """Positions of an epoch."""
+        return len(self.dataset if self._sampler is None else self._sampler)  # type: ignore[arg-type]
+
+    def _ranks(self) -> Ranks:
+        return ranks_of(self.group)
+
+    def _group(self) -> int:
+        """Positions of a step, over all ranks."""
+        return self._ranks().size * (1 if self._unit == "batches" else self.batch_size or 1)
+
+    def _order_name(self) -> str:
+        if self._sampler is not None:
+            return f"{self._unit} of {type(self._sampler).__name__}"
+        return "shuffled" if self._shuffled else "as it is"
+
+    def _starts(self, length: int) -> range:
+        """The positions at which the steps of a turn begin."""
+        group = self._group()
+        return range(0, length - length % group if self._drops else length, group)
+
+    def _planned(self) -> Generator[tuple[Any, Arrival], None, None]:
+        """What the workers are asked for, batch by batch, and what will arrive."""
+        (rank, world_size, _), group = self._ranks(), self._group()
+        first, position, done, _ = self._begin
+        for turn in itertools.count(first):
+            order, start = self._order(turn), position
+            self._check_reach(order, start)
+            while done != self.batches_per_pass:
+                stop = order.reach(start, start + group)
+                if stop == start or (self._drops and stop < start + group):
+                    break
+                positions = range(start + rank, stop, world_size)
+                if not positions and self.in_step:
+                    one = start + rank % (stop - start)
+                    positions = range(one, one + 1)
+                if not positions:
+                    return
+                indices, before = order.take(positions), order.again(positions)
+                if self._unit == "batches":
+                    [indices] = indices
+                    [before] = before or [None]
+                done += 1
+                arrival = Arrival(None, indices, start, stop, order.state(), turn, done)
+                yield self._ask(indices, before, turn), arrival
+                start = stop
+            if self.batches_per_pass in (None, done):
+                return
+            if not start:
+                raise ValueError(f"{stop} {self._unit} make no batch: a step takes {group} of them")
+            position = 0
+
+    def _check_reach(self, order: Order, start: int) -> None:
+        """Whether a turn has the place where it is to go on."""
+        length = order.reach(start, start)
+        if length < start:
+            raise ValueError(
+                f"the loader is to go on at position {start}, and the sampler yields "
+                f"{length} {self._unit}: use the sampler with which the state was saved"
+            )
+
+    def _ask(self, indices: list[Any], before: list[int] | None, turn: int) -> Any:
+        if self._keyed:
+            return Ask(self._key, turn, list(indices), before)
+        single = self.batch_size is None and self._unit == "samples"
+        return indices[0] if single else indices
+
+    def _order(self, turn: int) -> Order:
+        if self._sampler is not None:
+            batches, begin = self._unit == "batches", self._begin
+            begun = (begin.sampler, begin.position) if turn == begin.turn else (None, 0)
+            key = _SAMPLER, self._key, turn
+            return Sampled(self._sampler, key, self._keyed, batches, begun)
+        length = self._length()
+        return Shuffled(length, (_SHUFFLE, self._key, turn)) if self._shuffled else AsItIs(length)
+
+
+def _collated(collate: Callable[[Any], Any], samples: Any) -> Any:
+    with ends_nothing("collate_fn"):
+        return collate(samples)
+
+
+_REMEDY = (
+    "The loader keys random, numpy.random, torch, and the generators that it finds from dataset "
+    "and collate_fn through attributes, containers and closures. Draw from one of these; not from "
+    "random.SystemRandom, os.urandom, the time, or what an earlier sample has left behind."
+)
+
+
+def _alone(samples: Any) -> Any:
+    return samples[0] if type(samples) is list and len(samples) == 1 else samples
+
+
+class _Plan:
+    """The batches that a pass asks for: those that are awaited, and some of those behind them."""
+
+    def __init__(self, steps: Generator[tuple[Any, Arrival], None, None]) -> None:
+        self._steps = steps
+        self._ahead: deque[tuple[Any, Arrival]] = deque()
+        self.awaited: deque[Arrival] = deque()
+        self.broken = False  # by an error of the sampler, behind which nothing is known
+
+    def __iter__(self) -> _Plan:
+        return self
+
+    def __next__(self) -> Any:
+        if not self._ahead:
+            self._look(1)
+        if not self._ahead:
+            raise StopIteration
+        ask, arrival = self._ahead.popleft()
+        self.awaited.append(arrival)
+        return ask
+
+    def _look(self, count: int) -> None:
+        try:
+            self._ahead.extend(itertools.islice(self._steps, count))
+        except BaseException:
+            self.broken = True
+            raise
+
+    def next_steps(self, count: int) -> list[Arrival]:
+        """What will arrive next, so many batches or all that are left."""
+        self._look(max(0, count - len(self.awaited) - len(self._ahead)))
+        ahead = (arrival for _, arrival in self._ahead)
+        return list(itertools.islice(itertools.chain(self.awaited, ahead), count))
+
+    def close(self) -> None:
+        self._steps.close()
+        self._ahead.clear()
+
+
+class _Asked:
+    """The batch sampler of torch's loader: what the pass under way asks for."""
+
+    def __init__(self) -> None:
+        self.plan = _Plan(_ for _ in ())
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.plan
+
+
+@functools.cache  # once for the process, after multiprocessing's own, which it so comes before
+def _ended_at_exit() -> weakref.WeakSet[Any]:
+    """Passes with workers, which are told of the program's end: they ignore its signals.
+
+    Python would terminate them, once, and wait for them for ever.
+    """
+    passes: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def end() -> None:
+        for workers in list(passes):
+            workers._shutdown_workers()
+
+    atexit.register(end)
+    return passes
+
+
+def _begin_worker(then: Callable[[int], None] | None, worker_id: int) -> None:
+    ignore_signals()
+    adopt_backends()
+    report_what_cannot_be_sent()
+    info: Any = get_worker_info()
+    dataset = info.dataset
+    with ends_nothing("worker_init_fn"):
+        if isinstance(dataset, Stream):
+            dataset.begin_worker(then, worker_id)
+            return
+        if isinstance(dataset, Samples):
+            change_worker(dataset=dataset.dataset)
+        if then is not None:
+            then(worker_id)

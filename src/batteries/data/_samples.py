@@ -1,0 +1,151 @@
+"""Map-style datasets, read so that what a sample draws depends on its key alone."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset, StackDataset, Subset, TensorDataset
+
+from batteries._seeding import rekey
+from batteries.data._generators import generators_in, rekey_each
+from batteries.data._workers import ends_nothing, stopped
+
+_SAMPLE, _SAMPLES = 2, 5  # what a key is for
+
+
+class Ask(NamedTuple):
+    """What a worker is asked for.
+
+    >>> Ask(seed=42, epoch=0, indices=[3, 3], again=[0, 1]).indices
+    [3, 3]
+    """
+
+    seed: int
+    epoch: int
+    indices: list[Any]
+    again: list[int] | None = None  # how often each came before in the epoch; None: never
+
+
+class Samples(Dataset[Any]):
+    """A dataset whose samples draw by seed, epoch and index alone, asked for as a batch.
+
+    >>> samples = Samples(range(3))
+    >>> samples.__getitems__(Ask(42, 0, [2, 0]))
+    [2, 0]
+
+    An index that comes again in an epoch draws anew. A dataset that reads whole batches, by
+    `__getitems__`, draws by all of their indices.
+
+    Args:
+        exact: Refuse batches of another number of samples than was asked for.
+        collate: What makes batches of them, which may have generators of its own too.
+    """
+
+    def __init__(self, dataset: Any, exact: bool = False, collate: Any = None) -> None:
+        self.dataset = dataset
+        self._exact = exact
+        self._collate = collate
+        self._reads_batches = reads_batches(dataset)
+        self._own: dict[str, Any] = {}  # the generators that were found in this process
+        self._pid, self._first = 0, True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_own": {}, "_pid": 0}
+
+    def __getitem__(self, ask: Ask) -> Any:
+        [sample] = self._one_by_one(ask)
+        return sample
+
+    def __getitems__(self, ask: Ask) -> Any:
+        return self._together(ask) if self._reads_batches else self._one_by_one(ask)
+
+    def generators(self) -> dict[str, Any]:
+        """Those that dataset and `collate_fn` have of their own, by their places."""
+        return generators_in(dataset=self.dataset, collate_fn=self._collate)
+
+    def _keyed(self, read: Callable[[Any], Any], what: Any, *key: int) -> Any:
+        """What is read under a key."""
+        rekey(*key)
+        if self._own:
+            rekey_each(self._own, *key)
+        value = read(what)
+        if not self._first:
+            return value
+        # A dataset may make its generators when it is first read in a worker.
+        self._first, known = False, {id(generator) for generator in self._own.values()}
+        self._own = self.generators()
+        new = {id(generator) for generator in self._own.values()} - known
+        return self._keyed(read, what, *key) if new else value
+
+    def _look(self) -> None:
+        """Find the generators, once in each process."""
+        if self._pid != os.getpid():
+            self._pid, self._first, self._own = os.getpid(), True, self.generators()
+
+    def _one_by_one(self, ask: Ask) -> list[Any]:
+        seed, epoch, indices, again = ask
+        samples = []
+        self._look()
+        for place, index in enumerate(indices):
+            number = index if type(index) is int else number_of(index)
+            more = (again[place],) if again and again[place] else ()
+            samples.append(self._keyed(self._sample, index, _SAMPLE, seed, epoch, number, *more))
+        return samples
+
+    def _sample(self, index: Any) -> Any:
+        try:
+            return self.dataset[index]
+        except StopIteration as error:
+            raise stopped(f"dataset[{index!r}]") from error
+
+    def _together(self, ask: Ask) -> Any:
+        seed, epoch, indices, again = ask
+        key = _SAMPLES, seed, epoch, *map(number_of, indices), *(again or ())
+        self._look()
+        with ends_nothing(f"dataset.__getitems__({indices!r})"):
+            samples = self._keyed(self.dataset.__getitems__, indices, *key)
+        if self._exact and len(samples) != len(indices):
+            raise ValueError(
+                f"{type(self.dataset).__name__}.__getitems__ returned {len(samples)} samples for "
+                f"{len(indices)} indices, {indices!r}; expected one for each"
+            )
+        return samples
+
+
+def number_of(index: Any) -> int:
+    """The integer by which a sample of an index draws.
+
+    >>> number_of(3)
+    3
+    """
+    whole = isinstance(index, int | np.integer)
+    return int(index) if whole else zlib.crc32(repr(index).encode())
+
+
+def reads_batches(dataset: Any) -> bool:
+    """Whether a dataset has a `__getitems__` of its own; torch's `Subset` only passes it on.
+
+    >>> reads_batches(Subset(range(3), [0]))
+    False
+    """
+    if type(dataset) is Subset:
+        return reads_batches(dataset.dataset)
+    if type(dataset) is StackDataset:
+        own = dataset.datasets
+        return any(map(reads_batches, own.values() if isinstance(own, dict) else own))
+    return callable(getattr(dataset, "__getitems__", None))
+
+
+def draws(dataset: Any) -> bool:
+    """Whether the samples of a dataset may draw; those of tensors do not.
+
+    >>> draws(TensorDataset())
+    False
+    """
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    return type(dataset) is not TensorDataset

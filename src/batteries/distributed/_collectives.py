@@ -1,0 +1,269 @@
+"""What all ranks do together; alone, what a group of one would do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import Any, TypeVar, overload
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from batteries.distributed._agreement import Transfer, agree
+from batteries.distributed._groups import Group, Ranks, ranks_of
+from batteries.distributed._launch import in_group
+from batteries.distributed._messages import (
+    Failure,
+    carrying_device,
+    decode,
+    device_of,
+    encode,
+    refuse_sharded,
+    transport_device,
+)
+
+T = TypeVar("T")
+
+
+# Whether this code is where the ranks are not together: a collective there would pair with another.
+_apart: ContextVar[bool] = ContextVar("_apart", default=False)
+
+
+def alone(what: str, ranks: Ranks | None = None) -> bool:
+    """Whether a collective has nobody to talk to; a group that was forgotten is an error.
+
+    >>> alone("all_gather")
+    True
+    """
+    ranks = ranks_of() if ranks is None else ranks
+    if ranks.size == 1:
+        return True
+    if _apart.get():
+        raise RuntimeError(
+            f"{what} was called inside a block that the ranks do not go through together "
+            "(rank_zero_first, or a shared rank_zero_only function): call it before or after"
+        )
+    if not in_group():
+        raise RuntimeError(
+            f"{what} was called with {ranks.size} processes started but no process group: "
+            "call it inside `with batteries.distributed.setup():`"
+        )
+    return False
+
+
+@contextmanager
+def being_apart() -> Iterator[None]:
+    """A block that the ranks do not go through together: collectives in it are errors.
+
+    >>> with being_apart():
+    ...     pass
+    """
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
+
+
+def barrier(group: Group = None) -> None:
+    """Wait until every rank is here.
+
+    >>> barrier()
+
+    Args:
+        group: A `ProcessGroup`, a `DeviceMesh` of one dimension, or `(mesh, "dp")`: the ranks that
+            do it together, numbered as in the group. Default: all. So in all collectives.
+    """
+    ranks = ranks_of(group)
+    if not alone("barrier", ranks):
+        agree("barrier", encode(None)[0], ranks=ranks)
+
+
+def all_gather(data: T, *, check: bool = True, group: Group = None) -> list[T]:
+    """Collect one value of each rank, in the order of the ranks, on every rank.
+
+    >>> all_gather({"name": "a"})
+    [{'name': 'a'}]
+
+    Tensors may differ in shape and dtype, and arrive on the device of this rank's own tensor.
+    Other data is pickled; tensors inside it arrive on the CPU. Use it among processes that trust
+    each other: unpickling runs code.
+
+    Args:
+        check: False lets the ranks call from different places.
+        group: As in `barrier`.
+
+    Raises:
+        Exception: The error of a rank whose data cannot be pickled, on every rank.
+        RuntimeError: The ranks are not doing the same, or some do not come; it says who.
+    """
+    ranks = ranks_of(group)
+    return [data] if alone("all_gather", ranks) else _all_gather(data, "all_gather", check, ranks)
+
+
+def _all_gather(data: Any, operation: str, check: bool, ranks: Ranks) -> list[Any]:
+    header, payload = encode(data)
+    metas = agree(operation, header, check, ranks)
+    sizes = [meta.size for meta in metas]
+    carrier = carrying_device(metas, ranks.group)
+    payloads = [torch.empty(size, dtype=torch.uint8, device=carrier) for size in sizes]
+    payload = payload.to(carrier)
+    transfer = Transfer(operation, check, ranks)
+    with transfer.sending():
+        if len(set(sizes)) == 1:
+            work = dist.all_gather(payloads, payload, group=ranks.group, async_op=True)
+            transfer.wait(work, carrier, payload, *payloads)
+        else:
+            payloads[ranks.rank] = payload
+            for source, part in enumerate(payloads):
+                work = dist.broadcast(part, group_src=source, group=ranks.group, async_op=True)
+                transfer.wait(work, carrier, part)
+    device = device_of(data)
+    return [decode(meta, part, device) for meta, part in zip(metas, payloads, strict=True)]
+
+
+def together(function: Callable[[], T], group: Group = None) -> T:
+    """Call a function on every rank; when it raises on one, all raise that error.
+
+    >>> together(lambda: 3)
+    3
+    """
+    ranks = ranks_of(group)
+    if alone("together", ranks):
+        return function()
+    try:
+        result = function()
+    except BaseException as error:
+        with suppress(BaseException):  # all_gather raises what it has told; so do we, below
+            _all_gather(Failure.of(error), "together", True, ranks)
+        raise
+    _all_gather(None, "together", True, ranks)
+    return result
+
+
+def broadcast(data: T, src: int = 0, *, check: bool = True, group: Group = None) -> T:
+    """Give every rank the value of rank `src`; what the others pass is not looked at.
+
+    >>> broadcast("runs/003")
+    'runs/003'
+
+    A tensor arrives on the device of the tensor that the receiving rank passed, else on the CPU.
+
+    Args:
+        src: Its number in the group.
+        check: False lets the ranks call from different places.
+        group: As in `barrier`.
+
+    Raises:
+        Exception: The error of rank `src` if its data cannot be pickled, on every rank.
+        RuntimeError: The ranks are not doing the same, or some do not come; it says who.
+    """
+    ranks = ranks_of(group)
+    if alone("broadcast", ranks):
+        return data
+    sending = ranks.rank == src
+    header, payload = encode(data if sending else None)
+    operation = f"broadcast from rank {src}"
+    [meta] = agree(operation, header, check, ranks, src)
+    carrier = carrying_device([meta], ranks.group)
+    if not sending:
+        payload = torch.empty(meta.size, dtype=torch.uint8, device=carrier)
+    payload = payload.to(carrier)
+    transfer = Transfer(operation, check, ranks)
+    with transfer.sending():
+        work = dist.broadcast(payload, group_src=src, group=ranks.group, async_op=True)
+        transfer.wait(work, carrier, payload)
+    if sending and not meta.failed:
+        return data
+    received: T = decode(meta, payload, device_of(data))
+    return received
+
+
+_REDUCTIONS = {"sum": "SUM", "mean": "SUM", "min": "MIN", "max": "MAX", "product": "PRODUCT"}
+
+
+@overload
+def all_reduce(
+    value: Tensor, op: str = "sum", *, check: bool = True, group: Group = None
+) -> Tensor: ...
+@overload
+def all_reduce(
+    value: float, op: str = "sum", *, check: bool = True, group: Group = None
+) -> float: ...
+def all_reduce(
+    value: Tensor | float, op: str = "sum", *, check: bool = True, group: Group = None
+) -> Tensor | float:
+    """Reduce one number or tensor of each rank to one, on every rank.
+
+    >>> all_reduce(3, "max")
+    3
+    >>> all_reduce(torch.tensor([True, False]))
+    tensor([1, 0])
+
+    Numbers may be ints on some ranks and floats on others. The tensors have equal shapes and
+    dtypes; what was passed stays as it is. As in torch, booleans count as integers, the mean of
+    integers is float64, and NaN wins over any number.
+
+    Args:
+        op: "sum", "mean", "min", "max" or "product".
+        check: False lets the ranks call from different places, and leaves out the exchange in
+            which they agree, where the value is a tensor: the same on all ranks.
+        group: As in `barrier`.
+
+    Raises:
+        ValueError: An unknown operation.
+        RuntimeError: The ranks are not doing the same, or some do not come; it says who.
+    """
+    if op not in _REDUCTIONS:
+        raise ValueError(f"all_reduce knows {', '.join(_REDUCTIONS)}, not {op!r}")
+    ranks = ranks_of(group)
+    if not isinstance(value, Tensor):
+        operation = f"all_reduce({op}) of a number"
+        single = alone("all_reduce", ranks)
+        values = [value] if single else _all_gather(value, operation, check, ranks)
+        return _reduced(values, op)
+    refuse_sharded(value, "the value of all_reduce")
+    reduced = value.detach().clone(memory_format=torch.contiguous_format)
+    if reduced.dtype == torch.bool:
+        reduced = reduced.long()
+    if op == "mean" and not (reduced.is_floating_point() or reduced.is_complex()):
+        reduced = reduced.double()
+    if not alone("all_reduce", ranks):
+        form = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        operation = f"all_reduce({op}) of {form}"
+        if check:
+            agree(operation, encode(None)[0], ranks=ranks)
+        reduced = _all_reduced(reduced, op, Transfer(operation, check, ranks)).to(value.device)
+    return reduced / ranks.size if op == "mean" else reduced
+
+
+def _all_reduced(own: Tensor, op: str, transfer: Transfer) -> Tensor:
+    group = transfer.ranks.group
+    transport = transport_device(group)
+    if transport.type == "cuda":  # nccl alone does not carry what lies on the CPU
+        own = own.to(transport)
+    nan = own.isnan() if op in ("min", "max") else None
+    counts = None if nan is None else nan.to(torch.uint8)
+    kind = getattr(dist.ReduceOp, _REDUCTIONS[op])
+    with transfer.sending():
+        work = dist.all_reduce(own, op=kind, group=group, async_op=True)
+        transfer.wait(work, own.device, own)
+        if counts is not None:
+            work = dist.all_reduce(counts, op=dist.ReduceOp.MAX, group=group, async_op=True)
+            transfer.wait(work, counts.device, counts)
+    if counts is not None:  # which of NaN and a number is larger depends on the rank
+        own[counts.bool()] = torch.nan if own.is_floating_point() else 0
+    return own
+
+
+def _reduced(values: list[float], op: str) -> float:
+    numbers = [value.item() if isinstance(value, np.generic) else value for value in values]
+    if op in ("min", "max"):
+        return next((x for x in numbers if x != x), min(numbers) if op == "min" else max(numbers))
+    if op == "product":
+        return math.prod(numbers)
+    return sum(numbers) / len(numbers) if op == "mean" else sum(numbers)

@@ -1,0 +1,153 @@
+"""What rank 0 does alone, first, or for long."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Literal, ParamSpec, TypeVar, overload
+
+from batteries.distributed._collectives import alone, being_apart, broadcast
+from batteries.distributed._groups import closed, notes, ranks_of, timeout
+from batteries.distributed._launch import in_group, is_main, rank
+from batteries.distributed._messages import Failure
+from batteries.distributed._waiting import Notes, StoreGoneError, rarely, wait_until
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_SAY_EVERY = 5.0  # seconds between two words of a rank 0 that works alone
+_SILENCE = 60.0  # seconds without a word, after which rank 0 is taken for dead
+_LONGEST = 86_400.0  # seconds that the others wait for it in any case
+
+
+@overload
+def rank_zero_only(function: Callable[P, T]) -> Callable[P, T | None]: ...
+@overload
+def rank_zero_only(*, share: Literal[True]) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
+def rank_zero_only(function: Callable[P, T] | None = None, *, share: bool = False) -> Any:
+    """Run a function on rank 0 alone.
+
+    >>> @rank_zero_only
+    ... def announce():
+    ...     print("once")
+    >>> announce()
+    once
+
+    The other ranks get None and do not wait. With `@rank_zero_only(share=True)` they wait and get
+    the result, or raise the error that rank 0 raised; all ranks must then call it.
+    """
+    if function is None:
+        return functools.partial(_rank_zero_only, share=share)
+    return _rank_zero_only(function, share)
+
+
+def _rank_zero_only(function: Callable[P, T], share: bool) -> Callable[P, T | None]:
+    @functools.wraps(function)
+    def on_rank_zero(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        if not share:
+            return function(*args, **kwargs) if is_main() else None
+        if alone("a shared rank_zero_only function"):
+            return function(*args, **kwargs)
+        if not is_main():
+            return broadcast(None)
+        with _sharing_errors():
+            result = function(*args, **kwargs)
+        return broadcast(result)
+
+    return on_rank_zero
+
+
+@contextmanager
+def rank_zero_first() -> Iterator[None]:
+    """Let rank 0 go through a block first, then all the others together.
+
+    >>> with rank_zero_first():
+    ...     data = "downloaded by rank 0, read from the disk by the others"
+
+    When rank 0 raises inside the block, the others raise the same error instead of entering it.
+    """
+    if alone("rank_zero_first"):
+        yield
+    elif is_main():
+        with _sharing_errors():
+            yield
+        broadcast(None, check=False)
+    else:
+        broadcast(None, check=False)
+        with being_apart():
+            yield
+
+
+@contextmanager
+def _sharing_errors() -> Iterator[None]:
+    """Send the error that ends a block to the ranks that wait in `broadcast`."""
+    try:
+        with being_apart():
+            yield
+    except BaseException as error:
+        with suppress(BaseException):  # `broadcast` raises what it has told; so do we, below
+            broadcast(Failure.of(error), check=False)
+        raise
+
+
+@contextmanager
+def others_wait() -> Iterator[list[str]]:
+    """A block in which rank 0 may take longer than collectives wait for each other.
+
+    >>> with others_wait() as told:
+    ...     told.append("what rank 0 tells the others, who have it after the block")
+
+    The others wait at its end until rank 0 is through, for up to a day. Those that do not come do
+    not matter. When rank 0 does not come they wait as long as a collective would; when it has left,
+    is dead, or says nothing for a minute, they go on, and the next collective names it.
+    """
+    told: list[str] = []
+    if not in_group():
+        yield told
+        return
+    store = notes()
+    turn = f"turn {store.add(f'turns/{rank()}', 1)}"
+    if not is_main():
+        yield told
+        with suppress(StoreGoneError):
+            _wait_for_rank_zero(store, turn)
+            told += filter(None, [store.get(f"{turn}/done")])
+        return
+    over = threading.Event()
+    saying = threading.Thread(target=_say_until, args=(over, store, f"{turn}/works"), daemon=True)
+    saying.start()
+    try:
+        yield told
+    finally:
+        over.set()
+        saying.join()
+        store.set(f"{turn}/done", "".join(told))
+
+
+def _say_until(over: threading.Event, store: Notes, key: str) -> None:
+    with suppress(StoreGoneError):
+        for number in itertools.count():
+            store.set(key, str(number))
+            if over.wait(_SAY_EVERY):
+                return
+
+
+def _wait_for_rank_zero(store: Notes, turn: str) -> None:
+    word, since, now_and_then = None, time.monotonic(), rarely()
+
+    def over() -> bool:
+        nonlocal word, since
+        if store.check([f"{turn}/done"]) or store.check(["left/0"]):
+            return True
+        if next(now_and_then) and 0 in closed(ranks_of()):
+            return True
+        said = store.get(f"{turn}/works")
+        if said != word:
+            word, since = said, time.monotonic()
+        limit = timeout() if word is None else _SILENCE
+        return time.monotonic() - since > limit
+
+    wait_until(over, _LONGEST)

@@ -1,0 +1,435 @@
+"""What the loggers have in common: a queue, a thread that writes, and a place to go on from."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import io
+import math
+import queue
+import re
+import threading
+import time
+import uuid
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from batteries import distributed
+from batteries._files import PathLike
+from batteries._masking import masked
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Metrics = Mapping[str, "float | Tensor | Metrics"]
+# Whose it is, a method and its arguments.
+Call = tuple["BackgroundLogger", str, tuple[Any, ...]]
+_BOUND = 10_000  # calls that may wait to be written
+_MANY = _BOUND // 2  # calls that are not gathered any longer
+_GATHER = 0.1  # seconds in which calls come together, to be written at once
+_IDLE = 600  # times nothing came together, after which the thread sleeps until something does
+_RETRY = 5.0  # seconds until a tracker that could not be opened is tried again
+_PATIENCE = 60.0  # seconds that `close`, and once a full queue, waits for a tracker
+
+
+class Row(NamedTuple):
+    """The metrics of a step.
+
+    >>> Row(step=1, time=0.0, metrics={"loss": 0.5}).step
+    1
+    """
+
+    step: int
+    time: float  # seconds since 1970
+    metrics: dict[str, float]
+
+
+class BackgroundLogger:
+    """A tracker that is written to by a thread of its own; the trackers' loggers are its children.
+
+    >>> with BackgroundLogger("runs/digits") as nowhere:
+    ...     nowhere.log_metrics({"loss": 0.5}, step=1)
+
+    Rank 0 writes; on the other ranks nothing happens. A call returns when its numbers are read,
+    and what it logs is with the tracker within a second. A tracker that fails is warned about at
+    the next call, once, and stops nothing. When 10,000 calls wait for one that does not answer,
+    more are lost, and `close` says how many. One that is dropped without `close` writes what it
+    has, and its thread ends.
+
+    `state_dict` has the id of the run and the highest step. Who loads it goes on with that run, and
+    steps after it are not there twice: so it belongs in the checkpoint.
+
+    Args:
+        run_id: What the tracker is to know the run by; default: a new one, or that of the
+            checkpoint.
+    """
+
+    # The thread has the calls, and they the logger: an idle thread keeps nothing alive, and a
+    # logger that is dropped stays until what was logged is written.
+
+    def __init__(self, logdir: PathLike, *, run_id: str | None = None) -> None:
+        self.logdir = Path(logdir)
+        self.run_id = run_id or uuid.uuid4().hex[:16]
+        self._step: int | None = None  # the highest so far
+        self._continues: int | None = None  # after which step; None: begins
+        self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
+        self._hurry, self._room, self._ending, self._tried = (threading.Event() for _ in range(4))
+        self._patient = True
+        self._thread: threading.Thread | None = None
+        self._told = False
+        self._error: Exception | None = None
+        self._lost = 0
+        self._failed = False  # the run, not the logger
+        self._closed = False
+        self._exit = _closing(weakref.ref(self))
+        atexit.register(self._exit)
+
+    # ---------------------------------------------------------------- what is called in the loop
+
+    def log_metrics(self, metrics: Metrics, step: int) -> None:
+        """Write each number under its name; nested names are joined: "train/loss".
+
+        Args:
+            metrics: Numbers or tensors of one element. Those on a device are read together.
+            step: In the user's own counting: epochs, updates or samples.
+
+        Raises:
+            TypeError: A value that is not a number, with its name.
+            ValueError: Two of them have the same name when they are joined.
+        """
+        if isinstance(metrics, Numbers) or distributed.is_main():  # who has read them has asked
+            step = int(step)
+            self._step = step if self._step is None else max(step, self._step)
+            self._put("_write_metrics", Row(step, time.time(), read_together(metrics)))
+
+    def log_params(self, params: Any) -> None:
+        """Write what the run was started with; nested names are joined, secrets are masked.
+
+        Raises:
+            ValueError: Two of them have the same name when they are joined.
+        """
+        self._call("_write_params", flatten(masked(params)))
+
+    def log_figure(self, name: str, figure: Any, step: int) -> None:
+        """Write a picture of a matplotlib figure (or of anything with its `savefig`)."""
+        if distributed.is_main():
+            image = io.BytesIO()
+            figure.savefig(image, format="png")
+            self._put("_write_figure", name, image.getvalue(), int(step))
+
+    def log_text(self, name: str, text: str, step: int) -> None:
+        """Write a text."""
+        self._call("_write_text", name, str(text), int(step))
+
+    def close(self) -> None:
+        """Write out what still waits. To be called once more does nothing."""
+        atexit.unregister(self._exit)
+        self._closed = True
+        if self._thread is not None:
+            self._calls.put((self, "_end", ()))
+            self._ending.set()
+            self._hurry.set()
+            self._thread.join(_PATIENCE)
+            if self._thread.is_alive():
+                self._lost += self._calls.qsize()
+                self._error = TimeoutError(f"it did not answer for {_PATIENCE:.0f} s")
+            self._thread = None
+        self._report()
+        if self._lost:
+            warnings.warn(f"{self._name}: {self._lost} calls were lost", stacklevel=2)
+            self._lost = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._failed = error is not None
+        self.close()
+
+    # ---------------------------------------------------------------- memory
+
+    def state_dict(self) -> dict[str, Any]:
+        """The id of the run, and the highest step that was logged."""
+        return {"run_id": self.run_id, "step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with a run, after the step of its state.
+
+        Raises:
+            RuntimeError: Something was logged already.
+        """
+        if self._thread is not None:
+            raise RuntimeError(
+                f"{self._name} has begun to log: load its state before the first call"
+            )
+        self.run_id, self._step = state["run_id"], state["step"]
+        self._continues = -1 if self._step is None else self._step
+
+    def start_over(self) -> None:
+        """Begin with a run of which no checkpoint was kept: its steps are to come again.
+
+        `resume` calls it, which has found none. After the first call it does nothing.
+        """
+        if self._thread is None:
+            self._continues = -1
+
+    # ---------------------------------------------------------------- what the trackers do
+
+    _opens_at_once = False  # whether the first call waits until the tracker was opened
+
+    def _look_around(self) -> None: ...  # in the program's own thread, before it is opened
+    def _open(self) -> None: ...
+    def _write_metrics(self, rows: list[Row]) -> None: ...
+    def _write_params(self, params: dict[str, Any]) -> None: ...
+    def _write_figure(self, name: str, png: bytes, step: int) -> None: ...
+    def _write_text(self, name: str, text: str, step: int) -> None: ...
+    def _flush(self) -> None: ...
+    def _close(self) -> None: ...
+
+    # ---------------------------------------------------------------- the thread
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _call(self, what: str, *arguments: Any) -> None:
+        if distributed.is_main():
+            self._put(what, *arguments)
+
+    def _put(self, what: str, *arguments: Any) -> None:
+        if self._closed:
+            raise RuntimeError(f"{self._name} was closed: log before that")
+        if self._error is not None:
+            self._report()
+        if self._thread is None:
+            self._look_around()
+            self._thread = threading.Thread(
+                target=_work, args=(self._calls, self._hurry), name=self._name, daemon=True
+            )
+            self._thread.start()
+        waiting = self._calls.qsize()
+        if waiting >= _MANY:
+            self._hurry.set()
+        if waiting < _BOUND or self._has_room():
+            self._calls.put((self, what, arguments))
+        else:
+            self._lost += 1
+            self._error = self._error or TimeoutError(
+                f"{_BOUND:,} calls wait for it; more are lost"
+            )
+        if self._opens_at_once and not self._tried.is_set():
+            self._tried.wait(_PATIENCE)
+            self._tried.set()
+
+    def _report(self) -> None:
+        if self._error is not None and not self._told:
+            self._told = True
+            error = self._error
+            warnings.warn(
+                f"{self._name} ({self.logdir}) fails, and training goes on: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=4,
+            )
+
+    def _has_room(self) -> bool:
+        """Whether there is room in the queue; for a tracker that works it is waited for, a while.
+
+        A loop that logs faster than can be written is held up, and loses nothing.
+        """
+        self._room.clear()
+        if self._calls.qsize() >= _BOUND and self._patient and self._error is None:
+            self._patient = self._room.wait(_PATIENCE)
+        return self._calls.qsize() < _BOUND
+
+    def __del__(self) -> None:
+        if not self.__dict__.get("_closed", True):
+            self._closed = True
+            if self._thread is None:
+                atexit.unregister(self._exit)
+            else:
+                self._calls.put((self, "_end", ()))  # for the last time: it lives until then
+
+    def _begin(self) -> bool:
+        """Open the tracker; False if the logger was closed before that could be done."""
+        while not self._try_to_open():
+            if self._ending.wait(_RETRY):  # what was called meanwhile waits in the queue
+                self._lost += self._calls.qsize()  # with the first, without the end
+                return False
+        if not self._closed:  # again: before what the tracker has registered, if anything
+            atexit.register(self._exit)
+        return True
+
+    def _end(self) -> None:
+        self._try(self._close)
+        if not self._ending.is_set():  # it was dropped: nobody asks any more
+            atexit.unregister(self._exit)
+            self._report()
+
+    def _try_to_open(self) -> bool:
+        opened = self._try(self._open)
+        self._tried.set()
+        return opened
+
+    def _write_calls(self, calls: list[Call]) -> None:
+        lost = 0
+        for what, group in groupby(calls, key=lambda call: call[1]):
+            arguments = [arguments for _, _, arguments in group]
+            if what == "_write_metrics":
+                arguments = [([row for (row,) in arguments],)]
+            for each in arguments:
+                if not self._try(getattr(self, what), *each):
+                    lost += len(each[0]) if what == "_write_metrics" else 1
+        self._lost += lost if self._try(self._flush) else len(calls)
+
+    def _try(self, function: Any, *arguments: Any) -> bool:
+        try:
+            function(*arguments)
+        except Exception as error:
+            self._error = self._error or error
+            return False
+        return True
+
+
+def _work(calls: queue.SimpleQueue[Call], hurry: threading.Event) -> None:
+    some = [calls.get()]
+    if not some[0][0]._begin():
+        return
+    while some[-1][1] != "_end":
+        some[0][0]._write_calls(some)
+        some.clear()  # whoever drops the logger now frees it
+        some = _gathered(calls, hurry)
+        some[0][0]._patient = True
+        some[0][0]._room.set()
+    some[0][0]._write_calls(some[:-1])
+    some[0][0]._end()
+
+
+def _gathered(calls: queue.SimpleQueue[Call], hurry: threading.Event) -> list[Call]:
+    """Calls that have come together.
+
+    To wake a thread takes a call tens of microseconds, so it looks by itself now and then; it
+    is woken when there are many.
+    """
+    for _ in range(_IDLE):
+        hurry.wait(_GATHER)
+        if not calls.empty():
+            break
+    some = [calls.get()]
+    hurry.clear()
+    while len(some) < _BOUND and some[-1][1] != "_end" and not calls.empty():
+        some.append(calls.get())
+    return some
+
+
+def _closing(own: Callable[[], BackgroundLogger | None]) -> Callable[[], None]:
+    """What closes a logger at the end of the program, if it is still there then."""
+
+    def close() -> None:
+        logger = own()
+        if logger is not None:
+            logger.close()
+
+    return close
+
+
+class Numbers(dict[str, float]):
+    """Metrics that have been read.
+
+    >>> Numbers(loss=0.5)
+    {'loss': 0.5}
+    """
+
+
+def read_together(metrics: Metrics) -> Numbers:
+    """Numbers by their joined names; those on a device are fetched from it together.
+
+    >>> read_together({"train": {"loss": torch.tensor(0.5)}, "lr": 1})
+    {'train/loss': 0.5, 'lr': 1.0}
+
+    Raises:
+        TypeError: A value that is not one number, with its name.
+    """
+    if isinstance(metrics, Numbers):
+        return metrics
+    read, away = Numbers(), dict[str, Any]()
+    for name, value in flatten(metrics).items():
+        number = _number(name, value)
+        if type(number) is float:
+            read[name] = number
+        else:
+            read[name], away[name] = math.nan, number  # to be fetched; in its order
+    for device in {tensor.device for tensor in away.values()}:
+        there = {name: tensor for name, tensor in away.items() if tensor.device == device}
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        together = torch.stack([tensor.to(exact) for tensor in there.values()])
+        read.update(zip(there, together.tolist(), strict=True))
+    return read
+
+
+def _number(name: str, value: Any) -> float | Tensor:
+    if type(value) is float:  # the usual case: a tenth of the time of what follows
+        return value
+    if isinstance(value, Tensor):
+        value = value.detach()
+        if value.numel() == 1 and value.device.type != "cpu":
+            scalar: Tensor = value.reshape(())
+            return scalar
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        shape = tuple(value.shape) if isinstance(value, Tensor) else None
+        found = repr(value) if shape is None else f"a tensor of shape {shape}"
+        raise TypeError(f"the metric {name!r} is {found}; expected one number") from None
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of nested mappings, with joined names.
+
+    >>> flatten({"train": {"loss": 0.5}, "lr": 1})
+    {'train/loss': 0.5, 'lr': 1}
+
+    Raises:
+        ValueError: Two of them have the same name when they are joined.
+    """
+    found: dict[str, Any] = {}
+    for name, value in _joined(values, ""):
+        if name in found:
+            raise ValueError(
+                f"two values have the name {name!r} when nested names are joined: {found[name]!r} "
+                f"and {value!r}; rename one"
+            )
+        found[name] = value
+    return found
+
+
+def _joined(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if type(value) is not float and isinstance(value, Mapping):
+            yield from _joined(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def file_name(name: str) -> str:
+    """A name that any file system takes, another one for each.
+
+    >>> file_name("confusion"), file_name("valid/confusion"), file_name("valid_confusion")
+    ('confusion', 'valid_confusion-aefd', 'valid_confusion')
+    """
+    cleaned = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:150]
+    if cleaned == name:
+        return name
+    return f"{cleaned}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:4]}"

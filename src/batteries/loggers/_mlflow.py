@@ -1,0 +1,220 @@
+"""MLflow: a local SQLite file, or a tracking server."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from batteries._files import PathLike, locked_directory, make_directory
+from batteries._optional import import_optional
+from batteries.loggers._background import BackgroundLogger, Row, file_name
+
+_TAG = "batteries.run_id"
+_REFUSED = re.compile(r"[^\w\-. /]|^[./]|(?<=/)\.+(?=/|$)|/$")  # it makes paths of names
+_NAME_TAG = "batteries.name."  # before a name that had to change: what it was
+_UNSAFE = re.compile(r"[^\w./ +@,=:~-]")  # in the address of a database: read as part of it
+_PLAIN = re.compile(r"[\w.-]+")
+_AT_ONCE = 1000  # metrics in a call, MLflow's limit; of params it is 100
+
+
+class MLflowLogger(BackgroundLogger):
+    """Metrics to MLflow.
+
+    >>> mlflow = MLflowLogger("runs/digits", experiment="digits")
+    >>> mlflow.close()
+
+    A run that goes on is found by its id, in the tag `batteries.run_id`; numbers that MLflow has
+    already are not sent again. What MLflow allows in no name is written as _: "acc@5" is "acc_5",
+    or "acc_5_2" where that is another metric's; a tag, `batteries.name.acc_5`, has what it was.
+
+    If the program has an active run at the first call, and no argument asks for another one, the
+    logger writes into that run and does not end it.
+
+    Args:
+        tracking_uri: A tracking server, "http://host:5000"; default: what MLFLOW_TRACKING_URI or
+            `mlflow.set_tracking_uri` say, else `mlflow.db` in `logdir`.
+        experiment: What MLflow groups runs by; default: what MLFLOW_EXPERIMENT_NAME or
+            `mlflow.set_experiment` say where that is the address, else "batteries".
+
+    Raises:
+        ModuleNotFoundError: mlflow is not installed.
+    """
+
+    def __init__(
+        self,
+        logdir: PathLike,
+        tracking_uri: str | None = None,
+        experiment: str | None = None,
+        *,
+        run_id: str | None = None,
+    ) -> None:
+        self._tracking = import_optional("mlflow.tracking", needs="mlflow", for_="MLflowLogger")
+        self._entities = import_optional("mlflow.entities", needs="mlflow", for_="MLflowLogger")
+        self._uri = tracking_uri
+        self._experiment = experiment
+        self._asks = any(asked is not None for asked in (tracking_uri, experiment, run_id))
+        self._active: Any = None  # the program's own run
+        self._link: tempfile.TemporaryDirectory[str] | None = None
+        super().__init__(logdir, run_id=run_id)
+
+    def _look_around(self) -> None:
+        fluent = import_optional("mlflow.tracking.fluent", needs="mlflow", for_="MLflowLogger")
+        self._active = None if self._asks else fluent.active_run()  # of this thread
+        if self._uri is None and (self._active or self._tracking.is_tracking_uri_set()):
+            self._uri = self._tracking.get_tracking_uri()
+
+    def _open(self) -> None:
+        uri, artifacts = self._uri, None
+        # It tells of new tables, and of each error that it raises.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        if uri is None:
+            here = make_directory(self.logdir).resolve()
+            artifacts = (here / "mlartifacts").as_uri()
+            safe = self._under_another_name(here) if _UNSAFE.search(str(here)) else here
+            uri = f"sqlite:///{safe}/mlflow.db"
+            _make_store(safe / "mlflow.db", here / "mlartifacts")
+        self._client = self._tracking.MlflowClient(uri)
+        number = "" if self._active else self._experiment_id(artifacts)
+        run = (
+            self._client.get_run(self._active.info.run_id) if self._active else self._found(number)
+        )
+        self._last: dict[str, int] = {}  # steps that MLflow has
+        self._names: dict[str, str] = {}  # that MLflow takes, by those that were logged
+        if run:
+            self._run_there = run.info.run_id
+            if not self._active:
+                self._client.update_run(self._run_there, status="RUNNING")
+            # What the program itself logged into its run is no step of ours.
+            own = not self._active or self._continues is not None
+            for name in run.data.metrics if own else ():
+                history = self._client.get_metric_history(self._run_there, name)
+                self._last[name] = max(metric.step for metric in history)
+            self._params = dict(run.data.params)
+            tags = run.data.tags.items()
+            self._names = {v: k[len(_NAME_TAG) :] for k, v in tags if k.startswith(_NAME_TAG)}
+        else:
+            tags = {_TAG: self.run_id}
+            run = self._client.create_run(number, tags=tags, run_name=self.logdir.name or "run")
+            self._run_there, self._params = run.info.run_id, {}
+
+    def _experiment_id(self, artifacts: str | None) -> str:
+        name = self._experiment
+        if name is None and artifacts is None:
+            number = os.environ.get("MLFLOW_EXPERIMENT_ID")
+            if number:
+                return number
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+        name = name or "batteries"
+        found = self._client.get_experiment_by_name(name)
+        made = found.experiment_id if found else self._client.create_experiment(name, artifacts)
+        return str(made)
+
+    def _under_another_name(self, directory: Path) -> Path:
+        """A link to a directory whose name cannot be in the address of a database."""
+        self._link = tempfile.TemporaryDirectory(prefix="batteries-")
+        link = Path(self._link.name, "logdir")
+        link.symlink_to(directory, target_is_directory=True)
+        return link
+
+    def _found(self, experiment: str) -> Any:
+        """The run that is known by our id, if there is one."""
+        if _PLAIN.fullmatch(self.run_id):
+            runs = self._client.search_runs([experiment], f"tags.`{_TAG}` = '{self.run_id}'")
+            return runs[0] if runs else None
+        token = None  # no filter can have all characters in it
+        while True:
+            runs = self._client.search_runs([experiment], page_token=token)
+            for run in runs:
+                if run.data.tags.get(_TAG) == self.run_id:
+                    return run
+            if not (token := runs.token):
+                return None
+
+    def _allowed(self, names: Iterable[str]) -> dict[str, str]:
+        """The names that MLflow takes, another one for each."""
+        for name in names:
+            if name not in self._names:
+                cleaned = _cleaned(name)
+                number, own = 1, cleaned
+                while own in self._names.values():
+                    number += 1
+                    own = f"{cleaned}_{number}"
+                if own != name:
+                    self._client.set_tag(self._run_there, f"{_NAME_TAG}{own}", name)
+                self._names[name] = own
+        return self._names
+
+    def _write_metrics(self, rows: list[Row]) -> None:
+        allowed = self._allowed(name for row in rows for name in row.metrics)
+        metrics = [
+            self._entities.Metric(allowed[name], value, round(row.time * 1000), row.step)
+            for row in rows
+            for name, value in row.metrics.items()
+            if row.step > self._last.get(allowed[name], row.step - 1)
+        ]
+        for part in _parts(metrics, _AT_ONCE):
+            self._client.log_batch(self._run_there, metrics=part)
+
+    def _write_params(self, params: dict[str, Any]) -> None:
+        # MLflow lets no parameter change: what differs now is a tag.
+        allowed = self._allowed(params)
+        params = {allowed[name]: value for name, value in params.items()}
+        new = {name: str(value) for name, value in params.items() if name not in self._params}
+        entries = [self._entities.Param(name, value) for name, value in new.items()]
+        for part in _parts(entries, 100):
+            self._client.log_batch(self._run_there, params=part)
+        for name, value in params.items():
+            if self._params.get(name, str(value)) != str(value):
+                self._client.set_tag(self._run_there, f"changed.{name}", str(value))
+        self._params |= new
+
+    def _write_figure(self, name: str, png: bytes, step: int) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / f"{file_name(name)}_{step}.png"
+            path.write_bytes(png)
+            self._client.log_artifact(self._run_there, str(path), "figures")
+
+    def _write_text(self, name: str, text: str, step: int) -> None:
+        self._client.log_text(self._run_there, text, f"texts/{file_name(name)}_{step}.txt")
+
+    def _close(self) -> None:
+        if not self._active:
+            self._client.set_terminated(self._run_there, "FAILED" if self._failed else "FINISHED")
+        if self._link is not None:
+            self._link.cleanup()
+
+
+def _make_store(path: Path, artifacts: Path) -> None:
+    """Create an SQLite file that has its name when it has all its tables.
+
+    MLflow creates them in dozens of steps, and cannot open a file of which some are missing.
+    """
+    module = "mlflow.store.tracking.sqlalchemy_store"
+    stores = import_optional(module, needs="mlflow", for_="MLflowLogger")
+    # Its own directory, so that nothing else waits; the artifacts' is there to stay.
+    with locked_directory(make_directory(artifacts), timeout=600):
+        for leftover in path.parent.glob(f".{path.name}.*"):
+            leftover.unlink()
+        if not path.exists():
+            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+            stores.SqlAlchemyStore(f"sqlite:///{temporary}", artifacts.as_uri()).engine.dispose()
+            temporary.replace(path)
+
+
+def _cleaned(name: str) -> str:
+    """A name that MLflow takes.
+
+    >>> _cleaned("acc@5"), _cleaned("train//loss")
+    ('acc_5', 'train/loss')
+    """
+    return _REFUSED.sub("_", re.sub("/+", "/", name))[:200]
+
+
+def _parts(values: list[Any], length: int) -> Iterator[list[Any]]:
+    return (values[start : start + length] for start in range(0, len(values), length))

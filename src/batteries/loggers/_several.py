@@ -1,0 +1,149 @@
+"""Several loggers as one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from batteries import distributed
+from batteries._masking import masked
+from batteries.loggers._background import Metrics, flatten, read_together
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@runtime_checkable
+class Logger(Protocol):
+    """What a logger is; yours may be one too."""
+
+    def log_metrics(self, metrics: Any, step: int) -> None: ...
+    def log_params(self, params: Any) -> None: ...
+    def log_figure(self, name: str, figure: Any, step: int) -> None: ...
+    def log_text(self, name: str, text: str, step: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class Loggers:
+    """Several loggers as one; one that fails stops neither the training nor the others.
+
+    >>> with Loggers(JsonLinesLogger("runs/digits"), TensorBoardLogger("runs/tb")) as loggers:
+    ...     loggers.log_metrics({"train": {"loss": 0.5}, "lr": 1e-3}, step=1)
+
+    An error is warned about once for each logger, which goes on being called. Numbers on a device
+    are read once for all. `make_checkpoint(..., loggers=loggers)` and `resume(...,
+    loggers=loggers)` let each go on where it was.
+
+    Args:
+        *loggers: Ours, or any objects with the same methods.
+    """
+
+    def __init__(self, *loggers: Logger) -> None:
+        self._loggers = loggers
+        self._failed: set[int] = set()
+
+    def log_metrics(self, metrics: Metrics, step: int) -> None:
+        """Write each number under its name.
+
+        >>> Loggers().log_metrics({"loss": 0.5}, step=1)
+
+        Raises:
+            TypeError: A value that is not a number, with its name.
+        """
+        if distributed.is_main():
+            self._on_each("log_metrics", read_together(metrics), step)
+
+    def log_params(self, params: Any) -> None:
+        """Write what the run was started with.
+
+        >>> Loggers().log_params({"lr": 1e-3})
+        """
+        flatten(masked(params))  # an error of the names is the program's, not a tracker's
+        self._each("log_params", params)
+
+    def log_figure(self, name: str, figure: Any, step: int) -> None:
+        """Write a picture of a figure."""
+        self._each("log_figure", name, figure, step)
+
+    def log_text(self, name: str, text: str, step: int) -> None:
+        """Write a text.
+
+        >>> Loggers().log_text("note", "as before, with warmup", step=1)
+        """
+        self._each("log_text", name, text, step)
+
+    def close(self) -> None:
+        """Close each of them, on every rank."""
+        self._on_each("close")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each logger that has one, by its class.
+
+        >>> Loggers(JsonLinesLogger("runs", run_id="a")).state_dict()
+        {'JsonLinesLogger': {'run_id': 'a', 'step': None}}
+        """
+        named = self._named().items()
+        return {name: each.state_dict() for name, each in named if hasattr(each, "state_dict")}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let each logger go on where it was; those that the state does not know begin.
+
+        >>> Loggers().load_state_dict({})
+        """
+        for name, each in self._named().items():
+            if name in state:
+                each.load_state_dict(state[name])
+
+    def start_over(self) -> None:
+        """Let each logger begin with a run of which no checkpoint was kept.
+
+        >>> Loggers().start_over()
+        """
+        for each in self._loggers:
+            if hasattr(each, "start_over"):
+                each.start_over()
+
+    def _named(self) -> dict[str, Any]:
+        named: dict[str, Any] = {}
+        for each in self._loggers:
+            name = type(each).__name__
+            count = sum(type(other).__name__ == name for other in named.values())
+            named[f"{name} {count + 1}" if count else name] = each
+        return named
+
+    def _each(self, what: str, *arguments: Any) -> None:
+        if distributed.is_main():
+            self._on_each(what, *arguments)
+
+    def _on_each(self, what: str, *arguments: Any) -> None:
+        for number, each in enumerate(self._loggers):
+            self._try(number, getattr(each, what), *arguments)
+
+    def _try(self, number: int, method: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            method(*arguments)
+        except Exception as error:
+            if number not in self._failed:
+                self._failed.add(number)
+                warnings.warn(
+                    f"{type(self._loggers[number]).__name__}.{method.__name__} fails, and training "
+                    f"goes on: {type(error).__name__}: {error}",
+                    stacklevel=4,
+                )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, each in enumerate(self._loggers):
+            if hasattr(each, "__exit__"):
+                self._try(number, each.__exit__, kind, error, traceback)
+            else:
+                self._try(number, each.close)

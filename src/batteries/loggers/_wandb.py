@@ -1,0 +1,216 @@
+"""Weights & Biases, offline unless told otherwise."""
+
+from __future__ import annotations
+
+import html
+import io
+import os
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from batteries._files import PathLike, make_directory
+from batteries._masking import distinct
+from batteries._optional import import_optional
+from batteries.loggers._background import BackgroundLogger, Row
+
+_HEADER, _BLOCK = 7, 32768  # bytes, of the files it writes offline
+_SECOND = "%Y%m%d_%H%M%S"
+_SETTLE = 5.0  # seconds after its end in which its server may still be writing
+_STEP = "global_step"
+_INTERVAL = "x_transaction_log_flush_interval"  # 15 seconds, unless told
+
+
+class WandbLogger(BackgroundLogger):
+    """Metrics to Weights & Biases.
+
+    >>> wandb = WandbLogger("runs/digits", project="digits")
+    >>> wandb.close()
+
+    The step is the metric `global_step`, which the charts are drawn over; your own metric of that
+    name, and names that begin with _, which W&B keeps for itself, are "metrics/global_step". A run
+    that goes on has the same id; offline it is one more directory in `logdir`/wandb, which
+    `wandb sync` adds to the run. Steps that W&B has already are not written again. The first
+    call waits, as `wandb.init` does, until W&B has begun the run.
+
+    If the program has an active run at the first call, and no argument asks for another one, the
+    logger writes into that run and does not finish it. Log there without W&B's own `step=`, which
+    counts the rows of both.
+
+    Args:
+        project: Default: the environment's WANDB_PROJECT, else "batteries".
+        mode: "offline" writes files; "online" sends them. Default: the environment's WANDB_MODE,
+            else "offline".
+
+    Raises:
+        ModuleNotFoundError: wandb is not installed.
+    """
+
+    # It begins threads. At the end of a program that can no longer be done, from Python 3.12 on.
+    _opens_at_once = True
+
+    def __init__(
+        self,
+        logdir: PathLike,
+        project: str | None = None,
+        *,
+        mode: Literal["offline", "online"] | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        self._wandb = import_optional("wandb", needs="wandb", for_="WandbLogger")
+        self._mode = mode or os.environ.get("WANDB_MODE", "offline")
+        self._project = project or os.environ.get("WANDB_PROJECT", "batteries")
+        self._asks = any(asked is not None for asked in (project, mode, run_id))
+        super().__init__(logdir, run_id=run_id)
+
+    def _open(self) -> None:
+        active = self._wandb.run
+        self._is_guest = active is not None and not self._asks
+        self._run_there = active if self._is_guest else self._begun(beside=active is not None)
+        self.run_id = self._run_there.id  # an agent of a sweep has its own
+        self._file = Path(self._run_there.dir).parent / f"run-{self.run_id}.wandb"
+        self._rows = 0
+        self._drawn: set[str] = set()
+        if not self._is_guest:
+            # wandb's own step takes numbers in only when the next step comes: a kill would lose
+            # them.
+            self._run_there.define_metric("*", step_metric=_STEP)
+        self._last = _last_steps(self._file.parents[1], self.run_id)
+        self._last_of_others = -1
+        if not self._run_there.offline:  # where it may have less than the files say
+            there = self._run_there.summary.get(_STEP, -1)
+            self._last_of_others = -1 if self._last else there
+            self._last = {name: min(step, there) for name, step in self._last.items()}
+
+    def _begun(self, beside: bool) -> Any:
+        directory = make_directory(self.logdir).resolve()  # its server has another cwd
+        # It names the files of a session by the second, and would write over another's.
+        while [*directory.glob(f"wandb/*run-{time.strftime(_SECOND)}-{self.run_id}")]:
+            time.sleep(0.1)
+        known = self._wandb.Settings.model_fields  # earlier releases have no such interval
+        often = {_INTERVAL: 0.5} if _INTERVAL in known else {}
+        return self._wandb.init(
+            project=self._project,
+            dir=str(directory),
+            id=self.run_id,
+            name=self.logdir.name,
+            mode=self._mode,
+            resume="allow" if self._mode == "online" else None,
+            reinit="create_new" if beside else None,
+            settings=self._wandb.Settings(console="off", silent=True, **often),
+        )
+
+    def _write_metrics(self, rows: list[Row]) -> None:
+        for row in rows:
+            metrics = _named(row.metrics)
+            if self._continues is not None and self._continues < row.step:
+                last, others = self._last, self._last_of_others
+                metrics = {n: v for n, v in metrics.items() if row.step > last.get(n, others)}
+            if metrics:
+                self._log(metrics, row.step)
+
+    def _write_params(self, params: dict[str, Any]) -> None:
+        self._run_there.config.update(params, allow_val_change=True)
+
+    def _write_figure(self, name: str, png: bytes, step: int) -> None:
+        images = import_optional("PIL.Image", needs="pillow", for_="log_figure")
+        picture = self._wandb.Image(images.open(io.BytesIO(png)))
+        self._log(_named({name: picture}), step)
+
+    def _write_text(self, name: str, text: str, step: int) -> None:
+        page = self._wandb.Html(f"<pre>{html.escape(text)}</pre>")
+        self._log(_named({name: page}), step)
+
+    def _log(self, values: dict[str, Any], step: int) -> None:
+        for name in [*values] if self._is_guest else ():
+            if name not in self._drawn:
+                self._run_there.define_metric(name, step_metric=_STEP)
+                self._drawn.add(name)
+        self._run_there.log({**values, _STEP: step})
+        self._rows += 1
+
+    def _close(self) -> None:
+        if self._is_guest:
+            return
+        self._run_there.finish(exit_code=int(self._failed))
+        if self._mode == "offline":  # its server says nothing of a disk that was full
+            lost = self._missing()
+            deadline = time.monotonic() + _SETTLE
+            while lost and time.monotonic() < deadline:
+                time.sleep(0.1)
+                lost = self._missing()
+            if lost:
+                self._lost += lost
+                raise OSError(f"wandb has written {self._rows - lost} of {self._rows} rows")
+
+    def _missing(self) -> int:
+        records = read_offline(self._file)
+        return self._rows - len([each for each in records if each.HasField("history")])
+
+
+def _named(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Under names that are not W&B's own.
+
+    >>> _named({"global_step": 3.0, "loss": 0.5})
+    {'metrics/global_step': 3.0, 'loss': 0.5}
+    """
+    own = [name for name in metrics if name == _STEP or name.startswith("_")]
+    if not own:
+        return metrics
+    return {
+        distinct(f"metrics/{name}", metrics) if name in own else name: value
+        for name, value in metrics.items()
+    }
+
+
+def _last_steps(directory: Path, run_id: str) -> dict[str, int]:
+    """The last step of each name in the files of a run."""
+    last: dict[str, int] = {}
+    for file in directory.glob(f"*run-*-{run_id}/run-{run_id}.wandb"):
+        for record in read_offline(file):
+            items = record.history.item
+            row = {item.key or "/".join(item.nested_key): item.value_json for item in items}
+            step = int(row.get(_STEP, -1))
+            last.update({name: max(step, last.get(name, -1)) for name in row})
+    return last
+
+
+def read_offline(path: PathLike) -> list[Any]:
+    """The records of a file that wandb wrote offline, as far as it is whole.
+
+    >>> Path("run.wandb").write_bytes(b":W&B" + b"torn")
+    8
+    >>> read_offline("run.wandb")
+    []
+    """
+    messages = import_optional("wandb.proto.wandb_internal_pb2", needs="wandb", for_="read_offline")
+    records: list[Any] = []
+    for data in _logged(Path(path).read_bytes()):
+        record = messages.Record()
+        record.ParseFromString(data)
+        records.append(record)
+    return records
+
+
+def _logged(data: bytes) -> Iterator[bytes]:
+    """The records of a log of LevelDB's format, which wandb puts 7 bytes before.
+
+    In blocks of 32 KiB there are parts of records, each after 7 bytes: a checksum, its length, and
+    whether it is a whole one (1), or one's beginning, middle or end (2, 3, 4).
+    """
+    start, record = _HEADER, b""
+    while start + _HEADER <= len(data):
+        if _BLOCK - start % _BLOCK < _HEADER:  # no room for a part: the block's end is empty
+            start += _BLOCK - start % _BLOCK
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, start)
+        start += _HEADER
+        if not 1 <= kind <= 4 or start + length > len(data):  # torn
+            return
+        record += data[start : start + length]
+        start += length
+        if kind in (1, 4):
+            yield record
+            record = b""

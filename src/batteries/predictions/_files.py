@@ -1,0 +1,118 @@
+"""Predictions in one file, with the ids of their samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from batteries._files import PathLike, write_whole
+from batteries._foreign import check_regular
+from batteries._optional import import_optional
+
+
+def load(path: PathLike) -> dict[str, NDArray[Any]]:
+    """Read a file of `Predictions.save`: the ids, as "id", and the arrays.
+
+    >>> outputs = Predictions(2)
+    >>> outputs.add([0, 1], score=torch.tensor([0.25, 0.5]))
+    >>> outputs.save("valid.npy")
+    >>> load("valid.npy")["score"]
+    memmap([0.25, 0.5 ], dtype=float32)
+
+    Raises:
+        ValueError: A file of something else, or a damaged one.
+    """
+    try:
+        columns = _read(Path(path))
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # of a damaged file numpy and polars raise what they please
+        raise ValueError(f"{path} cannot be read as predictions: {error}") from error
+    if "id" not in columns:
+        raise ValueError(f"{path} has no ids: it has {', '.join(columns) or 'one plain array'}")
+    return columns
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    check_regular(path)
+    if path.suffix == ".npy":
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+        return {name: table[name] for name in table.dtype.names or ()}
+    polars = _polars()
+    try:
+        frame = polars.read_parquet(path)
+    except polars.exceptions.PanicException as error:  # no Exception
+        raise ValueError(str(error)) from error
+    return {
+        # As an array, dicts would lose their keys.
+        name: np.array(frame[name].to_list(), dtype=object)
+        if frame[name].dtype == polars.Struct
+        else frame[name].to_numpy()
+        for name in frame.columns
+    }
+
+
+def _polars() -> Any:
+    return import_optional("polars", needs="polars", for_="predictions in .parquet")
+
+
+def write(path: Path, columns: dict[str, Any], ids: Any) -> None:
+    """Write arrays to one file, with ids.
+
+    >>> write(Path("a.parquet"), {"score": torch.tensor([0.5])}, ids=None)
+    >>> load("a.parquet")["score"]
+    array([0.5], dtype=float32)
+
+    Raises:
+        ValueError: Another suffix, or ids of another length.
+        TypeError: Objects that the file cannot hold.
+    """
+    length = len(next(iter(columns.values()), ()))
+    ids = np.arange(length) if ids is None else np.asarray(ids)
+    if len(ids) != length:
+        raise ValueError(f"there are {len(ids)} ids for {length} samples")
+    arrays = {"id": ids} | {name: _as_column(name, value) for name, value in columns.items()}
+    if path.suffix == ".npy":
+        for name, array in arrays.items():
+            if isinstance(array, list) or array.dtype == object:
+                raise TypeError(
+                    f"{name} is a list of objects, which .npy cannot hold: use .parquet"
+                )
+        kinds = [(name, array.dtype, array.shape[1:]) for name, array in arrays.items()]
+        table = np.empty(length, dtype=kinds)
+        for name, array in arrays.items():
+            table[name] = array
+        with write_whole(path, table.nbytes) as file:
+            np.save(file, table, allow_pickle=False)
+    elif path.suffix == ".parquet":
+        polars = _polars()
+        series = [_series(name, array) for name, array in arrays.items()]
+        with write_whole(path) as file:
+            polars.DataFrame(series).write_parquet(file)
+    else:
+        raise ValueError(f"predictions are saved as .parquet or .npy, not as {path.name}")
+
+
+def _series(name: str, values: Any) -> Any:
+    polars = _polars()
+    told = f"{name} has objects that a .parquet file cannot hold"
+    try:
+        series = polars.Series(name, values)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{told}: {error}") from error
+    if series.dtype == polars.Object:
+        raise TypeError(told)
+    return series
+
+
+def _as_column(name: str, value: Any) -> Any:
+    if name == "id":
+        raise ValueError("the arrays have one called 'id', as the ids are: give it another name")
+    if isinstance(value, list):
+        return [item.tolist() if isinstance(item, Tensor | np.ndarray) else item for item in value]
+    small = value.is_floating_point() and value.itemsize < 4
+    return (value.float() if small else value).numpy()

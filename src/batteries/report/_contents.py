@@ -1,0 +1,210 @@
+"""What the page tells of a run, from its files: any of them may be missing, torn or foreign."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from batteries._files import check_inside
+from batteries._foreign import open_regular
+from batteries.report._curves import Curve, read_curves
+from batteries.scoreboard import RunInfo, Stage
+
+_LONG = 2000  # characters of a value
+_SESSIONS = 20  # starts, the last ones
+_DIFF = 64_000  # bytes
+_LOG = 16_000
+_MANY = 1000  # arguments, packages, files of a checkpoint
+
+
+class Text(NamedTuple):
+    """The beginning or the end of a file.
+
+    >>> print(Text("one" + chr(10) + "two", 100, tail=True).cut(5))
+    [104 bytes before this]
+    two
+
+    Attributes:
+        missing: Bytes that were not read.
+        tail: It is the end.
+    """
+
+    text: str
+    missing: int = 0
+    tail: bool = False
+
+    def cut(self, most: int) -> str:
+        """Whole lines of about so many bytes, and a word about the rest."""
+        data = self.text.encode(errors="surrogateescape")
+        kept = data[-most:] if self.tail else data[:most]
+        if len(kept) < len(data):
+            kept = kept.partition(b"\n")[2] if self.tail else kept.rpartition(b"\n")[0] + b"\n"
+        text, missing = kept.decode(errors="replace"), self.missing + len(data) - len(kept)
+        if not missing:
+            return text
+        note = f"[{missing:,} bytes {'before' if self.tail else 'after'} this]\n"
+        return note + text if self.tail else text + note
+
+
+_NOTHING = Text("")
+
+
+@dataclass
+class Contents:
+    """What the page tells of a run.
+
+    >>> contents_of(RunInfo("001", Path("runs/001"))).row["run"]
+    '001'
+    """
+
+    name: str
+    path: str
+    row: dict[str, Any]
+    problems: list[str]
+    curves: list[Curve] = field(default_factory=list)
+    checkpoints: list[dict[str, Any]] = field(default_factory=list)
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, dict[str, str]] = field(default_factory=dict)  # of the last session
+    packages: dict[str, str] = field(default_factory=dict)
+    diff: Text = _NOTHING
+    log: Text = _NOTHING
+
+
+def contents_of(run: RunInfo) -> Contents:
+    """Read a run for the page. What cannot be read is told in its problems.
+
+    >>> contents_of(RunInfo("001", Path("runs/001"), state="finished")).row["state"]
+    'finished'
+    """
+    found = Contents(run.name, str(run.path), {"run": run.name}, [*map(str, run.problems)])
+    found.row["state"] = run.state
+    with _telling(found, "its scores"):
+        found.row = {name: _cell(value) for name, value in run.row().items()}
+    with _telling(found, "its curves"):
+        found.curves = read_curves(run.path, run.stages, found.problems)
+    with _telling(found, "its checkpoints"):
+        found.checkpoints = [each for stage in run.stages for each in _checkpoints(run, stage)]
+    with _telling(found, "run.json"):
+        found.sessions = [_start(each) for each in run.record.get("sessions", [])[-_SESSIONS:]]
+        found.packages = _texts(run.session.get("packages"))
+        found.facts = _facts(run.session)
+    with _telling(found, "its diff"):
+        found.diff = _diff(run)
+    with _telling(found, "log.txt"):
+        found.log = _read(run.path / "log.txt", _LOG, tail=True)
+    return found
+
+
+@contextmanager
+def _telling(found: Contents, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever the files hold, the rest and the other runs are shown
+        text = f"{what} cannot be shown: {type(error).__name__}: {error}"
+        found.problems.append(_cut(text, _LONG))
+
+
+def _checkpoints(run: RunInfo, stage: Stage) -> Iterator[dict[str, Any]]:
+    """The epochs of which there is a file."""
+    for row in stage.rows:
+        epoch = row["epoch"]
+        names = [f"exp_{epoch}.pth", f"exp_{epoch}.dcp"]
+        names += ["best.pth", "best.dcp"] if row is stage.best else []
+        names += ["last.pth", "last.dcp"] if row is stage.rows[-1] else []
+        path = next((stage.path / name for name in names if (stage.path / name).exists()), None)
+        if path is not None and _is_inside(path, run.path):
+            yield {
+                "stage": stage.name,
+                "epoch": _cell(epoch),
+                "metric": str(stage.metric),
+                "minimization": stage.minimization,
+                "score": _cell(row.get(stage.metric)),
+                "file": path.relative_to(run.path).as_posix(),
+                "bytes": _size(path),
+            }
+
+
+def _is_inside(path: Path, run: Path) -> bool:
+    try:
+        check_inside(path, run)
+    except PermissionError:
+        return False
+    return True
+
+
+def _size(path: Path) -> int:
+    files = path.iterdir() if path.is_dir() else [path]  # one of shards has no directories
+    return sum(file.stat().st_size for file in itertools.islice(files, _MANY) if file.is_file())
+
+
+def _start(session: Any) -> dict[str, Any]:
+    told = session if isinstance(session, dict) else {}
+    names = ("started", "stopped", "state", "error", "host")
+    return {name: _cell(told.get(name)) for name in names}
+
+
+def _facts(session: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    git = session.get("git")
+    machine = ("host", "platform", "cpu", "memory", "gpus", "driver", "python", "world_size", "pid")
+    own = {name: session[name] for name in machine if session.get(name) not in (None, [], "")}
+    variables = session.get("variables")
+    return {
+        "arguments": _texts(session.get("args")),
+        "code": _texts({"command": _command(session.get("command")), **_dict(git)}),
+        "environment": _texts({**own, **_dict(variables)}),
+    }
+
+
+def _command(words: Any) -> str:
+    return " ".join(map(str, words)) if isinstance(words, list) else _text(words or "")
+
+
+def _diff(run: RunInfo) -> Text:
+    path = run.diff
+    return _NOTHING if path is None else _read(path, _DIFF)
+
+
+def _read(path: Path, most: int, tail: bool = False) -> Text:
+    if not os.path.lexists(path):
+        return _NOTHING
+    with open_regular(path, inside=path.parent) as file:
+        size = file.seek(0, 2)
+        file.seek(max(size - most, 0) if tail else 0)
+        data = file.read(most)
+    return Text(data.decode(errors="surrogateescape"), size - len(data), tail)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _texts(values: Any) -> dict[str, str]:
+    pairs = _dict(values)
+    texts = {
+        _cut(name, 200): _text(value) for name, value in itertools.islice(pairs.items(), _MANY)
+    }
+    return {**texts, **({"": f"[{len(pairs) - _MANY:,} more]"} if len(pairs) > _MANY else {})}
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return _cut(text, _LONG)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]} [{len(text) - most:,} characters more]"
+
+
+def _cell(value: Any) -> float | str | None:
+    """What a table shows: numbers are finite, all else is text."""
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        finite = value is not None and -(10**300) < value < 10**300 and math.isfinite(value)
+        return value if finite else None
+    return _text(value)

@@ -1,0 +1,129 @@
+"""Whether test and leaderboard move with validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from batteries._digits import shown
+from batteries._files import PathLike
+from batteries._optional import import_optional
+from batteries.scoreboard._runs import RunInfo, run_info
+
+_FEW = 5  # runs, below which nothing is said
+_SEED = 42
+
+
+class GapCheck(NamedTuple):
+    """What a gap check found.
+
+    >>> print(GapCheck("test", "accuracy", 8, None, None, "test moves with validation"))
+    8 runs by accuracy: test moves with validation
+
+    Attributes:
+        metric: Of validation: runs with another one are another check.
+        correlation: Spearman's, of validation and the other score; None where it is not known.
+        interval: In which it lies with 95 % probability, by resampling the runs.
+    """
+
+    against: str
+    metric: str
+    runs: int
+    correlation: float | None
+    interval: tuple[float, float] | None
+    verdict: str
+
+    def __str__(self) -> str:
+        by = f" by {self.metric}" if self.metric else ""
+        return f"{self.runs} runs{by}: {self.verdict}"
+
+
+def check_gaps(runs: Sequence[RunInfo]) -> list[GapCheck]:
+    """For test and each leaderboard: whether it moves with validation, over all runs.
+
+    >>> check_gaps([])
+    []
+    """
+    groups: dict[tuple[str, bool], list[RunInfo]] = {}
+    for run in runs:
+        stage = run.best_stage
+        kind = (stage.metric, stage.minimization) if stage else ("", False)
+        groups.setdefault(kind, []).append(run)
+    found = []
+    for name in sorted(
+        {name for run in runs for name in _others(run)}, key=lambda n: (n != "test", n)
+    ):
+        for (metric, minimization), alike in groups.items():
+            pairs = [(run.validation, _others(run).get(name)) for run in alike]
+            found.append(_checked(name, metric, minimization, pairs))
+    return [check for check in found if check.runs]
+
+
+def _others(run: RunInfo) -> dict[str, float]:
+    """The scores that validation is held against."""
+    test = {"test": run.scores["test"]} if "test" in run.scores else {}
+    boards = run.scores.get("leaderboard", {})
+    return {**test, **{f"leaderboard.{name}": score for name, score in boards.items()}}
+
+
+def _checked(
+    against: str, metric: str, minimization: bool, pairs: Sequence[tuple[Any, Any]]
+) -> GapCheck:
+    known = np.array([pair for pair in pairs if None not in pair], dtype=float).reshape(-1, 2)
+    count = len(known)
+    alike = [
+        name
+        for name, scores in zip(("validation", against), known.T, strict=True)
+        if count and len(set(scores)) == 1
+    ]
+    if count >= _FEW and alike:
+        verdict = f"all have the same {' and '.join(alike)} score, so nothing moves with another"
+        return GapCheck(against, metric, count, None, None, verdict)
+    if count < _FEW:
+        verdict = f"too few to say whether {against} moves with validation: it takes {_FEW}"
+        return GapCheck(against, metric, count, None, None, verdict)
+    stats: Any = import_optional("scipy.stats", needs="scipy", for_="check_gaps")
+    correlation = float(stats.spearmanr(known[:, 0], known[:, 1]).statistic)
+
+    rows = np.random.default_rng(_SEED).integers(0, count, (2000, count))
+    ranks = stats.rankdata(known[rows], axis=1)
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    both = (ranks**2).sum(axis=1).prod(axis=1)
+    # Where all are alike, no rank says anything.
+    drawn = ranks.prod(axis=2).sum(axis=1) / np.sqrt(np.where(both == 0, np.inf, both))
+    low, high = (float(value) for value in np.quantile(drawn, [0.025, 0.975]))
+    if low > 0:
+        verdict = f"{against} moves with validation"
+    elif high < 0:
+        verdict = f"{against} moves against validation"
+        if minimization:  # whether higher is better there is not known
+            verdict += f", whose {metric} is better when lower: right, if higher is better there"
+    else:
+        verdict = f"that {against} moves with validation is not shown by {count} runs"
+    return GapCheck(against, metric, count, correlation, (low, high), verdict)
+
+
+def check_gap(run: RunInfo | PathLike) -> list[str]:
+    """For one run: whether its gaps are inside the spread of its folds.
+
+    >>> check_gap(RunInfo("001", Path("001"), scores={"folds": [0.90, 0.92, 0.94], "test": 0.91}))
+    ['test - validation is -0.0100, inside the spread of 3 folds (0.9000 to 0.9400)']
+    """
+    run = run_info(run)
+    folds = run.scores.get("folds", [])
+    validation = run.validation if not folds else float(np.mean(folds))
+    others = {"test": run.scores.get("test"), **run.scores.get("leaderboard", {})}
+    found = []
+    for name, score in others.items():
+        if score is None or validation is None:
+            continue
+        text = f"{name} - validation is {shown([score - validation], sign='+')[0]}"
+        if len(folds) > 1:
+            low, high = min(folds), max(folds)
+            where = "inside" if low <= score <= high else "outside"
+            least, most = shown([low, high])
+            text += f", {where} the spread of {len(folds)} folds ({least} to {most})"
+        found.append(text)
+    return found
