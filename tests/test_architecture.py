@@ -8,10 +8,13 @@ import pkgutil
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
+from types import GenericAlias
+from typing import Any
 
-import click
 import pytest
+from torch import Tensor
 
 import batteries
 
@@ -22,7 +25,7 @@ FILES = {
     for path in SOURCE.rglob("*.py")
 }
 MODULES = sorted(FILES)
-PUBLIC = [name for name in MODULES if not name.startswith("_")]
+ROOMS = [name for name in MODULES if "_" not in name and name != "cli"]
 
 
 def floors() -> list[str]:
@@ -94,20 +97,62 @@ def test_the_command_line_needs_no_torch() -> None:
     assert result.stdout.endswith("\nset()\n"), result.stderr
 
 
-def public_objects() -> list[tuple[str, object]]:
-    objects = []
-    for name in PUBLIC:
-        module = importlib.import_module(f"batteries.{name}")
-        for key, value in vars(module).items():
-            own = getattr(value, "__module__", None) == module.__name__
-            command = isinstance(value, click.Command)  # tests/test_cli.py looks at their help
-            if own and not key.startswith("_") and callable(value) and not command:
-                objects.append((f"{name}.{key}", value))
-    return objects
+def public_names() -> dict[str, Any]:
+    """What a user may hold, by where it is imported from: functions, classes and types."""
+    found: dict[str, Any] = {}
+    for room in ["batteries", *(f"batteries.{room}" for room in ROOMS)]:
+        module = importlib.import_module(room)
+        found |= {f"{room}.{name}": getattr(module, name) for name in module.__all__}
+    return {name: value for name, value in found.items() if not inspect.ismodule(value)}
+
+
+def test_every_other_module_is_private() -> None:
+    """A module that a user may import has `__all__`; the name of each other one begins with "_"."""
+    others = {name for name in MODULES if not name.rpartition(".")[2].startswith("_")}
+    assert others == {*ROOMS, "cli"}
+    for name, value in public_names().items():
+        assert not name.rpartition(".")[2].startswith("_")
+        assert (value.__doc__ or "").strip(), name
 
 
 @pytest.mark.parametrize(
-    "value", [pytest.param(value, id=name) for name, value in public_objects()]
+    ("name", "value"), [item for item in public_names().items() if inspect.isclass(item[1])]
+)
+def test_types_are_imported_from_where_they_say(name: str, value: type) -> None:
+    """A public class, and each class that it or a public function returns, says a public place."""
+    place = f"{value.__module__}.{value.__qualname__}"
+    assert pkgutil.resolve_name(place) is value
+    assert "._" not in place, name
+
+
+def test_what_is_returned_is_public() -> None:
+    """Every class of ours that a public function, method or attribute gives is public."""
+    known = {value for value in public_names().values() if inspect.isclass(value)}
+    for name, value in public_names().items():
+        members = [value]
+        if inspect.isclass(value):
+            own = [member for key, member in vars(value).items() if not key.startswith("_")]
+            members = [getattr(member, "fget", member) for member in own]
+        for member in members:
+            if inspect.isfunction(member):
+                function = inspect.unwrap(member)
+                said = {"Tensor": Tensor, **function.__globals__}
+                hint = eval(str(function.__annotations__["return"]), said)
+                assert {each for each in classes_in(hint) if is_ours(each)} <= known, name
+
+
+def classes_in(hint: Any) -> set[type]:
+    inner = [classes_in(part) for part in typing.get_args(hint)]
+    outer = typing.get_origin(hint) or hint
+    return set().union(*inner, {outer} if inspect.isclass(outer) else set())
+
+
+def is_ours(value: type) -> bool:
+    return value.__module__.partition(".")[0] == "batteries"
+
+
+@pytest.mark.parametrize(
+    "value", [pytest.param(value, id=name) for name, value in public_names().items()]
 )
 def test_docstrings_open_with_an_example(value: object) -> None:
     """Every public function and class has a docstring whose second paragraph is an example."""
@@ -115,7 +160,7 @@ def test_docstrings_open_with_an_example(value: object) -> None:
     assert text
     error = isinstance(value, type) and issubclass(value, Exception)
     protocol = getattr(value, "_is_protocol", False)
-    if not error and not protocol:
+    if callable(value) and not isinstance(value, GenericAlias) and not error and not protocol:
         assert text.split("\n\n")[1].startswith(">>>")
         assert doctest.DocTestParser().get_examples(text)
 

@@ -9,7 +9,11 @@ if TYPE_CHECKING:
     from batteries import checkpoint as checkpoint
     from batteries import data as data
     from batteries import distributed as distributed
+    from batteries import loggers as loggers
+    from batteries import predictions as predictions
     from batteries import progress as progress
+    from batteries import report as report
+    from batteries import scoreboard as scoreboard
     from batteries import splits as splits
     from batteries._backends import set_backends as set_backends
     from batteries._device import t2d as t2d
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from batteries._modules import share_buffers as share_buffers
     from batteries._modules import unwrap as unwrap
     from batteries._preemption import PreemptionGuard as PreemptionGuard
+    from batteries._run import Run as Run
     from batteries._run import run_directory as run_directory
     from batteries._run import start_run as start_run
     from batteries._seeding import isolated_rng as isolated_rng
@@ -31,6 +36,8 @@ if TYPE_CHECKING:
     from batteries._seeding import seed_all as seed_all
     from batteries._seeding import seed_worker as seed_worker
     from batteries._seeding import set_rng_state as set_rng_state
+    from batteries._training import Window as Window
+    from batteries._training import Windows as Windows
     from batteries._training import accumulate as accumulate
     from batteries.averaging import EMA as EMA
     from batteries.averaging import SWA as SWA
@@ -64,10 +71,13 @@ __all__ = [
     "MLflowLogger",
     "Predictions",
     "PreemptionGuard",
+    "Run",
     "SWA",
     "TensorBoardLogger",
     "TensorBoardXLogger",
     "WandbLogger",
+    "Window",
+    "Windows",
     "accumulate",
     "all_reduce_meters",
     "average_checkpoints",
@@ -81,12 +91,16 @@ __all__ = [
     "get_logger",
     "isolated_rng",
     "load_checkpoint",
+    "loggers",
     "make_checkpoint",
+    "predictions",
     "progress",
+    "report",
     "resume",
     "rng_state",
     "run_directory",
     "save_checkpoint",
+    "scoreboard",
     "seed_all",
     "seed_worker",
     "set_backends",
@@ -103,7 +117,7 @@ __all__ = [
 # Loaded when first asked for: the command line needs no torch.
 _ROOMS = {
     "averaging": ("EMA", "SWA", "average_checkpoints", "update_bn"),
-    "backends": ("set_backends",),
+    "_backends": ("set_backends",),
     "checkpoint": (
         "CheckpointError",
         "CheckpointManager",
@@ -112,8 +126,8 @@ _ROOMS = {
         "resume",
         "save_checkpoint",
     ),
-    "device": ("t2d", "to_device"),
-    "early_stopping": ("EarlyStopping",),
+    "_device": ("t2d", "to_device"),
+    "_early_stopping": ("EarlyStopping",),
     "loggers": (
         "JsonLinesLogger",
         "Loggers",
@@ -122,14 +136,14 @@ _ROOMS = {
         "TensorBoardXLogger",
         "WandbLogger",
     ),
-    "logs": ("get_logger",),
-    "meters": ("AverageMeter", "AverageMetter", "all_reduce_meters"),
-    "modules": ("check_in_sync", "distribute", "share_buffers", "unwrap"),
+    "_logs": ("get_logger",),
+    "_meters": ("AverageMeter", "AverageMetter", "all_reduce_meters"),
+    "_modules": ("check_in_sync", "distribute", "share_buffers", "unwrap"),
     "predictions": ("Predictions",),
-    "preemption": ("PreemptionGuard",),
-    "run": ("run_directory", "start_run"),
-    "seeding": ("isolated_rng", "rng_state", "seed_all", "seed_worker", "set_rng_state"),
-    "training": ("accumulate",),
+    "_preemption": ("PreemptionGuard",),
+    "_run": ("Run", "run_directory", "start_run"),
+    "_seeding": ("isolated_rng", "rng_state", "seed_all", "seed_worker", "set_rng_state"),
+    "_training": ("Window", "Windows", "accumulate"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
@@ -139,6 +153,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'batteries' has no attribute {name!r}")
     if name in _ROOM_OF:
         value: object = getattr(_import(f"batteries.{_ROOM_OF[name]}"), name)
+        if _ROOM_OF[name].startswith("_"):
+            _import("batteries._public").move(value, __name__)
     else:
         try:
             value = _import(f"batteries.{name}")

@@ -149,8 +149,12 @@ class _Pass:
             warnings.warn(f"the loss is {loss} {where}", stacklevel=4)
 
 
-class _Accumulate(Generic[T]):
-    """The pairs of `accumulate`, with their number."""
+class Windows(Generic[T]):
+    """The pairs of `accumulate`: batches and their windows, with their number.
+
+    >>> len(accumulate([torch.ones(4, 2)] * 3, nn.Linear(2, 1), 2))
+    3
+    """
 
     def __init__(
         self,
@@ -230,7 +234,7 @@ def accumulate(
     count: Count | None = None,
     scaler: Any = None,
     group: Group = None,
-) -> _Accumulate[T]:
+) -> Windows[T]:
     """Group batches into windows whose gradient is that of all their samples in one batch.
 
     >>> model, batches = nn.Linear(2, 1), [torch.randn(4, 2), torch.randn(4, 2), torch.randn(3, 2)]
@@ -274,7 +278,7 @@ def accumulate(
     if group is None and isinstance(loader, DataLoader):
         group = loader.group
     ranks_of(group)  # says what is wrong with it
-    return _Accumulate(loader, model, accumulation_steps, count, scaler, group)
+    return Windows(loader, model, accumulation_steps, count, scaler, group)
 
 
 def _arrivals(loader: Iterable[Any]) -> Iterator[Arrival]:

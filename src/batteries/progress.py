@@ -11,6 +11,8 @@ from tqdm.auto import tqdm as _tqdm
 from batteries import distributed
 from batteries._meters import AverageMeter
 
+__all__ = ["tqdm"]
+
 _TQDM_INTERVAL = 0.1  # seconds: tqdm's own default for `mininterval`
 _LINE_INTERVAL = 10.0
 

@@ -1,5 +1,12 @@
 """A DataLoader whose every batch is a function of (seed, epoch, step), and which can go on."""
 
-from batteries.data._loader import Arrival as Arrival
-from batteries.data._loader import DataLoader as DataLoader
-from batteries.data._shuffle import Shuffle as Shuffle
+from batteries import _public
+from batteries.data._loader import Arrival, DataLoader
+from batteries.data._shuffle import Shuffle
+
+__all__ = [
+    "Arrival",
+    "DataLoader",
+    "Shuffle",
+]
+_public.own(globals())

@@ -353,7 +353,7 @@ class Numbers(dict[str, float]):
     """
 
 
-def read_together(metrics: Metrics) -> Numbers:
+def read_together(metrics: Metrics) -> dict[str, float]:
     """Numbers by their joined names; those on a device are fetched from it together.
 
     >>> read_together({"train": {"loss": torch.tensor(0.5)}, "lr": 1})

@@ -1,4 +1,11 @@
 """Predictions in the order of the dataset, each sample once, whichever rank made them."""
 
-from batteries.predictions._collected import Predictions as Predictions
-from batteries.predictions._files import load as load
+from batteries import _public
+from batteries.predictions._collected import Predictions
+from batteries.predictions._files import load
+
+__all__ = [
+    "Predictions",
+    "load",
+]
+_public.own(globals())

@@ -1,14 +1,25 @@
 """Validation, test and leaderboard scores of runs, and what they say together."""
 
-from batteries.scoreboard._compare import Comparison as Comparison
-from batteries.scoreboard._compare import compare as compare
-from batteries.scoreboard._compare import paired_bootstrap as paired_bootstrap
-from batteries.scoreboard._gaps import check_gap as check_gap
-from batteries.scoreboard._gaps import check_gaps as check_gaps
-from batteries.scoreboard._runs import RunInfo as RunInfo
-from batteries.scoreboard._runs import Stage as Stage
-from batteries.scoreboard._runs import best_first as best_first
-from batteries.scoreboard._runs import find_run as find_run
-from batteries.scoreboard._runs import read_run as read_run
-from batteries.scoreboard._runs import read_runs as read_runs
-from batteries.scoreboard._scores import record_scores as record_scores
+from batteries import _public
+from batteries.scoreboard._compare import Comparison, Difference, compare, paired_bootstrap
+from batteries.scoreboard._gaps import GapCheck, check_gap, check_gaps
+from batteries.scoreboard._runs import RunInfo, Stage, best_first, find_run, read_run, read_runs
+from batteries.scoreboard._scores import record_scores
+
+__all__ = [
+    "Comparison",
+    "Difference",
+    "GapCheck",
+    "RunInfo",
+    "Stage",
+    "best_first",
+    "check_gap",
+    "check_gaps",
+    "compare",
+    "find_run",
+    "paired_bootstrap",
+    "read_run",
+    "read_runs",
+    "record_scores",
+]
+_public.own(globals())
