@@ -492,3 +492,12 @@ def test_gpu_checkpoints_load_on_the_cpu() -> None:
     checkpoint = load_checkpoint("a.pth", other)
     assert all(value.is_cpu for value in checkpoint["model_state_dict"].values())
     assert same(dict(other.state_dict()), dict(model.state_dict()))
+
+
+def test_objects_are_not_called_like_options() -> None:
+    """A name that loading could not take is refused by the save, and told by the load."""
+    loader = torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)
+    with pytest.raises(ValueError, match="'prefix', which is an option of load_checkpoint"):
+        make_checkpoint("train", 1, nn.Linear(1, 1), prefix=loader)
+    with pytest.raises(TypeError, match="prefix is a SGD; expected a str: it is an option"):
+        load_checkpoint("a.pth", nn.Linear(1, 1), prefix=loader)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from ranks import run_ranks
 from torch import nn
 
 from batteries import CheckpointError, load_checkpoint, make_checkpoint, save_checkpoint
-from batteries.checkpoint import LoadReport, latest, peek, read_checkpoint
+from batteries.checkpoint import latest, peek, read_checkpoint
 from batteries.checkpoint._archive import Digest, _comment, read_note
 
 
@@ -260,14 +260,16 @@ def test_strict_false() -> None:
     """`strict=False` loads what fits and reports the rest."""
     save_checkpoint(make_checkpoint("train", 1, small()), "a.pth")
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 5), nn.PReLU())
-    report = load_checkpoint("a.pth", model, strict=False)
-    assert isinstance(report, LoadReport)
+    checkpoint = load_checkpoint("a.pth", model, strict=False)
+    report = checkpoint.report
     assert report.mismatched == ["model.2.weight", "model.2.bias"]
     assert report.missing == ["model.3.weight"]
     assert report.unexpected == []
     assert "model.0.weight" in report.loaded
-    saved = report.checkpoint["model_state_dict"]
+    saved = checkpoint["model_state_dict"]
     assert model.state_dict()["0.weight"].equal(saved["0.weight"])
+    torch.save(checkpoint, "again.pth")
+    assert torch.load("again.pth")["epoch"] == 1
 
 
 def test_prefix() -> None:

@@ -317,4 +317,4 @@ def test_installed_command() -> None:
     """The command is installed with the package."""
     program = Path(sys.executable).with_name("batteries")
     result = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
-    assert "0.1.0" in result.stdout
+    assert "0.2.0" in result.stdout

@@ -90,7 +90,7 @@ def test_bad_numbers(bad: dict[str, Any]) -> None:
 
 
 def decide_with_the_score_of_rank_zero() -> bool:
-    return EarlyStopping(0, True).step(0.5 if distributed.is_main() else None)
+    return EarlyStopping(0, metric_minimization=True).step(0.5 if distributed.is_main() else None)
 
 
 def test_scores_of_rank_zero_alone() -> None:

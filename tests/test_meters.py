@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from batteries import AverageMeter, AverageMetter
+from batteries import AverageMeter, AverageMetter, all_reduce_meters
 
 READINGS = ("value", "average", "sum", "counter")
 
@@ -38,21 +39,23 @@ def test_many_float32_values() -> None:
 
 
 def test_fresh_and_reset() -> None:
-    """Fresh or reset, all four attributes read 0."""
+    """Fresh or reset, a meter has added up nothing, and has no average."""
     meter = AverageMeter()
-    assert read(meter) == [0, 0, 0, 0]
+    assert read(meter) == pytest.approx([0, math.nan, 0, 0], nan_ok=True)
     meter.update(2.0, 3)
     assert read(meter) == [2, 2, 6, 3]
     meter.reset()
-    assert read(meter) == [0, 0, 0, 0]
+    assert read(meter) == pytest.approx([0, math.nan, 0, 0], nan_ok=True)
+    assert math.isnan(all_reduce_meters({"loss": meter})["loss"])
 
 
 @pytest.mark.parametrize("zero", [0, torch.tensor(0)])
 def test_zero_times(zero: int) -> None:
     """`times=0` changes nothing, NaN included."""
     meter = AverageMeter()
+    meter.update(1.0)
     meter.update(float("nan"), zero)
-    assert read(meter) == [0, 0, 0, 0]
+    assert read(meter) == [1, 1, 1, 1]
     meter.update(1.5, 2)
     meter.update(torch.tensor(float("nan")), zero)
     assert read(meter) == [1.5, 1.5, 3, 2]

@@ -496,8 +496,8 @@ def test_targets_by_name() -> None:
     """The name of a column is that column, and no array of letters."""
     table = {"target": [0, 0, 1, 1, 0, 1], "patient": [1, 2, 3, 4, 5, 6], "x": [1, 2, 3, 4, 5, 6]}
     folds = make_folds(table, 2, "stratified", targets="target")
-    named = check_folds(folds, "target", "patient", data=table)
-    assert named.equals(check_folds(folds, table["target"], table["patient"], data=table))
+    named = check_folds(folds, "target", groups="patient", data=table)
+    assert named.equals(check_folds(folds, table["target"], groups=table["patient"], data=table))
     with pytest.raises(ValueError, match="there is no column 'target'; data is no table"):
         check_folds(folds, "target")
     with pytest.raises(ValueError, match="there is no column 'label'; expected one of "):

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from batteries.loggers import WandbLogger as WandbLogger
     from batteries.predictions import Predictions as Predictions
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AverageMeter",

@@ -18,7 +18,7 @@ T = TypeVar("T")
 Move = Callable[[Any, torch.device, bool], Any]
 
 
-def to_device(data: T, device: torch.device | str | int, non_blocking: bool = False) -> T:
+def to_device(data: T, device: torch.device | str | int, *, non_blocking: bool = False) -> T:
     """Move the tensors anywhere inside `data` to a device.
 
     >>> batch = {"image": torch.zeros(2, 3), "name": ["a", "b"]}

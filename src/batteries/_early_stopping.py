@@ -42,6 +42,7 @@ class EarlyStopping:
     def __init__(
         self,
         patience: int = 5,
+        *,
         metric_minimization: bool | None = None,
         min_delta: float = 0.0,
     ) -> None:

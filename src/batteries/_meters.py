@@ -89,9 +89,9 @@ class AverageMeter:
 
     @property
     def average(self) -> float:
-        """The sum over the counter; 0 while nothing was taken in."""
+        """The sum over the counter; NaN while nothing was taken in."""
         counter = self.counter
-        return self.sum / counter if counter else 0.0
+        return self.sum / counter if counter else math.nan
 
     def all_reduce(self, group: Group = None) -> float:
         """The average over all ranks; all of them call it.
@@ -154,7 +154,9 @@ def all_reduce_meters(meters: Mapping[str, AverageMeter], group: Group = None) -
         name: [_total(part) for part in zip(*(theirs[name] for theirs in ranks), strict=True)]
         for name in own
     }
-    return {name: total / counter if counter else 0.0 for name, (total, counter) in totals.items()}
+    return {
+        name: total / counter if counter else math.nan for name, (total, counter) in totals.items()
+    }
 
 
 def _total(parts: Iterable[float]) -> float:

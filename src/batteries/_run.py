@@ -32,7 +32,7 @@ _runs: dict[str, Run] = {}  # that this process records, by their sessions
 
 
 @rank_zero_only(share=True)
-def run_directory(logdir: PathLike, resume: bool = False, unless: str | None = None) -> Path:
+def run_directory(logdir: PathLike, *, resume: bool = False, unless: str | None = None) -> Path:
     """Create the next numbered directory of `logdir`; no run ever writes into another's.
 
     >>> run_directory("runs/digits").as_posix()

@@ -10,7 +10,7 @@ from batteries.checkpoint._forms import (
     peek,
     read_checkpoint,
 )
-from batteries.checkpoint._loading import LoadReport, load_checkpoint, resume
+from batteries.checkpoint._loading import Loaded, LoadReport, load_checkpoint, resume
 from batteries.checkpoint._manager import CheckpointManager
 from batteries.checkpoint._sharing import share_checkpoint
 from batteries.checkpoint._storage import CheckpointError, save_checkpoint
@@ -20,6 +20,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointManager",
     "LoadReport",
+    "Loaded",
     "Stateful",
     "consolidate",
     "export_safetensors",

@@ -30,6 +30,9 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: Any) -> Any: ...
 
 
+_OPTIONS = {"path", "logdir", "strict", "prefix", "map_location"}
+
+
 def make_checkpoint(
     stage: str | int,
     epoch: int,
@@ -62,6 +65,11 @@ def make_checkpoint(
     | `Enum` member | its value |
 
     What `torch.load` reads stays as it is; `save_checkpoint` refuses the rest.
+
+    Raises:
+        TypeError: An object that is passed for a state has none.
+        ValueError: An object that remembers nothing, or whose name is an option of
+            `load_checkpoint`.
     """
     checkpoint: Checkpoint = {"stage": stage, "epoch": epoch}
     objects = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
@@ -73,6 +81,11 @@ def make_checkpoint(
         checkpoint["metrics"] = metrics
     for name, value in kwargs.items():
         if callable(getattr(type(value), "state_dict", None)):
+            if name in _OPTIONS:
+                raise ValueError(
+                    f"an object is called {name!r}, which is an option of load_checkpoint: "
+                    "give it another name"
+                )
             checkpoint[state_key(name)] = state = state_of(memory_of(value))
             check_remembers(name, value, state)
         else:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import chain
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +41,9 @@ _SHARE = "use a directory that all hosts share, or send rank 0's with share_chec
 
 
 class LoadReport(NamedTuple):
-    """What `load_checkpoint(..., strict=False)` loaded into the modules, and what did not fit.
+    """What `load_checkpoint` put into the objects, and, with `strict=False`, what did not fit.
 
-    >>> LoadReport({}, loaded=[], missing=["model.bias"], unexpected=[], mismatched=[]).missing
+    >>> LoadReport(loaded=[], missing=["model.bias"], unexpected=[], mismatched=[]).missing
     ['model.bias']
 
     The lists have the names of parameters and buffers, after the name of their object. An
@@ -50,37 +51,27 @@ class LoadReport(NamedTuple):
     not fit are in the lists, such as `optimizer.state[0].exp_avg`.
     """
 
-    checkpoint: Checkpoint
     loaded: list[str]
     missing: list[str]  # in the object alone
     unexpected: list[str]  # in the file alone
     mismatched: list[str]  # of another shape, or integers for floats
 
 
-@overload
-def load_checkpoint(
-    path: PathLike,
-    model: nn.Module | None = None,
-    optimizer: Stateful | None = None,
-    scheduler: Stateful | None = None,
-    *,
-    strict: Literal[True] = True,
-    prefix: str = "",
-    map_location: torch.device | str = "cpu",
-    **objects: Stateful,
-) -> Checkpoint: ...
-@overload
-def load_checkpoint(
-    path: PathLike,
-    model: nn.Module | None = None,
-    optimizer: Stateful | None = None,
-    scheduler: Stateful | None = None,
-    *,
-    strict: Literal[False],
-    prefix: str = "",
-    map_location: torch.device | str = "cpu",
-    **objects: Stateful,
-) -> LoadReport: ...
+class Loaded(dict[str, Any]):
+    """A checkpoint that was loaded: all that the file holds, and what became of it.
+
+    >>> model = nn.Linear(2, 1)
+    >>> save_checkpoint(make_checkpoint("train", 3, model), "last.pth")
+    >>> load_checkpoint("last.pth", model).report.loaded
+    ['model.weight', 'model.bias']
+    """
+
+    report: LoadReport
+
+    def __reduce__(self) -> Any:  # `torch.load` knows no other dicts
+        return OrderedDict, (list(self.items()),)
+
+
 def load_checkpoint(
     path: PathLike,
     model: nn.Module | None = None,
@@ -91,7 +82,7 @@ def load_checkpoint(
     prefix: str = "",
     map_location: torch.device | str = "cpu",
     **objects: Stateful,
-) -> Checkpoint | LoadReport:
+) -> Loaded:
     """Read a checkpoint and put the state it holds into the objects that are passed.
 
     >>> model = nn.Linear(2, 1)
@@ -109,15 +100,14 @@ def load_checkpoint(
     ranks call it then.
 
     Args:
-        strict: False loads the parameters, and the states of other objects, that fit, and returns a
-            report.
+        strict: False loads the parameters, and the states of other objects, that fit.
         prefix: Load the part of the file's model whose names begin so: "encoder.".
         map_location: Where the tensors of the returned checkpoint lie. The state goes to where
             the objects are in any case.
         **objects: Others, by the names they had in `make_checkpoint`.
 
     Returns:
-        Everything in the file; with `strict=False` a `LoadReport`, which has it too.
+        Everything in the file. Its `report` says what was loaded, and what did not fit.
 
     Raises:
         FileNotFoundError: No such file.
@@ -125,12 +115,19 @@ def load_checkpoint(
         CheckpointError: Damaged, not a checkpoint, or keys, shapes or types that do not fit.
         RuntimeError: The ranks have read different files, when they first load this path.
     """
+    for name, option, kind in [("strict", strict, bool), ("prefix", prefix, str)]:
+        if not isinstance(option, kind):
+            raise TypeError(
+                f"{name} is a {type(option).__name__}; expected a {kind.__name__}: it is an option "
+                "of load_checkpoint, so no object can be called so"
+            )
     parts = _given(model, optimizer, scheduler, objects)
     own, known = _Own(parts), str(path) in _compared
     _compared.add(str(path))  # later one rank alone may load what has another content by then
     checkpoint = own.read(path, map_location) if known else _alike(own, path, map_location)
-    report = _put(checkpoint, parts, path, strict=strict, prefix=prefix)
-    return checkpoint if strict else report
+    loaded = Loaded(checkpoint)
+    loaded.report = _put(checkpoint, parts, path, strict=strict, prefix=prefix)
+    return loaded
 
 
 def resume(
@@ -225,7 +222,7 @@ def _put(
     prefix: str = "",
 ) -> LoadReport:
     """Hold each part against its object, and put all of them in if all fit."""
-    report = LoadReport(checkpoint, [], [], [], [])
+    report = LoadReport([], [], [], [])
     states: dict[str, Any] = {}
     for name, part in parts.items():
         if state_key(name) not in checkpoint:

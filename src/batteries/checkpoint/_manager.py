@@ -117,6 +117,7 @@ class CheckpointManager:
         metric: str | None = None,
         metric_minimization: bool | None = None,
         save_n_best: int | None = 5,
+        *,
         keep_every: int | None = None,
         background: bool = False,
         sharded: bool = False,

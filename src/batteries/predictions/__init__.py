@@ -1,10 +1,11 @@
 """Predictions in the order of the dataset, each sample once, whichever rank made them."""
 
 from batteries import _public
-from batteries.predictions._collected import Predictions
+from batteries.predictions._collected import Gathered, Predictions
 from batteries.predictions._files import load
 
 __all__ = [
+    "Gathered",
     "Predictions",
     "load",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -27,6 +27,31 @@ from batteries.predictions._result import Form, Indices, Result
 
 _CHUNK = 2**23  # bytes of an array that travel at once, while as many are put away
 _OBJECTS = 4096  # objects that travel at once
+
+
+class Gathered(tuple[Any, ...]):
+    """Arrays of all samples, in the order of `add`'s arguments, and by their names.
+
+    >>> arrays = Gathered({"logits": torch.zeros(8, 10), "labels": torch.arange(8)})
+    >>> logits, labels = arrays
+    >>> arrays.labels is labels
+    True
+    """
+
+    names: tuple[str, ...]
+
+    def __new__(cls, arrays: Mapping[str, Any]) -> Gathered:
+        gathered = super().__new__(cls, arrays.values())
+        gathered.names = tuple(arrays)
+        return gathered
+
+    def __getattr__(self, name: str) -> Any:
+        if name in vars(self).get("names", ()):
+            return self[self.names.index(name)]
+        raise AttributeError(f"there is no {name!r} among {', '.join(vars(self)['names'])}")
+
+    def __reduce__(self) -> Any:
+        return Gathered, (dict(zip(self.names, self, strict=True)),)
 
 
 class Predictions:
@@ -110,7 +135,7 @@ class Predictions:
         for name, value in rows.items():
             self._rows.setdefault(name, []).append(value)
 
-    def gather(self, dst: int | None = None) -> tuple[Any, ...]:
+    def gather(self, dst: int | None = None) -> Gathered:
         """The arrays in the order of the dataset, and of `add`'s arguments; all ranks call it.
 
         Tensors travel as they are, in pieces: beside the result, a rank needs memory for its own
@@ -120,14 +145,14 @@ class Predictions:
             dst: The rank of the group that gets them; the others get None for each. Default: all.
 
         Returns:
-            Tensors, (length, ...), on the CPU, and lists of objects.
+            Tensors, (length, ...), on the CPU, and lists of objects: to unpack, or by name.
 
         Raises:
             ValueError: Samples that are missing or came more than once, with how many and the
                 first few; duplicates that do not agree; ranks that added different arrays. On
                 every rank.
         """
-        return tuple(self._gathered(dst).values())
+        return Gathered(self._gathered(dst))
 
     def save(self, path: PathLike, ids: Sequence[Any] | NDArray[Any] | None = None) -> None:
         """Write the arrays to one file, whole or not at all; all ranks of the group call it.

@@ -24,7 +24,7 @@ _NAMED = 5  # in an error
 _CLASSES = 20  # with a column of their own
 
 
-def check_folds(folds: Folds, targets: Any = None, groups: Any = None, data: Any = None) -> Any:
+def check_folds(folds: Folds, targets: Any = None, *, groups: Any = None, data: Any = None) -> Any:
     """A short table of the folds, unless something is on both sides of one.
 
     >>> check_folds(Folds(np.array([0, 1]), "kfold"), targets=["cat", "dog"]).rows()
