@@ -225,7 +225,8 @@ class CheckpointManager:
             TypeError: A score that is not a number, or a value that cannot be saved, with its
                 place; nothing has changed then.
             CheckpointError: A newer run has taken the directory over; or it has checkpoints of
-                another program, of which this one has loaded none.
+                another program, of which this one has loaded none; or a file of yours has the name
+                that this epoch is to have.
             OSError: Of the disk. Either nothing has changed then, or the next save, or the next
                 start, completes this one first.
         """
@@ -345,11 +346,21 @@ class CheckpointManager:
             yield {"owner": self._owner}
         else:
             kept = self._kept(row)
+            self._check_free(row["epoch"], kept)
             yield {"row": row, **kept.note(), "owner": self._owner}
         self._owns = True
         if row is not None:
             self._follow(row, kept, thorough)
         self._disturbed = False
+
+    def _check_free(self, epoch: int, kept: _Kept) -> None:
+        path = self._path(epoch)
+        ours = epoch in map(_epoch, self._epochs.rows) or epoch not in kept
+        if path.exists() and not ours and (self._row_in(path) or {}).get("epoch") != epoch:
+            raise CheckpointError(
+                f"{path} is not one of this manager's, and epoch {epoch} is to have that name: "
+                "move it away; nothing was saved or removed"
+            )
 
     # ---------------------------------------------------------------- what follows from what
 
@@ -629,9 +640,11 @@ _epoch: Callable[[Row], int] = itemgetter("epoch")
 
 
 def _checked_epoch(epoch: Any, checkpoint: Mapping[str, Any]) -> int:
-    number = int(epoch)
-    if number != epoch or not is_epoch(number):
-        raise ValueError(f"epoch is {epoch}; expected a whole number")
+    number = None
+    with suppress(TypeError, ValueError, OverflowError):
+        number = int(epoch)
+    if number is None or number != epoch or not is_epoch(number):
+        raise ValueError(f"epoch is {epoch!r}; expected a whole number")
     own = checkpoint.get("epoch", number)
     own = own.item() if hasattr(own, "item") else own
     if isinstance(own, int | float) and own != number:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from batteries import distributed
 from batteries.files import PathLike, write_whole
+from batteries.foreign import check_regular
 from batteries.splits.tables import (
     column_of,
     is_table,
@@ -260,6 +261,7 @@ def _load(path: Path, rows: int, kind: str, made_of: str) -> Folds:
 def _read(path: Path) -> Any:
     polars = polars_for("folds in a file")
     text = dict.fromkeys(("kind", "hash", "made_of"), polars.String)
+    check_regular(path)
     try:
         if path.suffix == ".csv":
             return polars.read_csv(path, schema_overrides=text)
