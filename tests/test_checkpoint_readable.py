@@ -67,7 +67,15 @@ def test_what_is_saved_can_be_read() -> None:
                     back = read["args"][0]["x"]
                     assert (back.dtype, back.shape) == (value.dtype, value.shape)
                     assert type(back) is type(value)
-    assert refused >= {"torch.int4", "meta", "per tensor", "per channel", "nested", "jagged", "mkldnn"}
+    assert refused >= {
+        "torch.int4",
+        "meta",
+        "per tensor",
+        "per channel",
+        "nested",
+        "jagged",
+        "mkldnn",
+    }
     assert not refused & {"torch.float32", "torch.float8_e4m3fn", "torch.uint16", "coo", "csr"}
 
 
