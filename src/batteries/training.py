@@ -82,6 +82,13 @@ class Window:
                 "is counted in the batch: loss.mean()"
             )
         if self.weight == 0:
+            shares = self._pass.no_sync is not None or self._pass.set_sync is not None
+            if self.closed and shares and loss.grad_fn is None:
+                raise ValueError(
+                    "nothing is counted in the batch, and its loss does not depend on the model, "
+                    "for whose gradients the other ranks wait: compute it from the model's output "
+                    "as always, even if it is NaN then, or pass output.sum() * 0"
+                )
             _backward_of_zero(loss)
             return
         self._pass.watch(loss, self._step)
