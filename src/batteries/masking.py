@@ -102,7 +102,10 @@ def masked(values: Any) -> dict[str, Any]:
     if named is None:
         named = getattr(values, "__dict__", None)
     if named is None:
-        named = dict(values) if isinstance(values, Iterable) else {"args": values}
+        try:
+            named = dict(values)
+        except (TypeError, ValueError):  # no pairs
+            named = {"args": values}
     found: dict[str, Any] = _Plain().of(dict(named), "")
     return found
 

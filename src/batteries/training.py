@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import operator
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -272,10 +273,12 @@ def accumulate(
         ValueError: `accumulation_steps` below 1, or a negative count.
         TypeError: `accumulation_steps` that is no whole number.
     """
-    if not isinstance(accumulation_steps, int) or isinstance(accumulation_steps, bool):
+    try:
+        accumulation_steps = operator.index(accumulation_steps)
+    except TypeError:
         raise TypeError(
             f"accumulation_steps is {accumulation_steps!r}; expected a whole number of batches"
-        )
+        ) from None
     if accumulation_steps < 1:
         raise ValueError(f"accumulation_steps is {accumulation_steps}; expected 1 or more")
     if group is None and isinstance(loader, DataLoader):

@@ -15,7 +15,7 @@ from batteries._optional import import_optional
 from batteries.blend.means import geometric, majority_vote, mean, power_average
 from batteries.blend.models import Array, Models
 from batteries.blend.ranks import rank_average
-from batteries.files import PathLike, write_whole
+from batteries.files import PathLike, listed, write_whole
 from batteries.foreign import check_regular
 from batteries.progress import tqdm
 
@@ -74,7 +74,7 @@ def blend_files(
     methods = _methods(weights, power)
     if method not in methods:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(methods)}")
-    files = [Path(path) for path in paths]
+    files = listed(paths)
     if not files:
         raise ValueError("there are no files to blend")
     if renormalise and method == "vote":

@@ -48,7 +48,7 @@ from batteries.files import (
     replace_link,
     temporary_name,
 )
-from batteries.foreign import Most, check, is_epoch
+from batteries.foreign import Most, brief, check, is_epoch
 from batteries.history import NAME, Row, is_row, read_history
 from batteries.processes import is_alive, is_own, own_process
 
@@ -644,7 +644,11 @@ def _checked_epoch(epoch: Any, checkpoint: Mapping[str, Any]) -> int:
     with suppress(TypeError, ValueError, OverflowError):
         number = int(epoch)
     if number is None or number != epoch or not is_epoch(number):
-        raise ValueError(f"epoch is {epoch!r}; expected a whole number")
+        raise ValueError(f"epoch is {brief(epoch)}; expected a whole number")
+    if not isinstance(checkpoint, Mapping):
+        raise TypeError(
+            f"the checkpoint is {brief(checkpoint)}; expected what make_checkpoint gives"
+        )
     own = checkpoint.get("epoch", number)
     own = own.item() if hasattr(own, "item") else own
     if isinstance(own, int | float) and own != number:

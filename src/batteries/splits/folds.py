@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from batteries import distributed
 from batteries.files import PathLike, write_whole
-from batteries.foreign import check_regular
+from batteries.foreign import brief, check_regular
 from batteries.splits.tables import (
     column_of,
     is_table,
@@ -31,6 +31,11 @@ _SPELLINGS = {  # of scikit-learn, and what is said instead
     "X": "data=",
     "y": "targets=",
     "cv": "kind=",
+    "folds": "n_folds=",
+    "group": "groups=",
+    "labels": "targets=",
+    "stratify": "targets=, with kind='stratified'",
+    "target": "targets=",
     "shuffle": "nothing: rows are shuffled, except those of kind='time'",
 }
 _SPLITTERS = {
@@ -109,8 +114,13 @@ def make_folds(
             is missing; a file with folds of something else, or that was changed.
     """
     for name in others:
-        hint = f"say {_SPELLINGS[name]}" if name in _SPELLINGS else "it is not known"
+        takes = "it takes data, n_folds, kind, seed, targets, groups and path"
+        hint = f"say {_SPELLINGS[name]}" if name in _SPELLINGS else takes
         raise TypeError(f"make_folds has no argument {name!r}: {hint}")
+    for name, value in (("n_folds", n_folds), ("seed", seed)):
+        if not isinstance(value, int | np.integer):
+            labels = ": labels are passed as targets=" if np.ndim(value) else ""
+            raise TypeError(f"{name} is {brief(value)}; expected a whole number{labels}")
     n_folds, seed = int(n_folds), int(seed)  # of numpy too: they are hashed
     rows, targets = _rows_and_targets(data, targets)
     groups = column_of(data, groups)
