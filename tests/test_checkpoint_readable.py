@@ -32,6 +32,7 @@ def every_kind_of_tensor() -> dict[str, Tensor]:
     ones, zeros = torch.ones(4), torch.zeros(4)
     tensors["per channel"] = torch.quantize_per_channel(eye, ones, zeros, 0, torch.quint8)
     tensors["nested"] = torch.nested.nested_tensor([ones, zeros[:2]])
+    tensors["jagged"] = torch.nested.nested_tensor([ones, zeros[:2]], layout=torch.jagged)
     tensors["mkldnn"] = eye.to_mkldnn()
     tensors["expanded"] = torch.ones(1).expand(10_000)
     tensors["in a graph"] = torch.ones(2, requires_grad=True) * 2
@@ -66,7 +67,15 @@ def test_what_is_saved_can_be_read() -> None:
                     back = read["args"][0]["x"]
                     assert (back.dtype, back.shape) == (value.dtype, value.shape)
                     assert type(back) is type(value)
-    assert refused >= {"torch.int4", "meta", "per tensor", "per channel", "nested", "mkldnn"}
+    assert refused >= {
+        "torch.int4",
+        "meta",
+        "per tensor",
+        "per channel",
+        "nested",
+        "jagged",
+        "mkldnn",
+    }
     assert not refused & {"torch.float32", "torch.float8_e4m3fn", "torch.uint16", "coo", "csr"}
 
 

@@ -16,7 +16,7 @@ from sweeps import sweep
 from test_checkpoint_crashes import die_at
 from torch import nn
 
-from batteries import CheckpointManager, make_checkpoint
+from batteries import CheckpointError, CheckpointManager, make_checkpoint
 from batteries.checkpoint import latest, read_checkpoint
 
 NAMES = [
@@ -162,6 +162,22 @@ def test_links_beside_the_files(target: str) -> None:
     ]
 
 
+def test_the_name_of_an_epoch_to_come() -> None:
+    """A user's file under the name that an epoch is to have stays, and the save says so."""
+    manager = CheckpointManager("logs", save_n_best=1)
+    process(manager, 1, 0.5)
+    for epoch in (2, 3):
+        shutil.copy("logs/exp_1.pth", f"logs/exp_{epoch}.pth")
+    process(manager, 2, 0.6)  # is not among the best, and needs no name
+    before = content(Path("logs"))
+    with pytest.raises(CheckpointError, match=r"logs/exp_3\.pth is not one of this manager's"):
+        process(manager, 3, 0.4)
+    assert content(Path("logs")) == before
+    Path("logs/exp_3.pth").rename("logs/mine.pth")
+    process(manager, 3, 0.4)
+    assert read_checkpoint("logs/exp_3.pth")["epoch"] == 3
+
+
 @pytest.mark.parametrize("name", ["last.pth", "best.pth", "exp_3.pth", "metrics.json"])
 def test_links_to_other_places(name: str) -> None:
     """A name that leads out of the directory is refused, and nothing out there changes."""
@@ -185,6 +201,8 @@ def test_epochs_that_do_not_agree(epoch: Any) -> None:
         manager.process(0.5, 7, checkpoint)
     with pytest.raises(ValueError, match=r"epoch is 3\.5; expected a whole number"):
         manager.process(0.5, 3.5, checkpoint)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"epoch is None; expected a whole number"):
+        manager.process(0.5, None, checkpoint)  # type: ignore[arg-type]
     assert not Path("logs").exists()
     manager.process(0.5, 3, checkpoint)
     del checkpoint["epoch"]

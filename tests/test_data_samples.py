@@ -229,6 +229,37 @@ def test_a_stop_iteration_ends_no_epoch(workers: int) -> None:
         of(Stops("collate"), num_workers=workers, collate_fn=stop)
 
 
+class Parsed(IterableDataset[int]):
+    """What a class yields ends when that says so, whatever calls lie between."""
+
+    def __iter__(self) -> Iterator[int]:
+        return map(Stops("sample").__getitem__, filter(lambda item: item < 8, Counter(10)))
+
+
+class Counter:
+    def __init__(self, end: int) -> None:
+        self.at, self.end = -1, end
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        self.at += 1
+        return self.at if self.at < self.end else self.stop()
+
+    def stop(self) -> int:
+        raise StopIteration
+
+
+def test_a_stop_iteration_ends_no_stream() -> None:
+    """A StopIteration out of a transform is an error; that of an iterator is the end."""
+    items = iter(DataLoader(Parsed(), batch_size=None))
+    assert list(itertools.islice(items, 5)) == [0, 1, 2, 3, 4]
+    with pytest.raises(RuntimeError, match="__getitem__, of which Parsed makes its items, raised"):
+        next(items)
+    assert list(items) == [6, 7]
+
+
 # ---------------------------------------------------------------- several loaders
 
 

@@ -239,3 +239,14 @@ def test_what_a_worker_cannot_send(way: str, told: str) -> None:
     """A batch or an error that cannot be pickled ends the epoch with an error."""
     with pytest.raises(RuntimeError, match=told):
         of(Unsendable(way), num_workers=1, timeout=60)
+
+
+class Lines(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter([0, lambda: 1])
+
+
+def test_the_last_batch_of_a_stream() -> None:
+    """A batch that cannot be sent is told also where it is the last of its worker."""
+    with pytest.raises(RuntimeError, match="a worker could not send a batch"):
+        of(Lines(), num_workers=2, timeout=60)

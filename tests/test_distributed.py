@@ -486,6 +486,9 @@ SLURM = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "a1", "SLURM_JOB_ID
             "^WORLD_SIZE is 'two' in the environment; expected a n",
         ),
         ({"WORLD_SIZE": "2"}, "^RANK is missing"),
+        ({**LAUNCHED, "RANK": "2"}, "^this is rank 2 of 2 in the environment"),
+        (LAUNCHED, "^MASTER_ADDR is missing"),
+        ({**LAUNCHED, "MASTER_ADDR": "a", "MASTER_PORT": "http"}, "^MASTER_PORT is 'http' in the"),
         ({"RANK": "1"}, "^WORLD_SIZE is missing"),
         ({**SLURM, "SLURM_PROCID": "0"}, "^SLURM_LOCALID is missing"),
         ({**SLURM, "SLURM_PROCID": "", "SLURM_LOCALID": "0"}, "^SLURM_PROCID is empty"),
@@ -496,7 +499,9 @@ def test_half_of_a_launcher(
     env: dict[str, str], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A variable that is missing beside others, or is no number, is named."""
-    for name in [name for name in os.environ if name.startswith("SLURM_")] + list(LAUNCHED):
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "MASTER_"))] + [
+        *LAUNCHED
+    ]:
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)

@@ -446,7 +446,7 @@ def test_one_that_fails_to_close(rank: int, monkeypatch: pytest.MonkeyPatch) -> 
 def test_names_that_mlflow_refuses(new_store: Path) -> None:
     """A name that MLflow refuses is written as one that it takes, and costs no other number."""
     shutil.copy(new_store, make_directory("logs"))
-    names = ["acc@5", "a//b", "/c", "d/../e", "./f", "g/", "h" * 300, "i:j", "loss"]
+    names = ["acc@5", "a//b", "/c", "d/../e", "./f", "g/", "h" * 300, "i:j", "", "loss"]
     with MLflowLogger("logs") as logger:
         logger.log_params(dict.fromkeys(names, 1))
         logger.log_metrics(dict.fromkeys(names, 1), 1)
@@ -528,6 +528,16 @@ def test_params_without_end() -> None:
         logger.log_params(params)
     [line] = read_lines("logs")
     assert (line["params"]["hf_token"], line["params"]["self/self"]) == ("***", "... (a cycle)")
+
+
+def test_no_secret_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B, which records the command line by itself, does not where that has a secret."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "--api-key", "c0ffee99", "--lr", "0.1"])
+    with WandbLogger("logs") as logger:
+        logger.log_params({"hf_token": "c0ffee99", "lr": 0.1})
+    files = [path for path in Path("logs").rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if b"c0ffee99" in path.read_bytes()]
 
 
 def test_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:

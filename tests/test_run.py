@@ -44,7 +44,9 @@ from batteries._records import read_record, state_of, write_record
 from batteries._seeding import seed_worker
 from batteries.loggers import read_lines
 from batteries.scoreboard import (
+    best_first,
     check_gap,
+    check_gaps,
     compare,
     find_run,
     read_run,
@@ -295,7 +297,9 @@ def test_a_run_is_a_path() -> None:
     with start_run(run) as again:
         assert again.path == run.path
     record_scores(find_run(run), test=0.8)
-    assert compare(run, run.path).arguments == {}
+    assert compare(run, run.path, [run]).arguments == {}
+    assert [each.path for each in best_first([run, "runs/001"])] == [run.path] * 2
+    assert [check.runs for check in check_gaps([run, find_run(run)])] == [2]
     assert check_gap(run) == check_gap("runs/001")
     assert read_scores(find_run(run))["test"] == 0.8
 

@@ -179,6 +179,22 @@ def test_padding_alone_in_every_wrapper(wrapper: str) -> None:
         assert max(errors) < 1e-12
 
 
+def loss_without_a_graph() -> str:
+    model: Any = distribute(nn.Linear(2, 1), "cpu")
+    pairs = iter(accumulate([torch.ones(2, 2)] * 2, model, 2, count=lambda _: 0))
+    for _, window in islice(pairs, 1):
+        window.backward(torch.zeros(()))  # others do not wait for it
+    _, window = next(pairs)
+    with pytest.raises(ValueError, match="its loss does not depend on the model") as told:
+        window.backward(torch.zeros(()))
+    return str(told.value)
+
+
+def test_a_loss_without_a_graph() -> None:
+    """A window may not end with a loss that the other ranks' gradients would wait for."""
+    assert all("output.sum() * 0" in told for told in run_ranks(loss_without_a_graph))
+
+
 def count_all_reduces(steps: int) -> int:
     calls: list[Any] = []
     model: Any = distribute(nn.Linear(2, 1), "cpu")
@@ -297,6 +313,35 @@ def test_one_batch_at_a_time() -> None:
         assert sum(weights[:8]) == pytest.approx(1)
         assert len(weights) == len(loader)
         fetched.clear()
+
+
+class Noted(Dataset[int]):
+    def __init__(self, length: int) -> None:
+        self.length, self.fetched = length, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> int:
+        self.fetched += 1
+        return index
+
+
+def fetched_in_order() -> list[tuple[int, float]]:
+    """The samples that were fetched for the first batch, and the weights of all."""
+    found = []
+    for length, drop_last in ((24, False), (26, False), (25, True)):
+        data = Noted(length)
+        windows = accumulate(DataLoader(data, 2, drop_last=drop_last), nn.Linear(1, 1), 8)
+        pairs = [(data.fetched, window.weight) for _, window in windows]
+        found.append((pairs[0][0], sum(weight for _, weight in pairs)))
+    return found
+
+
+def test_one_batch_at_a_time_in_order() -> None:
+    """So it is on several ranks without a shuffle, where each has equally many batches."""
+    for rank in run_ranks(fetched_in_order):
+        assert rank == [(4, pytest.approx(1))] * 3
 
 
 def test_draws_do_not_depend_on_the_window() -> None:

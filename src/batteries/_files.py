@@ -11,7 +11,7 @@ import stat
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +25,15 @@ PathLike = str | os.PathLike[str]
 _LONG = 64  # bytes of a name that temporary names no longer contain, for they may not be longer
 _NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 _CLONE = 0x40049409  # FICLONE of Linux: the copy shares its data until one of the two changes
+
+
+def listed(paths: PathLike | Iterable[PathLike]) -> list[Path]:
+    """Several paths, or one alone.
+
+    >>> listed("a.pth"), listed(["a.pth", "b.pth"])
+    ([PosixPath('a.pth')], [PosixPath('a.pth'), PosixPath('b.pth')])
+    """
+    return [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(one) for one in paths]
 
 
 def make_directory(path: PathLike) -> Path:

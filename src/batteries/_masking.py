@@ -57,14 +57,24 @@ _PRIVATE = re.compile(
 _SENT = re.compile(  # in the header of a request
     r"\b(Bearer\s+|bearer\s+(?=\S*\d)|Basic\s+(?=\S*[\d=]))(?![{%$<*])[^\s\"'`,;)]{4,}"
 )
-_IN_QUERY = re.compile(r"(?i)(?<=[?&])((?:key|sig|code|session)=)(?!\*)[^\s\"'&#`]+")
+_IN_QUERY = re.compile(
+    r"(?i)((?<=[?&])(?:key|sig|code|session)=|(?<=;)pwd=(?!/))(?!\*)[^\s\"'&#`;]+"
+)
+_HOOK = re.compile(  # addresses that whoever knows them may post to
+    r"(hooks\.slack\.com/\w+/|webhook\.office\.com/\w+/|/api/webhooks/|/bot(?=\d+:))[^\s\"'`*]{8,}"
+)
+_LOGIN = re.compile(  # curl -u me:word
+    r"(?<![\w-])((?:-u|--(?:proxy-)?user)[ =][\"']?[\w.@-]+:)(?!\d+\b)(?=\S*\d)[^\s\"'{$*]{3,}"
+)
+_ELEMENT = re.compile(r"<([\w.:-]+)>([^<>{}%$*\s][^<>]*)(?=</)")
 _OPTION = re.compile(r"(?<![\w-])(--?[A-Za-z][\w.-]*)(\s+)(?![-*])(\S+)")
 _PAIR = re.compile(  # a name and its value: in JSON, in source, in a repr, in an address
     r"""(?:(?<=\\[nrt])|(?<![\w.-]))(?P<name>[A-Za-z_-][\w.-]{0,100})
     (?P<closed>\\*["'`]\]?)?\s{0,3}
     (?:(?(closed),\s*(?:(?:default|value)\s*=)?|(?!))
       |:\s*[\w\[\].,\ |]{1,40}=(?!=)|=>|:=|(?<![=!<>])[=:](?!=))\s{0,3}
-    (?:(?:Bearer|Basic|Token)\s+)?[rbfuRBFU]{0,2}
+    (?:(?i:apikey|basic|bearer|bot|digest|key|token)\s+)?
+    (?P<call>\w[\w.]{0,60}\([\[(]?(?:\w{1,20}=)?(?=[rbfuRBFU]{0,2}\\*["']))?[rbfuRBFU]{0,2}
     (?P<value>(?P<quote>\\*(?:\"{3}|'{3}|"|'))
       (?P<quoted>(?:(?!(?P=quote))(?:\\.|.))*)(?:(?P=quote)|$)
       |(?P<bare>[^\s"'`]+))""",
@@ -92,7 +102,10 @@ def masked(values: Any) -> dict[str, Any]:
     if named is None:
         named = getattr(values, "__dict__", None)
     if named is None:
-        named = dict(values) if isinstance(values, Iterable) else {"args": values}
+        try:
+            named = dict(values)
+        except (TypeError, ValueError):  # no pairs
+            named = {"args": values}
     found: dict[str, Any] = _Plain().of(dict(named), "")
     return found
 
@@ -148,7 +161,9 @@ class _Plain:
     def _list(self, value: Iterable[Any], name: str, secret: bool) -> list[Any]:
         values = [*value]
         kept = values[: min(_ITEMS, max(self._left, 1))]
-        if len(kept) == 2 and isinstance(value, tuple) and isinstance(kept[0], str):
+        if len(kept) == 2 and isinstance(kept[0], str) and (
+            isinstance(value, tuple) or (_is_secret(kept[0]) and _looks_made(kept[1]))
+        ):  # fmt: skip
             found = [masked_text(kept[0]), self.of(kept[1], kept[0], secret)]
         elif kept and all(isinstance(each, str) for each in kept) and not secret:
             found = masked_command(kept) if isinstance(value, list | tuple) else [
@@ -226,9 +241,14 @@ def _shown(value: Any) -> str:
 def _hidden(value: Any) -> Any:
     if value in ("", b"", MASK):
         return value if isinstance(value, str) else ""
-    if isinstance(value, str) and len(value) >= _SHORTEST and re.search(r"\d", value):
+    if _looks_made(value):
         _seen.add(value)
     return MASK
+
+
+def _looks_made(value: Any) -> bool:
+    """Whether a text is no word of a language."""
+    return isinstance(value, str) and len(value) >= _SHORTEST and bool(re.search(r"\d", value))
 
 
 def finite(value: float) -> float | str:
@@ -330,10 +350,16 @@ def _masked_line(line: str, source: bool) -> str:
     line = _KNOWN.sub(MASK, line)
     if "=" in line:
         line = _IN_QUERY.sub(rf"\1{MASK}", line)
+    if "/" in line:
+        line = _HOOK.sub(rf"\1{MASK}", line)
+    if "-u" in line:
+        line = _LOGIN.sub(rf"\1{MASK}", line)
     if not _SECRET.search(_WORD.sub("_", line)):
         return line
     if "--" in line:
         line = _OPTION.sub(lambda found: _masked_option(found, source), line)
+    if "</" in line:
+        line = _ELEMENT.sub(lambda e: f"<{e[1]}>{MASK}" if _is_secret(e[1]) else e[0], line)
     return _masked_pairs(line, source)
 
 
@@ -370,12 +396,14 @@ def _is_value(value: str, found: re.Match[str], source: bool) -> bool:
         return False
     if not source:
         return True
+    if found["call"] and not re.match(r"(?i)\w*secret|str\(|bytes\(", found["call"]):
+        return False  # of what a call takes, a secret is part only in these
     if found["quote"]:
         return len(value) >= 4 and not re.fullmatch(r"\{[^}]*\}|%\w|\$\{?\w+\}?", value)
     if re.search(r"[(\[${]", value) or len(value) < 4:
         return False
     own = found["name"].isupper() and f"{found['name']}={value}" in found.string
-    return own or (len(value) >= _SHORTEST and bool(re.search(r"\d", value)))
+    return own or _looks_made(value)
 
 
 def masked_patch(diff: bytes) -> bytes:

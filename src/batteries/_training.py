@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import operator
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -82,6 +83,13 @@ class Window:
                 "is counted in the batch: loss.mean()"
             )
         if self.weight == 0:
+            shares = self._pass.no_sync is not None or self._pass.set_sync is not None
+            if self.closed and shares and loss.grad_fn is None:
+                raise ValueError(
+                    "nothing is counted in the batch, and its loss does not depend on the model, "
+                    "for whose gradients the other ranks wait: compute it from the model's output "
+                    "as always, even if it is NaN then, or pass output.sum() * 0"
+                )
             _backward_of_zero(loss)
             return
         self._pass.watch(loss, self._step)
@@ -269,10 +277,12 @@ def accumulate(
         ValueError: `accumulation_steps` below 1, or a negative count.
         TypeError: `accumulation_steps` that is no whole number.
     """
-    if not isinstance(accumulation_steps, int) or isinstance(accumulation_steps, bool):
+    try:
+        accumulation_steps = operator.index(accumulation_steps)
+    except TypeError:
         raise TypeError(
             f"accumulation_steps is {accumulation_steps!r}; expected a whole number of batches"
-        )
+        ) from None
     if accumulation_steps < 1:
         raise ValueError(f"accumulation_steps is {accumulation_steps}; expected 1 or more")
     if group is None and isinstance(loader, DataLoader):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from batteries._files import PathLike
+from batteries._files import PathLike, listed
 from batteries._history import NAME, read_history
 from batteries.averaging._batch_norm import update_bn
 from batteries.averaging._parts import average_parts
@@ -68,7 +68,7 @@ def average_checkpoints(
         ValueError: No files, or weights that are not positive numbers, one for each file.
         CheckpointError: A damaged file, or another model: with the file and the name.
     """
-    files = [Path(path) for path in paths]
+    files = listed(paths)
     counts = _counts(weights, len(files))
     with ExitStack() as stack:
         sources = [Source.opened(path, stack) for path in files]
@@ -129,7 +129,7 @@ def save_average(
         raise ValueError(
             "save_average was given a loader and no model to compute batch norm's with"
         )
-    files = [Path(path) for path in paths]
+    files = listed(paths)
     state = average_checkpoints(files, weights, dtype)
     if model is not None:
         model.load_state_dict(state)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from batteries._direction import said_direction
-from batteries._files import PathLike
+from batteries._files import PathLike, listed
 from batteries.averaging._checkpoints import State, average_checkpoints
 
 _logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def greedy_soup(
         ValueError: No checkpoints, or none whose score is a number.
     """
     sign = -1 if said_direction(metric_minimization, "greedy_soup") else 1
-    scored = [(Path(path), float(evaluate(average_checkpoints([path])))) for path in paths]
+    scored = [(path, float(evaluate(average_checkpoints([path])))) for path in listed(paths)]
     ranked = sorted(
         ((path, alone) for path, alone in scored if not math.isnan(alone)),
         key=lambda pair: -sign * pair[1],

@@ -116,6 +116,11 @@ def as_weights(weights: Sequence[float] | Array | None, number: int) -> NDArray[
     Raises:
         ValueError: Not one for each model, or not positive.
     """
+    if isinstance(weights, Mapping):
+        raise TypeError(
+            "the weights have names; expected numbers in the order of the models: "
+            "[weights[name] for name in predictions]"
+        )
     own = np.ones(number) if weights is None else np.asarray(weights, dtype=np.float64)
     if own.shape != (number,):
         raise ValueError(f"there are {own.size} weights for {number} models")

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import numpy as np
 
 from batteries import predictions
-from batteries._files import PathLike, write_whole
+from batteries._files import PathLike, listed, write_whole
 from batteries._foreign import check_regular
 from batteries._optional import import_optional
 from batteries.blend._means import geometric, majority_vote, mean, power_average
@@ -74,7 +74,7 @@ def blend_files(
     methods = _methods(weights, power)
     if method not in methods:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(methods)}")
-    files = [Path(path) for path in paths]
+    files = listed(paths)
     if not files:
         raise ValueError("there are no files to blend")
     if renormalise and method == "vote":

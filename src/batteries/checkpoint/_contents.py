@@ -230,7 +230,7 @@ def plain_or_refused(value: Any, place: str) -> Any:
         or (kind is bytes and not plain)
         or (kind in (Tensor, nn.Parameter) and plain.__dict__)
     )
-    if kind in (Tensor, nn.Parameter) and (why := why_unreadable(plain)):
+    if isinstance(plain, Tensor) and (why := why_unreadable(plain)):
         raise TypeError(f"a checkpoint cannot hold {place or 'this'}: {why}")
     if kind in _READABLE and not unreadable:
         return _whole(plain) if kind in (Tensor, nn.Parameter) else plain

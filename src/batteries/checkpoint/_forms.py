@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import warnings
@@ -96,8 +97,16 @@ def newest_first(logdir: PathLike) -> list[Path]:
 
     >>> newest_first("runs/nothing")
     []
+
+    Raises:
+        NotADirectoryError: It is a checkpoint itself.
     """
     folder = Path(logdir)
+    if folder.is_file() or (folder.suffix == ".dcp" and is_sharded(folder)):
+        told = (
+            "it is one checkpoint, which load_checkpoint reads; expected the directory that has it"
+        )
+        raise NotADirectoryError(errno.ENOTDIR, told, str(folder))
     epochs = {path: epoch_of(path.name) for path in folder.glob("exp_*.*")}
     numbered = [(epoch, path) for path, epoch in epochs.items() if epoch is not None]
     newest = [path for _, path in sorted(numbered, key=lambda pair: -pair[0])]

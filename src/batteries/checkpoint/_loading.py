@@ -156,6 +156,7 @@ def resume(
 
     Raises:
         CheckpointError: All checkpoints are damaged, or the newest good one does not fit.
+        NotADirectoryError: `logdir` is a checkpoint itself.
         RuntimeError: The ranks have different files in this directory; it says which hosts.
     """
     parts = _given(model, optimizer, scheduler, objects)

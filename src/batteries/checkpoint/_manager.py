@@ -28,7 +28,7 @@ from batteries._files import (
     replace_link,
     temporary_name,
 )
-from batteries._foreign import Most, check, is_epoch
+from batteries._foreign import Most, brief, check, is_epoch
 from batteries._history import NAME, Row, is_row, read_history
 from batteries._processes import is_alive, is_own, own_process
 from batteries.checkpoint._archive import Note, read_note, read_seal
@@ -226,7 +226,8 @@ class CheckpointManager:
             TypeError: A score that is not a number, or a value that cannot be saved, with its
                 place; nothing has changed then.
             CheckpointError: A newer run has taken the directory over; or it has checkpoints of
-                another program, of which this one has loaded none.
+                another program, of which this one has loaded none; or a file of yours has the name
+                that this epoch is to have.
             OSError: Of the disk. Either nothing has changed then, or the next save, or the next
                 start, completes this one first.
         """
@@ -346,11 +347,21 @@ class CheckpointManager:
             yield {"owner": self._owner}
         else:
             kept = self._kept(row)
+            self._check_free(row["epoch"], kept)
             yield {"row": row, **kept.note(), "owner": self._owner}
         self._owns = True
         if row is not None:
             self._follow(row, kept, thorough)
         self._disturbed = False
+
+    def _check_free(self, epoch: int, kept: _Kept) -> None:
+        path = self._path(epoch)
+        ours = epoch in map(_epoch, self._epochs.rows) or epoch not in kept
+        if path.exists() and not ours and (self._row_in(path) or {}).get("epoch") != epoch:
+            raise CheckpointError(
+                f"{path} is not one of this manager's, and epoch {epoch} is to have that name: "
+                "move it away; nothing was saved or removed"
+            )
 
     # ---------------------------------------------------------------- what follows from what
 
@@ -630,9 +641,15 @@ _epoch: Callable[[Row], int] = itemgetter("epoch")
 
 
 def _checked_epoch(epoch: Any, checkpoint: Mapping[str, Any]) -> int:
-    number = int(epoch)
-    if number != epoch or not is_epoch(number):
-        raise ValueError(f"epoch is {epoch}; expected a whole number")
+    number = None
+    with suppress(TypeError, ValueError, OverflowError):
+        number = int(epoch)
+    if number is None or number != epoch or not is_epoch(number):
+        raise ValueError(f"epoch is {brief(epoch)}; expected a whole number")
+    if not isinstance(checkpoint, Mapping):
+        raise TypeError(
+            f"the checkpoint is {brief(checkpoint)}; expected what make_checkpoint gives"
+        )
     own = checkpoint.get("epoch", number)
     own = own.item() if hasattr(own, "item") else own
     if isinstance(own, int | float) and own != number:

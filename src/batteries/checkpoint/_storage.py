@@ -64,6 +64,8 @@ def save_checkpoint(
             been written then.
         OSError: With the path, the cause, the bytes needed and the bytes free.
     """
+    if isinstance(checkpoint, str | os.PathLike):
+        raise TypeError("the path comes second: save_checkpoint(checkpoint, path)")
     plain = rebuilt(checkpoint, plain_or_refused)
     with write_whole(path, _bytes_in(plain)) as file:
         write_archive(plain, file, note or {})

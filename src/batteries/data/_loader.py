@@ -384,9 +384,11 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         """
         ranks = self._ranks()
         stream = isinstance(self.dataset, IterableDataset)
-        alike = self._keeps_samples and (self.in_step or ranks.size == 1)
-        if stream or self._unit == "batches" or not alike:
+        if stream or self._unit == "batches" or not self._keeps_samples:
             return None
+        rest = 0 if self.in_step or self._drops else self._length() % self._group()
+        if 0 < rest < ranks.size:
+            return None  # some ranks have one batch less
         sizes = []
         for step in (arrival, *self._asked.plan.next_steps(steps - 1)):
             together = step.stop - step.start

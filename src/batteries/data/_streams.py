@@ -13,7 +13,14 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from batteries._seeding import rekey
 from batteries.data._failing import Failed
-from batteries.data._workers import asked, change_worker, ends_nothing, sendable
+from batteries.data._workers import (
+    asked,
+    change_worker,
+    ends_nothing,
+    leaked_by,
+    sendable,
+    stopped,
+)
 from batteries.distributed._groups import Group, Ranks, ranks_of
 
 _ITEM = 4  # what a key is for
@@ -130,11 +137,14 @@ class Stream(IterableDataset[Any]):
             failed = None
             try:
                 item = next(items)
-            except StopIteration:
-                part["ended"] = True
-                if last is not None:
-                    yield last
-                return
+            except StopIteration as end:
+                culprit = leaked_by(end)
+                if culprit is None:
+                    part["ended"] = True
+                    if last is not None:
+                        yield last
+                    return
+                failed = Failed(stopped(f"{culprit}, of which {self._name} makes its items,"))
             except Exception as error:
                 failed = Failed(error)
             if self._sharded is None and workers > 1 and not own and asked & {"id", "num_workers"}:

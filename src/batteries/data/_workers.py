@@ -75,6 +75,19 @@ def stopped(name: str) -> RuntimeError:
     )
 
 
+def leaked_by(end: StopIteration) -> str | None:
+    """The function of a transform that raised a StopIteration; None of an iterator's own end.
+
+    >>> try:
+    ...     next(map(lambda item: next(iter([])), [1]))
+    ... except StopIteration as end:
+    ...     leaked_by(end)
+    '<lambda>'
+    """
+    names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(end.__traceback__)][1:]
+    return names[0] if names and not {"__next__", "next"} & {*names} else None
+
+
 def report_what_cannot_be_sent() -> None:
     """Send an error in place of a batch, or of an error, that cannot be pickled.
 
@@ -133,4 +146,9 @@ def _send_error(queue: Any, error: Exception, what: Any) -> None:
         text = f"a worker could not send a batch, a {type(batch).__name__}: {lines}"
     wrapper: Any = ExceptionWrapper
     told = RuntimeError(text)
-    queue.put((number, wrapper((RuntimeError, told, None), "in a DataLoader worker")))
+    # In its place: behind the end of its stream, torch no longer listens to this worker.
+    with queue._notempty:
+        queue._sem.acquire(False)
+        queue._buffer.appendleft(
+            (number, wrapper((RuntimeError, told, None), "in a DataLoader worker"))
+        )

@@ -27,7 +27,7 @@ from batteries.distributed._groups import (
     ranks_of,
     take_back,
 )
-from batteries.distributed._launch import Launch, launched, local_rank
+from batteries.distributed._launch import Launch, launched, local_rank, number, said
 from batteries.distributed._waiting import seconds_between, wait_until
 
 _AT_ITS_END = "it came to its end"
@@ -150,10 +150,12 @@ def _refuse_spawned() -> None:
 
 def _meeting_place(launch: Launch, timeout: timedelta | None) -> dict[str, Any]:
     """Where the ranks find each other: torchrun's store outlives the workers, any other is new."""
+    if launch.init_method != "env://":
+        return {"init_method": launch.init_method}
+    address, port = said("MASTER_ADDR"), number("MASTER_PORT")
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return {"init_method": launch.init_method}
     limit = timeout or dist.default_pg_timeout
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(address, port, is_master=False, timeout=limit)  # type: ignore[attr-defined]
     return {"store": attempt_store(store, launch.rank, launch.world_size, limit)}
 

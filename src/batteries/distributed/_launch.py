@@ -30,39 +30,55 @@ def launched() -> Launch | None:
     True
 
     Raises:
-        ValueError: A variable that is missing beside others, or is no number; with its name.
+        ValueError: A variable that is missing beside others, is no number, or too large; with its
+            name.
     """
+    launch = _read()
+    if launch is not None and launch.rank >= launch.world_size:
+        raise ValueError(
+            f"this is rank {launch.rank} of {launch.world_size} in the environment (RANK and "
+            "WORLD_SIZE, or Slurm's); expected a rank from 0, below their number"
+        )
+    return launch
+
+
+def _read() -> Launch | None:
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
         return Launch(
-            rank=_number("RANK"),
-            world_size=_number("WORLD_SIZE"),
-            local_rank=_number("LOCAL_RANK") if "LOCAL_RANK" in env else None,
-            local_world_size=_number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in env else 0,
+            rank=number("RANK"),
+            world_size=number("WORLD_SIZE"),
+            local_rank=number("LOCAL_RANK") if "LOCAL_RANK" in env else None,
+            local_world_size=number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in env else 0,
             init_method="env://",
         )
     # A step's variable, not a job's: in a batch script outside srun there is one process only.
-    if "SLURM_STEP_NUM_TASKS" in env and _number("SLURM_STEP_NUM_TASKS") > 1:
+    if "SLURM_STEP_NUM_TASKS" in env and number("SLURM_STEP_NUM_TASKS") > 1:
         # "node[07-09,12],other3" begins with node07
-        host = env.get("MASTER_ADDR") or _said("SLURM_STEP_NODELIST")
+        host = env.get("MASTER_ADDR") or said("SLURM_STEP_NODELIST")
         host = re.sub(r"\[(\w+)[^]]*\]", r"\1", host).split(",")[0]
         # The same on every rank, different for jobs that share a host.
-        port = env.get("MASTER_PORT") or 20_000 + _number("SLURM_JOB_ID") % 10_000
+        port = env.get("MASTER_PORT") or 20_000 + number("SLURM_JOB_ID") % 10_000
         return Launch(
-            rank=_number("SLURM_PROCID"),
-            world_size=_number("SLURM_STEP_NUM_TASKS"),
-            local_rank=_number("SLURM_LOCALID"),
+            rank=number("SLURM_PROCID"),
+            world_size=number("SLURM_STEP_NUM_TASKS"),
+            local_rank=number("SLURM_LOCALID"),
             local_world_size=0,
             init_method=f"tcp://{host}:{port}",
         )
     for name, other in (("WORLD_SIZE", "RANK"), ("RANK", "WORLD_SIZE")):
         if name in env:
-            _said(other)
+            said(other)
     return None
 
 
-def _said(name: str) -> str:
-    """What a variable says that a launcher sets together with others."""
+def said(name: str) -> str:
+    """What a variable says that a launcher sets together with others.
+
+    >>> said("MASTER_ADDR")
+    Traceback (most recent call last):
+    ValueError: MASTER_ADDR is missing in the environment, where others say ...
+    """
     if not os.environ.get(name):
         found = "empty" if name in os.environ else "missing"
         raise ValueError(
@@ -72,8 +88,14 @@ def _said(name: str) -> str:
     return os.environ[name]
 
 
-def _number(name: str) -> int:
-    text = _said(name)
+def number(name: str) -> int:
+    """The same, as a whole number.
+
+    >>> number("MASTER_PORT")
+    Traceback (most recent call last):
+    ValueError: MASTER_PORT is missing in the environment, where others say ...
+    """
+    text = said(name)
     if not text.strip().isdecimal():
         raise ValueError(f"{name} is {text!r} in the environment; expected a number, 0 or more")
     return int(text)

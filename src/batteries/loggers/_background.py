@@ -24,6 +24,7 @@ from torch import Tensor
 
 from batteries import distributed
 from batteries._files import PathLike
+from batteries._foreign import brief
 from batteries._masking import masked
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class BackgroundLogger:
             ValueError: Two of them have the same name when they are joined.
         """
         if isinstance(metrics, Numbers) or distributed.is_main():  # who has read them has asked
-            step = int(step)
+            step = _whole(step)
             self._step = step if self._step is None else max(step, self._step)
             self._put("_write_metrics", Row(step, time.time(), read_together(metrics)))
 
@@ -123,11 +124,11 @@ class BackgroundLogger:
         if distributed.is_main():
             image = io.BytesIO()
             figure.savefig(image, format="png")
-            self._put("_write_figure", name, image.getvalue(), int(step))
+            self._put("_write_figure", name, image.getvalue(), _whole(step))
 
     def log_text(self, name: str, text: str, step: int) -> None:
         """Write a text."""
-        self._call("_write_text", name, str(text), int(step))
+        self._call("_write_text", name, str(text), _whole(step))
 
     def close(self) -> None:
         """Write out what still waits. To be called once more does nothing."""
@@ -395,6 +396,13 @@ def _number(name: str, value: Any) -> float | Tensor:
         raise TypeError(f"the metric {name!r} is {found}; expected one number") from None
 
 
+def _whole(step: Any) -> int:
+    try:
+        return int(step)
+    except (TypeError, ValueError):
+        raise TypeError(f"step is {brief(step)}; expected a whole number") from None
+
+
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of nested mappings, with joined names.
 
@@ -404,6 +412,8 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: Two of them have the same name when they are joined.
     """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{brief(values)} was logged; expected values by their names: {{'a': 0.5}}")
     found: dict[str, Any] = {}
     for name, value in _joined(values, ""):
         if name in found:

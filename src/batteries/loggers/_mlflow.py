@@ -213,7 +213,7 @@ def _cleaned(name: str) -> str:
     >>> _cleaned("acc@5"), _cleaned("train//loss")
     ('acc_5', 'train/loss')
     """
-    return _REFUSED.sub("_", re.sub("/+", "/", name))[:200]
+    return _REFUSED.sub("_", re.sub("/+", "/", name))[:200] or "_"
 
 
 def _parts(values: list[Any], length: int) -> Iterator[list[Any]]:

@@ -6,13 +6,14 @@ import html
 import io
 import os
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from batteries._files import PathLike, make_directory
-from batteries._masking import distinct
+from batteries._masking import distinct, masked_command
 from batteries._optional import import_optional
 from batteries.loggers._background import BackgroundLogger, Row
 
@@ -21,6 +22,7 @@ _SECOND = "%Y%m%d_%H%M%S"
 _SETTLE = 5.0  # seconds after its end in which its server may still be writing
 _STEP = "global_step"
 _INTERVAL = "x_transaction_log_flush_interval"  # 15 seconds, unless told
+_BARE = "x_disable_meta"  # it records the command line as it is
 
 
 class WandbLogger(BackgroundLogger):
@@ -90,7 +92,8 @@ class WandbLogger(BackgroundLogger):
         while [*directory.glob(f"wandb/*run-{time.strftime(_SECOND)}-{self.run_id}")]:
             time.sleep(0.1)
         known = self._wandb.Settings.model_fields  # earlier releases have no such interval
-        often = {_INTERVAL: 0.5} if _INTERVAL in known else {}
+        options: dict[str, Any] = {_INTERVAL: 0.5, _BARE: masked_command(sys.argv) != sys.argv}
+        options = {name: value for name, value in options.items() if name in known}
         return self._wandb.init(
             project=self._project,
             dir=str(directory),
@@ -99,7 +102,7 @@ class WandbLogger(BackgroundLogger):
             mode=self._mode,
             resume="allow" if self._mode == "online" else None,
             reinit="create_new" if beside else None,
-            settings=self._wandb.Settings(console="off", silent=True, **often),
+            settings=self._wandb.Settings(console="off", silent=True, **options),
         )
 
     def _write_metrics(self, rows: list[Row]) -> None:

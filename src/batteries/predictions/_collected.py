@@ -342,6 +342,8 @@ def _as_rows(name: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         # Pickled now, so that what cannot travel is an error here, and a view is sent alone.
         return [_pickle(item) for item in value]
+    if isinstance(value, np.ma.MaskedArray):
+        raise ValueError(f"{name} is a masked array: pass {name}.filled(...)")
     if isinstance(value, np.ndarray):
         try:  # not read-only, nor backwards, nor of another machine's order of bytes
             value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))

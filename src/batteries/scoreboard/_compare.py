@@ -104,7 +104,7 @@ class Comparison:
 
 
 def compare(
-    first: RunInfo | PathLike, second: RunInfo | PathLike, among: Sequence[RunInfo] = ()
+    first: RunInfo | PathLike, second: RunInfo | PathLike, among: Sequence[RunInfo | PathLike] = ()
 ) -> Comparison:
     """What differs between two runs.
 
@@ -150,12 +150,14 @@ def _without_seed(value: Any) -> Any:
     return {name: _without_seed(each) for name, each in value.items() if not _SEEDS.search(name)}
 
 
-def _by_seeds(first: RunInfo, second: RunInfo, among: Sequence[RunInfo]) -> Difference | None:
+def _by_seeds(
+    first: RunInfo, second: RunInfo, among: Sequence[RunInfo | PathLike]
+) -> Difference | None:
     """Welch's interval of the difference of two configurations, of which several runs are there."""
     kinds = [_configuration(run) for run in (first, second)]
     if kinds[0] == kinds[1] or not all(arguments for arguments, _ in kinds):
         return None
-    known = {run.path.resolve(): run for run in (*among, first, second)}
+    known = {run.path.resolve(): run for run in map(run_info, (*among, first, second))}
     scores = [
         np.array([
             run.validation

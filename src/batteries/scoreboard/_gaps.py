@@ -40,20 +40,21 @@ class GapCheck(NamedTuple):
         return f"{self.runs} runs{by}: {self.verdict}"
 
 
-def check_gaps(runs: Sequence[RunInfo]) -> list[GapCheck]:
+def check_gaps(runs: Sequence[RunInfo | PathLike]) -> list[GapCheck]:
     """For test and each leaderboard: whether it moves with validation, over all runs.
 
     >>> check_gaps([])
     []
     """
     groups: dict[tuple[str, bool], list[RunInfo]] = {}
-    for run in runs:
+    infos = [run_info(run) for run in runs]
+    for run in infos:
         stage = run.best_stage
         kind = (stage.metric, stage.minimization) if stage else ("", False)
         groups.setdefault(kind, []).append(run)
     found = []
     for name in sorted(
-        {name for run in runs for name in _others(run)}, key=lambda n: (n != "test", n)
+        {name for run in infos for name in _others(run)}, key=lambda n: (n != "test", n)
     ):
         for (metric, minimization), alike in groups.items():
             pairs = [(run.validation, _others(run).get(name)) for run in alike]

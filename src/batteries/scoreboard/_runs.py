@@ -183,7 +183,7 @@ def read_runs(logdir: PathLike) -> list[RunInfo]:
     return sorted(found, key=lambda run: _natural(run.name))
 
 
-def best_first(runs: Sequence[RunInfo]) -> list[RunInfo]:
+def best_first(runs: Sequence[RunInfo | PathLike]) -> list[RunInfo]:
     """Runs in the order of their validation scores, the best first.
 
     >>> loss = [Stage("", Path(), "loss", True, [{"epoch": 1, "loss": x}]) for x in (0.5, 0.4)]
@@ -196,7 +196,8 @@ def best_first(runs: Sequence[RunInfo]) -> list[RunInfo]:
     of which nothing says the direction, come last, in the order in which they were.
     """
     groups: dict[tuple[str, bool], list[RunInfo]] = {}
-    for run in runs:
+    infos = [run_info(run) for run in runs]
+    for run in infos:
         stage = run.best_stage
         if stage is not None:
             groups.setdefault((stage.metric, stage.minimization), []).append(run)
@@ -205,7 +206,7 @@ def best_first(runs: Sequence[RunInfo]) -> list[RunInfo]:
         for (_, minimization), alike in sorted(groups.items(), key=lambda group: -len(group[1]))
         for run in sorted(alike, key=lambda run: (1 if minimization else -1) * _score(run))
     ]
-    return ranked + [run for run in runs if run.best_stage is None]
+    return ranked + [run for run in infos if run.best_stage is None]
 
 
 def _score(run: RunInfo) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from batteries._foreign import brief
 from batteries.splits._folds import Folds, fold_indices
 from batteries.splits._tables import (
     as_table,
@@ -45,6 +46,8 @@ def check_folds(folds: Folds, targets: Any = None, *, groups: Any = None, data: 
         ValueError: Folds for another number of rows, targets or groups that are missing, a fold
             that is empty, or leaks: which, how many and the first few.
     """
+    if not isinstance(folds, Folds):
+        raise TypeError(f"folds is {brief(folds)}; expected what make_folds gives")
     targets, groups = column_of(data, targets), column_of(data, groups)
     for name, value in {"targets": targets, "groups": groups, "data": data}.items():
         if value is not None and length_of(value) != len(folds):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from batteries import distributed
 from batteries._files import PathLike, write_whole
+from batteries._foreign import brief, check_regular
 from batteries.splits._tables import (
     column_of,
     is_table,
@@ -30,6 +31,11 @@ _SPELLINGS = {  # of scikit-learn, and what is said instead
     "X": "data=",
     "y": "targets=",
     "cv": "kind=",
+    "folds": "n_folds=",
+    "group": "groups=",
+    "labels": "targets=",
+    "stratify": "targets=, with kind='stratified'",
+    "target": "targets=",
     "shuffle": "nothing: rows are shuffled, except those of kind='time'",
 }
 _SPLITTERS = {
@@ -108,8 +114,13 @@ def make_folds(
             is missing; a file with folds of something else, or that was changed.
     """
     for name in others:
-        hint = f"say {_SPELLINGS[name]}" if name in _SPELLINGS else "it is not known"
+        takes = "it takes data, n_folds, kind, seed, targets, groups and path"
+        hint = f"say {_SPELLINGS[name]}" if name in _SPELLINGS else takes
         raise TypeError(f"make_folds has no argument {name!r}: {hint}")
+    for name, value in (("n_folds", n_folds), ("seed", seed)):
+        if not isinstance(value, int | np.integer):
+            labels = ": labels are passed as targets=" if np.ndim(value) else ""
+            raise TypeError(f"{name} is {brief(value)}; expected a whole number{labels}")
     n_folds, seed = int(n_folds), int(seed)  # of numpy too: they are hashed
     rows, targets = _rows_and_targets(data, targets)
     groups = column_of(data, groups)
@@ -260,6 +271,7 @@ def _load(path: Path, rows: int, kind: str, made_of: str) -> Folds:
 def _read(path: Path) -> Any:
     polars = polars_for("folds in a file")
     text = dict.fromkeys(("kind", "hash", "made_of"), polars.String)
+    check_regular(path)
     try:
         if path.suffix == ".csv":
             return polars.read_csv(path, schema_overrides=text)

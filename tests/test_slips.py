@@ -1,0 +1,93 @@
+"""Slips that anybody makes in a call: each is an error that says what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+from batteries import (
+    CheckpointManager,
+    JsonLinesLogger,
+    Predictions,
+    accumulate,
+    average_checkpoints,
+    blend,
+    load_checkpoint,
+    make_checkpoint,
+    resume,
+    save_checkpoint,
+    start_run,
+)
+from batteries._records import read_record
+from batteries.averaging import greedy_soup
+from batteries.checkpoint import latest
+from batteries.splits import check_folds, make_folds
+
+LINEAR: Any = nn.Linear(2, 1)
+PATH: Any = "a.pth"
+NAMES: Any = {"cnn": 1, "tree": 3}
+SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "a file to resume": (lambda _: resume("a.pth", LINEAR), "is one checkpoint, which load_chec"),
+    "a shard to resume": (lambda _: latest("sharded/last.dcp"), "expected the directory that has"),
+    "a path first": (lambda any_: save_checkpoint(PATH, any_), "the path comes second: save_ch"),
+    "a model saved": (lambda any_: save_checkpoint(LINEAR, any_), "cannot hold this, a torch.nn"),
+    "a model as checkpoint": (
+        lambda _: CheckpointManager("logs").process(0.5, 1, LINEAR),
+        r"the checkpoint is Linear\(.*; expected what make_checkpoint gives",
+    ),
+    "no checkpoint": (
+        lambda any_: CheckpointManager("logs").process(0.5, 1, any_),
+        "the checkpoint is None; expected what make_checkpoint gives",
+    ),
+    "a model first": (lambda _: load_checkpoint(LINEAR, PATH), "model is 'a.pth'; e"),
+    "no step": (lambda any_: JsonLinesLogger("logs").log_metrics({"a": 1}, any_), "step is None; "),
+    "a bare number": (lambda _: JsonLinesLogger("logs").log_metrics(NAMES["cnn"], 1), "1 was logg"),
+    "half a fold": (lambda _: make_folds(6, 2.5), r"n_folds is 2\.5; expected a whole number"),  # type: ignore[arg-type]
+    "labels as folds": (lambda _: make_folds(6, [0, 1]), r"n_folds is .*labels are passed as targ"),  # type: ignore[arg-type]
+    "a seed's name": (lambda _: make_folds(6, 2, seed="a"), "seed is 'a'; expected a whole number"),  # type: ignore[arg-type]
+    "target": (lambda _: make_folds(6, 2, target=[0]), "has no argument 'target': say targets="),
+    "test_size": (lambda _: make_folds(6, test_size=0.2), "'test_size': it takes data, n_folds, "),
+    "folds of numbers": (lambda any_: check_folds([0, 1], any_), r"folds is \[0, 1\]; expected wh"),  # type: ignore[arg-type]
+    "named weights": (lambda _: blend.mean({"a": [0.1], "b": [0.2]}, NAMES), "in the order of the"),
+    "masked": (
+        lambda _: Predictions(1).add([0], x=np.ma.array([1.0], mask=[True])),
+        r"x is a masked array: pass x\.filled",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _checkpoints() -> None:
+    save_checkpoint(make_checkpoint("train", 1, LINEAR), "a.pth")
+    CheckpointManager("sharded", sharded=True).process(0.5, 1, {"epoch": 1})
+
+
+@pytest.mark.parametrize("name", SLIPS)
+def test_a_slip(name: str) -> None:
+    """It is named, and no file comes of it."""
+    before = sorted(Path().rglob("*"))
+    slip, text = SLIPS[name]
+    with pytest.raises((TypeError, ValueError, NotADirectoryError), match=text):
+        slip(None)
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_what_is_no_slip() -> None:
+    """One path is a list of one, numpy's whole numbers are numbers, any arguments are recorded."""
+    state = average_checkpoints("a.pth")
+    assert state["weight"].equal(LINEAR.weight)
+    assert greedy_soup("a.pth", lambda _: 1.0, metric_minimization=True).paths == [Path("a.pth")]
+    Path("a.csv").write_text("id,p\n1,0.5\n")
+    assert blend.blend_files("a.csv")["p"].to_list() == [0.5]
+    assert len(accumulate([1, 2], LINEAR, np.int64(2))) == 2
+    for args in ("fast", [1, 2]):
+        with start_run("runs", args, new=True) as run:
+            pass
+        record = read_record(run)
+        assert record is not None
+        assert record["sessions"][-1]["args"] == {"args": args}
