@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 from test_scoreboard import make_run
 from torch import nn
 
+import batteries
 from batteries import Predictions, make_checkpoint, save_checkpoint
 from batteries.cli import main
 from batteries.scoreboard import record_scores
@@ -317,4 +318,4 @@ def test_installed_command() -> None:
     """The command is installed with the package."""
     program = Path(sys.executable).with_name("batteries")
     result = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
-    assert "0.2.0" in result.stdout
+    assert result.stdout == f"batteries, version {batteries.__version__}\n"

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from batteries import __version__
 from batteries._foreign import printable
 
 _LONG = 5000  # letters of an error
@@ -29,7 +30,7 @@ class _Named(click.Group):
 
 
 @click.group(cls=_Named, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="batteries")
+@click.version_option(__version__, prog_name="batteries")
 def main() -> None:
     """Look at runs, score and compare them, average and blend, and begin new ones."""
 

@@ -1,4 +1,4 @@
-"""Runs as a table, their scores, and how far those lie apart."""
+"""`batteries runs`: the runs below a directory, as a table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from batteries._foreign import printable
-from batteries.cli._group import as_json_option, logdir_option, main, say
+from batteries.cli._group import as_json_option, main, say
 from batteries.cli._tables import print_table
 
 _SPARE = ["commit", "started", "stage", "metric", "seconds", "epochs", "epoch"]  # for want of room
@@ -119,73 +119,3 @@ def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
         texts = {name: printable(each) for name, each in row.items() if isinstance(each, str)}
         writer.writerow({**row, **texts})
     return text.getvalue()
-
-
-@main.command()
-@click.argument("run", type=click.Path())
-@click.option("--test", type=float, help="On the test set.")
-@click.option("--leaderboard", type=float)
-@click.option("--name", default="public", show_default=True, help="Of the leaderboard.")
-@click.option("--validation", type=float, help="Instead of the best epoch's.")
-@logdir_option
-@as_json_option
-def score(
-    run: str,
-    test: float | None,
-    leaderboard: float | None,
-    name: str,
-    validation: float | None,
-    logdir: str,
-    as_json: bool,
-) -> None:
-    """Write scores into RUN, and say how far they are from validation.
-
-    \b
-    batteries score runs/digits/003 --test 0.91 --leaderboard 0.907 --name public
-    """  # noqa: D301
-    from batteries.scoreboard import check_gap, find_run, record_scores
-
-    if test is leaderboard is validation is None:
-        raise click.UsageError("expected --test, --leaderboard or --validation")
-    path = find_run(run, logdir).path
-    scores = record_scores(
-        path, test=test, leaderboard=leaderboard, name=name, validation=validation
-    )
-    found = check_gap(find_run(path))
-    if as_json:
-        click.echo(json.dumps({"run": str(path), "scores": scores, "gaps": found}, indent=1))
-        return
-    for line in [f"{path}/scores.json is written", *found]:
-        say(line)
-
-
-@main.command()
-@click.argument("logdir", type=click.Path(exists=True, file_okay=False))
-@as_json_option
-def gaps(logdir: str, as_json: bool) -> None:
-    """Whether test and leaderboard move with validation, over the runs below LOGDIR.
-
-    \b
-    batteries gaps runs
-    """  # noqa: D301
-    from batteries.scoreboard import check_gap, check_gaps, read_runs
-
-    found = read_runs(logdir)
-    checks = check_gaps(found)
-    if as_json:
-        each = {run.name: check_gap(run) for run in found if check_gap(run)}
-        click.echo(
-            json.dumps({"all": [check._asdict() for check in checks], "runs": each}, indent=1)
-        )
-        return
-    for run in found:
-        for line in check_gap(run):
-            say(f"{run.name}: {line}")
-    for check in checks:
-        text = str(check)
-        if check.correlation is not None and check.interval is not None:
-            low, high = check.interval
-            text += f" (rank correlation {check.correlation:+.2f}, 95 % {low:+.2f} to {high:+.2f})"
-        say(text)
-    if not checks:
-        click.echo("no run has a test or leaderboard score: batteries score RUN --test SCORE")

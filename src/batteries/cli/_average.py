@@ -1,0 +1,61 @@
+"""`batteries average`: the weights of checkpoints."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from batteries.cli._group import main, say
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True))
+@click.option("-o", "--output", required=True, help="The checkpoint to write.")
+@click.option("--best", type=click.IntRange(min=1), help="Of LOGDIR: average the best so many.")
+@click.option("--weight", "weights", type=float, multiple=True, help="Of each file, in order.")
+@click.option("--model", metavar="MODULE:FUNCTION", help="Makes the model, for its batch norm.")
+@click.option("--loader", metavar="MODULE:FUNCTION", help="Makes the loader for it.")
+def average(
+    paths: tuple[str, ...],
+    output: str,
+    best: int | None,
+    weights: tuple[float, ...],
+    model: str | None,
+    loader: str | None,
+) -> None:
+    """Average the weights in checkpoints, or in the --best ones of a LOGDIR.
+
+    \b
+    batteries average exp_3.pth exp_7.pth -o swa.pth
+    batteries average runs/digits/003/checkpoints --best 3 -o swa.pth
+    batteries average exp_3.pth exp_7.pth -o swa.pth --model train:make_model --loader train:batches
+    """  # noqa: D301
+    from batteries.averaging import best_checkpoints, save_average
+
+    if best is not None:
+        if len(paths) != 1:
+            raise click.UsageError("--best takes one LOGDIR")
+        files = best_checkpoints(paths[0], best)
+    else:
+        files = [Path(path) for path in paths]
+    made = [None if name is None else _imported(name)() for name in (model, loader)]
+    save_average(files, output, list(weights) or None, model=made[0], loader=made[1])
+    say(f"{output} is the average of {', '.join(map(str, files))}")
+
+
+def _imported(name: str) -> Callable[[], Any]:
+    """What a "module:function" names; modules are looked for here first."""
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise click.UsageError(f"{name!r}: expected MODULE:FUNCTION")
+    sys.path.insert(0, "")
+    found = importlib.import_module(module)
+    if not hasattr(found, function):
+        raise LookupError(f"{module} has no {function}")
+    made: Callable[[], Any] = getattr(found, function)
+    return made

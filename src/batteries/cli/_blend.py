@@ -1,0 +1,53 @@
+"""`batteries blend`: files of predictions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from batteries.cli._group import main
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
+@click.option("-o", "--output", required=True, help="The .csv or .parquet to write.")
+@click.option(
+    "--method",
+    type=click.Choice(["mean", "power", "geometric", "rank", "vote"]),
+    default="mean",
+    show_default=True,
+)
+@click.option("--power", type=float, default=2.0, show_default=True, help="For --method power.")
+@click.option("--id", "id_column", help="Default: the first column.")
+@click.option("--column", "columns", multiple=True, help="To blend; default: all but the ids.")
+@click.option("--weight", "weights", type=float, multiple=True, help="Of each file, in order.")
+@click.option("--renormalise", is_flag=True, help="Let the columns sum to one.")
+def blend(
+    paths: tuple[str, ...],
+    output: str,
+    method: Any,
+    power: float,
+    id_column: str | None,
+    columns: tuple[str, ...],
+    weights: tuple[float, ...],
+    renormalise: bool,
+) -> None:
+    """Blend files of predictions, row by row of the same id.
+
+    \b
+    batteries blend a.csv b.parquet --method rank -o blend.csv
+    """  # noqa: D301
+    from batteries.blend import blend_files
+
+    table = blend_files(
+        paths,
+        method,
+        out=output,
+        id_column=id_column,
+        columns=list(columns) or None,
+        weights=list(weights) or None,
+        power=power,
+        renormalise=renormalise,
+    )
+    click.echo(f"{output} has {len(table):,} rows, the {method} of {len(paths)} files")

@@ -1,0 +1,41 @@
+"""`batteries gaps`: whether test and leaderboard move with validation."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from batteries.cli._group import as_json_option, main, say
+
+
+@main.command()
+@click.argument("logdir", type=click.Path(exists=True, file_okay=False))
+@as_json_option
+def gaps(logdir: str, as_json: bool) -> None:
+    """Whether test and leaderboard move with validation, over the runs below LOGDIR.
+
+    \b
+    batteries gaps runs
+    """  # noqa: D301
+    from batteries.scoreboard import check_gap, check_gaps, read_runs
+
+    found = read_runs(logdir)
+    checks = check_gaps(found)
+    if as_json:
+        each = {run.name: check_gap(run) for run in found if check_gap(run)}
+        click.echo(
+            json.dumps({"all": [check._asdict() for check in checks], "runs": each}, indent=1)
+        )
+        return
+    for run in found:
+        for line in check_gap(run):
+            say(f"{run.name}: {line}")
+    for check in checks:
+        text = str(check)
+        if check.correlation is not None and check.interval is not None:
+            low, high = check.interval
+            text += f" (rank correlation {check.correlation:+.2f}, 95 % {low:+.2f} to {high:+.2f})"
+        say(text)
+    if not checks:
+        click.echo("no run has a test or leaderboard score: batteries score RUN --test SCORE")

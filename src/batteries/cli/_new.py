@@ -1,0 +1,49 @@
+"""`batteries new`: an experiment to begin with."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+
+from batteries.cli._group import main
+
+_HERE = Path(__file__).parents[1]
+
+
+def _examples() -> Path:
+    """Where the examples are: in the wheel, or in the repository."""
+    installed = _HERE / "examples"
+    return installed if installed.is_dir() else _HERE.parents[1] / "examples"
+
+
+class _Example(click.Choice[str]):
+    name = "example"
+
+    def __init__(self) -> None:
+        folder = _examples()
+        found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        super().__init__(
+            sorted(name for name in found if (folder / name / "experiment.py").exists())
+        )
+
+
+@main.command()
+@click.argument("kind", type=_Example())
+@click.argument("directory", type=click.Path())
+def new(kind: str, directory: str) -> None:
+    """Copy an experiment to edit, which runs as it is, to DIRECTORY.
+
+    \b
+    batteries new ddp my-experiment
+    """  # noqa: D301
+    target = Path(directory)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} is there already: choose a new directory")
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted((_examples() / kind).iterdir()):
+        if path.suffix in (".py", ".md"):
+            shutil.copyfile(path, target / path.name)
+    click.echo(f"{target} has {', '.join(sorted(path.name for path in target.iterdir()))}")
+    click.echo(f"cd {target} && python experiment.py --help")
