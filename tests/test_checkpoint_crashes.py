@@ -32,12 +32,12 @@ from warm import context, start
 from batteries import (
     CheckpointError,
     CheckpointManager,
-    _records,
     distributed,
     make_checkpoint,
     start_run,
 )
 from batteries._files import locked_directory, make_directory
+from batteries._rundir import record as run_record
 from batteries.checkpoint import read_checkpoint
 
 # Epoch 4 is a new best and drops epoch 1; epoch 5 is kept by `keep_every` alone; epoch 6 is
@@ -514,7 +514,7 @@ def best_scores(directory: str) -> tuple[float | None, int, list[str]]:
     process_epoch(checkpoints, 1)
     process_epoch(checkpoints, 2)
     os.chdir(Path(directory, str(distributed.rank())))
-    elsewhere, _records.SEEN = manager("logs"), 0.2
+    elsewhere, run_record.SEEN = manager("logs"), 0.2
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         process_epoch(elsewhere, 1)

@@ -12,9 +12,10 @@ import pytest
 from warm import start
 
 from batteries import CheckpointError, CheckpointManager, resume
+from batteries._rundir.history import MetricsFile
 from batteries.checkpoint import load_checkpoint
 from batteries.checkpoint._archive import read_note
-from batteries.checkpoint._epochs import Epochs, MetricsFile
+from batteries.checkpoint._epochs import Epochs
 
 PAGE = 4096
 
@@ -112,7 +113,7 @@ def test_metrics_are_valid_at_each_moment() -> None:
     file, before, inode, grew = MetricsFile(path), b"", 0, 0
     for epoch in range(1, 300):
         history.add({"epoch": epoch, "loss": 1 / epoch, **dict.fromkeys("abc", epoch % 7 / 3)})
-        file.add(history)
+        file.add("loss", True, history.rows)
         after = path.read_bytes()
         assert json.loads(after)["values"] == history.rows
         if path.stat().st_ino == inode:

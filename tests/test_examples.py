@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from batteries import AverageMeter, PreemptionGuard, distribute, distributed, unwrap
-from batteries._records import read_record, write_record
+from batteries._rundir.record import read_record, write_record
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("whole", "broken")

@@ -18,7 +18,7 @@ from sweeps import sweep
 
 from batteries import start_run
 from batteries._masking import masked, masked_patch, masked_text
-from batteries._records import read_record, write_record
+from batteries._rundir.record import read_record, write_record
 
 NAMES = ["hf_token", "API_KEY", "dbPassword", "client_secret", "auth", "aws_secret_access_key"]
 

@@ -31,7 +31,6 @@ from batteries import (
     CheckpointManager,
     JsonLinesLogger,
     PreemptionGuard,
-    _records,
     data,
     run_directory,
     seed_all,
@@ -40,7 +39,9 @@ from batteries import (
 )
 from batteries._backends import adopt_backends
 from batteries._masking import masked, masked_command
-from batteries._records import read_record, state_of, write_record
+from batteries._rundir import record as run_record
+from batteries._rundir.record import read_record, state_of, write_record
+from batteries._rundir.scores import read_scores
 from batteries._seeding import seed_worker
 from batteries.loggers import read_lines
 from batteries.scoreboard import (
@@ -53,7 +54,6 @@ from batteries.scoreboard import (
     read_runs,
     record_scores,
 )
-from batteries.scoreboard._scores import read_scores
 
 
 def test_numbers_never_repeat() -> None:
@@ -447,8 +447,8 @@ ELSEWHERE = {"boot": "another", "pid": 1}  # the name of the host may be the sam
 
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_records, "BEAT", 0.05)
-    monkeypatch.setattr(_records, "WATCH", 1.0)
+    monkeypatch.setattr(run_record, "BEAT", 0.05)
+    monkeypatch.setattr(run_record, "WATCH", 1.0)
 
 
 @pytest.mark.parametrize("wrong", [-600, 0, 300])
@@ -501,7 +501,7 @@ def test_a_replaced_run(monkeypatch: pytest.MonkeyPatch) -> None:
         manager.process(0.5, 1, {})
     with pytest.raises(RuntimeError, match="belongs to a newer run by now"):
         record_scores(old, test=0.5)
-    assert not _records.shows_life(old)
+    assert not run_record.shows_life(old)
     old.close()
     sessions = (read_record(old) or {})["sessions"]
     assert [session["state"] for session in sessions] == ["finished", "running"]
@@ -514,7 +514,7 @@ def test_a_container_of_the_same_host_name() -> None:
     """A live run in another PID namespace is not taken for killed, nor a killed one for live."""
     if subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", "true"]).returncode:
         pytest.skip("needs the right to make PID namespaces")
-    quick = "from batteries import records; _records.BEAT, _records.WATCH = 0.1, 1.5\n"
+    quick = "from batteries._rundir import record; record.BEAT, record.WATCH = 0.1, 1.5\n"
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [*IN_A_CONTAINER[:-1], quick + RUN], stdin=pipe, stdout=pipe, text=True

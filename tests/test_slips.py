@@ -23,7 +23,7 @@ from batteries import (
     save_checkpoint,
     start_run,
 )
-from batteries._records import read_record
+from batteries._rundir.record import read_record
 from batteries.averaging import greedy_soup
 from batteries.checkpoint import latest
 from batteries.splits import check_folds, make_folds

@@ -18,13 +18,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from batteries import _records
 from batteries._environment import code, environment, program_directory
 from batteries._files import PathLike, locked_directory, make_directory, write_whole
 from batteries._masking import masked, masked_command
 from batteries._preemption import PreemptionGuard
 from batteries._processes import is_alive, own_process
-from batteries._records import NAME, read_record, write_record
+from batteries._rundir import record as run_record
+from batteries._rundir.names import diff_name
+from batteries._rundir.record import NAME, read_record, write_record
 from batteries.distributed import is_main, rank_zero_only, world_size
 from batteries.distributed._causes import with_cause
 
@@ -106,7 +107,7 @@ class Run:
         self._ended = threading.Event()  # and that is recorded
         self._end: dict[str, Any] = {}
         if is_main():
-            _records.hold(path, session)
+            run_record.hold(path, session)
             self._program = _Program()
             _runs[session] = self
             atexit.register(self._close_at_exit)
@@ -208,7 +209,7 @@ def start_run(
     same = [may_differ] if isinstance(may_differ, str) else [*may_differ]
     path, name, resumed, session, host = _begin(Path(logdir), args, new, same, world_size())
     if not is_main():
-        _records.check_seen(path, session, host)
+        run_record.check_seen(path, session, host)
     return Run(path, name, resumed, session)
 
 
@@ -238,7 +239,7 @@ def _begin(
             _check_same(path, record["sessions"][-1], session, may_differ)
         record = record or {"id": uuid.uuid4().hex[:16], "sessions": []}
         if about is not None and diff:
-            about["diff"] = f"diff-{len(record['sessions']) + 1}.patch"
+            about["diff"] = diff_name(len(record["sessions"]) + 1)
             with write_whole(path / about["diff"], len(diff), inside=path) as file:
                 file.write(diff)
         record["sessions"].append(session)
@@ -268,7 +269,7 @@ def _left(path: Path) -> Iterator[dict[str, Any] | None]:
                 f"{path} is recorded by this program already, since {last.get('started')}: close "
                 "that run first (run.close()), or begin another one with new=True"
             )
-        if alive or (alive is None and _records.shows_life(path)):
+        if alive or (alive is None and run_record.shows_life(path)):
             raise RuntimeError(
                 f"{path} is recorded by {who} since {last.get('started')}: wait for its end, or "
                 "begin another run with new=True"
@@ -276,7 +277,7 @@ def _left(path: Path) -> Iterator[dict[str, Any] | None]:
         if alive is None:
             warnings.warn(
                 f"{path} was recorded by {who}, which gave no sign of life for "
-                f"{_records.WATCH:g} s: it counts as killed, and its run goes on",
+                f"{run_record.WATCH:g} s: it counts as killed, and its run goes on",
                 stacklevel=6,
             )
         dead.append(last)
@@ -414,6 +415,6 @@ class _Program:
 
 def _beat(run: Path, ended: threading.Event) -> None:
     """Say that this process lives, to those that cannot ask for it."""
-    while not ended.wait(_records.BEAT):
+    while not ended.wait(run_record.BEAT):
         with suppress(OSError, ValueError):
-            _records.beat(run)
+            run_record.beat(run)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from batteries._files import PathLike, listed
-from batteries._history import NAME, read_history
+from batteries._rundir.history import NAME, read_history
+from batteries._rundir.names import checkpoint_name
 from batteries.averaging._batch_norm import update_bn
 from batteries.averaging._parts import average_parts
 from batteries.averaging._sources import Part, Source, weights_in
@@ -173,7 +174,8 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
     sign = 1 if minimization else -1
     rows = [row for row in found if row.get(metric) is not None]
     ranked = sorted(rows, key=lambda row: sign * row[metric])
-    names = [[folder / f"exp_{row['epoch']}{end}" for end in (".pth", ".dcp")] for row in ranked]
+    ends = (".pth", ".dcp")
+    names = [[folder / checkpoint_name(row["epoch"], end) for end in ends] for row in ranked]
     kept = [path for epoch in names for path in [path for path in epoch if path.exists()][:1]]
     if len(kept) < number:
         raise FileNotFoundError(

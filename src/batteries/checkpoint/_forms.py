@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from batteries._device import known_device
 from batteries._files import PathLike, write_whole
 from batteries._foreign import open_regular
 from batteries._optional import import_optional
+from batteries._rundir.names import epoch_of
 from batteries.checkpoint._archive import INDEX
 from batteries.checkpoint._contents import Checkpoint
 from batteries.checkpoint._sharded import peek_shards, read_shards, verify_shards
@@ -107,21 +107,11 @@ def newest_first(logdir: PathLike) -> list[Path]:
             "it is one checkpoint, which load_checkpoint reads; expected the directory that has it"
         )
         raise NotADirectoryError(errno.ENOTDIR, told, str(folder))
-    epochs = {path: epoch_of(path.name) for path in folder.glob("exp_*.*")}
+    epochs = {path: epoch_of(path.name) for path in folder.glob("*.*")}
     numbered = [(epoch, path) for path, epoch in epochs.items() if epoch is not None]
     newest = [path for _, path in sorted(numbered, key=lambda pair: -pair[0])]
     paths = [*folder.glob("last.*"), *newest, *folder.glob("best.*")]
     return [path for path in paths if path.suffix in (".pth", ".dcp")]
-
-
-def epoch_of(name: str) -> int | None:
-    """The epoch in a name that a `CheckpointManager` gives; None of any other name.
-
-    >>> epoch_of("exp_7.pth"), epoch_of("exp_07.pth"), epoch_of("exp_7_for_paper.pth")
-    (7, None, None)
-    """
-    found = re.fullmatch(r"exp_(0|-?[1-9][0-9]{0,17})\.(pth|dcp)", name)
-    return int(found[1]) if found else None
 
 
 def consolidate(directory: PathLike, out: PathLike) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from batteries import _records, distributed
+from batteries import distributed
 from batteries._direction import said_direction
 from batteries._files import (
     PathLike,
@@ -29,12 +29,14 @@ from batteries._files import (
     temporary_name,
 )
 from batteries._foreign import Most, brief, check, is_epoch
-from batteries._history import NAME, Row, is_row, read_history
 from batteries._processes import is_alive, is_own, own_process
+from batteries._rundir import record as run_record
+from batteries._rundir.history import NAME, MetricsFile, Row, is_row, read_history
+from batteries._rundir.names import checkpoint_name, epoch_of
 from batteries.checkpoint._archive import Note, read_note, read_seal
 from batteries.checkpoint._background import BackgroundWriter
-from batteries.checkpoint._epochs import Epochs, MetricsFile
-from batteries.checkpoint._forms import epoch_of, newest_first
+from batteries.checkpoint._epochs import Epochs
+from batteries.checkpoint._forms import newest_first
 from batteries.checkpoint._sharded import (
     claim_shards,
     commit_shards,
@@ -310,8 +312,8 @@ class CheckpointManager:
                 return bool((self._found_owner() or {}).get("id") == owner)
             return False
 
-        if not wait_until(there, _records.SEEN):
-            _records.warn_apart(self.logdir, host)
+        if not wait_until(there, run_record.SEEN):
+            run_record.warn_apart(self.logdir, host)
 
     def _save_sharded(self, checkpoint: Any, row: Row | None) -> None:
         on_rank_zero = distributed.rank_zero_only(share=True)
@@ -374,7 +376,7 @@ class CheckpointManager:
         return self.logdir / NAME
 
     def _path(self, epoch: int) -> Path:
-        return self.logdir / f"exp_{epoch}{self._suffix}"
+        return self.logdir / checkpoint_name(epoch, self._suffix)
 
     def _scores(self, score: float | Tensor | Mapping[str, float | Tensor]) -> Row:
         if not isinstance(score, Mapping):
@@ -431,7 +433,7 @@ class CheckpointManager:
             self._drop(self.best_path)
         if gone is None:
             self._metrics_file.forget()
-        self._metrics_file.add(self._epochs)
+        self._metrics_file.add(self.metric, self.metric_minimization, self._epochs.rows)
 
     def _remove(
         self,
@@ -467,7 +469,7 @@ class CheckpointManager:
 
     def _epoch_files(self, exempt: Container[object] = ()) -> Iterator[tuple[Path, Row]]:
         """The files that are an epoch's by their names, and by what is in them."""
-        for path in list(self.logdir.glob(f"exp_*{self._suffix}")):
+        for path in list(self.logdir.glob(f"*{self._suffix}")):
             epoch = epoch_of(path.name)
             row = None if epoch is None or epoch in exempt else self._row_in(path)
             if row is not None and row["epoch"] == epoch:
@@ -547,7 +549,7 @@ class CheckpointManager:
 
     def _check_owner(self, row: Row | None) -> None:
         try:
-            _records.check_held(self.logdir)
+            run_record.check_held(self.logdir)
         except RuntimeError as error:
             raise CheckpointError(str(error)) from None
         owner = self._found_owner() or {}

@@ -18,9 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from batteries import _records, distributed
+from batteries import distributed
 from batteries._files import PathLike, naming, point_to, sync, temporary_name
 from batteries._foreign import Most, brief, check, open_regular
+from batteries._rundir import record as run_record
 from batteries.checkpoint._archive import INDEX, Digest, Note
 from batteries.checkpoint._contents import Checkpoint, plain_or_refused, rebuilt, why_unreadable
 from batteries.checkpoint._storage import CheckpointError, read_file, save_checkpoint
@@ -71,7 +72,7 @@ def write_shards(checkpoint: Mapping[str, Any], folder: Path) -> Checkpoint:
         return torch.empty(0, dtype=value.dtype)
 
     def checked() -> Any:
-        if not (distributed.is_main() or wait_until(folder.is_dir, _records.SEEN)):
+        if not (distributed.is_main() or wait_until(folder.is_dir, run_record.SEEN)):
             raise CheckpointError(
                 f"rank {distributed.rank()} on {platform.node()} does not see {folder}, which rank "
                 "0 has made: a sharded checkpoint needs a directory that all hosts share"

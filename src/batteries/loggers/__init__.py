@@ -1,7 +1,7 @@
 """Metrics to trackers, without waiting for them."""
 
 from batteries import _public
-from batteries._lines import read_lines
+from batteries._rundir.lines import read_lines
 from batteries.loggers._background import read_together
 from batteries.loggers._json_lines import JsonLinesLogger
 from batteries.loggers._mlflow import MLflowLogger

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from batteries._files import check_inside
 from batteries._foreign import open_regular
+from batteries._rundir.names import LOG, checkpoint_name
 from batteries.report._curves import Curve, read_curves
 from batteries.scoreboard import RunInfo, Stage
 
@@ -97,8 +98,8 @@ def contents_of(run: RunInfo) -> Contents:
         found.facts = _facts(run.session)
     with _telling(found, "its diff"):
         found.diff = _diff(run)
-    with _telling(found, "log.txt"):
-        found.log = _read(run.path / "log.txt", _LOG, tail=True)
+    with _telling(found, LOG):
+        found.log = _read(run.path / LOG, _LOG, tail=True)
     return found
 
 
@@ -115,7 +116,7 @@ def _checkpoints(run: RunInfo, stage: Stage) -> Iterator[dict[str, Any]]:
     """The epochs of which there is a file."""
     for row in stage.rows:
         epoch = row["epoch"]
-        names = [f"exp_{epoch}.pth", f"exp_{epoch}.dcp"]
+        names = [checkpoint_name(epoch, end) for end in (".pth", ".dcp")]
         names += ["best.pth", "best.dcp"] if row is stage.best else []
         names += ["last.pth", "last.dcp"] if row is stage.rows[-1] else []
         path = next((stage.path / name for name in names if (stage.path / name).exists()), None)

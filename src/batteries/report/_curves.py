@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from batteries._foreign import LARGEST, lines_of, open_regular
-from batteries._lines import NAME, parse_line
+from batteries._rundir.lines import NAME, parse_line
 from batteries.scoreboard import Stage
 
 _DIGITS = 5  # of a value; a screen shows three

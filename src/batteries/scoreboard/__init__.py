@@ -1,10 +1,10 @@
 """Validation, test and leaderboard scores of runs, and what they say together."""
 
 from batteries import _public
+from batteries._rundir.scores import record_scores
 from batteries.scoreboard._compare import Comparison, Difference, compare, paired_bootstrap
 from batteries.scoreboard._gaps import GapCheck, check_gap, check_gaps
 from batteries.scoreboard._runs import RunInfo, Stage, best_first, find_run, read_run, read_runs
-from batteries.scoreboard._scores import record_scores
 
 __all__ = [
     "Comparison",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,11 +15,12 @@ from typing import Any
 
 from batteries._files import PathLike
 from batteries._foreign import is_number
-from batteries._history import NAME as METRICS
-from batteries._history import read_history
-from batteries._records import NAME, glance, read_record, state_of
-from batteries.scoreboard._scores import NAME as SCORES
-from batteries.scoreboard._scores import read_scores
+from batteries._rundir.history import NAME as METRICS
+from batteries._rundir.history import read_history
+from batteries._rundir.names import CHECKPOINTS, is_diff
+from batteries._rundir.record import NAME, glance, read_record, state_of
+from batteries._rundir.scores import NAME as SCORES
+from batteries._rundir.scores import read_scores
 
 _DEPTH = 4  # directories below the log directory in which runs are looked for
 _LONG = 500  # letters of a problem
@@ -100,8 +100,7 @@ class RunInfo:
         """Where the changes after the commit of its last start are recorded, if there were some."""
         # By its own name only: a record may come from elsewhere, and must not ask for other files.
         name = str((self.session.get("git") or {}).get("diff"))
-        own = re.fullmatch(r"diff-\d{1,9}\.patch", name, re.ASCII)
-        return self.path / name if own else None
+        return self.path / name if is_diff(name) else None
 
     @property
     def seconds(self) -> float | None:
@@ -296,7 +295,7 @@ def _run_paths(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
     if NAME in names or SCORES in names:
         yield root
     elif METRICS in names:
-        yield root.parent if root.name == "checkpoints" and depth < _DEPTH else root
+        yield root.parent if root.name == CHECKPOINTS and depth < _DEPTH else root
     elif depth:
         for entry in inside:
             if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
@@ -325,7 +324,7 @@ def _changed(path: Path) -> float:
 
 def _read_stage(file: Path, run: Path) -> Stage:
     history = read_history(file, inside=run)
-    parts = [part for part in file.parent.relative_to(run).parts if part != "checkpoints"]
+    parts = [part for part in file.parent.relative_to(run).parts if part != CHECKPOINTS]
     own = (history.metric, history.minimization, history.rows)
     return Stage("/".join(parts), file.parent, *own)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from batteries._files import PathLike, locked_directory, write_whole
 from batteries._foreign import Most, check, read_json
-from batteries._records import check_held
+from batteries._rundir.record import check_held
 
 NAME = "scores.json"
 _SCORES = {

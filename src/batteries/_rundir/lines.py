@@ -1,0 +1,95 @@
+"""Metrics as lines of JSON: where a run keeps them, how they are read and written."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from batteries._files import PathLike, append_whole, write_whole
+from batteries._foreign import lines_of, open_regular, parse_json
+
+NAME = "metrics.jsonl"
+_OTHERS = ("nan", "inf", "-inf")  # numbers that JSON does not have
+
+
+def read_lines(logdir: PathLike) -> Iterator[dict[str, Any]]:
+    """What a `JsonLinesLogger` wrote, line by line; a torn or foreign line is left out.
+
+    >>> list(read_lines("runs/nothing"))
+    []
+
+    Metrics that are not finite are floats again.
+
+    Args:
+        logdir: The directory, or the file.
+    """
+    path = Path(logdir)
+    path = path / NAME if path.is_dir() else path
+    if path.is_file():
+        with open_regular(path) as file:
+            yield from filter(None, map(parse_line, lines_of(file)))
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    r"""What one line says; None where it is torn or foreign.
+
+    >>> parse_line(b'{"step": 1}\n'), parse_line(b'{"step": 1')
+    ({'step': 1}, None)
+    """
+    try:
+        value = parse_json(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    if not isinstance(value, dict):
+        return None
+    metrics, others = value.get("metrics"), value.pop("not_finite", None)
+    if isinstance(metrics, dict):
+        # Earlier versions wrote the strings into the metrics.
+        found = {**metrics, **(others if isinstance(others, dict) else {})}
+        metrics.update({
+            name: float(text)
+            for name, text in found.items()
+            if isinstance(text, str) and text in _OTHERS and name in metrics
+        })  # fmt: skip
+    return value
+
+
+def add_lines(logdir: Path, lines: list[dict[str, Any]]) -> None:
+    """All of them, or nothing where there is no room."""
+    text = "".join(json.dumps(line, default=str, allow_nan=False) + "\n" for line in lines)
+    append_whole(logdir / NAME, text.encode(), inside=logdir)
+
+
+def put_aside(path: Path) -> None:
+    """Give the file the next free name."""
+    names = (path.with_suffix(f".{number}{path.suffix}") for number in itertools.count(1))
+    path.replace(next(name for name in names if not name.exists()))
+
+
+def mend(path: Path, after: int | None) -> None:
+    """Drop a torn last line, and the lines of steps that are to come again."""
+    with open_regular(path, inside=path.parent) as file:
+        lines = [*lines_of(file)]
+        if file.read(1):
+            raise ValueError(f"{path} has a line that no logger writes: move the file away")
+    kept = [line for line in lines if line.endswith(b"\n") and not _is_after(line, after)]
+    if len(kept) < len(lines):
+        with write_whole(path, sum(map(len, kept)), inside=path.parent) as file:
+            file.writelines(kept)
+
+
+def _is_after(line: bytes, step: int | None) -> bool:
+    own = (parse_line(line) or {}).get("step") if step is not None else None
+    return isinstance(own, int) and step is not None and own > step
+
+
+def strict(metrics: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """Metrics as JSON has them, which knows no NaN."""
+    others = {name: str(value) for name, value in metrics.items() if not math.isfinite(value)}
+    if not others:
+        return {"metrics": metrics}
+    return {"metrics": metrics | dict.fromkeys(others), "not_finite": others}
