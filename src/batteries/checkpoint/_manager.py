@@ -359,6 +359,8 @@ class CheckpointManager:
     def _check_free(self, epoch: int, kept: _Kept) -> None:
         path = self._path(epoch)
         ours = epoch in map(_epoch, self._epochs.rows) or epoch not in kept
+        if path.is_dir() and not path.is_symlink():
+            return  # a save says that it is in the way
         if path.exists() and not ours and (self._row_in(path) or {}).get("epoch") != epoch:
             raise CheckpointError(
                 f"{path} is not one of this manager's, and epoch {epoch} is to have that name: "

@@ -269,7 +269,9 @@ class Transfer:
             gone = {other: why for other, why in self._gone().items() if other in absent}
         except StoreGoneError as error:
             return str(error)
-        told = [f"rank {other} has left: {why}" for other, why in gone.items()]
+        # Who failed at this call did so for want of another: where that one is known, he is no cause.
+        causes = {other: why for other, why in gone.items() if why != _FAILED} or gone
+        told = [f"rank {other} has left: {why}" for other, why in causes.items()]
         told += [
             f"rank {other} did not come (dead, stopped, or elsewhere)"
             for other in sorted(absent - set(gone))
