@@ -269,7 +269,7 @@ class Transfer:
             gone = {other: why for other, why in self._gone().items() if other in absent}
         except StoreGoneError as error:
             return str(error)
-        # Who failed at this call did so for want of another: where that one is known, he is no cause.
+        # Who failed here for want of a rank that has left is no cause beside it.
         causes = {other: why for other, why in gone.items() if why != _FAILED} or gone
         told = [f"rank {other} has left: {why}" for other, why in causes.items()]
         told += [
