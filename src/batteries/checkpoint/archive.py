@@ -384,7 +384,7 @@ class Digest:
     """
 
     block = 2**20
-    _shape = (256, 512)
+    shape = (256, 512)
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=DIGEST_LENGTH // 2)
@@ -400,7 +400,7 @@ class Digest:
     @classmethod
     def sums(cls, block: Any) -> bytes:
         """The sums of one block, which threads may compute in any order."""
-        words = np.frombuffer(block, np.uint64).reshape(cls._shape)
+        words = np.frombuffer(block, np.uint64).reshape(cls.shape)
         return bytes(words.sum(1).data) + bytes(words.sum(0).data)
 
     def take(self, sums: bytes) -> None:

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from batteries.checkpoint.archive import (
     write_archive,
 )
 from batteries.checkpoint.contents import Checkpoint, plain_or_refused, rebuilt
-from batteries.checkpoint.inspection import inspect_contents, inspect_file, is_usual
+from batteries.checkpoint.inspection import inspect_contents, inspect_file, is_usual, offsets_in
 from batteries.checkpoint.outline import OldFormat, Suspicious, Unknown, check_cost, outline
 from batteries.device import known_device
 from batteries.files import PathLike, kind_of, write_whole
@@ -161,19 +161,34 @@ def peek_file(path: PathLike) -> Checkpoint:
     path = Path(path)
     check_exists(path)
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        try:
-            pickled = inspect_file(file, size)
-            try:
-                found: Checkpoint = outline(pickled)
-            except Unknown:
-                check_cost(pickled)
-                file.seek(0)
-                found = load_shapes(path, file, pickled)
-            inspect_contents(found, size, pickled)
-        except Suspicious as error:
-            raise unreadable(path, error) from error
+        found: Checkpoint = outline_file(path, file)
     return found
+
+
+def outline_file(path: Path, file: BinaryIO, *, placed: bool = False) -> Any:
+    """What is in an open file, with meta tensors.
+
+    >>> save_checkpoint({"epoch": 1}, "last.pth")
+    >>> with open("last.pth", "rb") as file:
+    ...     outline_file(Path("last.pth"), file)
+    {'epoch': 1}
+
+    Args:
+        placed: Their storages know where they begin in the file, `_checkpoint_offset`.
+    """
+    size = os.fstat(file.fileno()).st_size
+    try:
+        pickled, records = inspect_file(file, size)
+        try:
+            contents = outline(pickled, offsets_in(file, records) if placed else None)
+        except Unknown:
+            check_cost(pickled)
+            file.seek(0)
+            contents = load_shapes(path, file, pickled)
+        inspect_contents(contents, size, pickled)
+    except Suspicious as error:
+        raise unreadable(path, error) from error
+    return contents
 
 
 # ---------------------------------------------------------------- reading
@@ -223,10 +238,10 @@ def _read_verified(path: Path, device: torch.device) -> tuple[Any, bool]:
             "with; go back to another checkpoint of the run"
         )
     try:
-        pickled = inspect_file(_View(data), size)  # type: ignore[arg-type]
+        pickled, _ = inspect_file(_View(data), size)  # type: ignore[arg-type]
         check_cost(pickled)
         if seal is None:
-            _check_records(path, data)
+            check_records(path, _View(data))  # type: ignore[arg-type]
         in_place = seal is not None and seal.own_byte_order and device.type == "cpu"
         contents = _contents(path, data, pickled, device, in_place)
         inspect_contents(contents, size, pickled)
@@ -276,17 +291,23 @@ def unreadable(path: Path, reason: object) -> CheckpointError:
     )
 
 
-def _check_records(path: Path, data: Tensor) -> None:
-    """The checksums of a zip file, for files that carry no digest."""
+def check_records(path: Path, file: BinaryIO) -> None:
+    """Hold a zip file that carries no digest against the checksums of its records.
+
+    >>> torch.save({"epoch": 1}, "a.pth")
+    >>> with open("a.pth", "rb") as file:
+    ...     check_records(Path("a.pth"), file)
+    """
+    file.seek(0)
     try:
-        with zipfile.ZipFile(_View(data)) as archive:
+        with zipfile.ZipFile(file) as archive:
             broken = archive.testzip()
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise unreadable(path, error) from error
     if broken:
         raise CheckpointError(
-            f"{path} is damaged: the checksum of its record {broken} is wrong; go back to "
-            "another checkpoint of the run"
+            f"{path} is damaged: the checksum of its record {broken} is wrong; leave it out, or "
+            "go back to another checkpoint of the run"
         )
 
 
