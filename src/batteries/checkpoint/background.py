@@ -121,7 +121,8 @@ class BackgroundWriter:
 
     def _write(self, copy: Any, buffers: _Buffers, save: Save) -> None:
         try:
-            save(buffers.finish(copy))
+            buffers.finish()
+            save(copy)
         except BaseException as error:
             self._errors.append(_without_frames(error))
         finally:
@@ -164,19 +165,6 @@ def _let_training_go_first() -> None:
             os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + 10)
 
 
-class _Copied:
-    """A tensor in other memory, to be made of it when nobody waits."""
-
-    __slots__ = ("_form", "_room")
-
-    def __init__(self, tensor: Tensor, room: Tensor) -> None:
-        self._form = form_of(tensor)
-        self._room = room
-
-    def tensor(self) -> Tensor:
-        return formed(self._room.untyped_storage(), self._form)
-
-
 def _copied_whole(value: Any) -> Tensor:
     """A tensor on the CPU that is more than its bytes, or made of others."""
     if not hasattr(type(value), "__tensor_unflatten__"):
@@ -215,18 +203,17 @@ class _Buffers:
             if key not in rooms:
                 rooms[key] = self._room(len(rooms), source)
                 sources.append(storage_bytes(source))
-            return _Copied(value, rooms[key])
+            return formed(rooms[key].untyped_storage(), form_of(value))
 
         copy = rebuilt(checkpoint, taken)
         self._memory = list(rooms.values())
         self._copied = _queue_copies(self._memory, sources)
         return copy
 
-    def finish(self, copy: Any) -> Any:
-        """The checkpoint whose copy is complete."""
+    def finish(self) -> None:
+        """Return when the copy is complete."""
         for copied in self._copied:
             copied.synchronize()
-        return rebuilt(copy, lambda value, _: value.tensor() if type(value) is _Copied else value)
 
     def _room(self, index: int, source: torch.UntypedStorage) -> Tensor:
         if index < len(self._memory) and self._memory[index].numel() == source.nbytes():

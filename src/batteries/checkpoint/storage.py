@@ -8,7 +8,7 @@ import re
 import stat
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,7 +26,6 @@ from batteries.checkpoint.archive import (
     form_of,
     formed,
     is_plain,
-    tensors_in,
     write_archive,
 )
 from batteries.checkpoint.contents import Checkpoint, plain_or_refused, rebuilt
@@ -66,13 +65,19 @@ def save_checkpoint(
     """
     if isinstance(checkpoint, str | os.PathLike):
         raise TypeError("the path comes second: save_checkpoint(checkpoint, path)")
-    plain = rebuilt(checkpoint, plain_or_refused)
-    with write_whole(path, _bytes_in(plain)) as file:
-        write_archive(plain, file, note or {})
+    leaves: list[Any] = []
+
+    def leaf(value: Any, place: str) -> Any:
+        leaves.append(plain_or_refused(value, place))
+        return leaves[-1]
+
+    plain = rebuilt(checkpoint, leaf)
+    with write_whole(path, _bytes_in(leaves)) as file:
+        write_archive(plain, file, note or {}, leaves)
 
 
-def _bytes_in(checkpoint: Any) -> int:
-    dense = [tensor for tensor in tensors_in(checkpoint) if is_plain(tensor)]
+def _bytes_in(leaves: Iterable[Any]) -> int:
+    dense = [leaf for leaf in leaves if isinstance(leaf, Tensor) and is_plain(leaf)]
     storages = (tensor.untyped_storage() for tensor in dense)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 

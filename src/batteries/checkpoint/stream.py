@@ -124,8 +124,8 @@ class Stream:
         digest, room = Digest(), torch.empty(Digest.block + SPARE, dtype=torch.uint8)
         while (row := self._summed.find(0)) >= 0:
             self.read(row // _ROWS * Digest.block, Digest.block, room)
-        for rows, columns in zip(self._row_sums.reshape(-1, _ROWS), self._column_sums, strict=True):
-            digest.take(rows.tobytes() + columns.tobytes())
+        rows = self._row_sums.reshape(-1, _ROWS)
+        digest.take(np.concatenate((rows, self._column_sums), 1))
         whole = len(self._column_sums) * Digest.block
         rest = self.read(whole, self._size - DIGEST_LENGTH - whole, room)
         digest.update(memoryview(rest.numpy().data))
