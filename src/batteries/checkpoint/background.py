@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import sys
 import threading
 import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -142,7 +140,8 @@ def _without_frames(error: BaseException) -> BaseException:
 
 
 def _work(jobs: _Jobs) -> None:
-    _let_training_go_first()
+    # At the priority of training: a thread that gives way keeps the interpreter while it waits for
+    # a core, and training waits with it.
     while (job := jobs.get()) is not None:
         job()
         del job  # before waiting for the next one: it may be the last that has the writer
@@ -155,14 +154,6 @@ def _end(writer: weakref.ref[BackgroundWriter], jobs: _Jobs) -> None:
         jobs.put(None)  # nothing is before it; and this may be the thread itself
     else:
         there.close()
-
-
-def _let_training_go_first() -> None:
-    """Give way where every core trains: on Linux a thread has a priority of its own."""
-    if sys.platform == "linux":
-        me = threading.get_native_id()
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + 10)
 
 
 def _copied_whole(value: Any) -> Tensor:
