@@ -5,21 +5,27 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from measure import Timings, print_table, report, take_turns
+from torch import nn
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from batteries import CheckpointManager
+from batteries import make_checkpoint as make_training_checkpoint
 from batteries.checkpoint import peek, read_checkpoint, save_checkpoint
+from batteries.checkpoint._archive import leaves_of
 
 TURNS = 9
 LOOPS, SAVES = 5, 3  # measurements of a training loop, and saves in each
+CYCLES, STEPS = 15, 28  # measurements of a model's training, and steps from save to save
 
 
 def make_checkpoint(megabytes: int) -> dict[str, Any]:
@@ -168,9 +174,103 @@ def losing(checkpoint: dict[str, Any], size: int, folder: Path, threads: int) ->
     print_table(rows)
 
 
+class _BareThread:
+    """The least that one can do: a copy in kept memory, which a thread writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.kept: list[torch.Tensor] = []
+        self.thread: threading.Thread | None = None
+
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        self.wait()
+        found = [leaf for leaf in leaves_of(checkpoint) if isinstance(leaf, torch.Tensor)]
+        self.kept = self.kept or [torch.empty_like(tensor) for tensor in found]
+        torch._foreach_copy_(self.kept, found)
+        self.thread = threading.Thread(target=self.write)
+        self.thread.start()
+
+    def write(self) -> None:
+        with self.path.open("wb", buffering=0) as file:
+            for tensor in self.kept:
+                file.write(tensor.numpy().data)
+            os.fsync(file.fileno())
+
+    def wait(self) -> None:
+        if self.thread:
+            self.thread.join()
+
+
+def _own_seconds() -> float:
+    """A clock that stands still while this thread waits for a core that other programs have."""
+    with suppress(OSError):  # Linux has it
+        told = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text()
+        return time.perf_counter() - int(told.split()[1]) / 1e9
+    return time.perf_counter()
+
+
+def cycling(folder: Path, threads: int) -> None:
+    """All the time that a loop of a real model loses to its saves, by whatever it is lost."""
+    torch.set_num_threads(threads)
+    model = nn.Sequential(*(nn.Linear(760, 760) for _ in range(6)))  # with AdamW 41 MB
+    optimizer = torch.optim.AdamW(model.parameters())
+    batch, epoch = torch.randn(96, 760), 0
+    bare = _BareThread(folder / "bare.pth")
+    manager = CheckpointManager(folder / f"cycling{threads}", save_n_best=0, background=True)
+
+    def train(save: Callable[[dict[str, Any]], object] | None, wait: Callable[[], object]) -> float:
+        nonlocal epoch
+        start = _own_seconds()
+        for step in range(1, SAVES * STEPS + 1):
+            optimizer.zero_grad()
+            model(batch).square().mean().backward()
+            optimizer.step()
+            if save is not None and step % STEPS == 0:
+                epoch += 1
+                save(make_training_checkpoint("train", epoch, model, optimizer))
+        taken = _own_seconds() - start
+        wait()
+        return taken
+
+    def nothing() -> None:
+        pass
+
+    contenders: dict[str, tuple[Any, Callable[[], object]]] = {
+        "no saves": (None, nothing),
+        "torch.save": (lambda checkpoint: torch.save(checkpoint, folder / "cycle.pth"), nothing),
+        "a bare thread": (bare.save, bare.wait),
+        "background=True": (
+            lambda checkpoint: manager.process(epoch, epoch, checkpoint),
+            manager.wait,
+        ),
+    }
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(CYCLES + 1):
+        for name, (save, wait) in contenders.items():
+            taken = train(save, wait)
+            os.sync()
+            times[name] += [taken] * (turn > 0)  # the first one makes what is kept
+    manager.close()
+    torch.set_num_threads(1)
+    rows = [["", "a step, ms", "lost for each save, ms", "ratio"]]
+    lost = {
+        name: median(t - b for t, b in zip(taken, times["no saves"], strict=True)) / SAVES * 1e3
+        for name, taken in times.items()
+    }
+    for name, loops in times.items():
+        step = median(loops) / SAVES / STEPS * 1e3
+        ratio = lost[name] / lost["torch.save"]
+        rows.append([name, f"{step:.2f}", f"{lost[name]:+.1f}", f"{ratio:.2f}"])
+    spare = "a core to spare" if threads < (os.cpu_count() or 1) else "every core training"
+    print(f"\n### checkpoints: a save every {STEPS} steps of a model of 41 MB, {spare}\n")
+    print_table(rows)
+
+
 def main() -> None:
     folder = Path(tempfile.mkdtemp())
     try:
+        for threads in sorted({1, os.cpu_count() or 1}):
+            cycling(folder, threads)
         for size in (40, 400):
             checkpoint = make_checkpoint(size)
             storing(checkpoint, size, folder)

@@ -315,6 +315,23 @@ def test_damage_in_another_order() -> None:
             average_checkpoints(["0.pth", "1.pth"])
 
 
+def test_the_bits_of_a_running_average() -> None:
+    """Each number is, bit for bit, torch's lerp of one file after the other, wherever it lies."""
+    states = []
+    for index in range(5):
+        sizes = {"long": 700_001, "one": 1, "short": 3000, "longer": 500_000}
+        states.append({key: torch.randn(size) for key, size in sizes.items()})
+        states[-1]["half"] = torch.randn(300_000).bfloat16()
+        more = {"note": "moves what is behind it" * 9 * index, "rest": torch.randn(50_000 * index)}
+        save_checkpoint({**more, "model_state_dict": states[-1]}, f"{index}.pth")
+    average = average_checkpoints([f"{index}.pth" for index in range(5)])
+    for key, value in average.items():
+        expected = states[0][key].float()
+        for index in range(1, 5):
+            expected.lerp_(states[index][key].float(), 1.0 / (index + 1.0))
+        assert bits(value) == bits(expected.to(value.dtype)), key
+
+
 def undamaged_average() -> Tensor:
     first, second = (torch.load(name)["model_state_dict"]["w"] for name in ("0.pth", "1.pth"))
     return torch.lerp(first, second, 0.5)

@@ -20,15 +20,15 @@ from batteries._files import PathLike, listed
 from batteries._rundir.history import NAME, read_history
 from batteries._rundir.names import checkpoint_name
 from batteries.averaging._batch_norm import update_bn
-from batteries.averaging._parts import average_parts
-from batteries.averaging._sources import Part, Source, weights_in
+from batteries.averaging._parts import Averaging
+from batteries.averaging._sources import Part, Source, lies_alike, weights_in
 from batteries.checkpoint._contents import rebuilt, state_of
 from batteries.checkpoint._forms import peek, read_checkpoint
 from batteries.checkpoint._storage import save_checkpoint
 from batteries.progress import tqdm
 
 State = OrderedDict[str, Any]
-_BLOCKS = 32  # of a MiB, that threads hold together
+_THREADS = 32  # of which each holds a MiB
 
 
 def average_checkpoints(
@@ -45,9 +45,9 @@ def average_checkpoints(
     tensor([1.5000, 1.5000])
 
     The files are read piece by piece, side by side: it takes the memory of one model and a MiB for
-    each file, or up to 32 in all where torch has threads for more. Tensors are found by name, in
-    any order. One that has other strides in some file is read as a whole, of one file after the
-    other, which takes a few times its memory.
+    each of torch's threads, of 32 at most. Tensors are found by name, in any order. One that has
+    other strides in some file is read as a whole, of one file after the other, which takes a few
+    times its memory.
 
     The average runs, `average.lerp_(weight, 1 / n)`, so that of copies of one model it is that
     model, bit by bit. Files are verified as `load_checkpoint` does it: those of `save_checkpoint`
@@ -78,14 +78,17 @@ def average_checkpoints(
         parts, first = sources[0].parts(sources[1:]), sources[0].state
         state: State = OrderedDict((key, _without_data(value)) for key, value in first.items())
         alike, unlike = _parted(parts, sources)
-        threads = min(torch.get_num_threads(), max(1, _BLOCKS // len(files)))
+        threads = min(torch.get_num_threads(), _THREADS)
+        stack.callback(torch.set_num_threads, torch.get_num_threads())  # for threads to come
         size = sum(part.size for part in parts)
         bar = tqdm(desc="average", total=size, unit="B", unit_scale=True, leave=False, disable=None)
-        work = functools.partial(average_parts, sources, counts, dtype, bar)
-        with bar, ThreadPoolExecutor(threads) as pool:
-            for averaged in pool.map(work, _shared_out(alike, threads)):
+        averaging = Averaging(sources, counts, dtype, bar)
+        # each by itself: threads of torch's own for each of ours take a quarter more time
+        alone = functools.partial(torch.set_num_threads, 1)
+        with bar, ThreadPoolExecutor(threads, initializer=alone) as pool:
+            for averaged in pool.map(averaging.of, _shared_out(alike, threads)):
                 state.update(averaged)
-            state.update(work(unlike))
+            state.update(averaging.of(unlike))
     for key in [key for key, value in state.items() if _has_meta(value)]:  # an extra state
         state[key] = weights_in(read_checkpoint(files[0]), files[0])[key]
     state.__dict__.update(getattr(first, "__dict__", {}))  # the versions of its modules
@@ -218,7 +221,7 @@ def _parted(parts: list[Part], sources: list[Source]) -> tuple[list[Part], list[
     alike: list[Part] = []
     unlike: list[Part] = []
     for part in parts:
-        same = all(source.lies_as(*item) for source in sources for item in part.forms.items())
+        same = all(lies_alike(key, form, sources) for key, form in part.forms.items())
         (alike if same else unlike).append(part)
     return alike, unlike
 

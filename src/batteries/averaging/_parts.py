@@ -1,61 +1,135 @@
-"""The average of tensors of many files, piece by piece."""
+"""The average of tensors of many files, window by window."""
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from batteries.averaging._sources import Part, Source, place_of
+from batteries.averaging._sources import WINDOW, Part, Source, lies_alike, place_of
 from batteries.checkpoint._archive import Form, formed
 from batteries.checkpoint._storage import CheckpointError
+from batteries.checkpoint._stream import SPARE
 from batteries.progress import tqdm
 
 
-def average_parts(
-    sources: list[Source],
-    weights: list[float],
-    dtype: torch.dtype,
-    bar: tqdm,
-    parts: list[Part],
-) -> dict[str, Tensor]:
-    """The averages of some parts, by the names of their tensors.
+@dataclass
+class Averaging:
+    """What is averaged, and how.
 
     >>> from batteries.checkpoint._stream import Stream
     >>> save_checkpoint({"model_state_dict": {"weight": torch.ones(2)}}, "a.pth")
     >>> with Stream.opened("a.pth") as stream:
-    ...     source = Source(stream)
-    ...     average_parts([source], [1.0], torch.float32, tqdm(disable=True), source.parts())
+    ...     sources = [Source(stream)]
+    ...     averaging = Averaging(sources, [1.0], torch.float32, tqdm(disable=True))
+    ...     averaging.of(sources[0].parts())
     {'weight': tensor([1., 1.])}
-
-    Args:
-        sources: That are alike.
-        weights: How much each of them counts for.
-        dtype: What is computed in, at least.
-        bar: Of bytes that are done.
-        parts: Of the first source.
-
-    Raises:
-        CheckpointError: A file ends too early; bool tensors that are not the same.
     """
-    own = [source.again() for source in sources] if parts else []
-    averaged = {}
-    for part in parts:
-        storage = _memory_for(part)
-        tensors = {key: formed(storage, form) for key, form in part.forms.items()}
-        done = set()
-        for key, form in part.forms.items():
-            place = form.offset, form.size, form.stride
-            if place not in done:  # of tied ones the first
-                done.add(place)
-                _average(key, form, tensors[key].detach(), own, weights, dtype)
-        averaged.update(tensors)
-        bar.update(part.size)
-    return averaged
+
+    sources: list[Source]  # that are alike
+    weights: list[float]  # how much each of them counts for
+    dtype: torch.dtype  # what is computed in, at least
+    bar: tqdm  # of bytes that are done
+
+    def of(self, parts: Sequence[Part]) -> dict[str, Tensor]:
+        """The averages of some parts of the first source, by the names of their tensors.
+
+        Raises:
+            CheckpointError: A file ends too early; bool tensors that are not the same.
+        """
+        averaged: dict[str, Tensor] = {}
+        pieces: list[_Piece] = []
+        room = torch.empty(WINDOW + SPARE, dtype=torch.uint8)
+        for part in parts:
+            storage = _memory_for(part)
+            tensors = {key: formed(storage, form) for key, form in part.forms.items()}
+            averaged |= tensors
+            places = {(f.offset, f.size, f.stride): key for key, f in reversed(part.forms.items())}
+            for key in reversed(places.values()):  # of tied ones the first
+                form, tensor = part.forms[key], tensors[key].detach()
+                if not lies_alike(key, form, self.sources):
+                    self._whole(key, form, tensor)
+                else:
+                    pieces += _cut(key, form, tensor)
+        for window in _windows(pieces, self.sources):
+            self._run(window, room)
+        return averaged
+
+    def _whole(self, key: str, form: Form, tensor: Tensor) -> None:
+        """A tensor that lies in other ways: as a whole, of one source after the other."""
+        # one for all: memory that comes and goes leaves holes between what stays
+        size = max(source.size(key) for source in self.sources)
+        room = torch.empty(size + SPARE, dtype=torch.uint8)
+        self._mean([_Piece(key, form, 0, 0, tensor)], lambda s: [s.tensor(key, room)])
+        self.bar.update(tensor.nbytes)
+
+    def _run(self, window: list[_Piece], room: Tensor) -> None:
+        def values(source: Source) -> Iterator[Tensor]:
+            begin, end = window[0].begin(source), window[-1].end(source)
+            data = source.stream.read(begin, end - begin, room)
+            for piece in window:
+                at = piece.begin(source) - begin
+                yield data[at : at + piece.size].view(piece.form.dtype)
+
+        self._mean(window, values)
+        self.bar.update(sum(piece.size for piece in window))
+
+    def _mean(
+        self, window: list[_Piece], values: Callable[[Source], Iterator[Tensor] | list[Tensor]]
+    ) -> None:
+        """Go through the files once, and once more where the running average is not enough."""
+        means: list[_Mean | None] = [_mean_of(piece, self.dtype) for piece in window]
+        while any(means):
+            for source, weight in zip(self.sources, self.weights, strict=True):
+                for mean, value in zip(means, values(source), strict=True):
+                    if mean is not None:
+                        mean.add(value, weight, source)
+            means = [mean and mean.ended() for mean in means]
+
+
+@dataclass
+class _Piece:
+    """Bytes of a tensor, which stand in one piece in each file."""
+
+    key: str
+    form: Form
+    at: int  # from its beginning
+    size: int
+    room: Tensor  # where the average goes
+
+    def begin(self, source: Source) -> int:
+        return source.places[self.key].begin + self.at
+
+    def end(self, source: Source) -> int:
+        return self.begin(source) + self.size
+
+
+def _cut(key: str, form: Form, tensor: Tensor) -> list[_Piece]:
+    flat, width = tensor.as_strided((tensor.numel(),), (1,)), form.dtype.itemsize
+    pieces = []
+    for at in range(0, tensor.nbytes, WINDOW):
+        room = flat[at // width : (at + WINDOW) // width]
+        pieces.append(_Piece(key, form, at, room.nbytes, room))
+    return pieces
+
+
+def _windows(pieces: list[_Piece], sources: list[Source]) -> Iterator[list[_Piece]]:
+    """Neighbours in all files, of which each file has a window's bytes at most."""
+    window: list[_Piece] = []
+    for piece in pieces:
+        if window and not all(
+            window[-1].end(source) <= piece.begin(source)
+            and piece.end(source) - window[0].begin(source) <= WINDOW
+            for source in sources
+        ):
+            yield window
+            window = []
+        window.append(piece)
+    if window:
+        yield window
 
 
 def _memory_for(part: Part) -> torch.UntypedStorage:
@@ -65,115 +139,121 @@ def _memory_for(part: Part) -> torch.UntypedStorage:
     return make(part.size, dtype=torch.uint8).untyped_storage()
 
 
-def _average(
-    key: str,
-    form: Form,
-    room: Tensor,
-    sources: list[Source],
-    weights: list[float],
-    dtype: torch.dtype,
-) -> None:
-    """One tensor of all sources, piece by piece while the processor has the pieces.
-
-    If it does not lie alike in all of them: as a whole, of one source after the other.
-    """
-    if not all(source.lies_as(key, form) for source in sources):
-        # one for all: memory that comes and goes leaves holes between what stays
-        memory = torch.empty(max(source.size(key) for source in sources), dtype=torch.uint8)
-        values = _Values(sources, lambda source: source.tensor(key, memory))
-        _combine(room, values, key, form, weights, dtype)
-        return
-    at, end = 0, form.size.numel() * form.dtype.itemsize
-    flat = room.as_strided((form.size.numel(),), (1,))
-    while at < end:
-        size = min(end - at, *(source.room(key, at) for source in sources))
-        read = functools.partial(_piece, key=key, at=at, size=size, dtype=form.dtype)
-        start, stop = at // form.dtype.itemsize, (at + size) // form.dtype.itemsize
-        _combine(flat[start:stop], _Values(sources, read), key, form, weights, dtype)
-        at += size
+# ---------------------------------------------------------------- one file after the other
 
 
-def _piece(source: Source, key: str, at: int, size: int, dtype: torch.dtype) -> Tensor:
-    return source.read(key, at, size).view(dtype)
+class _Mean:
+    """The first file's values: tables of integers."""
+
+    def __init__(self, piece: _Piece) -> None:
+        self.piece, self.room = piece, piece.room
+        self.first: Source | None = None
+
+    def add(self, value: Tensor, weight: float, source: Source) -> None:  # noqa: ARG002
+        if self.first is None:
+            self.room.copy_(value)
+            self.first = source
+        else:
+            self.more(value, source)
+
+    def more(self, value: Tensor, source: Source) -> None:
+        pass
+
+    def ended(self) -> _Mean | None:
+        """What has to go through the files once more."""
+        return None
 
 
-@dataclass
-class _Values:
-    """The same tensor, or piece of it, of each source; it can be gone through again."""
+class _Largest(_Mean):
+    """Of counters, integers of one element."""
 
-    sources: list[Source]
-    read: Callable[[Source], Tensor]
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return map(self.read, self.sources)
+    def more(self, value: Tensor, source: Source) -> None:  # noqa: ARG002
+        if int(value) > int(self.room):
+            self.room.copy_(value)
 
 
-def _combine(
-    room: Tensor, values: _Values, key: str, form: Form, weights: list[float], dtype: torch.dtype
-) -> None:
-    if form.dtype.is_complex:
-        reals = _Values(values.sources, lambda source: torch.view_as_real(values.read(source)))
-        exact = _precise(form.dtype.to_real(), dtype)
-        _average_numbers(torch.view_as_real(room), reals, weights, exact)
-    elif form.dtype.is_floating_point:
-        _average_numbers(room, values, weights, _precise(form.dtype, dtype))
-    elif form.dtype == torch.bool:
-        _agree(room, values, key)
-    elif form.size.numel() == 1:  # a counter
-        room.copy_(max((value.clone() for value in values), key=int))
-    else:
-        room.copy_(next(iter(values)))
+class _Same(_Mean):
+    """Of bool tensors."""
+
+    def more(self, value: Tensor, source: Source) -> None:
+        if not torch.equal(self.room, value):
+            assert self.first is not None
+            raise CheckpointError(
+                f"{place_of(self.piece.key)} is bool and not the same in {self.first.path} and "
+                f"{source.path}: there is no average of them"
+            )
 
 
-def _precise(dtype: torch.dtype, at_least: torch.dtype) -> torch.dtype:
-    known = torch.float32 if dtype.itemsize == 1 else dtype  # torch promotes no float8
-    return torch.promote_types(known, at_least)
+class _Running(_Mean):
+    """Of numbers."""
+
+    def __init__(self, piece: _Piece, exact: torch.dtype) -> None:
+        super().__init__(piece)
+        if piece.form.dtype.is_complex:
+            self.room = torch.view_as_real(piece.room)
+        alike = self.room.dtype == exact
+        self.average = self.room if alike else torch.empty_like(self.room, dtype=exact)
+        self.total, self.signed = 0.0, False
+
+    def add(self, value: Tensor, weight: float, source: Source) -> None:  # noqa: ARG002
+        if not weight:
+            return
+        value = torch.view_as_real(value) if value.is_complex() else value
+        self.total += weight
+        if self.total == weight:
+            self.signed = _has_minus_zero(self.average.copy_(value))
+        else:
+            self.average.lerp_(value.to(self.average.dtype), weight / self.total)
+
+    def ended(self) -> _Mean | None:
+        least, most = map(float, self.average.aminmax())
+        if self.signed or not -math.inf < least <= most < math.inf:
+            return _Mended(self)
+        self._put()
+        return None
+
+    def _put(self) -> None:
+        if self.average is not self.room:
+            self.room.copy_(self.average)
 
 
-def _average_numbers(
-    room: Tensor, values: Iterable[Tensor], weights: list[float], exact: torch.dtype
-) -> None:
-    average = room if room.dtype == exact else torch.empty_like(room, dtype=exact)
-    total, signed = 0.0, False
-    for value, weight in zip(values, weights, strict=True):
-        total += weight
-        if weight and total == weight:
-            signed = _has_minus_zero(average.copy_(value))
-        elif weight:
-            average.lerp_(value.to(exact), weight / total)
-    least, most = map(float, average.aminmax())
-    if signed or not -math.inf < least <= most < math.inf:
-        _mend(average, values, weights)
-    if average is not room:
-        room.copy_(average)
+class _Mended(_Running):
+    """What the running average has not: infinities, of masks, and the signs of zeros."""
+
+    def __init__(self, running: _Running) -> None:
+        self.room, self.average, self.total = running.room, running.average, running.total
+        self.wrong = ~self.average.isfinite() | (self.average == 0)
+        self.firsts: Tensor | None = None
+        self.same, self.mean = torch.tensor(True), torch.tensor(0.0)
+
+    def add(self, value: Tensor, weight: float, source: Source) -> None:  # noqa: ARG002
+        if not weight:
+            return
+        value = torch.view_as_real(value) if value.is_complex() else value
+        part = value.to(self.average.dtype)[self.wrong].double()
+        self.firsts = part if self.firsts is None else self.firsts
+        self.same = self.same & (part == self.firsts)
+        self.mean = self.mean + part * (weight / self.total)
+
+    def ended(self) -> None:
+        assert self.firsts is not None
+        mended = torch.where(self.same, self.firsts, self.mean)
+        self.average[self.wrong] = mended.to(self.average.dtype)
+        self._put()
+
+
+def _mean_of(piece: _Piece, at_least: torch.dtype) -> _Mean:
+    dtype = piece.form.dtype
+    if dtype.is_floating_point or dtype.is_complex:
+        real = dtype.to_real()
+        known = torch.float32 if real.itemsize == 1 else real  # torch promotes no float8
+        return _Running(piece, torch.promote_types(known, at_least))
+    if dtype == torch.bool:
+        return _Same(piece)
+    return _Largest(piece) if piece.form.size.numel() == 1 else _Mean(piece)
 
 
 def _has_minus_zero(tensor: Tensor) -> bool:
     """Whether -0.0 is in it: as an integer, its bits are the least of all."""
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize]
     return int(tensor.view(integer).amin()) == torch.iinfo(integer).min
-
-
-def _mend(average: Tensor, values: Iterable[Tensor], weights: list[float]) -> None:
-    """Put in what the running average has not: infinities, of masks, and the signs of zeros."""
-    wrong = ~average.isfinite() | (average == 0)
-    first, same, mean = None, torch.tensor(True), torch.tensor(0.0)
-    for value, weight in zip(values, weights, strict=True):
-        if weight:
-            part = value.to(average.dtype)[wrong].double()
-            first = part if first is None else first
-            same, mean = same & (part == first), mean + part * (weight / sum(weights))
-    assert first is not None
-    average[wrong] = torch.where(same, first, mean).to(average.dtype)
-
-
-def _agree(room: Tensor, values: _Values, key: str) -> None:
-    first = values.sources[0]
-    for source, value in zip(values.sources, values, strict=True):
-        if source is first:
-            room.copy_(value)
-        elif not torch.equal(room, value):
-            raise CheckpointError(
-                f"{place_of(key)} is bool and not the same in {first.path} and {source.path}: "
-                "there is no average of them"
-            )

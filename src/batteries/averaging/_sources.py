@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +15,10 @@ from batteries._files import PathLike
 from batteries.checkpoint._archive import Form, form_of, is_plain
 from batteries.checkpoint._forms import is_sharded
 from batteries.checkpoint._storage import CheckpointError, is_state
-from batteries.checkpoint._stream import Stream
+from batteries.checkpoint._stream import SPARE, Stream
 
 _KEY = "model_state_dict"
+WINDOW = 2**20  # bytes of a file that are worked on while the processor has them
 
 
 @dataclass
@@ -33,13 +33,26 @@ class Part:
     forms: dict[str, Form]  # of the tensors, by their names
 
 
+class _Place(NamedTuple):
+    """Where a tensor lies in a file, and how."""
+
+    memory: int  # where its storage begins
+    begin: int  # where its first element is
+    form: Form
+
+    def lies_as(self, form: Form) -> bool:
+        """Whether the bytes stand in the file in the order of a form."""
+        alike = self.form.stride == form.stride or _steps(self.form) == _steps(form)
+        return alike and not self.begin % form.dtype.itemsize
+
+
 class Source:
     """A checkpoint file whose tensors are read by name, in any order.
 
     >>> save_checkpoint({"model_state_dict": {"weight": torch.ones(2)}}, "a.pth")
     >>> with ExitStack() as stack:
-    ...     Source.opened("a.pth", stack).read("weight", at=4, size=4).view(torch.float32)
-    tensor([1.])
+    ...     Source.opened("a.pth", stack).tensor("weight", torch.empty(WINDOW, dtype=torch.uint8))
+    tensor([1., 1.])
     """
 
     @classmethod
@@ -60,16 +73,13 @@ class Source:
     def __init__(self, stream: Stream) -> None:
         self.path = stream.path
         self.state = weights_in(stream.contents, stream.path)
-        self._stream, self._cursor = stream, stream.cursor()
-        self._tensors = {
-            key: value
-            for key, value in self.state.items()
-            if isinstance(value, Tensor) and value.numel()
-        }
-        self._begins = {  # in the file
-            key: stream.offset(tensor) + int(tensor.storage_offset()) * tensor.itemsize
-            for key, tensor in self._tensors.items()
-        }
+        self.stream = stream
+        self.places: dict[str, _Place] = {}  # of tensors that have elements
+        for key, value in self.state.items():
+            if isinstance(value, Tensor) and value.numel():
+                memory, form = stream.offset(value), form_of(value)
+                begin = memory + form.offset * form.dtype.itemsize
+                self.places[key] = _Place(memory, begin, form)
 
     def check_alike(self, other: Source) -> None:
         """Raise if two files have other names, shapes or dtypes.
@@ -85,11 +95,12 @@ class Source:
                         "checkpoints of one model"
                     )
         for key, value in self.state.items():
-            forms = _described(value), _described(other.state[key])
-            if forms[0] != forms[1]:
+            mine, theirs = _kind(value), _kind(other.state[key])
+            if mine != theirs:
                 raise CheckpointError(
-                    f"{place_of(key)} is {forms[0]} in {self.path} but {forms[1]} in "
-                    f"{other.path}: average checkpoints of one model"
+                    f"{place_of(key)} is {_described(value)} in {self.path} but "
+                    f"{_described(other.state[key])} in {other.path}: average checkpoints of one "
+                    "model"
                 )
 
     def parts(self, others: Sequence[Source] = ()) -> list[Part]:
@@ -98,29 +109,34 @@ class Source:
         What shares it here and in all the others shares it in a part; what is tied here and apart
         in one of the others is apart.
         """
-        sources = (self, *others)
+        everywhere = [source.places for source in (self, *others)]
         groups: dict[tuple[int, ...], list[str]] = {}
-        for key in self._tensors:
-            memory = (source._stream.offset(source._tensors[key]) for source in sources)
-            groups.setdefault(tuple(memory), []).append(key)
+        for key in self.places:
+            groups.setdefault(tuple([places[key].memory for places in everywhere]), []).append(key)
         ordered = sorted(groups.items(), key=lambda item: item[0])
-        return [part for _, keys in ordered for part in self._parts_of(keys, sources)]
+        return [part for _, keys in ordered for part in self._parts_of(keys, everywhere)]
 
-    def _parts_of(self, keys: list[str], sources: Sequence[Source]) -> Iterable[Part]:
+    def _parts_of(
+        self, keys: list[str], everywhere: Sequence[Mapping[str, _Place]]
+    ) -> Iterable[Part]:
         """The parts of tensors that share their memory, whichever the file."""
         parts: dict[object, Part] = {}
-        places = {key: [_lies(source._tensors[key]) for source in sources] for key in keys}
-        alike = all(place == among[0] for among in places.values() for place in among)
+        alike = len(keys) == 1 or all(
+            _lies(places[key].form) == _lies(self.places[key].form)
+            for key in keys
+            for places in everywhere
+        )
         for key in keys:
-            tensor, place = self._tensors[key], None
-            form, size = form_of(tensor), tensor.untyped_storage().nbytes()
-            if _reach(tensor) < tensor.numel():  # an expanded one, in full
+            tensor, form, place = self.state[key], self.places[key].form, None
+            size = tensor.untyped_storage().nbytes()
+            if _reach(form) < tensor.numel():  # an expanded one, in full
                 form = form_of(torch.empty_like(tensor, memory_format=torch.contiguous_format))
                 size, place = tensor.nbytes, key
-            elif not alike and len(keys) > 1:  # one memory, divided in another way
+            elif not alike:  # one memory, divided in another way
                 whole = torch.empty_like(tensor)
                 form = form._replace(offset=0, stride=whole.stride())
-                size, place = whole.untyped_storage().nbytes(), str(places[key])
+                size = whole.untyped_storage().nbytes()
+                place = str([_lies(places[key].form) for places in everywhere])
             part = parts.setdefault(place, Part(size, {}))
             part.forms[key] = form
             if next(iter(part.forms.values())).dtype != form.dtype:
@@ -130,54 +146,44 @@ class Source:
                 )
         return parts.values()
 
-    def lies_as(self, key: str, form: Form) -> bool:
-        """Whether a tensor's bytes stand in the file in one piece, in the order of a form."""
-        tensor = self._tensors[key]
-        whole = _reach(tensor) == tensor.numel() and not self._begins[key] % tensor.itemsize
-        return whole and _steps(tensor.size(), tensor.stride()) == _steps(form.size, form.stride)
-
-    def room(self, key: str, at: int) -> int:
-        """How many bytes of a tensor `read` gives at most, from there."""
-        return self._cursor.room(self._begins[key] + at)
-
-    def read(self, key: str, at: int, size: int) -> Tensor:
-        """Bytes of a tensor; the memory is used again."""
-        return self._cursor.read(self._begins[key] + at, size)
+    def tensor(self, key: str, memory: Tensor) -> Tensor:
+        """A tensor as a whole, in (at least `size` + SPARE,) uint8."""
+        form, begin, size = self.places[key].form, self.places[key].begin, self.size(key)
+        for at in range(0, size, WINDOW):
+            part = memory[at : at + WINDOW + SPARE]
+            data = self.stream.read(begin + at, min(WINDOW, size - at), part)
+            memory[at : at + len(data)] = data.clone()  # they overlap
+        return memory[:size].view(form.dtype).as_strided(form.size, form.stride)
 
     def size(self, key: str) -> int:
         """How many bytes there are from the first element of a tensor to its last."""
-        return _reach(self._tensors[key]) * self._tensors[key].itemsize
-
-    def tensor(self, key: str, memory: Tensor) -> Tensor:
-        """A tensor as a whole, in (at least `size`,) uint8."""
-        tensor, data, at = self._tensors[key], memory[: self.size(key)], 0
-        while at < len(data):
-            piece = self.read(key, at, min(len(data) - at, self.room(key, at)))
-            data[at : at + len(piece)] = piece
-            at += len(piece)
-        return data.view(tensor.dtype).as_strided(tensor.size(), tensor.stride())
-
-    def again(self) -> Source:
-        """The same with a place of its own, for another thread."""
-        same = copy.copy(self)
-        same._cursor = self._stream.cursor()
-        return same
+        return _reach(self.places[key].form) * self.places[key].form.dtype.itemsize
 
 
-def _reach(tensor: Tensor) -> int:
+def lies_alike(key: str, form: Form, sources: Iterable[Source]) -> bool:
+    """Whether a tensor's bytes stand in all files in one piece, in the order of a form.
+
+    >>> lies_alike("weight", form_of(torch.ones(2)[::2]), [])
+    True
+    """
+    whole = _reach(form) == form.size.numel()
+    return whole and all(source.places[key].lies_as(form) for source in sources)
+
+
+def _reach(form: Form) -> int:
     """From the first element of a tensor to its last, in elements of its memory."""
-    steps = zip(tensor.size(), tensor.stride(), strict=True)
-    return 1 + sum((size - 1) * stride for size, stride in steps)
+    return 1 + sum((size - 1) * stride for size, stride in zip(form.size, form.stride, strict=True))
 
 
-def _lies(tensor: Tensor) -> tuple[int, list[tuple[int, int]]]:
+def _lies(form: Form) -> tuple[int, list[tuple[int, int]]]:
     """Where a tensor begins in its memory, and how it goes on."""
-    return int(tensor.storage_offset()), _steps(tensor.size(), tensor.stride())
+    return form.offset, _steps(form)
 
 
-def _steps(size: Iterable[int], stride: Iterable[int]) -> list[tuple[int, int]]:
+def _steps(form: Form) -> list[tuple[int, int]]:
     """How a tensor lies: where a dimension has one element, its stride does not matter."""
-    return [(number, step) for number, step in zip(size, stride, strict=True) if number > 1]
+    steps = zip(form.size, form.stride, strict=True)
+    return [(number, step) for number, step in steps if number > 1]
 
 
 def weights_in(contents: Any, path: Path) -> Mapping[str, Any]:
@@ -226,6 +232,10 @@ def place_of(key: str) -> str:
     "model_state_dict['weight']"
     """
     return f"{_KEY}[{key!r}]"
+
+
+def _kind(value: Any) -> tuple[object, ...]:
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else (type(value),)
 
 
 def _described(value: Any) -> str:

@@ -11,7 +11,7 @@ import os
 import struct
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,11 +31,13 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 Note = dict[str, Any]  # what a file says about itself, as JSON
-_CHUNK = 2**21  # bytes that go to the disk at once; a multiple of the digest's blocks
+_CHUNK = 2**22  # bytes that go to the disk at once; a multiple of the digest's blocks
 INDEX = "index.pth"  # what stands for a directory of shards
 
 
-def write_archive(checkpoint: Any, file: BinaryIO, note: Note) -> None:
+def write_archive(
+    checkpoint: Any, file: BinaryIO, note: Note, leaves: Sequence[Any] | None = None
+) -> None:
     """Write what torch.save would, with a seal at its end.
 
     >>> with open("a.pth", "x+b") as file:
@@ -45,9 +47,14 @@ def write_archive(checkpoint: Any, file: BinaryIO, note: Note) -> None:
 
     Tensors go to the file in calls during which other threads run: torch.save keeps the
     interpreter to itself while it writes and sums up each record.
+
+    Args:
+        leaves: `leaves_of` the checkpoint, where they are known.
     """
-    tensors = tensors_in(checkpoint)
-    dense = all(map(_is_dense, tensors)) and not _has_registered(checkpoint)
+    leaves = leaves_of(checkpoint) if leaves is None else leaves
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    kinds = [kind for kind in registered().values() if isinstance(kind, type)]
+    dense = all(map(_is_dense, tensors)) and not any(type(leaf) in kinds for leaf in leaves)
     skeleton = _Skeleton()
     with torch.serialization.skip_data() if dense else nullcontext():
         torch.save(checkpoint, skeleton)  # type: ignore[arg-type]
@@ -72,20 +79,14 @@ def write_archive(checkpoint: Any, file: BinaryIO, note: Note) -> None:
         stream.end()
 
 
-def tensors_in(checkpoint: Any) -> list[Tensor]:
-    """The tensors of a checkpoint in the order in which they are pickled.
+def leaves_of(checkpoint: Any) -> list[Any]:
+    """The values of a checkpoint that are no containers, in the order in which they are pickled.
 
-    >>> tensors_in({"a": [torch.tensor(1)], "b": torch.tensor(2)})
-    [tensor(1), tensor(2)]
+    >>> leaves_of({"a": [torch.tensor(1)], "b": "text"})
+    [tensor(1), 'text']
     """
-    found: list[Tensor] = []
-
-    def keep(value: Any, place: str) -> Any:  # noqa: ARG001
-        if isinstance(value, Tensor):
-            found.append(value)
-        return value
-
-    rebuilt(checkpoint, keep)
+    found: list[Any] = []
+    rebuilt(checkpoint, lambda value, _: found.append(value))
     return found
 
 
@@ -111,13 +112,6 @@ def is_plain(tensor: Tensor) -> bool:
 def _is_dense(tensor: Tensor) -> bool:
     own = type(tensor) in (Tensor, nn.Parameter)  # others are made of several
     return own and tensor.layout == torch.strided and not tensor.is_quantized
-
-
-def _has_registered(checkpoint: Any) -> bool:
-    found = []
-    kinds = [kind for kind in registered().values() if isinstance(kind, type)]
-    rebuilt(checkpoint, lambda value, _: found.append(value) if type(value) in kinds else value)
-    return bool(found)
 
 
 class Form(NamedTuple):
@@ -222,11 +216,11 @@ class _Stream:
 
     def write(self, data: Any) -> int:
         """Add bytes; returns their CRC-32."""
-        view, crc = np.frombuffer(data, np.uint8), 0
+        view = np.frombuffer(data, np.uint8)
+        crc = zlib.crc32(view.data)
         while len(view):
             room = self._rooms[0][self._filled : self._filled + len(view)]
             np.copyto(room, view[: len(room)])
-            crc = zlib.crc32(room.data, crc)
             self._filled += len(room)
             view = view[len(room) :]
             if self._filled == _CHUNK:
@@ -384,7 +378,7 @@ class Digest:
     """
 
     block = 2**20
-    _shape = (256, 512)
+    shape = (256, 512)
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=DIGEST_LENGTH // 2)
@@ -393,18 +387,13 @@ class Digest:
         """Take in bytes; all calls but the last with a multiple of `block`."""
         view = memoryview(data).cast("B")
         whole = len(view) // self.block * self.block
-        for start in range(0, whole, self.block):
-            self.take(self.sums(view[start : start + self.block]))
+        words = np.frombuffer(view[:whole], np.uint64).reshape(-1, *self.shape)
+        # All blocks in one call each: between calls, threads wait for each other.
+        self.take(np.concatenate((words.sum(2), words.sum(1)), 1))
         self._hash.update(view[whole:])
 
-    @classmethod
-    def sums(cls, block: Any) -> bytes:
-        """The sums of one block, which threads may compute in any order."""
-        words = np.frombuffer(block, np.uint64).reshape(cls._shape)
-        return bytes(words.sum(1).data) + bytes(words.sum(0).data)
-
-    def take(self, sums: bytes) -> None:
-        """Take in a block by its sums, in the order of the blocks."""
+    def take(self, sums: Any) -> None:
+        """Take in blocks by the sums of their rows and columns, in the order of the blocks."""
         self._hash.update(sums)
 
     def hex(self) -> bytes:

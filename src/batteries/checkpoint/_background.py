@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import sys
 import threading
 import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -121,7 +119,8 @@ class BackgroundWriter:
 
     def _write(self, copy: Any, buffers: _Buffers, save: Save) -> None:
         try:
-            save(buffers.finish(copy))
+            buffers.finish()
+            save(copy)
         except BaseException as error:
             self._errors.append(_without_frames(error))
         finally:
@@ -141,7 +140,8 @@ def _without_frames(error: BaseException) -> BaseException:
 
 
 def _work(jobs: _Jobs) -> None:
-    _let_training_go_first()
+    # At the priority of training: a thread that gives way keeps the interpreter while it waits for
+    # a core, and training waits with it.
     while (job := jobs.get()) is not None:
         job()
         del job  # before waiting for the next one: it may be the last that has the writer
@@ -154,27 +154,6 @@ def _end(writer: weakref.ref[BackgroundWriter], jobs: _Jobs) -> None:
         jobs.put(None)  # nothing is before it; and this may be the thread itself
     else:
         there.close()
-
-
-def _let_training_go_first() -> None:
-    """Give way where every core trains: on Linux a thread has a priority of its own."""
-    if sys.platform == "linux":
-        me = threading.get_native_id()
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + 10)
-
-
-class _Copied:
-    """A tensor in other memory, to be made of it when nobody waits."""
-
-    __slots__ = ("_form", "_room")
-
-    def __init__(self, tensor: Tensor, room: Tensor) -> None:
-        self._form = form_of(tensor)
-        self._room = room
-
-    def tensor(self) -> Tensor:
-        return formed(self._room.untyped_storage(), self._form)
 
 
 def _copied_whole(value: Any) -> Tensor:
@@ -215,18 +194,17 @@ class _Buffers:
             if key not in rooms:
                 rooms[key] = self._room(len(rooms), source)
                 sources.append(storage_bytes(source))
-            return _Copied(value, rooms[key])
+            return formed(rooms[key].untyped_storage(), form_of(value))
 
         copy = rebuilt(checkpoint, taken)
         self._memory = list(rooms.values())
         self._copied = _queue_copies(self._memory, sources)
         return copy
 
-    def finish(self, copy: Any) -> Any:
-        """The checkpoint whose copy is complete."""
+    def finish(self) -> None:
+        """Return when the copy is complete."""
         for copied in self._copied:
             copied.synchronize()
-        return rebuilt(copy, lambda value, _: value.tensor() if type(value) is _Copied else value)
 
     def _room(self, index: int, source: torch.UntypedStorage) -> Tensor:
         if index < len(self._memory) and self._memory[index].numel() == source.nbytes():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickletools
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -47,12 +48,12 @@ _HARMLESS = _CALLED | {
 }
 
 
-def inspect_file(file: BinaryIO, size: int) -> bytes:
-    """The pickle in a file whose loading runs no other code than torch.save's.
+def inspect_file(file: BinaryIO, size: int) -> tuple[bytes, list[zipfile.ZipInfo]]:
+    """The pickle in a file whose loading runs no other code than torch.save's, and its records.
 
     >>> with open("a.pth", "x+b") as file:
     ...     torch.save({"epoch": 1}, file)
-    ...     pickled = inspect_file(file, size=file.tell())
+    ...     pickled, records = inspect_file(file, size=file.tell())
 
     Records must be stored, not compressed, and together no longer than the file. The pickle is
     read, not executed.
@@ -80,7 +81,25 @@ def inspect_file(file: BinaryIO, size: int) -> bytes:
         raise Suspicious(str(error)) from error
     if not is_usual(pickled):
         _inspect_pickle(pickled)
-    return pickled
+    return pickled, records
+
+
+def offsets_in(file: BinaryIO, records: list[zipfile.ZipInfo]) -> dict[str, int]:
+    """Where the records of storages begin, by their names in the pickle.
+
+    >>> with open("a.pth", "x+b") as file:
+    ...     torch.save(torch.ones(2), file)
+    ...     list(offsets_in(file, inspect_file(file, size=file.tell())[1]))
+    ['0']
+    """
+    offsets = {}
+    for record in records:
+        _, found, name = record.filename.rpartition("/data/")
+        if found:
+            file.seek(record.header_offset + 26)  # behind the header, a name and padding
+            lengths = struct.unpack("<HH", file.read(4))
+            offsets[name] = record.header_offset + 30 + sum(lengths)
+    return offsets
 
 
 def is_usual(pickled: bytes) -> bool:

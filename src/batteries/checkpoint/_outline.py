@@ -325,10 +325,9 @@ def _tensor(
     options: dict[str, Any] = {"dtype": dtype, "device": "meta", "requires_grad": requires_grad}
     if memory is None:
         return torch.empty_strided(size, stride, **options)
-    if (
-        torch.empty_strided(size, stride, **options).untyped_storage().nbytes()
-        > memory.nbytes() - offset * dtype.itemsize
-    ):
+    steps = [(number - 1) * step for number, step in zip(size, stride, strict=True)]
+    reach = 1 + sum(steps) if all(size) else 0
+    if min(stride, default=0) < 0 or (offset + reach) * dtype.itemsize > memory.nbytes():
         raise ValueError("a tensor beyond its storage")
     same = torch.empty(0, dtype=dtype, device="meta").set_(memory, offset, size, stride)
     return same.requires_grad_(requires_grad)

@@ -8,10 +8,10 @@ import re
 import stat
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -29,11 +29,10 @@ from batteries.checkpoint._archive import (
     form_of,
     formed,
     is_plain,
-    tensors_in,
     write_archive,
 )
 from batteries.checkpoint._contents import Checkpoint, plain_or_refused, rebuilt
-from batteries.checkpoint._inspection import inspect_contents, inspect_file, is_usual
+from batteries.checkpoint._inspection import inspect_contents, inspect_file, is_usual, offsets_in
 from batteries.checkpoint._outline import OldFormat, Suspicious, Unknown, check_cost, outline
 
 _MOST = 1000
@@ -66,13 +65,19 @@ def save_checkpoint(
     """
     if isinstance(checkpoint, str | os.PathLike):
         raise TypeError("the path comes second: save_checkpoint(checkpoint, path)")
-    plain = rebuilt(checkpoint, plain_or_refused)
-    with write_whole(path, _bytes_in(plain)) as file:
-        write_archive(plain, file, note or {})
+    leaves: list[Any] = []
+
+    def leaf(value: Any, place: str) -> Any:
+        leaves.append(plain_or_refused(value, place))
+        return leaves[-1]
+
+    plain = rebuilt(checkpoint, leaf)
+    with write_whole(path, _bytes_in(leaves)) as file:
+        write_archive(plain, file, note or {}, leaves)
 
 
-def _bytes_in(checkpoint: Any) -> int:
-    dense = [tensor for tensor in tensors_in(checkpoint) if is_plain(tensor)]
+def _bytes_in(leaves: Iterable[Any]) -> int:
+    dense = [leaf for leaf in leaves if isinstance(leaf, Tensor) and is_plain(leaf)]
     storages = (tensor.untyped_storage() for tensor in dense)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
@@ -161,19 +166,34 @@ def peek_file(path: PathLike) -> Checkpoint:
     path = Path(path)
     check_exists(path)
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        try:
-            pickled = inspect_file(file, size)
-            try:
-                found: Checkpoint = outline(pickled)
-            except Unknown:
-                check_cost(pickled)
-                file.seek(0)
-                found = load_shapes(path, file, pickled)
-            inspect_contents(found, size, pickled)
-        except Suspicious as error:
-            raise unreadable(path, error) from error
+        found: Checkpoint = outline_file(path, file)
     return found
+
+
+def outline_file(path: Path, file: BinaryIO, *, placed: bool = False) -> Any:
+    """What is in an open file, with meta tensors.
+
+    >>> save_checkpoint({"epoch": 1}, "last.pth")
+    >>> with open("last.pth", "rb") as file:
+    ...     outline_file(Path("last.pth"), file)
+    {'epoch': 1}
+
+    Args:
+        placed: Their storages know where they begin in the file, `_checkpoint_offset`.
+    """
+    size = os.fstat(file.fileno()).st_size
+    try:
+        pickled, records = inspect_file(file, size)
+        try:
+            contents = outline(pickled, offsets_in(file, records) if placed else None)
+        except Unknown:
+            check_cost(pickled)
+            file.seek(0)
+            contents = load_shapes(path, file, pickled)
+        inspect_contents(contents, size, pickled)
+    except Suspicious as error:
+        raise unreadable(path, error) from error
+    return contents
 
 
 # ---------------------------------------------------------------- reading
@@ -223,10 +243,10 @@ def _read_verified(path: Path, device: torch.device) -> tuple[Any, bool]:
             "with; go back to another checkpoint of the run"
         )
     try:
-        pickled = inspect_file(_View(data), size)  # type: ignore[arg-type]
+        pickled, _ = inspect_file(_View(data), size)  # type: ignore[arg-type]
         check_cost(pickled)
         if seal is None:
-            _check_records(path, data)
+            check_records(path, _View(data))  # type: ignore[arg-type]
         in_place = seal is not None and seal.own_byte_order and device.type == "cpu"
         contents = _contents(path, data, pickled, device, in_place)
         inspect_contents(contents, size, pickled)
@@ -276,17 +296,23 @@ def unreadable(path: Path, reason: object) -> CheckpointError:
     )
 
 
-def _check_records(path: Path, data: Tensor) -> None:
-    """The checksums of a zip file, for files that carry no digest."""
+def check_records(path: Path, file: BinaryIO) -> None:
+    """Hold a zip file that carries no digest against the checksums of its records.
+
+    >>> torch.save({"epoch": 1}, "a.pth")
+    >>> with open("a.pth", "rb") as file:
+    ...     check_records(Path("a.pth"), file)
+    """
+    file.seek(0)
     try:
-        with zipfile.ZipFile(_View(data)) as archive:
+        with zipfile.ZipFile(file) as archive:
             broken = archive.testzip()
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise unreadable(path, error) from error
     if broken:
         raise CheckpointError(
-            f"{path} is damaged: the checksum of its record {broken} is wrong; go back to "
-            "another checkpoint of the run"
+            f"{path} is damaged: the checksum of its record {broken} is wrong; leave it out, or "
+            "go back to another checkpoint of the run"
         )
 
 

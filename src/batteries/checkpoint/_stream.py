@@ -1,4 +1,4 @@
-"""A checkpoint file read once, from its beginning to its end, in little memory."""
+"""A checkpoint file of which any bytes are read, in any order and little memory, and verified."""
 
 from __future__ import annotations
 
@@ -6,42 +6,49 @@ import json
 import os
 import struct
 import sys
-import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from batteries._files import PathLike
 from batteries._foreign import open_regular
-from batteries.checkpoint._archive import DIGEST_LENGTH, LONGEST_SEAL, Digest, Seal, find_seal
+from batteries.checkpoint._archive import DIGEST_LENGTH, LONGEST_SEAL, Digest, find_seal
 from batteries.checkpoint._contents import Checkpoint
 from batteries.checkpoint._forms import peek
-from batteries.checkpoint._inspection import inspect_contents, inspect_file
-from batteries.checkpoint._outline import Suspicious, Unknown, check_cost, outline
-from batteries.checkpoint._storage import CheckpointError, check_exists, load_shapes, unreadable
+from batteries.checkpoint._storage import (
+    CheckpointError,
+    check_exists,
+    check_records,
+    outline_file,
+)
 
-BLOCK = Digest.block
+_ROWS, _WORDS = Digest.shape  # of a block of the digest
+_ROW = 8 * _WORDS  # bytes
+SPARE = 2 * _ROW  # bytes of memory that `read` needs beside those that it is asked for
 _preadv = getattr(os, "preadv", None)  # Windows has none
 
 
 class Stream:
-    """What is in a checkpoint, and its bytes, a block at a time.
+    """What is in a checkpoint, and its bytes, by their places.
 
     >>> save_checkpoint({"model_state_dict": {"weight": torch.ones(2)}}, "a.pth")
     >>> with Stream.opened("a.pth") as stream:
     ...     weight = stream.contents["model_state_dict"]["weight"]
-    ...     stream.cursor().read(stream.offset(weight), 8).view(torch.float32)
+    ...     room = torch.empty(8 + SPARE, dtype=torch.uint8)
+    ...     stream.read(stream.offset(weight), 8, room).view(torch.float32)
     tensor([1., 1.])
 
     A file of `save_checkpoint` is held against its digest at the end of the block: until then
-    nothing that was read may be believed. What cursors have read is not read again for that. One
-    of `torch.save` is held against the checksums of its records at the beginning, for which it is
-    read once more. `.safetensors` have nothing to be held against but their lengths.
+    nothing that was read may be believed. What was read is summed up on the way, and not read
+    again for that. One of `torch.save` is held against the checksums of its records at the
+    beginning, for which it is read once more. `.safetensors` have nothing to be held against but
+    their lengths.
     """
 
     @classmethod
@@ -65,15 +72,20 @@ class Stream:
         self._file = file
         self._lock = Lock()
         self._size = os.fstat(file.fileno()).st_size
-        self._sums: dict[int, bytes] = {}  # of the blocks that were read, for the digest
-        self._seal: Seal | None = None
-        if path.suffix == ".safetensors":
+        file.seek(max(0, self._size - LONGEST_SEAL))
+        tensors_alone = path.suffix == ".safetensors"
+        self._seal = None if tensors_alone else find_seal(file.read())
+        blocks = max(0, self._size - DIGEST_LENGTH) // Digest.block if self._seal else 0
+        self._summed = bytearray(blocks * _ROWS)  # 1: a row that was read
+        self._row_sums = np.zeros(blocks * _ROWS, np.uint64)
+        self._column_sums = np.zeros((blocks, _WORDS), np.uint64)
+        if tensors_alone:
             self.contents = _in_safetensors(path, file)
-            foreign = sys.byteorder != "little"
         else:
-            self.contents = self._in_archive(file)
-            foreign = self._is_foreign(file)
-        if foreign:
+            self.contents = outline_file(path, file, placed=True)
+        if not (self._seal or tensors_alone):
+            check_records(path, file)
+        if self._is_foreign():
             raise CheckpointError(
                 f"{path} was written on a machine of the other byte order: load it here, and save "
                 "it with save_checkpoint"
@@ -85,21 +97,21 @@ class Stream:
         assert found is not None, "torch says it of storages on the meta device"
         return found
 
-    def cursor(self) -> Cursor:
-        """A place in the file to read from: one for each thread."""
-        return Cursor(self)
+    def read(self, at: int, size: int, room: Tensor) -> Tensor:
+        """Bytes of the file, (size,) uint8, in (at least size + SPARE,) uint8 of memory.
 
-    def read_block(self, index: int, room: Tensor) -> int:
-        """Read one block into (BLOCK,) uint8, sum it up for the digest; how many bytes it has."""
-        start = index * BLOCK
-        size = min(BLOCK, self._size - start)
-        view = memoryview(room.numpy().data)[: max(0, size)]
-        with self._lock if _preadv is None else nullcontext():
-            if size <= 0 or self._read_into(view, start) != size:
-                raise CheckpointError(f"{self.path} was cut short while it was read")
-        if self._seal is not None and start + BLOCK <= self._signed:
-            self._sums[index] = Digest.sums(view)
-        return size
+        Threads may call it side by side.
+
+        Raises:
+            CheckpointError: The file ends before them.
+        """
+        first, last = at // _ROW, -(-(at + size) // _ROW)
+        start, end = first * _ROW, min(last * _ROW, self._size)
+        view = memoryview(room.numpy().data)[: max(0, end - start)]
+        if at + size > self._size or self._read_into(view, start) != len(view):
+            raise CheckpointError(f"{self.path} is damaged, or was cut short while it was read")
+        self._sum_up(view, first)
+        return room[at - start : at - start + size]
 
     def verify(self) -> None:
         """Raise if the file is not as it was written; what was not read yet is read now.
@@ -109,84 +121,59 @@ class Stream:
         """
         if self._seal is None:
             return
-        digest, room = Digest(), torch.empty(BLOCK, dtype=torch.uint8)
-        whole, rest = divmod(self._signed, BLOCK)
-        for index in range(whole):
-            if index not in self._sums:
-                self.read_block(index, room)
-            digest.take(self._sums[index])
-        if rest:
-            self.read_block(whole, room)
-            digest.update(memoryview(room.numpy().data)[:rest])
+        digest, room = Digest(), torch.empty(Digest.block + SPARE, dtype=torch.uint8)
+        while (row := self._summed.find(0)) >= 0:
+            self.read(row // _ROWS * Digest.block, Digest.block, room)
+        rows = self._row_sums.reshape(-1, _ROWS)
+        digest.take(np.concatenate((rows, self._column_sums), 1))
+        whole = len(self._column_sums) * Digest.block
+        rest = self.read(whole, self._size - DIGEST_LENGTH - whole, room)
+        digest.update(memoryview(rest.numpy().data))
         if self._seal.digest != digest.hex():
             raise CheckpointError(
                 f"{self.path} is damaged: its {self._size} bytes do not have the digest that they "
                 "were saved with; leave it out"
             )
 
-    @property
-    def _signed(self) -> int:
-        return self._size - DIGEST_LENGTH
+    def _sum_up(self, view: memoryview, first: int) -> None:
+        """Add the rows that were not read before to the sums of their blocks."""
+        words = np.frombuffer(view[: len(view) // _ROW * _ROW], np.uint64).reshape(-1, _WORDS)
+        for begin, end in self._claimed(first, first + len(words)):
+            rows = words[begin - first : end - first]
+            np.add.reduce(rows, 1, out=self._row_sums[begin:end])
+            columns = np.add.reduce(rows, 0)
+            with self._lock:
+                self._column_sums[begin // _ROWS] += columns
+
+    def _claimed(self, begin: int, stop: int) -> list[tuple[int, int]]:
+        """Which of some rows nobody has summed up, from one to another of the same block."""
+        claimed = []
+        with self._lock:
+            while (begin := self._summed.find(0, begin, stop)) >= 0:
+                edge = min(stop, len(self._summed), (begin // _ROWS + 1) * _ROWS)
+                end = self._summed.find(1, begin, edge) % (edge + 1)  # -1: the edge
+                self._summed[begin:end] = b"\1" * (end - begin)
+                claimed.append((begin, end))
+                begin = end
+        return claimed
 
     def _read_into(self, view: memoryview, start: int) -> int:
         if _preadv is not None:
             return int(_preadv(self._file.fileno(), [view], start))
-        self._file.seek(start)
-        return self._file.readinto(view)  # type: ignore[attr-defined,no-any-return]
+        with self._lock:
+            self._file.seek(start)
+            return self._file.readinto(view)  # type: ignore[attr-defined,no-any-return]
 
-    def _in_archive(self, file: BinaryIO) -> Any:
-        file.seek(max(0, self._size - LONGEST_SEAL))
-        self._seal = find_seal(file.read())
-        try:
-            pickled = inspect_file(file, self._size)
-            try:
-                contents = outline(pickled, _offsets_in(file))
-            except Unknown:
-                check_cost(pickled)
-                file.seek(0)
-                contents = load_shapes(self.path, file, pickled)
-            inspect_contents(contents, self._size, pickled)
-        except Suspicious as error:
-            raise unreadable(self.path, error) from error
-        if self._seal is None:
-            self._check_records(file)
-        return contents
-
-    def _check_records(self, file: BinaryIO) -> None:
-        file.seek(0)
-        try:
-            with zipfile.ZipFile(file) as archive:
-                broken = archive.testzip()
-        except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError) as error:
-            raise unreadable(self.path, error) from error
-        if broken:
-            raise CheckpointError(
-                f"{self.path} is damaged: the checksum of its record {broken} is wrong; leave it "
-                "out"
-            )
-
-    def _is_foreign(self, file: BinaryIO) -> bool:
-        if self._seal and not self._seal.own_byte_order:
-            return True
-        file.seek(0)
-        reader: Any = torch._C.PyTorchFileReader(file)
+    def _is_foreign(self) -> bool:
+        if self._seal:
+            return not self._seal.own_byte_order
+        if self.path.suffix == ".safetensors":
+            return sys.byteorder != "little"
+        self._file.seek(0)
+        reader: Any = torch._C.PyTorchFileReader(self._file)
         if not reader.has_record("byteorder"):
             return False
         return bool(reader.get_record("byteorder").decode() != sys.byteorder)
-
-
-def _offsets_in(file: BinaryIO) -> dict[str, int]:
-    """Where the records of storages begin, by their names in the pickle."""
-    file.seek(0)
-    offsets = {}
-    with zipfile.ZipFile(file) as archive:
-        for record in archive.infolist():
-            _, found, name = record.filename.rpartition("/data/")
-            if found:
-                file.seek(record.header_offset + 26)  # behind the header, a name and padding
-                lengths = struct.unpack("<HH", file.read(4))
-                offsets[name] = record.header_offset + 30 + sum(lengths)
-    return offsets
 
 
 def _in_safetensors(path: Path, file: BinaryIO) -> Checkpoint:
@@ -203,36 +190,3 @@ def _in_safetensors(path: Path, file: BinaryIO) -> Checkpoint:
         empty = torch.empty(0, dtype=tensor.dtype, device="meta")
         weights[name] = empty.set_(storage, 0, tensor.size(), tensor.stride())
     return contents
-
-
-class Cursor:
-    """A place in a file, with the block that lies there.
-
-    >>> save_checkpoint({"model_state_dict": {}}, "a.pth")
-    >>> with Stream.opened("a.pth") as stream:
-    ...     bytes(stream.cursor().read(0, 2).tolist())
-    b'PK'
-    """
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._block = torch.empty(BLOCK, dtype=torch.uint8)
-        self._index, self._size = -1, 0
-
-    def room(self, at: int) -> int:
-        """How many bytes `read` gives at most from there."""
-        return BLOCK - at % BLOCK
-
-    def read(self, at: int, size: int) -> Tensor:
-        """Bytes of the file, (size,) uint8; the memory is used again for the next block.
-
-        Raises:
-            CheckpointError: The file ends before them.
-        """
-        index, start = divmod(at, BLOCK)
-        if index != self._index:
-            self._size = self._stream.read_block(index, self._block)
-            self._index = index
-        if start + size > self._size:
-            raise CheckpointError(f"{self._stream.path} is damaged: a tensor ends behind its end")
-        return self._block[start : start + size]
