@@ -35,9 +35,9 @@ stress: .venv/ready
 bench: .venv-bench/ready
 	.venv-bench/bin/python benchmarks/run.py
 
-# Beside other libraries, which `make test` does without.
+# Beside other libraries, which `make test` does without; writes what came out of it into the docs.
 ecosystem: .venv-ecosystem/ready
-	.venv-ecosystem/bin/pytest -rs tests/ecosystem
+	.venv-ecosystem/bin/pytest -rs tests/ecosystem --page=docs/ecosystem.md
 
 # Every supported version; other wheels of torch than the pinned one bring gigabytes.
 matrix: $(MATRIX:%=.venv-%/ready)
@@ -64,7 +64,7 @@ clean:
 .venv-ecosystem/ready: requirements.txt requirements-ecosystem.txt pyproject.toml
 	$(PYTHON) -m venv .venv-ecosystem
 	.venv-ecosystem/bin/$(INSTALL) $$(grep '^torch==' requirements.txt)
-	.venv-ecosystem/bin/$(INSTALL) -r requirements.txt -r requirements-ecosystem.txt
+	.venv-ecosystem/bin/$(INSTALL) --no-deps -r requirements.txt -r requirements-ecosystem.txt
 	.venv-ecosystem/bin/$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 

@@ -1,7 +1,7 @@
 """Benchmarks against the libraries that do the same: python benchmarks/run.py [NAME ...].
 
 Names: loop, to_device, seed_all, import_time, checkpoints, training, predictions, collectives,
-record, averaging, blending. All take about half an hour.
+record, averaging, blending, hugging_face. All take about half an hour.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import averaging
 import blending
 import checkpoints
 import collectives
+import hugging_face
 import import_time
 import loop
 import predictions
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "record": record.main,
     "averaging": averaging.main,
     "blending": blending.main,
+    "hugging_face": hugging_face.main,
 }
 PACKAGES = [
     "batteries",
@@ -59,6 +61,7 @@ PACKAGES = [
     "scikit-learn",
     "pandas",
     "polars",
+    "datasets",
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,3 +130,13 @@ def test_what_torch_was_told_to_load() -> None:
             load_checkpoint(f"{folder}/last.pth")
     with pytest.raises(TypeError, match=r"cannot hold more.big, a test_\w+.Packed: torch.load wou"):
         save_checkpoint({"more": state}, "c.pth")
+
+
+def test_what_torch_cannot_load_even_so() -> None:
+    """A deque that is registered with torch is refused: torch would not read it back."""
+    with (
+        torch.serialization.safe_globals([deque]),
+        pytest.raises(TypeError, match=r"cannot hold optimizer.queue, a collections.deque"),
+    ):
+        save_checkpoint({"optimizer": {"queue": deque([1, 2], maxlen=3)}}, "last.pth")
+    assert not Path("last.pth").exists()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import warm
 from ranks import run_ranks
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
@@ -250,3 +252,17 @@ def test_the_last_batch_of_a_stream() -> None:
     """A batch that cannot be sent is told also where it is the last of its worker."""
     with pytest.raises(RuntimeError, match="a worker could not send a batch"):
         of(Lines(), num_workers=2, timeout=60)
+
+
+def test_the_end_of_a_started_process() -> None:
+    """A process of multiprocessing whose loop fails ends, though something holds its iterator."""
+    program = (
+        "import multiprocessing\nfrom batteries.data import DataLoader\nheld = []\n"
+        "def loop():\n"
+        "    held.append(iter(DataLoader(range(100), num_workers=1)))\n"
+        "    next(held[0])\n    raise OSError('no space')\n"
+        "started = multiprocessing.get_context('fork').Process(target=loop)\n"
+        "started.start()\nstarted.join(60)\nprint(started.exitcode)\nstarted.kill()\n"
+    )
+    result = warm.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout == "1\n", result.stderr

@@ -134,6 +134,10 @@ def numbered_seed(seed: int, number: int) -> int:
     return int.from_bytes(_entropy(seed, number)[:8], "little") if number else seed
 
 
+# What `random.seed` does with an integer, without its look at what else could have been passed.
+_seed_python = super(random.Random, random._inst).seed
+
+
 def rekey(*numbers: int) -> None:
     """Make what python, numpy, torch and CUDA draw next a function of these numbers alone.
 
@@ -148,9 +152,13 @@ def rekey(*numbers: int) -> None:
     Args:
         *numbers: From -2**63 to 2**64 - 1.
     """
-    packed = struct.pack(f"<{len(numbers)}Q", *(number % 2**64 for number in numbers))
+    try:
+        packed = struct.pack(f"<{len(numbers)}Q", *numbers)
+    except struct.error:  # one of them is negative
+        packed = struct.pack(f"<{len(numbers)}Q", *(number % 2**64 for number in numbers))
     words = struct.unpack("<QQQ", hashlib.blake2b(packed, digest_size=24).digest())
-    random.seed(words[0])
+    _seed_python(words[0])
+    random._inst.gauss_next = None  # type: ignore[attr-defined]
     np.random.seed(words[1] % 2**32)
     word = words[2] >> 1  # so that `torch.tensor(torch.initial_seed())` holds it
     torch.default_generator.manual_seed(word)

@@ -12,6 +12,11 @@ from batteries.data import DataLoader
 
 REASON = "datasets is not installed: requirements-ecosystem.txt"
 hub = pytest.importorskip("datasets", reason=REASON)
+pytestmark = pytest.mark.library(
+    "datasets",
+    remedy='Map-style ones as they are; `sharded="workers"` for iterable ones.',
+    cannot="What a `shuffle` of an iterable one has in its buffer is lost after a resume.",
+)
 
 
 def as_it_is(samples: Any) -> Any:
@@ -54,3 +59,14 @@ def test_the_check_of_samples() -> None:
     """Rows of a data set, and what its transform draws, pass the check."""
     loader("plain").check()
     loader("with a transform", 2).check()
+
+
+def test_a_transform_that_is_set_late() -> None:
+    """A transform that a data set gets after its loader was made draws by keys too."""
+    draws = []
+    for _ in range(2):
+        data = rows("plain")
+        late = DataLoader(data, 4, shuffle=True, seed=3)
+        data.set_transform(noisy)
+        draws.append([batch["noise"].tolist() for batch in late])
+    assert draws[0] == draws[1]

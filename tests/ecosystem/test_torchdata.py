@@ -14,7 +14,10 @@ from batteries import accumulate, load_checkpoint, make_checkpoint, save_checkpo
 REASON = "torchdata is not installed: requirements-ecosystem.txt"
 trees = pytest.importorskip("torchdata.nodes", reason=REASON)
 loaders = pytest.importorskip("torchdata.stateful_dataloader", reason=REASON)
-pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+pytestmark = [
+    pytest.mark.library("torchdata"),
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),
+]
 
 
 def nodes() -> Any:

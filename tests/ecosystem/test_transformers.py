@@ -5,7 +5,7 @@ import torch
 
 from batteries import EMA, CheckpointError, load_checkpoint, make_checkpoint, save_checkpoint
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries, about themselves
+pytestmark = [pytest.mark.library("transformers"), pytest.mark.filterwarnings("ignore")]
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed: make ecosystem"
 )
@@ -17,26 +17,40 @@ def tiny(kind: str) -> torch.nn.Module:
     if kind == "Llama":
         sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
         sizes |= {"vocab_size": 16, "intermediate_size": 16}
+    if kind == "Bert":
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        sizes |= {"vocab_size": 16, "intermediate_size": 16, "max_position_embeddings": 8}
+    if kind == "T5":
+        sizes = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+        sizes |= {"vocab_size": 16, "decoder_start_token_id": 0}
     options = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     config = getattr(transformers, f"{kind}Config")(**sizes, **options, tie_word_embeddings=True)
-    names = {"GPT2": "GPT2LMHeadModel", "Llama": "LlamaForCausalLM"}
+    names = {"GPT2": "GPT2LMHeadModel", "Llama": "LlamaForCausalLM", "Bert": "BertForMaskedLM"}
+    names["T5"] = "T5ForConditionalGeneration"
     model: torch.nn.Module = getattr(transformers, names[kind])(config).eval()
     return model
 
 
-@pytest.mark.parametrize("kind", ["GPT2", "Llama"])
+def logits(model: torch.nn.Module, kind: str) -> torch.Tensor:
+    more = {"decoder_input_ids": WORDS} if kind == "T5" else {}
+    found: torch.Tensor = model(WORDS, **more).logits
+    return found
+
+
+@pytest.mark.parametrize("kind", ["GPT2", "Llama", "Bert", "T5"])
 def test_tied_weights(kind: str) -> None:
     """What `save_pretrained` wrote loads, as what we wrote, and EMA keeps the tie."""
     saved, first, second = tiny(kind), tiny(kind), tiny(kind)
-    expected = saved(WORDS).logits
+    expected = logits(saved, kind)
     saved.save_pretrained("saved")  # type: ignore[operator]
     load_checkpoint("saved/model.safetensors", first)
     save_checkpoint(make_checkpoint("train", 1, saved), "last.pth")
     load_checkpoint("last.pth", second)
     for model in (first, second, EMA(saved).module):
-        assert torch.equal(model(WORDS).logits, expected)
+        torch.testing.assert_close(logits(model, kind), expected)
 
 
+@pytest.mark.library("peft")
 def test_adapters() -> None:
     """A file of adapters alone loads into no model without them, and says so."""
     peft = pytest.importorskip("peft", reason="peft is not installed: make ecosystem")

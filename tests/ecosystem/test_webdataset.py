@@ -16,9 +16,16 @@ REASON = "webdataset is not installed: requirements-ecosystem.txt"
 web = pytest.importorskip("webdataset", reason=REASON)
 
 # It leaves files for the garbage collector to close.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
+    pytest.mark.library(
+        "webdataset",
+        remedy="`shuffle(1000, rng=random)`: without `rng` it draws by the time of day.",
+        cannot="It has no memory: it cannot go on in the middle of an epoch, and says so.",
+    ),
+]
 
 
 def shards(tmp_path: Path) -> list[str]:

@@ -234,13 +234,20 @@ def plain_or_refused(value: Any, place: str) -> Any:
         raise TypeError(f"a checkpoint cannot hold {place or 'this'}: {why}")
     if kind in _READABLE and not unreadable:
         return _whole(plain) if kind in (Tensor, nn.Parameter) else plain
-    if kind in registered().values() and not hasattr(plain, "device_mesh"):  # of a sharded tensor
+    sharded = hasattr(plain, "device_mesh")
+    if kind in registered().values() and not sharded and not _is_filled_later(plain):
         return plain
     raise TypeError(
         f"a checkpoint cannot hold {place or 'this'}, a {kind.__module__}.{kind.__qualname__}: "
         "torch.load would refuse the file; store plain values (numbers, strings, lists, dicts, "
         "tensors), or leave it out"
     )
+
+
+def _is_filled_later(value: Any) -> bool:
+    """Whether a pickle makes it empty and then adds items, as of a deque: torch reads no such."""
+    made = () if isinstance(value, Tensor) else value.__reduce_ex__(2)
+    return isinstance(made, tuple) and any(made[3:5])
 
 
 def registered() -> dict[str, Any]:

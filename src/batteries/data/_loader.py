@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import itertools
+import multiprocessing.util
 import operator
+import os
 import warnings
 import weakref
 from collections import deque
@@ -299,7 +300,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             inner = iter(self._inner)
         self._running = weakref.ref(inner)
         if self.num_workers:
-            _ended_at_exit().add(inner)
+            _ended_at_exit(os.getpid()).add(inner)
         try:
             while True:
                 before = getattr(inner, "_rcvd_idx", -1)  # with workers: the next batch
@@ -698,11 +699,12 @@ class _Asked:
         return self.plan
 
 
-@functools.cache  # once for the process, after multiprocessing's own, which it so comes before
-def _ended_at_exit() -> weakref.WeakSet[Any]:
+@functools.cache
+def _ended_at_exit(pid: int) -> weakref.WeakSet[Any]:  # noqa: ARG001  # a fork has its own
     """Passes with workers, which are told of the program's end: they ignore its signals.
 
-    Python would terminate them, once, and wait for them for ever.
+    Python would terminate them, once, and wait for them for ever. It calls what is registered here
+    first, also where multiprocessing has started the program, which ends without atexit.
     """
     passes: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -710,7 +712,7 @@ def _ended_at_exit() -> weakref.WeakSet[Any]:
         for workers in list(passes):
             workers._shutdown_workers()
 
-    atexit.register(end)
+    multiprocessing.util.Finalize(None, end, exitpriority=100)  # before its queues are closed
     return passes
 
 

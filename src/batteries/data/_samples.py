@@ -8,7 +8,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch.utils.data import Dataset, StackDataset, Subset, TensorDataset
+from torch.utils.data import (
+    Dataset,
+    StackDataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+    default_convert,
+)
 
 from batteries._seeding import rekey
 from batteries.data._generators import generators_in, rekey_each
@@ -49,6 +56,7 @@ class Samples(Dataset[Any]):
         self.dataset = dataset
         self._exact = exact
         self._collate = collate
+        self._collates_only = collate in (None, default_collate, default_convert)
         self._reads_batches = reads_batches(dataset)
         self._own: dict[str, Any] = {}  # the generators that were found in this process
         self._pid, self._first = 0, True
@@ -104,10 +112,22 @@ class Samples(Dataset[Any]):
 
     def _together(self, ask: Ask) -> Any:
         seed, epoch, indices, again = ask
-        key = _SAMPLES, seed, epoch, *map(number_of, indices), *(again or ())
+        if self._collates_only and _is_plain(self.dataset):
+            return self._whole(self.dataset.__getitems__(indices), indices)
+        plain = set(map(type, indices)) == {int}  # for all at once: it is done for each batch
+        key = (
+            _SAMPLES,
+            seed,
+            epoch,
+            *(indices if plain else map(number_of, indices)),
+            *(again or ()),
+        )
         self._look()
         with ends_nothing(f"dataset.__getitems__({indices!r})"):
             samples = self._keyed(self.dataset.__getitems__, indices, *key)
+        return self._whole(samples, indices)
+
+    def _whole(self, samples: Any, indices: list[Any]) -> Any:
         if self._exact and len(samples) != len(indices):
             raise ValueError(
                 f"{type(self.dataset).__name__}.__getitems__ returned {len(samples)} samples for "
@@ -149,3 +169,9 @@ def draws(dataset: Any) -> bool:
     while type(dataset) is Subset:
         dataset = dataset.dataset
     return type(dataset) is not TensorDataset
+
+
+def _is_plain(dataset: Any) -> bool:
+    """Whether it is Hugging Face's, without a transform at the moment: rows draw nothing."""
+    own = type(dataset).__module__ == "datasets.arrow_dataset"
+    return own and getattr(dataset, "_format_type", "custom") != "custom"

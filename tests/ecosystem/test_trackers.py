@@ -1,0 +1,55 @@
+"""Trackers that the program uses too, beside our loggers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_loggers import query_mlflow, read_wandb
+from torch import nn
+
+from batteries import MLflowLogger, WandbLogger
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries, about themselves
+
+
+@pytest.mark.library("W&B", package="wandb")
+def test_wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, `watch` and our logger write into the program's run, which stays the program's."""
+    wandb: Any = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    silent = wandb.Settings(silent=True, console="off")
+    model = nn.Linear(1, 1)
+    with wandb.init(project="mine", dir=str(Path.cwd()), settings=silent) as run:
+        run.watch(model, log_freq=1)
+        with WandbLogger("logs") as logger:
+            for step in (1, 2):
+                model(torch.ones(1, 1)).sum().backward()
+                logger.log_metrics({"loss": 0.5 / step}, step)
+        assert wandb.run is run
+    assert read_wandb(".")["loss"] == [(1, 0.5), (2, 0.25)]
+
+
+@pytest.mark.library("MLflow", package="mlflow")
+def test_mlflow_autolog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside autolog, which logs an estimator, our logger writes into the same active run once."""
+    mlflow: Any = pytest.importorskip("mlflow")
+    uri = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    from sklearn.linear_model import LinearRegression
+
+    mlflow.set_experiment("batteries")
+    mlflow.autolog(log_models=False, silent=True)
+    try:
+        with mlflow.start_run() as run:
+            LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0])
+            with MLflowLogger("logs") as logger:
+                logger.log_metrics({"loss": 0.5}, step=3)
+            assert mlflow.active_run().info.run_id == run.info.run_id
+    finally:
+        mlflow.autolog(disable=True)
+    found = query_mlflow(uri)
+    assert found["loss"] == [(3, 0.5)]
+    assert found["training_mean_squared_error"][0][1] == pytest.approx(0.0)
