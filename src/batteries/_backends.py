@@ -70,21 +70,13 @@ def set_backends(
 
 
 def chosen_backends() -> dict[str, Any]:
-    """What `set_backends` was told, here or in the process that started this one.
-
-    >>> set_backends(matmul_precision="highest")
-    >>> chosen_backends()["matmul_precision"]
-    'highest'
-    """
+    """What `set_backends` was told, here or in the process that started this one."""
     chosen: dict[str, Any] = json.loads(os.environ.get(_CHOSEN, "{}"))
     return chosen
 
 
 def adopt_backends() -> None:
-    """Set, in a process that was started later, what was chosen before.
-
-    >>> adopt_backends()
-    """
+    """Set, in a process that was started later, what was chosen before."""
     _apply(chosen_backends())
 
 

@@ -11,11 +11,6 @@ _EXACT = 12  # significant digits in which numbers differ; after them comes what
 def shown(values: Iterable[float], least: int = 4, sign: str = "") -> list[str]:
     """Numbers of one column: those that differ look different, and none looks like 0 that is not.
 
-    >>> shown([0.9, 0.95]), shown([1e-5, 3e-5]), shown([0.91234, 0.91233])
-    (['0.9000', '0.9500'], ['1e-05', '3e-05'], ['0.91234', '0.91233'])
-    >>> shown([0.01, -0.02], sign="+")
-    ['+0.0100', '-0.0200']
-
     Args:
         least: Digits after the point, where they are enough.
         sign: "+": positive numbers have one too.

@@ -10,12 +10,6 @@ import numpy as np
 def said_direction(metric_minimization: Any, of: str) -> bool:
     """The direction that a user has said, as a bool.
 
-    >>> said_direction(False, "EarlyStopping")
-    False
-    >>> said_direction(None, "EarlyStopping")
-    Traceback (most recent call last):
-    TypeError: EarlyStopping has to know whether lower is better: pass metric_minimization=True ...
-
     Args:
         of: What needs it, for the error.
 

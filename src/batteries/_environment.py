@@ -26,11 +26,7 @@ _DIFF = 2**22  # bytes that are kept of a diff
 
 
 def environment() -> dict[str, Any]:
-    """What a bug report needs, as plain values.
-
-    >>> sorted(environment())
-    ['cpu', 'driver', 'gpus', 'host', 'memory', 'packages', 'platform', 'python', 'variables']
-    """
+    """What a bug report needs, as plain values."""
     gpus = _gpus()
     return {
         "python": platform.python_version(),
@@ -50,11 +46,7 @@ def _told_variables() -> dict[str, str]:
 
 
 def packages() -> dict[str, str]:
-    """The installed distributions and their versions.
-
-    >>> "numpy" in packages()
-    True
-    """
+    """The installed distributions and their versions."""
     found: dict[str, str] = {}
     for each in importlib.metadata.distributions():  # first what is imported
         text = each.read_text("METADATA") or each.read_text("PKG-INFO") or ""
@@ -69,9 +61,6 @@ def code(
     directory: str | os.PathLike[str], run: Path | None = None
 ) -> tuple[dict[str, Any] | None, bytes]:
     """The git commit of a directory, and what was changed since as a patch; (None, b"") without.
-
-    >>> code("/")
-    (None, b'')
 
     Args:
         run: Where a run is recorded, with others beside it perhaps: no change of the code.
@@ -110,11 +99,7 @@ def _besides(run: Path) -> list[str]:
 
 
 def program_directory() -> Path:
-    """Where the running program lies, or the current directory.
-
-    >>> program_directory().is_dir()
-    True
-    """
+    """Where the running program lies, or the current directory."""
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     return Path(script).resolve().parent if script else Path.cwd()
 

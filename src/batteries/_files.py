@@ -28,19 +28,12 @@ _CLONE = 0x40049409  # FICLONE of Linux: the copy shares its data until one of t
 
 
 def listed(paths: PathLike | Iterable[PathLike]) -> list[Path]:
-    """Several paths, or one alone.
-
-    >>> listed("a.pth"), listed(["a.pth", "b.pth"])
-    ([PosixPath('a.pth')], [PosixPath('a.pth'), PosixPath('b.pth')])
-    """
+    """Several paths, or one alone."""
     return [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(one) for one in paths]
 
 
 def make_directory(path: PathLike) -> Path:
     """Create a directory with its parents; any number of processes may do so at once.
-
-    >>> make_directory("runs/digits")
-    PosixPath('runs/digits')
 
     Raises:
         NotADirectoryError: the path, or one of its parents, is a file.
@@ -59,10 +52,6 @@ def make_directory(path: PathLike) -> Path:
 
 def check_inside(path: PathLike, directory: PathLike) -> Path:
     """The end of a path's symbolic links, which lies in a directory.
-
-    >>> check_inside("runs/../../log.txt", "runs")
-    Traceback (most recent call last):
-    PermissionError: [Errno 1] it leads out of runs, to ...log.txt: put a file in its place...
 
     A directory that is a link itself is as good.
 
@@ -86,9 +75,6 @@ def write_whole(
 ) -> Iterator[BinaryIO]:
     """Open a file for writing that appears under its name when it is complete and on the disk.
 
-    >>> with write_whole("notes.txt") as file:
-    ...     _ = file.write(b"all of it")
-
     An error inside the block leaves the previous file as it was, and nothing beside it. A
     symbolic link is followed: its target is replaced, and the link stays.
 
@@ -111,8 +97,6 @@ def write_whole(
 def append_whole(path: PathLike, data: bytes, inside: PathLike | None = None) -> None:
     """Append to a file, which is made if need be: all of it, or nothing where there is no room.
 
-    >>> append_whole("notes.txt", b"all of it")
-
     Raises:
         OSError: With the path; as `write_whole`.
     """
@@ -134,11 +118,7 @@ def append_whole(path: PathLike, data: bytes, inside: PathLike | None = None) ->
 
 @contextmanager
 def naming(path: PathLike) -> Iterator[None]:
-    """Let an error of the disk in a block say which file it is about, where it does not.
-
-    >>> with naming("metrics.json"):
-    ...     pass
-    """
+    """Let an error of the disk in a block say which file it is about, where it does not."""
     try:
         yield
     except OSError as error:
@@ -149,9 +129,6 @@ def naming(path: PathLike) -> Iterator[None]:
 
 def link_or_copy(source: PathLike, target: PathLike) -> None:
     """Make `target` the same file as `source`: a hard link, or a copy where links are impossible.
-
-    >>> Path("exp_3.pth").touch()
-    >>> link_or_copy("exp_3.pth", "best.pth")
 
     `target` is replaced in one step: at every moment it is the old file or the new one. Symbolic
     links are followed. A copy is on the disk before it has its name, shares its data where the
@@ -165,12 +142,6 @@ def link_or_copy(source: PathLike, target: PathLike) -> None:
 
 def replace_link(link: PathLike) -> None:
     """Put the file that a symbolic link stands for in the place of the link.
-
-    >>> Path("exp_3.pth").touch()
-    >>> point_to("exp_3.pth", "best.pth")
-    >>> replace_link("best.pth")
-    >>> Path("best.pth").is_symlink(), Path("best.pth").samefile("exp_3.pth")
-    (False, True)
 
     `link` is replaced in one step, as `link_or_copy` does it.
     """
@@ -196,10 +167,6 @@ def _link_or_copy(source: Path, target: Path, over_links: bool = False) -> None:
 def point_to(destination: PathLike, link: PathLike) -> None:
     """Make `link` a symbolic link, in place of the file or link that has that name.
 
-    >>> make_directory("shards/1")
-    PosixPath('shards/1')
-    >>> point_to("shards/1", "last")
-
     `link` is replaced in one step.
     """
     with _replacement(Path(link), over_links=True) as temporary:
@@ -207,11 +174,7 @@ def point_to(destination: PathLike, link: PathLike) -> None:
 
 
 def temporary_name(path: PathLike) -> Path:
-    """A name beside a path that nobody has; `remove_leftovers` knows whose it is.
-
-    >>> temporary_name("runs/last.pth")
-    PosixPath('runs/.last.pth....tmp')
-    """
+    """A name beside a path that nobody has; `remove_leftovers` knows whose it is."""
     # In the same directory: a rename across file systems is a copy, and a copy can be cut short.
     path = Path(path)
     name = f".{path.name}" if len(os.fsencode(path.name)) <= _LONG else ""
@@ -220,8 +183,6 @@ def temporary_name(path: PathLike) -> Path:
 
 def remove_leftovers(directory: PathLike, own: Callable[[str], object]) -> None:
     """Remove the temporary files of processes that were killed; hold the directory meanwhile.
-
-    >>> remove_leftovers(".", own=lambda name: name in ("best.pth", "last.pth"))
 
     Args:
         own: Whether a name is that of a file whose leftovers are to go. Others may be being
@@ -237,9 +198,6 @@ def remove_leftovers(directory: PathLike, own: Callable[[str], object]) -> None:
 @contextmanager
 def locked_directory(path: PathLike, timeout: float = 60) -> Iterator[None]:
     """Hold a directory against other processes that ask for it; the system lets go of the dead.
-
-    >>> with locked_directory("."):
-    ...     pass
 
     The lock is on the directory itself: there is no lock file. On systems and file systems
     without such locks nothing is held.
@@ -295,11 +253,7 @@ _KINDS = {
 
 
 def kind_of(mode: int) -> str:
-    """What a path is that is no regular file, by its mode.
-
-    >>> kind_of(Path("/dev/null").stat().st_mode)
-    'device'
-    """
+    """What a path is that is no regular file, by its mode."""
     return _KINDS.get(stat.S_IFMT(mode), "special file")
 
 
@@ -396,8 +350,6 @@ def _tell_of_copies(directory: Path, reason: str) -> None:
 
 def sync(path: PathLike) -> None:
     """Put a file, or the names in a directory, on the disk.
-
-    >>> sync(".")
 
     A file system that does not offer that for directories, as some network mounts, is believed.
     """

@@ -27,11 +27,6 @@ LAST_EPOCH = 10**18  # below which a whole number is an epoch
 def open_regular(path: PathLike, inside: PathLike | None = None) -> Iterator[BufferedReader]:
     """Open a file to be read; whatever else has that name is refused, and never waited for.
 
-    >>> _ = Path("log.txt").write_text("epoch 1")
-    >>> with open_regular("log.txt", inside=".") as file:
-    ...     file.read()
-    b'epoch 1'
-
     Args:
         inside: The directory in which the file has to be, at the end of all symbolic links.
 
@@ -52,10 +47,6 @@ def open_regular(path: PathLike, inside: PathLike | None = None) -> Iterator[Buf
 
 def check_regular(path: PathLike) -> None:
     """Raise if a path is no file with data: before it is handed to a library that takes its time.
-
-    >>> check_regular(".")
-    Traceback (most recent call last):
-    IsADirectoryError: [Errno 21] Is a directory: '.'
 
     Raises:
         OSError: It is something else, or a hole: bytes that the disk does not have.
@@ -78,11 +69,6 @@ def _check_regular(path: PathLike, mode: int) -> None:
 def read_regular(path: PathLike, inside: PathLike | None = None, most: int = _MOST) -> bytes:
     """The bytes of a file, if they are no more than that.
 
-    >>> _ = Path("log.txt").write_text("epoch 1")
-    >>> read_regular("log.txt", most=3)
-    Traceback (most recent call last):
-    ValueError: log.txt has 7 bytes; expected 3 at most
-
     Raises:
         ValueError: They are more.
         OSError: As `open_regular`.
@@ -97,10 +83,6 @@ def read_regular(path: PathLike, inside: PathLike | None = None, most: int = _MO
 def read_json(path: PathLike, inside: PathLike | None = None) -> Any:
     """The value in a file of JSON, of bounded size, depth and number of values.
 
-    >>> _ = Path("a.json").write_text('{"epoch": 1}')
-    >>> read_json("a.json")
-    {'epoch': 1}
-
     Raises:
         ValueError: It is not JSON, or beyond a bound.
         OSError: As `open_regular`.
@@ -110,10 +92,6 @@ def read_json(path: PathLike, inside: PathLike | None = None) -> Any:
 
 def parse_json(data: bytes) -> Any:
     """The value that is written as JSON.
-
-    >>> parse_json(b"[" * 1000 + b"]" * 1000)
-    Traceback (most recent call last):
-    ValueError: it is nested more than 64 deep
 
     Raises:
         ValueError: It is not JSON, or beyond a bound.
@@ -138,13 +116,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def lines_of(file: BinaryIO) -> Iterator[bytes]:
-    r"""The lines of a file, up to one that is longer than any that is written.
-
-    >>> _ = Path("a.jsonl").write_bytes(b"{}\n[]")
-    >>> with open_regular("a.jsonl") as file:
-    ...     list(lines_of(file))
-    [b'{}\n', b'[]']
-    """
+    r"""The lines of a file, up to one that is longer than any that is written."""
     while line := file.readline(_LINE):
         yield line
         if len(line) == _LINE:
@@ -155,10 +127,7 @@ def lines_of(file: BinaryIO) -> Iterator[bytes]:
 
 
 class Most(NamedTuple):
-    """A text, list or dict of at most so many letters or values.
-
-    >>> check({"a": 1}, Most(dict, 3, int), "versions")
-    """
+    """A text, list or dict of at most so many letters or values."""
 
     type: type
     number: int
@@ -167,14 +136,6 @@ class Most(NamedTuple):
 
 def check(value: Any, kind: Any, place: str = "it") -> None:
     """Raise if a value of JSON is not what it should be.
-
-    >>> check({"pid": 1, "more": []}, {"pid": int})
-    >>> check({"pid": "1"}, {"pid": int})
-    Traceback (most recent call last):
-    ValueError: pid is '1'; expected int
-    >>> check([0.5, float("nan")], [float], "folds")
-    Traceback (most recent call last):
-    ValueError: folds[1] is nan; expected a finite number
 
     Args:
         kind: A type, where `float` is any finite number, and a bool is no number; a dict of the
@@ -217,29 +178,17 @@ def _is(value: Any, kind: type) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number that can be computed with.
-
-    >>> is_number(0.5), is_number(True), is_number(10**400), is_number(float("nan"))
-    (True, False, False, False)
-    """
+    """Whether a value is a number that can be computed with."""
     return type(value) in (int, float) and -LARGEST < value < LARGEST
 
 
 def is_epoch(value: Any) -> bool:
-    """Whether a value is an epoch, of which names of files are made.
-
-    >>> is_epoch(3), is_epoch("1/../../a"), is_epoch(True), is_epoch(10**30)
-    (True, False, False, False)
-    """
+    """Whether a value is an epoch, of which names of files are made."""
     return type(value) is int and -LAST_EPOCH < value < LAST_EPOCH
 
 
 def brief(value: Any) -> str:
-    """What a message says of a value, however large that is.
-
-    >>> brief("a" * 1000)
-    "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa..."
-    """
+    """What a message says of a value, however large that is."""
     if isinstance(value, dict | list) and len(value) > 3:
         return f"a {type(value).__name__} of {len(value):,}"
     text = repr(value[:100] if isinstance(value, str) else value)
@@ -247,9 +196,5 @@ def brief(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    r"""A text that a terminal shows as it is: no command for it, and no line of its own.
-
-    >>> print(printable("a\x1b[31mb"))
-    a\x1b[31mb
-    """
+    r"""A text that a terminal shows as it is: no command for it, and no line of its own."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)

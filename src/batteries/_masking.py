@@ -87,9 +87,6 @@ _seen: set[str] = set()  # values that had a secret's name, in this process
 def masked(values: Any) -> dict[str, Any]:
     """Named values as plain ones, without secrets.
 
-    >>> masked({"lr": 0.1, "api_key": "abc", "uri": "https://me:word@host", "best": float("inf")})
-    {'lr': 0.1, 'api_key': '***', 'uri': 'https://***@host', 'best': 'inf'}
-
     What has a secret's name is masked, and so is, in every text, what `masked_text` finds. Objects
     with fields (dataclasses, attrs, pydantic, named tuples, namespaces) become mappings; what JSON
     does not know is its `repr`, and numbers that are not finite are "nan", "inf" and "-inf". A
@@ -111,11 +108,7 @@ def masked(values: Any) -> dict[str, Any]:
 
 
 class _Plain:
-    """Values as JSON has them.
-
-    >>> _Plain().of([{"token": "abc"}, (1, 2)], "")
-    [{'token': '***'}, [1, 2]]
-    """
+    """Values as JSON has them."""
 
     def __init__(self) -> None:
         self._above: list[int] = []  # the containers around a value
@@ -180,9 +173,6 @@ class _Plain:
 
 def parts_of(value: Any) -> Mapping[Any, Any] | list[Any] | None:
     """What a configuration has by names or in order; None of what is not made of parts.
-
-    >>> parts_of(Namespace(lr=0.1)), parts_of(3)
-    ({'lr': 0.1}, None)
 
     Mappings, dataclasses, attrs, pydantic, msgspec, named tuples, namespaces, and omegaconf with
     its interpolations resolved.
@@ -252,20 +242,12 @@ def _looks_made(value: Any) -> bool:
 
 
 def finite(value: float) -> float | str:
-    """JSON has no numbers for what is not finite; these are strings.
-
-    >>> finite(0.5), finite(float("-inf"))
-    (0.5, '-inf')
-    """
+    """JSON has no numbers for what is not finite; these are strings."""
     return value if math.isfinite(value) else str(value)
 
 
 def distinct(name: str, taken: Mapping[str, Any] | set[str]) -> str:
-    """A name that is not taken yet.
-
-    >>> distinct("loss", {"loss": 0.5, "loss (2)": 0.4})
-    'loss (3)'
-    """
+    """A name that is not taken yet."""
     number, own = 1, name
     while own in taken:
         number += 1
@@ -277,11 +259,7 @@ def distinct(name: str, taken: Mapping[str, Any] | set[str]) -> str:
 
 
 def masked_command(words: Iterable[str]) -> list[str]:
-    """A command line without secrets.
-
-    >>> masked_command(["train.py", "--lr=0.1", "--api-key=abc", "--token", "-abc", "--max-tokens"])
-    ['train.py', '--lr=0.1', '--api-key=***', '--token', '***', '--max-tokens']
-    """
+    """A command line without secrets."""
     found: list[str] = []
     secret = False
     for word in words:
@@ -299,11 +277,6 @@ def masked_command(words: Iterable[str]) -> list[str]:
 
 def masked_text(text: str, source: bool = False) -> str:
     r"""A text without what looks like a secret in it.
-
-    >>> masked_text("401 from https://me:p@ss@host/x?token=abc, Authorization: Bearer abcd")
-    '401 from https://***@host/x?token=*** Authorization: Bearer ***'
-    >>> masked_text('{"user": "me", "password": "word"}'), masked_text("Config(hf_token='a b')")
-    ('{"user": "me", "password": "***"}', "Config(hf_token='***')")
 
     It also finds the values of the environment's secrets, and those that had a secret's name.
 
@@ -407,11 +380,7 @@ def _is_value(value: str, found: re.Match[str], source: bool) -> bool:
 
 
 def masked_patch(diff: bytes) -> bytes:
-    r"""A patch without secrets; without any in it, it is the same.
-
-    >>> masked_patch(b"+API_KEY = 'abc1'\n-token = words[0]\n")
-    b"+API_KEY = '***'\n-token = words[0]\n"
-    """
+    r"""A patch without secrets; without any in it, it is the same."""
     # Whatever the encodings; the data of a binary file is no text.
     pieces = re.split(
         r"(?m)(^GIT binary patch\n(?:.+\n|\n(?!diff ))*)",
@@ -425,11 +394,7 @@ def masked_patch(diff: bytes) -> bytes:
 
 
 def masked_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a run, without secrets in anything that a user or the machine has put there.
-
-    >>> masked_record({"sessions": [{"error": "password='a1b2'", "pid": 1}]})
-    {'sessions': [{'error': "password='***'", 'pid': 1}]}
-    """
+    """The record of a run, without secrets in anything that a user or the machine has put there."""
     sessions = [
         {name: _PARTS.get(name, _every_text)(value) for name, value in session.items()}
         for session in record.get("sessions", [])

@@ -14,10 +14,6 @@ _COUNT = "_update_count"  # of a metric; its averages go on from it
 def memory_of(part: Any) -> Any:
     """The object itself if its `state_dict()` is what it remembers, else one that has it all.
 
-    >>> meter = torch.amp.GradScaler("cpu")
-    >>> memory_of(meter) is meter
-    True
-
     The states of torchmetrics' metrics are in no state dict, unless they are made persistent.
     """
     lists = isinstance(part, nn.ModuleDict | nn.ModuleList) and any(_metrics_in(part))
@@ -26,8 +22,6 @@ def memory_of(part: Any) -> Any:
 
 def check_remembers(name: str, part: Any, state: Any) -> None:
     """Raise if an object has tensors, and its state is empty.
-
-    >>> check_remembers("loss", nn.CrossEntropyLoss(), {})
 
     Raises:
         TypeError: With what to do.
@@ -50,11 +44,7 @@ def _has_tensors(value: Any) -> bool:
 
 
 class _Metrics:
-    """The states of all metrics in a module of torchmetrics, as its state dict would have them.
-
-    >>> _Metrics(nn.ModuleDict()).state_dict()
-    {}
-    """
+    """The states of all metrics in a module of torchmetrics, as its state dict would have them."""
 
     def __init__(self, part: nn.Module) -> None:
         self._part = part

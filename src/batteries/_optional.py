@@ -12,14 +12,7 @@ def import_optional(
     needs: str,  # the package that may be missing, as pip names it
     for_: str,  # what the user called: "TensorBoardLogger"
 ) -> ModuleType:
-    """Import a module that the core does without.
-
-    >>> import_optional("json", needs="json", for_="this example").__name__
-    'json'
-    >>> import_optional("nowhere", needs="nowhere", for_="this example")
-    Traceback (most recent call last):
-    ModuleNotFoundError: this example needs nowhere, which is not installed: pip install nowhere
-    """
+    """Import a module that the core does without."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

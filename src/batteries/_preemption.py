@@ -259,12 +259,7 @@ def _own_store() -> Any:
 
 
 def _decide(store: Any, last: float) -> float:
-    """Where all stop: the first word counts, and is returned to all who come later.
-
-    >>> store = torch.distributed.HashStore()
-    >>> _decide(store, 7), _decide(store, AT_ONCE)
-    (7.0, 7.0)
-    """
+    """Where all stop: the first word counts, and is returned to all who come later."""
     return float(store.compare_set("last", "", str(float(last))))
 
 
@@ -298,11 +293,7 @@ def _undo_in_children() -> None:
 
 @contextmanager
 def holding_signals() -> Iterator[None]:
-    """Let children that a block starts have no signal before `ignore_signals`.
-
-    >>> with holding_signals():
-    ...     batches = iter(DataLoader(range(4)))
-    """
+    """Let children that a block starts have no signal before `ignore_signals`."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -315,8 +306,6 @@ def holding_signals() -> Iterator[None]:
 
 def ignore_signals() -> None:
     """Let a DataLoader worker live through the signals that tell the program to stop.
-
-    >>> loader = DataLoader(range(4), num_workers=1)  # whose workers do so
 
     SIGINT and SIGUSR1 are ignored, and so is the first SIGTERM; another one, a second or more
     later, ends the worker, though it hangs in a library's code.

@@ -324,11 +324,7 @@ def _is_program(command: list[str]) -> bool:
 
 
 def _options(command: list[str]) -> dict[str, str]:
-    """The words after a program, by names.
-
-    >>> _options(["python", "train.py", "--lr=0.1", "--seed", "1", "--fast"])
-    {'lr': '0.1', 'seed': '1', 'fast': ''}
-    """
+    """The words after a program, by names."""
     found: dict[str, str] = {}
     name = ""
     for number, word in enumerate(command[2:], start=1):
@@ -356,11 +352,7 @@ def _now() -> str:
 
 
 def _state_after(error: BaseException | None) -> tuple[str, str | None]:
-    """How a run ended, by the error that ended it.
-
-    >>> _state_after(SystemExit(PreemptionGuard.exit_code)), _state_after(ValueError("no data"))
-    (('stopped', None), ('failed', 'ValueError: no data'))
-    """
+    """How a run ended, by the error that ended it."""
     code = error.code if isinstance(error, SystemExit) else None
     if error is None or (isinstance(error, SystemExit) and code in (None, 0)):
         return "finished", None
@@ -371,11 +363,7 @@ def _state_after(error: BaseException | None) -> tuple[str, str | None]:
 
 
 class _Program:
-    """How the program ends, asked at its exit; Python does not say it there of a SystemExit.
-
-    >>> program = _Program()
-    >>> program.forget()
-    """
+    """How the program ends, asked at its exit; Python does not say it there of a SystemExit."""
 
     def __init__(self) -> None:
         self._process = os.getpid()

@@ -105,32 +105,19 @@ def seed_worker(worker_id: int) -> None:
 def chosen_seed(seed: int | None = None) -> int:
     """The seed that was asked for: here, else by the last `seed_all(seed)` without a rank, else 42.
 
-    >>> seed_all(7)
-    >>> chosen_seed(), chosen_seed(8)
-    (7, 8)
-
     It is in the environment, so that processes started later know it too.
     """
     return _checked(int(os.environ.get(_SEED, 42)) if seed is None else seed)
 
 
 def next_number(kind: Hashable) -> int:
-    """How many of a kind have been numbered since the last `seed_all(seed)` without a rank.
-
-    >>> seed_all(42)
-    >>> next_number("loader"), next_number("loader")
-    (0, 1)
-    """
+    """How many of a kind have been numbered since the last `seed_all(seed)` without a rank."""
     _numbered[kind] += 1
     return _numbered[kind] - 1
 
 
 def numbered_seed(seed: int, number: int) -> int:
-    """The seed of the n-th of several things that have the same seed; the first has it itself.
-
-    >>> numbered_seed(42, 0), numbered_seed(42, 1) == numbered_seed(42, 2)
-    (42, False)
-    """
+    """The seed of the n-th of several things that have the same seed; the first has it itself."""
     return int.from_bytes(_entropy(seed, number)[:8], "little") if number else seed
 
 
@@ -140,12 +127,6 @@ _seed_python = super(random.Random, random._inst).seed
 
 def rekey(*numbers: int) -> None:
     """Make what python, numpy, torch and CUDA draw next a function of these numbers alone.
-
-    >>> rekey(42, 0, 7)
-    >>> first = torch.rand(1)
-    >>> rekey(42, 0, 7)
-    >>> torch.equal(torch.rand(1), first)
-    True
 
     The same as seeding, in some ten microseconds: it can be done for each sample.
 
@@ -234,11 +215,7 @@ def _checked(seed: int) -> int:
 
 
 def _entropy(*numbers: int) -> bytes:
-    """32 bytes, different for every tuple of numbers.
-
-    >>> _entropy(1, 0, 1) == _entropy(1, 1, 0)
-    False
-    """
+    """32 bytes, different for every tuple of numbers."""
     return hashlib.blake2b(repr([int(n) for n in numbers]).encode(), digest_size=32).digest()
 
 

@@ -360,11 +360,7 @@ def _closed(
 
 
 def _size(batch: Any) -> int:
-    """The samples of a batch: the length of the first tensor in it.
-
-    >>> _size({"image": torch.zeros(3, 2), "label": torch.zeros(3)})
-    3
-    """
+    """The samples of a batch: the length of the first tensor in it."""
     if isinstance(batch, Tensor):
         return batch.shape[0]
     if isinstance(batch, Mapping):

@@ -19,11 +19,7 @@ _HISTORY = {"metric_name": Most(str, 1000), "metric_minimization": bool, "values
 
 
 class History(NamedTuple):
-    """What `metrics.json` says.
-
-    >>> History("loss", True, [{"epoch": 1, "loss": 0.5}], foreign=0).metric
-    'loss'
-    """
+    """What `metrics.json` says."""
 
     metric: str
     minimization: bool
@@ -33,10 +29,6 @@ class History(NamedTuple):
 
 def read_history(path: PathLike, inside: PathLike | None = None) -> History:
     """The scores of epochs in a file.
-
-    >>> CheckpointManager("runs").process(0.5, 1, {})
-    >>> read_history("runs/metrics.json").rows
-    [{'epoch': 1, 'loss': 0.5}]
 
     Args:
         inside: The directory that no link may lead out of.
@@ -64,11 +56,7 @@ def read_history(path: PathLike, inside: PathLike | None = None) -> History:
 
 
 def is_row(row: Any) -> bool:
-    """Whether a value is a row of a history.
-
-    >>> is_row({"epoch": 1, "loss": None}), is_row({"epoch": "1/../../a"})
-    (True, False)
-    """
+    """Whether a value is a row of a history."""
     return row is not None and _own(row) == row
 
 
@@ -100,10 +88,6 @@ def _mended(data: bytes) -> bytes:
 
 class MetricsFile:
     """`metrics.json`: written whole, and a longer one has room in it for the next rows.
-
-    >>> MetricsFile(Path("metrics.json")).add("loss", True, [{"epoch": 1, "loss": 0.5}])
-    >>> json.loads(Path("metrics.json").read_text())["values"]
-    [{'epoch': 1, 'loss': 0.5}]
 
     The room is spaces, which JSON allows. A row that is put there lies in one page: a process
     that is killed has written all of it or nothing, and the file is valid at each moment.

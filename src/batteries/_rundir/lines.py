@@ -35,11 +35,7 @@ def read_lines(logdir: PathLike) -> Iterator[dict[str, Any]]:
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:
-    r"""What one line says; None where it is torn or foreign.
-
-    >>> parse_line(b'{"step": 1}\n'), parse_line(b'{"step": 1')
-    ({'step': 1}, None)
-    """
+    r"""What one line says; None where it is torn or foreign."""
     try:
         value = parse_json(line) if line.endswith(b"\n") else None
     except ValueError:

@@ -29,9 +29,6 @@ _sessions: dict[Path, str] = {}  # the runs that this process records, and its s
 def read_record(run: PathLike) -> dict[str, Any] | None:
     """What is recorded of a run; None where nothing is.
 
-    >>> read_record("runs/nothing") is None
-    True
-
     Raises:
         ValueError: The file is not a record.
     """
@@ -58,10 +55,7 @@ _SESSION = {
 
 
 def write_record(run: PathLike, record: dict[str, Any]) -> None:
-    """Replace what is recorded; no secret passes here.
-
-    >>> write_record(".", {"id": "a", "sessions": [{"state": "finished"}]})
-    """
+    """Replace what is recorded; no secret passes here."""
     data = json.dumps(masked_record(record), indent=1, default=repr).encode()
     with write_whole(Path(run, NAME), len(data), inside=run) as file:
         file.write(data)
@@ -69,9 +63,6 @@ def write_record(run: PathLike, record: dict[str, Any]) -> None:
 
 def state_of(run: PathLike, record: dict[str, Any]) -> str:
     """One of running, finished, stopped (by a signal), failed, and killed: it said no more.
-
-    >>> state_of(".", {"sessions": [{"state": "finished"}]})
-    'finished'
 
     A run of another host, or of another container, counts as running for 40 seconds after it was
     written. In the hour after that it is watched for up to 20 seconds: clocks may differ.
@@ -94,19 +85,12 @@ def state_of(run: PathLike, record: dict[str, Any]) -> str:
 
 
 def glance(run: PathLike) -> None:
-    """Look at the sign of life of a run: who looks at all first waits once for all.
-
-    >>> glance("runs/nothing")
-    """
+    """Look at the sign of life of a run: who looks at all first waits once for all."""
     _looks.setdefault(Path(run, NAME), (_sign(run), time.monotonic()))
 
 
 def shows_life(run: PathLike) -> bool:
-    """Whether somebody records a run, seen by a sign that moves.
-
-    >>> shows_life("runs/nothing")
-    False
-    """
+    """Whether somebody records a run, seen by a sign that moves."""
     from batteries.distributed._waiting import wait_until  # here: a list of runs needs no torch
 
     path, sign = Path(run, NAME), _sign(run)
@@ -134,12 +118,7 @@ def _sign(run: PathLike) -> Any:
 
 
 def beat(run: PathLike) -> None:
-    """Move the sign of life of a run, unless another process records it now.
-
-    >>> beat("runs/nothing")
-    Traceback (most recent call last):
-    FileNotFoundError: ...
-    """
+    """Move the sign of life of a run, unless another process records it now."""
     if replaced_in(run) is None:
         os.utime(Path(run, NAME))
 
@@ -148,17 +127,12 @@ def beat(run: PathLike) -> None:
 
 
 def hold(run: PathLike, session: str) -> None:
-    """Note that this process records a run, by the session that it added.
-
-    >>> hold("runs/nothing", "a")
-    """
+    """Note that this process records a run, by the session that it added."""
     _sessions[Path(run).resolve()] = session
 
 
 def check_held(directory: PathLike) -> None:
     """Raise if this process recorded the run of a directory, and another one does now.
-
-    >>> check_held("runs/nothing")
 
     Whatever writes into a run asks it first: the last session in `run.json` is the one token.
 
@@ -175,11 +149,7 @@ def check_held(directory: PathLike) -> None:
 
 
 def check_seen(run: PathLike, session: str, host: str) -> None:
-    """Warn if this rank does not see the session that rank 0 has recorded.
-
-    >>> write_record(".", {"id": "a", "sessions": [{"id": "b"}]})
-    >>> check_seen(".", "b", "another")
-    """
+    """Warn if this rank does not see the session that rank 0 has recorded."""
     from batteries.distributed._waiting import wait_until
 
     def seen() -> bool:
@@ -193,12 +163,7 @@ def check_seen(run: PathLike, session: str, host: str) -> None:
 
 
 def warn_apart(directory: PathLike, host: str) -> None:
-    """Warn that this rank has another directory than rank 0.
-
-    >>> with warnings.catch_warnings():
-    ...     warnings.simplefilter("ignore")
-    ...     warn_apart("runs/001", "another")
-    """
+    """Warn that this rank has another directory than rank 0."""
     from batteries.distributed import rank
 
     warnings.warn(
@@ -210,11 +175,7 @@ def warn_apart(directory: PathLike, host: str) -> None:
 
 
 def replaced_in(directory: PathLike) -> dict[str, Any] | None:
-    """The session that has replaced this process's own in the run of a directory.
-
-    >>> replaced_in("runs/nothing") is None
-    True
-    """
+    """The session that has replaced this process's own in the run of a directory."""
     place = Path(directory).resolve() if _sessions else Path()
     for run in (place, *place.parents):
         if run in _sessions and (run / NAME).exists():

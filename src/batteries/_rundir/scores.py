@@ -73,9 +73,6 @@ def record_scores(
 def read_scores(run: PathLike) -> dict[str, Any]:
     """What `record_scores` wrote.
 
-    >>> read_scores("runs/nothing")
-    {}
-
     Raises:
         ValueError: The file is something else, or damaged.
     """

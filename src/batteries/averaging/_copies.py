@@ -14,10 +14,6 @@ from torch.nn.parameter import is_lazy
 def copy_of(model: nn.Module) -> nn.Module:
     """A copy of a model whose every forward pass runs with its own weights.
 
-    >>> model = nn.Linear(2, 1)
-    >>> copy_of(model).weight is model.weight
-    False
-
     A `forward` that was replaced is bound to the copy; what was compiled runs there as it was
     written. Tensors that the last forward pass has left in the model are copied without their
     history.

@@ -18,16 +18,7 @@ from batteries.progress import tqdm
 
 @dataclass
 class Averaging:
-    """What is averaged, and how.
-
-    >>> from batteries.checkpoint._stream import Stream
-    >>> save_checkpoint({"model_state_dict": {"weight": torch.ones(2)}}, "a.pth")
-    >>> with Stream.opened("a.pth") as stream:
-    ...     sources = [Source(stream)]
-    ...     averaging = Averaging(sources, [1.0], torch.float32, tqdm(disable=True))
-    ...     averaging.of(sources[0].parts())
-    {'weight': tensor([1., 1.])}
-    """
+    """What is averaged, and how."""
 
     sources: list[Source]  # that are alike
     weights: list[float]  # how much each of them counts for

@@ -23,11 +23,7 @@ WINDOW = 2**20  # bytes of a file that are worked on while the processor has the
 
 @dataclass
 class Part:
-    """Memory that one or several tensors of a state lie in.
-
-    >>> Part(8, {"weight": form_of(torch.ones(2))}).forms["weight"].size
-    torch.Size([2])
-    """
+    """Memory that one or several tensors of a state lie in."""
 
     size: int  # bytes
     forms: dict[str, Form]  # of the tensors, by their names
@@ -47,13 +43,7 @@ class _Place(NamedTuple):
 
 
 class Source:
-    """A checkpoint file whose tensors are read by name, in any order.
-
-    >>> save_checkpoint({"model_state_dict": {"weight": torch.ones(2)}}, "a.pth")
-    >>> with ExitStack() as stack:
-    ...     Source.opened("a.pth", stack).tensor("weight", torch.empty(WINDOW, dtype=torch.uint8))
-    tensor([1., 1.])
-    """
+    """A checkpoint file whose tensors are read by name, in any order."""
 
     @classmethod
     def opened(cls, path: PathLike, stack: ExitStack) -> Source:
@@ -161,11 +151,7 @@ class Source:
 
 
 def lies_alike(key: str, form: Form, sources: Iterable[Source]) -> bool:
-    """Whether a tensor's bytes stand in all files in one piece, in the order of a form.
-
-    >>> lies_alike("weight", form_of(torch.ones(2)[::2]), [])
-    True
-    """
+    """Whether a tensor's bytes stand in all files in one piece, in the order of a form."""
     whole = _reach(form) == form.size.numel()
     return whole and all(source.places[key].lies_as(form) for source in sources)
 
@@ -188,9 +174,6 @@ def _steps(form: Form) -> list[tuple[int, int]]:
 
 def weights_in(contents: Any, path: Path) -> Mapping[str, Any]:
     """The weights in a checkpoint, or in the bare state dict of a model.
-
-    >>> weights_in({"model_state_dict": {"weight": torch.ones(2)}, "epoch": 3}, Path("a.pth"))
-    {'weight': tensor([1., 1.])}
 
     Raises:
         CheckpointError: There are none, or some that cannot be averaged.
@@ -226,11 +209,7 @@ def _can_compute_with(dtype: torch.dtype) -> bool:
 
 
 def place_of(key: str) -> str:
-    """What messages call one of the weights.
-
-    >>> place_of("weight")
-    "model_state_dict['weight']"
-    """
+    """What messages call one of the weights."""
     return f"{_KEY}[{key!r}]"
 
 

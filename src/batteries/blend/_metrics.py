@@ -18,11 +18,7 @@ _Score = Callable[[Array, Array], float]
 
 @dataclass
 class Problem:
-    """The predictions of models, what they should be, and how good a blend of them is.
-
-    >>> as_problem([np.array([1.0, 2.0])], [1.0, 4.0], "rmse", None).sign
-    -1
-    """
+    """The predictions of models, what they should be, and how good a blend of them is."""
 
     columns: list[Array]  # of each model, (rows, ...): what the score is a function of the mean of
     target: Array  # (rows,)
@@ -58,10 +54,6 @@ def as_problem(
 ) -> Problem:
     """What a metric has to say about predictions.
 
-    >>> problem = as_problem([np.array([0.2, 0.8])], [0, 1], "auc", None)
-    >>> problem.value(np.array([1.0]))
-    1.0
-
     Raises:
         TypeError: A function without its direction.
         ValueError: An unknown metric, or the wrong direction for a known one.
@@ -84,9 +76,6 @@ def as_problem(
 
 def is_minimized(metric: Metric, metric_minimization: bool | None, of: str) -> bool:
     """Whether a metric is better when it is lower: of the known ones it is known.
-
-    >>> is_minimized("log_loss", None, "find_weights")
-    True
 
     Args:
         of: Who asks, for the error.
@@ -118,11 +107,7 @@ _NAMES = {
 
 
 def known_name(metric: Metric) -> str | None:
-    """Which of our metrics it is, by its name or as a function of scikit-learn.
-
-    >>> known_name("auc"), known_name(max)
-    ('auc', None)
-    """
+    """Which of our metrics it is, by its name or as a function of scikit-learn."""
     if isinstance(metric, str):
         return metric if metric in _KNOWN else None
     ours = str(getattr(metric, "__module__", "")).startswith("sklearn.metrics")
@@ -146,9 +131,6 @@ def _for_auc(arrays: list[Array], target: Array) -> _Prepared:
 
 def auc(positive: Array, prediction: Array) -> float:
     """The area under the ROC curve; NaN where one of the classes is missing.
-
-    >>> auc(np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.4, 0.8]))
-    0.875
 
     Each number and its class, in the last of its bits, become an integer: sorting those is all.
     Numbers that differ in the last of their 52 bits alone count as equal.

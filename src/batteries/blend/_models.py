@@ -19,11 +19,7 @@ BLOCK = 2**16  # numbers that are worked on at once: the processor keeps them at
 
 @dataclass
 class Models:
-    """The predictions of several models for the same rows.
-
-    >>> Models([np.array([0.25, 0.5])], ["model 0"]).shape
-    (2,)
-    """
+    """The predictions of several models for the same rows."""
 
     arrays: list[Array]  # (rows, ...) each
     names: list[str]
@@ -65,11 +61,6 @@ class Models:
 def as_models(predictions: Any) -> Models:
     """Predictions, (models, rows, ...) or one array for each model, as arrays alike.
 
-    >>> as_models([[0.25, 0.5], torch.tensor([0.5, 0.5])]).names
-    ['model 0', 'model 1']
-    >>> as_models({"cnn": [0.25, 0.5], "tree": [0.5, 0.5]}).names  # or a frame, a column each
-    ["model 'cnn'", "model 'tree'"]
-
     Raises:
         ValueError: None, or arrays of other shapes.
     """
@@ -110,9 +101,6 @@ def _as_array(values: Any) -> Array:
 def as_weights(weights: Sequence[float] | Array | None, number: int) -> NDArray[np.float64]:
     """Weights of models, together 1.
 
-    >>> as_weights([1, 3], 2)
-    array([0.25, 0.75])
-
     Raises:
         ValueError: Not one for each model, or not positive.
     """
@@ -130,12 +118,7 @@ def as_weights(weights: Sequence[float] | Array | None, number: int) -> NDArray[
 
 
 def in_blocks(number: int, work: Callable[[int, int], None]) -> None:
-    """Call a function for all blocks of so many numbers, on as many threads as torch has.
-
-    >>> in_blocks(100_000, lambda start, stop: print(start, stop))
-    0 65536
-    65536 100000
-    """
+    """Call a function for all blocks of so many numbers, on as many threads as torch has."""
     starts = range(0, number, BLOCK)
     threads = min(torch.get_num_threads(), len(starts))
     if threads <= 1:

@@ -58,9 +58,6 @@ def rank_average(predictions: Any, weights: Weights = None) -> Array:
 def ranks(values: Array) -> NDArray[np.float64]:
     """The ranks of numbers, from 1, equal ones sharing the mean of theirs: (rows,).
 
-    >>> ranks(np.array([0.5, 0.1, 0.5], dtype=np.float32))
-    array([2.5, 1. , 2.5])
-
     They are those of `scipy.stats.rankdata`, bit by bit.
     """
     if not len(values):

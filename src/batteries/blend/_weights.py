@@ -22,22 +22,14 @@ Weights = NDArray[np.float64]
 
 
 class Step(NamedTuple):
-    """The weights and the score at one step of a search.
-
-    >>> Step(np.array([0.5, 0.5]), 0.9).score
-    0.9
-    """
+    """The weights and the score at one step of a search."""
 
     weights: Weights
     score: float
 
 
 class Gain(NamedTuple):
-    """How much better than something else a blend is, on rows that its weights have not seen.
-
-    >>> Gain(mean=0.004, error=0.001).beyond_noise
-    True
-    """
+    """How much better than something else a blend is, on rows that its weights have not seen."""
 
     mean: float  # over the folds; positive is better
     error: float  # the standard error of that mean
@@ -206,9 +198,6 @@ def _tried(
 
 def as_folds(folds: int | Folds | ArrayLike, target: ArrayLike, seed: int) -> NDArray[Any]:
     """The fold of each row.
-
-    >>> as_folds(2, [0, 0, 1, 1], seed=0)
-    array([0, 1, 0, 1])
 
     Raises:
         ValueError: Not one for each row, or fewer than two folds.

@@ -40,11 +40,6 @@ def write_archive(
 ) -> None:
     """Write what torch.save would, with a seal at its end.
 
-    >>> with open("a.pth", "x+b") as file:
-    ...     write_archive({"epoch": 1}, file, note={})
-    >>> torch.load("a.pth")
-    {'epoch': 1}
-
     Tensors go to the file in calls during which other threads run: torch.save keeps the
     interpreter to itself while it writes and sums up each record.
 
@@ -80,32 +75,20 @@ def write_archive(
 
 
 def leaves_of(checkpoint: Any) -> list[Any]:
-    """The values of a checkpoint that are no containers, in the order in which they are pickled.
-
-    >>> leaves_of({"a": [torch.tensor(1)], "b": "text"})
-    [tensor(1), 'text']
-    """
+    """The values of a checkpoint that are no containers, in the order in which they are pickled."""
     found: list[Any] = []
     rebuilt(checkpoint, lambda value, _: found.append(value))
     return found
 
 
 def storage_bytes(storage: torch.UntypedStorage) -> Tensor:
-    """The bytes of a storage as a tensor, (size,) uint8, without a copy.
-
-    >>> storage_bytes(torch.zeros(2).untyped_storage()).shape
-    torch.Size([8])
-    """
+    """The bytes of a storage as a tensor, (size,) uint8, without a copy."""
     data = torch.empty(0, dtype=torch.uint8, device=storage.device)
     return data.set_(storage, 0, (storage.nbytes(),), (1,))
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is a strided view of the bytes of its storage, and no more.
-
-    >>> is_plain(torch.zeros(2, 3).t()), is_plain(torch.eye(2).to_sparse())
-    (True, False)
-    """
+    """Whether a tensor is a strided view of the bytes of its storage, and no more."""
     return _is_dense(tensor) and not (tensor.is_conj() or tensor.is_neg())
 
 
@@ -115,11 +98,7 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 class Form(NamedTuple):
-    """How a tensor lies in its memory.
-
-    >>> form_of(torch.zeros(2, 3)).stride
-    (3, 1)
-    """
+    """How a tensor lies in its memory."""
 
     dtype: torch.dtype
     offset: int
@@ -130,11 +109,7 @@ class Form(NamedTuple):
 
 
 def form_of(tensor: Tensor) -> Form:
-    """How a tensor lies in its memory.
-
-    >>> form_of(torch.zeros(2, 3)).offset
-    0
-    """
+    """How a tensor lies in its memory."""
     return Form(
         tensor.dtype,
         int(tensor.storage_offset()),
@@ -146,11 +121,7 @@ def form_of(tensor: Tensor) -> Form:
 
 
 def formed(storage: torch.UntypedStorage, form: Form) -> Tensor:
-    """A tensor of a form on other memory.
-
-    >>> formed(torch.ones(2).untyped_storage(), form_of(torch.zeros(2)))
-    tensor([1., 1.])
-    """
+    """A tensor of a form on other memory."""
     same = torch.empty(0, dtype=form.dtype).set_(storage, form.offset, form.size, form.stride)
     if form.learned:
         return nn.Parameter(same, form.requires_grad)
@@ -295,11 +266,7 @@ LONGEST_SEAL = _END_LENGTH + _LONGEST_COMMENT
 
 
 class Seal(NamedTuple):
-    """What stands at the end of a file.
-
-    >>> Seal(note={}, digest=b"0123", own_byte_order=True).note
-    {}
-    """
+    """What stands at the end of a file."""
 
     note: Note
     digest: bytes
@@ -316,11 +283,7 @@ def _comment(note: Note) -> bytes:
 
 
 def find_seal(tail: bytes) -> Seal | None:
-    """The seal in the last bytes of a file; None where there is none.
-
-    >>> find_seal(b"a file of something else") is None
-    True
-    """
+    """The seal in the last bytes of a file; None where there is none."""
     comment = tail[tail.rfind(_END_OF_ZIP) + _END_LENGTH :]
     text, mark = comment[:-_SEAL_LENGTH], tail[-_SEAL_LENGTH:-DIGEST_LENGTH]
     if not comment.startswith(_MARK) and mark != _DIGEST_MARK:
@@ -345,12 +308,7 @@ def read_note(path: PathLike) -> Note | None:
 
 
 def read_seal(path: PathLike) -> Seal | None:
-    """The seal of a checkpoint; None if it has none.
-
-    >>> save_checkpoint({"model_state_dict": {}}, "last.pth", note={"epoch": 1})
-    >>> read_seal("last.pth").note
-    {'epoch': 1}
-    """
+    """The seal of a checkpoint; None if it has none."""
     path = Path(path)
     if path.is_dir():
         path = path / INDEX
@@ -366,11 +324,6 @@ def read_seal(path: PathLike) -> Seal | None:
 
 class Digest:
     """A digest at the speed of memory: it notices damage, not forgery.
-
-    >>> digest = Digest()
-    >>> digest.update(b"some bytes")
-    >>> len(digest.hex())
-    32
 
     Each block of 1 MiB is a matrix of 64-bit words whose rows and columns are added up, modulo
     2**64; the sums are hashed. A change of any one word changes a sum, words that change places

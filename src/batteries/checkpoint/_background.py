@@ -26,10 +26,6 @@ _Jobs = queue.SimpleQueue[Callable[[], object] | None]  # to be put into while m
 class BackgroundWriter:
     """Writes copies of checkpoints in order, at most one at a time and one waiting.
 
-    >>> with BackgroundWriter() as writer:
-    ...     writer.submit({"epoch": 1}, print)
-    {'epoch': 1}
-
     The third checkpoint waits until the first one is written, and says so once. What is
     submitted is copied before `submit` returns, into memory that is used again. It is written also
     when the writer is dropped without `close`, or the program ends.

@@ -94,20 +94,12 @@ def make_checkpoint(
 
 
 def state_key(name: str) -> str:
-    """Where a checkpoint has the state of an object.
-
-    >>> state_key("optimizer")
-    'optimizer_state_dict'
-    """
+    """Where a checkpoint has the state of an object."""
     return f"{name}_state_dict"
 
 
 def check_stateful(name: str, part: Any) -> None:
     """Raise if what a user passed is no object with a state.
-
-    >>> check_stateful("optimizer", False)
-    Traceback (most recent call last):
-    TypeError: optimizer is False; expected an object with state_dict() and load_state_dict()...
 
     Raises:
         TypeError: With what it is.
@@ -122,11 +114,7 @@ def check_stateful(name: str, part: Any) -> None:
 
 
 def state_of(part: Any) -> Any:
-    """The state of an object as a checkpoint has it: that of a module without its wrappers.
-
-    >>> list(state_of(nn.DataParallel(nn.Linear(1, 1))))
-    ['weight', 'bias']
-    """
+    """The state of an object as a checkpoint has it: that of a module without its wrappers."""
     if isinstance(part, nn.Module):
         return renamed(unwrap(part).state_dict(), without_compile)
     return part.state_dict()
@@ -144,9 +132,6 @@ Leaf = Callable[[Any, str], Any]  # a value and its place to what stands there i
 
 def rebuilt(value: Any, leaf: Leaf) -> Any:
     """The same containers with other leaves; what is one object stays one object.
-
-    >>> rebuilt({"a": [1, 2]}, lambda value, place: f"{place}={value}")
-    {'a': ['a[0]=1', 'a[1]=2']}
 
     Raises:
         TypeError: A container that contains itself.
@@ -215,9 +200,6 @@ def _plain_or_same(value: Any, place: str) -> Any:  # noqa: ARG001
 def plain_or_refused(value: Any, place: str) -> Any:
     """What stands in the file for a value.
 
-    >>> plain_or_refused(Path("runs/a"), "logdir")
-    'runs/a'
-
     Raises:
         TypeError: `torch.load` would refuse the file.
     """
@@ -251,12 +233,7 @@ def _is_filled_later(value: Any) -> bool:
 
 
 def registered() -> dict[str, Any]:
-    """What programs and libraries have told torch to load (`add_safe_globals`), by its name.
-
-    >>> with torch.serialization.safe_globals([Path]):
-    ...     "pathlib Path" in registered()
-    True
-    """
+    """What programs and libraries have told torch to load (`add_safe_globals`), by its name."""
     found = {}
     for each in torch.serialization.get_safe_globals():
         kind, name = each if isinstance(each, tuple) else (each, None)
@@ -272,11 +249,7 @@ _LAYOUTS = {
 
 
 def why_unreadable(tensor: Tensor) -> str:
-    """Why a tensor could not be read back from a file; empty if it could.
-
-    >>> why_unreadable(torch.empty(2, device="meta"))
-    'it is on the meta device and has no numbers; give it some, or leave it out'
-    """
+    """Why a tensor could not be read back from a file; empty if it could."""
     if tensor.is_meta:
         return "it is on the meta device and has no numbers; give it some, or leave it out"
     if tensor.is_quantized:
@@ -318,11 +291,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def renamed(state: Any, rename: Callable[[str], str]) -> Any:
-    """A state dict under other names, with the versions of its modules.
-
-    >>> list(renamed(nn.Linear(1, 1).state_dict(), str.upper))
-    ['WEIGHT', 'BIAS']
-    """
+    """A state dict under other names, with the versions of its modules."""
     same = OrderedDict((rename(key), value) for key, value in state.items())
     if hasattr(state, "_metadata"):
         versions = OrderedDict((rename(key), value) for key, value in state._metadata.items())
@@ -331,18 +300,10 @@ def renamed(state: Any, rename: Callable[[str], str]) -> Any:
 
 
 def without_compile(name: str) -> str:
-    """A parameter's or module's name without what torch.compile adds to it.
-
-    >>> without_compile("encoder._orig_mod.weight"), without_compile("encoder._orig_mod")
-    ('encoder.weight', 'encoder')
-    """
+    """A parameter's or module's name without what torch.compile adds to it."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def bare_name(name: str) -> str:
-    """A name without what DDP, DataParallel and torch.compile add to it.
-
-    >>> bare_name("module._orig_mod.encoder.weight")
-    'encoder.weight'
-    """
+    """A name without what DDP, DataParallel and torch.compile add to it."""
     return without_compile(name).removeprefix("module.")

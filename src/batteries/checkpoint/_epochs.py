@@ -11,12 +11,7 @@ from batteries._rundir.history import Row
 
 
 class Epochs:
-    """The rows of the epochs in their order; adding one takes the same time however many there are.
-
-    >>> history = Epochs("loss", True, [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.4}])
-    >>> history.best(1)
-    [{'epoch': 2, 'loss': 0.4}]
-    """
+    """The rows of the epochs in their order; to add one takes the same time at any number."""
 
     def __init__(self, metric: str, minimization: bool, rows: Iterable[Row] = ()) -> None:
         self.metric = metric

@@ -15,11 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class Misfit(NamedTuple):
-    """One thing about a state that does not fit its object.
-
-    >>> Misfit("param_groups[0].momentum", "missing", "it has no momentum").kind
-    'missing'
-    """
+    """One thing about a state that does not fit its object."""
 
     place: str
     kind: str  # missing, unexpected or mismatched, as a LoadReport has it
@@ -28,10 +24,6 @@ class Misfit(NamedTuple):
 
 def misfits(part: Any, state: Any) -> list[Misfit]:
     """What does not fit about the state of an optimizer, a scheduler or a scaler of torch.
-
-    >>> adam = torch.optim.Adam(nn.Linear(2, 1).parameters())
-    >>> misfits(adam, torch.optim.SGD(nn.Linear(2, 1).parameters()).state_dict())[0].text
-    "param_groups[0] has no 'betas'"
 
     Nothing changes. Objects whose class loads its state in a way of its own are believed.
     """

@@ -51,10 +51,6 @@ _HARMLESS = _CALLED | {
 def inspect_file(file: BinaryIO, size: int) -> tuple[bytes, list[zipfile.ZipInfo]]:
     """The pickle in a file whose loading runs no other code than torch.save's, and its records.
 
-    >>> with open("a.pth", "x+b") as file:
-    ...     torch.save({"epoch": 1}, file)
-    ...     pickled, records = inspect_file(file, size=file.tell())
-
     Records must be stored, not compressed, and together no longer than the file. The pickle is
     read, not executed.
 
@@ -85,13 +81,7 @@ def inspect_file(file: BinaryIO, size: int) -> tuple[bytes, list[zipfile.ZipInfo
 
 
 def offsets_in(file: BinaryIO, records: list[zipfile.ZipInfo]) -> dict[str, int]:
-    """Where the records of storages begin, by their names in the pickle.
-
-    >>> with open("a.pth", "x+b") as file:
-    ...     torch.save(torch.ones(2), file)
-    ...     list(offsets_in(file, inspect_file(file, size=file.tell())[1]))
-    ['0']
-    """
+    """Where the records of storages begin, by their names in the pickle."""
     offsets = {}
     for record in records:
         _, found, name = record.filename.rpartition("/data/")
@@ -103,11 +93,7 @@ def offsets_in(file: BinaryIO, records: list[zipfile.ZipInfo]) -> dict[str, int]
 
 
 def is_usual(pickled: bytes) -> bool:
-    r"""Whether a pickle calls nothing that only programs and libraries have made known to torch.
-
-    >>> is_usual(b"cpathlib\nPath\n"), is_usual(b"ctorch\nSize\n")
-    (False, True)
-    """
+    r"""Whether a pickle calls nothing that only programs and libraries have made known to torch."""
     return _names_in(pickled) <= _HARMLESS
 
 
@@ -121,10 +107,6 @@ def _names_in(pickled: bytes) -> set[str]:
 
 def inspect_contents(contents: Any, size: int, pickled: bytes) -> None:
     """Raise if what was loaded is larger than its file, or has no end.
-
-    >>> inspect_contents({"weight": torch.zeros(1).expand(1000)}, size=1000, pickled=b"")
-    Traceback (most recent call last):
-    batteries.checkpoint._outline.Suspicious: its tensor weight has 4,000 bytes, and it 1,000
 
     A value that is there once may stand in many places. Programs that walk through a checkpoint,
     or print it, meet it in each: there may be many more than the pickle has bytes, but not without

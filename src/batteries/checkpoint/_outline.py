@@ -31,11 +31,6 @@ _BROKEN = LookupError, TypeError, ValueError, RuntimeError, AttributeError, stru
 def outline(pickled: bytes, offsets: Mapping[str, int] | None = None) -> Any:
     """The values in the pickle of a file of torch.save, with meta tensors.
 
-    >>> torch.save({"epoch": 1, "weight": torch.zeros(2, 3)}, "a.pth")
-    >>> with open("a.pth", "rb") as file:
-    ...     outline(torch._C.PyTorchFileReader(file).get_record("data.pkl"))
-    {'epoch': 1, 'weight': tensor(..., device='meta', size=(2, 3))}
-
     It makes plain containers, numbers, strings and empty tensors, and can make nothing else.
     torch.load on the meta device does the same for all kinds of tensors, in three times the time.
 
@@ -53,8 +48,6 @@ def outline(pickled: bytes, offsets: Mapping[str, int] | None = None) -> Any:
 def check_cost(pickled: bytes) -> None:
     r"""Raise if a pickle would take more time or memory than its size justifies.
 
-    >>> check_cost(b"\x80\x02N.")
-
     A list can be made a set a thousand times, and a tuple of tuples of itself a key whose hash
     takes for ever. What it does not know it passes over.
 
@@ -67,10 +60,6 @@ def check_cost(pickled: bytes) -> None:
 
 def met(value: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
     """How many values are met on a walk through one, and the letters in them and their places.
-
-    >>> twice = [1, "two"]
-    >>> met([twice, twice], {})
-    (7, 6)
 
     Args:
         known: What was met before, by its id.

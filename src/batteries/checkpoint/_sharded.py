@@ -35,20 +35,12 @@ Room = Callable[[str, Tensor], Tensor]  # a place and a meta tensor to the tenso
 
 
 def new_folder(shards: Path) -> Path:
-    """A name for a directory that nobody has.
-
-    >>> new_folder(Path("shards"))
-    PosixPath('shards/...')
-    """
+    """A name for a directory that nobody has."""
     return shards / uuid.uuid4().hex
 
 
 def write_shards(checkpoint: Mapping[str, Any], folder: Path) -> Checkpoint:
     """Write the tensors of a checkpoint, each rank its part, and return what the index will say.
-
-    >>> index = write_shards({"epoch": 1, "x": torch.ones(2, 3)}, Path("shards"))
-    >>> index["checkpoint"], index["shapes"]
-    ({'epoch': 1, 'x': tensor([])}, {'x': [2, 3]})
 
     All ranks call it with the same checkpoint. When it returns, all is on the disk.
 
@@ -99,13 +91,7 @@ def write_shards(checkpoint: Mapping[str, Any], folder: Path) -> Checkpoint:
 
 
 def commit_shards(index: Checkpoint, folder: Path, name: Path, note: Note) -> None:
-    """Complete a directory with its index, and let a name stand for it in one step.
-
-    >>> folder = Path("runs/shards/1")
-    >>> commit_shards(write_shards({"epoch": 1}, folder), folder, Path("runs/last.dcp"), note={})
-    >>> read_shards("runs/last.dcp")
-    {'epoch': 1}
-    """
+    """Complete a directory with its index, and let a name stand for it in one step."""
     save_checkpoint(index, folder / INDEX, note=note)
     sync(folder.parent)
     sync(folder.parent.parent)
@@ -118,28 +104,19 @@ def commit_shards(index: Checkpoint, folder: Path, name: Path, note: Note) -> No
 
 
 def claim_shards(folder: PathLike, name: Path) -> None:
-    """Let a temporary link stand for a directory, to be removed unless it gets a name.
-
-    >>> claim_shards("shards/1", Path("last.dcp"))
-    """
+    """Let a temporary link stand for a directory, to be removed unless it gets a name."""
     temporary_name(name).symlink_to(folder)
 
 
 def name_shards(name: Path, folder: PathLike) -> None:
-    """Let a name stand for a directory; the one that it stood for is claimed.
-
-    >>> name_shards(Path("last.dcp"), "shards/1")
-    """
+    """Let a name stand for a directory; the one that it stood for is claimed."""
     if name.is_symlink() and name.readlink() != Path(folder):
         claim_shards(name.readlink(), name)
     point_to(folder, name)
 
 
 def remove_unnamed(shards: Path) -> None:
-    """Remove what is claimed and has no name; hold the log directory meanwhile.
-
-    >>> remove_unnamed(Path("runs/shards"))
-    """
+    """Remove what is claimed and has no name; hold the log directory meanwhile."""
     links = [path for path in shards.parent.glob("*") if path.is_symlink()]
     claims = [path for path in links if re.fullmatch(_CLAIM, path.name)]
     named = {path.resolve() for path in links if path not in claims}
@@ -153,12 +130,6 @@ def remove_unnamed(shards: Path) -> None:
 
 def read_shards(path: PathLike, room: Room | None = None) -> Checkpoint:
     """Read a sharded checkpoint, on any number of ranks, all of which call it.
-
-    >>> folder = Path("runs/shards/1")
-    >>> index = write_shards({"epoch": 1, "x": torch.ones(2)}, folder)
-    >>> commit_shards(index, folder, Path("runs/last.dcp"), note={})
-    >>> read_shards("runs/last.dcp")
-    {'epoch': 1, 'x': tensor([1., 1.])}
 
     The engine reads a pickle, which could run code: of ours it may only make what describes
     tensors, whose bytes lie in files that the index names. Every file is held against its digest.
@@ -190,11 +161,6 @@ def read_shards(path: PathLike, room: Room | None = None) -> Checkpoint:
 def verify_shards(path: PathLike) -> Checkpoint:
     """The index of a sharded checkpoint whose files are as they were written; all ranks call it.
 
-    >>> folder = Path("runs/shards/1")
-    >>> commit_shards(write_shards({}, folder), folder, Path("runs/last.dcp"), note={})
-    >>> list(verify_shards("runs/last.dcp")["files"])
-    ['__0_0.distcp', '.metadata']
-
     Each rank verifies some of the files.
 
     Raises:
@@ -219,13 +185,7 @@ def verify_shards(path: PathLike) -> Checkpoint:
 
 
 def peek_shards(path: PathLike) -> Checkpoint:
-    """What is in a sharded checkpoint, with meta tensors; its shards are not verified.
-
-    >>> folder = Path("runs/shards/1")
-    >>> commit_shards(write_shards({"x": torch.ones(2)}, folder), folder, Path("runs/a"), note={})
-    >>> peek_shards("runs/a")
-    {'x': tensor(..., device='meta', size=(2,))}
-    """
+    """What is in a sharded checkpoint, with meta tensors; its shards are not verified."""
     return _filled(_read_index(Path(path), path), lambda place, whole: whole)  # noqa: ARG005
 
 

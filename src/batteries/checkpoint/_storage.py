@@ -85,10 +85,6 @@ def _bytes_in(leaves: Iterable[Any]) -> int:
 def read_file(path: PathLike, map_location: torch.device | str = "cpu") -> Checkpoint:
     """Read a checkpoint file whose every byte is as it was written.
 
-    >>> save_checkpoint({"model_state_dict": {}, "epoch": 1}, "last.pth")
-    >>> read_file("last.pth")["epoch"]
-    1
-
     The bytes that are verified are the bytes that the tensors lie in. A file that carries no
     digest (of `torch.save`, say) is held against the checksums of its zip records.
 
@@ -116,11 +112,7 @@ def read_file(path: PathLike, map_location: torch.device | str = "cpu") -> Check
 
 
 def identity_of(path: PathLike) -> Any:
-    """What a checkpoint is known by, under any of its names; None where there is none.
-
-    >>> identity_of("last.pth") is None
-    True
-    """
+    """What a checkpoint is known by, under any of its names; None where there is none."""
     try:
         status = Path(path).stat()
         status = Path(path, INDEX).stat() if stat.S_ISDIR(status.st_mode) else status
@@ -130,12 +122,7 @@ def identity_of(path: PathLike) -> Any:
 
 
 def digest_read(path: PathLike) -> str | None:
-    """The digest of a checkpoint if this process has read it as it is now.
-
-    >>> save_checkpoint({"epoch": 1}, "last.pth")
-    >>> digest_read("last.pth"), read_file("last.pth"), len(digest_read("last.pth"))
-    (None, {'epoch': 1}, 32)
-    """
+    """The digest of a checkpoint if this process has read it as it is now."""
     return _read.get(identity_of(path))
 
 
@@ -144,20 +131,12 @@ def _identity(status: os.stat_result) -> Any:
 
 
 def is_state(state: Mapping[Any, Any]) -> bool:
-    """Whether a dict is the bare state dict of a model.
-
-    >>> is_state(nn.Linear(2, 1).state_dict()), is_state({"epoch": 1})
-    (True, False)
-    """
+    """Whether a dict is the bare state dict of a model."""
     return all(isinstance(v, Tensor) or str(k).endswith("_extra_state") for k, v in state.items())
 
 
 def peek_file(path: PathLike) -> Checkpoint:
     """What is in a checkpoint file, with meta tensors; nothing is verified.
-
-    >>> save_checkpoint({"model_state_dict": nn.Linear(2, 1).state_dict(), "epoch": 1}, "last.pth")
-    >>> peek_file("last.pth")["model_state_dict"]["weight"].device
-    device(type='meta')
 
     Raises:
         FileNotFoundError: No such file.
@@ -172,11 +151,6 @@ def peek_file(path: PathLike) -> Checkpoint:
 
 def outline_file(path: Path, file: BinaryIO, *, placed: bool = False) -> Any:
     """What is in an open file, with meta tensors.
-
-    >>> save_checkpoint({"epoch": 1}, "last.pth")
-    >>> with open("last.pth", "rb") as file:
-    ...     outline_file(Path("last.pth"), file)
-    {'epoch': 1}
 
     Args:
         placed: Their storages know where they begin in the file, `_checkpoint_offset`.
@@ -200,12 +174,7 @@ def outline_file(path: Path, file: BinaryIO, *, placed: bool = False) -> Any:
 
 
 def check_exists(path: Path) -> None:
-    """Raise if there is no such file; say what is there.
-
-    >>> check_exists(Path("last.pth"))
-    Traceback (most recent call last):
-    FileNotFoundError: there is no checkpoint last.pth; . has none
-    """
+    """Raise if there is no such file; say what is there."""
     if path.is_dir():
         raise CheckpointError(f"{path} is a directory; expected a checkpoint file in it")
     if path.exists() and not path.is_file():
@@ -278,11 +247,7 @@ def _contents(
 
 
 def unreadable(path: Path, reason: object) -> CheckpointError:
-    """The error about a file that is not what it should be.
-
-    >>> str(unreadable(Path("a.pth"), "it is empty"))[:47]
-    'a.pth cannot be read as a checkpoint: it is emp'
-    """
+    """The error about a file that is not what it should be."""
     if isinstance(reason, OldFormat):
         return CheckpointError(
             f"{path} has the format that torch.save had before torch 1.6, of which nothing can be "
@@ -297,12 +262,7 @@ def unreadable(path: Path, reason: object) -> CheckpointError:
 
 
 def check_records(path: Path, file: BinaryIO) -> None:
-    """Hold a zip file that carries no digest against the checksums of its records.
-
-    >>> torch.save({"epoch": 1}, "a.pth")
-    >>> with open("a.pth", "rb") as file:
-    ...     check_records(Path("a.pth"), file)
-    """
+    """Hold a zip file that carries no digest against the checksums of its records."""
     file.seek(0)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -348,12 +308,7 @@ _SPARSE = b"_rebuild_sparse_tensor"
 
 
 def load_shapes(path: Path, file: Any, pickled: bytes) -> Any:
-    """As `torch_load`, with meta tensors.
-
-    >>> torch.save(torch.eye(2).to_sparse(), "a.pth")
-    >>> load_shapes(Path("a.pth"), "a.pth", _SPARSE).device
-    device(type='meta')
-    """
+    """As `torch_load`, with meta tensors."""
     if _SPARSE not in pickled:
         return torch_load(path, file, torch.device("meta"))
     # Torch 2.14 looks at the numbers of sparse tensors, and on the meta device there are none.
@@ -362,12 +317,7 @@ def load_shapes(path: Path, file: Any, pickled: bytes) -> Any:
 
 
 def torch_load(path: Path, file: Any, device: torch.device) -> Any:
-    """What torch reads in a file, or a `CheckpointError`.
-
-    >>> torch.save({"epoch": 1}, "a.pth")
-    >>> torch_load(Path("a.pth"), "a.pth", torch.device("cpu"))
-    {'epoch': 1}
-    """
+    """What torch reads in a file, or a `CheckpointError`."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Validating sparse tensor invariants")

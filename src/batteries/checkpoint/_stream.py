@@ -37,13 +37,6 @@ _preadv = getattr(os, "preadv", None)  # Windows has none
 class Stream:
     """What is in a checkpoint, and its bytes, by their places.
 
-    >>> save_checkpoint({"model_state_dict": {"weight": torch.ones(2)}}, "a.pth")
-    >>> with Stream.opened("a.pth") as stream:
-    ...     weight = stream.contents["model_state_dict"]["weight"]
-    ...     room = torch.empty(8 + SPARE, dtype=torch.uint8)
-    ...     stream.read(stream.offset(weight), 8, room).view(torch.float32)
-    tensor([1., 1.])
-
     A file of `save_checkpoint` is held against its digest at the end of the block: until then
     nothing that was read may be believed. What was read is summed up on the way, and not read
     again for that. One of `torch.save` is held against the checksums of its records at the

@@ -36,11 +36,7 @@ def main() -> None:
 
 
 def say(text: str, err: bool = False) -> None:
-    r"""Print lines of what files say, of which no part reaches the terminal as a command.
-
-    >>> say("a" + chr(27) + "[31mb")
-    a\x1b[31mb
-    """
+    r"""Print lines of what files say, of which no part reaches the terminal as a command."""
     click.echo("\n".join(map(printable, text.split("\n"))), err=err)
 
 

@@ -74,11 +74,7 @@ def runs(
 
 
 def _holds(condition: str, row: Mapping[str, Any]) -> bool:
-    """Whether a row is one that was asked for.
-
-    >>> _holds("validation>0.9", {"validation": 0.93}), _holds("run~^a", {"run": "b"})
-    (True, False)
-    """
+    """Whether a row is one that was asked for."""
     parts = re.fullmatch(r"(.+?)\s*(!=|>=|<=|=|>|<|~)\s*(.*)", condition)
     if parts is None:
         raise ValueError(f"--filter {condition!r}: expected COLUMN, one of = != > < >= <= ~, VALUE")

@@ -16,17 +16,7 @@ _WIDE = 10_000  # columns, where there is no terminal
 def print_table(
     title: str, rows: Sequence[Mapping[str, Any]], spare: Sequence[str] = ()
 ) -> list[str]:
-    """Print rows; where they are too wide, without spare columns, which are returned.
-
-    >>> print_table("the scores of digits", [{"run": "001", "validation": 0.5}])
-    the scores of digits
-    ┏━━━━━┳━━━━━━━━━━━━┓
-    ┃ run ┃ validation ┃
-    ┡━━━━━╇━━━━━━━━━━━━┩
-    │ 001 │     0.5000 │
-    └─────┴────────────┘
-    []
-    """
+    """Print rows; where they are too wide, without spare columns, which are returned."""
     tables = import_optional("rich.table", needs="rich", for_="a table (without it: --json, --csv)")
     console = import_optional("rich.console", needs="rich", for_="a table").Console(
         width=None if sys.stdout.isatty() else _WIDE, emoji=False

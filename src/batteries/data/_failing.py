@@ -9,12 +9,7 @@ T = TypeVar("T")
 
 
 class Failed:
-    """An error in the place of what it prevented.
-
-    >>> Failed(ValueError("sample 3 is damaged")).throw()
-    Traceback (most recent call last):
-    ValueError: sample 3 is damaged
-    """
+    """An error in the place of what it prevented."""
 
     def __init__(self, error: Exception, bare: bool = False) -> None:
         """Of what raised it, the frame that caught it is left out; all frames if `bare`."""
@@ -34,17 +29,7 @@ class Failed:
 
 
 class Going(Iterator[T], Generic[T]):
-    """What a generator yields; a `Failed` is raised, and the next call goes on behind it.
-
-    >>> going = Going(item for item in [1, Failed(ValueError("damaged")), 3])
-    >>> next(going)
-    1
-    >>> next(going)
-    Traceback (most recent call last):
-    ValueError: damaged
-    >>> next(going)
-    3
-    """
+    """What a generator yields; a `Failed` is raised, and the next call goes on behind it."""
 
     def __init__(self, items: Generator[Any, None, None], of: Any = None) -> None:
         self._items = items

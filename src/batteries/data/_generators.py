@@ -38,10 +38,6 @@ _KINDS = (random.Random, np.random.Generator, np.random.RandomState, torch.Gener
 def generators_in(**roots: Any) -> dict[str, Any]:
     """The generators that can be reached from some objects, by their places.
 
-    >>> transform = functools.partial(max, key=random.Random(0).random)
-    >>> list(generators_in(transform=transform))
-    ["transform.keywords['key'].__self__"]
-
     Through attributes, containers, closures, what a function of the user names in its module, and
     the methods of classes. Those that `rekey` keys are left out.
     """
@@ -115,15 +111,7 @@ def _of_class(kind: type) -> list[tuple[str, Any]]:
 
 
 def rekey_each(generators: Mapping[str, Any], *numbers: int) -> None:
-    """Make what each draws next a function of these numbers, and of which of them it is.
-
-    >>> own = {"rng": random.Random()}
-    >>> rekey_each(own, 42, 0)
-    >>> first = own["rng"].random()
-    >>> rekey_each(own, 42, 0)
-    >>> own["rng"].random() == first
-    True
-    """
+    """Make what each draws next a function of these numbers, and of which of them it is."""
     for which, generator in enumerate(generators.values()):
         packed = struct.pack(f"<{len(numbers)}Q", *(number % 2**64 for number in numbers))
         key = hashlib.blake2b(packed, digest_size=32, salt=struct.pack("<Q", which)).digest()
@@ -148,11 +136,7 @@ def _bits(bits: Any, key: bytes, seed: int) -> Any:
 
 
 def difference(one: Any, two: Any, place: str = "") -> str | None:
-    """Where two samples differ; None: nowhere.
-
-    >>> difference({"x": [1, 2]}, {"x": [1, 3]})
-    "['x'][1]"
-    """
+    """Where two samples differ; None: nowhere."""
     if type(one) is not type(two):
         return place or "the whole"
     pairs: Iterator[tuple[Any, Any, str]] | None = None

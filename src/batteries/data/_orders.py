@@ -28,11 +28,7 @@ class Order(Protocol):
 
 
 class AsItIs:
-    """Positions are indices.
-
-    >>> AsItIs(3).reach(0, 5)
-    3
-    """
+    """Positions are indices."""
 
     def __init__(self, length: int) -> None:
         self._length = length
@@ -51,11 +47,7 @@ class AsItIs:
 
 
 class Shuffled(AsItIs):
-    """The indices at equally spaced positions of a shuffle, computed ahead, many at a time.
-
-    >>> sorted(Shuffled(3, (42, 0)).take(range(3)))
-    [0, 1, 2]
-    """
+    """The indices at equally spaced positions of a shuffle, computed ahead, many at a time."""
 
     def __init__(self, length: int, key: tuple[int, ...]) -> None:
         super().__init__(length)
@@ -83,12 +75,6 @@ class Shuffled(AsItIs):
 
 class Sampled:
     """What a sampler of the user yields, as a function of a key, read when it is needed.
-
-    >>> order = Sampled(iter([3, 5, 3]), (42, 0), counts=True)
-    >>> order.reach(0, 2), order.take(range(2)), order.again(range(2))
-    (2, [3, 5], None)
-    >>> order.reach(2, 4), order.take(range(2, 3)), order.again(range(2, 3))
-    (3, [3], [1])
 
     Between two reads others draw, so it has its own state of all generators. A sampler with
     `state_dict` and `load_state_dict` is begun by these anywhere, and draws by position.

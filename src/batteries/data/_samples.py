@@ -25,11 +25,7 @@ _SAMPLE, _SAMPLES = 2, 5  # what a key is for
 
 
 class Ask(NamedTuple):
-    """What a worker is asked for.
-
-    >>> Ask(seed=42, epoch=0, indices=[3, 3], again=[0, 1]).indices
-    [3, 3]
-    """
+    """What a worker is asked for."""
 
     seed: int
     epoch: int
@@ -39,10 +35,6 @@ class Ask(NamedTuple):
 
 class Samples(Dataset[Any]):
     """A dataset whose samples draw by seed, epoch and index alone, asked for as a batch.
-
-    >>> samples = Samples(range(3))
-    >>> samples.__getitems__(Ask(42, 0, [2, 0]))
-    [2, 0]
 
     An index that comes again in an epoch draws anew. A dataset that reads whole batches, by
     `__getitems__`, draws by all of their indices.
@@ -137,21 +129,13 @@ class Samples(Dataset[Any]):
 
 
 def number_of(index: Any) -> int:
-    """The integer by which a sample of an index draws.
-
-    >>> number_of(3)
-    3
-    """
+    """The integer by which a sample of an index draws."""
     whole = isinstance(index, int | np.integer)
     return int(index) if whole else zlib.crc32(repr(index).encode())
 
 
 def reads_batches(dataset: Any) -> bool:
-    """Whether a dataset has a `__getitems__` of its own; torch's `Subset` only passes it on.
-
-    >>> reads_batches(Subset(range(3), [0]))
-    False
-    """
+    """Whether a dataset has a `__getitems__` of its own; torch's `Subset` only passes it on."""
     if type(dataset) is Subset:
         return reads_batches(dataset.dataset)
     if type(dataset) is StackDataset:
@@ -161,11 +145,7 @@ def reads_batches(dataset: Any) -> bool:
 
 
 def draws(dataset: Any) -> bool:
-    """Whether the samples of a dataset may draw; those of tensors do not.
-
-    >>> draws(TensorDataset())
-    False
-    """
+    """Whether the samples of a dataset may draw; those of tensors do not."""
     while type(dataset) is Subset:
         dataset = dataset.dataset
     return type(dataset) is not TensorDataset

@@ -32,17 +32,7 @@ Sharded: TypeAlias = bool | Literal["workers", "ranks"] | None
 
 
 class Stream(IterableDataset[Any]):
-    """An iterable dataset of which this rank and worker takes its part.
-
-    >>> class Numbers(IterableDataset):
-    ...     def __iter__(self):
-    ...         return iter(range(3))
-    >>> stream = Stream(Numbers(), seed=42)
-    >>> stream.begin(0, fresh_parts(1))
-    True
-    >>> list(stream)
-    [0, 1, 2]
-    """
+    """An iterable dataset of which this rank and worker takes its part."""
 
     def __init__(
         self,
@@ -259,20 +249,12 @@ _CHOICES = (
 
 
 def fresh_parts(workers: int) -> list[Part]:
-    """Where the workers of a pass begin.
-
-    >>> fresh_parts(1)
-    [{'worker': 0, 'items': 0, 'ended': False}]
-    """
+    """Where the workers of a pass begin."""
     return [{"worker": worker, "items": 0, "ended": False} for worker in range(workers)]
 
 
 def followed(parts: list[Part], part: Part) -> list[Part]:
-    """The parts after one of them has moved on, which is the last to have its next turn.
-
-    >>> followed(fresh_parts(2), {"worker": 0, "items": 3, "ended": False})[1]
-    {'worker': 0, 'items': 3, 'ended': False}
-    """
+    """The parts after one of them has moved on, which is the last to have its next turn."""
     before = next(other for other in parts if other["worker"] == part["worker"])
     if "since" not in part:
         part = {**part, **{name: before[name] for name in _STATE if name in before}}
@@ -281,9 +263,6 @@ def followed(parts: list[Part], part: Part) -> list[Part]:
 
 def remembers(thing: Any) -> bool:
     """Whether something has `state_dict()` and `load_state_dict(state)`, to be called just so.
-
-    >>> remembers(nn.Linear(1, 1)), remembers(range(3))
-    (True, False)
 
     There are datasets whose `state_dict` needs to be told how far the loop is: it is another one.
     """
@@ -304,12 +283,7 @@ def _takes(thing: Any, name: str, *arguments: Any) -> bool:
 
 
 def thawed(part: Part) -> Part:
-    """A part with its dataset's state as the dataset returned it.
-
-    >>> torch.save({"at": 3}, frozen := io.BytesIO())
-    >>> thawed({"worker": 0, "frozen": frozen.getvalue()})
-    {'worker': 0, 'dataset': {'at': 3}}
-    """
+    """A part with its dataset's state as the dataset returned it."""
     if "frozen" not in part:
         return part
     state = torch.load(io.BytesIO(part["frozen"]), weights_only=False)  # our own worker's

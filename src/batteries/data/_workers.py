@@ -29,10 +29,7 @@ class _Watched(WorkerInfo):
 
 
 def change_worker(**values: Any) -> None:
-    """Let `get_worker_info` tell the truth about a dataset that is read through a wrapper.
-
-    >>> change_worker()  # outside of a worker there is nothing to change
-    """
+    """Let `get_worker_info` tell the truth about a dataset that is read through a wrapper."""
     info = get_worker_info()
     if info is not None:
         for name, value in values.items():
@@ -41,14 +38,7 @@ def change_worker(**values: Any) -> None:
 
 
 class ends_nothing:  # noqa: N801  # contextlib's own lets a StopIteration through
-    """Make a StopIteration of the user's an error: torch takes it for the end of the epoch.
-
-    >>> with ends_nothing("dataset[3]"):
-    ...     next(iter([]))
-    Traceback (most recent call last):
-        ...
-    RuntimeError: dataset[3] raised StopIteration, ...
-    """
+    """Make a StopIteration of the user's an error: torch takes it for the end of the epoch."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -62,13 +52,7 @@ class ends_nothing:  # noqa: N801  # contextlib's own lets a StopIteration throu
 
 
 def stopped(name: str) -> RuntimeError:
-    """The error for a StopIteration that is not the end of the epoch.
-
-    >>> raise stopped("dataset[3]")
-    Traceback (most recent call last):
-        ...
-    RuntimeError: dataset[3] raised StopIteration, ...
-    """
+    """The error for a StopIteration that is not the end of the epoch."""
     return RuntimeError(
         f"{name} raised StopIteration, which would have ended the epoch as if it were complete; "
         "an iterator inside it, taken from with next(), may be exhausted"
@@ -76,14 +60,7 @@ def stopped(name: str) -> RuntimeError:
 
 
 def leaked_by(end: StopIteration) -> str | None:
-    """The function of a transform that raised a StopIteration; None of an iterator's own end.
-
-    >>> try:
-    ...     next(map(lambda item: next(iter([])), [1]))
-    ... except StopIteration as end:
-    ...     leaked_by(end)
-    '<lambda>'
-    """
+    """The function of a transform that raised a StopIteration; None of an iterator's own end."""
     names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(end.__traceback__)][1:]
     return names[0] if names and not {"__next__", "next"} & {*names} else None
 
@@ -91,20 +68,13 @@ def leaked_by(end: StopIteration) -> str | None:
 def report_what_cannot_be_sent() -> None:
     """Send an error in place of a batch, or of an error, that cannot be pickled.
 
-    >>> report_what_cannot_be_sent.__name__  # in a worker alone: it changes its queues
-    'report_what_cannot_be_sent'
-
     The thread that sends would print a traceback and drop it, and the program wait for ever.
     """
     multiprocessing.queues.Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
 
 
 def sendable(failed: Failed) -> Any:
-    """An error as it comes through a queue; outside of a worker as it is.
-
-    >>> sendable(failed := Failed(ValueError("damaged"))) is failed
-    True
-    """
+    """An error as it comes through a queue; outside of a worker as it is."""
     info = get_worker_info()
     if info is None:
         return failed
@@ -121,11 +91,7 @@ def sendable(failed: Failed) -> Any:
 
 
 def received(sent: Any) -> Any:
-    """What `sendable` made, as an error that can be thrown again; all else as it is.
-
-    >>> received([1, 2])
-    [1, 2]
-    """
+    """What `sendable` made, as an error that can be thrown again; all else as it is."""
     if not isinstance(sent, ExceptionWrapper):
         return sent
     try:

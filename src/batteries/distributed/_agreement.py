@@ -47,11 +47,7 @@ _FAILED = "failed"  # the last word of a rank at a call
 
 
 class Call(NamedTuple):
-    """What a rank is about to do.
-
-    >>> Call(1, "barrier", "train.py:31")
-    Call(number=1, operation='barrier', place='train.py:31')
-    """
+    """What a rank is about to do."""
 
     number: int  # how many it has done, with this one
     operation: str
@@ -66,8 +62,6 @@ def agree(
     src: int | None = None,
 ) -> list[Header]:
     """The headers of all ranks, which are about to do the same thing; a collective.
-
-    >>> headers = agree("barrier", encode(None)[0]) if dist.is_initialized() else []
 
     Each rank tells rank 0 four numbers and hears three. Only what differs is then told in words.
 
@@ -140,8 +134,6 @@ class _Left(NamedTuple):
 def check_same(what: str, value: str, remedy: str) -> None:
     """Raise if another rank has said something else at the same moment; nobody waits.
 
-    >>> check_same("last.pth", "0123", "copy it")
-
     A moment is the time between two collectives. The first rank that comes says it.
 
     Raises:
@@ -158,10 +150,6 @@ def check_same(what: str, value: str, remedy: str) -> None:
 
 class Transfer:
     """What ranks send each other, and how each of them comes to an end.
-
-    >>> transfer = Transfer("all_gather")
-    >>> with transfer.sending():
-    ...     pass
 
     Each rank makes one, also one that neither sends nor receives. A wait ends by the data, by an
     error of the connection, by a rank that is known to have left or failed, or by the group's
@@ -302,13 +290,6 @@ class Transfer:
 
 class Posted:
     """A message that was sent or asked for, and can say whether it is through.
-
-    >>> class Done:
-    ...     def wait(self): ...
-    >>> posted = Posted(Done())
-    >>> posted.wait()
-    >>> posted.is_completed()
-    True
 
     Gloo's own cannot, and a wait for it that ends early closes the whole group's connections.
     """

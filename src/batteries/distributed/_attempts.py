@@ -18,13 +18,6 @@ _PATIENCE = 30.0  # seconds of a wait, after which it is told for whom
 def attempt_store(store: Store, rank: int, world_size: int, timeout: timedelta) -> Store:
     """The part of a store that belongs to the processes that were started together.
 
-    >>> store = torch.distributed.HashStore()
-    >>> ours = attempt_store(store, rank=0, world_size=1, timeout=timedelta(seconds=1))
-    >>> ours.set("address", "here")
-    >>> again = attempt_store(store, rank=0, world_size=1, timeout=timedelta(seconds=1))
-    >>> again.check(["address"])
-    False
-
     torchrun keeps one store for all its restarts, and PyTorch puts a group's addresses under the
     same keys each time: a worker that is quicker than its peers would connect to dead ones. What
     torchrun says of the attempt does not tell them apart: on several hosts

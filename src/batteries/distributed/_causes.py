@@ -18,9 +18,6 @@ class MissingRankError(RuntimeError):
 def first_cause(error: BaseException) -> str:
     """What ended the ranks, as the first of them has said that came to its end by an error.
 
-    >>> first_cause(ValueError("no data"))
-    'rank 0 on ...: ValueError: no data'
-
     Where a connection is closed to a rank that said nothing, that rank was killed: it is the cause
     of the errors of the others. Does nothing but ask; nobody waits.
     """
@@ -43,11 +40,7 @@ def first_cause(error: BaseException) -> str:
 
 
 def with_cause(error: BaseException) -> str:
-    """An error as text, with what ended the ranks first where that is another.
-
-    >>> with_cause(ValueError("no data"))
-    'ValueError: no data'
-    """
+    """An error as text, with what ended the ranks first where that is another."""
     own, cause = f"{type(error).__name__}: {error}", first_cause(error)
     if "; the first cause: " in own:  # it has been told
         return own

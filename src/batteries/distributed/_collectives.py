@@ -34,11 +34,7 @@ _apart: ContextVar[bool] = ContextVar("_apart", default=False)
 
 
 def alone(what: str, ranks: Ranks | None = None) -> bool:
-    """Whether a collective has nobody to talk to; a group that was forgotten is an error.
-
-    >>> alone("all_gather")
-    True
-    """
+    """Whether a collective has nobody to talk to; a group that was forgotten is an error."""
     ranks = ranks_of() if ranks is None else ranks
     if ranks.size == 1:
         return True
@@ -57,11 +53,7 @@ def alone(what: str, ranks: Ranks | None = None) -> bool:
 
 @contextmanager
 def being_apart() -> Iterator[None]:
-    """A block that the ranks do not go through together: collectives in it are errors.
-
-    >>> with being_apart():
-    ...     pass
-    """
+    """A block that the ranks do not go through together: collectives in it are errors."""
     token = _apart.set(True)
     try:
         yield

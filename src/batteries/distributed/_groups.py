@@ -23,11 +23,7 @@ _lent: list[ref[Tensor]] = []  # tensors that a thread of gloo may still have
 
 
 class Ranks(NamedTuple):
-    """Processes that do something together, numbered from 0.
-
-    >>> Ranks(rank=0, size=1, group=None).size
-    1
-    """
+    """Processes that do something together, numbered from 0."""
 
     rank: int  # of this process among them
     size: int
@@ -49,9 +45,6 @@ class Ranks(NamedTuple):
 
 def ranks_of(group: Group = None) -> Ranks:
     """The ranks that a group means, and which of them this process is.
-
-    >>> ranks_of(None)
-    Ranks(rank=0, size=1, group=None)
 
     Args:
         group: A `ProcessGroup`, a `DeviceMesh` of one dimension, or a mesh and the name of its
@@ -92,27 +85,18 @@ def ranks_of(group: Group = None) -> Ranks:
 
 
 def notes() -> Notes:
-    """Where ranks leave word for each other, in a process group.
-
-    >>> notes() if in_group() else None
-    """
+    """Where ranks leave word for each other, in a process group."""
     return Notes(dist.distributed_c10d._get_default_store())
 
 
 def timeout() -> float:
-    """Seconds that ranks wait for each other: `setup` was told, or torch has its own.
-
-    >>> seconds = timeout() if in_group() else 0
-    """
+    """Seconds that ranks wait for each other: `setup` was told, or torch has its own."""
     store: Any = dist.distributed_c10d._get_default_store()
     return float(store.timeout.total_seconds())
 
 
 def closed(ranks: Ranks) -> list[int]:
     """The ranks to whom the connection is closed, by their numbers in the world.
-
-    >>> closed(ranks_of())
-    []
 
     Of a connection that closes while a collective begins, gloo may tell nothing: the collective
     then waits to its timeout (3 of 150 kills while 4 MB travelled). It tells at the next message.
@@ -129,8 +113,6 @@ def closed(ranks: Ranks) -> list[int]:
 
 def break_off(ranks: Ranks) -> None:
     """Close a group's connections: what is under way ends with an error, here and elsewhere.
-
-    >>> break_off(ranks_of())
 
     A rank that has failed does not come again. Without this, gloo's threads go on with what was
     begun, and wait for ranks that wait for this one.
@@ -151,19 +133,13 @@ def _asked_for(ranks: Ranks, other: int) -> Any:
 
 
 def lend(*tensors: Tensor) -> None:
-    """Note that gloo has these tensors: its threads let go of them a moment after they are through.
-
-    >>> lend(torch.zeros(1))
-    """
+    """Note that gloo has these tensors: its threads let go of them a moment after their work."""
     _lent[:] = [lent for lent in _lent if _is_held(lent)]
     _lent.extend(map(ref, tensors))
 
 
 def take_back(seconds: float) -> bool:
     """Whether gloo has let go of all tensors in time.
-
-    >>> take_back(seconds=1)
-    True
 
     A thread that lets go of a tensor needs Python's lock. If Python has ended by then, the thread
     aborts the process.

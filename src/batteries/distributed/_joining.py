@@ -161,11 +161,7 @@ def _meeting_place(launch: Launch, timeout: timedelta | None) -> dict[str, Any]:
 
 
 def _gpu_index(local_rank: int, local_world_size: int, gpus: int) -> int:
-    """The GPU of a process among those it can see.
-
-    >>> _gpu_index(local_rank=1, local_world_size=8, gpus=8)
-    1
-    """
+    """The GPU of a process among those it can see."""
     if local_world_size == 0 and gpus == 1:  # srun --gpus-per-task=1 shows each its own
         return 0
     wanted = local_world_size or local_rank + 1

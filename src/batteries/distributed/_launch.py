@@ -10,11 +10,7 @@ import torch.distributed as dist
 
 
 class Launch(NamedTuple):
-    """What the launcher said about this process.
-
-    >>> Launch(rank=9, world_size=16, local_rank=1, local_world_size=8, init_method="env://").rank
-    9
-    """
+    """What the launcher said about this process."""
 
     rank: int
     world_size: int
@@ -25,9 +21,6 @@ class Launch(NamedTuple):
 
 def launched() -> Launch | None:
     """Read what torchrun, torch.distributed.launch or Slurm put in the environment.
-
-    >>> launched() is None  # started by hand
-    True
 
     Raises:
         ValueError: A variable that is missing beside others, is no number, or too large; with its
@@ -73,12 +66,7 @@ def _read() -> Launch | None:
 
 
 def said(name: str) -> str:
-    """What a variable says that a launcher sets together with others.
-
-    >>> said("MASTER_ADDR")
-    Traceback (most recent call last):
-    ValueError: MASTER_ADDR is missing in the environment, where others say ...
-    """
+    """What a variable says that a launcher sets together with others."""
     if not os.environ.get(name):
         found = "empty" if name in os.environ else "missing"
         raise ValueError(
@@ -89,12 +77,7 @@ def said(name: str) -> str:
 
 
 def number(name: str) -> int:
-    """The same, as a whole number.
-
-    >>> number("MASTER_PORT")
-    Traceback (most recent call last):
-    ValueError: MASTER_PORT is missing in the environment, where others say ...
-    """
+    """The same, as a whole number."""
     text = said(name)
     if not text.strip().isdecimal():
         raise ValueError(f"{name} is {text!r} in the environment; expected a number, 0 or more")
@@ -102,11 +85,7 @@ def number(name: str) -> int:
 
 
 def in_group() -> bool:
-    """Whether there is a process group.
-
-    >>> in_group()
-    False
-    """
+    """Whether there is a process group."""
     return dist.is_available() and dist.is_initialized()
 
 

@@ -16,12 +16,7 @@ from batteries.distributed._launch import rank
 
 
 class Failure(NamedTuple):
-    """An error on its way to other ranks.
-
-    >>> Failure.of(ValueError("no data")).throw()
-    Traceback (most recent call last):
-    ValueError: no data
-    """
+    """An error on its way to other ranks."""
 
     rank: int
     pickled: bytes | None  # None: this error cannot travel as itself
@@ -50,11 +45,7 @@ class Failure(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a payload of bytes is.
-
-    >>> Header(size=8, failed=False, dtype="float32", shape=[2], on="cpu").size
-    8
-    """
+    """What a payload of bytes is."""
 
     size: int  # bytes of payload
     failed: bool
@@ -64,12 +55,7 @@ class Header(NamedTuple):
 
 
 def encode(data: object) -> tuple[Header, Tensor]:
-    """The header and the payload of a value, which stays where it is.
-
-    >>> header, payload = encode(torch.ones(2))
-    >>> header.dtype, payload.shape
-    ('float32', torch.Size([8]))
-    """
+    """The header and the payload of a value, which stays where it is."""
     dtype, shape, on = None, [], "cpu"
     failure = data if isinstance(data, Failure) else None
     try:
@@ -104,19 +90,13 @@ class _Pickler(pickle.Pickler):
 
 
 def is_sharded(value: object) -> bool:
-    """Whether a tensor is a DTensor, of which each rank has its own part.
-
-    >>> is_sharded(torch.zeros(1))
-    False
-    """
+    """Whether a tensor is a DTensor, of which each rank has its own part."""
     tensors = sys.modules.get("torch.distributed.tensor")  # takes long to import
     return tensors is not None and isinstance(value, tensors.DTensor)
 
 
 def refuse_sharded(value: object, name: str) -> None:
     """Raise where a whole tensor is needed, and a DTensor was passed.
-
-    >>> refuse_sharded(torch.zeros(1), "the value")
 
     On another rank its local part would be taken for that rank's.
     """
@@ -128,11 +108,7 @@ def refuse_sharded(value: object, name: str) -> None:
 
 
 def pickled(data: object) -> bytes:
-    """A pickle whose tensors are on the CPU, and no larger than they look.
-
-    >>> len(pickled(torch.zeros(1000)[:1])) < 1000
-    True
-    """
+    """A pickle whose tensors are on the CPU, and no larger than they look."""
     file = io.BytesIO()
     _Pickler(file).dump(data)
     return file.getvalue()
@@ -143,32 +119,21 @@ def _as_tensor(data: bytes) -> Tensor:
 
 
 def transport_device(group: Any = None) -> torch.device:
-    """The device whose tensors the group can carry: the CPU, unless the group is nccl alone.
-
-    >>> carried = transport_device() if dist.is_initialized() else torch.device("cpu")
-    """
+    """The device whose tensors the group can carry: the CPU, unless the group is nccl alone."""
     if "gloo" in dist.get_backend_config(group) or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 
 def carrying_device(metas: list[Header], group: Any = None) -> torch.device:
-    """The device that carries the payloads: the GPU when they all lie there and nccl is at hand.
-
-    >>> metas = [Header(8, False, "float32", [2], "cpu")]
-    >>> carrier = carrying_device(metas) if dist.is_initialized() else torch.device("cpu")
-    """
+    """The device that carries the payloads: the GPU when they all lie there and nccl is at hand."""
     if all(meta.on == "cuda" for meta in metas) and "nccl" in dist.get_backend_config(group):
         return torch.device("cuda", torch.cuda.current_device())
     return transport_device(group)
 
 
 def decode(meta: Header, payload: Tensor, device: torch.device) -> Any:
-    """The value that a header and a payload are; one that is an error is raised.
-
-    >>> decode(*encode({"a": 1}), torch.device("cpu"))
-    {'a': 1}
-    """
+    """The value that a header and a payload are; one that is an error is raised."""
     if meta.dtype is not None:
         return payload.view(getattr(torch, meta.dtype)).reshape(meta.shape).to(device)
     data = pickle.loads(payload.cpu().numpy().tobytes())
@@ -178,9 +143,5 @@ def decode(meta: Header, payload: Tensor, device: torch.device) -> Any:
 
 
 def device_of(data: object) -> torch.device:
-    """Where a tensor lies; the CPU for other values.
-
-    >>> device_of("text")
-    device(type='cpu')
-    """
+    """Where a tensor lies; the CPU for other values."""
     return data.device if isinstance(data, Tensor) else torch.device("cpu")

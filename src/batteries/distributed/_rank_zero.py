@@ -97,9 +97,6 @@ def _sharing_errors() -> Iterator[None]:
 def others_wait() -> Iterator[list[str]]:
     """A block in which rank 0 may take longer than collectives wait for each other.
 
-    >>> with others_wait() as told:
-    ...     told.append("what rank 0 tells the others, who have it after the block")
-
     The others wait at its end until rank 0 is through, for up to a day. Those that do not come do
     not matter. When rank 0 does not come they wait as long as a collective would; when it has left,
     is dead, or says nothing for a minute, they go on, and the next collective names it.

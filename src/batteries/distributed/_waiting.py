@@ -22,11 +22,6 @@ class StoreGoneError(RuntimeError):
 def wait_until(over: Callable[[], bool], seconds: float, pause: float = 0.5) -> bool:
     """Whether something came true in time.
 
-    >>> wait_until(lambda: True, seconds=1)
-    True
-    >>> wait_until(lambda: False, seconds=0)
-    False
-
     Args:
         over: It may wait a moment itself, and may raise to end the wait.
         pause: The longest between two looks, in seconds. The first ones are short.
@@ -41,30 +36,17 @@ def wait_until(over: Callable[[], bool], seconds: float, pause: float = 0.5) -> 
 
 
 def seconds_between(ranks: int, least: float = 0.5) -> float:
-    """How often each of so many ranks asks their store: all together 2,000 times a second at most.
-
-    >>> seconds_between(8), seconds_between(4096)
-    (0.5, 2.048)
-    """
+    """Seconds between two questions of a rank: all ask their store 2,000 times a second at most."""
     return max(least, ranks / 2000)
 
 
 def rarely() -> Iterator[bool]:
-    """Whether it is time for what leaves a trace each time: more and more seldom.
-
-    >>> list(itertools.islice(rarely(), 9))
-    [True, True, False, True, False, False, False, True, False]
-    """
+    """Whether it is time for what leaves a trace each time: more and more seldom."""
     return ((number & (number - 1)) == 0 for number in itertools.count(1))
 
 
 class Notes:
     """A store in which ranks leave word for each other.
-
-    >>> notes = Notes(torch.distributed.HashStore())
-    >>> notes.set("left/1", "it came to its end")
-    >>> notes.get("left/1"), notes.get("left/2")
-    ('it came to its end', None)
 
     Torch's own client waits for ever where the store's host has stopped. Here each question ends:
     by an answer, or by `StoreGoneError` after 10 seconds, and at once while an older one is open.

@@ -42,11 +42,7 @@ _PATIENCE = 60.0  # seconds that `close`, and once a full queue, waits for a tra
 
 
 class Row(NamedTuple):
-    """The metrics of a step.
-
-    >>> Row(step=1, time=0.0, metrics={"loss": 0.5}).step
-    1
-    """
+    """The metrics of a step."""
 
     step: int
     time: float  # seconds since 1970
@@ -55,9 +51,6 @@ class Row(NamedTuple):
 
 class BackgroundLogger:
     """A tracker that is written to by a thread of its own; the trackers' loggers are its children.
-
-    >>> with BackgroundLogger("runs/digits") as nowhere:
-    ...     nowhere.log_metrics({"loss": 0.5}, step=1)
 
     Rank 0 writes; on the other ranks nothing happens. A call returns when its numbers are read,
     and what it logs is with the tracker within a second. A tracker that fails is warned about at
@@ -347,11 +340,7 @@ def _closing(own: Callable[[], BackgroundLogger | None]) -> Callable[[], None]:
 
 
 class Numbers(dict[str, float]):
-    """Metrics that have been read.
-
-    >>> Numbers(loss=0.5)
-    {'loss': 0.5}
-    """
+    """Metrics that have been read."""
 
 
 def read_together(metrics: Metrics) -> dict[str, float]:
@@ -406,9 +395,6 @@ def _whole(step: Any) -> int:
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of nested mappings, with joined names.
 
-    >>> flatten({"train": {"loss": 0.5}, "lr": 1})
-    {'train/loss': 0.5, 'lr': 1}
-
     Raises:
         ValueError: Two of them have the same name when they are joined.
     """
@@ -434,11 +420,7 @@ def _joined(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
 
 
 def file_name(name: str) -> str:
-    """A name that any file system takes, another one for each.
-
-    >>> file_name("confusion"), file_name("valid/confusion"), file_name("valid_confusion")
-    ('confusion', 'valid_confusion-aefd', 'valid_confusion')
-    """
+    """A name that any file system takes, another one for each."""
     cleaned = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:150]
     if cleaned == name:
         return name

@@ -208,11 +208,7 @@ def _make_store(path: Path, artifacts: Path) -> None:
 
 
 def _cleaned(name: str) -> str:
-    """A name that MLflow takes.
-
-    >>> _cleaned("acc@5"), _cleaned("train//loss")
-    ('acc_5', 'train/loss')
-    """
+    """A name that MLflow takes."""
     return _REFUSED.sub("_", re.sub("/+", "/", name))[:200] or "_"
 
 

@@ -154,11 +154,7 @@ class WandbLogger(BackgroundLogger):
 
 
 def _named(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Under names that are not W&B's own.
-
-    >>> _named({"global_step": 3.0, "loss": 0.5})
-    {'metrics/global_step': 3.0, 'loss': 0.5}
-    """
+    """Under names that are not W&B's own."""
     own = [name for name in metrics if name == _STEP or name.startswith("_")]
     if not own:
         return metrics
@@ -181,13 +177,7 @@ def _last_steps(directory: Path, run_id: str) -> dict[str, int]:
 
 
 def read_offline(path: PathLike) -> list[Any]:
-    """The records of a file that wandb wrote offline, as far as it is whole.
-
-    >>> Path("run.wandb").write_bytes(b":W&B" + b"torn")
-    8
-    >>> read_offline("run.wandb")
-    []
-    """
+    """The records of a file that wandb wrote offline, as far as it is whole."""
     messages = import_optional("wandb.proto.wandb_internal_pb2", needs="wandb", for_="read_offline")
     records: list[Any] = []
     for data in _logged(Path(path).read_bytes()):

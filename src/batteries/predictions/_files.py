@@ -63,10 +63,6 @@ def _polars() -> Any:
 def write(path: Path, columns: dict[str, Any], ids: Any) -> None:
     """Write arrays to one file, with ids.
 
-    >>> write(Path("a.parquet"), {"score": torch.tensor([0.5])}, ids=None)
-    >>> load("a.parquet")["score"]
-    array([0.5], dtype=float32)
-
     Raises:
         ValueError: Another suffix, or ids of another length.
         TypeError: Objects that the file cannot hold.

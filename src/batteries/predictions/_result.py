@@ -15,11 +15,7 @@ Indices = range | NDArray[np.integer]  # a range where they are equally spaced: 
 
 
 class Form(NamedTuple):
-    """What one row of an array is.
-
-    >>> Form("probability", "float32", (10,)).shape
-    (10,)
-    """
+    """What one row of an array is."""
 
     name: str
     dtype: str  # "" where the rows are objects
@@ -27,13 +23,7 @@ class Form(NamedTuple):
 
 
 class Result:
-    """Arrays that rows are put into, each once.
-
-    >>> result = Result(2, [Form("score", "int64", ())], drops=False)
-    >>> result.put(np.array([1, 0]), [torch.tensor([10, 20])])
-    >>> result.checked()
-    {'score': tensor([20, 10])}
-    """
+    """Arrays that rows are put into, each once."""
 
     def __init__(self, length: int, forms: list[Form], drops: bool) -> None:
         self._drops = drops

@@ -28,10 +28,6 @@ _MANY = 1000  # arguments, packages, files of a checkpoint
 class Text(NamedTuple):
     """The beginning or the end of a file.
 
-    >>> print(Text("one" + chr(10) + "two", 100, tail=True).cut(5))
-    [104 bytes before this]
-    two
-
     Attributes:
         missing: Bytes that were not read.
         tail: It is the end.
@@ -59,11 +55,7 @@ _NOTHING = Text("")
 
 @dataclass
 class Contents:
-    """What the page tells of a run.
-
-    >>> contents_of(RunInfo("001", Path("runs/001"))).row["run"]
-    '001'
-    """
+    """What the page tells of a run."""
 
     name: str
     path: str
@@ -79,11 +71,7 @@ class Contents:
 
 
 def contents_of(run: RunInfo) -> Contents:
-    """Read a run for the page. What cannot be read is told in its problems.
-
-    >>> contents_of(RunInfo("001", Path("runs/001"), state="finished")).row["state"]
-    'finished'
-    """
+    """Read a run for the page. What cannot be read is told in its problems."""
     found = Contents(run.name, str(run.path), {"run": run.name}, [*map(str, run.problems)])
     found.row["state"] = run.state
     with _telling(found, "its scores"):

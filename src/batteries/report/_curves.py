@@ -21,12 +21,6 @@ _LAST = 2.0**53  # steps, which JavaScript counts in floats
 class Curve:
     """The values of one metric over steps or epochs.
 
-    >>> curve = Curve("loss", "train")
-    >>> for step in range(1000):
-    ...     curve.add(step, 1 / (1 + step))
-    >>> [len(each) for each in curve.points(most=4)]
-    [4, 4]
-
     Args:
         group: What is drawn together, such as the losses of training and of validation.
         part: Which of them.
@@ -73,9 +67,6 @@ class Curve:
 
 def read_curves(run: Path, stages: Iterable[Stage], problems: list[str]) -> list[Curve]:
     """The curves in each `metrics.jsonl` of a run and those of the scores of checkpoints.
-
-    >>> read_curves(Path("runs/nothing"), [], [])
-    []
 
     Args:
         problems: What cannot be read is added to it.
@@ -134,11 +125,7 @@ def _lines(path: Path, run: Path, problems: list[str]) -> Iterable[dict[str, Any
 
 
 def _extremes(values: Sequence[float], most: int) -> list[int]:
-    """The indices of the first, the last, and the lowest and highest of equal parts in between.
-
-    >>> _extremes([0, 1, 9, 1, 1, -5, 1, 1], 4)
-    [0, 2, 5, 7]
-    """
+    """The indices of the first, the last, and the lowest and highest of equal parts in between."""
     if len(values) <= max(most, 2):
         return list(range(len(values)))
     parts = max((most - 2) // 2, 1)
@@ -153,11 +140,7 @@ def _extremes(values: Sequence[float], most: int) -> list[int]:
 
 
 def _number(value: Any) -> float | None:
-    """A float, of the strings that stand for NaN and infinities too.
-
-    >>> _number("inf"), _number({}), _number(10**400)
-    (inf, None, None)
-    """
+    """A float, of the strings that stand for NaN and infinities too."""
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):

@@ -118,11 +118,7 @@ def _data(logdir: str, runs: Sequence[Contents], gaps: Sequence[str], share: flo
 
 
 def level(sizes: Sequence[int], total: float, most: int = 2**20) -> int:
-    """Under which the sizes are to be cut so that together they stay within a total.
-
-    >>> level([10, 100, 100], total=110)
-    50
-    """
+    """Under which the sizes are to be cut so that together they stay within a total."""
     left = int(total)
     for count, size in zip(range(len(sizes), 0, -1), sorted(sizes), strict=True):
         if size > left // count:

@@ -239,11 +239,7 @@ def find_run(run: PathLike, logdir: PathLike = ".") -> RunInfo:
 
 
 def run_info(run: RunInfo | PathLike) -> RunInfo:
-    """What the files of a run say, unless that is what was given.
-
-    >>> run_info(RunInfo("001", Path("runs/001"))).name
-    '001'
-    """
+    """What the files of a run say, unless that is what was given."""
     return run if isinstance(run, RunInfo) else find_run(run)
 
 
@@ -344,9 +340,5 @@ def _span(session: dict[str, Any]) -> float | None:
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
-    """Numbers by their value.
-
-    >>> sorted(["b/10", "b/9", "a"], key=_natural)
-    ['a', 'b/9', 'b/10']
-    """
+    """Numbers by their value."""
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in name.split("/")]

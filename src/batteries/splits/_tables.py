@@ -14,19 +14,12 @@ _NAMED = 5  # in an error
 
 
 def is_table(data: Any) -> bool:
-    """Whether data has named columns: a polars or pandas frame, or a dict.
-
-    >>> is_table({"a": [1]}), is_table([1])
-    (True, False)
-    """
+    """Whether data has named columns: a polars or pandas frame, or a dict."""
     return isinstance(data, Mapping) or hasattr(data, "columns")
 
 
 def column_of(data: Any, column: Any) -> Any:
     """An array, as it is or by its name in a table.
-
-    >>> column_of({"a": [1, 2]}, "a")
-    array([1, 2])
 
     Raises:
         ValueError: No such column.
@@ -44,28 +37,17 @@ def column_of(data: Any, column: Any) -> Any:
 
 
 def names_in(data: Any) -> list[str]:
-    """The names of a table's columns.
-
-    >>> names_in({"a": [1]})
-    ['a']
-    """
+    """The names of a table's columns."""
     return list(data if isinstance(data, Mapping) else getattr(data, "columns", []))
 
 
 def length_of(data: Any) -> int:
-    """How many rows there are.
-
-    >>> length_of({"a": [1, 2]})
-    2
-    """
+    """How many rows there are."""
     return len(next(iter(data.values()))) if isinstance(data, Mapping) else len(data)
 
 
 def as_table(data: Any) -> dict[str, NDArray[Any]]:
     """The columns as arrays; an array is a table of one column.
-
-    >>> as_table([1, 2])
-    {'values': array([1, 2])}
 
     Raises:
         ValueError: Columns of different lengths.
@@ -80,11 +62,7 @@ def as_table(data: Any) -> dict[str, NDArray[Any]]:
 
 
 def is_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which values are None or NaN, (rows,).
-
-    >>> is_missing(np.array([1.0, np.nan]))
-    array([False,  True])
-    """
+    """Which values are None or NaN, (rows,)."""
     if values.dtype.kind in "mM":
         return np.asarray(np.isnat(values))
     if values.dtype == object:
@@ -96,8 +74,6 @@ def is_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 def refuse_missing(name: str, values: NDArray[Any]) -> None:
     """Raise where values are missing.
-
-    >>> refuse_missing("targets", np.array([0, 1]))
 
     Raises:
         ValueError: Some are None or NaN: how many and the first few.
@@ -120,18 +96,10 @@ def _is_absent(value: Any) -> bool:
 
 
 def polars_for(for_: str) -> Any:
-    """Polars, which the core does without.
-
-    >>> polars_for("this example").DataFrame({"a": [1]}).shape
-    (1, 1)
-    """
+    """Polars, which the core does without."""
     return import_optional("polars", needs="polars", for_=for_)
 
 
 def sklearn_room(room: str) -> Any:
-    """A part of scikit-learn, which the core does without.
-
-    >>> sklearn_room("metrics").accuracy_score([0, 1], [0, 1])
-    1.0
-    """
+    """A part of scikit-learn, which the core does without."""
     return import_optional(f"sklearn.{room}", needs="scikit-learn", for_="batteries.splits")
