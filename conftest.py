@@ -1,5 +1,6 @@
 """Fixtures for the unit tests and for the examples in docstrings."""
 
+import json
 import random
 import signal
 from pathlib import Path
@@ -35,7 +36,7 @@ def _names_for_examples(doctest_namespace: dict[str, object]) -> None:
     }
     names = {name: value for name, value in rooms.items() if name[0] != "_"}
     doctest_namespace.update({k: v for k, v in names.items() if not isinstance(v, ModuleType)})
-    doctest_namespace |= {"Path": Path, "RunInfo": batteries.scoreboard.RunInfo}
+    doctest_namespace |= {"json": json, "Path": Path, "RunInfo": batteries.scoreboard.RunInfo}
     doctest_namespace["read_lines"] = batteries.loggers.read_lines
     doctest_namespace["PerRank"] = batteries.distributed.PerRank
 

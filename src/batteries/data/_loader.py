@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import itertools
 import multiprocessing.util
@@ -700,18 +701,20 @@ class _Asked:
 
 
 @functools.cache
-def _ended_at_exit(pid: int) -> weakref.WeakSet[Any]:  # noqa: ARG001  # a fork has its own
+def _ended_at_exit(pid: int) -> weakref.WeakSet[Any]:
     """Passes with workers, which are told of the program's end: they ignore its signals.
 
-    Python would terminate them, once, and wait for them for ever. It calls what is registered here
-    first, also where multiprocessing has started the program, which ends without atexit.
+    Python would terminate them, once, and wait for them for ever. A program ends with atexit, of
+    which this has to come before torch's own part; a process that multiprocessing has started ends
+    without it. Passes of another process, which this one is a fork of, are not its own to end.
     """
     passes: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def end() -> None:
-        for workers in list(passes):
+        for workers in list(passes) if os.getpid() == pid else ():
             workers._shutdown_workers()
 
+    atexit.register(end)
     multiprocessing.util.Finalize(None, end, exitpriority=100)  # before its queues are closed
     return passes
 
