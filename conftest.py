@@ -41,14 +41,7 @@ def _names_for_examples(doctest_namespace: dict[str, object]) -> None:
     doctest_namespace["PerRank"] = batteries.distributed.PerRank
 
 
-# Fixtures that are made once: the tests that use one run in one process.
-SHARED = ("chromium", "wheel", "run_there")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        for name in SHARED:
-            if name in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group(name))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU that PyTorch can use"))

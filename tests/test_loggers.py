@@ -42,10 +42,7 @@ from batteries._files import make_directory
 from batteries.loggers import read_lines
 from batteries.loggers._wandb import read_offline
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
-    pytest.mark.xdist_group("trackers"),  # which take seconds to import
-]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 Scalars = dict[str, list[tuple[int, Any]]]  # step and value, by name
 
