@@ -3,9 +3,12 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from batteries._foreign import Most
+from batteries._rundir import history, record, scores
 from batteries.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -106,3 +109,36 @@ def test_make_targets_exist() -> None:
     }
     assert {"demo", "test", "bench"} <= commands
     assert all(re.search(rf"^{name}:", makefile, re.MULTILINE) for name in commands)
+
+
+def kind_told(kind: Any) -> str:
+    """What `check` asks for, in words."""
+    if isinstance(kind, tuple) and not isinstance(kind, Most):
+        return f"{kind_told(kind[1])}, or null"
+    if isinstance(kind, Most):
+        what = {str: "letters", dict: "names", list: "items"}[kind.type]
+        each = f"; each a {kind_told(kind.each)}" if kind.each is not object else ""
+        return f"{kind_told(kind.type)} of at most {kind.number:,} {what}{each}"
+    words: dict[Any, str] = {
+        str: "text", int: "whole number", float: "finite number", bool: "true or false",
+        dict: "names and values", list: "list",
+    }  # fmt: skip
+    return words[kind]
+
+
+def rows_of(schema: dict[str, Any], place: str = "") -> list[str]:
+    rows = []
+    for name, kind in schema.items():
+        if isinstance(kind, list):
+            rows += rows_of(kind[0], f"{place}{name}[].")
+        else:
+            rows.append(f"| `{place}{name}` | {kind_told(kind)} |")
+    return rows
+
+
+@pytest.mark.parametrize("module", [record, history, scores], ids=lambda module: module.NAME)
+def test_the_page_of_files_has_what_is_checked(module: Any) -> None:
+    """The table of each file of a run is what its reader holds the file against."""
+    text = (ROOT / "docs/files.md").read_text().split(f"### `{module.NAME}`\n\n")[1]
+    table = "\n".join(["| name | kind |", "|---|---|", *rows_of(module.SCHEMA)])
+    assert text.partition("\n\n")[0] == table

@@ -15,7 +15,7 @@ NAME = "metrics.json"
 _PAGE = 4096  # bytes of a file that a killed process has written all or none of
 _END = b"\n  ]\n}\n"
 Row = dict[str, Any]  # {"epoch": 3, "accuracy": 0.9}; None stands for what is not finite
-_HISTORY = {"metric_name": Most(str, 1000), "metric_minimization": bool, "values": list}
+SCHEMA = {"metric_name": Most(str, 1000), "metric_minimization": bool, "values": list}
 
 
 class History(NamedTuple):
@@ -43,8 +43,8 @@ def read_history(path: PathLike, inside: PathLike | None = None) -> History:
     except ValueError:
         memory = parse_json(_mended(data))
     try:
-        check(memory, _HISTORY)
-        missing = [name for name in _HISTORY if name not in memory]
+        check(memory, SCHEMA)
+        missing = [name for name in SCHEMA if name not in memory]
         if missing:
             more = ": whether lower is better" if "metric_minimization" in missing else ""
             raise ValueError(f"it does not say {', '.join(missing)}{more}")

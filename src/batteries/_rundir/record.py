@@ -25,6 +25,15 @@ _LONG_AGO = 3600.0  # seconds; what was last written before is not watched to be
 _looks: dict[Path, tuple[Any, float]] = {}  # the first look at a sign, and when that was
 _sessions: dict[Path, str] = {}  # the runs that this process records, and its sessions in them
 
+# Of what is computed with, or made paths and signals of; all else is only shown.
+_SESSION = {
+    **dict.fromkeys(("args", "git", "packages", "variables"), (None, dict)),
+    **dict.fromkeys(("state", "started", "stopped", "born"), (None, Most(str, 100))),
+    "pid": (None, int),
+    "host": (None, Most(str, 1000)),
+}
+SCHEMA = {"id": Most(str, 100), "sessions": [_SESSION]}
+
 
 def read_record(run: PathLike) -> dict[str, Any] | None:
     """What is recorded of a run; None where nothing is.
@@ -35,7 +44,7 @@ def read_record(run: PathLike) -> dict[str, Any] | None:
     path = Path(run, NAME)
     try:
         record: dict[str, Any] = parse_json(read_regular(path, inside=run))
-        check(record, {"id": Most(str, 100), "sessions": [_SESSION]})
+        check(record, SCHEMA)
         if not record.get("sessions"):
             raise ValueError("it has no sessions")
     except (FileNotFoundError, NotADirectoryError):
@@ -43,15 +52,6 @@ def read_record(run: PathLike) -> dict[str, Any] | None:
     except ValueError as error:
         raise ValueError(f"{path} is not the record of a run: {error}") from None
     return record
-
-
-# Of what is computed with, or made paths and signals of; all else is only shown.
-_SESSION = {
-    **dict.fromkeys(("args", "git", "packages", "variables"), (None, dict)),
-    **dict.fromkeys(("state", "started", "stopped", "born"), (None, Most(str, 100))),
-    "pid": (None, int),
-    "host": (None, Most(str, 1000)),
-}
 
 
 def write_record(run: PathLike, record: dict[str, Any]) -> None:

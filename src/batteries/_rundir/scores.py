@@ -13,7 +13,7 @@ from batteries._foreign import Most, check, read_json
 from batteries._rundir.record import check_held
 
 NAME = "scores.json"
-_SCORES = {
+SCHEMA = {
     "validation": float,
     "test": float,
     "leaderboard": Most(dict, 32, float),
@@ -64,7 +64,7 @@ def record_scores(
         scores = {**read_scores(path), **new}
         if boards:
             scores["leaderboard"] = {**scores.get("leaderboard", {}), **boards}
-        check(scores, _SCORES)
+        check(scores, SCHEMA)
         with write_whole(path / NAME, inside=path) as file:
             file.write(json.dumps(scores).encode())
     return scores
@@ -79,7 +79,7 @@ def read_scores(run: PathLike) -> dict[str, Any]:
     path = Path(run, NAME)
     try:
         scores: dict[str, Any] = read_json(path, inside=run)
-        check(scores, _SCORES)
+        check(scores, SCHEMA)
     except FileNotFoundError:
         return {}
     except ValueError as error:
