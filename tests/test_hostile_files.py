@@ -40,7 +40,8 @@ from batteries.predictions import load
 from batteries.scoreboard import read_runs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root, to make a device")
-LONGEST = 20  # seconds for one call, on a busy machine
+LONGEST = 20  # seconds of the processor for one call; to wait for something takes none
+NEVER = 300  # seconds, on a busy machine
 MEMORY = 2**30  # bytes
 
 
@@ -49,10 +50,11 @@ def _nothing_outside_is_touched() -> Iterator[None]:
     """And nothing takes for ever, or all memory."""
     folder = hostile.outside(Path())
     before, used = hostile.snapshot(folder), memory()
-    previous = signal.signal(signal.SIGALRM, _too_long)
+    numbers = signal.SIGALRM, signal.SIGPROF
+    previous = [signal.signal(number, _too_long) for number in numbers]
     yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, previous)
+    for number, handler in zip(numbers, previous, strict=True):
+        signal.signal(number, handler)
     assert hostile.snapshot(folder) == before
     assert memory() - used < MEMORY
 
@@ -66,10 +68,14 @@ def memory() -> int:
 
 
 @contextmanager
-def bounded(seconds: int = LONGEST) -> Iterator[None]:
-    signal.alarm(seconds)
-    yield
-    signal.alarm(0)
+def bounded() -> Iterator[None]:
+    signal.alarm(NEVER)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def command(*words: str, known: bool = True) -> str:
@@ -96,7 +102,7 @@ def test_runs() -> None:
     logdir = Path("runs")
     made = hostile.make_runs(logdir)
     hostile.make_run(logdir / "good")
-    begun = time.monotonic()
+    begun = time.process_time()
     with bounded():
         told = {run.name: run.problems for run in read_runs(logdir)}
     assert len(told) == len(made) + 1
@@ -109,7 +115,7 @@ def test_runs() -> None:
     page = Path("report.html").read_text()
     assert hostile.SECRET not in page
     assert page.count("<script") == 2
-    assert (time.monotonic() - begun) / len(made) < 1
+    assert (time.process_time() - begun) / len(made) < 1
     assert len(page) < 10_000_000
 
 
@@ -165,7 +171,7 @@ def log(logdir: str) -> None:
 
 def test_pickles() -> None:
     """A checkpoint that would run code, or be walked through for ever, is refused in time."""
-    path, begun, counts = Path("hostile.pth"), time.monotonic(), 0
+    path, begun, counts = Path("hostile.pth"), time.process_time(), 0
     for pickled in hostile.pickles().values():
         for bare in (False, True):
             hostile.write_pickle(path, pickled, bare)
@@ -173,7 +179,7 @@ def test_pickles() -> None:
                 refused(read, path)
             command("inspect", str(path), known=False)
             counts += 1
-    assert (time.monotonic() - begun) / counts < 1
+    assert (time.process_time() - begun) / counts < 1
     assert not Path("outside/run").exists()
 
 
