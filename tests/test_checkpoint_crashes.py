@@ -172,6 +172,7 @@ def behind_a_link(event: int) -> Path:
     return Path(f"link-{event}")
 
 
+@pytest.mark.sweep
 def test_death_behind_a_link() -> None:
     """A log directory that is a symbolic link survives the same, and stays one."""
     die_behind_links(None)

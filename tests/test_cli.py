@@ -18,6 +18,7 @@ import pytest
 import torch
 import warm
 from click.testing import CliRunner, Result
+from sweeps import sweep
 from test_scoreboard import make_run
 from torch import nn
 
@@ -269,8 +270,8 @@ def test_blend() -> None:
     "command",
     [
         "report runs",
-        "average runs/001/checkpoints --best 1 -o swa.pth",
-        "blend a.csv b.csv -o blend.csv",
+        sweep("average runs/001/checkpoints --best 1 -o swa.pth"),
+        sweep("blend a.csv b.csv -o blend.csv"),
     ],
 )
 def test_bars(command: str) -> None:
