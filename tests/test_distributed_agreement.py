@@ -30,6 +30,7 @@ from batteries.distributed._groups import ANY_LEFT, notes
 from batteries.distributed._messages import encode
 from batteries.distributed._rank_zero import others_wait
 from batteries.distributed._waiting import Notes, StoreGoneError, wait_until
+from batteries.predictions._parts import Part
 from batteries.predictions._result import Form
 
 TWO, THREE = torch.zeros(2), torch.zeros(3)
@@ -324,7 +325,7 @@ def gather_predictions(dst: int | None) -> object:
 
 def agree_on_predictions(dst: int | None) -> object:
     form, indices = Form("value", "float32", ()), range(2, 3 * len(DATA), 3)
-    own = (3 * len(DATA), False, dst), [form], len(DATA), indices
+    own = Part((3 * len(DATA), False, dst), [form], len(DATA), indices, [], None)
     return distributed.all_gather(own, check=False)
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -33,11 +32,13 @@ from batteries.distributed._groups import (
     timeout,
 )
 from batteries.distributed._launch import in_group, rank
-from batteries.distributed._messages import Header, transport_device
+from batteries.distributed._messages import Header, as_tensor, transport_device
 from batteries.distributed._waiting import StoreGoneError, rarely, seconds_between, wait_until
 
 _PLACES = 3  # callers, from the inside
 _SHOWN = 60  # characters of each
+_FEW = 8  # ranks
+_ROOM = 2**13  # bytes in which each of few ranks tells what it is about to do
 _MOMENTS = 3  # in which what a rank sent before it left may still arrive
 _OTHERS = 2.0  # seconds for the others to say that they wait too, when they have looked
 _GRACE = 5.0  # seconds for gloo to say itself that the time is over
@@ -54,16 +55,25 @@ class Call(NamedTuple):
     place: str  # "": not to be compared
 
 
+class Told(NamedTuple):
+    """What a rank told of its data before this travels."""
+
+    header: Header
+    payload: Tensor | None  # has come with the header
+
+
 def agree(
     operation: str,
     header: Header,
     check: bool = True,
     ranks: Ranks | None = None,
     src: int | None = None,
-) -> list[Header]:
+    payload: Tensor | None = None,
+) -> list[Told]:
     """The headers of all ranks, which are about to do the same thing; a collective.
 
-    Each rank tells rank 0 four numbers and hears three. Only what differs is then told in words.
+    Few ranks tell each other all of it at once, and payloads that are small. Each of many ranks
+    tells rank 0 four numbers and hears three; only what differs is then told in words.
 
     Args:
         check: Whether all must have come from the same place in the program.
@@ -75,17 +85,44 @@ def agree(
             come: with who they are.
     """
     transfer = Transfer(operation, check, ranks)
-    own, ranks = transfer.call, transfer.ranks
-    words = json.dumps([own, header]).encode()
     with transfer.sending():
-        together, alike, longest = _compared(transfer, header, len(words))
-        if together and alike and src is None:
-            return [header] * ranks.size
-        told = [*_told_by(transfer, words.ljust(longest), src if together else None)]
-    read = [json.loads(each) for each in told]
-    if not together:
-        raise RuntimeError(_difference([Call(*call) for call, _ in read]))
-    return [Header(*each) for _, each in read]
+        if transfer.ranks.size <= _FEW:
+            told = _told_at_once(transfer, header, payload)
+        else:
+            told = _told_by_way_of_zero(transfer, header, src)
+    calls = [call for call, _ in told]
+    if len({call[:2] for call in calls}) > 1 or len({call.place for call in calls} - {""}) > 1:
+        raise RuntimeError(_difference(calls))
+    return [each for _, each in (told if src is None else told[src : src + 1])]
+
+
+def _told_at_once(
+    transfer: Transfer, header: Header, payload: Tensor | None
+) -> list[tuple[Call, Told]]:
+    words = json.dumps([transfer.call, header]).encode() + b"\n"
+    if payload is not None and len(words) + header.size <= _ROOM:
+        words += payload.cpu().numpy().tobytes()
+    told = []
+    for row in _told_by(transfer, words.ljust(_ROOM), None):
+        text, _, rest = row.partition(b"\n")
+        call, fields = json.loads(text)
+        size = Header(*fields).size
+        data = as_tensor(rest[:size]) if size <= len(rest) else None
+        told.append((Call(*call), Told(Header(*fields), data)))
+    return told
+
+
+def _told_by_way_of_zero(
+    transfer: Transfer, header: Header, src: int | None
+) -> list[tuple[Call, Told]]:
+    ranks = transfer.ranks
+    words = json.dumps([transfer.call, header]).encode()
+    together, alike, longest = _compared(transfer, header, len(words))
+    if together and alike and src is None:
+        return [(transfer.call, Told(header, None))] * ranks.size
+    said = map(json.loads, _told_by(transfer, words.ljust(longest), src if together else None))
+    told = [(Call(*call), Told(Header(*fields), None)) for call, fields in said]
+    return told * (ranks.size if together and src is not None else 1)
 
 
 def _compared(transfer: Transfer, header: Header, length: int) -> list[int]:
@@ -110,7 +147,7 @@ def _compared(transfer: Transfer, header: Header, length: int) -> list[int]:
 def _told_by(transfer: Transfer, words: bytes, src: int | None) -> Iterator[bytes]:
     """The words of one rank, or of all; they are of one length."""
     ranks, device = transfer.ranks, transport_device(transfer.ranks.group)
-    mine = torch.frombuffer(bytearray(words), dtype=torch.uint8).to(device)
+    mine = as_tensor(words).to(device)
     parts = [mine] if src is not None else [torch.empty_like(mine) for _ in range(ranks.size)]
     if src is not None:
         work = dist.broadcast(mine, group_src=src, group=ranks.group, async_op=True)
@@ -286,35 +323,6 @@ class Transfer:
 
         wait_until(over, _OTHERS + 2 * seconds_between(self.ranks.size), pause=0.05)
         return absent
-
-
-class Posted:
-    """A message that was sent or asked for, and can say whether it is through.
-
-    Gloo's own cannot, and a wait for it that ends early closes the whole group's connections.
-    """
-
-    def __init__(self, work: Any) -> None:
-        self._work = work
-        self._errors: list[RuntimeError] = []
-        self._thread = threading.Thread(target=self._run, name="message", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._work.wait()
-        except RuntimeError as error:
-            self._errors.append(error)
-
-    def is_completed(self) -> bool:
-        """Whether it is through, or has failed."""
-        return not self._thread.is_alive()
-
-    def wait(self, limit: timedelta | None = None) -> None:
-        """Wait for it, or for a moment."""
-        self._thread.join(None if limit is None else limit.total_seconds())
-        if self._errors:
-            raise self._errors[0]
 
 
 def _place() -> str:

@@ -25,6 +25,7 @@ from batteries.distributed._messages import (
     refuse_sharded,
     transport_device,
 )
+from batteries.distributed._sending import send
 
 T = TypeVar("T")
 
@@ -99,23 +100,29 @@ def all_gather(data: T, *, check: bool = True, group: Group = None) -> list[T]:
 
 def _all_gather(data: Any, operation: str, check: bool, ranks: Ranks) -> list[Any]:
     header, payload = encode(data)
-    metas = agree(operation, header, check, ranks)
-    sizes = [meta.size for meta in metas]
-    carrier = carrying_device(metas, ranks.group)
-    payloads = [torch.empty(size, dtype=torch.uint8, device=carrier) for size in sizes]
-    payload = payload.to(carrier)
-    transfer = Transfer(operation, check, ranks)
-    with transfer.sending():
-        if len(set(sizes)) == 1:
-            work = dist.all_gather(payloads, payload, group=ranks.group, async_op=True)
-            transfer.wait(work, carrier, payload, *payloads)
-        else:
-            payloads[ranks.rank] = payload
-            for source, part in enumerate(payloads):
-                work = dist.broadcast(part, group_src=source, group=ranks.group, async_op=True)
-                transfer.wait(work, carrier, part)
+    told = agree(operation, header, check, ranks, payload=payload)
+    metas = [meta for meta, _ in told]
+    payloads = [part for _, part in told if part is not None]
+    if len(payloads) < ranks.size:
+        sizes = [meta.size for meta in metas]
+        carrier = carrying_device(metas, ranks.group)
+        payloads = [torch.empty(size, dtype=torch.uint8, device=carrier) for size in sizes]
+        _carry(payload.to(carrier), payloads, Transfer(operation, check, ranks))
     device = device_of(data)
     return [decode(meta, part, device) for meta, part in zip(metas, payloads, strict=True)]
+
+
+def _carry(own: Tensor, payloads: list[Tensor], transfer: Transfer) -> None:
+    """Fill payloads, of whatever sizes, with what each rank has."""
+    ranks = transfer.ranks
+    if len({len(part) for part in payloads}) == 1:
+        with transfer.sending():
+            work = dist.all_gather(payloads, own, group=ranks.group, async_op=True)
+            transfer.wait(work, own.device, own, *payloads)
+    else:
+        payloads[ranks.rank] = own
+        for arrive in [send(transfer, part, src) for src, part in enumerate(payloads)]:
+            arrive()
 
 
 def together(function: Callable[[], T], group: Group = None) -> T:
@@ -160,18 +167,16 @@ def broadcast(data: T, src: int = 0, *, check: bool = True, group: Group = None)
     sending = ranks.rank == src
     header, payload = encode(data if sending else None)
     operation = f"broadcast from rank {src}"
-    [meta] = agree(operation, header, check, ranks, src)
-    carrier = carrying_device([meta], ranks.group)
-    if not sending:
-        payload = torch.empty(meta.size, dtype=torch.uint8, device=carrier)
-    payload = payload.to(carrier)
-    transfer = Transfer(operation, check, ranks)
-    with transfer.sending():
-        work = dist.broadcast(payload, group_src=src, group=ranks.group, async_op=True)
-        transfer.wait(work, carrier, payload)
+    [(meta, small)] = agree(operation, header, check, ranks, src, payload if sending else None)
+    if small is None:
+        carrier = carrying_device([meta], ranks.group)
+        if not sending:
+            payload = torch.empty(meta.size, dtype=torch.uint8, device=carrier)
+        payload = payload.to(carrier)
+        send(Transfer(operation, check, ranks), payload, src)()
     if sending and not meta.failed:
         return data
-    received: T = decode(meta, payload, device_of(data))
+    received: T = decode(meta, payload if small is None else small, device_of(data))
     return received
 
 

@@ -66,10 +66,10 @@ def encode(data: object) -> tuple[Header, Tensor]:
             dtype, shape = str(data.dtype).removeprefix("torch."), list(data.shape)
             on = payload.device.type
         else:
-            payload = _as_tensor(pickled(failure or data))
+            payload = as_tensor(pickled(failure or data))
     except Exception as error:
         failure = Failure.of(error)
-        payload = _as_tensor(pickle.dumps(failure))
+        payload = as_tensor(pickle.dumps(failure))
     return Header(payload.numel(), failure is not None, dtype, shape, on), payload
 
 
@@ -114,8 +114,9 @@ def pickled(data: object) -> bytes:
     return file.getvalue()
 
 
-def _as_tensor(data: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+def as_tensor(data: bytes) -> Tensor:
+    """Bytes, in memory of their own."""
+    return torch.frombuffer(bytearray(data or b" "), dtype=torch.uint8)[: len(data)]
 
 
 def transport_device(group: Any = None) -> torch.device:

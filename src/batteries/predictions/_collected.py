@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import math
-import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import chain, zip_longest
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from batteries import distributed
 from batteries._files import PathLike
-from batteries.distributed._agreement import Posted, Transfer
+from batteries.distributed._agreement import Transfer
 from batteries.distributed._groups import Group, ranks_of
-from batteries.distributed._messages import is_sharded, transport_device
+from batteries.distributed._messages import is_sharded
 from batteries.distributed._messages import pickled as _pickle
 from batteries.predictions._files import write
-from batteries.predictions._result import Form, Indices, Result
-
-_CHUNK = 2**23  # bytes of an array that travel at once, while as many are put away
-_OBJECTS = 4096  # objects that travel at once
+from batteries.predictions._parts import Part, bring
+from batteries.predictions._result import Form, Indices, Result, each_once
 
 
 class Gathered(tuple[Any, ...]):
@@ -179,40 +173,24 @@ class Predictions:
         )
 
     def _gathered(self, dst: int | None) -> dict[str, Any]:
-        indices, rows = self._joined()
-        spaced = indices if isinstance(indices, range) else None
         group = ranks_of(self._group)
         if dst is not None and not 0 <= dst < group.size:
             raise ValueError(f"dst is {dst}; expected a rank, 0 to {group.size - 1}")
-        own = (self._length, self._drops, dst), self._forms, len(indices), spaced
-        ranks = distributed.all_gather(own, group=self._group)
-        forms = next((theirs for _, theirs, _, _ in ranks if theirs), [])
-        for number, (asked, theirs, _, _) in enumerate(ranks):
-            if asked != own[0] or theirs not in ([], forms):
+        indices, rows = self._joined()
+        own = Part.of((self._length, self._drops, dst), self._forms, indices, rows)
+        parts = distributed.all_gather(own, group=self._group)
+        forms = next((part.forms for part in parts if part.forms), [])
+        for number, part in enumerate(parts):
+            if part.asked != own.asked or part.forms not in ([], forms):
                 raise ValueError(
-                    f"the ranks have different predictions: rank {number} has {_described(theirs)} "
-                    f"and (length, drops, dst) {asked}, this one {_described(forms)} and {own[0]}"
+                    f"the ranks have different predictions: rank {number} has "
+                    f"{_described(part.forms)} and (length, drops, dst) {part.asked}, this one "
+                    f"{_described(forms)} and {own.asked}"
                 )
-        me = group.rank
-        result = Result(self._length, forms, self._drops) if dst in (None, me) else None
-        transfer = Transfer("Predictions.gather", ranks=group)
-        finish_previous: Callable[[], None] = _nothing
-        # By turns: what ranks have of one part of the dataset is put away while it is in the cache.
-        turns = zip_longest(*(_pieces(count, forms) for _, _, count, _ in ranks))
-        for source, piece in chain.from_iterable(map(enumerate, turns)):
-            mine = source == me
-            if piece is None or (result is None and not mine):
-                continue
-            way = _Way(transfer, source, dst, piece.stop - piece.start)
-            spaced = ranks[source][-1]
-            there: Any = spaced[piece] if spaced is not None else None
-            if there is None:
-                part = torch.from_numpy(indices[piece]) if mine else None
-                there = way.carry(Form("", self._places.name, ()), part)
-            values = [way.carry(form, rows[form.name][piece] if mine else None) for form in forms]
-            finish_previous()  # while this one travels
-            finish_previous = partial(_arrived, way, there, values, result)
-        finish_previous()
+        whole = each_once([part.spaced for part in parts], self._length)
+        here = dst in (None, group.rank)
+        result = Result(self._length, forms, self._drops, whole) if here else None
+        bring(parts, indices, rows, result, dst, Transfer("Predictions.gather", ranks=group))
         if dst is None:  # all have put the same together, and see the same in it
             assert result is not None
             return result.checked()
@@ -221,7 +199,7 @@ class Predictions:
             result.checked if result else lambda: nothing, group=self._group
         )
 
-    def _joined(self) -> tuple[Indices, dict[str, Any]]:
+    def _joined(self) -> tuple[Indices, list[Any]]:
         """This rank's indices and rows, each in one piece, and from now on kept so."""
         if len(self._indices) > 1 or not all(isinstance(part, range) for part in self._indices):
             parts = [np.asarray(part, dtype=self._places) for part in self._indices]
@@ -229,100 +207,8 @@ class Predictions:
             for name, batches in self._rows.items():
                 objects = isinstance(batches[0], list)
                 self._rows[name] = [list(chain(*batches)) if objects else torch.cat(batches)]
-        rows = {name: batches[0] for name, batches in self._rows.items()}
+        rows = [batches[0] for batches in self._rows.values()]
         return self._indices[0] if self._indices else range(0), rows
-
-
-# ---------------------------------------------------------------- rows on their way
-
-
-class _Way:
-    """Some rows from one rank to another, or to all: begun by `carry`, there after `wait`."""
-
-    def __init__(self, transfer: Transfer, source: int, dst: int | None, size: int) -> None:
-        self._transfer = transfer
-        self._source = source
-        self._size = size  # rows
-        ranks = transfer.ranks
-        self._group = ranks.group
-        self._sends = ranks.rank == source
-        self._needed = ranks.size > 1 and source != dst
-        self._peer = dst if dst is None or self._sends else source  # None: all of them
-        self._under_way: list[tuple[Any, Tensor, Tensor]] = []
-
-    def carry(self, form: Form, mine: Any) -> Any:
-        """Rows of the source, and the room for them elsewhere."""
-        if not self._needed:
-            return mine
-        if not form.dtype:
-            return self._carry_objects(mine)
-        room = torch.empty(self._size, *form.shape, dtype=getattr(torch, form.dtype))
-        data: Tensor = mine.contiguous() if self._sends else room
-        self._begin(data.reshape(-1).view(torch.uint8))
-        return data
-
-    def wait(self) -> None:
-        for work, carrier, data in self._under_way:
-            with self._transfer.sending():
-                if self._peer is not None and carrier.device.type == "cpu":
-                    work = Posted(work)
-                self._transfer.wait(work, carrier.device, carrier)
-            if carrier is not data and not self._sends:
-                data.copy_(carrier)
-        self._under_way = []
-
-    def _carry_objects(self, mine: Any) -> Any:
-        data = torch.frombuffer(bytearray(pickle.dumps(mine)), dtype=torch.uint8)
-        size = torch.tensor([len(data)])
-        self._begin(size.view(torch.uint8))
-        self.wait()
-        if not self._sends:
-            data = torch.empty(int(size), dtype=torch.uint8)
-        self._begin(data)
-        self.wait()
-        return mine if self._sends else pickle.loads(data.numpy().tobytes())
-
-    def _begin(self, data: Tensor) -> None:
-        if not len(data):
-            return
-        carrier = data.to(
-            transport_device(self._group)
-        )  # the same, or that of a group that has nccl alone
-        with self._transfer.sending():
-            if self._peer is None:
-                work = dist.broadcast(
-                    carrier, group_src=self._source, group=self._group, async_op=True
-                )
-            else:
-                work = (
-                    dist.isend(carrier, group_dst=self._peer, group=self._group)
-                    if self._sends
-                    else dist.irecv(carrier, group_src=self._peer, group=self._group)
-                )
-        self._under_way.append((work, carrier, data))
-
-
-def _arrived(way: _Way, there: Any, values: list[Any], result: Result | None) -> None:
-    way.wait()
-    if result is not None:
-        result.put(there if isinstance(there, range) else there.numpy(), values)
-
-
-def _nothing() -> None:
-    pass
-
-
-def _pieces(count: int, forms: list[Form]) -> Iterator[slice]:
-    """Rows that travel together."""
-    sizes = [
-        math.prod(form.shape) * getattr(torch, form.dtype).itemsize
-        if form.dtype
-        else _CHUNK // _OBJECTS
-        for form in forms
-    ]
-    rows = max(1, _CHUNK // max([1, *sizes]))
-    for start in range(0, count, rows):
-        yield slice(start, min(start + rows, count))
 
 
 # ---------------------------------------------------------------- rows as they come

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,10 +23,29 @@ class Form(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Result:
-    """Arrays that rows are put into, each once."""
+def each_once(parts: list[range | None], length: int) -> bool:
+    """Whether the indices of all ranks are known to be each of the dataset's once."""
+    ranges = [part for part in parts if part is not None and len(part)]
+    if None in parts or sum(map(len, ranges)) != length:
+        return False
+    steps = {part.step for part in ranges if len(part) > 1} or {1}
+    step = max(steps)
+    ranges.sort(key=lambda part: (part.start % step, part.start))
+    return len(steps) == 1 and all(
+        one[-1] < other[0] or (other[0] - one[0]) % step for one, other in pairwise(ranges)
+    )
 
-    def __init__(self, length: int, forms: list[Form], drops: bool) -> None:
+
+class Result:
+    """Arrays that rows are put into, each once.
+
+    Args:
+        whole: Whether they are known to be all of them, and each once.
+    """
+
+    def __init__(self, length: int, forms: list[Form], drops: bool, whole: bool) -> None:
+        self.places = torch.int32 if length < 2**31 else torch.int64
+        self._whole = whole
         self._drops = drops
         self._seen = np.zeros(length, dtype=bool)
         self._count = 0
@@ -38,9 +58,16 @@ class Result:
             for form in forms
         }
 
+    def room(self, form: Form, count: int, there: range | None) -> Tensor:
+        """Memory for rows that arrive: their own place where it is in one piece."""
+        array: Tensor = self._arrays[form.name]
+        if self._whole and there is not None and there.step == 1:
+            return array[there.start : there.stop]
+        return array.new_empty(count, *form.shape)
+
     def put(self, there: Indices, values: list[Any]) -> None:
         """Put rows where they belong, and compare those that are there already."""
-        again = self._claim(there)
+        again = None if self._whole else self._claim(there)
         if again is None:
             self._write(there, values)
             return
@@ -76,13 +103,13 @@ class Result:
             if isinstance(array, list):
                 for place, item in zip(there, value, strict=True):
                     array[place] = item
-            else:
+            elif value.data_ptr() != array[there[0] :].data_ptr():  # else it came into its room
                 _bits(array)[_selector(there)] = _bits(value)
 
     def checked(self) -> dict[str, Any]:
         """The arrays, if each row came once."""
         total, told = len(self._seen), []
-        if self._count < total:
+        if self._count < total and not self._whole:
             told.append(f"{_few(np.flatnonzero(~self._seen))} of {total} samples are missing")
         if self._repeated and not self._drops:
             told.append(

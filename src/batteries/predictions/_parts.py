@@ -1,0 +1,158 @@
+"""What a rank has, and how it comes to the others: small with its header, else in pieces."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import pairwise, zip_longest
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from batteries.distributed._agreement import Transfer
+from batteries.distributed._messages import as_tensor
+from batteries.distributed._sending import send
+from batteries.predictions._result import Form, Indices, Result
+
+_PIECE = 2**23  # bytes of an array that travel at once, while as many are put away
+_OBJECTS = 4096  # objects that travel at once
+_SMALL = 2**16  # bytes that come with the header
+
+
+class Part(NamedTuple):
+    """What a rank tells of its rows before they travel."""
+
+    asked: tuple[Any, ...]  # of `gather`
+    forms: list[Form]
+    size: int  # rows
+    spaced: range | None  # the indices; None: they travel
+    sizes: list[list[int]]  # of each piece, bytes of the objects of each array that has them
+    small: list[bytes] | None  # all tensors of all pieces; None: they travel
+
+    @classmethod
+    def of(
+        cls, asked: tuple[Any, ...], forms: list[Form], indices: Indices, rows: list[Any]
+    ) -> Part:
+        spaced = indices if isinstance(indices, range) else None
+        part = cls(asked, forms, len(indices), spaced, [], None)
+        lists = [values for values in rows if isinstance(values, list)]
+        for piece in part.pieces():
+            part.sizes.append([sum(map(len, values[piece])) for values in lists])
+        row = sum(_bytes(form) or 8 for form in forms) + 8
+        if row * len(indices) + sum(map(sum, part.sizes)) > _SMALL:
+            return part
+        return part._replace(
+            small=[
+                _flat(tensor).numpy().tobytes()
+                for piece in part.pieces()
+                for tensor in part.packed(piece, indices, rows)
+            ]
+        )
+
+    def pieces(self) -> Iterator[slice]:
+        """Rows that travel together."""
+        most = max([1, *(_bytes(f) if f.dtype else _PIECE // _OBJECTS for f in self.forms)])
+        rows = max(1, _PIECE // most)
+        for start in range(0, self.size, rows):
+            yield slice(start, min(start + rows, self.size))
+
+    def packed(self, piece: slice, indices: Indices, rows: list[Any]) -> list[Tensor]:
+        """The tensors that a piece is."""
+        tensors = [] if isinstance(indices, range) else [torch.from_numpy(indices[piece])]
+        for values in (values[piece] for values in rows):
+            if isinstance(values, list):
+                tensors += [torch.tensor(list(map(len, values))), as_tensor(b"".join(values))]
+            else:
+                tensors.append(values.contiguous())
+        return tensors
+
+    def rooms(self, number: int, piece: slice, result: Result) -> list[Tensor]:
+        """Memory for the tensors of a piece."""
+        count, sizes = piece.stop - piece.start, iter(self.sizes[number])
+        tensors = [] if self.spaced is not None else [torch.empty(count, dtype=result.places)]
+        for form in self.forms:
+            if form.dtype:
+                tensors.append(result.room(form, count, self.spaced and self.spaced[piece]))
+            else:
+                tensors += [
+                    torch.empty(count, dtype=torch.int64),
+                    torch.empty(next(sizes), dtype=torch.uint8),
+                ]
+        return tensors
+
+    def unpacked(self, piece: slice, tensors: list[Tensor]) -> tuple[Indices, list[Any]]:
+        """The indices and the rows in the tensors of a piece."""
+        left = iter(tensors)
+        there = self.spaced[piece] if self.spaced is not None else next(left).numpy()
+        return there, [
+            next(left) if form.dtype else _objects(next(left), next(left)) for form in self.forms
+        ]
+
+
+def bring(
+    parts: list[Part],
+    indices: Indices,
+    rows: list[Any],
+    result: Result | None,
+    dst: int | None,
+    transfer: Transfer,
+) -> None:
+    """Put the rows of all ranks into the result, in the same order on all ranks.
+
+    Args:
+        indices: Of this rank's rows.
+        result: None on a rank that gets nothing.
+    """
+    small = [iter(part.small or ()) for part in parts]
+    under_way: deque[Callable[[], None]] = deque()
+
+    def begin(source: int, number: int, piece: slice) -> Callable[[], None]:
+        part, mine = parts[source], source == transfer.ranks.rank
+        travels = part.small is None and source != dst and transfer.ranks.size > 1
+        tensors: list[Tensor] = []
+        if mine and travels:
+            tensors = part.packed(piece, indices, rows)
+        elif not mine and result is not None:
+            tensors = part.rooms(number, piece, result)
+        arrivals = []
+        for tensor in tensors:
+            if travels:
+                arrivals.append(send(transfer, _flat(tensor), source, dst))
+            else:
+                _flat(tensor).copy_(as_tensor(next(small[source])))
+
+        def arrive() -> None:
+            if mine and result is not None:
+                result.put(indices[piece], [values[piece] for values in rows])
+            for each in arrivals:
+                each()
+            if not mine and result is not None:
+                result.put(*part.unpacked(piece, tensors))
+
+        return arrive
+
+    # By turns: what ranks have of one part of the dataset is put away while it is in the cache.
+    for turn in zip_longest(*(enumerate(part.pieces()) for part in parts)):
+        for source, found in enumerate(turn):
+            if found is not None:
+                under_way.append(begin(source, *found))
+            if len(under_way) > 1:
+                under_way.popleft()()
+    for arrive in under_way:
+        arrive()
+
+
+def _bytes(form: Form) -> int:
+    """Bytes of a row; 0 for objects, which have each their own."""
+    return math.prod(form.shape) * getattr(torch, form.dtype).itemsize if form.dtype else 0
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def _objects(lengths: Tensor, data: Tensor) -> list[bytes]:
+    whole, ends = data.numpy().tobytes(), [0, *lengths.cumsum(0).tolist()]
+    return [whole[start:end] for start, end in pairwise(ends)]
