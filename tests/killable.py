@@ -213,7 +213,7 @@ def run_torchrun(world_size: int, directory: Path, kills: list[Kill], workers: i
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    return str(result.stdout.strip())
+    return "".join(warm.told_by(result.stdout.splitlines()))
 
 
 def main(directory: str, kills: str, workers: str) -> None:

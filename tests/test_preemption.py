@@ -122,7 +122,7 @@ def lone_rank(program: str, *, others: str = "", agent: bool = True) -> tuple[in
     try:
         for rank in ranks:
             assert rank.stdout
-            assert rank.stdout.readline() == "ready\n"
+            assert next(warm.told_by(rank.stdout)) == "ready\n"
         told, other = ranks if agent else ranks[::-1]  # rank 0 has the store, without an agent
         other.send_signal(signal.Signals[others])
         told.send_signal(signal.SIGTERM)
@@ -372,10 +372,10 @@ def test_torchrun() -> None:
     command = warm.torchrun("--nproc-per-node=2", "--max-restarts=1", "train.py")
     with warm.Popen(command, env=ENV, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout
-        first = [run.stdout.readline() for _ in range(2)]
-        again = run.stdout.readline()
+        lines = warm.told_by(run.stdout)
+        first, again = [next(lines), next(lines)], next(lines)
         run.send_signal(signal.SIGTERM)
-        second = run.stdout.read().splitlines()
+        second = [*lines]
     assert first[0] == first[1]
     assert again.split()[-1] == first[0].split()[-1]
     assert len(second) == 2

@@ -322,6 +322,13 @@ def _tensor(
     return same.requires_grad_(requires_grad)
 
 
+def _typed_tensor(
+    storage: tuple[torch.dtype, torch.UntypedStorage | None], *arguments: Any
+) -> Tensor:
+    """As torch writes the dtypes that have no class of storages: float8, uint16 and others."""
+    return _tensor((_only(arguments[-1], torch.dtype), storage[1]), *arguments[:-1])
+
+
 def _parameter(data: Tensor, requires_grad: bool, hooks: Any) -> nn.Parameter:
     if hooks:
         raise ValueError("a parameter with hooks")
@@ -338,10 +345,12 @@ _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(valu
 _STORAGES = {name: dtype for dtype, name in torch.storage._dtype_to_storage_type_map().items()}
 _KNOWN: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
+    ("torch._utils", "_rebuild_tensor_v3"): _Call(_typed_tensor),
     ("torch._utils", "_rebuild_parameter"): _Call(_parameter),
     ("collections", "OrderedDict"): _Call(OrderedDict),
     ("collections", "Counter"): _Call(Counter),
     ("__builtin__", "set"): _Call(set),
+    ("torch.storage", "UntypedStorage"): torch.uint8,
     ("torch", "Size"): _Call(torch.Size),
     ("torch", "device"): _Call(torch.device),
     ("_codecs", "encode"): _Call(_encode),

@@ -297,6 +297,7 @@ def _engine(failed: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # of torch 2.10
             yield
     except CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))

@@ -85,9 +85,17 @@ class Stream:
             )
 
     def offset(self, tensor: Tensor) -> int:
-        """Where in the file the storage of a tensor of `contents` begins."""
+        """Where in the file the storage of a tensor of `contents` begins.
+
+        Raises:
+            CheckpointError: Torch 2.10 does not know it.
+        """
         found = tensor.untyped_storage()._checkpoint_offset
-        assert found is not None, "torch says it of storages on the meta device"
+        if found is None:
+            raise CheckpointError(
+                f"{self.path} has values, such as tensors of a subclass, whose place torch tells "
+                "from 2.11 on: update torch, or save plain tensors"
+            )
         return found
 
     def read(self, at: int, size: int, room: Tensor) -> Tensor:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import pairwise, zip_longest
+from itertools import islice, pairwise, zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,8 @@ from batteries.distributed._messages import as_tensor
 from batteries.distributed._sending import send
 from batteries.predictions._result import Form, Indices, Result
 
-_PIECE = 2**23  # bytes of an array that travel at once, while as many are put away
+_PIECE = 2**22  # bytes of an array that travel at once
+_TOGETHER = 2  # pieces on their way, while as many are put away
 _OBJECTS = 4096  # objects that travel at once
 _SMALL = 2**16  # bytes that come with the header
 
@@ -106,9 +106,8 @@ def bring(
         result: None on a rank that gets nothing.
     """
     small = [iter(part.small or ()) for part in parts]
-    under_way: deque[Callable[[], None]] = deque()
 
-    def begin(source: int, number: int, piece: slice) -> Callable[[], None]:
+    def begin(source: int, number: int, piece: slice) -> Callable[[], tuple[Indices, list[Any]]]:
         part, mine = parts[source], source == transfer.ranks.rank
         travels = part.small is None and source != dst and transfer.ranks.size > 1
         tensors: list[Tensor] = []
@@ -116,32 +115,33 @@ def bring(
             tensors = part.packed(piece, indices, rows)
         elif not mine and result is not None:
             tensors = part.rooms(number, piece, result)
-        arrivals = []
-        for tensor in tensors:
-            if travels:
-                arrivals.append(send(transfer, _flat(tensor), source, dst))
-            else:
-                _flat(tensor).copy_(as_tensor(next(small[source])))
+        arrivals = [send(transfer, _flat(each), source, dst) for each in tensors if travels]
+        if not travels:
+            for tensor, data in zip(tensors, small[source], strict=False):
+                _flat(tensor).copy_(as_tensor(data))
 
-        def arrive() -> None:
-            if mine and result is not None:
-                result.put(indices[piece], [values[piece] for values in rows])
+        def arrive() -> tuple[Indices, list[Any]]:
             for each in arrivals:
                 each()
-            if not mine and result is not None:
-                result.put(*part.unpacked(piece, tensors))
+            if mine or result is None:
+                return indices[piece], [values[piece] for values in rows]
+            return part.unpacked(piece, tensors)
 
         return arrive
 
+    def finish(group: list[Callable[[], tuple[Indices, list[Any]]]]) -> None:
+        arrived = [arrive() for arrive in group]
+        if result is not None:
+            result.put(arrived)
+
     # By turns: what ranks have of one part of the dataset is put away while it is in the cache.
-    for turn in zip_longest(*(enumerate(part.pieces()) for part in parts)):
-        for source, found in enumerate(turn):
-            if found is not None:
-                under_way.append(begin(source, *found))
-            if len(under_way) > 1:
-                under_way.popleft()()
-    for arrive in under_way:
-        arrive()
+    turns = zip_longest(*(enumerate(part.pieces()) for part in parts))
+    found = ((source, *piece) for turn in turns for source, piece in enumerate(turn) if piece)
+    before: list[Callable[[], tuple[Indices, list[Any]]]] = []
+    while group := [begin(*each) for each in islice(found, _TOGETHER)]:
+        finish(before)
+        before = group
+    finish(before)
 
 
 def _bytes(form: Form) -> int:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _NAMED = 5  # indices in an error
+_BLOCK = 2**16  # rows
 Indices = range | NDArray[np.integer]  # a range where they are equally spaced: it takes no room
 
 
@@ -65,9 +66,21 @@ class Result:
             return array[there.start : there.stop]
         return array.new_empty(count, *form.shape)
 
-    def put(self, there: Indices, values: list[Any]) -> None:
+    def put(self, parts: list[tuple[Indices, list[Any]]]) -> None:
         """Put rows where they belong, and compare those that are there already."""
-        again = None if self._whole else self._claim(there)
+        if not self._whole:
+            for there, values in parts:
+                self._put(there if isinstance(there, range) else there.astype(np.intp), values)
+            return
+        # In blocks: what lies side by side is written while it is in the cache.
+        for start in range(0, max((len(there) for there, _ in parts), default=0), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            for there, values in parts:
+                if start < len(there):
+                    self._write(there[block], [value[block] for value in values])
+
+    def _put(self, there: Indices, values: list[Any]) -> None:
+        again = self._claim(there)
         if again is None:
             self._write(there, values)
             return
