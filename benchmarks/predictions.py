@@ -19,6 +19,7 @@ from batteries import Predictions, distributed
 
 TURNS = 9
 ROWS = 1_000_000  # of each of two processes
+FEW = 300
 MANY = 25_000_000  # of each of four
 
 
@@ -54,22 +55,22 @@ def _run(
         results.put(result)
 
 
-def timed(ragged: bool) -> Timings:
+def timed(size: int, ragged: bool) -> Timings:
     """Microseconds of each way to gather a float32 and an int64 for each row."""
     rank = distributed.rank()
-    rows = ROWS + (2 * rank - 1) * (ROWS // 5) * ragged
+    rows = size + (2 * rank - 1) * (size // 5) * ragged
     scores, targets = torch.rand(rows), torch.arange(rows)
-    rooms = [torch.empty(2 * ROWS), torch.empty(2 * ROWS, dtype=torch.int64)]
-    outputs = Predictions(2 * ROWS)
+    rooms = [torch.empty(2 * size), torch.empty(2 * size, dtype=torch.int64)]
+    outputs = Predictions(2 * size)
     if ragged:
         outputs.add(
-            range(rank * (2 * ROWS - rows), 2 * ROWS if rank else rows), s=scores, t=targets
+            range(rank * (2 * size - rows), 2 * size if rank else rows), s=scores, t=targets
         )
     else:
-        outputs.add(range(rank, 2 * ROWS, 2), s=scores, t=targets)
-    shuffled = Predictions(2 * ROWS)
-    order = torch.randperm(2 * ROWS, generator=torch.Generator().manual_seed(0))
-    mine = order[:rows] if rank == 0 else order[2 * ROWS - rows :]
+        outputs.add(range(rank, 2 * size, 2), s=scores, t=targets)
+    shuffled = Predictions(2 * size)
+    order = torch.randperm(2 * size, generator=torch.Generator().manual_seed(0))
+    mine = order[:rows] if rank == 0 else order[2 * size - rows :]
     shuffled.add(mine, s=scores, t=targets)
     objects: list[Any] = [None, None]
 
@@ -78,8 +79,8 @@ def timed(ragged: bool) -> Timings:
         dist.all_gather_into_tensor(rooms[1], targets)
 
     def into_fresh_memory() -> None:
-        dist.all_gather_into_tensor(torch.empty(2 * ROWS), scores)
-        dist.all_gather_into_tensor(torch.empty(2 * ROWS, dtype=torch.int64), targets)
+        dist.all_gather_into_tensor(torch.empty(2 * size), scores)
+        dist.all_gather_into_tensor(torch.empty(2 * size, dtype=torch.int64), targets)
 
     contenders: dict[str, Callable[[], object] | None] = {
         "all_gather_into_tensor, bare": None if ragged else bare,
@@ -146,7 +147,7 @@ def peak() -> int:
 
 
 def main() -> None:
-    equal, ragged = on_ranks(timed, 2, False), on_ranks(timed, 2, True)
+    equal, ragged = on_ranks(timed, 2, ROWS, False), on_ranks(timed, 2, ROWS, True)
     bare = "all_gather_into_tensor, bare"
     report(
         "predictions: 1e6 rows of float32 and int64 from each of 2",
@@ -161,5 +162,7 @@ def main() -> None:
             rows.append([name, f"{median(times) / 1e3:.2f}", f"{median(times) / same:.2f}"])
     print()
     print_table(rows)
+    few, title = on_ranks(timed, 2, FEW, False), f"predictions: {FEW} rows"
+    report(title, few, reference="all_gather_object", unit="ms")
     print("\n### predictions: 1e8 float32 from 4 processes to rank 0\n")
     print_table([["peak memory added on rank 0, of their size", f"{on_ranks(peak_memory, 4):.2f}"]])

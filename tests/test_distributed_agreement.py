@@ -325,7 +325,7 @@ def gather_predictions(dst: int | None) -> object:
 
 def agree_on_predictions(dst: int | None) -> object:
     form, indices = Form("value", "float32", ()), range(2, 3 * len(DATA), 3)
-    own = Part((3 * len(DATA), False, dst), [form], len(DATA), indices, [], None)
+    own = Part.of((3 * len(DATA), False, dst), [form], indices, [DATA])
     return distributed.all_gather(own, check=False)
 
 
