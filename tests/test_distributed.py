@@ -102,7 +102,7 @@ def test_all_gather_of_what_cannot_travel() -> None:
     """Data that cannot be pickled is an error on every rank, not a hang."""
     for error in run_ranks(gather_a_function):
         assert isinstance(error, AttributeError | pickle.PicklingError)
-        assert "raised on rank 1" in str(error.__cause__) or "Can't pickle" in str(error)
+        assert "raised on rank 1" in str(error.__cause__) or "Can't " in str(error)
 
 
 def broadcast_from_one() -> tuple[object, Tensor, object]:

@@ -137,7 +137,7 @@ def torchrun(*words: str) -> list[str]:
 
 def told_by(lines: Iterable[str]) -> Iterator[str]:
     """What programs said, without what torch 2.10 says of their group."""
-    return (line for line in lines if "peer ranks" not in line)
+    return (line for line in lines if line.strip() and "peer ranks" not in line)
 
 
 def _program(
