@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, DistributedSampler, TensorDataset
 
 from batteries import Predictions, distributed, predictions
 from batteries.data import DataLoader
+from batteries.predictions import _parts
 
 KINDS = {
     "float": torch.rand(23, dtype=torch.float64),
@@ -47,7 +48,9 @@ def gather_kinds(kinds: dict[str, Any], parts: list[list[int]]) -> list[tuple[An
         if len(indices):
             batch = {name: rows(value, indices.tolist()) for name, value in kinds.items()}
             outputs.add(indices.tolist(), **batch)
-    return [outputs.gather(), outputs.gather(dst=0), outputs.gather(dst=1)]
+    gathered = [outputs.gather(), outputs.gather(dst=0)]  # with the header
+    _parts._SMALL, _parts._PIECE, _parts._OBJECTS = -1, 64, 4  # and in pieces
+    return [*gathered, outputs.gather(), outputs.gather(dst=1)]
 
 
 PARTS = {
@@ -61,8 +64,8 @@ PARTS = {
 def test_any_kind(name: str) -> None:
     """Arrays of any dtype and shape, and objects, arrive whole, where they are asked for."""
     on_zero, on_one = run_ranks(gather_kinds, KINDS, PARTS[name])
-    assert on_zero[2] == on_one[1] == (None,) * len(KINDS)
-    for gathered in (*on_zero[:2], on_one[0], on_one[2]):
+    assert on_zero[3] == on_one[1] == (None,) * len(KINDS)
+    for gathered in (*on_zero[:3], on_one[0], *on_one[2:]):
         for value, expected in zip(gathered, KINDS.values(), strict=True):
             if isinstance(expected, list):
                 assert all(np.array_equal(a, b) for a, b in zip(value, expected, strict=True))
