@@ -19,7 +19,7 @@ from torch.utils import swap_tensors
 from batteries import distributed
 from batteries._files import PathLike
 from batteries._memory import memory_of
-from batteries._modules import unwrap
+from batteries._modules import sharded_like, unwrap
 from batteries.checkpoint._contents import (
     Checkpoint,
     Stateful,
@@ -35,6 +35,7 @@ from batteries.checkpoint._forms import is_sharded, newest_first, read_checkpoin
 from batteries.checkpoint._sharded import read_shards
 from batteries.checkpoint._storage import CheckpointError, digest_read
 from batteries.distributed._agreement import check_same
+from batteries.distributed._messages import is_sharded as is_dtensor
 
 _compared: set[str] = set()  # paths whose first contents were compared with other ranks
 _SHARE = "use a directory that all hosts share, or send rank 0's with share_checkpoint first"
@@ -282,7 +283,7 @@ class _Own:
     def room(self, place: str, whole: Tensor) -> Tensor:
         """Room for a tensor: sharded as the object's own, else whole on the CPU."""
         own = self._like(place, whole)
-        if own is None or (own.is_meta and not _is_sharded(own)):
+        if own is None or (own.is_meta and not is_dtensor(own)):
             return torch.empty_like(whole, device="cpu")
         return torch.empty_like(own, dtype=whole.dtype, device=_home(own), requires_grad=False)
 
@@ -291,11 +292,11 @@ class _Own:
 
         def leaf(value: Any, place: str) -> Any:
             own = self._like(place, value) if isinstance(value, Tensor) else None
-            return value if own is None else _sharded(value, own)
+            return value if own is None else sharded_like(value, own)
 
         return (
             dict(rebuilt(checkpoint, leaf))
-            if any(map(_is_sharded, self._tensors.values()))
+            if any(map(is_dtensor, self._tensors.values()))
             else checkpoint
         )
 
@@ -313,23 +314,9 @@ class _Own:
         return None
 
 
-def _is_sharded(tensor: Tensor) -> bool:
-    return hasattr(tensor, "device_mesh")  # a DTensor, whose module takes long to import
-
-
 def _home(tensor: Any) -> torch.device | str:
     """Where the numbers of a tensor belong, also of a sharded one that has none yet."""
-    return str(tensor.device_mesh.device_type) if _is_sharded(tensor) else tensor.device
-
-
-def _sharded(value: Tensor, own: Any) -> Tensor:
-    """This rank's part of a tensor that every rank has."""
-    if not _is_sharded(own) or _is_sharded(value):
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh = own.device_mesh
-    return distribute_tensor(value.to(mesh.device_type), mesh, own.placements, src_data_rank=None)
+    return str(tensor.device_mesh.device_type) if is_dtensor(tensor) else tensor.device
 
 
 def _under_own_names(state: Any, own: Any, prefix: str) -> Any:
@@ -476,7 +463,7 @@ def _realised(module: nn.Module, state: Any, path: PathLike) -> Iterator[tuple[T
     for name, tensor in named:
         if not (tensor.is_meta and isinstance(state.get(name), Tensor)) or is_lazy(tensor):
             continue
-        device = _home(tensor) if _is_sharded(tensor) else state[name].device
+        device = _home(tensor) if is_dtensor(tensor) else state[name].device
         other = torch.empty_like(tensor, device=device)
         if isinstance(tensor, nn.Parameter):
             other = nn.Parameter(other, tensor.requires_grad)
