@@ -17,6 +17,7 @@ from batteries import (
     EMA,
     SWA,
     CheckpointManager,
+    average_checkpoints,
     check_in_sync,
     distributed,
     load_checkpoint,
@@ -149,6 +150,12 @@ def trained(logdir: str, steps: int) -> dict[str, Any]:
         for average in averages.values():
             average.update(model)
     manager.process(0.5, steps, make_checkpoint("train", steps, model, **averages))
+    fresh, files = divided(Network(torch.bfloat16)), [manager.last_path] * 2
+    load_checkpoint(manager.last_path, fresh, key="ema")
+    assert_same(fresh.state_dict(), averages["ema"].state_dict()["module"])
+    expected = whole(dict(model.state_dict()))
+    if distributed.is_main():  # alone
+        assert_same(dict(average_checkpoints(files)), expected)
     return whole({name: average.state_dict() for name, average in averages.items()})  # type: ignore[no-any-return]
 
 

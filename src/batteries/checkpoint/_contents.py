@@ -31,7 +31,7 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: Any) -> Any: ...
 
 
-_OPTIONS = {"path", "logdir", "strict", "prefix", "map_location"}
+_OPTIONS = {"key", "path", "logdir", "strict", "prefix", "map_location"}
 
 
 def make_checkpoint(
@@ -315,5 +315,6 @@ def without_compile(name: str) -> str:
 
 
 def bare_name(name: str) -> str:
-    """A name without what DDP, DataParallel and torch.compile add to it."""
-    return without_compile(name).removeprefix("module.")
+    """A name without what DDP, DataParallel and torch.compile add to it, in any place."""
+    *above, last = without_compile(name).split(".")
+    return ".".join([part for part in above if part != "module"] + [last])

@@ -31,7 +31,12 @@ from batteries.checkpoint._contents import (
     state_of,
 )
 from batteries.checkpoint._fitting import misfits
-from batteries.checkpoint._forms import is_sharded, newest_first, read_checkpoint
+from batteries.checkpoint._forms import (
+    is_sharded,
+    named_weights,
+    newest_first,
+    read_checkpoint,
+)
 from batteries.checkpoint._sharded import read_shards
 from batteries.checkpoint._storage import CheckpointError, digest_read
 from batteries.distributed._agreement import check_same
@@ -81,6 +86,7 @@ def load_checkpoint(
     *,
     strict: bool = True,
     prefix: str = "",
+    key: str = "model",
     map_location: torch.device | str = "cpu",
     **objects: Stateful,
 ) -> Loaded:
@@ -96,13 +102,17 @@ def load_checkpoint(
     loads into a DDP, DataParallel or compiled one, and the other way round. A model on the meta
     device gets its memory here, in its own dtypes, where `map_location` says; its parameters stay
     the same objects, so that an optimizer that has them goes on with them. A file that is the
-    state dict of a model loads too, and so do `.safetensors` weights. A sharded checkpoint loads
+    state dict of a model loads too, and so do `.safetensors` weights, the Hub's
+    `model.safetensors.index.json`, and what others write: `{"state_dict": ...}` (Lightning, timm)
+    and `{"model": ...}` (torchvision, nanoGPT). A sharded checkpoint loads
     into objects that are sharded in another way, or not at all, and a file into sharded ones; all
     ranks call it then.
 
     Args:
         strict: False loads the parameters, and the states of other objects, that fit.
         prefix: Load the part of the file's model whose names begin so: "encoder.".
+        key: Which of the file's weights `model` gets: "ema" for the average that was saved as
+            `ema=`, or that timm and torchvision have saved.
         map_location: Where the tensors of the returned checkpoint lie. The state goes to where
             the objects are in any case.
         **objects: Others, by the names they had in `make_checkpoint`.
@@ -116,7 +126,8 @@ def load_checkpoint(
         CheckpointError: Damaged, not a checkpoint, or keys, shapes or types that do not fit.
         RuntimeError: The ranks have read different files, when they first load this path.
     """
-    for name, option, kind in [("strict", strict, bool), ("prefix", prefix, str)]:
+    options = ("strict", strict, bool), ("prefix", prefix, str), ("key", key, str)
+    for name, option, kind in options:
         if not isinstance(option, kind):
             raise TypeError(
                 f"{name} is a {type(option).__name__}; expected a {kind.__name__}: it is an option "
@@ -127,7 +138,7 @@ def load_checkpoint(
     _compared.add(str(path))  # later one rank alone may load what has another content by then
     checkpoint = own.read(path, map_location) if known else _alike(own, path, map_location)
     loaded = Loaded(checkpoint)
-    loaded.report = _put(checkpoint, parts, path, strict=strict, prefix=prefix)
+    loaded.report = _put(checkpoint, parts, path, strict=strict, prefix=prefix, key=key)
     return loaded
 
 
@@ -222,17 +233,13 @@ def _put(
     *,
     strict: bool = True,
     prefix: str = "",
+    key: str = "model",
 ) -> LoadReport:
     """Hold each part against its object, and put all of them in if all fit."""
     report = LoadReport([], [], [], [])
     states: dict[str, Any] = {}
     for name, part in parts.items():
-        if state_key(name) not in checkpoint:
-            raise CheckpointError(
-                f"{path} has no {state_key(name)}; it has {', '.join(checkpoint)}; "
-                f"leave out {name}, or load the checkpoint of a run that saved it"
-            )
-        states[name] = checkpoint[state_key(name)]
+        states[name] = _state_in(checkpoint, name, key, path)
         if isinstance(part, nn.Module):
             if not isinstance(states[name], Mapping):
                 raise CheckpointError(
@@ -242,10 +249,13 @@ def _put(
             own = unwrap(part).state_dict()
             states[name] = _under_own_names(states[name], own, prefix if name == "model" else "")
             states[name] = _with_tied(states[name], part)
+            for place, value in states[name].items():
+                if isinstance(value, Tensor) and place in own:
+                    states[name][place] = sharded_like(value, own[place])
             loaded = len(report.loaded)
             unlike = _compare(name, states[name], own, path, report)
             if unlike and strict and not _loads(states[name], part):
-                raise CheckpointError(_told(unlike, name))
+                raise CheckpointError(_told(unlike, name) + _hint(states[name], own))
             if not strict:
                 if own and states[name] and len(report.loaded) == loaded:
                     raise CheckpointError(_nothing_fits(name, states[name], own, path))
@@ -259,6 +269,25 @@ def _put(
             del states[name]
     _put_all({name: parts[name] for name in states}, states, path, strict)
     return report
+
+
+def _state_in(checkpoint: Checkpoint, name: str, key: str, path: PathLike) -> Any:
+    """The state of an object, as this library or another one calls it."""
+    if name == "model" and key != "model":
+        found = named_weights(checkpoint, key)
+    elif state_key(name) in checkpoint:
+        return checkpoint[state_key(name)]
+    else:
+        found = named_weights(checkpoint, name)
+    if found is None:
+        wanted = key if name == "model" else name
+        remedy = f"leave out {name}, or load the checkpoint of a run that saved it"
+        if name == "model":
+            remedy = 'pass key="..." with the name of weights that it has, or ' + remedy
+        raise CheckpointError(
+            f"{path} has no {state_key(wanted)}; it has {', '.join(map(str, checkpoint))}; {remedy}"
+        )
+    return found
 
 
 class _Own:
@@ -383,6 +412,16 @@ def _nothing_fits(name: str, state: Any, own: Any, path: PathLike) -> str:
         f"{name} as it was when it was saved (with its adapters), rename what the file has, or "
         "leave it out"
     )
+
+
+def _hint(state: Any, own: Any) -> str:
+    """Which prefix the names of a file have, if they all have one."""
+    first = next(iter(own), "")
+    begins = (name.removesuffix(first) for name in state if name.endswith(f".{first}"))
+    for prefix in begins:
+        if all(prefix + name in state for name in own):
+            return f"; the file has these names behind {prefix!r}: pass prefix={prefix!r}"
+    return ""
 
 
 def _told(found: list[str], name: str, otherwise: str = "to load what fits") -> str:
