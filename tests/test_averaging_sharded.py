@@ -22,6 +22,7 @@ from batteries import (
     distributed,
     load_checkpoint,
     make_checkpoint,
+    save_checkpoint,
     share_buffers,
     unwrap,
     update_bn,
@@ -241,6 +242,13 @@ def rest_of_it() -> dict[str, Any]:
     with pytest.raises(ValueError, match="is divided among the ranks in another way"):
         swa.update(Network())
     check_in_sync(swa.module)
+    for run in (model, swa.module):
+        for alone in (distributed.rank_zero_only, distributed.rank_zero_only(share=True)):
+            if distributed.is_main() or alone is not distributed.rank_zero_only:
+                with pytest.raises(RuntimeError, match="on some ranks alone"):
+                    alone(run)(batches[0])
+    with pytest.raises(TypeError, match=r"CheckpointManager\(\.\.\., sharded=True\)"):
+        save_checkpoint(make_checkpoint("train", 1, model), "a.pth")
     return whole(swa.state_dict()["module"])  # type: ignore[no-any-return]
 
 

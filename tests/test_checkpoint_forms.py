@@ -142,7 +142,7 @@ def test_all_of_another_program() -> None:
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
     optimizer.step()
     scheduler.step()
-    parts = {"model": inside, "optimizer": optimizer, "lr_scheduler": scheduler}
+    parts: dict[str, Any] = {"model": inside, "optimizer": optimizer, "lr_scheduler": scheduler}
     torch.save({name: part.state_dict() for name, part in parts.items()}, "theirs.pth")
     other = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1))
     optimizer = torch.optim.SGD(other.parameters(), 7)
@@ -182,7 +182,8 @@ def test_sharded_safetensors() -> None:
     Path("hub", places["0.bias"]).unlink()
     with pytest.raises(CheckpointError, match=r"is incomplete: hub/model-0000\d-of.* is missing"):
         load_checkpoint(path, other)
-    for bad in ({"w": "../a.safetensors"}, {"w": "a.pth"}, {"w": 1}, []):
+    wrong: list[Any] = [{"w": "../a.safetensors"}, {"w": "a.pth"}, {"w": 1}, []]
+    for bad in wrong:
         path.write_text(json.dumps({"weight_map": bad}))
         with pytest.raises(CheckpointError, match="is not the index of safetensors"):
             load_checkpoint(path, other)
@@ -194,7 +195,7 @@ def test_shards_are_weights_too() -> None:
     for epoch in (1, 2):
         model = tied().bfloat16()
         ema = EMA(model, 0.5)
-        nn.init.constant_(model[0].weight, epoch)  # type: ignore[arg-type]
+        nn.init.constant_(model.get_parameter("0.weight"), epoch)
         ema.update(model)
         checkpoint = make_checkpoint("train", epoch, model, ema=ema)
         manager.process(0.5, epoch, checkpoint)

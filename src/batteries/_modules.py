@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from contextlib import suppress
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from batteries import distributed
-from batteries.distributed._messages import is_sharded, refuse_sharded
+from batteries.distributed._messages import is_fsdp, is_sharded, refuse_sharded
 
 
 def unwrap(model: nn.Module, *, keep_compile: bool = False) -> nn.Module:
@@ -42,12 +41,6 @@ def unwrap(model: nn.Module, *, keep_compile: bool = False) -> nn.Module:
             return compiled  # type: ignore[no-any-return]
         else:  # around DDP: the same around the module alone
             return type(compiled)(model, compiled.dynamo_ctx)  # type: ignore[no-any-return]
-
-
-def is_fsdp(module: nn.Module) -> bool:
-    """Whether FSDP2 has divided the parameters of a module, or of one in it."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # takes long to import
-    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 def reshard(model: nn.Module, *, after_error: bool = False) -> None:

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from batteries._modules import is_fsdp, own_part, reshard, sharded_like, unwrap
+from batteries._modules import own_part, reshard, sharded_like, unwrap
 from batteries.averaging._copies import copy_of
 from batteries.averaging._shards import divide, gather_in_forward
 from batteries.checkpoint._contents import renamed, state_of, without_compile
-from batteries.distributed._messages import is_sharded
+from batteries.distributed._messages import is_fsdp, is_sharded
 
 Buffers = Literal["copy", "average"]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from batteries._modules import is_fsdp, sharded_like
+from batteries._modules import sharded_like
 from batteries.checkpoint._contents import without_compile
-from batteries.distributed._collectives import alone
-from batteries.distributed._messages import is_sharded
+from batteries.distributed._collectives import check_together
+from batteries.distributed._messages import is_fsdp, is_sharded
 
 _NOTHING = object()  # stands in a copy where the model has something of FSDP2
 
@@ -130,7 +130,7 @@ class _Gathered:
         self._depth += 1
         if self._depth > 1:  # a part that calls itself
             return
-        alone("the average of a sharded model")
+        check_together(*(value for place in self._places for value in place.values()))
         whole: dict[int, Tensor] = {}
         for place in self._places:
             for name, tensor in [*place.items()]:
