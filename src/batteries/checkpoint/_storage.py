@@ -108,8 +108,8 @@ def read_file(path: PathLike, map_location: torch.device | str = "cpu") -> Check
         return {"model_state_dict": checkpoint}
     found = list(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
     raise CheckpointError(
-        f"{path} is not a checkpoint: expected a dict with the state dict of a model, or one "
-        f"itself; found {str(found)[:300]}"
+        f"{path} is not a checkpoint: expected a dict with 'model_state_dict' or the like, or the "
+        f"state dict of a model; found {str(found)[:300]}"
     )
 
 
