@@ -190,11 +190,11 @@ def undone_after(trouble: Callable[[Any], object]) -> None:
         model.eval()(tokens)
         trouble(model)
         raise RuntimeError
-    assert_same(model.state_dict(), before)
-    assert all(map(lambda a, b: a is b, model.parameters(), parameters))
     twin = Network().eval()
     twin.load_state_dict(before)
-    torch.testing.assert_close(model(tokens), twin(tokens))
+    torch.testing.assert_close(model.eval()(tokens), twin(tokens))
+    assert_same(model.state_dict(), before)
+    assert all(map(lambda a, b: a is b, model.parameters(), parameters))
     ema.update(model)
 
 

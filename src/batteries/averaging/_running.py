@@ -16,7 +16,7 @@ from batteries._modules import own_part, reshard, sharded_like, unwrap
 from batteries.averaging._copies import copy_of
 from batteries.averaging._shards import divide, gather_in_forward
 from batteries.checkpoint._contents import renamed, state_of, without_compile
-from batteries.distributed._messages import is_fsdp, is_sharded
+from batteries.distributed._messages import is_sharded
 
 Buffers = Literal["copy", "average"]
 
@@ -122,10 +122,11 @@ class _Running:
         model = unwrap(model)
         if self._swapped or _is_swapped(model):
             raise RuntimeError("the model has the average's weights inside of `swapped`: leave it")
-        if self._pairs is None or not self._pairs.are_those_of(model):
-            reshard(model)
-            self._divide(model)
-            self._pairs = _Pairs(self, model)
+        for make_ready in (reshard, self._divide):
+            if self._pairs is not None and self._pairs.are_those_of(model):
+                return self._pairs
+            make_ready(model)
+        self._pairs = _Pairs(self, model)
         return self._pairs
 
     def _divide(self, model: nn.Module) -> None:
@@ -280,7 +281,6 @@ class _Pairs:
         _check_alike(own, theirs)
         self._model = model
         # As long as each place holds the object that it held, these are the model's tensors.
-        self._divided = [part for part in model.modules() if is_fsdp(part)]
         self._places = list(_places(model))
         self._values = list(_values_in(self._places))
         frozen = {
@@ -301,7 +301,7 @@ class _Pairs:
             exact = average._shadows.get(name, own[name])
             # The kernel for many tensors wants them alike: of one dtype on one device.
             alike = exact.device, exact.dtype, theirs[name].device, theirs[name].dtype
-            key = alike if name in average._averaged else None
+            key = (*alike, is_sharded(exact)) if name in average._averaged else None
             ours, new = self._groups.setdefault(key, ([], []))
             ours.append(exact)
             new.append(theirs[name])
@@ -311,8 +311,6 @@ class _Pairs:
 
     def are_those_of(self, model: nn.Module) -> bool:
         """Whether nothing was replaced, thawed, written to or moved since they were found."""
-        for part in self._divided:
-            part.reshard()  # type: ignore[operator]
         values = list(_values_in(self._places))
         return (
             self._model is model
@@ -323,7 +321,7 @@ class _Pairs:
                 for tensor, version in self._frozen
             )
             and all(
-                (new[0].device, new[0].dtype) == key[2:]
+                (new[0].device, new[0].dtype) == key[2:4]
                 for key, (_, new) in self._groups.items()
                 if key is not None
             )
@@ -333,10 +331,13 @@ class _Pairs:
     def move(self, weight: float) -> None:
         """Move the average towards the model."""
         for key, group in self._groups.items():
-            ours, theirs = ([*map(own_part, tensors)] for tensors in group)
+            ours, theirs = group
             if key is None or weight == 1:
                 _copy(ours, theirs)
-            elif key[:2] == key[2:]:
+                continue
+            if key[4]:
+                ours, theirs = map(_own_parts, group)
+            if key[:2] == key[2:4]:
                 torch._foreach_lerp_(ours, theirs, weight)
             else:
                 torch._foreach_lerp_(ours, [tensor.to(*key[:2]) for tensor in theirs], weight)
@@ -348,6 +349,10 @@ def _copy(ours: list[Tensor], theirs: list[Tensor]) -> None:
     """The numbers of tensors into others that are divided alike."""
     if ours:
         torch._foreach_copy_([*map(own_part, ours)], [*map(own_part, theirs)])
+
+
+def _own_parts(sharded: list[Any]) -> list[Tensor]:
+    return [tensor._local_tensor for tensor in sharded]  # a tenth of the time of `own_part`
 
 
 def _versions(tensor: Tensor) -> tuple[int, int]:
