@@ -476,11 +476,14 @@ def test_ties_of_all_files(order: tuple[int, ...]) -> None:
 
 
 def test_best_of_a_sharded_manager() -> None:
-    """The best epochs of a sharded manager are its directories, and to average them says how."""
+    """The best epochs of a sharded manager are its directories, which are averaged like files."""
     manager = CheckpointManager("runs/a", sharded=True)
     for epoch, loss in enumerate([0.5, 0.3, 0.4], start=1):
-        manager.process(loss, epoch, make_checkpoint("train", epoch, nn.Linear(2, 1)))
+        state = {"weight": torch.full((2,), float(epoch))}
+        manager.process(loss, epoch, {"epoch": epoch, "model_state_dict": state})
     best = best_checkpoints("runs/a", 2)
     assert [path.name for path in best] == ["exp_2.dcp", "exp_3.dcp"]
-    with pytest.raises(CheckpointError, match=r"exp_2\.dcp is sharded: make a file of it first"):
+    assert save_average(best, "best.pth")["model_state_dict"]["weight"].tolist() == [2.5, 2.5]
+    next(best[0].glob("*.distcp")).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"exp_2\.dcp is damaged"):
         average_checkpoints(best)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -12,7 +15,16 @@ import torch
 import warm
 from torch import nn
 
-from batteries import CheckpointError, load_checkpoint, make_checkpoint, save_checkpoint
+from batteries import (
+    EMA,
+    CheckpointError,
+    CheckpointManager,
+    average_checkpoints,
+    load_checkpoint,
+    make_checkpoint,
+    save_checkpoint,
+)
+from batteries.averaging import greedy_soup
 from batteries.checkpoint import export_safetensors, peek, read_checkpoint
 
 
@@ -85,3 +97,118 @@ read_checkpoint("a.safetensors")
 """
     done = warm.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "needs safetensors, which is not installed: pip install safetensors" in done.stderr
+
+
+def weights(value: float) -> dict[str, torch.Tensor]:
+    return {name: torch.full_like(v, value) for name, v in nn.Linear(2, 1).state_dict().items()}
+
+
+def under(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        ({"state_dict": under("module.", weights(1)), "epoch": 3, "arch": "a"}, {}),  # imagenet
+        ({"state_dict": under("net.", weights(1)), "optimizer_states": []}, {"prefix": "net."}),
+        ({"state_dict": weights(0), "state_dict_ema": weights(1)}, {"key": "ema"}),  # timm
+        ({"model": under("_orig_mod.", weights(1)), "iter_num": 7, "config": {}}, {}),  # nanoGPT
+        (
+            {  # torchvision's references
+                "model": weights(0),
+                "model_ema": {"n_averaged": torch.tensor(1), **under("module.", weights(1))},
+            },
+            {"key": "ema"},
+        ),
+        ({"generator": weights(1), "discriminator": weights(0)}, {"key": "generator"}),
+    ],
+)
+def test_checkpoints_of_others(content: dict[str, Any], options: dict[str, Any]) -> None:
+    """What other programs save loads into the model: all names of the weights are known."""
+    torch.save(content, "theirs.pth")
+    model = nn.Linear(2, 1)
+    loaded = load_checkpoint("theirs.pth", model, **options)
+    torch.testing.assert_close(dict(model.state_dict()), weights(1), rtol=0, atol=0)
+    assert set(loaded) == set(content)
+    assert loaded.report.loaded == ["model.weight", "model.bias"]
+
+
+def test_all_of_another_program() -> None:
+    """Optimizers and schedulers of others load too; wrappers inside of a model do not matter."""
+    model = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1))
+    inside = nn.Sequential(nn.DataParallel(model[0]), nn.DataParallel(model[1]))
+    optimizer = torch.optim.SGD(inside.parameters(), 0.5, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    optimizer.step()
+    scheduler.step()
+    parts: dict[str, Any] = {"model": inside, "optimizer": optimizer, "lr_scheduler": scheduler}
+    torch.save({name: part.state_dict() for name, part in parts.items()}, "theirs.pth")
+    other = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1))
+    optimizer = torch.optim.SGD(other.parameters(), 7)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    load_checkpoint("theirs.pth", other, optimizer, scheduler)
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert (optimizer.param_groups[0]["lr"], scheduler.last_epoch) == (0.05, 1)
+
+
+def test_remedies_for_files_of_others() -> None:
+    """A file that does not load as it is names the option or the call that it needs."""
+    model = nn.Linear(2, 1)
+    torch.save({"generator": weights(1)}, "a.pth")
+    with pytest.raises(CheckpointError, match=r'it has generator; pass key="..."'):
+        load_checkpoint("a.pth", model)
+    torch.save({"state_dict": under("net.", weights(1))}, "a.pth")
+    with pytest.raises(CheckpointError, match=r"names behind 'net\.': pass prefix='net\.'"):
+        load_checkpoint("a.pth", model)
+    torch.save({"model": weights(1), "args": argparse.Namespace(lr=1)}, "a.pth")
+    with pytest.raises(CheckpointError, match=r"add_safe_globals\(\[argparse\.Namespace\]\)"):
+        load_checkpoint("a.pth", model)
+
+
+def test_sharded_safetensors() -> None:
+    """The Hub's index is read with the files beside it; what is missing or elsewhere is told."""
+    model, places = tied(), {}
+    Path("hub").mkdir()
+    for number, (name, value) in enumerate(model.state_dict().items()):
+        places[name] = f"model-0000{number}-of-00007.safetensors"
+        safetensors.torch.save_file({name: value}, f"hub/{places[name]}")
+    path = Path("hub/model.safetensors.index.json")
+    path.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    other = tied()
+    load_checkpoint(path, other)
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert peek(path)["model_state_dict"]["0.weight"].shape == (3, 3)
+    Path("hub", places["0.bias"]).unlink()
+    with pytest.raises(CheckpointError, match=r"is incomplete: hub/model-0000\d-of.* is missing"):
+        load_checkpoint(path, other)
+    wrong: list[Any] = [{"w": "../a.safetensors"}, {"w": "a.pth"}, {"w": 1}, []]
+    for bad in wrong:
+        path.write_text(json.dumps({"weight_map": bad}))
+        with pytest.raises(CheckpointError, match="is not the index of safetensors"):
+            load_checkpoint(path, other)
+
+
+def test_shards_are_weights_too() -> None:
+    """A sharded checkpoint is exported and averaged as a file is, the averaged model of it too."""
+    manager, paths = CheckpointManager("runs", sharded=True), []
+    for epoch in (1, 2):
+        model = tied().bfloat16()
+        ema = EMA(model, 0.5)
+        nn.init.constant_(model.get_parameter("0.weight"), epoch)
+        ema.update(model)
+        checkpoint = make_checkpoint("train", epoch, model, ema=ema)
+        manager.process(0.5, epoch, checkpoint)
+        save_checkpoint(checkpoint, f"{epoch}.pth")
+        paths.append(Path(f"runs/exp_{epoch}.dcp"))
+    expected = average_checkpoints(["1.pth", "2.pth"])
+    for files in (paths, [paths[0], Path("2.pth")]):
+        state = average_checkpoints(files)
+        torch.testing.assert_close(state, expected, rtol=0, atol=0)
+    soup = greedy_soup(paths, lambda s: float(s["0.weight"][0, 0]), metric_minimization=True)
+    torch.testing.assert_close(soup.state, average_checkpoints(["1.pth"]), rtol=0, atol=0)
+    for key, weights in (("model", model), ("ema", ema.module)):
+        for path in (paths[1], Path("2.pth")):
+            export_safetensors(path, "a.safetensors", key=key)
+            found = safetensors.torch.load_file("a.safetensors")
+            torch.testing.assert_close(found, dict(weights.state_dict()), rtol=0, atol=0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -43,6 +44,27 @@ def test_unwrap(wrap: object) -> None:
     """The module that the user wrote comes back from under any nesting of wrappers."""
     model = small()
     assert unwrap(wrap(model)) is model  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_unwrap_keeps_compile(outside: bool) -> None:
+    """With `keep_compile` only the wrapper of the ranks goes, and nothing is compiled again."""
+    model, graphs = nn.Linear(2, 1), []
+
+    def backend(graph: Any, inputs: Any) -> Any:  # noqa: ARG001
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    compile_it: Any = functools.partial(torch.compile, backend=backend)
+    wrapped = compile_it(DataParallel(model)) if outside else DataParallel(compile_it(model))
+    for _ in range(2):
+        bare = unwrap(wrapped, keep_compile=True)
+        assert bare._orig_mod is model
+        assert torch.equal(bare(torch.ones(3, 2)), model(torch.ones(3, 2)))
+    assert len(graphs) == 1
+    assert unwrap(model, keep_compile=True) is model
+    assert unwrap(wrapped) is model
 
 
 def test_unwrap_keeps_own_names() -> None:

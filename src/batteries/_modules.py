@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,25 +12,63 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from batteries import distributed
-from batteries.distributed._messages import is_sharded, refuse_sharded
+from batteries.distributed._messages import is_fsdp, is_sharded, refuse_sharded
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module, *, keep_compile: bool = False) -> nn.Module:
     """Return the module that the user wrote, from under every wrapper.
 
     >>> model = nn.Linear(2, 1)
     >>> unwrap(nn.DataParallel(nn.DataParallel(model))) is model
     True
 
-    Evaluate the unwrapped module: a rank without a batch then hangs nobody.
+    Evaluate the unwrapped module: if one rank has fewer batches, the others do not hang. A model of
+    FSDP2 has no wrapper, and every rank has to run it as often.
+
+    Args:
+        keep_compile: Take off DDP and DataParallel alone. A compiled model is evaluated as it was
+            trained then: compiled, with the same bits.
     """
+    compiled: Any = None
     while True:
         if isinstance(model, DistributedDataParallel | DataParallel):
             model = model.module
         elif "_orig_mod" in model._modules:  # torch.compile; its class is costly to import
-            model = model.get_submodule("_orig_mod")
-        else:
+            compiled, model = model, model.get_submodule("_orig_mod")
+        elif not keep_compile or compiled is None:
             return model
+        elif compiled._orig_mod is model:
+            return compiled  # type: ignore[no-any-return]
+        else:  # around DDP: the same around the module alone
+            return type(compiled)(model, compiled.dynamo_ctx)  # type: ignore[no-any-return]
+
+
+def reshard(model: nn.Module, *, after_error: bool = False) -> None:
+    """Let the modules of FSDP2 hold their own parts again, which some do not after a forward pass.
+
+    Nothing is sent. Behind an error in a forward pass their state has to be told of it.
+    """
+    parts = [part for part in model.modules() if is_fsdp(part)]
+    for part in parts:
+        with suppress(RuntimeError, AttributeError):  # only roots that have run can be told
+            getattr(part, "reset_iter_state", int)() if after_error else None
+    for part in parts:
+        part.reshard()  # type: ignore[operator]
+
+
+def own_part(tensor: Any) -> Tensor:
+    """The memory that this rank has of a DTensor; another tensor as it is."""
+    return tensor._local_tensor if is_sharded(tensor) else tensor  # type: ignore[no-any-return]
+
+
+def sharded_like(value: Tensor, own: Any) -> Tensor:
+    """Of a tensor that every rank has, the part that it has of another; nothing is sent."""
+    if not is_sharded(own) or is_sharded(value):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh = own.device_mesh
+    return distribute_tensor(value.to(mesh.device_type), mesh, own.placements, src_data_rank=None)
 
 
 def share_buffers(model: nn.Module) -> None:
@@ -157,6 +196,5 @@ def _part_of(tensor: Any) -> str:
 
 
 def _digest(tensor: Any) -> str:
-    own = tensor.to_local() if is_sharded(tensor) else tensor
-    data = own.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    data = own_part(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     return hashlib.blake2b(data, digest_size=16).hexdigest()

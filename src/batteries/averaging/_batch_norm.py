@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from batteries import distributed
 from batteries._device import to_device
-from batteries._modules import unwrap
+from batteries._modules import reshard, unwrap
+from batteries.distributed._messages import is_sharded
 
 
 def update_bn(
@@ -33,7 +35,8 @@ def update_bn(
     size what torch's `update_bn` computes. A batch norm that is never called keeps its own. All
     ranks call it, each with its part of the batches, and have the same statistics then. Batch norm
     alone is in training mode: dropout is off, as it is when the model predicts. What torch has
-    compiled runs uncompiled. `SyncBatchNorm` wants as many batches on each rank, as in training.
+    compiled runs uncompiled. `SyncBatchNorm` wants as many batches on each rank, as in training; a
+    model of FSDP2 wants at least one, and takes them step by step.
 
     Args:
         loader: Of batches of the training data, not augmented more than what the model is to see.
@@ -42,7 +45,7 @@ def update_bn(
         device: Where the batches go. Default: where the model is.
 
     Raises:
-        ValueError: No batch norm sees a sample, on any rank.
+        ValueError: No batch norm sees a sample, on any rank; of a model of FSDP2, on some rank.
         Exception: The error of a rank, on every rank; the model has its old statistics then.
     """
     module = unwrap(model)
@@ -55,8 +58,12 @@ def update_bn(
         return
     if device is None:
         device = [*module.parameters(), *norms[0].buffers()][0].device
+    reshard(module)
     with _collecting(module, norms) as seen, _uncompiled():
-        distributed.together(functools.partial(_run, module, loader, device))
+        if any(map(is_sharded, module.parameters())):
+            _run_in_step(module, loader, device, seen)
+        else:
+            distributed.together(functools.partial(_run, module, loader, device))
     _share(norms, seen)
 
 
@@ -65,12 +72,13 @@ class _Seen:
 
     def __init__(self, norm: _BatchNorm) -> None:
         self.calls = self.samples = 0
+        self.counts = True
         # mean and variance, (2, features), each times the samples that it is of
         self.total = torch.zeros_like(torch.stack(_statistics(norm)), dtype=torch.float64)
 
     def add(self, norm: _BatchNorm, inputs: Any, output: Tensor) -> None:  # noqa: ARG002
         """A hook of the batch norm, whose momentum is 1: it has the statistics of this call."""
-        if len(output):
+        if len(output) and self.counts:
             self.calls, self.samples = self.calls + 1, self.samples + len(output)
             for total, value in zip(self.total, _statistics(norm), strict=True):
                 total.add_(value, alpha=len(output))
@@ -120,6 +128,31 @@ def _uncompiled() -> AbstractContextManager[Any]:
 def _run(module: nn.Module, loader: Iterable[Any], device: Any) -> None:
     for batch in loader:
         args, kwargs = _inputs(module, to_device(batch, device))
+        module(*args, **kwargs)
+
+
+@torch.no_grad()
+def _run_in_step(module: nn.Module, loader: Iterable[Any], device: Any, seen: list[_Seen]) -> None:
+    """Run as often as the other ranks: without a batch the last one, which does not count."""
+    batches = distributed.together(lambda: iter(loader))
+    last = None
+    while True:
+        batch = distributed.together(
+            lambda: [to_device(each, device) for each in islice(batches, 1)]
+        )
+        last = batch or last
+        ranks = distributed.all_gather((bool(batch), last is None))
+        if not any(more for more, _ in ranks):
+            return
+        without = [rank for rank, (_, never) in enumerate(ranks) if never]
+        if without:
+            raise ValueError(
+                f"update_bn: the loader of rank {without[0]} has no batches; a model of FSDP2 runs "
+                "on all ranks together: give each rank one at least"
+            )
+        for own in seen:
+            own.counts = bool(batch)
+        args, kwargs = _inputs(module, last[0])  # type: ignore[index]
         module(*args, **kwargs)
 
 

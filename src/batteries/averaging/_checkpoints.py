@@ -23,7 +23,7 @@ from batteries.averaging._batch_norm import update_bn
 from batteries.averaging._parts import Averaging
 from batteries.averaging._sources import Part, Source, lies_alike, weights_in
 from batteries.checkpoint._contents import rebuilt, state_of
-from batteries.checkpoint._forms import peek, read_checkpoint
+from batteries.checkpoint._forms import peek, read_alone
 from batteries.checkpoint._storage import save_checkpoint
 from batteries.progress import tqdm
 
@@ -36,7 +36,7 @@ def average_checkpoints(
     weights: Sequence[float] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> State:
-    """The average of the weights in checkpoint files, as the state dict of a model.
+    """The average of the weights in checkpoints, as the state dict of a model.
 
     >>> for epoch in (1, 2):
     ...     state = {"weight": torch.full((2,), float(epoch))}
@@ -47,7 +47,8 @@ def average_checkpoints(
     The files are read piece by piece, side by side: it takes the memory of one model and a MiB for
     each of torch's threads, of 32 at most. Tensors are found by name, in any order. One that has
     other strides in some file is read as a whole, of one file after the other, which takes a few
-    times its memory.
+    times its memory. Sharded checkpoints (`.dcp`) are read by this process alone, one tensor at a
+    time, and verified first.
 
     The average runs, `average.lerp_(weight, 1 / n)`, so that of copies of one model it is that
     model, bit by bit. Files are verified as `load_checkpoint` does it: those of `save_checkpoint`
@@ -90,7 +91,7 @@ def average_checkpoints(
                 state.update(averaged)
             state.update(averaging.of(unlike))
     for key in [key for key, value in state.items() if _has_meta(value)]:  # an extra state
-        state[key] = weights_in(read_checkpoint(files[0]), files[0])[key]
+        state[key] = weights_in(read_alone(files[0]), files[0])[key]
     state.__dict__.update(getattr(first, "__dict__", {}))  # the versions of its modules
     return state
 
@@ -161,7 +162,7 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
     >>> [path.name for path in best_checkpoints("runs/a", 2)]
     ['exp_2.pth', 'exp_3.pth']
 
-    Of a sharded manager they are directories: `checkpoint.consolidate` makes files of them.
+    Of a sharded manager they are directories, which `average_checkpoints` takes, too.
 
     Raises:
         ValueError: A number below 1.

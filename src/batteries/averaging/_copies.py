@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from batteries.averaging._shards import finish_copy, prepare_copy
+
 
 def copy_of(model: nn.Module) -> nn.Module:
     """A copy of a model whose every forward pass runs with its own weights.
@@ -33,7 +35,9 @@ def copy_of(model: nn.Module) -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf:  # of weight norm, pruning
                 memo[id(value)] = value.detach().clone()
     try:
+        prepare_copy(model, memo)
         same = copy.deepcopy(model, memo)
+        finish_copy(same)
     except Exception as error:
         raise ValueError(
             f"a {type(model).__name__} cannot be copied ({type(error).__name__}: {error}): make "

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from batteries._files import PathLike
 from batteries.checkpoint._archive import Form, form_of, is_plain
-from batteries.checkpoint._forms import is_sharded
+from batteries.checkpoint._forms import is_sharded, named_weights
+from batteries.checkpoint._sharded import Shards
 from batteries.checkpoint._storage import CheckpointError, is_state
 from batteries.checkpoint._stream import SPARE, Stream
 
@@ -35,11 +36,12 @@ class _Place(NamedTuple):
     memory: int  # where its storage begins
     begin: int  # where its first element is
     form: Form
+    in_pieces: bool = False  # of which only the engine knows where they stand
 
     def lies_as(self, form: Form) -> bool:
         """Whether the bytes stand in the file in the order of a form."""
         alike = self.form.stride == form.stride or _steps(self.form) == _steps(form)
-        return alike and not self.begin % form.dtype.itemsize
+        return alike and not self.in_pieces and not self.begin % form.dtype.itemsize
 
 
 class Source:
@@ -51,13 +53,10 @@ class Source:
 
         Raises:
             FileNotFoundError: No such file.
-            CheckpointError: Damaged, sharded, or without weights that can be averaged.
+            CheckpointError: Damaged, or without weights that can be averaged.
         """
         if is_sharded(path):
-            raise CheckpointError(
-                f"{path} is sharded: make a file of it first, with checkpoint.consolidate(path, "
-                "out)"
-            )
+            return _ShardedSource(path)
         return cls(stack.enter_context(Stream.opened(path)))
 
     def __init__(self, stream: Stream) -> None:
@@ -150,6 +149,26 @@ class Source:
         return _reach(self.places[key].form) * self.places[key].form.dtype.itemsize
 
 
+class _ShardedSource(Source):
+    """A sharded checkpoint: its tensors are read as wholes, one after the other."""
+
+    def __init__(self, path: PathLike) -> None:
+        self.path = Path(path)
+        self._shards = Shards(path)
+        self.state = weights_in(self._shards.contents, self.path)
+        self.places = {
+            key: _Place(id(value), 0, form_of(value), in_pieces=True)  # tied ones are one object
+            for key, value in self.state.items()
+            if isinstance(value, Tensor) and value.numel()
+        }
+
+    def tensor(self, key: str, memory: Tensor) -> Tensor:
+        meta = self.state[key]
+        room = memory[: meta.nbytes].view(meta.dtype).view(meta.shape)
+        self._shards.read([(meta, room)])
+        return room
+
+
 def lies_alike(key: str, form: Form, sources: Iterable[Source]) -> bool:
     """Whether a tensor's bytes stand in all files in one piece, in the order of a form."""
     whole = _reach(form) == form.size.numel()
@@ -181,7 +200,7 @@ def weights_in(contents: Any, path: Path) -> Mapping[str, Any]:
     bare = (
         isinstance(contents, Mapping) and _KEY not in contents and contents and is_state(contents)
     )
-    state = contents if bare else contents.get(_KEY) if isinstance(contents, Mapping) else None
+    state = contents if bare else named_weights(contents, "model")
     if not isinstance(state, Mapping):
         found = ", ".join(map(str, contents)) if isinstance(contents, Mapping) else type(contents)
         raise CheckpointError(f"{path} has no {_KEY} to average; found {found}")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from batteries._masking import MASK, parts_of
 from batteries._memory import check_remembers, memory_of
 from batteries._modules import unwrap
+from batteries.distributed._messages import is_sharded
 
 Checkpoint = dict[str, Any]
 
@@ -30,7 +31,7 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: Any) -> Any: ...
 
 
-_OPTIONS = {"path", "logdir", "strict", "prefix", "map_location"}
+_OPTIONS = {"key", "path", "logdir", "strict", "prefix", "map_location"}
 
 
 def make_checkpoint(
@@ -115,9 +116,13 @@ def check_stateful(name: str, part: Any) -> None:
 
 def state_of(part: Any) -> Any:
     """The state of an object as a checkpoint has it: that of a module without its wrappers."""
-    if isinstance(part, nn.Module):
-        return renamed(unwrap(part).state_dict(), without_compile)
-    return part.state_dict()
+    if not isinstance(part, nn.Module):
+        return part.state_dict()
+    state, first = unwrap(part).state_dict(), dict[int, Any]()
+    for name, tensor in unwrap(part).named_parameters(remove_duplicate=False):
+        if is_sharded(tensor) and name in state:  # of plain ones the memory tells that they are one
+            state[name] = first.setdefault(id(tensor), state[name])
+    return renamed(state, without_compile)
 
 
 # ---------------------------------------------------------------- plain values
@@ -214,10 +219,15 @@ def plain_or_refused(value: Any, place: str) -> Any:
     )
     if isinstance(plain, Tensor) and (why := why_unreadable(plain)):
         raise TypeError(f"a checkpoint cannot hold {place or 'this'}: {why}")
+    if is_sharded(plain):
+        raise TypeError(
+            f"a checkpoint file cannot hold {place or 'this'}, a DTensor, of which each rank has "
+            "its own part: save with CheckpointManager(..., sharded=True), whose process() all "
+            "ranks call, or store tensor.full_tensor()"
+        )
     if kind in _READABLE and not unreadable:
         return _whole(plain) if kind in (Tensor, nn.Parameter) else plain
-    sharded = hasattr(plain, "device_mesh")
-    if kind in registered().values() and not sharded and not _is_filled_later(plain):
+    if kind in registered().values() and not _is_filled_later(plain):
         return plain
     raise TypeError(
         f"a checkpoint cannot hold {place or 'this'}, a {kind.__module__}.{kind.__qualname__}: "
@@ -305,5 +315,6 @@ def without_compile(name: str) -> str:
 
 
 def bare_name(name: str) -> str:
-    """A name without what DDP, DataParallel and torch.compile add to it."""
-    return without_compile(name).removeprefix("module.")
+    """A name without what DDP, DataParallel and torch.compile add to it, in any place."""
+    *above, last = without_compile(name).split(".")
+    return ".".join([part for part in above if part != "module"] + [last])

@@ -19,7 +19,7 @@ from torch.utils import swap_tensors
 from batteries import distributed
 from batteries._files import PathLike
 from batteries._memory import memory_of
-from batteries._modules import unwrap
+from batteries._modules import sharded_like, unwrap
 from batteries.checkpoint._contents import (
     Checkpoint,
     Stateful,
@@ -31,10 +31,16 @@ from batteries.checkpoint._contents import (
     state_of,
 )
 from batteries.checkpoint._fitting import misfits
-from batteries.checkpoint._forms import is_sharded, newest_first, read_checkpoint
+from batteries.checkpoint._forms import (
+    is_sharded,
+    named_weights,
+    newest_first,
+    read_checkpoint,
+)
 from batteries.checkpoint._sharded import read_shards
 from batteries.checkpoint._storage import CheckpointError, digest_read
 from batteries.distributed._agreement import check_same
+from batteries.distributed._messages import is_sharded as is_dtensor
 
 _compared: set[str] = set()  # paths whose first contents were compared with other ranks
 _SHARE = "use a directory that all hosts share, or send rank 0's with share_checkpoint first"
@@ -80,6 +86,7 @@ def load_checkpoint(
     *,
     strict: bool = True,
     prefix: str = "",
+    key: str = "model",
     map_location: torch.device | str = "cpu",
     **objects: Stateful,
 ) -> Loaded:
@@ -95,13 +102,17 @@ def load_checkpoint(
     loads into a DDP, DataParallel or compiled one, and the other way round. A model on the meta
     device gets its memory here, in its own dtypes, where `map_location` says; its parameters stay
     the same objects, so that an optimizer that has them goes on with them. A file that is the
-    state dict of a model loads too, and so do `.safetensors` weights. A sharded checkpoint loads
+    state dict of a model loads too, and so do `.safetensors` weights, the Hub's
+    `model.safetensors.index.json`, and what others write: `{"state_dict": ...}` (Lightning, timm)
+    and `{"model": ...}` (torchvision, nanoGPT). A sharded checkpoint loads
     into objects that are sharded in another way, or not at all, and a file into sharded ones; all
     ranks call it then.
 
     Args:
         strict: False loads the parameters, and the states of other objects, that fit.
         prefix: Load the part of the file's model whose names begin so: "encoder.".
+        key: Which of the file's weights `model` gets: "ema" for the average that was saved as
+            `ema=`, or that timm and torchvision have saved.
         map_location: Where the tensors of the returned checkpoint lie. The state goes to where
             the objects are in any case.
         **objects: Others, by the names they had in `make_checkpoint`.
@@ -115,7 +126,8 @@ def load_checkpoint(
         CheckpointError: Damaged, not a checkpoint, or keys, shapes or types that do not fit.
         RuntimeError: The ranks have read different files, when they first load this path.
     """
-    for name, option, kind in [("strict", strict, bool), ("prefix", prefix, str)]:
+    options = ("strict", strict, bool), ("prefix", prefix, str), ("key", key, str)
+    for name, option, kind in options:
         if not isinstance(option, kind):
             raise TypeError(
                 f"{name} is a {type(option).__name__}; expected a {kind.__name__}: it is an option "
@@ -126,7 +138,7 @@ def load_checkpoint(
     _compared.add(str(path))  # later one rank alone may load what has another content by then
     checkpoint = own.read(path, map_location) if known else _alike(own, path, map_location)
     loaded = Loaded(checkpoint)
-    loaded.report = _put(checkpoint, parts, path, strict=strict, prefix=prefix)
+    loaded.report = _put(checkpoint, parts, path, strict=strict, prefix=prefix, key=key)
     return loaded
 
 
@@ -221,17 +233,13 @@ def _put(
     *,
     strict: bool = True,
     prefix: str = "",
+    key: str = "model",
 ) -> LoadReport:
     """Hold each part against its object, and put all of them in if all fit."""
     report = LoadReport([], [], [], [])
     states: dict[str, Any] = {}
     for name, part in parts.items():
-        if state_key(name) not in checkpoint:
-            raise CheckpointError(
-                f"{path} has no {state_key(name)}; it has {', '.join(checkpoint)}; "
-                f"leave out {name}, or load the checkpoint of a run that saved it"
-            )
-        states[name] = checkpoint[state_key(name)]
+        states[name] = _state_in(checkpoint, name, key, path)
         if isinstance(part, nn.Module):
             if not isinstance(states[name], Mapping):
                 raise CheckpointError(
@@ -241,10 +249,13 @@ def _put(
             own = unwrap(part).state_dict()
             states[name] = _under_own_names(states[name], own, prefix if name == "model" else "")
             states[name] = _with_tied(states[name], part)
+            for place, value in states[name].items():
+                if isinstance(value, Tensor) and place in own:
+                    states[name][place] = sharded_like(value, own[place])
             loaded = len(report.loaded)
             unlike = _compare(name, states[name], own, path, report)
             if unlike and strict and not _loads(states[name], part):
-                raise CheckpointError(_told(unlike, name))
+                raise CheckpointError(_told(unlike, name) + _hint(states[name], own))
             if not strict:
                 if own and states[name] and len(report.loaded) == loaded:
                     raise CheckpointError(_nothing_fits(name, states[name], own, path))
@@ -258,6 +269,25 @@ def _put(
             del states[name]
     _put_all({name: parts[name] for name in states}, states, path, strict)
     return report
+
+
+def _state_in(checkpoint: Checkpoint, name: str, key: str, path: PathLike) -> Any:
+    """The state of an object, as this library or another one calls it."""
+    if name == "model" and key != "model":
+        found = named_weights(checkpoint, key)
+    elif state_key(name) in checkpoint:
+        return checkpoint[state_key(name)]
+    else:
+        found = named_weights(checkpoint, name)
+    if found is None:
+        wanted = key if name == "model" else name
+        remedy = f"leave out {name}, or load the checkpoint of a run that saved it"
+        if name == "model":
+            remedy = 'pass key="..." with the name of weights that it has, or ' + remedy
+        raise CheckpointError(
+            f"{path} has no {state_key(wanted)}; it has {', '.join(map(str, checkpoint))}; {remedy}"
+        )
+    return found
 
 
 class _Own:
@@ -282,7 +312,7 @@ class _Own:
     def room(self, place: str, whole: Tensor) -> Tensor:
         """Room for a tensor: sharded as the object's own, else whole on the CPU."""
         own = self._like(place, whole)
-        if own is None or (own.is_meta and not _is_sharded(own)):
+        if own is None or (own.is_meta and not is_dtensor(own)):
             return torch.empty_like(whole, device="cpu")
         return torch.empty_like(own, dtype=whole.dtype, device=_home(own), requires_grad=False)
 
@@ -291,11 +321,11 @@ class _Own:
 
         def leaf(value: Any, place: str) -> Any:
             own = self._like(place, value) if isinstance(value, Tensor) else None
-            return value if own is None else _sharded(value, own)
+            return value if own is None else sharded_like(value, own)
 
         return (
             dict(rebuilt(checkpoint, leaf))
-            if any(map(_is_sharded, self._tensors.values()))
+            if any(map(is_dtensor, self._tensors.values()))
             else checkpoint
         )
 
@@ -313,23 +343,9 @@ class _Own:
         return None
 
 
-def _is_sharded(tensor: Tensor) -> bool:
-    return hasattr(tensor, "device_mesh")  # a DTensor, whose module takes long to import
-
-
 def _home(tensor: Any) -> torch.device | str:
     """Where the numbers of a tensor belong, also of a sharded one that has none yet."""
-    return str(tensor.device_mesh.device_type) if _is_sharded(tensor) else tensor.device
-
-
-def _sharded(value: Tensor, own: Any) -> Tensor:
-    """This rank's part of a tensor that every rank has."""
-    if not _is_sharded(own) or _is_sharded(value):
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh = own.device_mesh
-    return distribute_tensor(value.to(mesh.device_type), mesh, own.placements, src_data_rank=None)
+    return str(tensor.device_mesh.device_type) if is_dtensor(tensor) else tensor.device
 
 
 def _under_own_names(state: Any, own: Any, prefix: str) -> Any:
@@ -396,6 +412,16 @@ def _nothing_fits(name: str, state: Any, own: Any, path: PathLike) -> str:
         f"{name} as it was when it was saved (with its adapters), rename what the file has, or "
         "leave it out"
     )
+
+
+def _hint(state: Any, own: Any) -> str:
+    """Which prefix the names of a file have, if they all have one."""
+    first = next(iter(own), "")
+    begins = (name.removesuffix(first) for name in state if name.endswith(f".{first}"))
+    for prefix in begins:
+        if all(prefix + name in state for name in own):
+            return f"; the file has these names behind {prefix!r}: pass prefix={prefix!r}"
+    return ""
 
 
 def _told(found: list[str], name: str, otherwise: str = "to load what fits") -> str:
@@ -476,7 +502,7 @@ def _realised(module: nn.Module, state: Any, path: PathLike) -> Iterator[tuple[T
     for name, tensor in named:
         if not (tensor.is_meta and isinstance(state.get(name), Tensor)) or is_lazy(tensor):
             continue
-        device = _home(tensor) if _is_sharded(tensor) else state[name].device
+        device = _home(tensor) if is_dtensor(tensor) else state[name].device
         other = torch.empty_like(tensor, device=device)
         if isinstance(tensor, nn.Parameter):
             other = nn.Parameter(other, tensor.requires_grad)

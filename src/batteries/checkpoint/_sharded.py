@@ -9,7 +9,7 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,50 +128,86 @@ def remove_unnamed(shards: Path) -> None:
         link.unlink()
 
 
-def read_shards(path: PathLike, room: Room | None = None) -> Checkpoint:
+def read_shards(
+    path: PathLike, room: Room | None = None, *, alone: bool | None = None
+) -> Checkpoint:
     """Read a sharded checkpoint, on any number of ranks, all of which call it.
-
-    The engine reads a pickle, which could run code: of ours it may only make what describes
-    tensors, whose bytes lie in files that the index names. Every file is held against its digest.
 
     Args:
         room: What to fill for each tensor: a DTensor, to get this rank's part of it. Without it
-            tensors come whole, on the CPU.
+            tensors come whole, on the CPU. What it returns on the meta device is not read.
+        alone: Whether one rank calls it. Default: if there is no process group.
 
     Raises:
         CheckpointError: Damaged, incomplete or not ours, on every rank.
     """
-    from torch.distributed.checkpoint.state_dict_loader import load  # takes long to import
-
-    folder = Path(path).resolve()  # the name may stand for another meanwhile
-    index = verify_shards(folder)
+    shards = Shards(path, alone=not dist.is_initialized() if alone is None else alone)
     tensors: dict[str, Tensor] = {}
 
     def own(place: str, whole: Tensor) -> Tensor:
         tensors[place] = room(place, whole) if room else torch.empty_like(whole, device="cpu")
         return tensors[place]
 
-    checkpoint = _filled(index, own)
-    with _engine(f"{path} cannot be read"):
-        reader = _reader(folder, index)
-        load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    checkpoint = _filled(shards.index, own)
+    shards.load({place: tensor for place, tensor in tensors.items() if not tensor.is_meta})
     return checkpoint
 
 
-def verify_shards(path: PathLike) -> Checkpoint:
-    """The index of a sharded checkpoint whose files are as they were written; all ranks call it.
+class Shards:
+    """A sharded checkpoint, verified, whose tensors are read when they are wanted.
+
+    The engine reads a pickle, which could run code: of ours it may only make what describes
+    tensors, whose bytes lie in files that the index names. Every file is held against its digest.
+
+    Args:
+        alone: This process reads by itself, whatever other ranks do.
+
+    Raises:
+        CheckpointError: Damaged, incomplete or not ours.
+    """
+
+    def __init__(self, path: PathLike, *, alone: bool = True) -> None:
+        folder = Path(path).resolve()  # the name may stand for another meanwhile
+        self.index = _verified(folder, path, alone)
+        self._path, self._alone = path, alone
+        self._reader = _reader(folder, self.index)
+        self._places: dict[int, str] = {}
+        self.contents = _filled(self.index, self._placed)  # with meta tensors
+
+    def read(self, tensors: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Fill the second of each pair with what the first, of `contents`, stands for."""
+        self.load({self._places[id(meta)]: room for meta, room in tensors})
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Fill tensors by their places."""
+        from torch.distributed.checkpoint.state_dict_loader import load  # takes long to import
+
+        with _engine(f"{self._path} cannot be read"):
+            load(tensors, storage_reader=self._reader, no_dist=self._alone)
+
+    def _placed(self, place: str, whole: Tensor) -> Tensor:
+        self._places[id(whole)] = place
+        return whole
+
+
+def verify_shards(path: PathLike) -> None:
+    """Raise if the files of a sharded checkpoint are not as they were written; all ranks call it.
 
     Each rank verifies some of the files.
 
     Raises:
         CheckpointError: Damaged or incomplete, on every rank.
     """
-    folder = Path(path).resolve()
+    _verified(Path(path).resolve(), path, alone=False)
+
+
+def _verified(folder: Path, path: PathLike, alone: bool) -> Checkpoint:
+    """The index of a directory, all of whose files are as they were written."""
 
     def verify() -> Checkpoint:
         index = _read_index(folder, path)
-        names = sorted(index["files"])[distributed.rank() :: distributed.world_size()]
-        for name in names:
+        names = sorted(index["files"])
+        for name in names if alone else names[distributed.rank() :: distributed.world_size()]:
             if not (folder / name).is_file():
                 raise CheckpointError(f"{path} is incomplete: {name} is missing")
             if _digest(folder / name) != index["files"][name]:
@@ -181,7 +217,7 @@ def verify_shards(path: PathLike) -> Checkpoint:
                 )
         return index
 
-    return distributed.together(verify)
+    return verify() if alone else distributed.together(verify)
 
 
 def peek_shards(path: PathLike) -> Checkpoint:
@@ -244,7 +280,15 @@ def _reader(folder: Path, index: Checkpoint) -> Any:
             raise CheckpointError(f"{folder}/.metadata would call {brief(f'{module}.{name}')}")
 
     class Reader(filesystem.FileSystemReader):
+        found: Any = None
+
         def read_metadata(self, *_: Any, **__: Any) -> Any:
+            self.found = found = self.found or self.described()
+            found.storage_meta = found.storage_meta or metadata.StorageMeta()
+            found.storage_meta.load_id = self.load_id
+            return found
+
+        def described(self) -> Any:
             with open_regular(folder / ".metadata", inside=folder) as file:
                 found = Unpickler(file).load()
             # Of bytes the engine would make any object; files elsewhere are nobody's shards.
@@ -252,8 +296,6 @@ def _reader(folder: Path, index: Checkpoint) -> Any:
             names = {each.relative_path for each in found.storage_data.values()}
             if kinds - {metadata.TensorStorageMetadata} or not names <= set(index["files"]):
                 raise CheckpointError(f"{folder}/.metadata describes more than tensors in there")
-            found.storage_meta = found.storage_meta or metadata.StorageMeta()
-            found.storage_meta.load_id = self.load_id
             return found
 
     return Reader(folder)

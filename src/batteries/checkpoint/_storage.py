@@ -96,8 +96,10 @@ def read_file(path: PathLike, map_location: torch.device | str = "cpu") -> Check
     path = Path(path)
     check_exists(path)
     checkpoint, sealed = _read_verified(path, known_device(map_location))
-    if isinstance(checkpoint, Mapping) and (sealed or "model_state_dict" in checkpoint):
-        return dict(checkpoint)
+    if isinstance(checkpoint, Mapping):
+        states = [v for v in checkpoint.values() if isinstance(v, Mapping) and v and is_state(v)]
+        if sealed or states or "model_state_dict" in checkpoint:
+            return dict(checkpoint)
     if isinstance(checkpoint, Mapping) and checkpoint and is_state(checkpoint):
         warnings.warn(
             f"{path} is the bare state dict of a model: no epoch, optimizer or metrics in it",
@@ -106,8 +108,8 @@ def read_file(path: PathLike, map_location: torch.device | str = "cpu") -> Check
         return {"model_state_dict": checkpoint}
     found = list(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
     raise CheckpointError(
-        f"{path} is not a checkpoint: expected a dict with 'model_state_dict', or the state dict "
-        f"of a model; found {str(found)[:300]}"
+        f"{path} is not a checkpoint: expected a dict with 'model_state_dict' or the like, or the "
+        f"state dict of a model; found {str(found)[:300]}"
     )
 
 
@@ -255,10 +257,14 @@ def unreadable(path: Path, reason: object) -> CheckpointError:
             "'converted.pth')"
         )
     first_line = (str(reason).splitlines() or [type(reason).__name__])[0]
-    return CheckpointError(
-        f"{path} cannot be read as a checkpoint: {first_line}; it is damaged, or was not written "
-        "by save_checkpoint or torch.save"
-    )
+    remedy = "it is damaged, or was not written by save_checkpoint or torch.save"
+    if called := re.fullmatch(r"it would call ([\w.]+) ([\w.]+)", first_line):
+        kind = ".".join(called.groups())
+        remedy = (
+            "if you know who wrote it, and that this is a class that only holds values, call "
+            f"torch.serialization.add_safe_globals([{kind}]) first"
+        )
+    return CheckpointError(f"{path} cannot be read as a checkpoint: {first_line}; {remedy}")
 
 
 def check_records(path: Path, file: BinaryIO) -> None:

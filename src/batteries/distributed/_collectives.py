@@ -11,7 +11,8 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from batteries.distributed._agreement import Transfer, agree
 from batteries.distributed._groups import Group, Ranks, ranks_of
@@ -22,6 +23,8 @@ from batteries.distributed._messages import (
     decode,
     device_of,
     encode,
+    is_fsdp,
+    is_sharded,
     refuse_sharded,
     transport_device,
 )
@@ -57,9 +60,51 @@ def being_apart() -> Iterator[None]:
     """A block that the ranks do not go through together: collectives in it are errors."""
     token = _apart.set(True)
     try:
-        yield
+        with on_one_rank():
+            yield
     finally:
         _apart.reset(token)
+
+
+# Whether other ranks do something else meanwhile.
+_one_rank: ContextVar[bool] = ContextVar("_one_rank", default=False)
+
+
+@contextmanager
+def on_one_rank() -> Iterator[None]:
+    """A block in which a model that is divided among the ranks is not run: it would wait for all.
+
+    Collectives of the user's own may be paired with others elsewhere.
+    """
+    if not in_group():
+        yield
+        return
+
+    def refuse(module: nn.Module, args: Any) -> None:  # noqa: ARG001
+        if is_fsdp(module):
+            check_together(*module.parameters())
+
+    token, hook = _one_rank.set(True), register_module_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        hook.remove()
+        _one_rank.reset(token)
+
+
+def check_together(*tensors: Any) -> None:
+    """Raise if this is where one rank is, and some tensor has parts on others.
+
+    Raises:
+        RuntimeError: It would wait for them.
+    """
+    if _one_rank.get() and any(is_sharded(t) and t.device_mesh.size() > 1 for t in tensors):
+        raise RuntimeError(
+            "a model that fully_shard has divided was called on some ranks alone (inside of "
+            "rank_zero_first or a rank_zero_only function): it needs its parts on the others. Let "
+            "all ranks call it, each on its part of the samples, and put them together with "
+            "Predictions or all_reduce_meters"
+        )
 
 
 def barrier(group: Group = None) -> None:

@@ -95,6 +95,12 @@ def is_sharded(value: object) -> bool:
     return tensors is not None and isinstance(value, tensors.DTensor)
 
 
+def is_fsdp(module: object) -> bool:
+    """Whether `fully_shard` has divided the parameters of a module, or of one in it."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
 def refuse_sharded(value: object, name: str) -> None:
     """Raise where a whole tensor is needed, and a DTensor was passed.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
-from batteries.distributed._collectives import alone, being_apart, broadcast
+from batteries.distributed._collectives import alone, being_apart, broadcast, on_one_rank
 from batteries.distributed._groups import closed, notes, ranks_of, timeout
 from batteries.distributed._launch import in_group, is_main, rank
 from batteries.distributed._messages import Failure
@@ -48,7 +48,8 @@ def _rank_zero_only(function: Callable[P, T], share: bool) -> Callable[P, T | No
     @functools.wraps(function)
     def on_rank_zero(*args: P.args, **kwargs: P.kwargs) -> T | None:
         if not share:
-            return function(*args, **kwargs) if is_main() else None
+            with on_one_rank():
+                return function(*args, **kwargs) if is_main() else None
         if alone("a shared rank_zero_only function"):
             return function(*args, **kwargs)
         if not is_main():
