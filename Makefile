@@ -5,7 +5,8 @@ BIN := .venv/bin
 INSTALL := pip install --quiet --disable-pip-version-check
 # Of `make stress`: how much of the usual, such as 0.1.
 BUDGET ?= 1
-PARALLEL := -n logical --maxprocesses=4
+# One more than there are cores, since some tests wait; four at most.
+PARALLEL := -n $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
 # All GPUs where there are some, else two processes on the CPU.
 PROCESSES = $$($(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
 
