@@ -29,7 +29,7 @@ from batteries import (
     resume,
     save_checkpoint,
 )
-from batteries.checkpoint import share_checkpoint
+from batteries.checkpoint import _sharing, share_checkpoint
 
 
 @cache
@@ -191,6 +191,7 @@ def resume_what_is_sent(directory: str) -> tuple[str, Any]:
         save_checkpoint(make_checkpoint("train", 1, model), own / "logs/last.pth")
     distributed.barrier()
     os.chdir(own)
+    _sharing._PIECE = 1000  # so that a small file is some
     sent = share_checkpoint("logs")
     assert sent is not None
     before = sent.stat().st_ino
@@ -205,6 +206,20 @@ def test_checkpoints_are_sent_to_other_hosts(tmp_path: Path) -> None:
     """Hosts that share nothing resume from rank 0's checkpoint, once it was sent to them."""
     results = run_ranks(resume_what_is_sent, str(tmp_path), world_size=3)
     assert results == [("logs/last.pth", [[0.0, 0.0]])] * 3
+
+
+def share_shards(directory: str) -> str:
+    manager = CheckpointManager(directory, sharded=True)
+    manager.process(0.5, 1, make_checkpoint("train", 1, nn.Linear(2, 1)))
+    with pytest.raises(CheckpointError) as caught:
+        share_checkpoint(directory)
+    return str(caught.value)
+
+
+def test_shards_are_not_sent(tmp_path: Path) -> None:
+    """A sharded checkpoint, of which each host has a part, is refused on all ranks alike."""
+    for told in run_ranks(share_shards, str(tmp_path)):
+        assert "last.dcp is sharded: put it on a file system that all hosts share" in told
 
 
 def out_of_sync(change: str) -> None:

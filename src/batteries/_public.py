@@ -19,6 +19,6 @@ def move(value: Any, module: str) -> None:
     if isinstance(value, type) and "__annotations__" in vars(value):
         # Texts, which are looked up in the module of the class.
         with suppress(NameError):
-            own = get_type_hints(value)
-            value.__annotations__ = {name: own[name] for name in value.__annotations__}
+            hints = get_type_hints(value)
+            value.__annotations__ = {name: hints[name] for name in value.__annotations__}
     value.__module__ = module

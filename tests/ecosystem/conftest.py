@@ -1,6 +1,6 @@
 """What the tests found out about each library, as a page: `pytest tests/ecosystem --page=FILE`.
 
-`@pytest.mark.library("h5py")` says which library a test is about. `package` is what pip calls it,
+`@pytest.mark.beside("h5py")` says which library a test is about. `package` is what pip calls it,
 `remedy` what a user has to do, `cannot` what does not work with any remedy.
 """
 
@@ -69,7 +69,7 @@ class Page:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
             sentence = (getattr(item, "function", item).__doc__ or "").partition("\n\n")[0]
-            for mark in item.iter_markers("library"):
+            for mark in item.iter_markers("beside"):
                 (name,) = mark.args
                 package = mark.kwargs.get("package", name)
                 library = self._libraries.setdefault(name, Library(package))
@@ -107,6 +107,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     vision.prepare()
-    config.addinivalue_line("markers", "library(name, package, remedy, cannot): see conftest.py")
+    config.addinivalue_line("markers", "beside(name, package, remedy, cannot): see conftest.py")
     if (path := config.getoption("--page", None)) is not None:
         config.pluginmanager.register(Page(path.absolute()))

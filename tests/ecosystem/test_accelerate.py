@@ -21,7 +21,7 @@ def loader() -> DataLoader[Any]:
     return DataLoader(data, batch_size=4, shuffle=True, seed=1)
 
 
-@pytest.mark.library("accelerate", remedy=PREPARE)
+@pytest.mark.beside("accelerate", remedy=PREPARE)
 def test_accelerate() -> None:
     """Our loader may not be prepared, with advice; the model may, and trains the same."""
     accelerate = pytest.importorskip(
@@ -42,7 +42,7 @@ def test_accelerate() -> None:
     assert seen == [each for (x,) in loader() for each in x.flatten().tolist()]
 
 
-@pytest.mark.library("Fabric", package="lightning")
+@pytest.mark.beside("Fabric", package="lightning")
 def test_fabric() -> None:
     """Fabric's loader of ours gives the same batches, and ours knows the position."""
     fabrics = pytest.importorskip("lightning.fabric", reason="lightning is not installed")

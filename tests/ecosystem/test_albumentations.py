@@ -13,7 +13,7 @@ from batteries.data import DataLoader
 
 REASON = "albumentations is not installed: requirements-ecosystem.txt"
 transforms = pytest.importorskip("albumentations", reason=REASON)
-pytestmark = pytest.mark.library("albumentations")
+pytestmark = pytest.mark.beside("albumentations")
 
 
 class Images(Dataset[Any]):

@@ -74,10 +74,10 @@ FORKS = (
 @pytest.mark.parametrize(
     "opened",
     [
-        pytest.param(h5py, marks=pytest.mark.library("h5py")),
-        pytest.param(zarr, marks=pytest.mark.library("zarr")),
-        pytest.param(polars, marks=pytest.mark.library("polars", remedy=FORKS)),
-        pytest.param(sqlite, marks=pytest.mark.library("sqlite3")),
+        pytest.param(h5py, marks=pytest.mark.beside("h5py")),
+        pytest.param(zarr, marks=pytest.mark.beside("zarr")),
+        pytest.param(polars, marks=pytest.mark.beside("polars", remedy=FORKS)),
+        pytest.param(sqlite, marks=pytest.mark.beside("sqlite3")),
     ],
 )
 def test_rows(opened: Any) -> None:

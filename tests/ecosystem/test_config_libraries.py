@@ -67,11 +67,11 @@ def attrs() -> Any:
 @pytest.mark.parametrize(
     "made",
     [
-        pytest.param(hydra, marks=pytest.mark.library("hydra", package="hydra-core")),
-        pytest.param(omegaconf, marks=pytest.mark.library("omegaconf")),
-        pytest.param(tyro, marks=pytest.mark.library("tyro")),
-        pytest.param(pydantic, marks=pytest.mark.library("pydantic")),
-        pytest.param(attrs, marks=pytest.mark.library("attrs")),
+        pytest.param(hydra, marks=pytest.mark.beside("hydra", package="hydra-core")),
+        pytest.param(omegaconf, marks=pytest.mark.beside("omegaconf")),
+        pytest.param(tyro, marks=pytest.mark.beside("tyro")),
+        pytest.param(pydantic, marks=pytest.mark.beside("pydantic")),
+        pytest.param(attrs, marks=pytest.mark.beside("attrs")),
     ],
 )
 def test_configurations(made: Any) -> None:

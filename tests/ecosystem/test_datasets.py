@@ -12,7 +12,7 @@ from batteries.data import DataLoader
 
 REASON = "datasets is not installed: requirements-ecosystem.txt"
 hub = pytest.importorskip("datasets", reason=REASON)
-pytestmark = pytest.mark.library(
+pytestmark = pytest.mark.beside(
     "datasets",
     remedy='Map-style ones as they are; `sharded="workers"` for iterable ones.',
     cannot="What a `shuffle` of an iterable one has in its buffer is lost after a resume.",

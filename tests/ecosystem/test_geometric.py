@@ -11,7 +11,7 @@ from batteries import accumulate, to_device
 from batteries.data import DataLoader
 
 pytestmark = [
-    pytest.mark.library(
+    pytest.mark.beside(
         "PyG",
         package="torch-geometric",
         remedy="`collate_fn=Batch.from_data_list`, and `count=lambda batch: batch.num_graphs` in "

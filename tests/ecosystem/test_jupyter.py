@@ -24,7 +24,7 @@ run.close()
 ]
 
 
-@pytest.mark.library("Jupyter", package="nbclient")
+@pytest.mark.beside("Jupyter", package="nbclient")
 @pytest.mark.filterwarnings("ignore")
 def test_cells() -> None:
     """A cell may start a run again after another failed; workers and a bar work in a kernel."""

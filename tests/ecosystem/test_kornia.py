@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from batteries.data import DataLoader
 
 kornia = pytest.importorskip("kornia.augmentation", reason="kornia is not installed")
-pytestmark = [pytest.mark.library("kornia"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.beside("kornia"), pytest.mark.filterwarnings("ignore")]
 IMAGES = torch.rand(24, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
 

@@ -11,7 +11,7 @@ from batteries import load_checkpoint, make_checkpoint, save_checkpoint
 from batteries.data import DataLoader
 
 pytestmark = [
-    pytest.mark.library(
+    pytest.mark.beside(
         "litdata",
         remedy="Its `StreamingDataLoader` goes on after a resume; in our loader the dataset is a "
         "stream without a memory, which goes on between epochs.",

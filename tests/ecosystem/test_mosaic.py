@@ -16,7 +16,7 @@ REMEDY = (
     "transformers than it gets here, and is installed with `--no-deps`."
 )
 pytestmark = [
-    pytest.mark.library("mosaicml-streaming", remedy=REMEDY),
+    pytest.mark.beside("mosaicml-streaming", remedy=REMEDY),
     pytest.mark.filterwarnings("ignore"),
 ]
 streaming = pytest.importorskip(

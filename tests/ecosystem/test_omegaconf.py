@@ -11,7 +11,7 @@ from torch import nn
 from batteries import JsonLinesLogger, make_checkpoint, save_checkpoint, start_run
 
 omegaconf = pytest.importorskip("omegaconf", reason="omegaconf is not installed: make ecosystem")
-pytestmark = pytest.mark.library("omegaconf")
+pytestmark = pytest.mark.beside("omegaconf")
 
 
 @dataclass

@@ -99,7 +99,7 @@ def check(
     assert still or not all(map(torch.equal, weights, start))
 
 
-@pytest.mark.library("torch.optim", package="torch")
+@pytest.mark.beside("torch.optim", package="torch")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers(name: str) -> None:
     """Each optimizer of torch goes on with the same bits."""
@@ -107,7 +107,7 @@ def test_optimizers(name: str) -> None:
     check(lambda ps: kind(ps, lr=0.01), SCHEDULERS["StepLR"], sparse=name == "SparseAdam")
 
 
-@pytest.mark.library("torch.optim.lr_scheduler", package="torch")
+@pytest.mark.beside("torch.optim.lr_scheduler", package="torch")
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers(name: str) -> None:
     """Each scheduler of torch goes on with the same learning rates."""
@@ -129,7 +129,7 @@ OTHERS = {
 OBJECTS = {"adashift", "conda", "scalableshampoo"}
 
 
-@pytest.mark.library(
+@pytest.mark.beside(
     "pytorch-optimizer",
     remedy="105 of its 128 optimizers work as they are. Conda needs "
     "`torch.serialization.add_safe_globals([GaLoreProjector])`. 20 were not tried: they need other "

@@ -33,7 +33,7 @@ def train(logdir: str, lr: float, prune: Any = None) -> float:
         return loss.item()
 
 
-@pytest.mark.library("optuna")
+@pytest.mark.beside("optuna")
 def test_optuna() -> None:
     """Trials are runs; one that is pruned is closed too, and the best of the study is the best."""
     optuna = pytest.importorskip("optuna", reason="optuna is not installed: make ecosystem")
@@ -62,7 +62,7 @@ def test_optuna() -> None:
     assert study.best_params == {"lr": 0.3}
 
 
-@pytest.mark.library("ray")
+@pytest.mark.beside("ray")
 def test_ray() -> None:
     """Tasks in ray's processes write runs of their own, with the losses of this process."""
     ray = pytest.importorskip("ray", reason="ray is not installed: make ecosystem")

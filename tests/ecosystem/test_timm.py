@@ -8,7 +8,7 @@ import torch
 
 from batteries import EMA, load_checkpoint, make_checkpoint, save_checkpoint
 
-pytestmark = [pytest.mark.library("timm"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.beside("timm"), pytest.mark.filterwarnings("ignore")]
 timm = pytest.importorskip("timm", reason="timm is not installed: make ecosystem")
 
 

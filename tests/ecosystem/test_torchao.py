@@ -8,7 +8,7 @@ from torch import nn
 
 from batteries import CheckpointManager, load_checkpoint, make_checkpoint
 
-pytestmark = [pytest.mark.library("torchao"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.beside("torchao"), pytest.mark.filterwarnings("ignore")]
 optim = pytest.importorskip("torchao.optim", reason="torchao is not installed: make ecosystem")
 
 

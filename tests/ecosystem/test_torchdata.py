@@ -15,7 +15,7 @@ REASON = "torchdata is not installed: requirements-ecosystem.txt"
 trees = pytest.importorskip("torchdata.nodes", reason=REASON)
 loaders = pytest.importorskip("torchdata.stateful_dataloader", reason=REASON)
 pytestmark = [
-    pytest.mark.library("torchdata"),
+    pytest.mark.beside("torchdata"),
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),
 ]
 

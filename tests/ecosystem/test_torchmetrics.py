@@ -10,7 +10,7 @@ from batteries import load_checkpoint, make_checkpoint, save_checkpoint
 metrics = pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
 
 
-@pytest.mark.library("torchmetrics")
+@pytest.mark.beside("torchmetrics")
 def test_metrics_go_on() -> None:
     """A collection of metrics goes on inside an epoch, to scikit-learn's values of all samples."""
     scores = torch.rand(40, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ from batteries import make_checkpoint, save_checkpoint
 from batteries.data import DataLoader
 
 pytestmark = [
-    pytest.mark.library("torchvision", remedy=PARTLY),
+    pytest.mark.beside("torchvision", remedy=PARTLY),
     pytest.mark.filterwarnings("ignore"),
 ]
 v2 = pytest.importorskip(

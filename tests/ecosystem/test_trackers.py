@@ -15,7 +15,7 @@ from batteries import MLflowLogger, WandbLogger
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries, about themselves
 
 
-@pytest.mark.library("W&B", package="wandb")
+@pytest.mark.beside("W&B", package="wandb")
 def test_wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline, `watch` and our logger write into the program's run, which stays the program's."""
     wandb: Any = pytest.importorskip("wandb")
@@ -32,7 +32,7 @@ def test_wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_wandb(".")["loss"] == [(1, 0.5), (2, 0.25)]
 
 
-@pytest.mark.library("MLflow", package="mlflow")
+@pytest.mark.beside("MLflow", package="mlflow")
 def test_mlflow_autolog(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside autolog, which logs an estimator, our logger writes into the same active run once."""
     mlflow: Any = pytest.importorskip("mlflow")

@@ -5,7 +5,7 @@ import torch
 
 from batteries import EMA, CheckpointError, load_checkpoint, make_checkpoint, save_checkpoint
 
-pytestmark = [pytest.mark.library("transformers"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.beside("transformers"), pytest.mark.filterwarnings("ignore")]
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed: make ecosystem"
 )
@@ -50,7 +50,7 @@ def test_tied_weights(kind: str) -> None:
         torch.testing.assert_close(logits(model, kind), expected)
 
 
-@pytest.mark.library("peft")
+@pytest.mark.beside("peft")
 def test_adapters() -> None:
     """A file of adapters alone loads into no model without them, and says so."""
     peft = pytest.importorskip("peft", reason="peft is not installed: make ecosystem")

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings(
         "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
     ),
-    pytest.mark.library(
+    pytest.mark.beside(
         "webdataset",
         remedy="`shuffle(1000, rng=random)`: without `rng` it draws by the time of day.",
         cannot="It has no memory: it cannot go on in the middle of an epoch, and says so.",

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from batteries import distributed
 from batteries._files import PathLike, make_directory, naming, write_whole
 from batteries.checkpoint._archive import read_seal
-from batteries.checkpoint._forms import is_sharded, latest
+from batteries.checkpoint._forms import is_sharded, latest, newest_first
 from batteries.checkpoint._storage import CheckpointError
 
 _PIECE = 64 * 2**20  # bytes that are sent at once, and that each rank holds
@@ -26,17 +26,12 @@ def share_checkpoint(logdir: PathLike) -> Path | None:
     under the same name is replaced, and one rank of each host writes.
 
     Raises:
-        CheckpointError: The newest checkpoint is sharded: each host has a part of it.
+        CheckpointError: The checkpoints are sharded: each host has a part of them.
         OSError: Of the disk of a host, on all ranks.
     """
-    newest = distributed.broadcast(latest(logdir) if distributed.is_main() else None)
+    newest = _newest(logdir)
     if newest is None:
         return None
-    if distributed.broadcast(is_sharded(newest)):
-        raise CheckpointError(
-            f"{newest} is sharded: put it on a file system that all hosts share, or write one "
-            "file of it with consolidate"
-        )
     places = distributed.all_gather(distributed.together(lambda: _place(newest)))
     source, wanted = places[0]
     apart = [place != source and (content != wanted or not wanted[1]) for place, content in places]
@@ -44,6 +39,17 @@ def share_checkpoint(logdir: PathLike) -> Path | None:
         mine = distributed.rank()
         _send(newest, writes=apart[mine] and places.index(places[mine]) == mine)
     return newest
+
+
+@distributed.rank_zero_only(share=True)
+def _newest(logdir: PathLike) -> Path | None:
+    for path in newest_first(logdir):
+        if is_sharded(path):
+            raise CheckpointError(
+                f"{path} is sharded: put it on a file system that all hosts share, or write one "
+                "file of it with consolidate"
+            )
+    return latest(logdir)
 
 
 def _place(path: Path) -> tuple[Any, Any]:

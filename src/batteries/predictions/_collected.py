@@ -32,20 +32,16 @@ class Gathered(tuple[Any, ...]):
     True
     """
 
-    names: tuple[str, ...]
-
     def __new__(cls, arrays: Mapping[str, Any]) -> Gathered:
         gathered = super().__new__(cls, arrays.values())
-        gathered.names = tuple(arrays)
+        vars(gathered).update(arrays)  # before what a tuple has: an array may be called "count"
         return gathered
 
     def __getattr__(self, name: str) -> Any:
-        if name in vars(self).get("names", ()):
-            return self[self.names.index(name)]
-        raise AttributeError(f"there is no {name!r} among {', '.join(vars(self)['names'])}")
+        raise AttributeError(f"there is no {name!r} among {', '.join(vars(self))}")
 
     def __reduce__(self) -> Any:
-        return Gathered, (dict(zip(self.names, self, strict=True)),)
+        return Gathered, (dict(vars(self)),)
 
 
 class Predictions:
