@@ -33,7 +33,6 @@ from batteries import (
 from batteries.averaging import average_checkpoints
 from batteries.checkpoint import consolidate, latest, peek, read_checkpoint
 from batteries.checkpoint._sharded import _digest
-from batteries.checkpoint._storage import read_file
 from batteries.cli import main
 from batteries.loggers import read_lines
 from batteries.predictions import load
@@ -279,7 +278,7 @@ def test_sharded_checkpoints(kind: str) -> None:
     """A directory of shards, sealed by its maker, runs no code and reads no file outside of it."""
     save(Path("good"), 1, sharded=True)
     folder, described = Path("good/last.dcp").resolve(), Path("good/last.dcp/.metadata")
-    index, metadata = read_file(folder / "index.pth"), pickle.loads(described.read_bytes())
+    index, metadata = read_checkpoint(folder / "index.pth"), pickle.loads(described.read_bytes())
     if kind == "code":
         metadata = Code()
     elif kind == "bytes":  # of which the engine would make any object

@@ -60,7 +60,7 @@ class Averaging:
     def _run(self, window: list[_Piece], room: Tensor) -> None:
         def values(source: Source) -> Iterator[Tensor]:
             begin, end = window[0].begin(source), window[-1].end(source)
-            data = source.stream.read(begin, end - begin, room)
+            data = source.stream.take(begin, end - begin, room)
             for piece in window:
                 at = piece.begin(source) - begin
                 yield data[at : at + piece.size].view(piece.form.dtype)

@@ -57,10 +57,17 @@ class Source:
         """
         if is_sharded(path):
             return _ShardedSource(path)
-        return cls(stack.enter_context(Stream.opened(path)))
+        source = cls(stack.enter_context(Stream.opened(path)))
+        stack.push(lambda kind, *_: None if kind else source.stream.verify())
+        return source
 
     def __init__(self, stream: Stream) -> None:
         self.path = stream.path
+        if stream.is_foreign():
+            raise CheckpointError(
+                f"{self.path} was written on a machine of the other byte order: load it here, and "
+                "save it with save_checkpoint"
+            )
         self.state = weights_in(stream.contents, stream.path)
         self.stream = stream
         self.places: dict[str, _Place] = {}  # of tensors that have elements
@@ -140,7 +147,7 @@ class Source:
         form, begin, size = self.places[key].form, self.places[key].begin, self.size(key)
         for at in range(0, size, WINDOW):
             part = memory[at : at + WINDOW + SPARE]
-            data = self.stream.read(begin + at, min(WINDOW, size - at), part)
+            data = self.stream.take(begin + at, min(WINDOW, size - at), part)
             memory[at : at + len(data)] = data.clone()  # they overlap
         return memory[:size].view(form.dtype).as_strided(form.size, form.stride)
 
@@ -154,7 +161,7 @@ class _ShardedSource(Source):
 
     def __init__(self, path: PathLike) -> None:
         self.path = Path(path)
-        self._shards = Shards(path)
+        self._shards = Shards(path, alone=True)
         self.state = weights_in(self._shards.contents, self.path)
         self.places = {
             key: _Place(id(value), 0, form_of(value), in_pieces=True)  # tied ones are one object
@@ -165,7 +172,7 @@ class _ShardedSource(Source):
     def tensor(self, key: str, memory: Tensor) -> Tensor:
         meta = self.state[key]
         room = memory[: meta.nbytes].view(meta.dtype).view(meta.shape)
-        self._shards.read([(meta, room)])
+        self._shards.fill([(meta, room)])
         return room
 
 

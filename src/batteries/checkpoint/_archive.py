@@ -122,7 +122,9 @@ def form_of(tensor: Tensor) -> Form:
 
 def formed(storage: torch.UntypedStorage, form: Form) -> Tensor:
     """A tensor of a form on other memory."""
-    same = torch.empty(0, dtype=form.dtype).set_(storage, form.offset, form.size, form.stride)
+    same = torch.empty(0, dtype=form.dtype, device=storage.device).set_(
+        storage, form.offset, form.size, form.stride
+    )
     if form.learned:
         return nn.Parameter(same, form.requires_grad)
     return same.requires_grad_(form.requires_grad)

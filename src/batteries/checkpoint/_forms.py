@@ -1,29 +1,88 @@
-"""Checkpoints in every form: a file of ours or of torch.save, a sharded directory, safetensors."""
+"""Checkpoints that are read, in every form: a file, a directory of shards, safetensors."""
 
 from __future__ import annotations
 
 import errno
-import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from batteries._device import known_device
 from batteries._files import PathLike, write_whole
-from batteries._foreign import Most, brief, check, open_regular, read_json
-from batteries._optional import import_optional
+from batteries._foreign import brief
 from batteries._rundir.names import epoch_of
-from batteries.checkpoint._archive import INDEX
-from batteries.checkpoint._contents import Checkpoint, rebuilt
+from batteries.checkpoint._archive import INDEX, leaves_of
+from batteries.checkpoint._contents import Checkpoint
+from batteries.checkpoint._safetensors import files_in_index, library
 from batteries.checkpoint._sharded import Shards, peek_shards, read_shards, verify_shards
-from batteries.checkpoint._storage import CheckpointError, peek_file, read_file, save_checkpoint
+from batteries.checkpoint._storage import CheckpointError, is_state, peek_file, save_checkpoint
+from batteries.checkpoint._stream import Stream, Where
 
-_HEADER = 10**8  # bytes, as safetensors itself has it
+
+class File(Protocol):
+    """A checkpoint that is open, in whatever form."""
+
+    contents: Any  # with meta tensors
+    sealed: bool  # whether this library has written it
+
+    def read(self, where: Where) -> Any:
+        """The contents with the numbers of the tensors that go somewhere, on their way verified."""
+
+    def verify(self, *, together: bool = False) -> None:
+        """Raise if the file is not as it was written; all ranks call it together, or one alone."""
+
+
+@contextmanager
+def opened(path: PathLike, *, alone: bool | None = None) -> Iterator[File]:
+    """A checkpoint of which what is wanted is read.
+
+    Args:
+        alone: Whether one rank opens what is sharded. Default: if there is no process group.
+
+    Raises:
+        FileNotFoundError: No such file.
+        CheckpointError: Damaged, or not a checkpoint.
+    """
+    if is_sharded(path):
+        yield Shards(path, alone=alone)
+    elif _is_index(path):
+        with ExitStack() as stack:
+            yield _Parts(Path(path), stack)
+    else:
+        with Stream.opened(path) as stream:
+            yield stream
+
+
+class _Parts:
+    """The weights of the files that an index of the Hub names."""
+
+    sealed = False
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        self._files = files_in_index(path)
+        self._parts = {
+            file: stack.enter_context(Stream.opened(file))
+            for file in sorted(set(self._files.values()))
+        }
+        for name, file in self._files.items():
+            if name not in self._parts[file].contents["model_state_dict"]:
+                raise CheckpointError(f"{path} names {brief(name)}, which is not in its file")
+        self.contents = self._joined({f: part.contents for f, part in self._parts.items()})
+
+    def read(self, where: Where) -> Any:
+        return self._joined({file: part.read(where) for file, part in self._parts.items()})
+
+    def verify(self, *, together: bool = False) -> None:
+        for part in self._parts.values():
+            part.verify(together=together)
+
+    def _joined(self, found: Mapping[Path, Any]) -> Checkpoint:
+        state = {name: found[file]["model_state_dict"][name] for name, file in self._files.items()}
+        return {"model_state_dict": state}
 
 
 def read_checkpoint(path: PathLike, map_location: torch.device | str = "cpu") -> Checkpoint:
@@ -44,16 +103,46 @@ def read_checkpoint(path: PathLike, map_location: torch.device | str = "cpu") ->
         ValueError: An unknown `map_location`.
         CheckpointError: Damaged, cut short, or not a checkpoint.
     """
-    if is_sharded(path):
-        return read_shards(path, lambda _, whole: torch.empty_like(whole, device=map_location))
-    if _is_index(path):
-        return _all_parts(path, lambda part: read_checkpoint(part, map_location))
-    if _is_safetensors(path):
-        at_once = _safetensors("read_checkpoint").load
-        return {
-            "model_state_dict": _weights(lambda path: at_once(_all_of(path)), path, map_location)
-        }
-    return read_file(path, map_location)
+    return _read(path, map_location)
+
+
+def read_alone(path: PathLike) -> Checkpoint:
+    """A checkpoint that this process reads, whatever other ranks do."""
+    return _read(path, "cpu", alone=True)
+
+
+def _read(
+    path: PathLike, map_location: torch.device | str, alone: bool | None = None
+) -> Checkpoint:
+    device = known_device(map_location)
+    to = None if device.type == "meta" else device
+    with opened(path, alone=alone) as file:
+        contents = file.read(lambda *_: to)
+        file.verify()
+    return checkpoint_of(contents, path, file.sealed)
+
+
+def checkpoint_of(contents: Any, path: PathLike, sealed: bool = False) -> Checkpoint:
+    """What was read, if it is a checkpoint; the bare state dict of a model becomes one.
+
+    Raises:
+        CheckpointError: It is something else.
+    """
+    if isinstance(contents, Mapping):
+        states = [v for v in contents.values() if isinstance(v, Mapping) and v and is_state(v)]
+        if sealed or states or "model_state_dict" in contents:
+            return dict(contents)
+    if isinstance(contents, Mapping) and contents and is_state(contents):
+        warnings.warn(
+            f"{path} is the bare state dict of a model: no epoch, optimizer or metrics in it",
+            stacklevel=4,
+        )
+        return {"model_state_dict": contents}
+    found = list(contents) if isinstance(contents, Mapping) else type(contents).__name__
+    raise CheckpointError(
+        f"{path} is not a checkpoint: expected a dict with 'model_state_dict' or the like, or the "
+        f"state dict of a model; found {str(found)[:300]}"
+    )
 
 
 def peek(path: PathLike) -> Checkpoint:
@@ -71,12 +160,10 @@ def peek(path: PathLike) -> Checkpoint:
     """
     if is_sharded(path):
         return peek_shards(path)
-    if _is_index(path):
-        return _all_parts(path, peek)
-    if _is_safetensors(path):
-        lazily = _safetensors("peek").load_file  # maps the file
-        return {"model_state_dict": _weights(lazily, path, "meta")}
-    return peek_file(path)
+    if Path(path).suffix != ".safetensors" and not _is_index(path):
+        return peek_file(path)
+    with opened(path) as file:
+        return file.contents  # type: ignore[no-any-return]
 
 
 def latest(logdir: PathLike) -> Path | None:
@@ -90,7 +177,10 @@ def latest(logdir: PathLike) -> Path | None:
     """
     for path in newest_first(logdir):
         try:
-            verify_shards(path) if is_sharded(path) else read_file(path)
+            if is_sharded(path):
+                verify_shards(path)
+            else:
+                read_checkpoint(path, "meta")
         except CheckpointError as error:
             warnings.warn(f"{error}; an older one is taken", stacklevel=2)
         else:
@@ -150,19 +240,28 @@ def export_safetensors(path: PathLike, out: PathLike, *, key: str = "model") -> 
         CheckpointError: Damaged, or it has no such weights.
         ModuleNotFoundError: safetensors is not installed.
     """
-    checkpoint = _only(path, key) if is_sharded(path) else read_checkpoint(path)
-    weights = named_weights(checkpoint, key)
-    if weights is None or not all(map(torch.is_tensor, weights.values())):
-        raise CheckpointError(
-            f"{path} has no weights to export under {key}_state_dict; it has "
-            f"{', '.join(map(str, checkpoint)) or 'nothing'}"
-        )
+    with opened(path, alone=True) as file:
+        weights = named_weights(file.contents, key)
+        if weights is None or not all(map(torch.is_tensor, weights.values())):
+            raise CheckpointError(
+                f"{path} has no weights to export under {key}_state_dict; it has "
+                f"{', '.join(map(str, file.contents)) or 'nothing'}"
+            )
+        own = file.read(only(weights, torch.device("cpu")))
+        file.verify()
     own = {
-        key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.items()
+        name: value.clone(memory_format=torch.contiguous_format)
+        for name, value in (named_weights(own, key) or {}).items()
     }
-    data = _safetensors("export_safetensors").save(own, metadata={"format": "pt"})
-    with write_whole(out) as file:
-        file.write(data)
+    data = library("export_safetensors").save(own, metadata={"format": "pt"})
+    with write_whole(out) as target:
+        target.write(data)
+
+
+def only(part: Any, to: torch.device) -> Where:
+    """That the tensors in a part of what a file has go somewhere, and no others."""
+    wanted = {id(leaf) for leaf in leaves_of(part)}
+    return lambda _, tensor: to if id(tensor) in wanted or not tensor.is_meta else None
 
 
 def named_weights(checkpoint: Any, name: str) -> Mapping[str, Any] | None:
@@ -182,81 +281,10 @@ def named_weights(checkpoint: Any, name: str) -> Mapping[str, Any] | None:
     return state
 
 
-def read_alone(path: PathLike) -> Checkpoint:
-    """A checkpoint that this process reads, whatever other ranks do."""
-    return read_shards(path, alone=True) if is_sharded(path) else read_checkpoint(path)
-
-
-def _only(path: PathLike, key: str) -> Checkpoint:
-    """A sharded checkpoint of which the weights of a name are read; the rest is on `meta`."""
-    shards = Shards(path)
-    wanted = {id(value) for value in (named_weights(shards.contents, key) or {}).values()}
-    pairs: list[tuple[Tensor, Tensor]] = []
-
-    def filled(value: Any, place: str) -> Any:  # noqa: ARG001
-        if id(value) not in wanted or not isinstance(value, Tensor):
-            return value
-        pairs.append((value, torch.empty_like(value, device="cpu")))
-        return pairs[-1][1]
-
-    checkpoint = dict(rebuilt(shards.contents, filled))
-    shards.read(pairs)
-    return checkpoint
-
-
 def is_sharded(path: PathLike) -> bool:
     """Whether a path is a sharded checkpoint."""
     return Path(path, INDEX).exists()
 
 
-def _is_safetensors(path: PathLike) -> bool:
-    return Path(path).suffix == ".safetensors" and Path(path).is_file()
-
-
 def _is_index(path: PathLike) -> bool:
     return Path(path).name.endswith(".safetensors.index.json") and Path(path).is_file()
-
-
-def _all_parts(path: PathLike, read: Callable[[Path], Checkpoint]) -> Checkpoint:
-    """The weights of the files that an index of the Hub names, which lie beside it."""
-    try:
-        index = read_json(path)
-        check(index, {"weight_map": Most(dict, 10**7, Most(str, 1000))})
-        places = index["weight_map"]
-        for file in places.values():
-            if Path(file).name != file or not file.endswith(".safetensors"):
-                raise ValueError(f"it names the file {brief(file)}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is not the index of safetensors: {error}") from error
-    weights: dict[str, Any] = {}
-    for file in sorted(set(places.values())):
-        part = Path(path).parent / file
-        if not part.is_file():
-            raise CheckpointError(f"{path} is incomplete: {part} is missing; download it, too")
-        weights |= read(part)["model_state_dict"]
-    if missing := [name for name in places if name not in weights]:
-        raise CheckpointError(f"{path} names {brief(missing[0])}, which is not in its file")
-    return {"model_state_dict": {name: weights[name] for name in places}}
-
-
-def _safetensors(for_: str) -> ModuleType:
-    return import_optional("safetensors.torch", needs="safetensors", for_=f"{for_} of .safetensors")
-
-
-def _all_of(path: Path) -> bytes:
-    with open_regular(path) as file:
-        size = int.from_bytes(file.read(8), "little")
-        if size > min(_HEADER, os.fstat(file.fileno()).st_size):  # before the rest takes memory
-            raise ValueError(f"its header has {size:,} bytes")
-        file.seek(0)
-        return file.read()
-
-
-def _weights(load: Callable[[Path], Any], path: PathLike, device: Any) -> Checkpoint:
-    try:
-        weights = load(Path(path))
-    except OSError:
-        raise
-    except Exception as error:  # of many kinds, as damage has
-        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
-    return {name: tensor.to(known_device(device)) for name, tensor in weights.items()}

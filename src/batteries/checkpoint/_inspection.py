@@ -80,16 +80,16 @@ def inspect_file(file: BinaryIO, size: int) -> tuple[bytes, list[zipfile.ZipInfo
     return pickled, records
 
 
-def offsets_in(file: BinaryIO, records: list[zipfile.ZipInfo]) -> dict[str, int]:
-    """Where the records of storages begin, by their names in the pickle."""
-    offsets = {}
+def storages_in(file: BinaryIO, records: list[zipfile.ZipInfo]) -> dict[str, tuple[int, int]]:
+    """Where the records of storages begin, and their sizes, by their names in the pickle."""
+    places = {}
     for record in records:
         _, found, name = record.filename.rpartition("/data/")
         if found:
             file.seek(record.header_offset + 26)  # behind the header, a name and padding
             lengths = struct.unpack("<HH", file.read(4))
-            offsets[name] = record.header_offset + 30 + sum(lengths)
-    return offsets
+            places[name] = record.header_offset + 30 + sum(lengths), record.file_size
+    return places
 
 
 def is_usual(pickled: bytes) -> bool:

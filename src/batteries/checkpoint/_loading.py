@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +18,11 @@ from torch.nn.parameter import is_lazy
 from torch.utils import swap_tensors
 
 from batteries import distributed
+from batteries._device import known_device
 from batteries._files import PathLike
 from batteries._memory import memory_of
 from batteries._modules import sharded_like, unwrap
+from batteries.checkpoint._archive import leaves_of
 from batteries.checkpoint._contents import (
     Checkpoint,
     Stateful,
@@ -32,12 +35,11 @@ from batteries.checkpoint._contents import (
 )
 from batteries.checkpoint._fitting import misfits
 from batteries.checkpoint._forms import (
-    is_sharded,
+    checkpoint_of,
     named_weights,
     newest_first,
-    read_checkpoint,
+    opened,
 )
-from batteries.checkpoint._sharded import read_shards
 from batteries.checkpoint._storage import CheckpointError, digest_read
 from batteries.distributed._agreement import check_same
 from batteries.distributed._messages import is_sharded as is_dtensor
@@ -64,7 +66,7 @@ class LoadReport(NamedTuple):
 
 
 class Loaded(dict[str, Any]):
-    """A checkpoint that was loaded: all that the file holds, and what became of it.
+    """A checkpoint that was loaded: what the file holds, and what became of it.
 
     >>> model = nn.Linear(2, 1)
     >>> save_checkpoint(make_checkpoint("train", 3, model), "last.pth")
@@ -108,6 +110,9 @@ def load_checkpoint(
     into objects that are sharded in another way, or not at all, and a file into sharded ones; all
     ranks call it then.
 
+    Only what was asked for takes memory. The tensors of states for which no object is passed are
+    on the meta device in what is returned, as `peek` has them. Without any object all are read.
+
     Args:
         strict: False loads the parameters, and the states of other objects, that fit.
         prefix: Load the part of the file's model whose names begin so: "encoder.".
@@ -134,11 +139,11 @@ def load_checkpoint(
                 "of load_checkpoint, so no object can be called so"
             )
     parts = _given(model, optimizer, scheduler, objects)
-    own, known = _Own(parts), str(path) in _compared
+    known = str(path) in _compared
     _compared.add(str(path))  # later one rank alone may load what has another content by then
-    checkpoint = own.read(path, map_location) if known else _alike(own, path, map_location)
-    loaded = Loaded(checkpoint)
-    loaded.report = _put(checkpoint, parts, path, strict=strict, prefix=prefix, key=key)
+    asked = _Asked(parts, key, known_device(map_location))
+    loaded = asked.read(path) if known else _alike(asked, path)
+    loaded.report = _put(loaded, parts, path, strict=strict, prefix=prefix, key=key)
     return loaded
 
 
@@ -150,7 +155,7 @@ def resume(
     *,
     map_location: torch.device | str = "cpu",
     **objects: Stateful,
-) -> Checkpoint | None:
+) -> Loaded | None:
     """Load the newest good checkpoint of a directory; None where there is none yet.
 
     >>> model = nn.Linear(2, 1)
@@ -172,18 +177,19 @@ def resume(
         RuntimeError: The ranks have different files in this directory; it says which hosts.
     """
     parts = _given(model, optimizer, scheduler, objects)
-    own = _Own(parts)
+    asked = _Asked(parts, "model", known_device(map_location))
     paths = newest_first(logdir)
     there = "it has checkpoints" if paths else "it has no checkpoints"
     distributed.together(lambda: check_same("the directory of resume", there, _SHARE))
     paths = distributed.broadcast(paths)
     for path in paths:
         try:
-            checkpoint = distributed.together(functools.partial(_alike, own, path, map_location))
+            checkpoint = distributed.together(functools.partial(_alike, asked, path, together=True))
         except CheckpointError as error:
             warnings.warn(f"{error}; an older one is taken", stacklevel=2)
             continue
-        distributed.together(functools.partial(_put, checkpoint, parts, path))
+        put = functools.partial(_put, checkpoint, parts, path)
+        checkpoint.report = distributed.together(put)
         states = {
             key.removesuffix("_state_dict") for key in checkpoint if key.endswith("_state_dict")
         }
@@ -205,17 +211,13 @@ def resume(
     return None
 
 
-def _alike(own: _Own, path: PathLike, map_location: torch.device | str) -> Checkpoint:
+def _alike(asked: _Asked, path: PathLike, *, together: bool = False) -> Loaded:
     """A checkpoint that is the same on all ranks which read it now."""
-    try:
-        checkpoint = own.read(path, map_location)
-    except FileNotFoundError:
-        check_same(f"{path}", "missing", _SHARE)
-        raise
-    digest = digest_read(path)
-    if digest is not None:
-        check_same(f"{path}", digest, _SHARE)
-    return checkpoint
+    check_same(f"{path}", "there" if Path(path).exists() else "missing", _SHARE)
+    loaded = asked.read(path, together=together)
+    if (digest := digest_read(path)) is not None:
+        check_same(f"the content of {path}", digest, _SHARE)
+    return loaded
 
 
 def _given(model: Any, optimizer: Any, scheduler: Any, objects: dict[str, Any]) -> dict[str, Any]:
@@ -272,15 +274,10 @@ def _put(
 
 
 def _state_in(checkpoint: Checkpoint, name: str, key: str, path: PathLike) -> Any:
-    """The state of an object, as this library or another one calls it."""
-    if name == "model" and key != "model":
-        found = named_weights(checkpoint, key)
-    elif state_key(name) in checkpoint:
-        return checkpoint[state_key(name)]
-    else:
-        found = named_weights(checkpoint, name)
-    if found is None:
-        wanted = key if name == "model" else name
+    """The state of an object; raise if there is none."""
+    found = _find(checkpoint, name, key)
+    wanted = key if name == "model" else name
+    if found is None and state_key(wanted) not in checkpoint:
         remedy = f"leave out {name}, or load the checkpoint of a run that saved it"
         if name == "model":
             remedy = 'pass key="..." with the name of weights that it has, or ' + remedy
@@ -290,57 +287,70 @@ def _state_in(checkpoint: Checkpoint, name: str, key: str, path: PathLike) -> An
     return found
 
 
-class _Own:
-    """The tensors that objects have, by the places where a checkpoint has them."""
+def _find(checkpoint: Checkpoint, name: str, key: str) -> Any:
+    """The state of an object, as this library or another one calls it; None if there is none."""
+    if name == "model" and key != "model":
+        return named_weights(checkpoint, key)
+    if state_key(name) in checkpoint:
+        return checkpoint[state_key(name)]
+    return named_weights(checkpoint, name)
 
-    def __init__(self, parts: dict[str, Any]) -> None:
-        self._tensors: dict[str, Tensor] = {}
+
+class _Asked:
+    """What is read of a checkpoint, and where it goes: only to objects that were passed."""
+
+    def __init__(self, parts: dict[str, Any], key: str, device: torch.device) -> None:
+        self._names, self._key = list(parts), key
+        self._device = None if device.type == "meta" else device
+        self._shared: dict[str, Tensor] = {}  # tensors of objects that the ranks share, by places
         for name, part in parts.items():
             if not _is_loader(part):
                 rebuilt({state_key(name): state_of(part)}, self._keep)
             # An optimizer has its states only after the first step: most are like its parameters.
             parameters = [p for group in getattr(part, "param_groups", ()) for p in group["params"]]
             for index, parameter in enumerate(parameters):
-                self._tensors[f"{state_key(name)}.state[{index}]"] = parameter
+                self._keep(parameter, f"{state_key(name)}.state[{index}]")
 
-    def read(self, path: PathLike, map_location: torch.device | str) -> Checkpoint:
-        """A checkpoint whose tensors are sharded as the objects' own."""
-        if is_sharded(path):
-            return read_shards(path, self.room)
-        return self.spread(read_checkpoint(path, map_location))
+    def read(self, path: PathLike, *, together: bool = False) -> Loaded:
+        """The checkpoint, verified; all ranks call it together, or one alone."""
+        with opened(path) as file:
+            contents = checkpoint_of(file.contents, path, file.sealed)
+            wanted = [_find(contents, name, self._key) for name in self._names]
+            left_out = _tensors_in(_states_in(contents)) - _tensors_in(wanted)
 
-    def room(self, place: str, whole: Tensor) -> Tensor:
-        """Room for a tensor: sharded as the object's own, else whole on the CPU."""
-        own = self._like(place, whole)
-        if own is None or (own.is_meta and not is_dtensor(own)):
-            return torch.empty_like(whole, device="cpu")
-        return torch.empty_like(own, dtype=whole.dtype, device=_home(own), requires_grad=False)
+            def where(place: str, tensor: Tensor) -> torch.device | Tensor | None:
+                if self._names and id(tensor) in left_out:
+                    return None
+                shared = self._like(place, tensor)
+                return self._device if shared is None else shared
 
-    def spread(self, checkpoint: Checkpoint) -> Checkpoint:
-        """A checkpoint whose tensors are sharded where the objects' own are."""
-
-        def leaf(value: Any, place: str) -> Any:
-            own = self._like(place, value) if isinstance(value, Tensor) else None
-            return value if own is None else sharded_like(value, own)
-
-        return (
-            dict(rebuilt(checkpoint, leaf))
-            if any(map(is_dtensor, self._tensors.values()))
-            else checkpoint
-        )
+            found = file.read(where)
+            file.verify(together=together)
+        bare = found.keys() != contents.keys()
+        return Loaded({"model_state_dict": found} if bare else found)
 
     def _keep(self, value: Any, place: str) -> Any:
-        if isinstance(value, Tensor):
-            self._tensors[place] = value
+        if is_dtensor(value):
+            self._shared[place] = value
         return value
 
     def _like(self, place: str, tensor: Tensor) -> Tensor | None:
         """The object's own tensor of that place and shape, or the parameter that it belongs to."""
         for known in (place, place.rpartition(".")[0]):
-            own = self._tensors.get(known)
+            own = self._shared.get(known)
             if own is not None and own.shape == tensor.shape:
                 return own
         return None
+
+
+def _states_in(checkpoint: Checkpoint) -> list[Any]:
+    """The states of objects: what is called so, or in files of others all that is no number."""
+    ours = [value for key, value in checkpoint.items() if key.endswith("_state_dict")]
+    return ours or [value for value in checkpoint.values() if not isinstance(value, Tensor)]
+
+
+def _tensors_in(value: Any) -> set[int]:
+    return {id(leaf) for leaf in leaves_of(value) if isinstance(leaf, Tensor)}
 
 
 def _home(tensor: Any) -> torch.device | str:

@@ -24,7 +24,8 @@ from batteries._foreign import Most, brief, check, open_regular
 from batteries._rundir import record as run_record
 from batteries.checkpoint._archive import INDEX, Digest, Note
 from batteries.checkpoint._contents import Checkpoint, plain_or_refused, rebuilt, why_unreadable
-from batteries.checkpoint._storage import CheckpointError, read_file, save_checkpoint
+from batteries.checkpoint._storage import CheckpointError, save_checkpoint
+from batteries.checkpoint._stream import Stream, Where
 from batteries.distributed._waiting import wait_until
 
 # A directory holds the files of torch.distributed.checkpoint and, written last, index.pth: the
@@ -128,29 +129,13 @@ def remove_unnamed(shards: Path) -> None:
         link.unlink()
 
 
-def read_shards(
-    path: PathLike, room: Room | None = None, *, alone: bool | None = None
-) -> Checkpoint:
-    """Read a sharded checkpoint, on any number of ranks, all of which call it.
-
-    Args:
-        room: What to fill for each tensor: a DTensor, to get this rank's part of it. Without it
-            tensors come whole, on the CPU. What it returns on the meta device is not read.
-        alone: Whether one rank calls it. Default: if there is no process group.
+def read_shards(path: PathLike) -> Checkpoint:
+    """Read a sharded checkpoint, whole, on any number of ranks, all of which call it.
 
     Raises:
         CheckpointError: Damaged, incomplete or not ours, on every rank.
     """
-    shards = Shards(path, alone=not dist.is_initialized() if alone is None else alone)
-    tensors: dict[str, Tensor] = {}
-
-    def own(place: str, whole: Tensor) -> Tensor:
-        tensors[place] = room(place, whole) if room else torch.empty_like(whole, device="cpu")
-        return tensors[place]
-
-    checkpoint = _filled(shards.index, own)
-    shards.load({place: tensor for place, tensor in tensors.items() if not tensor.is_meta})
-    return checkpoint
+    return Shards(path).read(lambda *_: torch.device("cpu"))
 
 
 class Shards:
@@ -160,21 +145,49 @@ class Shards:
     tensors, whose bytes lie in files that the index names. Every file is held against its digest.
 
     Args:
-        alone: This process reads by itself, whatever other ranks do.
+        alone: This process reads by itself, whatever other ranks do. Default: if there is no
+            process group.
 
     Raises:
         CheckpointError: Damaged, incomplete or not ours.
     """
 
-    def __init__(self, path: PathLike, *, alone: bool = True) -> None:
-        folder = Path(path).resolve()  # the name may stand for another meanwhile
-        self.index = _verified(folder, path, alone)
-        self._path, self._alone = path, alone
-        self._reader = _reader(folder, self.index)
-        self._places: dict[int, str] = {}
-        self.contents = _filled(self.index, self._placed)  # with meta tensors
+    sealed = True
 
-    def read(self, tensors: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, path: PathLike, *, alone: bool | None = None) -> None:
+        folder = Path(path).resolve()  # the name may stand for another meanwhile
+        self._alone = not dist.is_initialized() if alone is None else alone
+        self._index = _verified(folder, path, self._alone)
+        self._path = path
+        self._reader = _reader(folder, self._index)
+        self._places: dict[int, str] = {}
+        self._metas: dict[str, Tensor] = {}
+        self.contents = _filled(self._index, self._placed)  # with meta tensors
+
+    def read(self, where: Where) -> Checkpoint:
+        """The contents with the numbers of those tensors that go somewhere; the others are meta."""
+        rooms: dict[str, Tensor] = {}
+
+        def room(place: str, whole: Tensor) -> Tensor:
+            to = where(place, self._metas[place])
+            if to is None:
+                return self._metas[place]
+            if isinstance(to, Tensor):
+                home = to.device_mesh.device_type  # type: ignore[attr-defined]
+                options = {"dtype": whole.dtype, "device": home, "requires_grad": False}
+                rooms[place] = torch.empty_like(to, **options)
+            else:
+                rooms[place] = torch.empty_like(whole, device=to)
+            return rooms[place]
+
+        checkpoint = _filled(self._index, room)
+        self.load(rooms)
+        return checkpoint
+
+    def verify(self, *, together: bool = False) -> None:
+        """Nothing is left to verify."""
+
+    def fill(self, tensors: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Fill the second of each pair with what the first, of `contents`, stands for."""
         self.load({self._places[id(meta)]: room for meta, room in tensors})
 
@@ -187,6 +200,7 @@ class Shards:
 
     def _placed(self, place: str, whole: Tensor) -> Tensor:
         self._places[id(whole)] = place
+        self._metas[place] = whole
         return whole
 
 
@@ -227,8 +241,11 @@ def peek_shards(path: PathLike) -> Checkpoint:
 
 def _read_index(folder: Path, path: PathLike) -> Checkpoint:
     """The index of a directory: what it names are files in there, and shapes."""
-    index = read_file(folder / INDEX)
+    with Stream.opened(folder / INDEX) as file:
+        index: Checkpoint = file.read(lambda *_: torch.device("cpu"))
+        file.verify()
     try:
+        check(index, dict)
         if not _PARTS.keys() <= set(index):
             raise ValueError(f"it has no {', '.join(_PARTS.keys() - set(index))}")
         check(index, _PARTS)

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import stat
 import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
-from batteries._device import known_device
 from batteries._files import PathLike, kind_of, write_whole
 from batteries._foreign import open_regular
-from batteries.checkpoint._archive import (
-    DIGEST_LENGTH,
-    INDEX,
-    LONGEST_SEAL,
-    Digest,
-    Note,
-    find_seal,
-    form_of,
-    formed,
-    is_plain,
-    write_archive,
-)
+from batteries.checkpoint._archive import INDEX, Note, is_plain, write_archive
 from batteries.checkpoint._contents import Checkpoint, plain_or_refused, rebuilt
-from batteries.checkpoint._inspection import inspect_contents, inspect_file, is_usual, offsets_in
+from batteries.checkpoint._inspection import inspect_contents, inspect_file, is_usual, storages_in
 from batteries.checkpoint._outline import OldFormat, Suspicious, Unknown, check_cost, outline
 
 _MOST = 1000
@@ -82,37 +67,6 @@ def _bytes_in(leaves: Iterable[Any]) -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def read_file(path: PathLike, map_location: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint file whose every byte is as it was written.
-
-    The bytes that are verified are the bytes that the tensors lie in. A file that carries no
-    digest (of `torch.save`, say) is held against the checksums of its zip records.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: An unknown `map_location`.
-        CheckpointError: Damaged, cut short, or not a checkpoint.
-    """
-    path = Path(path)
-    check_exists(path)
-    checkpoint, sealed = _read_verified(path, known_device(map_location))
-    if isinstance(checkpoint, Mapping):
-        states = [v for v in checkpoint.values() if isinstance(v, Mapping) and v and is_state(v)]
-        if sealed or states or "model_state_dict" in checkpoint:
-            return dict(checkpoint)
-    if isinstance(checkpoint, Mapping) and checkpoint and is_state(checkpoint):
-        warnings.warn(
-            f"{path} is the bare state dict of a model: no epoch, optimizer or metrics in it",
-            stacklevel=4,
-        )
-        return {"model_state_dict": checkpoint}
-    found = list(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
-    raise CheckpointError(
-        f"{path} is not a checkpoint: expected a dict with 'model_state_dict' or the like, or the "
-        f"state dict of a model; found {str(found)[:300]}"
-    )
-
-
 def identity_of(path: PathLike) -> Any:
     """What a checkpoint is known by, under any of its names; None where there is none."""
     try:
@@ -120,7 +74,7 @@ def identity_of(path: PathLike) -> Any:
         status = Path(path, INDEX).stat() if stat.S_ISDIR(status.st_mode) else status
     except OSError:
         return None
-    return _identity(status)
+    return identity(status)
 
 
 def digest_read(path: PathLike) -> str | None:
@@ -128,8 +82,16 @@ def digest_read(path: PathLike) -> str | None:
     return _read.get(identity_of(path))
 
 
-def _identity(status: os.stat_result) -> Any:
+def identity(status: os.stat_result) -> tuple[int, ...]:
+    """What a file is known by, unless it is written over within the clock's ticks."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def note_digest(status: os.stat_result, digest: str) -> None:
+    """Keep in mind what this process has read, and verified."""
+    _read[identity(status)] = digest
+    if len(_read) > _MOST:
+        del _read[next(iter(_read))]
 
 
 def is_state(state: Mapping[Any, Any]) -> bool:
@@ -147,21 +109,30 @@ def peek_file(path: PathLike) -> Checkpoint:
     path = Path(path)
     check_exists(path)
     with open_regular(path) as file:
-        found: Checkpoint = outline_file(path, file)
-    return found
+        return outline_file(path, file).contents  # type: ignore[no-any-return]
 
 
-def outline_file(path: Path, file: BinaryIO, *, placed: bool = False) -> Any:
-    """What is in an open file, with meta tensors.
+class Outline(NamedTuple):
+    """What a file says that is in it."""
+
+    contents: Any  # with meta tensors
+    usual: bool  # whether no class makes it that only programs have made known to torch
+    records: dict[int, int]  # the sizes of storages, by where they begin
+
+
+def outline_file(path: Path, file: BinaryIO, *, placed: bool = False) -> Outline:
+    """What is in an open file, of which no number is read.
 
     Args:
-        placed: Their storages know where they begin in the file, `_checkpoint_offset`.
+        placed: The storages know where they begin in the file, `_checkpoint_offset`.
     """
     size = os.fstat(file.fileno()).st_size
     try:
         pickled, records = inspect_file(file, size)
+        storages = storages_in(file, records) if placed else {}
+        begins = {name: begin for name, (begin, _) in storages.items()}
         try:
-            contents = outline(pickled, offsets_in(file, records) if placed else None)
+            contents = outline(pickled, begins if placed else None)
         except Unknown:
             check_cost(pickled)
             file.seek(0)
@@ -169,7 +140,7 @@ def outline_file(path: Path, file: BinaryIO, *, placed: bool = False) -> Any:
         inspect_contents(contents, size, pickled)
     except Suspicious as error:
         raise unreadable(path, error) from error
-    return contents
+    return Outline(contents, is_usual(pickled), dict(storages.values()))
 
 
 # ---------------------------------------------------------------- reading
@@ -186,66 +157,6 @@ def check_exists(path: Path) -> None:
         raise FileNotFoundError(
             f"there is no checkpoint {path}; {path.parent} has {', '.join(beside) or 'none'}"
         )
-
-
-def _read_verified(path: Path, device: torch.device) -> tuple[Any, bool]:
-    """The contents of a file, and whether it was sealed by `save_checkpoint`."""
-    with open_regular(path) as buffered:
-        size = os.fstat(buffered.fileno()).st_size  # another file may take the name meanwhile
-        buffered.seek(max(0, size - LONGEST_SEAL))
-        data = _room(path, size, buffered.read())  # for all: the tensors will lie in there
-        buffered.seek(0)
-        file = buffered.raw
-        view = memoryview(data.numpy().data)
-        digest, signed = Digest(), size - DIGEST_LENGTH
-        # Block by block, so that each is hashed while the processor still has it.
-        for start in range(0, size, Digest.block):
-            part = view[start : min(start + Digest.block, size)]
-            if file.readinto(part) != len(part):
-                raise CheckpointError(f"{path} was cut short while it was read")
-            digest.update(part[: max(0, signed - start)])
-        _read[_identity(os.fstat(buffered.fileno()))] = digest.hex().decode()
-        if len(_read) > _MOST:
-            del _read[next(iter(_read))]
-    seal = find_seal(bytes(view[-LONGEST_SEAL:]))
-    if seal is not None and seal.digest != digest.hex():
-        raise CheckpointError(
-            f"{path} is damaged: its {size} bytes do not have the digest that they were saved "
-            "with; go back to another checkpoint of the run"
-        )
-    try:
-        pickled, _ = inspect_file(_View(data), size)  # type: ignore[arg-type]
-        check_cost(pickled)
-        if seal is None:
-            check_records(path, _View(data))  # type: ignore[arg-type]
-        in_place = seal is not None and seal.own_byte_order and device.type == "cpu"
-        contents = _contents(path, data, pickled, device, in_place)
-        inspect_contents(contents, size, pickled)
-    except CheckpointError:
-        raise
-    except (Suspicious, RuntimeError, TypeError, ValueError) as found:
-        # what has the right digest but the wrong insides: tensors beyond their storage, say
-        raise unreadable(path, found) from found
-    return contents, seal is not None
-
-
-def _room(path: Path, size: int, end: bytes) -> Tensor:
-    """Memory for a file, (size,) uint8, if it ends as a zip file does."""
-    try:
-        if b"PK\5\6" not in end and size > LONGEST_SEAL:
-            raise RuntimeError("File is not a zip file")
-        return torch.empty(size, dtype=torch.uint8)
-    except RuntimeError as error:  # torch's of no memory
-        raise unreadable(path, error) from error
-
-
-def _contents(
-    path: Path, data: Tensor, pickled: bytes, device: torch.device, in_place: bool
-) -> Any:
-    if in_place and _SPARSE not in pickled and is_usual(pickled):
-        with suppress(_NeedsCopy):
-            return _views(path, data)
-    return torch_load(path, _View(data), device)
 
 
 def unreadable(path: Path, reason: object) -> CheckpointError:
@@ -265,49 +176,6 @@ def unreadable(path: Path, reason: object) -> CheckpointError:
             f"torch.serialization.add_safe_globals([{kind}]) first"
         )
     return CheckpointError(f"{path} cannot be read as a checkpoint: {first_line}; {remedy}")
-
-
-def check_records(path: Path, file: BinaryIO) -> None:
-    """Hold a zip file that carries no digest against the checksums of its records."""
-    file.seek(0)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise unreadable(path, error) from error
-    if broken:
-        raise CheckpointError(
-            f"{path} is damaged: the checksum of its record {broken} is wrong; leave it out, or "
-            "go back to another checkpoint of the run"
-        )
-
-
-class _View(io.RawIOBase):
-    """A tensor of bytes as a file, without a copy."""
-
-    def __init__(self, data: Tensor) -> None:
-        self._data = memoryview(data.numpy().data)
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._data)}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        part = self._data[self._at : self._at + len(buffer)]
-        buffer[: len(part)] = part
-        self._at += len(part)
-        return len(part)
 
 
 _SPARSE = b"_rebuild_sparse_tensor"
@@ -334,28 +202,3 @@ def torch_load(path: Path, file: Any, device: torch.device) -> Any:
         # torch says what it refuses in the middle of advice to trust the file
         refused = re.search(r"Unsupported [^.]*?GLOBAL \S+|Unsupported operand \d+", str(error))
         raise unreadable(path, refused[0] if refused else error) from error
-
-
-class _NeedsCopy(Exception):  # noqa: N818 (not an error: the slower way)
-    """A tensor that is more than a view of bytes in the file."""
-
-
-def _views(path: Path, data: Tensor) -> Any:
-    """A checkpoint whose tensors are views of the bytes of its file."""
-    structure = torch_load(path, _View(data), torch.device("meta"))
-    storages: dict[int, torch.UntypedStorage] = {}
-
-    def filled(value: Any, place: str) -> Any:  # noqa: ARG001
-        return _filled(value, data, storages) if isinstance(value, Tensor) else value
-
-    return rebuilt(structure, filled)
-
-
-def _filled(value: Tensor, data: Tensor, storages: dict[int, torch.UntypedStorage]) -> Tensor:
-    offset = value.untyped_storage()._checkpoint_offset if is_plain(value) else None
-    if offset is None:
-        raise _NeedsCopy
-    if offset not in storages:  # tensors that shared their memory share it again
-        size = value.untyped_storage().nbytes()
-        storages[offset] = data.untyped_storage()[offset : offset + size]
-    return formed(storages[offset], form_of(value))

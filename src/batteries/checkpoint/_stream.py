@@ -1,12 +1,17 @@
-"""A checkpoint file of which any bytes are read, in any order and little memory, and verified."""
+"""One file of a checkpoint, of which any bytes are read, in any order, and verified."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import io
 import json
 import os
+import platform
 import struct
 import sys
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -16,73 +21,167 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batteries import distributed
 from batteries._files import PathLike
 from batteries._foreign import open_regular
-from batteries.checkpoint._archive import DIGEST_LENGTH, LONGEST_SEAL, Digest, find_seal
-from batteries.checkpoint._contents import Checkpoint
-from batteries.checkpoint._forms import peek
+from batteries._modules import sharded_like
+from batteries.checkpoint._archive import (
+    DIGEST_LENGTH,
+    LONGEST_SEAL,
+    Digest,
+    find_seal,
+    form_of,
+    formed,
+    is_plain,
+)
+from batteries.checkpoint._contents import rebuilt
+from batteries.checkpoint._safetensors import peek_safetensors
 from batteries.checkpoint._storage import (
     CheckpointError,
     check_exists,
-    check_records,
+    identity,
+    note_digest,
     outline_file,
+    torch_load,
+    unreadable,
 )
+
+# Where a tensor of a checkpoint goes, by its place in it: to a device; to the ranks that share it,
+# as this DTensor is shared; or nowhere, None, and then its numbers are not read.
+Where = Callable[[str, Tensor], "torch.device | Tensor | None"]
 
 _ROWS, _WORDS = Digest.shape  # of a block of the digest
 _ROW = 8 * _WORDS  # bytes
-SPARE = 2 * _ROW  # bytes of memory that `read` needs beside those that it is asked for
+SPARE = 2 * _ROW  # bytes of memory that `take` needs beside those that it is asked for
+_GAP = 2**16  # bytes between storages that are read in one go
+_RUN = 2**26  # bytes of storages that share one piece of memory
+_ROUND = 2**12  # blocks whose sums the ranks tell each other at once
 _preadv = getattr(os, "preadv", None)  # Windows has none
 
 
 class Stream:
     """What is in a checkpoint, and its bytes, by their places.
 
-    A file of `save_checkpoint` is held against its digest at the end of the block: until then
-    nothing that was read may be believed. What was read is summed up on the way, and not read
-    again for that. One of `torch.save` is held against the checksums of its records at the
-    beginning, for which it is read once more. `.safetensors` have nothing to be held against but
-    their lengths.
+    Until `verify` nothing that was read may be believed. What was read is summed up on the way,
+    and not read again for that. A file of `save_checkpoint` is held against its digest, one of
+    `torch.save` against the checksums of its records. `.safetensors` have nothing to be held
+    against but their lengths.
     """
 
     @classmethod
     @contextmanager
     def opened(cls, path: PathLike) -> Iterator[Stream]:
-        """A file that is closed behind the block, and verified there.
+        """A file that is closed after the block.
 
         Raises:
             FileNotFoundError: No such file.
-            CheckpointError: Damaged, cut short, or not a checkpoint.
+            CheckpointError: Damaged, or not a checkpoint.
         """
         path = Path(path)
         check_exists(path)
         with open_regular(path) as file:
             stream = cls(path, file)
-            yield stream
-            stream.verify()
+            try:
+                yield stream
+            except CheckpointError:  # the reason may be that the file is damaged
+                stream.verify()
+                raise
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
         self._file = file
         self._lock = Lock()
-        self._size = os.fstat(file.fileno()).st_size
+        status = os.fstat(file.fileno())  # another file may take the name meanwhile
+        self._status, self._size = status, status.st_size
         file.seek(max(0, self._size - LONGEST_SEAL))
-        tensors_alone = path.suffix == ".safetensors"
-        self._seal = None if tensors_alone else find_seal(file.read())
-        blocks = max(0, self._size - DIGEST_LENGTH) // Digest.block if self._seal else 0
+        self._tensors_alone = path.suffix == ".safetensors"
+        self._seal = None if self._tensors_alone else find_seal(file.read())
+        self.sealed = self._seal is not None
+        self._end = self._size - DIGEST_LENGTH * self.sealed  # of what the digest is of
+        blocks = max(0, self._end) // Digest.block if self.sealed or self._tensors_alone else 0
         self._summed = bytearray(blocks * _ROWS)  # 1: a row that was read
-        self._row_sums = np.zeros(blocks * _ROWS, np.uint64)
+        self._row_sums = np.zeros((blocks, _ROWS), np.uint64)
         self._column_sums = np.zeros((blocks, _WORDS), np.uint64)
-        if tensors_alone:
-            self.contents = _in_safetensors(path, file)
-        else:
-            self.contents = outline_file(path, file, placed=True)
-        if not (self._seal or tensors_alone):
-            check_records(path, file)
-        if self._is_foreign():
-            raise CheckpointError(
-                f"{path} was written on a machine of the other byte order: load it here, and save "
-                "it with save_checkpoint"
-            )
+        self._records: dict[int, int] = {}  # the sizes of storages, by where they begin
+        self._usual = True  # whether all tensors can be seen
+        try:
+            self.contents = self._described()
+        except CheckpointError:
+            if self.sealed:
+                self.verify()
+            raise
+
+    def read(self, where: Where) -> Any:
+        """The contents with the numbers of those tensors that go somewhere; the others are meta.
+
+        Tensors that shared their memory share it again.
+
+        Raises:
+            CheckpointError: The file ends too early, or is not what it should be.
+        """
+        wanted: dict[int, tuple[Tensor, Any]] = {}
+
+        def choose(value: Any, place: str) -> Any:
+            if isinstance(value, Tensor) and (to := where(place, value)) is not None:
+                wanted[id(value)] = value, to
+            return value
+
+        rebuilt(self.contents, choose)
+        tensors = [tensor for tensor, _ in wanted.values()]
+        if self.is_foreign() or not self._usual or not all(map(_is_placed, tensors)):
+            return self._at_once(where)
+        storages = self._storages(tensors)
+
+        def filled(value: Any, place: str) -> Any:  # noqa: ARG001
+            if id(value) not in wanted:
+                return value
+            tensor, to = wanted[id(value)]
+            offset = tensor.untyped_storage()._checkpoint_offset
+            assert offset is not None
+            if isinstance(to, Tensor):
+                return sharded_like(formed(storages[offset], form_of(tensor)), to)
+            storages[offset] = storages[offset].to(device=to)
+            return formed(storages[offset], form_of(tensor))
+
+        return rebuilt(self.contents, filled)
+
+    def _at_once(self, where: Where) -> Any:
+        """All that torch makes of the file: tensors of subclasses, say, are more than bytes."""
+        self.verify()
+        contents = torch_load(self.path, _Bytes(self, self._size), torch.device("cpu"))
+
+        def moved(value: Any, place: str) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            to = where(place, value)
+            if isinstance(to, Tensor):
+                return sharded_like(value, to)
+            return value.to("meta" if to is None else to)
+
+        return rebuilt(contents, moved)
+
+    def _storages(self, tensors: Iterable[Tensor]) -> dict[int, torch.UntypedStorage]:
+        """The memory of tensors, by where it begins in the file."""
+        sizes = {self.offset(t): t.untyped_storage().nbytes() for t in tensors}
+        runs: list[list[int]] = []
+        for offset in sorted(sizes):
+            if sizes[offset] > self._records.get(offset, -1):
+                raise unreadable(self.path, "a tensor is larger than its record")
+            last = runs[-1][-1] if runs else 0
+            near = runs and offset - last - sizes[last] <= _GAP
+            if near and offset + sizes[offset] - runs[-1][0] <= _RUN:
+                runs[-1].append(offset)
+            else:
+                runs.append([offset])
+        storages = {}
+        for run in runs:
+            begin, size = run[0], run[-1] + sizes[run[-1]] - run[0]
+            data = self.take(begin, size, torch.empty(size + SPARE, dtype=torch.uint8))
+            for offset in run:
+                at = int(data.storage_offset()) + offset - begin
+                storage = data.untyped_storage()[at : at + sizes[offset]]
+                storages[offset] = storage.clone() if at % 16 else storage
+        return storages
 
     def offset(self, tensor: Tensor) -> int:
         """Where in the file the storage of a tensor of `contents` begins.
@@ -98,7 +197,7 @@ class Stream:
             )
         return found
 
-    def read(self, at: int, size: int, room: Tensor) -> Tensor:
+    def take(self, at: int, size: int, room: Tensor) -> Tensor:
         """Bytes of the file, (size,) uint8, in (at least size + SPARE,) uint8 of memory.
 
         Threads may call it side by side.
@@ -106,42 +205,116 @@ class Stream:
         Raises:
             CheckpointError: The file ends before them.
         """
-        first, last = at // _ROW, -(-(at + size) // _ROW)
-        start, end = first * _ROW, min(last * _ROW, self._size)
+        start = at // _ROW * _ROW
+        end = min(-(-(at + size) // _ROW) * _ROW, self._size)
         view = memoryview(room.numpy().data)[: max(0, end - start)]
-        if at + size > self._size or self._read_into(view, start) != len(view):
-            raise CheckpointError(f"{self.path} is damaged, or was cut short while it was read")
-        self._sum_up(view, first)
-        return room[at - start : at - start + size]
+        if at + size > self._size:
+            raise self._cut_short()
+        while start < end:  # block by block: each is summed up while the processor still has it
+            part = view[: Digest.block - start % Digest.block]
+            if self._read_into(part, start) != len(part):
+                raise self._cut_short()
+            self._sum_up(part, start // _ROW)
+            start, view = start + len(part), view[len(part) :]
+        first = at % _ROW
+        return room[first : first + size]
 
-    def verify(self) -> None:
+    def verify(self, *, together: bool = False) -> None:
         """Raise if the file is not as it was written; what was not read yet is read now.
+
+        Args:
+            together: All ranks call it. Those that see the same file divide what none of them has
+                read, and tell each other its sums.
 
         Raises:
             CheckpointError: It is damaged.
         """
-        if self._seal is None:
-            return
-        digest, room = Digest(), torch.empty(Digest.block + SPARE, dtype=torch.uint8)
+        if together and distributed.world_size() > 1:
+            share = self._share_out()
+            distributed.together(functools.partial(self._check, share))
+        else:
+            self._check(slice(None))
+
+    def _check(self, share: slice) -> None:
+        room = torch.empty(Digest.block + SPARE, dtype=torch.uint8)
         while (row := self._summed.find(0)) >= 0:
-            self.read(row // _ROWS * Digest.block, Digest.block, room)
-        rows = self._row_sums.reshape(-1, _ROWS)
-        digest.take(np.concatenate((rows, self._column_sums), 1))
-        whole = len(self._column_sums) * Digest.block
-        rest = self.read(whole, self._size - DIGEST_LENGTH - whole, room)
-        digest.update(memoryview(rest.numpy().data))
-        if self._seal.digest != digest.hex():
+            self.take(row // _ROWS * Digest.block, Digest.block, room)
+        if self.sealed or self._tensors_alone:
+            digest, whole = Digest(), len(self._row_sums) * Digest.block
+            digest.take(np.concatenate((self._row_sums, self._column_sums), 1))
+            digest.update(memoryview(self.take(whole, self._end - whole, room).numpy().data))
+            found = digest.hex()
+        else:
+            found = self._check_records(share)
+        if self._seal and self._seal.digest != found:
             raise CheckpointError(
                 f"{self.path} is damaged: its {self._size} bytes do not have the digest that they "
-                "were saved with; leave it out"
+                "were saved with; go back to another checkpoint of the run"
             )
+        note_digest(self._status, found.decode())
+
+    def _check_records(self, share: slice) -> bytes:
+        """Hold records of a zip file against their checksums, which a digest is made of."""
+        self._file.seek(0)
+        broken = ""
+        try:
+            with zipfile.ZipFile(self._file) as archive:
+                records = archive.infolist()
+                for record in records[share]:
+                    broken = record.filename
+                    with archive.open(record) as data:
+                        while data.read(Digest.block):
+                            pass
+        except zipfile.BadZipFile as error:
+            if not broken:
+                raise unreadable(self.path, error) from error
+            raise CheckpointError(
+                f"{self.path} is damaged: the checksum of its record {broken} is wrong; leave it "
+                "out, or go back to another checkpoint of the run"
+            ) from error
+        except (EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+            raise unreadable(self.path, error) from error
+        sums = [(record.filename, record.file_size, record.CRC) for record in records]
+        return hashlib.blake2b(repr(sums).encode(), digest_size=16).hexdigest().encode()
+
+    def _share_out(self) -> slice:
+        """Sum up, with the ranks that see the same file, the blocks that none of them has read.
+
+        Returns:
+            Which part of the work is this rank's, of the records of a file, say.
+        """
+        summed = np.frombuffer(self._summed, np.uint8).reshape(-1, _ROWS)
+        known: Any = summed.any(1)  # of which this rank has read some
+        same = platform.node(), *identity(self._status)
+        everybody = distributed.all_gather((same, known))
+        ranks = [rank for rank, (other, _) in enumerate(everybody) if other == same]
+        share = slice(ranks.index(distributed.rank()), None, len(ranks))
+        blocks = np.flatnonzero(~np.all([everybody[rank][1] for rank in ranks], 0))[share]
+        most = int(distributed.all_reduce(len(blocks), "max"))
+        for at in range(0, most, _ROUND):
+            part = blocks[at : at + _ROUND]
+            distributed.together(functools.partial(self._read_blocks, part))
+            sums = part, self._row_sums[part], self._column_sums[part]
+            for rank, (theirs, rows, columns) in enumerate(distributed.all_gather(sums)):
+                if rank in ranks:
+                    new = ~known[theirs]  # what this rank has read itself it verifies itself
+                    self._row_sums[theirs[new]] = rows[new]
+                    self._column_sums[theirs[new]] = columns[new]
+                    summed[theirs[new]] = 1
+        return share
+
+    def _read_blocks(self, blocks: Any) -> None:
+        room = torch.empty(Digest.block + SPARE, dtype=torch.uint8)
+        for block in map(int, blocks):
+            self.take(block * Digest.block, Digest.block, room)
 
     def _sum_up(self, view: memoryview, first: int) -> None:
         """Add the rows that were not read before to the sums of their blocks."""
         words = np.frombuffer(view[: len(view) // _ROW * _ROW], np.uint64).reshape(-1, _WORDS)
+        rows_of = self._row_sums.reshape(-1)
         for begin, end in self._claimed(first, first + len(words)):
             rows = words[begin - first : end - first]
-            np.add.reduce(rows, 1, out=self._row_sums[begin:end])
+            np.add.reduce(rows, 1, out=rows_of[begin:end])
             columns = np.add.reduce(rows, 0)
             with self._lock:
                 self._column_sums[begin // _ROWS] += columns
@@ -165,10 +338,14 @@ class Stream:
             self._file.seek(start)
             return self._file.readinto(view)  # type: ignore[attr-defined,no-any-return]
 
-    def _is_foreign(self) -> bool:
+    def _cut_short(self) -> CheckpointError:
+        return CheckpointError(f"{self.path} is damaged, or was cut short while it was read")
+
+    def is_foreign(self) -> bool:
+        """Whether it was written on a machine of the other byte order."""
         if self._seal:
             return not self._seal.own_byte_order
-        if self.path.suffix == ".safetensors":
+        if self._tensors_alone:
             return sys.byteorder != "little"
         self._file.seek(0)
         reader: Any = torch._C.PyTorchFileReader(self._file)
@@ -176,18 +353,54 @@ class Stream:
             return False
         return bool(reader.get_record("byteorder").decode() != sys.byteorder)
 
+    def _described(self) -> Any:
+        """What is in the file, in storages that know their places as torch.load's do."""
+        if not self._tensors_alone:
+            outline = outline_file(self.path, self._file, placed=True)
+            self._usual, self._records = outline.usual, outline.records
+            return outline.contents
+        weights = peek_safetensors(self.path)  # which verifies the header
+        self._file.seek(0)
+        (length,) = struct.unpack("<Q", self._file.read(8))
+        header = json.loads(self._file.read(length))
+        for name, tensor in weights.items():
+            begin, end = header[name]["data_offsets"]
+            storage = torch.UntypedStorage(end - begin, device="meta")  # type: ignore[no-untyped-call]
+            storage._checkpoint_offset = 8 + length + begin
+            self._records[8 + length + begin] = end - begin
+            empty = torch.empty(0, dtype=tensor.dtype, device="meta")
+            weights[name] = empty.set_(storage, 0, tensor.size(), tensor.stride())
+        return {"model_state_dict": weights}
 
-def _in_safetensors(path: Path, file: BinaryIO) -> Checkpoint:
-    """What is in a file of safetensors, in storages that know their places as torch.load's do."""
-    contents = peek(path)  # which verifies the header
-    file.seek(0)
-    (length,) = struct.unpack("<Q", file.read(8))
-    header = json.loads(file.read(length))
-    weights = contents["model_state_dict"]
-    for name, tensor in weights.items():
-        begin, end = header[name]["data_offsets"]
-        storage = torch.UntypedStorage(end - begin, device="meta")  # type: ignore[no-untyped-call]
-        storage._checkpoint_offset = 8 + length + begin
-        empty = torch.empty(0, dtype=tensor.dtype, device="meta")
-        weights[name] = empty.set_(storage, 0, tensor.size(), tensor.stride())
-    return contents
+
+def _is_placed(tensor: Tensor) -> bool:
+    return is_plain(tensor) and tensor.untyped_storage()._checkpoint_offset is not None
+
+
+class _Bytes(io.RawIOBase):
+    """A stream as a file."""
+
+    def __init__(self, stream: Stream, size: int) -> None:
+        self._stream = stream
+        self._size, self._at = size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self._size - self._at))
+        room = torch.empty(size + SPARE, dtype=torch.uint8)
+        buffer[:size] = memoryview(self._stream.take(self._at, size, room).numpy().data)
+        self._at += size
+        return size
