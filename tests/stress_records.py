@@ -19,8 +19,8 @@ from torch import nn
 from batteries import CheckpointManager, make_checkpoint, save_checkpoint
 from batteries.averaging import best_checkpoints
 from batteries.checkpoint import peek
-from batteries.checkpoint._archive import read_note
-from batteries.checkpoint._sharded import verify_shards
+from batteries.checkpoint._read_shards import verify_shards
+from batteries.checkpoint._seal import read_note
 from batteries.report._contents import contents_of
 from batteries.scoreboard import check_gap, compare, read_runs
 

@@ -45,7 +45,7 @@ def imports_of(module: str) -> set[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
             parts = name.split(".")[1:] if name.startswith("batteries.") else []
-            # of batteries.checkpoint._storage.peek the longest part that is a module
+            # of batteries.checkpoint._read_outline.peek the longest part that is a module
             known = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
             found |= set([name for name in known if name in FILES][:1])
     return found

@@ -14,8 +14,8 @@ from warm import start
 from batteries import CheckpointError, CheckpointManager, resume
 from batteries._rundir.history import MetricsFile
 from batteries.checkpoint import load_checkpoint
-from batteries.checkpoint._archive import read_note
 from batteries.checkpoint._epochs import Epochs
+from batteries.checkpoint._seal import read_note
 
 PAGE = 4096
 

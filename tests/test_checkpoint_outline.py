@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from batteries import CheckpointError, make_checkpoint
 from batteries.checkpoint import peek, read_checkpoint
 from batteries.checkpoint._contents import rebuilt
-from batteries.checkpoint._outline import Suspicious, Unknown, check_cost, outline
+from batteries.checkpoint._read_pickle import Suspicious, Unknown, check_cost, outline
 
 
 def pickled(value: Any) -> tuple[bytes, Any]:

@@ -24,7 +24,7 @@ from torch import nn
 
 from batteries import CheckpointError, load_checkpoint, make_checkpoint, save_checkpoint
 from batteries.checkpoint import latest, peek, read_checkpoint
-from batteries.checkpoint._archive import Digest, _comment, read_note
+from batteries.checkpoint._seal import Digest, comment_of, read_note
 
 
 def small(width: int = 16) -> nn.Sequential:
@@ -87,7 +87,7 @@ def test_appended_bytes_are_noticed() -> None:
 
 def seal_file(path: Path) -> None:
     """Give a file without a seal a right one, whatever is in it."""
-    digest, data = Digest(), path.read_bytes()[:-2] + _comment({})
+    digest, data = Digest(), path.read_bytes()[:-2] + comment_of({})
     digest.update(data)
     path.write_bytes(data + digest.hex())
 

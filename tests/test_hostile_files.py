@@ -32,7 +32,7 @@ from batteries import (
 )
 from batteries.averaging import average_checkpoints
 from batteries.checkpoint import consolidate, latest, peek, read_checkpoint
-from batteries.checkpoint._sharded import _digest
+from batteries.checkpoint._read_shards import digest_of
 from batteries.cli import main
 from batteries.loggers import read_lines
 from batteries.predictions import load
@@ -291,7 +291,7 @@ def test_sharded_checkpoints(kind: str) -> None:
     elif kind == "shapes":
         index["shapes"] = {"model_state_dict.weight": [2**62, 2**62]}
     described.write_bytes(pickle.dumps(metadata))
-    index["files"][".metadata"] = _digest(described)
+    index["files"][".metadata"] = digest_of(described)
     save_checkpoint(index, folder / "index.pth")
     outcomes = []
     for read in (read_checkpoint, peek, lambda path: consolidate(path, "out.pth")):

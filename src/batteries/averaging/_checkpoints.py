@@ -23,8 +23,8 @@ from batteries.averaging._batch_norm import update_bn
 from batteries.averaging._parts import Averaging
 from batteries.averaging._sources import Part, Source, lies_alike, weights_in
 from batteries.checkpoint._contents import rebuilt, state_of
-from batteries.checkpoint._forms import peek, read_alone
-from batteries.checkpoint._storage import save_checkpoint
+from batteries.checkpoint._read import peek, read_alone
+from batteries.checkpoint._write import save_checkpoint
 from batteries.progress import tqdm
 
 State = OrderedDict[str, Any]

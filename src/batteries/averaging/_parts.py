@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from batteries.averaging._sources import WINDOW, Part, Source, lies_alike, place_of
-from batteries.checkpoint._archive import Form, formed
-from batteries.checkpoint._storage import CheckpointError
-from batteries.checkpoint._stream import SPARE
+from batteries.checkpoint._read_file import SPARE
+from batteries.checkpoint._read_outline import CheckpointError
+from batteries.checkpoint._write_archive import Form, formed
 from batteries.progress import tqdm
 
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from batteries._files import PathLike
-from batteries.checkpoint._archive import Form, form_of, is_plain
-from batteries.checkpoint._forms import is_sharded, named_weights
-from batteries.checkpoint._sharded import Shards
-from batteries.checkpoint._storage import CheckpointError, is_state
-from batteries.checkpoint._stream import SPARE, Stream
+from batteries.checkpoint._read import is_sharded, named_weights
+from batteries.checkpoint._read_file import SPARE, Stream
+from batteries.checkpoint._read_outline import CheckpointError, is_state
+from batteries.checkpoint._read_shards import Shards
+from batteries.checkpoint._write_archive import Form, form_of, is_plain
 
 _KEY = "model_state_dict"
 WINDOW = 2**20  # bytes of a file that are worked on while the processor has them

@@ -1,19 +1,15 @@
 """Checkpoints: what they hold, how they are stored and loaded, and which of them are kept."""
 
 from batteries import _public
-from batteries.checkpoint._archive import read_note
 from batteries.checkpoint._contents import Checkpoint, Stateful, make_checkpoint
-from batteries.checkpoint._forms import (
-    consolidate,
-    export_safetensors,
-    latest,
-    peek,
-    read_checkpoint,
-)
-from batteries.checkpoint._loading import Loaded, LoadReport, load_checkpoint, resume
+from batteries.checkpoint._export import consolidate, export_safetensors
+from batteries.checkpoint._load import Loaded, LoadReport, load_checkpoint, resume
 from batteries.checkpoint._manager import CheckpointManager
+from batteries.checkpoint._read import latest, peek, read_checkpoint
+from batteries.checkpoint._read_outline import CheckpointError
+from batteries.checkpoint._seal import read_note
 from batteries.checkpoint._sharing import share_checkpoint
-from batteries.checkpoint._storage import CheckpointError, save_checkpoint
+from batteries.checkpoint._write import save_checkpoint
 
 __all__ = [
     "Checkpoint",

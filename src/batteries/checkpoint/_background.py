@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batteries.checkpoint._archive import form_of, formed, is_plain, storage_bytes
 from batteries.checkpoint._contents import plain_or_refused, rebuilt
+from batteries.checkpoint._write_archive import form_of, formed, is_plain, storage_bytes
 
 Save = Callable[[Any], None]  # takes the copy of a checkpoint
 _Jobs = queue.SimpleQueue[Callable[[], object] | None]  # to be put into while memory is freed

@@ -33,23 +33,19 @@ from batteries._processes import is_alive, is_own, own_process
 from batteries._rundir import record as run_record
 from batteries._rundir.history import NAME, MetricsFile, Row, is_row, read_history
 from batteries._rundir.names import checkpoint_name, epoch_of
-from batteries.checkpoint._archive import Note, read_note, read_seal
 from batteries.checkpoint._background import BackgroundWriter
 from batteries.checkpoint._epochs import Epochs
-from batteries.checkpoint._forms import newest_first
-from batteries.checkpoint._sharded import (
+from batteries.checkpoint._read import newest_first
+from batteries.checkpoint._read_outline import CheckpointError
+from batteries.checkpoint._seal import Note, digest_read, identity_of, read_note, read_seal
+from batteries.checkpoint._write import save_checkpoint
+from batteries.checkpoint._write_shards import (
     claim_shards,
     commit_shards,
     name_shards,
     new_folder,
     remove_unnamed,
     write_shards,
-)
-from batteries.checkpoint._storage import (
-    CheckpointError,
-    digest_read,
-    identity_of,
-    save_checkpoint,
 )
 from batteries.distributed._rank_zero import others_wait
 from batteries.distributed._waiting import wait_until

@@ -9,9 +9,9 @@ from typing import Any, BinaryIO
 
 from batteries import distributed
 from batteries._files import PathLike, make_directory, naming, write_whole
-from batteries.checkpoint._archive import read_seal
-from batteries.checkpoint._forms import is_sharded, latest, newest_first
-from batteries.checkpoint._storage import CheckpointError
+from batteries.checkpoint._read import is_sharded, latest, newest_first
+from batteries.checkpoint._read_outline import CheckpointError
+from batteries.checkpoint._seal import read_seal
 
 _PIECE = 64 * 2**20  # bytes that are sent at once, and that each rank holds
 

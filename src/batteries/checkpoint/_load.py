@@ -22,7 +22,6 @@ from batteries._device import known_device
 from batteries._files import PathLike
 from batteries._memory import memory_of
 from batteries._modules import sharded_like, unwrap
-from batteries.checkpoint._archive import leaves_of
 from batteries.checkpoint._contents import (
     Checkpoint,
     Stateful,
@@ -33,14 +32,11 @@ from batteries.checkpoint._contents import (
     state_key,
     state_of,
 )
-from batteries.checkpoint._fitting import misfits
-from batteries.checkpoint._forms import (
-    checkpoint_of,
-    named_weights,
-    newest_first,
-    opened,
-)
-from batteries.checkpoint._storage import CheckpointError, digest_read
+from batteries.checkpoint._load_fitting import misfits
+from batteries.checkpoint._read import checkpoint_of, named_weights, newest_first, opened
+from batteries.checkpoint._read_outline import CheckpointError
+from batteries.checkpoint._seal import digest_read
+from batteries.checkpoint._write_archive import leaves_of
 from batteries.distributed._agreement import check_same
 from batteries.distributed._messages import is_sharded as is_dtensor
 

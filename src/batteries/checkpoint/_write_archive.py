@@ -1,38 +1,31 @@
-"""The zip file that torch.save writes, written faster, and its seal."""
+"""The zip file that torch.save writes, written faster and with a seal; where tensors lie in it."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
-import json
 import mmap
 import os
 import struct
-import sys
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from batteries._files import PathLike, naming
-from batteries._foreign import check, open_regular, parse_json
 from batteries.checkpoint._contents import rebuilt, registered
+from batteries.checkpoint._seal import Digest, Note, comment_of
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-Note = dict[str, Any]  # what a file says about itself, as JSON
 _CHUNK = 2**22  # bytes that go to the disk at once; a multiple of the digest's blocks
-INDEX = "index.pth"  # what stands for a directory of shards
 
 
 def write_archive(
@@ -57,7 +50,7 @@ def write_archive(
     storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors if dense}
     numbered = list(storages.values())
     sums: dict[bytes, bytes] = {}
-    comment = _comment(note)
+    comment = comment_of(note)
     *texts, end = skeleton.texts
     with ThreadPoolExecutor(1) as pool:
         stream = _Stream(file, pool)
@@ -250,106 +243,3 @@ def _set_direct(file: int, direct: bool) -> bool:
         return before != after and fcntl.fcntl(file, fcntl.F_SETFL, after) == 0
     except OSError:  # a file system in memory, say
         return False
-
-
-# ---------------------------------------------------------------- the seal
-
-# A zip file may end in a comment, which torch.load reads past. Ours is
-#     batteries little {"epoch":3} digest:0123...
-# with the byte order, the note, and the digest of all bytes before it. It is known by its
-# beginning or its end, so that no one flipped bit makes it look like a file without a seal.
-_MARK, _DIGEST_MARK = b"batteries ", b" digest:"
-_OWN_MARK = _MARK + sys.byteorder.encode() + b" "
-DIGEST_LENGTH = 32  # hexadecimal digits
-_SEAL_LENGTH = len(_DIGEST_MARK) + DIGEST_LENGTH
-_END_OF_ZIP, _END_LENGTH = b"PK\5\6", 22  # the record whose last field is the comment's length
-_LONGEST_COMMENT = 65_535
-LONGEST_SEAL = _END_LENGTH + _LONGEST_COMMENT
-
-
-class Seal(NamedTuple):
-    """What stands at the end of a file."""
-
-    note: Note
-    digest: bytes
-    own_byte_order: bool
-
-
-def _comment(note: Note) -> bytes:
-    """The seal and its length, as a zip file ends; all but the digest."""
-    comment = _OWN_MARK + json.dumps(note, separators=(",", ":")).encode() + _DIGEST_MARK
-    length = len(comment) + DIGEST_LENGTH
-    if length > _LONGEST_COMMENT:
-        raise ValueError(f"the note of a checkpoint takes {length} bytes, more than 65,535")
-    return struct.pack("<H", length) + comment
-
-
-def find_seal(tail: bytes) -> Seal | None:
-    """The seal in the last bytes of a file; None where there is none."""
-    comment = tail[tail.rfind(_END_OF_ZIP) + _END_LENGTH :]
-    text, mark = comment[:-_SEAL_LENGTH], tail[-_SEAL_LENGTH:-DIGEST_LENGTH]
-    if not comment.startswith(_MARK) and mark != _DIGEST_MARK:
-        return None
-    try:
-        note = parse_json(text[text.find(b"{") :])
-        check(note, dict)
-    except ValueError:
-        note = {}  # damaged, as the digest will say
-    return Seal(note, tail[-DIGEST_LENGTH:], comment.startswith(_OWN_MARK))
-
-
-def read_note(path: PathLike) -> Note | None:
-    """The note that a checkpoint was saved with; None if it carries none.
-
-    >>> save_checkpoint({"model_state_dict": {}}, "last.pth", note={"epoch": 1})
-    >>> read_note("last.pth")
-    {'epoch': 1}
-    """
-    seal = read_seal(path)
-    return seal.note if seal else None
-
-
-def read_seal(path: PathLike) -> Seal | None:
-    """The seal of a checkpoint; None if it has none."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / INDEX
-        if not path.exists():
-            return None
-    if path.exists() and not path.is_file():
-        return None
-    with naming(path), open_regular(path) as file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(max(0, size - LONGEST_SEAL))
-        return find_seal(file.read())
-
-
-class Digest:
-    """A digest at the speed of memory: it notices damage, not forgery.
-
-    Each block of 1 MiB is a matrix of 64-bit words whose rows and columns are added up, modulo
-    2**64; the sums are hashed. A change of any one word changes a sum, words that change places
-    change two.
-    """
-
-    block = 2**20
-    shape = (256, 512)
-
-    def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=DIGEST_LENGTH // 2)
-
-    def update(self, data: Any) -> None:
-        """Take in bytes; all calls but the last with a multiple of `block`."""
-        view = memoryview(data).cast("B")
-        whole = len(view) // self.block * self.block
-        words = np.frombuffer(view[:whole], np.uint64).reshape(-1, *self.shape)
-        # All blocks in one call each: between calls, threads wait for each other.
-        self.take(np.concatenate((words.sum(2), words.sum(1)), 1))
-        self._hash.update(view[whole:])
-
-    def take(self, sums: Any) -> None:
-        """Take in blocks by the sums of their rows and columns, in the order of the blocks."""
-        self._hash.update(sums)
-
-    def hex(self) -> bytes:
-        return self._hash.hexdigest().encode()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from batteries._foreign import Most, brief, check, read_json
 from batteries._optional import import_optional
-from batteries.checkpoint._storage import CheckpointError
+from batteries.checkpoint._read_outline import CheckpointError
 
 
 def library(for_: str) -> ModuleType:

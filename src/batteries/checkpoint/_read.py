@@ -12,15 +12,15 @@ from typing import Any, Protocol
 import torch
 
 from batteries._device import known_device
-from batteries._files import PathLike, write_whole
+from batteries._files import PathLike
 from batteries._foreign import brief
 from batteries._rundir.names import epoch_of
-from batteries.checkpoint._archive import INDEX, leaves_of
 from batteries.checkpoint._contents import Checkpoint
-from batteries.checkpoint._safetensors import files_in_index, library
-from batteries.checkpoint._sharded import Shards, peek_shards, read_shards, verify_shards
-from batteries.checkpoint._storage import CheckpointError, is_state, peek_file, save_checkpoint
-from batteries.checkpoint._stream import Stream, Where
+from batteries.checkpoint._read_file import Stream, Where
+from batteries.checkpoint._read_outline import CheckpointError, is_state, peek_file
+from batteries.checkpoint._read_safetensors import files_in_index
+from batteries.checkpoint._read_shards import Shards, peek_shards, verify_shards
+from batteries.checkpoint._seal import INDEX
 
 
 class File(Protocol):
@@ -205,63 +205,6 @@ def newest_first(logdir: PathLike) -> list[Path]:
     newest = [path for _, path in sorted(numbered, key=lambda pair: -pair[0])]
     paths = [*folder.glob("last.*"), *newest, *folder.glob("best.*")]
     return [path for path in paths if path.suffix in (".pth", ".dcp")]
-
-
-def consolidate(directory: PathLike, out: PathLike) -> None:
-    """Make one file of a sharded checkpoint, in one process that has room for all of it.
-
-    >>> manager = CheckpointManager("runs/large", sharded=True)
-    >>> manager.process(0.5, epoch=1, checkpoint=make_checkpoint("train", 1, nn.Linear(2, 1)))
-    >>> consolidate(manager.best_path, "best.pth")
-    >>> torch.load("best.pth")["epoch"]
-    1
-
-    Raises:
-        CheckpointError: Damaged, or not a sharded checkpoint.
-    """
-    save_checkpoint(read_shards(directory), out)
-
-
-def export_safetensors(path: PathLike, out: PathLike, *, key: str = "model") -> None:
-    """Write the weights of a checkpoint for others, as a `.safetensors` file.
-
-    >>> save_checkpoint(make_checkpoint("train", 1, nn.Linear(2, 1)), "best.pth")
-    >>> export_safetensors("best.pth", "best.safetensors")
-    >>> sorted(load_checkpoint("best.safetensors")["model_state_dict"])
-    ['bias', 'weight']
-
-    Weights that share their memory are written under each of their names. Of a sharded checkpoint
-    this process reads the weights alone.
-
-    Args:
-        key: The name of other weights: "ema" for the averaged model of `EMA`.
-
-    Raises:
-        CheckpointError: Damaged, or it has no such weights.
-        ModuleNotFoundError: safetensors is not installed.
-    """
-    with opened(path, alone=True) as file:
-        weights = named_weights(file.contents, key)
-        if weights is None or not all(map(torch.is_tensor, weights.values())):
-            raise CheckpointError(
-                f"{path} has no weights to export under {key}_state_dict; it has "
-                f"{', '.join(map(str, file.contents)) or 'nothing'}"
-            )
-        own = file.read(only(weights, torch.device("cpu")))
-        file.verify()
-    own = {
-        name: value.clone(memory_format=torch.contiguous_format)
-        for name, value in (named_weights(own, key) or {}).items()
-    }
-    data = library("export_safetensors").save(own, metadata={"format": "pt"})
-    with write_whole(out) as target:
-        target.write(data)
-
-
-def only(part: Any, to: torch.device) -> Where:
-    """That the tensors in a part of what a file has go somewhere, and no others."""
-    wanted = {id(leaf) for leaf in leaves_of(part)}
-    return lambda _, tensor: to if id(tensor) in wanted or not tensor.is_meta else None
 
 
 def named_weights(checkpoint: Any, name: str) -> Mapping[str, Any] | None:

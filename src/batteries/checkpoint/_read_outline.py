@@ -1,97 +1,26 @@
-"""How a checkpoint is stored: whole or absent, sealed with a digest, verified when read."""
+"""What a checkpoint file says that is in it, before anything of it is believed."""
 
 from __future__ import annotations
 
 import os
 import re
-import stat
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
-from batteries._files import PathLike, kind_of, write_whole
+from batteries._files import PathLike, kind_of
 from batteries._foreign import open_regular
-from batteries.checkpoint._archive import INDEX, Note, is_plain, write_archive
-from batteries.checkpoint._contents import Checkpoint, plain_or_refused, rebuilt
-from batteries.checkpoint._inspection import inspect_contents, inspect_file, is_usual, storages_in
-from batteries.checkpoint._outline import OldFormat, Suspicious, Unknown, check_cost, outline
-
-_MOST = 1000
-_read: dict[Any, str] = {}  # what this process has read last, and the digests of that
+from batteries.checkpoint._contents import Checkpoint, rebuilt
+from batteries.checkpoint._read_pickle import OldFormat, Suspicious, Unknown, check_cost, outline
+from batteries.checkpoint._read_safely import inspect_contents, inspect_file, is_usual, storages_in
 
 
 class CheckpointError(ValueError):
     """A file that is not a checkpoint, is damaged, or does not fit these objects."""
-
-
-def save_checkpoint(
-    checkpoint: Mapping[str, Any], path: PathLike, note: Note | None = None
-) -> None:
-    """Write a checkpoint so that the file is complete or absent, whatever happens meanwhile.
-
-    >>> save_checkpoint({"model_state_dict": nn.Linear(2, 1).state_dict(), "epoch": 1}, "last.pth")
-    >>> torch.load("last.pth")["epoch"]
-    1
-
-    Plain `torch.load(path)` opens it anywhere. A digest of the whole file stands in the comment
-    at its end, and `load_checkpoint` verifies it. Call it on one rank.
-
-    Args:
-        note: Plain values to find with `read_note`, without reading the file.
-
-    Raises:
-        TypeError: A value that `torch.load` would refuse to read, with its place; nothing has
-            been written then.
-        OSError: With the path, the cause, the bytes needed and the bytes free.
-    """
-    if isinstance(checkpoint, str | os.PathLike):
-        raise TypeError("the path comes second: save_checkpoint(checkpoint, path)")
-    leaves: list[Any] = []
-
-    def leaf(value: Any, place: str) -> Any:
-        leaves.append(plain_or_refused(value, place))
-        return leaves[-1]
-
-    plain = rebuilt(checkpoint, leaf)
-    with write_whole(path, _bytes_in(leaves)) as file:
-        write_archive(plain, file, note or {}, leaves)
-
-
-def _bytes_in(leaves: Iterable[Any]) -> int:
-    dense = [leaf for leaf in leaves if isinstance(leaf, Tensor) and is_plain(leaf)]
-    storages = (tensor.untyped_storage() for tensor in dense)
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def identity_of(path: PathLike) -> Any:
-    """What a checkpoint is known by, under any of its names; None where there is none."""
-    try:
-        status = Path(path).stat()
-        status = Path(path, INDEX).stat() if stat.S_ISDIR(status.st_mode) else status
-    except OSError:
-        return None
-    return identity(status)
-
-
-def digest_read(path: PathLike) -> str | None:
-    """The digest of a checkpoint if this process has read it as it is now."""
-    return _read.get(identity_of(path))
-
-
-def identity(status: os.stat_result) -> tuple[int, ...]:
-    """What a file is known by, unless it is written over within the clock's ticks."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def note_digest(status: os.stat_result, digest: str) -> None:
-    """Keep in mind what this process has read, and verified."""
-    _read[identity(status)] = digest
-    if len(_read) > _MOST:
-        del _read[next(iter(_read))]
 
 
 def is_state(state: Mapping[Any, Any]) -> bool:

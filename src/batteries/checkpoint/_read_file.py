@@ -25,26 +25,24 @@ from batteries import distributed
 from batteries._files import PathLike
 from batteries._foreign import open_regular
 from batteries._modules import sharded_like
-from batteries.checkpoint._archive import (
-    DIGEST_LENGTH,
-    LONGEST_SEAL,
-    Digest,
-    find_seal,
-    form_of,
-    formed,
-    is_plain,
-)
 from batteries.checkpoint._contents import rebuilt
-from batteries.checkpoint._safetensors import peek_safetensors
-from batteries.checkpoint._storage import (
+from batteries.checkpoint._read_outline import (
     CheckpointError,
     check_exists,
-    identity,
-    note_digest,
     outline_file,
     torch_load,
     unreadable,
 )
+from batteries.checkpoint._read_safetensors import peek_safetensors
+from batteries.checkpoint._seal import (
+    DIGEST_LENGTH,
+    LONGEST_SEAL,
+    Digest,
+    find_seal,
+    identity,
+    note_digest,
+)
+from batteries.checkpoint._write_archive import form_of, formed, is_plain
 
 # Where a tensor of a checkpoint goes, by its place in it: to a device; to the ranks that share it,
 # as this DTensor is shared; or nowhere, None, and then its numbers are not read.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from batteries.checkpoint._contents import rebuilt, registered
-from batteries.checkpoint._outline import OldFormat, Suspicious, met
+from batteries.checkpoint._read_pickle import OldFormat, Suspicious, met
 
 # What the pickles of torch.save call. torch.load calls more, such as bytearray(8 GiB).
 _CALLED = {

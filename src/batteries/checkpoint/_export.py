@@ -1,0 +1,73 @@
+"""A checkpoint in another form: one file of shards, safetensors for others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from batteries._files import PathLike, write_whole
+from batteries.checkpoint._read import named_weights, opened
+from batteries.checkpoint._read_file import Where
+from batteries.checkpoint._read_outline import CheckpointError
+from batteries.checkpoint._read_safetensors import library
+from batteries.checkpoint._read_shards import read_shards
+from batteries.checkpoint._write import save_checkpoint
+from batteries.checkpoint._write_archive import leaves_of
+
+
+def consolidate(directory: PathLike, out: PathLike) -> None:
+    """Make one file of a sharded checkpoint, in one process that has room for all of it.
+
+    >>> manager = CheckpointManager("runs/large", sharded=True)
+    >>> manager.process(0.5, epoch=1, checkpoint=make_checkpoint("train", 1, nn.Linear(2, 1)))
+    >>> consolidate(manager.best_path, "best.pth")
+    >>> torch.load("best.pth")["epoch"]
+    1
+
+    Raises:
+        CheckpointError: Damaged, or not a sharded checkpoint.
+    """
+    save_checkpoint(read_shards(directory), out)
+
+
+def export_safetensors(path: PathLike, out: PathLike, *, key: str = "model") -> None:
+    """Write the weights of a checkpoint for others, as a `.safetensors` file.
+
+    >>> save_checkpoint(make_checkpoint("train", 1, nn.Linear(2, 1)), "best.pth")
+    >>> export_safetensors("best.pth", "best.safetensors")
+    >>> sorted(load_checkpoint("best.safetensors")["model_state_dict"])
+    ['bias', 'weight']
+
+    Weights that share their memory are written under each of their names. Of a sharded checkpoint
+    this process reads the weights alone.
+
+    Args:
+        key: The name of other weights: "ema" for the averaged model of `EMA`.
+
+    Raises:
+        CheckpointError: Damaged, or it has no such weights.
+        ModuleNotFoundError: safetensors is not installed.
+    """
+    with opened(path, alone=True) as file:
+        weights = named_weights(file.contents, key)
+        if weights is None or not all(map(torch.is_tensor, weights.values())):
+            raise CheckpointError(
+                f"{path} has no weights to export under {key}_state_dict; it has "
+                f"{', '.join(map(str, file.contents)) or 'nothing'}"
+            )
+        own = file.read(_only(weights, torch.device("cpu")))
+        file.verify()
+    own = {
+        name: value.clone(memory_format=torch.contiguous_format)
+        for name, value in (named_weights(own, key) or {}).items()
+    }
+    data = library("export_safetensors").save(own, metadata={"format": "pt"})
+    with write_whole(out) as target:
+        target.write(data)
+
+
+def _only(part: Any, to: torch.device) -> Where:
+    """That the tensors in a part of what a file has go somewhere, and no others."""
+    wanted = {id(leaf) for leaf in leaves_of(part)}
+    return lambda _, tensor: to if id(tensor) in wanted or not tensor.is_meta else None

@@ -1,0 +1,154 @@
+"""The seal at the end of a checkpoint: a note, and the digest of all that stands before it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import stat
+import struct
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from batteries._files import PathLike, naming
+from batteries._foreign import check, open_regular, parse_json
+
+Note = dict[str, Any]  # what a file says about itself, as JSON
+INDEX = "index.pth"  # what stands for a directory of shards
+
+# A zip file may end in a comment, which torch.load reads past. Ours is
+#     batteries little {"epoch":3} digest:0123...
+# with the byte order, the note, and the digest of all bytes before it. It is known by its
+# beginning or its end, so that no one flipped bit makes it look like a file without a seal.
+_MARK, _DIGEST_MARK = b"batteries ", b" digest:"
+_OWN_MARK = _MARK + sys.byteorder.encode() + b" "
+DIGEST_LENGTH = 32  # hexadecimal digits
+_SEAL_LENGTH = len(_DIGEST_MARK) + DIGEST_LENGTH
+_END_OF_ZIP, _END_LENGTH = b"PK\5\6", 22  # the record whose last field is the comment's length
+_LONGEST_COMMENT = 65_535
+LONGEST_SEAL = _END_LENGTH + _LONGEST_COMMENT
+
+
+class Seal(NamedTuple):
+    """What stands at the end of a file."""
+
+    note: Note
+    digest: bytes
+    own_byte_order: bool
+
+
+def comment_of(note: Note) -> bytes:
+    """The seal and its length, as a zip file ends; all but the digest."""
+    comment = _OWN_MARK + json.dumps(note, separators=(",", ":")).encode() + _DIGEST_MARK
+    length = len(comment) + DIGEST_LENGTH
+    if length > _LONGEST_COMMENT:
+        raise ValueError(f"the note of a checkpoint takes {length} bytes, more than 65,535")
+    return struct.pack("<H", length) + comment
+
+
+def find_seal(tail: bytes) -> Seal | None:
+    """The seal in the last bytes of a file; None where there is none."""
+    comment = tail[tail.rfind(_END_OF_ZIP) + _END_LENGTH :]
+    text, mark = comment[:-_SEAL_LENGTH], tail[-_SEAL_LENGTH:-DIGEST_LENGTH]
+    if not comment.startswith(_MARK) and mark != _DIGEST_MARK:
+        return None
+    try:
+        note = parse_json(text[text.find(b"{") :])
+        check(note, dict)
+    except ValueError:
+        note = {}  # damaged, as the digest will say
+    return Seal(note, tail[-DIGEST_LENGTH:], comment.startswith(_OWN_MARK))
+
+
+def read_note(path: PathLike) -> Note | None:
+    """The note that a checkpoint was saved with; None if it carries none.
+
+    >>> save_checkpoint({"model_state_dict": {}}, "last.pth", note={"epoch": 1})
+    >>> read_note("last.pth")
+    {'epoch': 1}
+    """
+    seal = read_seal(path)
+    return seal.note if seal else None
+
+
+def read_seal(path: PathLike) -> Seal | None:
+    """The seal of a checkpoint; None if it has none."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / INDEX
+        if not path.exists():
+            return None
+    if path.exists() and not path.is_file():
+        return None
+    with naming(path), open_regular(path) as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - LONGEST_SEAL))
+        return find_seal(file.read())
+
+
+class Digest:
+    """A digest at the speed of memory: it notices damage, not forgery.
+
+    Each block of 1 MiB is a matrix of 64-bit words whose rows and columns are added up, modulo
+    2**64; the sums are hashed. A change of any one word changes a sum, words that change places
+    change two.
+    """
+
+    block = 2**20
+    shape = (256, 512)
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=DIGEST_LENGTH // 2)
+
+    def update(self, data: Any) -> None:
+        """Take in bytes; all calls but the last with a multiple of `block`."""
+        view = memoryview(data).cast("B")
+        whole = len(view) // self.block * self.block
+        words = np.frombuffer(view[:whole], np.uint64).reshape(-1, *self.shape)
+        # All blocks in one call each: between calls, threads wait for each other.
+        self.take(np.concatenate((words.sum(2), words.sum(1)), 1))
+        self._hash.update(view[whole:])
+
+    def take(self, sums: Any) -> None:
+        """Take in blocks by the sums of their rows and columns, in the order of the blocks."""
+        self._hash.update(sums)
+
+    def hex(self) -> bytes:
+        return self._hash.hexdigest().encode()
+
+
+# ---------------------------------------------------------------- what has been verified
+
+_MOST = 1000
+_read: dict[Any, str] = {}  # what this process has read last, and the digests of that
+
+
+def identity_of(path: PathLike) -> Any:
+    """What a checkpoint is known by, under any of its names; None where there is none."""
+    try:
+        status = Path(path).stat()
+        status = Path(path, INDEX).stat() if stat.S_ISDIR(status.st_mode) else status
+    except OSError:
+        return None
+    return identity(status)
+
+
+def digest_read(path: PathLike) -> str | None:
+    """The digest of a checkpoint if this process has read it as it is now."""
+    return _read.get(identity_of(path))
+
+
+def identity(status: os.stat_result) -> tuple[int, ...]:
+    """What a file is known by, unless it is written over within the clock's ticks."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def note_digest(status: os.stat_result, digest: str) -> None:
+    """Keep in mind what this process has read, and verified."""
+    _read[identity(status)] = digest
+    if len(_read) > _MOST:
+        del _read[next(iter(_read))]
