@@ -13,7 +13,7 @@ PROCESSES = $$($(BIN)/python -c "import torch; print(torch.cuda.device_count() o
 # The versions of Python and torch that `make matrix` tests: python3.10 and so on are in PATH.
 MATRIX ?= 3.10-2.10.0 3.11-2.13.0 3.12-2.11.0 3.13-2.14.1
 
-.PHONY: demo test check stress bench matrix ecosystem clean
+.PHONY: demo test check docs docs-serve stress bench matrix ecosystem clean
 
 demo: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node=$(PROCESSES) examples/ddp/experiment.py \
@@ -28,6 +28,13 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy src tests benchmarks
 	for example in examples/*/; do MYPYPATH=$$example $(BIN)/mypy $$example || exit 1; done
+
+# The manual, as a site: docs/_site/index.html.
+docs: .venv/docs-ready
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -j auto docs docs/_site
+
+docs-serve: docs
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory docs/_site 8000
 
 # The promises of checkpoints and of resuming, many times: all parts, or PART="kills power-xfs".
 stress: .venv/ready
@@ -52,6 +59,10 @@ clean:
 	$(BIN)/$(INSTALL) $$(grep '^torch==' requirements.txt)
 	$(BIN)/$(INSTALL) -r requirements.txt
 	$(BIN)/$(INSTALL) --no-deps --no-build-isolation -e .
+	touch $@
+
+.venv/docs-ready: .venv/ready requirements-docs.txt
+	$(BIN)/$(INSTALL) -r requirements-docs.txt
 	touch $@
 
 .venv-3%/ready: requirements.txt pyproject.toml

@@ -3,32 +3,27 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import _reference
 import pytest
+from pages import run_page
 
+import batteries
 from batteries._foreign import Most
 from batteries._rundir import history, record, scores
 from batteries.cli import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md")]
+PAGES = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/README.md")]
 PAGES += [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/README.md"]
 
 
-def test_the_programs_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
-    """The README's programs run in an empty directory, and resume when run again."""
-    programs = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert programs
-    for program in programs * 2:
-        exec(compile(program, "README.md", "exec"), {})
-    files = sorted(path.name for path in Path("runs/line").iterdir())
-    assert len(files) == 3 + 3
-    assert files[0] == "best.pth"
-    assert "100%" in capsys.readouterr().err
+# How many blocks of a page nobody can run here: what installs, and what needs a cluster.
+LEFT_OUT = {"docs/start.md": 1, "docs/preemption.md": 3, "docs/record.md": 1}
 
-
-# What the reader of a page has already, when a block begins.
+# What the reader of a how-to page has already.
 BEFORE = """
 import types
 import numpy as np, torch
@@ -49,21 +44,16 @@ scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
 manager = CheckpointManager("runs/page/checkpoints")
 guard = types.SimpleNamespace(requested=False, exit_code=75)
 """
-NOT_RUN = "<!-- not run: "  # and why, in the line before a block
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_programs_of_the_pages(page: Path) -> None:
-    """Every block of Python in the pages runs, in an empty directory, after what the reader has."""
-    for program in re.findall(r"(?<!-->\n)```python\n(.*?)```", page.read_text(), re.DOTALL):
-        names: dict[str, object] = {}
+def test_the_blocks_of_the_pages(page: Path) -> None:
+    """Every block of a page runs, in an empty directory, in the order of the page."""
+    names: dict[str, object] = {}
+    if page.name not in ("start.md", "tutorial.md", "README.md"):
         exec(compile(BEFORE, "before", "exec"), names)
-        exec(compile(program, page.name, "exec"), names)
-
-
-def test_blocks_that_are_not_run() -> None:
-    """Blocks of Python that are marked as not run are counted here: there are none."""
-    assert sum(page.read_text().count(NOT_RUN) for page in PAGES) == 0
+    skipped = run_page(page, names, commands=ROOT / "docs" in page.parents)
+    assert len(skipped) == LEFT_OUT.get(str(page.relative_to(ROOT)), 0)
 
 
 COMMANDS = [
@@ -142,3 +132,41 @@ def test_the_page_of_files_has_what_is_checked(module: Any) -> None:
     text = (ROOT / "docs/files.md").read_text().split(f"### `{module.NAME}`\n\n")[1]
     table = "\n".join(["| name | kind |", "|---|---|", *rows_of(module.SCHEMA)])
     assert text.partition("\n\n")[0] == table
+
+
+# ---------------------------------------------------------------- the reference
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    """The reference has each public name of the package and of its rooms."""
+    entries = {name for names in _reference.rooms().values() for name in names}
+    rooms = {name for name in batteries.__all__ if isinstance(getattr(batteries, name), ModuleType)}
+    public = {name for room in rooms for name in getattr(batteries, room).__all__}
+    assert entries == public | set(batteries.__all__) - rooms
+    listed = re.findall(
+        r"^reference/(\w+)$", (ROOT / "docs/reference.md").read_text(), re.MULTILINE
+    )
+    assert set(listed) == rooms | {"batteries"}
+
+
+def test_every_message_is_in_the_index() -> None:
+    """Each error that the source raises with a text of its own is in the index of messages."""
+    found = {(module, line) for module, line, _, _ in _reference.messages()}
+    for path in (ROOT / "src/batteries").rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT / "src/batteries").with_suffix("").parts)
+        raised = r"raise (\w+(?:Error|Exception))\(\s*f?[\"']([^{}\"']*)"
+        for match in re.finditer(raised, path.read_text()):
+            line = path.read_text().count("\n", 0, match.start()) + 1
+            known = (module.removesuffix(".__init__"), line) in found
+            assert known or not re.search("[a-z]{2}", match[2]), f"{path}:{line}"
+
+
+def test_the_page_of_variables() -> None:
+    """Each environment variable that the source names where it reads some is in the page."""
+    page = (ROOT / "docs/environment.md").read_text()
+    for path in (ROOT / "src/batteries").rglob("*.py"):
+        text = path.read_text()
+        names = re.findall(
+            r"(?:environ|getenv|env|said|number)\W{1,6}\"([A-Z][A-Z0-9_]{3,})\"", text
+        )
+        assert [name for name in names if f"`{name}`" not in page] == [], path

@@ -1,0 +1,118 @@
+"""Write the pages of the reference that the source itself has: `python docs/_reference.py`."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+import batteries
+from batteries import cli
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src/batteries"
+OUT = ROOT / "docs/reference"  # not under version control
+ROOMS = sorted(name for name in batteries.__all__ if (SOURCE / name / "__init__.py").exists())
+
+
+def rooms() -> dict[str, list[str]]:
+    """The public names of the package and of each room."""
+    of_rooms = {
+        f"batteries.{room}": list(getattr(batteries, room).__all__) for room in [*ROOMS, "progress"]
+    }
+    elsewhere = {name for names in of_rooms.values() for name in names} | {*ROOMS, "progress"}
+    return {"batteries": [n for n in batteries.__all__ if n not in elsewhere], **of_rooms}
+
+
+def page_of(room: str, names: list[str]) -> str:
+    """A page that Sphinx fills from the docstrings."""
+    module = sys.modules[room]
+    entries = []
+    for name in names:
+        value = getattr(module, name)
+        alias = getattr(value, "__name__", name) != name  # of the specification
+        kind = "class" if isinstance(value, type) else "function" if callable(value) else "data"
+        if alias or getattr(value, "__module__", "builtins") in ("builtins", "typing"):
+            told = f"The same as `{value.__name__}`." if alias else f"`{value}`"
+            entries.append(f".. py:data:: {room}.{name}\n\n   {told}")
+        else:
+            members = "\n   :members:" if kind == "class" and name != "tqdm" else ""
+            entries.append(f".. auto{kind}:: {room}.{name}{members}")
+    said = (module.__doc__ or "").partition("\n")[0]
+    text = "\n\n".join(entries)
+    return f"# {room}\n\n{said}\n\n```{{eval-rst}}\n{text}\n```\n"
+
+
+def command_page() -> str:
+    """What the commands say of themselves with `--help`."""
+    parts = ["# The command line\n\nEvery command says this with `--help`.\n"]
+    for name in ["", *sorted(cli.main.commands)]:
+        command: click.Command = cli.main.commands[name] if name else cli.main
+        told = command.get_help(click.Context(command, info_name=f"batteries {name}".strip()))
+        parts.append(f"## `batteries {name}`".replace(" `", "`", 0) + f"\n\n```text\n{told}\n```\n")
+    return "\n".join(parts).replace("## `batteries `", "## `batteries`")
+
+
+def messages() -> Iterator[tuple[str, int, str, str]]:
+    """Each error and warning in the source: module, line, kind and text."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        module = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not node.args:
+                continue
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            kind = "warning" if name == "warn" else name
+            if kind != "warning" and not re.fullmatch(r"[A-Z]\w*(Error|Exception)", kind):
+                continue
+            text = max((text_of(part) for part in node.args), key=len)
+            if re.search("[a-z]{2}", text):
+                yield module, node.lineno, kind, text
+
+
+def text_of(node: ast.expr) -> str:
+    """A text with `…` for what is only known when it is said."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(
+            "…" if isinstance(part, ast.FormattedValue) else text_of(part) for part in node.values
+        )
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return (text_of(node.left) or "…") + (text_of(node.right) or "…")
+    if isinstance(node, ast.IfExp):
+        return f"{text_of(node.body) or '…'} / {text_of(node.orelse) or '…'}"
+    return ""
+
+
+def message_page() -> str:
+    """An index of all messages, by the room that says them."""
+    by_room: dict[str, list[str]] = {}
+    for module, _, kind, text in messages():
+        cell = re.sub(r"\s+", " ", text).replace("|", "\\|").replace("`", "'").strip()
+        by_room.setdefault(module.split(".")[0], []).append(f"| `{kind}` | `{cell}` |")
+    parts = [
+        "# Messages\n\nEvery error and every warning, in the words of the source. `…` stands for "
+        "names, numbers and paths of yours. A message says where, what was found, what was "
+        "expected and what to do. Search for a few words of yours.\n"
+    ]
+    for room in sorted(by_room, key=lambda name: name.lstrip("_")):
+        rows = "\n".join(sorted(set(by_room[room])))
+        parts.append(f"## {room.lstrip('_')}\n\n| kind | message |\n|---|---|\n{rows}\n")
+    return "\n".join(parts)
+
+
+def write() -> None:
+    """Write all of them."""
+    OUT.mkdir(exist_ok=True)
+    for room, names in rooms().items():
+        (OUT / f"{room.rpartition('.')[2]}.md").write_text(page_of(room, names))
+    (OUT / "cli.md").write_text(command_page())
+    (OUT / "messages.md").write_text(message_page())
+
+
+if __name__ == "__main__":
+    write()
