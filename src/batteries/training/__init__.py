@@ -2,8 +2,10 @@
 
 from batteries import _public
 from batteries.training._accumulation import Window, Windows, accumulate
+from batteries.training._policy import StepPolicy
 
 __all__ = [
+    "StepPolicy",
     "Window",
     "Windows",
     "accumulate",

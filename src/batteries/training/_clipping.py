@@ -28,7 +28,7 @@ def clip(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
             meshes[gradient.device_mesh if is_sharded(gradient) else None].append(gradient)
     if not meshes:
         return torch.zeros(())
-    norms = [_whole(torch.nn.utils.get_total_norm(part)) for part in meshes.values()]
+    norms: list[Tensor] = [whole(torch.nn.utils.get_total_norm(part)) for part in meshes.values()]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     if max_norm < math.inf:
         # As torch does it: a product with 1 where there is nothing to clip waits for no device.
@@ -41,5 +41,6 @@ def clip(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     return norm
 
 
-def _whole(norm: Any) -> Tensor:
-    return norm.full_tensor() if is_sharded(norm) else norm  # type: ignore[no-any-return]
+def whole(number: Any) -> Any:
+    """A number of a DTensor as every rank has it; all ranks of its mesh ask for it."""
+    return number.full_tensor() if is_sharded(number) else number
