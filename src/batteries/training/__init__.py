@@ -2,6 +2,7 @@
 
 from batteries import _public
 from batteries.training._accumulation import Window, Windows, accumulate
+from batteries.training._groups import parameter_groups
 from batteries.training._policy import StepPolicy
 
 __all__ = [
@@ -9,5 +10,6 @@ __all__ = [
     "Window",
     "Windows",
     "accumulate",
+    "parameter_groups",
 ]
 _public.own(globals())
