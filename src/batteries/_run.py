@@ -119,18 +119,22 @@ class Run:
     def __str__(self) -> str:
         return self.path.as_posix()
 
-    def close(self, state: str = "finished", error: str | None = None) -> None:
-        """Record how the run ended. To be called once more does nothing.
+    def close(
+        self, state: str = "finished", error: str | None = None, why: str | None = None
+    ) -> None:
+        """Record how the run ended. Calling it again has no effect.
 
         Args:
             state: "finished", "stopped" or "failed".
+            why: What stopped it, such as `guard.why`.
 
         Raises:
             OSError: It could not be written. It is tried again at the end of the program.
         """
         if self._ended.is_set() or not is_main():
             return
-        self._end = self._end or {"state": state, "error": error, "stopped": _now()}
+        told = {} if why is None else {"why": why}
+        self._end = self._end or {"state": state, "error": error, "stopped": _now(), **told}
         with locked_directory(self.path):
             record = read_record(self.path) or {"sessions": []}
             own = [each for each in record["sessions"] if each.get("id") == self._session]
@@ -351,15 +355,16 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _state_after(error: BaseException | None) -> tuple[str, str | None]:
-    """How a run ended, by the error that ended it."""
+def _state_after(error: BaseException | None) -> tuple[str, str | None, str | None]:
+    """How a run ended, by the error that ended it: a state, an error, and why it was stopped."""
     code = error.code if isinstance(error, SystemExit) else None
     if error is None or (isinstance(error, SystemExit) and code in (None, 0)):
-        return "finished", None
+        return "finished", None, None
     by_signal = isinstance(code, int) and (code > 128 or code == PreemptionGuard.exit_code)
     if isinstance(error, KeyboardInterrupt) or by_signal:
-        return "stopped", None
-    return "failed", with_cause(error)
+        why = "SIGINT" if code is None else getattr(code, "why", None)
+        return "stopped", None, why
+    return "failed", with_cause(error), None
 
 
 class _Program:

@@ -29,6 +29,7 @@ from batteries._files import (
     temporary_name,
 )
 from batteries._foreign import Most, brief, check, is_epoch
+from batteries._preemption import timed_save
 from batteries._processes import is_alive, is_own, own_process
 from batteries._rundir import record as run_record
 from batteries._rundir.history import NAME, MetricsFile, Row, is_row, read_history
@@ -281,7 +282,8 @@ class CheckpointManager:
                 self._waiting.remove(row)
 
         if self.sharded:
-            self._save_sharded(checkpoint, row)
+            with timed_save():
+                self._save_sharded(checkpoint, row)
         elif not self.background:
             with others_wait() as told:
                 if distributed.is_main():
