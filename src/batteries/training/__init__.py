@@ -4,9 +4,12 @@ from batteries import _public
 from batteries.training._accumulation import Window, Windows, accumulate
 from batteries.training._groups import parameter_groups
 from batteries.training._policy import StepPolicy
+from batteries.training._throughput import Throughput, Watched
 
 __all__ = [
     "StepPolicy",
+    "Throughput",
+    "Watched",
     "Window",
     "Windows",
     "accumulate",
