@@ -2,17 +2,23 @@
 
 from batteries import _public
 from batteries.training._accumulation import Window, Windows, accumulate
+from batteries.training._batch_size import BatchSize, find_batch_size
 from batteries.training._groups import parameter_groups
 from batteries.training._policy import StepPolicy
+from batteries.training._rates import LearningRates, lr_range_test
 from batteries.training._throughput import Throughput, Watched
 
 __all__ = [
+    "BatchSize",
+    "LearningRates",
     "StepPolicy",
     "Throughput",
     "Watched",
     "Window",
     "Windows",
     "accumulate",
+    "find_batch_size",
+    "lr_range_test",
     "parameter_groups",
 ]
 _public.own(globals())
