@@ -3,6 +3,7 @@
 from batteries import _public
 from batteries.training._accumulation import Window, Windows, accumulate
 from batteries.training._batch_size import BatchSize, find_batch_size
+from batteries.training._checksums import log_checksums
 from batteries.training._groups import parameter_groups
 from batteries.training._policy import StepPolicy
 from batteries.training._rates import LearningRates, lr_range_test
@@ -18,6 +19,7 @@ __all__ = [
     "Windows",
     "accumulate",
     "find_batch_size",
+    "log_checksums",
     "lr_range_test",
     "parameter_groups",
 ]
