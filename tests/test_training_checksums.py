@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from ranks import run_ranks
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from batteries import distributed
+from batteries import distributed, start_run
+from batteries.cli import main
 from batteries.scoreboard import Parting, first_difference
 from batteries.training import log_checksums
 
@@ -42,21 +44,32 @@ def train(run: str, *, disturbed: str = "", steps: int = 6) -> None:
         optimizer.step()
 
 
+def compared(other: str, *options: str) -> str:
+    done = CliRunner().invoke(main, ["compare", "runs/a/001", f"runs/{other}/001", *options])
+    assert done.exit_code == 0, done.output
+    return done.output if options else " ".join(done.output.split())
+
+
 def test_where_runs_part() -> None:
     """The step and the tensor are those that were disturbed; what follows is not told first."""
-    train("runs/a")
-    train("runs/same")
-    assert first_difference("runs/a", "runs/same") == Parting(None, [], 6)
+    for run in ("a", "same", "gradient"):
+        start_run(f"runs/{run}").close()
+    train("runs/a/001")
+    train("runs/same/001")
+    assert first_difference("runs/a/001", "runs/same/001") == Parting(None, [], 6)
     for disturbed, first in (
         ("batch", "batch['id']"),
         ("parameter", "parameter 2.bias"),
         ("gradient", "gradient of 0.weight"),
     ):
-        train(f"runs/{disturbed}", disturbed=disturbed)
-        found = first_difference("runs/a", f"runs/{disturbed}")
+        train(f"runs/{disturbed}/001", disturbed=disturbed)
+        found = first_difference("runs/a/001", f"runs/{disturbed}/001")
         assert found is not None
         assert (found.step, found.names[0], found.equal) == (4, first, 3)
-    assert "at step 4: gradient of 0.weight differs first, of 1; 3 steps" in str(found)
+    told = "the runs part at step 4: gradient of 0.weight differs first, of 1; 3 steps before it "
+    assert compared("gradient").count(told) == 1
+    assert "the checksums are equal at all steps (6)" in compared("same")
+    assert json.loads(compared("gradient", "--json"))["parting"]["step"] == 4
 
 
 def test_what_came_again_and_what_is_foreign() -> None:

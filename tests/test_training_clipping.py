@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from batteries import accumulate, distributed
+from batteries.training import StepPolicy, Throughput
 
 WRAPPERS: dict[str, Any] = {
     "bare": lambda model: model,
@@ -110,3 +111,24 @@ def test_where_clip_has_no_place() -> None:
                 window.clip(model.parameters(), 1.0)
     with pytest.raises(TypeError, match="pass the optimizer"):
         window.clip(model.parameters(), 1.0)
+
+
+@pytest.mark.gpu
+def test_no_waiting_on_a_gpu() -> None:
+    """Clipping and measuring let the GPU run on: only a policy's decision waits for it."""
+    model = network().float().cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cuda")
+    throughput = Throughput()
+    batches = [torch.ones(4, 5, device="cuda")] * 3
+    for x, window in throughput.watch(accumulate(batches, model, scaler=scaler)):
+        window.backward(model(x).mean())
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            norm = window.clip(optimizer, 0.1)
+            throughput.update(4)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert StepPolicy(scaler=scaler).accepts(norm) == window.step(optimizer)
+        optimizer.zero_grad()

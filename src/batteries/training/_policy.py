@@ -87,17 +87,20 @@ class StepPolicy:
         Raises:
             FloatingPointError: By the rules above; it says at which step and on which ranks.
         """
-        own = _numbers(norm, loss)
-        ranks = ranks_of(self._group)
-        shared = own if ranks.size == 1 else distributed.all_reduce(
-            own, check=False, group=self._group
-        )  # fmt: skip
-        bad_norms, bad_losses, total = shared.tolist()  # waits for the device
+        own, ranks = _numbers(norm, loss), ranks_of(self._group)
+        if ranks.size > 1:  # a norm that is not finite, a loss, and the sum of norms
+            finite = own.isfinite()
+            own = torch.cat([1 - finite.float(), own[:1].nan_to_num(0.0, 0.0, 0.0)])
+            own = distributed.all_reduce(own, check=False, group=self._group)
+            bad_norm, bad_loss, total = own.tolist()  # waits for the device
+        else:
+            total, lost = own.tolist()
+            bad_norm, bad_loss = not math.isfinite(total), not math.isfinite(lost)
         self._steps += 1
-        if bad_norms and not bad_losses and self._scales():
+        if bad_norm and not bad_loss and self._scales():
             return True  # the scaler leaves out the step, and scales less from now on
         reason, norm_of_all = "", total / ranks.size
-        if bad_norms or bad_losses:
+        if bad_norm or bad_loss:
             reason = "not finite"
         else:
             limit = self._limit()
@@ -164,8 +167,8 @@ class StepPolicy:
 
 
 def _numbers(norm: Any, loss: Any) -> Tensor:
-    """Whether the norm is not finite, whether the loss is, and the norm; where the norm is."""
+    """Norm and loss, which is 0 where it is not told, on the device of the norm."""
     norm = torch.as_tensor(whole(norm)).detach().float()
-    loss = norm.new_zeros(()) if loss is None else torch.as_tensor(whole(loss)).detach()
-    finite = torch.stack([norm.isfinite(), loss.to(norm.device).isfinite()])
-    return torch.cat([1.0 - finite.float(), norm.nan_to_num(0.0, 0.0, 0.0).reshape(1)])
+    if loss is None:
+        return torch.stack([norm, norm.new_zeros(())])
+    return torch.stack([norm, torch.as_tensor(whole(loss)).detach().to(norm)])
