@@ -26,6 +26,7 @@ class Model(nn.Module):
         self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(4, 2, 8) for _ in range(2))
         self.lstm = nn.LSTM(4, 4)
         self.conv = weight_norm(nn.Conv1d(4, 4, 3))
+        self.scale = nn.Parameter(torch.ones(4))
         self.own, self.image = ScaleNorm(), nn.LayerNorm((2, 3))
         self.head = nn.Linear(4, 9, bias=False)
         self.head.weight = self.embed.weight  # tied
