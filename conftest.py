@@ -32,6 +32,7 @@ def _names_for_examples(doctest_namespace: dict[str, object]) -> None:
         **vars(batteries.splits),
         **vars(batteries.averaging),
         **vars(batteries.blend),
+        **vars(batteries.training),
         "load": batteries.predictions.load,
     }
     names = {name: value for name, value in rooms.items() if name[0] != "_"}

@@ -207,3 +207,15 @@ def test_epochs_that_do_not_agree(epoch: Any) -> None:
     manager.process(0.5, 3, checkpoint)
     del checkpoint["epoch"]
     manager.process(0.5, 4, checkpoint)
+
+
+def test_saves_by_step() -> None:
+    """A checkpoint that has a step may be ranked by it, whatever its epoch, and goes on there."""
+    manager = CheckpointManager("logs", save_n_best=1)
+    for step, loss in ((500, 0.5), (1000, 0.4), (1500, 0.6)):
+        checkpoint = make_checkpoint("train", 1, nn.Linear(1, 1), step=step)
+        manager.process(loss, step, checkpoint)
+    assert torch.load("logs/exp_1000.pth")["step"] == torch.load("logs/best.pth")["step"] == 1000
+    assert [row["epoch"] for row in manager.history] == [500, 1000, 1500]
+    with pytest.raises(ValueError, match=r"that of epoch 1, .* told epoch 7.* make_checkpoint\("):
+        manager.process(0.5, 7, checkpoint)

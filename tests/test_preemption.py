@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections import deque
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,17 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.utils.data import Dataset
 from warm import context, start
 
-from batteries import PreemptionGuard, distributed
+from batteries import (
+    CheckpointManager,
+    PreemptionGuard,
+    _preemption,
+    distributed,
+    save_checkpoint,
+    start_run,
+)
 from batteries._preemption import ignore_signals
+from batteries._processes import seconds_lived
+from batteries._rundir.record import read_record
 from batteries.data import DataLoader
 from batteries.distributed._waiting import wait_until
 
@@ -398,3 +410,92 @@ def test_only_in_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert "enter it there" in str(errors[0])
+
+
+def stop_by(told: int, *, time_limit: float | None = None) -> tuple[int, int, str | None]:
+    """Where this rank stopped, and why, when one of them has a limit or asks for it."""
+    asks = distributed.rank() == told
+    with PreemptionGuard(30, time_limit=time_limit if asks else None) as guard:
+        for step in range(1, 10**6):
+            distributed.all_reduce(1)
+            if asks and step == 3 and time_limit is None:
+                guard.request("the disk is full")
+            if guard.stop():
+                return step, guard.exit_code, guard.why
+    raise AssertionError("it never stopped")
+
+
+def both_stops() -> list[tuple[int, int, str | None]]:
+    return [stop_by(1, time_limit=0), stop_by(0)]
+
+
+def test_limits_and_requests_of_one_rank() -> None:
+    """The limit of one rank, or its program's request, stops all at one step, and all know why."""
+    one, other = run_ranks(both_stops)
+    assert one == other
+    (_, code, why), (step, _, asked) = one
+    assert code == 75
+    assert why is not None
+    assert re.fullmatch(r"the time limit of 0, which ends in 0 s \(rank 1\)", why)
+    assert step >= 3
+    assert asked == "the disk is full (rank 0)"
+
+
+def stops_at_once(seconds: float, reserve: float = 0.0) -> bool:
+    return PreemptionGuard(time_limit=seconds_lived() + seconds, reserve=reserve).stop()
+
+
+def test_a_save_fits_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What saves took, twice, the longest step and the reserve are left before the limit."""
+    saves: deque[float] = deque(maxlen=5)
+    monkeypatch.setattr(_preemption, "_saves", saves)
+    assert [stops_at_once(900, 1000), stops_at_once(900), stops_at_once(-1)] == [True, False, True]
+    guard = PreemptionGuard(time_limit=timedelta(seconds=seconds_lived() + 0.5), reserve=0)
+    with _preemption.timed_save():
+        threading.Event().wait(0.26)
+    assert guard.stop()
+    save_checkpoint({"epoch": 1}, "a.pth")
+    with CheckpointManager("kept", background=True) as manager:
+        manager.save_last({"epoch": 1})
+    assert len(saves) == 3
+    guard = PreemptionGuard(time_limit=seconds_lived() + 900, reserve=0)
+    saves.append(450)
+    assert guard.requested
+
+
+@pytest.mark.parametrize(("left", "stops"), [("10", True), ("3600", False), ("", False)])
+def test_the_limit_of_slurm(left: str, stops: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a Slurm job counts, where that is known, and the earlier of two limits."""
+    end = str(int(time.time() + float(left))) if left else "UNLIMITED"
+    monkeypatch.setenv("SLURM_JOB_END_TIME", end)
+    guard = PreemptionGuard(time_limit="30d")
+    assert guard.stop() == stops
+    assert ("Slurm's time limit" in str(guard.why)) == stops
+
+
+def test_time_limits() -> None:
+    """They are texts, numbers or timedeltas; others are named."""
+    lived = seconds_lived()
+    for limit, seconds in (("8h50m", 31800), ("1d 2.5h", 95400), (90, 90), ("45s", 45)):
+        ends = PreemptionGuard(time_limit=limit)._ends
+        assert ends
+        assert ends[0] - time.monotonic() == pytest.approx(seconds - lived, abs=30)
+    for wrong in ("8:50", "", "soon", -1):
+        with pytest.raises(ValueError, match=r'time_limit is .*; expected seconds, .* "8h50m"'):
+            PreemptionGuard(time_limit=wrong)
+
+
+def recorded_until_stopped() -> None:
+    with start_run("runs/a"), PreemptionGuard() as guard:
+        guard.request("no disk")
+        if guard.stop():
+            raise SystemExit(guard.exit_code)
+
+
+def test_the_record_says_why() -> None:
+    """A run that a guard has stopped has the reason in its record."""
+    with pytest.raises(SystemExit) as left:
+        recorded_until_stopped()
+    assert left.value.code == 75
+    session = (read_record("runs/a/001") or {})["sessions"][-1]
+    assert (session["state"], session["why"]) == ("stopped", "no disk")

@@ -707,3 +707,30 @@ def test_a_record_that_is_removed() -> None:
     Path("runs/001").mkdir(parents=True)  # as the next checkpoint does
     with pytest.raises(FileNotFoundError, match=r"not recorded \(finished\): its run.json was rem"):
         run.close()
+
+
+@pytest.mark.parametrize(
+    ("args", "warns"),
+    [
+        ({"lr": 0.1, "train": {"num_epochs": 20}}, True),
+        ({"lr": 0.1, "train": {"num_epochs": 10}}, False),  # the same again
+        ({"lr": 0.1, "train": {"num_epochs": 5}}, False),
+        ({"lr": 0.2, "train": {"num_epochs": 20}}, False),  # another experiment
+    ],
+)
+def test_a_finished_run_with_more_epochs(args: dict[str, Any], warns: bool) -> None:
+    """A new run says so, and how to extend the finished one, which then goes on."""
+    start_run("runs", {"lr": 0.1, "train": {"num_epochs": 10}}).close()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with start_run("runs", args) as run:
+            assert run.path == Path("runs/002")
+    assert [warning.filename for warning in told] == [__file__] * warns
+    if warns:
+        text = str(told[0].message)
+        assert text.startswith("runs/001 has finished (train.num_epochs was 10, is 20), and runs")
+        assert "start_run('runs/001')" in text
+        with start_run("runs/001", args) as run:
+            assert run.resumed
+    with start_run("runs", {"lr": 0.1, "train": {"num_epochs": 30}}, new=True):
+        pass

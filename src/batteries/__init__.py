@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from batteries import report as report
     from batteries import scoreboard as scoreboard
     from batteries import splits as splits
+    from batteries import training as training
     from batteries._backends import set_backends as set_backends
     from batteries._device import t2d as t2d
     from batteries._device import to_device as to_device
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from batteries._seeding import seed_all as seed_all
     from batteries._seeding import seed_worker as seed_worker
     from batteries._seeding import set_rng_state as set_rng_state
-    from batteries._training import Window as Window
-    from batteries._training import Windows as Windows
-    from batteries._training import accumulate as accumulate
     from batteries.averaging import EMA as EMA
     from batteries.averaging import SWA as SWA
     from batteries.averaging import average_checkpoints as average_checkpoints
@@ -56,6 +54,9 @@ if TYPE_CHECKING:
     from batteries.loggers import TensorBoardXLogger as TensorBoardXLogger
     from batteries.loggers import WandbLogger as WandbLogger
     from batteries.predictions import Predictions as Predictions
+    from batteries.training import Window as Window
+    from batteries.training import Windows as Windows
+    from batteries.training import accumulate as accumulate
 
 __version__ = "0.2.0"
 
@@ -110,6 +111,7 @@ __all__ = [
     "start_run",
     "t2d",
     "to_device",
+    "training",
     "unwrap",
     "update_bn",
 ]
@@ -143,7 +145,7 @@ _ROOMS = {
     "_preemption": ("PreemptionGuard",),
     "_run": ("Run", "run_directory", "start_run"),
     "_seeding": ("isolated_rng", "rng_state", "seed_all", "seed_worker", "set_rng_state"),
-    "_training": ("Window", "Windows", "accumulate"),
+    "training": ("Window", "Windows", "accumulate"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -165,7 +165,7 @@ def check_in_sync(model: nn.Module, **values: object) -> None:
     own = {name: ("", repr(value)) for name, value in values.items()}
     for name, tensor in unwrap(model).state_dict().items():
         if isinstance(tensor, Tensor):
-            own[name] = _part_of(tensor), _digest(tensor)
+            own[name] = _part_of(tensor), digest(tensor)
     everybody = distributed.all_gather(own)
     for name in own:
         found = [rank.get(name, ("", "")) for rank in everybody]
@@ -195,6 +195,7 @@ def _part_of(tensor: Any) -> str:
     )
 
 
-def _digest(tensor: Any) -> str:
+def digest(tensor: Any) -> str:
+    """Of the bits of a tensor, or of the part that this rank has of it."""
     data = own_part(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     return hashlib.blake2b(data, digest_size=16).hexdigest()

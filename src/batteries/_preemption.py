@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 import signal
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
+from batteries._processes import seconds_lived
 from batteries.distributed._waiting import seconds_between
 
 _SIGNALS = [
@@ -24,10 +28,18 @@ _SAME = 1.0  # seconds within which signals are one: Slurm and torchrun send bot
 _POKE = b"\0"  # no signal has this number
 
 AT_ONCE, NEVER = 0.0, math.inf
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_saves: deque[float] = deque(maxlen=5)  # seconds that the last saves of this process took
+
+
+class _Code(int):
+    """An exit code that knows why."""
+
+    why: str
 
 
 class PreemptionGuard:
-    """Lets the loop end where it can be resumed, when SIGTERM, SIGINT or SIGUSR1 comes.
+    """Lets the loop end where it can be resumed: at SIGTERM, SIGINT or SIGUSR1, or in time.
 
     >>> with PreemptionGuard() as guard:
     ...     for step in range(3):
@@ -42,22 +54,44 @@ class PreemptionGuard:
     rank that hangs in a collective leaves after `patience` seconds. The same signal again, a second
     or more after the first, leaves at once. All leave with `exit_code`.
 
+    With a time limit, all stop so early that a step and a save fit in: the longest time between two
+    calls of `stop`, twice that of the longest of the last five saves, and `reserve`. Saves of a
+    `CheckpointManager` and `save_checkpoint` are measured. The limit of a Slurm job is known from
+    `SLURM_JOB_END_TIME`; the earlier of the two counts.
+
     Args:
         patience: Seconds for the ranks to agree, before they are taken for dead. Steps may be
             longer: a rank answers in the middle of one.
+        time_limit: "8h50m", seconds or a timedelta, counted from the start of this process.
+        reserve: Seconds to spare before the limit, for what was not measured.
+
+    Attributes:
+        exit_code: 75: start it again. A run's record has the reason, if it ends with this code.
 
     Raises:
         RuntimeError: It was entered outside the main thread, which alone gets signals.
+        ValueError: A time limit that is none.
     """
 
-    exit_code = 75  # EX_TEMPFAIL: try again later
+    exit_code: int = 75  # EX_TEMPFAIL: try again later
 
     # The handlers do next to nothing. Python writes each signal to a socket, from C, though the
     # program hangs in a collective. One thread reads the socket, and never waits for anything but
     # a deadline; another talks to the ranks' store, and may hang there when its host is gone.
 
-    def __init__(self, patience: float = 5.0) -> None:
+    def __init__(
+        self,
+        patience: float = 5.0,
+        *,
+        time_limit: str | float | timedelta | None = None,
+        reserve: float = 30.0,
+    ) -> None:
         self._patience = patience
+        self._ends = _ends(time_limit)  # by the monotonic clock, and whose limit it is
+        self._reserve = reserve
+        self._longest = 0.0  # seconds between two boundaries
+        self._at: float | None = None  # when the last one was
+        self._why: str | None = None
         self._changed = threading.Condition()
         self._passed = 0  # boundaries
         self._offer: int | None = None  # the first boundary at which this rank can stop
@@ -72,8 +106,34 @@ class PreemptionGuard:
 
     @property
     def requested(self) -> bool:
-        """Whether this rank, or another, was told to stop."""
+        """Whether this rank, or another, was told to stop, or the time is over."""
+        self._look_at_the_clock(time.monotonic())
         return self._requested
+
+    @property
+    def why(self) -> str | None:
+        """What asks the ranks to stop: "SIGTERM (rank 0)"; None before."""
+        return self._why
+
+    def request(self, why: str = "the program asked for it") -> None:
+        """Let all ranks stop, as a signal would; one of them is enough.
+
+        >>> guard = PreemptionGuard()
+        >>> guard.request("the disk is nearly full")
+        >>> guard.stop(), guard.why
+        (True, 'the disk is nearly full')
+        """
+        self._why = self._why or why
+        self._requested = True
+        self._begin()
+        self._look.set()
+
+    def _look_at_the_clock(self, now: float) -> None:
+        if self._ends is None or self._requested:
+            return
+        end, limit = self._ends
+        if end - now <= 2 * max(_saves, default=0.0) + self._longest + self._reserve:
+            self.request(f"{limit}, which ends in {max(end - now, 0):.0f} s")
 
     def stop(self) -> bool:
         """Whether to stop here; once True, always True. Every rank calls it after every step.
@@ -81,6 +141,10 @@ class PreemptionGuard:
         >>> PreemptionGuard().stop()
         False
         """
+        now = time.monotonic()
+        self._longest = max(self._longest, now - (self._at or now))
+        self._at = now
+        self._look_at_the_clock(now)
         with self._changed:
             self._passed += 1
             if self._offer is not None:  # the threads see to it that this ends
@@ -88,6 +152,9 @@ class PreemptionGuard:
             elif self._requested and self._last is None and _alone():
                 self._last = AT_ONCE
             self._leaving = self._last is not None and self._passed >= self._last
+            if self._leaving:
+                self.exit_code = _Code(type(self).exit_code)
+                self.exit_code.why = self._why or "another rank"
             return self._leaving
 
     def __enter__(self) -> PreemptionGuard:
@@ -121,7 +188,8 @@ class PreemptionGuard:
         self._read.close()
         self._write.close()
 
-    def _handle(self, *_: object) -> None:
+    def _handle(self, number: int, _: object) -> None:
+        self._why = self._why or signal.Signals(number).name
         self._requested = True  # no lock: the code that it interrupts may hold it
 
     def _restore(self) -> None:
@@ -142,9 +210,7 @@ class PreemptionGuard:
                 first = told.setdefault(number, time.monotonic())
                 if time.monotonic() - first > _SAME and not self._excused(number):
                     self._leave(f"{signal.Signals(number).name} came a second time")
-                self._requested = True
-                self._begin()
-                self._look.set()
+                self.request(signal.Signals(number).name)
             self._keep_deadlines()
 
     def _heard(self) -> list[int]:
@@ -223,7 +289,8 @@ class PreemptionGuard:
         with self._changed:
             if self._offer is None:
                 self._offer = self._passed + 1
-        self._store.set("told", "")
+        own = f"{self._why} (rank {dist.get_rank()})"
+        self._why = self._store.compare_set("told", "", own).decode()  # the first word counts
         self._store.set(f"offer/{dist.get_rank()}", str(self._offer))
         ranks = dist.get_world_size()
         offers = [f"offer/{rank}" for rank in range(ranks)]
@@ -239,6 +306,41 @@ class PreemptionGuard:
                 return self._settle(_decide(self._store, AT_ONCE))
             time.sleep(pause)
         return None
+
+
+def _ends(time_limit: str | float | timedelta | None) -> tuple[float, str] | None:
+    """When the time is over, by the monotonic clock, and whose limit that is."""
+    now, ends = time.monotonic(), []
+    if time_limit is not None:
+        seconds = _seconds(time_limit)
+        ends.append((now - seconds_lived() + seconds, f"the time limit of {time_limit}"))
+    with suppress(ValueError):
+        slurm = float(os.environ.get("SLURM_JOB_END_TIME", ""))  # since 1970
+        if slurm > 0:
+            ends.append((now + slurm - time.time(), "Slurm's time limit"))
+    return min(ends, default=None)
+
+
+def _seconds(time_limit: str | float | timedelta) -> float:
+    if isinstance(time_limit, timedelta):
+        return time_limit.total_seconds()
+    if isinstance(time_limit, str):
+        parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", time_limit)
+        if parts and "".join(map("".join, parts)) == time_limit.replace(" ", ""):
+            return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    elif time_limit >= 0:
+        return float(time_limit)
+    raise ValueError(
+        f'time_limit is {time_limit!r}; expected seconds, a timedelta, or a text such as "8h50m"'
+    )
+
+
+@contextmanager
+def timed_save() -> Iterator[None]:
+    """Measure a save, for a guard that has a time limit."""
+    begun = time.monotonic()
+    yield
+    _saves.append(time.monotonic() - begun)
 
 
 def _alone() -> bool:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import time
 from pathlib import Path
 from typing import Any
+
+_IMPORTED = time.monotonic()
 
 
 def own_process() -> dict[str, Any]:
@@ -56,6 +59,15 @@ def _born(pid: int | str) -> str | None:
     except OSError:
         return None
     return "" if state == "Z" else fields[18]
+
+
+def seconds_lived() -> float:
+    """Since this process began; where that is not known, since it imported this."""
+    born = _born("self")
+    if born and int(born) and hasattr(time, "CLOCK_BOOTTIME"):
+        began = int(born) / os.sysconf("SC_CLK_TCK")
+        return max(time.clock_gettime(time.CLOCK_BOOTTIME) - began, 0.0)
+    return time.monotonic() - _IMPORTED
 
 
 @functools.cache

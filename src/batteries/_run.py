@@ -7,6 +7,7 @@ import dis
 import errno
 import json
 import os
+import re
 import sys
 import threading
 import uuid
@@ -29,6 +30,7 @@ from batteries._rundir.record import NAME, read_record, write_record
 from batteries.distributed import is_main, rank_zero_only, world_size
 from batteries.distributed._causes import with_cause
 
+_LENGTH = re.compile(r"(?i)epoch|step|iter")  # in the name of an argument
 _runs: dict[str, Run] = {}  # that this process records, by their sessions
 
 
@@ -119,18 +121,22 @@ class Run:
     def __str__(self) -> str:
         return self.path.as_posix()
 
-    def close(self, state: str = "finished", error: str | None = None) -> None:
-        """Record how the run ended. To be called once more does nothing.
+    def close(
+        self, state: str = "finished", error: str | None = None, why: str | None = None
+    ) -> None:
+        """Record how the run ended. Calling it again has no effect.
 
         Args:
             state: "finished", "stopped" or "failed".
+            why: What stopped it, such as `guard.why`.
 
         Raises:
             OSError: It could not be written. It is tried again at the end of the program.
         """
         if self._ended.is_set() or not is_main():
             return
-        self._end = self._end or {"state": state, "error": error, "stopped": _now()}
+        told = {} if why is None else {"why": why}
+        self._end = self._end or {"state": state, "error": error, "stopped": _now(), **told}
         with locked_directory(self.path):
             record = read_record(self.path) or {"sessions": []}
             own = [each for each in record["sessions"] if each.get("id") == self._session]
@@ -187,9 +193,10 @@ def start_run(
     whatever its code: Python does not tell it. Secrets are masked.
 
     A run goes on with the arguments that it has, or where that is asked for by its own directory;
-    with others it is an error that says which differ. In a notebook, a call ends the run that an
-    earlier call began there ("stopped"), and goes on with it. All ranks call it and get the same
-    directory; rank 0 writes.
+    with others it is an error that says which differ. A finished run does not go on, unless by its
+    own directory: if all that differs is more epochs or steps, a warning says so. In a notebook, a
+    call ends the run that an earlier call began there ("stopped"), and goes on with it. All ranks
+    call it and get the same directory; rank 0 writes.
 
     Args:
         logdir: The directory of numbered runs, of which the newest goes on, unless it has finished;
@@ -237,6 +244,8 @@ def _begin(
         resumed = record is not None
         if record is not None and path != logdir:
             _check_same(path, record["sessions"][-1], session, may_differ)
+        if record is None and not new:
+            _tell_longer(path, session, may_differ)
         record = record or {"id": uuid.uuid4().hex[:16], "sessions": []}
         if about is not None and diff:
             about["diff"] = diff_name(len(record["sessions"]) + 1)
@@ -297,25 +306,57 @@ def _check_same(
     path: Path, before: dict[str, Any], now: dict[str, Any], may_differ: list[str]
 ) -> None:
     """An experiment that went on in another's directory would load its weights and optimizer."""
+    differing = _differing(before, now)
+    names = [name for name in differing if not _is_free(name, may_differ)]
+    if names:
+        none = "not given"
+        pairs = ((name, [each or none for each in differing[name]]) for name in names)
+        differ = "; ".join(f"{name} was {old}, is {new}" for name, (old, new) in pairs)
+        raise ValueError(
+            f"{path} is not finished and has other arguments: {differ}. Begin another run with "
+            f"new=True; or go on with this one, by its own directory or with may_differ={names}"
+        )
+
+
+def _is_free(name: str, may_differ: list[str]) -> bool:
+    return any(f"{name}.".startswith(f"{free}.") for free in may_differ)
+
+
+def _differing(
+    before: dict[str, Any], now: dict[str, Any]
+) -> dict[str, tuple[str | None, str | None]]:
+    """The arguments of two sessions that differ, as texts; None where one has none."""
     if before.get("args") or now.get("args"):
         old, new = (dict(_flat(each.get("args") or {})) for each in (before, now))
     else:
         old, new = (_options(each.get("command") or []) for each in (before, now))
         if not all(_is_program(each.get("command") or []) for each in (before, now)):
-            return
-    names = [
-        name
-        for name in {**old, **new}
-        if old.get(name) != new.get(name)
-        and not any(f"{name}.".startswith(f"{free}.") for free in may_differ)
-    ]
-    if names:
-        none = "not given"
-        differ = "; ".join(f"{n} was {old.get(n, none)}, is {new.get(n, none)}" for n in names)
-        raise ValueError(
-            f"{path} is not finished and has other arguments: {differ}. Begin another run with "
-            f"new=True; or go on with this one, by its own directory or with may_differ={names}"
-        )
+            return {}
+    names = {**old, **new}
+    return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
+
+
+def _tell_longer(path: Path, now: dict[str, Any], may_differ: list[str]) -> None:
+    """Warn if a new run is the last one, which has finished, with more epochs or steps."""
+    before = [each for each in path.parent.iterdir() if each.name.isdecimal() and each != path]
+    last = max(before, key=lambda each: int(each.name), default=None)
+    with suppress(ValueError):
+        record = read_record(last) if last is not None else None
+        pairs = _differing(record["sessions"][-1], now) if record else {}
+        pairs = {name: pair for name, pair in pairs.items() if not _is_free(name, may_differ)}
+        if pairs and all(_is_longer(name, *pair) for name, pair in pairs.items()):
+            told = ", ".join(f"{name} was {old}, is {new}" for name, (old, new) in pairs.items())
+            warnings.warn(
+                f"{last} has finished ({told}), and {path} is a new run, from the beginning. To "
+                f"extend the finished one, begin with its own directory, start_run({str(last)!r}), "
+                "and resume from its last checkpoint; new=True leaves out this warning",
+                stacklevel=5,
+            )
+
+
+def _is_longer(name: str, old: str | None, new: str | None) -> bool:
+    length = _LENGTH.search(name.rpartition(".")[2])
+    return bool(length) and None not in (old, new) and float(new or 0) > float(old or 0)
 
 
 def _is_program(command: list[str]) -> bool:
@@ -351,15 +392,16 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _state_after(error: BaseException | None) -> tuple[str, str | None]:
-    """How a run ended, by the error that ended it."""
+def _state_after(error: BaseException | None) -> tuple[str, str | None, str | None]:
+    """How a run ended, by the error that ended it: a state, an error, and why it was stopped."""
     code = error.code if isinstance(error, SystemExit) else None
     if error is None or (isinstance(error, SystemExit) and code in (None, 0)):
-        return "finished", None
+        return "finished", None, None
     by_signal = isinstance(code, int) and (code > 128 or code == PreemptionGuard.exit_code)
     if isinstance(error, KeyboardInterrupt) or by_signal:
-        return "stopped", None
-    return "failed", with_cause(error)
+        why = "SIGINT" if code is None else getattr(code, "why", None)
+        return "stopped", None, why
+    return "failed", with_cause(error), None
 
 
 class _Program:

@@ -53,6 +53,7 @@ def make_checkpoint(
     `scheduler.step()` first: a scheduler saved before its step is one step behind when resumed.
 
     Args:
+        epoch: Or the step, where there are no epochs.
         **kwargs: Stored under their names. Those with a `state_dict()` (an EMA, a GradScaler) are
             stored through it, as `{name}_state_dict`; torchmetrics with all of their states.
 

@@ -29,6 +29,7 @@ from batteries._files import (
     temporary_name,
 )
 from batteries._foreign import Most, brief, check, is_epoch
+from batteries._preemption import timed_save
 from batteries._processes import is_alive, is_own, own_process
 from batteries._rundir import record as run_record
 from batteries._rundir.history import NAME, MetricsFile, Row, is_row, read_history
@@ -70,13 +71,13 @@ class CheckpointManager:
     >>> sorted(path.name for path in manager.logdir.iterdir())
     ['best.pth', 'exp_1.pth', 'last.pth', 'metrics.json']
 
-    `exp_{epoch}.pth` are the best few; all names of an epoch are hard links to data that is
-    written once. `metrics.json` has the scores of all epochs and is the manager's memory: a new
-    manager on the same directory goes on where the last one stopped, and finishes what it left
-    half done. Another program's checkpoints are safe from it: before its first save the program has
-    loaded the last one, or its first epoch is the next one. Other files in the directory stay: of
-    its own it removes only those that `metrics.json` names. It follows no
-    symbolic link out of the directory, which may be one itself.
+    `exp_{epoch}.pth` are the best few, of epochs, or of steps if those are passed; all names of an
+    epoch are hard links to data that is written once. `metrics.json` has the scores of all epochs
+    and is the manager's memory: a new manager on the same directory goes on where the last one
+    stopped, and finishes what it left half done. Another program's checkpoints are safe from it:
+    before its first save the program has loaded the last one, or its first epoch is the next one.
+    Other files in the directory stay: of its own it removes only those that `metrics.json` names.
+    It follows no symbolic link out of the directory, which may be one itself.
 
     Args:
         logdir: Created when the first checkpoint is written.
@@ -216,7 +217,8 @@ class CheckpointManager:
 
         Args:
             score: The metric, or a dictionary that has it among others.
-            epoch: A whole number, that of the checkpoint if it has one.
+            epoch: The epoch or the step, a whole number that rises, and is part of the file's name.
+                It is the checkpoint's `epoch` or `step`, if it has one.
 
         Raises:
             ValueError: The checkpoint is that of another epoch.
@@ -281,7 +283,8 @@ class CheckpointManager:
                 self._waiting.remove(row)
 
         if self.sharded:
-            self._save_sharded(checkpoint, row)
+            with timed_save():
+                self._save_sharded(checkpoint, row)
         elif not self.background:
             with others_wait() as told:
                 if distributed.is_main():
@@ -650,12 +653,13 @@ def _checked_epoch(epoch: Any, checkpoint: Mapping[str, Any]) -> int:
         raise TypeError(
             f"the checkpoint is {brief(checkpoint)}; expected what make_checkpoint gives"
         )
-    own = checkpoint.get("epoch", number)
-    own = own.item() if hasattr(own, "item") else own
-    if isinstance(own, int | float) and own != number:
+    found: list[Any] = [checkpoint.get("epoch", number), checkpoint.get("step")]
+    own, step = (each.item() if hasattr(each, "item") else each for each in found)
+    if isinstance(own, int | float) and number not in (own, step):
         raise ValueError(
             f"the checkpoint is that of epoch {own}, and process was told epoch {number}: they "
-            "must be the same, or the run would go on from another epoch than its file says"
+            "must be the same, or the run would go on from another epoch than its file says; to "
+            "rank saves by step, let the checkpoint have it, make_checkpoint(..., step=step)"
         )
     return number
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from batteries._files import PathLike, write_whole
+from batteries._preemption import timed_save
 from batteries.checkpoint._contents import plain_or_refused, rebuilt
 from batteries.checkpoint._seal import Note
 from batteries.checkpoint._write_archive import is_plain, write_archive
@@ -43,7 +44,7 @@ def save_checkpoint(
         return leaves[-1]
 
     plain = rebuilt(checkpoint, leaf)
-    with write_whole(path, _bytes_in(leaves)) as file:
+    with timed_save(), write_whole(path, _bytes_in(leaves)) as file:
         write_archive(plain, file, note or {}, leaves)
 
 

@@ -57,6 +57,7 @@ def compare(
     above = dict.fromkeys(run.path.resolve().parent for run in (one, other))
     among = [run for place in above for run in scoreboard.read_runs(place)]
     found = scoreboard.compare(one, other, among)
+    parting = scoreboard.first_difference(one.path, other.path)
     by_seeds = found.difference if found.difference and "seeds" in found.difference.by else None
     difference = found.difference
     if predictions is not None:
@@ -73,6 +74,7 @@ def compare(
             "difference": difference and difference._asdict(),
             "by_seeds": by_seeds and by_seeds._asdict(),
             "verdicts": verdicts or [found.verdict(first, second)],
+            "parting": parting and parting._asdict(),
         }
         click.echo(json.dumps(told, indent=1, default=str))
         return
@@ -87,6 +89,8 @@ def compare(
             if len(pairs) > _MANY:
                 say(f"{len(pairs) - _MANY:,} more {title} differ: --json has all")
     say(f"code: {found.code}")
+    if parting is not None:
+        say(str(parting))
     for verdict in verdicts or [found.verdict(first, second)]:
         say(verdict)
 

@@ -1,6 +1,7 @@
 """Validation, test and leaderboard scores of runs, and what they say together."""
 
 from batteries import _public
+from batteries._rundir.checksums import Parting, first_difference
 from batteries._rundir.scores import record_scores
 from batteries.scoreboard._compare import Comparison, Difference, compare, paired_bootstrap
 from batteries.scoreboard._gaps import GapCheck, check_gap, check_gaps
@@ -10,6 +11,7 @@ __all__ = [
     "Comparison",
     "Difference",
     "GapCheck",
+    "Parting",
     "RunInfo",
     "Stage",
     "best_first",
@@ -17,6 +19,7 @@ __all__ = [
     "check_gaps",
     "compare",
     "find_run",
+    "first_difference",
     "paired_bootstrap",
     "read_run",
     "read_runs",

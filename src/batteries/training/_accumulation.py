@@ -22,6 +22,7 @@ from batteries.data import Arrival, DataLoader
 from batteries.data._failing import Failed, Going
 from batteries.data._streams import remembers
 from batteries.distributed._groups import Group, ranks_of
+from batteries.training._clipping import clip
 
 T = TypeVar("T")
 Count = Callable[[Any], Any]
@@ -43,12 +44,13 @@ class Window:
         weight: The part of the window that this micro-batch is, times the number of ranks.
     """
 
-    __slots__ = ("_pass", "_sharing", "_step", "closed", "weight")
+    __slots__ = ("_pass", "_sharing", "_step", "_unscaled", "closed", "weight")
 
     def __init__(self, of: _Pass, step: int, closed: bool, weight: float) -> None:
         self._pass = of
         self._step = step
         self._sharing: Any = None
+        self._unscaled: list[Optimizer] = []
         self.closed = closed
         self.weight = weight
 
@@ -98,19 +100,80 @@ class Window:
             weighted = self._pass.scaler.scale(weighted)
         weighted.backward()  # type: ignore[no-untyped-call]
 
-    def step(self, optimizer: Optimizer) -> bool:
-        """Step, through the scaler where there is one; whether the optimizer really did.
+    def clip(
+        self, gradients_of: Optimizer | Iterable[Tensor], max_norm: float, *, scaler: Any = None
+    ) -> Tensor:
+        """Scale the window's gradients so that their norm is at most `max_norm`.
 
-        With a scaler, clip between `scaler.unscale_(optimizer)` and this. A scheduler steps only
-        when this is True: the scaler leaves out a step whose gradients overflow.
+        >>> model = nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> for x, window in accumulate([torch.ones(4, 2)] * 2, model, accumulation_steps=2):
+        ...     with window:
+        ...         window.backward(model(x).mean())
+        ...     if window.closed:
+        ...         norm = window.clip(optimizer, max_norm=1.0)
+        ...         stepped = window.step(optimizer)
+
+        As `torch.nn.utils.clip_grad_norm_` does with the gradients of the big batch. With a scaler
+        it unscales them first, once. Of DTensors, as of FSDP2, it is the norm of the whole
+        gradients, so all ranks call it. Nothing waits for a GPU.
+
+        Args:
+            gradients_of: The optimizer, or parameters.
+            max_norm: `math.inf` clips nothing, and gives the norm.
+            scaler: The one that scaled the loss, if `accumulate` was not given it.
+
+        Returns:
+            The norm before clipping, the same on all ranks that share gradients.
+
+        Raises:
+            RuntimeError: The window is not closed: its gradient is not complete. Or the optimizer
+                was unscaled before, or has left out a step without `scaler.update()`.
+            TypeError: Parameters in place of the optimizer, with a scaler.
+        """
+        if not self.closed:
+            raise RuntimeError(
+                "clip was called in the middle of a window, whose gradient is not complete: call "
+                "it after the last micro-batch, `if window.closed:`, before step"
+            )
+        scaler = self._pass.scaler if scaler is None else scaler
+        if not isinstance(gradients_of, Optimizer):
+            if scaler is not None and scaler.is_enabled():
+                raise TypeError(
+                    "clip was given parameters, and their gradients are scaled: pass the "
+                    "optimizer, whose gradients the scaler can unscale"
+                )
+            return clip(gradients_of, max_norm)
+        if scaler is not None and not any(gradients_of is other for other in self._unscaled):
+            scaler.unscale_(gradients_of)
+            self._unscaled.append(gradients_of)
+        groups = gradients_of.param_groups
+        return clip((p for group in groups for p in group["params"]), max_norm)
+
+    def step(self, *optimizers: Optimizer) -> bool:
+        """Step, through the scaler where there is one; whether the optimizers really did.
+
+        A scheduler steps only when this is True: the scaler leaves out a step whose gradients
+        overflow. Pass several optimizers together: the scaler is updated once, behind all of them.
+
+        Raises:
+            RuntimeError: An optimizer that was clipped is left out, and there is a scaler.
         """
         scaler = self._pass.scaler
         if scaler is None:
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             return True
+        if any(all(one is not other for other in optimizers) for one in self._unscaled):
+            raise RuntimeError(
+                "step was not given all optimizers whose gradients clip has unscaled: the scaler "
+                "would unscale the others again; step all at once, window.step(first, second)"
+            )
         before = scaler.get_scale()
-        scaler.step(optimizer)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
         scaler.update()
+        self._unscaled.clear()
         return bool(scaler.get_scale() >= before)
 
 

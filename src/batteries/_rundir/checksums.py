@@ -1,0 +1,92 @@
+"""Checksums of what each step saw and made: `checksums.jsonl`, and where two runs part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from batteries._files import PathLike, append_whole, make_directory
+from batteries._foreign import lines_of, open_regular, parse_json, printable
+from batteries._rundir.record import check_held
+
+NAME = "checksums.jsonl"
+_SHOWN = 200  # letters of a name
+_Sums = dict[str, str]
+
+
+class Parting(NamedTuple):
+    """Where two runs part; `first_difference` finds it.
+
+    >>> print(Parting(step=3, names=["batch[0]", "gradient of bias"], equal=2))
+    the runs part at step 3: batch[0] differs first, of 2; 2 steps before it are equal
+
+    Attributes:
+        step: The first step whose checksums differ; None if all are equal.
+        names: What differs there, in the order in which a step makes it.
+        equal: The number of steps before it that both have.
+    """
+
+    step: int | None
+    names: list[str]
+    equal: int
+
+    def __str__(self) -> str:
+        if self.step is None:
+            return f"the checksums are equal at all steps ({self.equal:,})"
+        return (
+            f"the runs part at step {self.step}: {printable(self.names[0])[:_SHOWN]} differs "
+            f"first, of {len(self.names):,}; {self.equal:,} steps before it are equal"
+        )
+
+
+def add_checksums(run: PathLike, step: int, sums: _Sums) -> None:
+    """Add the line of a step."""
+    check_held(run)
+    line = json.dumps({"step": step, "checksums": sums}) + "\n"
+    append_whole(make_directory(run) / NAME, line.encode(), inside=run)
+
+
+def first_difference(one: PathLike, other: PathLike) -> Parting | None:
+    """The step at which two runs part, and the tensors that differ there.
+
+    >>> first_difference("runs/001", "runs/002") is None  # they have no checksums
+    True
+
+    Steps are compared that both have, as `training.log_checksums` has noted them; of one that came
+    twice, as after a crash, the last counts.
+    """
+    # First what tells steps apart, and then the names of one step: a long run has many.
+    lines = [
+        {step: hash(frozenset(sums.items())) for step, sums in _read(run)} for run in (one, other)
+    ]
+    both = sorted(lines[0].keys() & lines[1].keys())
+    if not both:
+        return None
+    differs = (n for n, step in enumerate(both) if lines[0][step] != lines[1][step])
+    number = next(differs, None)
+    if number is None:
+        return Parting(None, [], len(both))
+    step = both[number]
+    first, second = (dict(_read(run))[step] for run in (one, other))
+    names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    return Parting(step, names, number)
+
+
+def _read(run: PathLike) -> Iterator[tuple[int, _Sums]]:
+    """The steps of a file; a torn or foreign line is left out."""
+    path = Path(run, NAME)
+    if not path.exists():
+        return
+    with open_regular(path, inside=run) as file:
+        for line in lines_of(file):
+            try:
+                value = parse_json(line) if line.endswith(b"\n") else None
+            except ValueError:
+                continue
+            found = value if isinstance(value, dict) else {}
+            step, sums = found.get("step"), found.get("checksums")
+            texts = isinstance(sums, dict) and all(isinstance(each, str) for each in sums.values())
+            if sums and texts and type(step) is int:
+                yield step, sums

@@ -1,0 +1,78 @@
+"""Checksums of a step: what it saw, and what it made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from batteries import distributed
+from batteries._files import PathLike
+from batteries._modules import digest, unwrap
+from batteries._rundir.checksums import add_checksums
+
+
+def log_checksums(run: PathLike, step: int, model: nn.Module, batch: Any = None) -> None:
+    """Note the checksums of a step: of the batch, parameters, buffers and gradients.
+
+    >>> model, x = nn.Linear(2, 1), torch.ones(4, 2)
+    >>> model(x).sum().backward()
+    >>> log_checksums("runs/a", 1, model, batch=x)  # before the optimizer's step
+    >>> print(scoreboard.first_difference("runs/a", "runs/a"))
+    the checksums are equal at all steps (1)
+
+    To find where two runs part that should be equal: `batteries compare` and
+    `scoreboard.first_difference` say at which step, and in which tensor. They go to
+    `checksums.jsonl` in the run's directory. All ranks call it, and rank 0 writes; what is another
+    one on some rank, such as its batch or its part of a DTensor, has a checksum for each.
+
+    Every tensor is read to the host: call it for some steps only where that takes long.
+
+    Args:
+        batch: Tensors, arrays and plain values, in lists and dicts.
+    """
+    own = dict(_sums(unwrap(model), batch))
+    everybody = distributed.all_gather(own)
+    sums: dict[str, str] = {}
+    for name in dict.fromkeys(name for each in everybody for name in each):
+        found = [each.get(name, "") for each in everybody]
+        if len(set(found)) == 1:
+            sums[name] = found[0]
+        else:
+            sums |= {f"{name} on rank {rank}": value for rank, value in enumerate(found)}
+    distributed.rank_zero_only(add_checksums)(run, step, sums)
+
+
+def _sums(model: nn.Module, batch: Any) -> Iterator[tuple[str, str]]:
+    """In the order in which a step makes them: what differs first is the cause of the rest."""
+    yield from _sums_in(batch, "batch")
+    for name, parameter in model.named_parameters():
+        yield f"parameter {name}", _sum(parameter)
+    for name, buffer in model.named_buffers():
+        yield f"buffer {name}", _sum(buffer)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            yield f"gradient of {name}", _sum(parameter.grad)
+
+
+def _sums_in(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from _sums_in(each, f"{place}[{name!r}]")
+    elif isinstance(value, list | tuple) and not all(isinstance(each, str) for each in value):
+        for index, each in enumerate(value):
+            yield from _sums_in(each, f"{place}[{index}]")
+    elif value is not None:
+        yield place, _sum(value)
+
+
+def _sum(value: Any) -> str:
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        value = torch.from_numpy(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+    if isinstance(value, Tensor):
+        return digest(value if value.layout == torch.strided else value.to_dense())[:16]
+    return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()

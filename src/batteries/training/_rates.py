@@ -1,0 +1,188 @@
+"""A range of learning rates, tried on a model that is left as it was."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from batteries import distributed
+from batteries._optional import import_optional
+from batteries._seeding import isolated_rng
+from batteries.training._clipping import whole
+
+_MEMORY = 0.9  # of the running mean of losses
+
+
+class LearningRates:
+    """Learning rates and the losses that they led to; `lr_range_test` makes it.
+
+    >>> found = LearningRates([0.01, 0.1, 1.0], [0.5, 0.4, 9.0])
+    >>> round(found.suggestion, 3)
+    0.01
+
+    Attributes:
+        lr: The rates, rising.
+        loss: The loss of each step, before it was taken; the mean of all ranks.
+    """
+
+    def __init__(self, lr: list[float], loss: list[float]) -> None:
+        self.lr, self.loss = lr, loss
+
+    @property
+    def smoothed(self) -> list[float]:
+        """The running means of the losses, which the suggestion is of."""
+        means, mean = [], 0.0
+        for number, loss in enumerate(self.loss, start=1):
+            mean = _MEMORY * mean + (1 - _MEMORY) * loss
+            means.append(mean / (1 - _MEMORY**number))
+        return means
+
+    @property
+    def suggestion(self) -> float:
+        """A tenth of the rate at which the smoothed loss was lowest."""
+        smoothed = self.smoothed
+        return self.lr[smoothed.index(min(smoothed))] / 10
+
+    def plot(self) -> Any:
+        """A figure of matplotlib: the losses over the rates.
+
+        >>> figure = LearningRates([0.01, 0.1, 1.0], [0.5, 0.4, 9.0]).plot()
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        figures = import_optional("matplotlib.figure", needs="matplotlib", for_="plot")
+        figure = figures.Figure(layout="constrained")
+        axes = figure.subplots()
+        axes.plot(self.lr, self.loss, alpha=0.3, label="loss")
+        axes.plot(self.lr, self.smoothed, label="smoothed")
+        axes.axvline(self.suggestion, linestyle=":", label=f"{self.suggestion:.2g}")
+        axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
+        axes.legend()
+        return figure
+
+
+def lr_range_test(
+    step: Callable[[], Tensor | float],
+    model: nn.Module,
+    optimizer: Optimizer,
+    *others: Any,
+    lowest: float = 1e-7,
+    highest: float = 10.0,
+    steps: int = 100,
+    diverged: float = 4.0,
+) -> LearningRates:
+    """Take steps at rising learning rates, note the losses, and put everything back.
+
+    >>> model = nn.Linear(2, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> def step():
+    ...     loss = model(torch.ones(4, 2)).square().mean()
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     return loss
+    >>> found = lr_range_test(step, model, optimizer, steps=20)
+    >>> found.suggestion < 10, optimizer.param_groups[0]["lr"]
+    (True, 0.1)
+
+    The test of Smith, 2017 (https://arxiv.org/abs/1506.01186), exponentially. Afterwards the model
+    (parameters, gradients, buffers, modes), the optimizer and all generators have the bits that
+    they had, also if `step` has raised. All ranks call it: the mean of their losses ends it.
+
+    Args:
+        step: One step of training on the next batch; it returns the loss before the step. Take the
+            batches from an iterator of their own, such as `iter(loader)` of another loader.
+        others: What else a step changes, and has `state_dict` and `load_state_dict`: a scaler, an
+            average.
+        lowest: The first rate. Of several groups it is the largest one's; the others keep their
+            ratio to it.
+        highest: The last one, if the loss does not diverge before.
+        diverged: End where the smoothed loss is above so many times its lowest; where the loss is
+            not finite it always ends.
+
+    Raises:
+        ValueError: Rates that do not rise, or fewer than 2 steps; the first loss is not finite.
+    """
+    if not (0 < lowest < highest and steps >= 2):
+        raise ValueError(
+            f"lowest is {lowest}, highest {highest} and steps {steps}; expected rates that rise "
+            "from above 0, and 2 steps or more"
+        )
+    found = LearningRates([], [])
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    ratios = [rate / max(rates) if any(rates) else 1.0 for rate in rates]  # a warm-up begins at 0
+    with isolated_rng(), _kept(model, optimizer, others):
+        for number in range(steps):
+            rate = lowest * (highest / lowest) ** (number / (steps - 1))
+            for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+                _set(group, "lr", rate * ratio)
+            own = whole(step())
+            value = float(own.detach() if isinstance(own, Tensor) else own)
+            loss = distributed.all_reduce(value, "mean")
+            if not math.isfinite(loss):
+                break
+            found.lr.append(rate)
+            found.loss.append(loss)
+            smoothed = found.smoothed
+            if smoothed[-1] > diverged * min(smoothed) > 0:
+                break
+    if not found.lr:
+        raise ValueError(f"the loss is {loss} at the first step, at a learning rate of {lowest}")
+    return found
+
+
+@contextmanager
+def _kept(model: nn.Module, optimizer: Optimizer, others: tuple[Any, ...]) -> Iterator[None]:
+    """Put back, in place, what steps change."""
+    modules = [(module, module.training, dict(module._buffers)) for module in model.modules()]
+    all_tensors = [*model.parameters(), *model.buffers()]
+    gradients = [(p, p.grad) for p in model.parameters()]
+    all_tensors += [gradient for _, gradient in gradients if gradient is not None]
+    tensors = [(tensor, tensor.detach().clone()) for tensor in all_tensors]
+    # Not by load_state_dict: it turns states into the parameters' dtype.
+    state = {key: _copied(value) for key, value in optimizer.state.items()}
+    plain = [{n: v for n, v in group.items() if n != "params"} for group in optimizer.param_groups]
+    groups = [_copied(group) for group in plain]
+    states = [(other, copy.deepcopy(other.state_dict())) for other in others]
+    try:
+        yield
+    finally:
+        for module, training, buffers in modules:
+            module.training = training
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for tensor, before in tensors:
+                tensor.copy_(before)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        optimizer.state.clear()
+        optimizer.state.update(state)
+        for group, known in zip(optimizer.param_groups, groups, strict=True):
+            for name, value in known.items():
+                _set(group, name, value)
+        for other, known in states:
+            other.load_state_dict(known)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_copied(each) for each in value]
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _set(group: dict[str, Any], name: str, value: Any) -> None:
+    """A value of a group; where it is a tensor, which compiled code may hold, in place."""
+    if isinstance(group[name], Tensor):
+        group[name].copy_(torch.as_tensor(value))
+    else:
+        group[name] = value

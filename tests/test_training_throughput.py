@@ -1,0 +1,99 @@
+"""What is measured of a job's speed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+from ranks import run_ranks
+from torch import nn
+from torch.nn import functional
+
+from batteries import distributed
+from batteries.training import Throughput
+
+
+class Clock:
+    """A host's clock on which time passes when the test says so."""
+
+    now = 0.0
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(time, "perf_counter", lambda: self.now)
+
+    def slow(self, seconds: float, count: int) -> Iterator[int]:
+        for number in range(count):
+            self.now += seconds
+            yield number
+
+
+def job() -> dict[str, float]:
+    """Rank 0 computes 2 s a step; rank 1 waits 3 s for twice the items."""
+    rank = distributed.rank()
+    with pytest.MonkeyPatch.context() as patch:
+        clock, throughput = Clock(patch), Throughput(peak_flops=100.0)
+        throughput.flops_per_item = 10.0
+        for _ in throughput.watch(clock.slow(1.0, 3)):
+            pass  # no step: nothing counts but the waiting
+        throughput.compute()
+        for _ in range(2):
+            for _ in throughput.watch(clock.slow(3.0 * rank, 5)):
+                clock.now += 2.0 * (1 - rank)
+                throughput.update(10 * (1 + rank))
+            clock.now += 100.0  # an evaluation
+        return throughput.compute()
+
+
+def test_the_whole_job() -> None:
+    """Items of all ranks by their time; the share of waiting; what came between does not count."""
+    for found in run_ranks(job):
+        assert found == pytest.approx({
+            "items_per_second": 300 / 25, "step_seconds": 2.5, "data_share": 30 / 50,
+            "mfu": 300 * 10 / 50 / 100,
+        })  # fmt: skip
+
+
+def test_without_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step starts the clock, and nothing is said of data."""
+    clock, throughput = Clock(monkeypatch), Throughput()
+    throughput.update(10**9)
+    assert throughput.compute() == {}
+    clock.now += 4.0
+    throughput.update(8)
+    assert throughput.compute() == {"items_per_second": 2.0, "step_seconds": 4.0}
+
+
+def test_errors_of_batches() -> None:
+    """An error of a batch passes through, and the next call goes on behind it."""
+
+    class Failing(Iterator[int]):
+        calls = 0
+
+        def __next__(self) -> int:
+            self.calls += 1
+            if self.calls == 2:
+                raise ValueError("bad")
+            return self.calls
+
+    batches = iter(Throughput().watch(Failing()))
+    assert next(batches) == 1
+    with pytest.raises(ValueError, match="bad"):
+        next(batches)
+    assert next(batches) == 3
+
+
+def test_flops_are_counted() -> None:
+    """Products and attention, forward and backward, are counted as by hand; nothing is an error."""
+    throughput, project = Throughput(), nn.Linear(16, 48, bias=False)
+    x = torch.randn(2, 8, 16, requires_grad=True)
+    with throughput.count_flops(items=2 * 8):
+        q, k, v = project(x).reshape(2, 8, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        loss = functional.scaled_dot_product_attention(q, k, v).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+    linear = 3 * 2 * 16 * 48  # multiplications and additions, forward and twice backward
+    attention = 2 * (2 + 5) * 8 * 16  # two products of 8 keys by 16 numbers, and five backward
+    assert throughput.flops_per_item == linear + attention
+    with pytest.raises(ValueError, match="no FLOPs were counted"), throughput.count_flops(1):
+        pass
