@@ -26,6 +26,7 @@ LEFT_OUT = {
     "docs/coming-from.md": 1,
     "docs/preemption.md": 3,
     "docs/record.md": 1,
+    "docs/training.md": 1,
 }
 
 # What the reader of a how-to page has already.
