@@ -18,6 +18,7 @@ from batteries._masking import masked_record
 from batteries._processes import is_alive
 
 NAME = "run.json"
+RESUMED = "BATTERIES_RESUME"  # the variable that names the run which a program goes on with
 BEAT = 3.0  # seconds between two signs of life
 WATCH = 20.0  # seconds without one, after which a process that cannot be asked counts as dead
 SEEN = 5.0  # seconds in which a rank sees what rank 0 has written
@@ -31,6 +32,13 @@ _SESSION = {
     **dict.fromkeys(("state", "started", "stopped", "born"), (None, Most(str, 100))),
     "pid": (None, int),
     "host": (None, Most(str, 1000)),
+    "directory": (None, Most(str, 5000)),
+    "program": (None, Most(str, 5000)),
+    "launch": (None, list),
+    "stages": [
+        {"stage": Most(str, 1000), "metric": Most(str, 1000), "minimization": bool}
+        | {"score": float, "epoch": int, "epochs": int}
+    ],
 }
 SCHEMA = {"id": Most(str, 100), "sessions": [_SESSION]}
 

@@ -18,7 +18,8 @@ from batteries._environment import program_directory
 from batteries._files import PathLike
 from batteries._foreign import read_regular
 from batteries._optional import import_optional
-from batteries.scoreboard._runs import RunInfo, run_info
+from batteries.scoreboard._info import RunInfo
+from batteries.scoreboard._runs import run_info
 
 _SAMPLES = 2000
 _SEED = 42
