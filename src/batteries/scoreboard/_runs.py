@@ -169,7 +169,8 @@ class Runs(Sequence[RunInfo]):
             lower = self.lower_is_better(name)
             best = None if lower is None else metric.best(lower)
             found |= {f"{name}.last": metric.last, f"{name}.best": best and best[0]}
-            found[f"{name}.best_step"] = best and best[1]
+            step = best and best[1]
+            found[f"{name}.best_step"] = int(step) if step and step.is_integer() else step
         return found
 
     # ---------------------------------------------------------------- some of them, in an order
