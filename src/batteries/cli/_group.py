@@ -23,7 +23,7 @@ class _Named(click.Group):
         try:
             return super().invoke(ctx)
         except (ImportError, LookupError, MemoryError, OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, click.exceptions.Exit):  # a RuntimeError too
+            if isinstance(error, click.exceptions.Exit | click.Abort):  # RuntimeErrors too
                 raise
             if isinstance(error, OSError) and error.errno == errno.EPIPE:  # `| head`: click's own
                 raise
