@@ -26,8 +26,8 @@ from batteries._preemption import PreemptionGuard
 from batteries._processes import is_alive, own_process
 from batteries._rundir import record as run_record
 from batteries._rundir.history import summaries
-from batteries._rundir.names import diff_name
-from batteries._rundir.record import NAME, RESUMED, read_record, write_record
+from batteries._rundir.names import RESUMED, diff_name
+from batteries._rundir.record import NAME, read_record, write_record
 from batteries.distributed import is_main, rank_zero_only, world_size
 from batteries.distributed._causes import with_cause
 

@@ -18,7 +18,6 @@ from batteries._masking import masked_record
 from batteries._processes import is_alive
 
 NAME = "run.json"
-RESUMED = "BATTERIES_RESUME"  # the variable that names the run which a program goes on with
 BEAT = 3.0  # seconds between two signs of life
 WATCH = 20.0  # seconds without one, after which a process that cannot be asked counts as dead
 SEEN = 5.0  # seconds in which a rank sees what rank 0 has written

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batteries._foreign import read_regular
-from batteries._rundir.record import RESUMED
+from batteries._rundir.names import RESUMED
 from batteries.cli._group import logdir_option, main, say
 
 if TYPE_CHECKING:
