@@ -209,8 +209,11 @@ def test_compare() -> None:
     assert "002 is better" in run(*swapped, "--metric", "log_loss").output
     told = json.loads(run(*words, "--json").output)
     assert told["arguments"] == {"lr": [0.1, 0.2]}
-    assert json.loads(run(*words, "--json", "--metric", "roc_auc").output)["difference"]
-    assert json.loads(run(*words, "--json", "--metric", "log_loss").output)["difference"]
+    assert json.loads(run(*words, "--json", "--metric", "roc_auc").output)["by_rows"]
+    assert json.loads(run(*words, "--json", "--metric", "log_loss").output)["by_rows"]
+    three = run("compare", "1", "2", "3").output
+    assert "001 and 003: the same commit" in three or "the commit of one is not known" in three
+    assert three.count("0.9500") == 1
     assert "has no 'label'" in run(*words, "--target", "label", code=1).output
 
 
@@ -224,7 +227,10 @@ def test_seeds_are_no_difference() -> None:
     for path in (Path("runs/001"), Path("runs/002")):
         record_scores(path, folds=[0.8, 0.9, 0.85] if path.name == "001" else [0.9, 1.0, 0.95])
     same = " ".join(run("compare", "001", "002", *words).output.split())
-    assert "two models of one configuration (their arguments are the same but for the seed)" in same
+    assert (
+        "are two models of one configuration (their arguments are the same but for the seed)"
+        in same
+    )
     assert "beyond" not in same
     record_scores("runs/005", folds=[0.9, 1.0, 0.95])
     shutil.rmtree("runs/006")

@@ -45,7 +45,7 @@ def print_table(
             del columns[name], widths[name]
             left_out.append(name)
     numbers = {name for name in columns if any(_is_number(row.get(name)) for row in rows)}
-    click.echo(printable(title))
+    click.echo("".join(f"{printable(line)}\n" for line in title.split("\n")), nl=False)
     lines = [
         [_padded(cells[line], widths[name], name in numbers) for name, cells in columns.items()]
         for line in range(len(rows) + 1)

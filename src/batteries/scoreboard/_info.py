@@ -286,6 +286,17 @@ def read_run(path: PathLike, name: str | None = None) -> RunInfo:
     return RunInfo(name or str(path), path, record, state, stages, scores, problems)
 
 
+def folds_of(run: RunInfo) -> list[float]:
+    """The scores of the folds: told, or of each the best epoch."""
+    told: list[float] = run.scores.get("folds") or []
+    if told or run.validated is None or not run.validated.of.startswith("mean of"):
+        return told
+    own = run.validated.stage
+    stages = [s for s in run.stages if _FOLD.search(s.name) and _FOLD.sub("", s.name) == own]
+    stages.sort(key=lambda stage: [int(n) for n in re.findall(r"\d+", stage.name)])
+    return [stage.best[stage.metric] for stage in stages if stage.best]
+
+
 def read_text(path: Path, most: int, tail: bool = False) -> tuple[str, int]:
     """The beginning or the end of a file, and how many bytes there are besides; "" without one."""
     if not os.path.lexists(path):

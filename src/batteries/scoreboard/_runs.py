@@ -152,13 +152,13 @@ class Runs(Sequence[RunInfo]):
 
     @cached_property
     def _rows(self) -> list[dict[str, Any]]:
-        own = {run.name: run.row() for run in self._runs}
-        taken = {name for row in own.values() for name in row}
+        own = [run.row() for run in self._runs]
+        taken = {name for row in own for name in row}
         rows = [
-            own[run.name]
+            row
             | {f"args.{k}" if k in taken else k: each for k, each in run.arguments.items()}
             | self._metrics_of(run)
-            for run in self._runs
+            for run, row in zip(self._runs, own, strict=True)
         ]
         columns = dict.fromkeys(name for row in rows for name in row)
         return [{name: row.get(name) for name in columns} for row in rows]
@@ -176,9 +176,9 @@ class Runs(Sequence[RunInfo]):
     # ---------------------------------------------------------------- some of them, in an order
 
     def _of(self, rows: Sequence[Mapping[str, Any]]) -> Runs:
-        by_name = {run.name: run for run in self._runs}
-        runs = Runs([by_name[row["run"]] for row in rows], self.minimization, self._which)
-        runs.__dict__["_rows"] = [dict(row) for row in rows]
+        known = {id(row): run for run, row in zip(self._runs, self._rows, strict=True)}
+        runs = Runs([known[id(row)] for row in rows], self.minimization, self._which)
+        runs.__dict__["_rows"] = list(rows)
         runs.__dict__["columns"] = self.columns
         return runs
 
@@ -209,9 +209,8 @@ class Runs(Sequence[RunInfo]):
         name = self.column(column)
         if name == "run":  # numbers by their value
             rows = sorted(self._rows, key=lambda row: _natural(row["run"]), reverse=descending)
-        else:
-            rows = [dict(row) for row in in_order(self._rows, name, descending)]
-        return self._of(rows)
+            return self._of(rows)
+        return self._of(in_order(self._rows, name, descending))
 
     def best_first(self, metric: str | None = None) -> Runs:
         """By a metric or a column of one, best first; default: by their validation scores.
@@ -223,8 +222,8 @@ class Runs(Sequence[RunInfo]):
             ValueError: Nothing says whether lower is better.
         """
         if metric is None:
-            order = {run.name: number for number, run in enumerate(best_first(self._runs))}
-            return self._of(sorted(self._rows, key=lambda row: order[row["run"]]))
+            known = {id(run): row for run, row in zip(self._runs, self._rows, strict=True)}
+            return self._of([known[id(run)] for run in best_first(self._runs)])
         column = self.column(metric)
         lower = self.lower_is_better(metric.removesuffix(".last").removesuffix(".best"))
         if lower is None:
