@@ -180,6 +180,11 @@ def test_score() -> None:
     assert (row["test"], row["leaderboard.public"]) == (0.91, 0.907)
     told = json.loads(run("score", "002", "--logdir", "runs", "--test", "0.9", "--json").output)
     assert told["scores"]["leaderboard"] == {"public": 0.907}
+    Path("a.csv").write_text("id,p")
+    words = ("score", "3", "--file", "a.csv", "--metric", "auc", "--maximize")
+    run(*words, "--leaderboard", "0.9", "-m", "with warmup")
+    assert "written; 1 submission\n" in run(*words, "--private", "0.8").output
+    assert all(word in run("show", "3").output for word in ("with warmup", "a.csv", "0.8000"))
     assert "runs/002/scores.json is written" in run("score", "2", "--test", "0.9").output
     nearest = run("score", "22", "--logdir", "runs", "--test", "1", code=1).output
     assert "there is no run 22; the nearest: runs/002" in nearest

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from torch import nn
 from batteries import CheckpointManager, make_checkpoint, start_run
 from batteries.scoreboard import (
     RunInfo,
+    best_first,
     check_gap,
     check_gaps,
     compare,
@@ -207,6 +209,41 @@ def test_scores_are_numbers() -> None:
     assert not (path / "scores.json").exists()
     with pytest.raises(NotADirectoryError, match="there is no run runs/009"):
         record_scores("runs/009", test=0.5)
+
+
+def test_the_ledger() -> None:
+    """Every submission stays; a file that was submitted before gets its other scores there."""
+    path = make_run([0.5])
+    Path("a.csv").write_text("id,p")
+    Path("b.csv").write_text("id,q")
+    record_scores(path, leaderboard=0.8, file="a.csv", message="first")
+    record_scores(path, leaderboard=0.7, file="b.csv")
+    record_scores(path, leaderboard=0.75, name="private", file="a.csv")
+    scores = record_scores(path, leaderboard=0.8, file="a.csv", message="again")
+    told = [(Path(each["file"]).name, each["scores"]) for each in scores["submissions"]]
+    assert told == [
+        ("a.csv", {"public": 0.8, "private": 0.75}),
+        ("b.csv", {"public": 0.7}),
+        ("a.csv", {"public": 0.8}),
+    ]
+    first, _, last = scores["submissions"]
+    assert (first["message"], last["message"]) == ("first", "again")
+    assert first["sha256"] == hashlib.sha256(b"id,p").hexdigest() == last["sha256"]
+    assert scores["leaderboard"] == {"public": 0.8, "private": 0.75}
+    with pytest.raises(FileNotFoundError, match=r"c\.csv"):
+        record_scores(path, leaderboard=0.9, file="c.csv")
+
+
+def test_runs_without_a_manager_are_ranked() -> None:
+    """The metric and its direction that a run was told count for ranks and gaps."""
+    for value in np.linspace(0.5, 0.9, 6):
+        with start_run("runs", new=True) as run:
+            record_scores(run, validation=value, test=value + 1, metric="rmse", minimization=True)
+    runs = read_runs("runs")
+    assert next(run.name for run in best_first(runs)) == "001"
+    assert [str(check) for check in check_gaps(runs)] == [
+        "6 runs by rmse: test moves with validation"
+    ]
 
 
 # ---------------------------------------------------------------- comparisons

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def record_scores(
     *,
     validation: float | None = None,
     test: float | None = None,
-    leaderboard: float | None = None,
+    leaderboard: float | Mapping[str, float] | None = None,
     name: str = "public",
     folds: Iterable[float] | None = None,
     metric: str | None = None,
@@ -57,7 +57,7 @@ def record_scores(
     submitted before and had no score of that board yet, that submission gets it.
 
     Args:
-        leaderboard: The score there.
+        leaderboard: The score there, or several by name: `{"public": 0.907, "private": 0.9}`.
         name: Which leaderboard, or which part of it.
         folds: The validation score of each fold.
         metric: What validation is the score of, where no `CheckpointManager` says it.
@@ -83,7 +83,9 @@ def record_scores(
         new["folds"] = [_finite("folds", value) for value in folds]
     new |= {} if metric is None else {"metric": str(metric)}
     new |= {} if minimization is None else {"minimization": said_direction(minimization, "a run")}
-    boards = {} if leaderboard is None else {name: _finite("leaderboard", leaderboard)}
+    told = {} if leaderboard is None else {name: leaderboard}
+    told = dict(leaderboard) if isinstance(leaderboard, Mapping) else told
+    boards = {board: _finite("leaderboard", value) for board, value in told.items()}
     submission: dict[str, Any] = {} if message is None else {"message": str(message)}
     if file is not None:
         submission = {"file": os.fspath(file), "sha256": _digest(file), **submission}
@@ -95,8 +97,8 @@ def record_scores(
         if boards or submission:
             scores["submissions"] = _ledger(scores.get("submissions", []), submission, boards)
         check(scores, SCHEMA)
-        with write_whole(path / NAME, inside=path) as file:
-            file.write(json.dumps(scores).encode())
+        with write_whole(path / NAME, inside=path) as new_file:
+            new_file.write(json.dumps(scores).encode())
     return scores
 
 
