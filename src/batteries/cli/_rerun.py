@@ -166,6 +166,8 @@ def _check_out(run: RunInfo, plan: _Plan) -> None:
         plan.notes.append("its code was not in a git repository: the program is as it is now")
         return
     top = _git(Path(program).parent, "rev-parse", "--show-toplevel")
+    if top and Path(top).resolve().is_relative_to(run.path.resolve()):
+        raise ValueError(f"{run.path} has a git repository in it, which is not asked for its code")
     if top is None or _git(Path(top), "cat-file", "-e", f"{commit}^{{commit}}") is None:
         plan.notes.append(f"commit {commit[:8]} is not here: the program is as it is now")
         return
