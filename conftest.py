@@ -37,7 +37,9 @@ def _names_for_examples(doctest_namespace: dict[str, object]) -> None:
     }
     names = {name: value for name, value in rooms.items() if name[0] != "_"}
     doctest_namespace.update({k: v for k, v in names.items() if not isinstance(v, ModuleType)})
-    doctest_namespace |= {"json": json, "Path": Path, "RunInfo": batteries.scoreboard.RunInfo}
+    doctest_namespace |= {"json": json, "Path": Path}
+    own = ("RunInfo", "Runs", "read_runs")
+    doctest_namespace |= {name: getattr(batteries.scoreboard, name) for name in own}
     doctest_namespace["read_lines"] = batteries.loggers.read_lines
     doctest_namespace["PerRank"] = batteries.distributed.PerRank
 

@@ -19,6 +19,7 @@ import torch
 import warm
 from click.testing import CliRunner, Result
 from sweeps import sweep
+from test_runs import log_run
 from test_scoreboard import make_run
 from torch import nn
 
@@ -48,8 +49,8 @@ def test_runs() -> None:
     rows = json.loads(run("runs", "runs", "--json", "--sort=-validation").output)
     assert [row["run"] for row in rows] == ["002", "001", "003"]
     lines = run("runs", "runs", "--csv", "--filter", "validation>0.75").output.splitlines()
-    assert lines[0].startswith("run,commit,stage,epochs,metric,validation,epoch")
-    assert [line[:3] for line in lines[1:]] == ["002", "001"]
+    assert lines[0].startswith("run,commit,stage,epochs,metric,validation,")
+    assert [line.split(",")[0] for line in lines[1:]] == ["runs/002", "runs/001"]
     rows = json.loads(
         run("runs", "runs", "--json", "--filter", "run~^00[12]$", "--filter", "epochs=1").output
     )
@@ -57,10 +58,51 @@ def test_runs() -> None:
     assert len(json.loads(run("runs", "runs", "--json", "--filter", "test=").output)) == 3
     assert len(json.loads(run("runs", "runs", "--json", "--filter", "test!=").output)) == 0
     for condition in ("validation>abc", "run~["):
-        output = run("runs", "runs", "--filter", condition, code=1).output
-        assert f"Error: --filter '{condition}': " in output
+        assert f"Error: '{condition}'" in run("runs", "--filter", condition, code=1).output
     assert "there is no column 'loss'" in run("runs", "runs", "--sort", "loss", code=1).output
     assert "expected COLUMN" in run("runs", "runs", "--filter", "loss", code=1).output
+
+
+def test_last_and_best() -> None:
+    """The last and the best of a metric rank differently, and the title says which is shown."""
+    for losses, lr in (([0.5, 0.1, 0.6], 0.1), ([0.3, 0.4, 0.2], 0.00001)):
+        log_run({"lr": lr, "seed": 1, "same": 2}, losses)
+    lower = ("--minimize", "valid/loss")
+    best = run("runs", *lower, "--best", "valid/loss").output.splitlines()
+    last = run("runs", *lower, "--last", "valid/loss").output.splitlines()
+    assert best[0] == "runs: 2 runs, by best valid/loss (lower is better)"
+    assert last[0] == "runs: 2 runs, by last valid/loss (lower is better)"
+    assert best[1].split()[:3] == ["run", "lr", "valid/loss.best"]
+    assert [line.split()[:3] for line in best[3:]] == [
+        ["001", "0.1", "0.1000"], ["002", "1e-05", "0.2000"]
+    ]  # fmt: skip
+    assert [line[:3] for line in last[3:]] == ["002", "001"]
+    by_name = run("runs", "--columns", "run,valid/loss", "--sort=-run", *lower).output
+    assert by_name.splitlines()[1].split() == ["run", "valid/loss.best"]
+    unknown = run("runs", "--best", "valid/loss", code=1).output
+    assert "--minimize or --maximize valid/loss" in " ".join(unknown.split())
+
+
+def test_groups_of_runs() -> None:
+    """Runs that differ in the seed alone are one line: their mean and spread, the best first."""
+    for lr, seed, loss in ((0.1, 1, 0.5), (0.1, 2, 0.7), (0.2, 1, 0.4)):
+        log_run({"lr": lr, "seed": seed}, [loss])
+    words = ("runs", "--group-by", "lr", "--last", "valid/loss", "--minimize", "valid/loss")
+    rows = json.loads(run(*words, "--json").output)
+    assert [(row["lr"], row["count"]) for row in rows] == [(0.2, 1), (0.1, 2)]
+    assert rows[1]["mean"] == pytest.approx(0.6)
+    markdown = run(*words, "--markdown").output.splitlines()
+    assert markdown[0] == "| lr | runs | count | mean | std | sem | median | min | max |"
+    assert markdown[3].startswith("| 0.1 | 2 | 2 | 0.6000 | 0.1414 |")
+    assert r"0.1 & 2 & 2 & 0.6000 & 0.1414" in run(*words, "--latex").output
+
+
+def test_tables_of_papers() -> None:
+    """What Markdown and LaTeX would take for commands is text in a table."""
+    log_run({"a_b": "x|y & 50%"}, [0.5])
+    words = ("runs", "--columns", "a_b")
+    assert run(*words, "--markdown").output == "| a_b |\n| --- |\n| x\\|y & 50% |\n"
+    assert r"x|y \& 50\% \\" in run(*words, "--latex").output
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 300])
@@ -73,7 +115,7 @@ def test_narrow_terminals(width: int) -> None:
     assert max(map(len, lines)) <= width or "no room for" in max(lines, key=len)
     assert all(text in output for text in ("001", "0.8000", "0.7000", "0.6000", "finished"))
     assert "…" not in output
-    assert ("no room for " in output) == (width < 200)
+    assert ("no room for " in output) == (width < 100)
     assert "no room" not in run("runs", "runs").output  # a pipe has no width
 
 
@@ -137,9 +179,15 @@ def test_score() -> None:
     [row] = json.loads(run("runs", "runs", "--json", "--filter", "run=002").output)
     assert (row["test"], row["leaderboard.public"]) == (0.91, 0.907)
     told = json.loads(run("score", "002", "--logdir", "runs", "--test", "0.9", "--json").output)
-    assert told["scores"] == {"test": 0.9, "leaderboard": {"public": 0.907}}
-    nearest = run("score", "02", "--logdir", "runs", "--test", "1", code=1).output
-    assert "there is no run 02; the nearest: runs/002" in nearest
+    assert told["scores"]["leaderboard"] == {"public": 0.907}
+    Path("a.csv").write_text("id,p")
+    words = ("score", "3", "--file", "a.csv", "--metric", "auc", "--maximize")
+    run(*words, "--leaderboard", "0.9", "-m", "with warmup")
+    assert "written; 1 submission\n" in run(*words, "--private", "0.8").output
+    assert all(word in run("show", "3").output for word in ("with warmup", "a.csv", "0.8000"))
+    assert "runs/002/scores.json is written" in run("score", "2", "--test", "0.9").output
+    nearest = run("score", "22", "--logdir", "runs", "--test", "1", code=1).output
+    assert "there is no run 22; the nearest: runs/002" in nearest
     assert "expected a finite number" in run("score", "runs/002", "--test", "nan", code=1).output
     assert "not a valid float" in run("score", "runs/002", "--test", "high", code=2).output
     assert "expected --test" in run("score", "runs/002", code=2).output
@@ -166,8 +214,11 @@ def test_compare() -> None:
     assert "002 is better" in run(*swapped, "--metric", "log_loss").output
     told = json.loads(run(*words, "--json").output)
     assert told["arguments"] == {"lr": [0.1, 0.2]}
-    assert json.loads(run(*words, "--json", "--metric", "roc_auc").output)["difference"]
-    assert json.loads(run(*words, "--json", "--metric", "log_loss").output)["difference"]
+    assert json.loads(run(*words, "--json", "--metric", "roc_auc").output)["by_rows"]
+    assert json.loads(run(*words, "--json", "--metric", "log_loss").output)["by_rows"]
+    three = run("compare", "1", "2", "3").output
+    assert "001 and 003: the same commit" in three or "the commit of one is not known" in three
+    assert three.count("0.9500") == 1
     assert "has no 'label'" in run(*words, "--target", "label", code=1).output
 
 
@@ -181,7 +232,10 @@ def test_seeds_are_no_difference() -> None:
     for path in (Path("runs/001"), Path("runs/002")):
         record_scores(path, folds=[0.8, 0.9, 0.85] if path.name == "001" else [0.9, 1.0, 0.95])
     same = " ".join(run("compare", "001", "002", *words).output.split())
-    assert "two models of one configuration (their arguments are the same but for the seed)" in same
+    assert (
+        "are two models of one configuration (their arguments are the same but for the seed)"
+        in same
+    )
     assert "beyond" not in same
     record_scores("runs/005", folds=[0.9, 1.0, 0.95])
     shutil.rmtree("runs/006")

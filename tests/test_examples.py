@@ -128,7 +128,7 @@ def submit(command: list[str], score: float) -> None:
     assert chosen
     assert float(chosen[2]) >= score
     root = Path("runs/submission/001")
-    scores = json.loads((root / "scores.json").read_text())
+    scores = json.loads((root / "table.json").read_text())
     assert len(scores) == 4 + 4 + 1
     assert float(chosen[3]) == pytest.approx(min(row["OOF"] for row in scores.values()), abs=5e-5)
     table = result.stdout.split("log loss  ")[1].splitlines()
@@ -147,7 +147,7 @@ def submit(command: list[str], score: float) -> None:
     again = run(command)
     assert "fold 1, epoch" not in again.stderr
     assert (root / "submission.csv").read_bytes() == before
-    assert json.loads((root / "scores.json").read_text()) == scores
+    assert json.loads((root / "table.json").read_text()) == scores
 
 
 def assert_listed_commands_work(listing: str) -> None:

@@ -148,6 +148,10 @@ def use(path: Path) -> None:
     command("runs", "one")
     command("runs", "one", "--csv")
     command("compare", "good/run", only, known=False)
+    command("show", only, known=False)
+    command("rerun", only, known=False)
+    command("prune", "one", "--keep-best", "0", "--yes", known=False)
+    command("export", "one", "--metrics", "-o", "values.csv", known=False)
     command("average", only, "--best", "1", "-o", "average.pth", known=False)
     command("score", only, "--test", "0.5", known=False)
     if path.name.startswith("metrics.jsonl"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import warm
@@ -32,6 +34,7 @@ from batteries import (
     MLflowLogger,
     TensorBoardLogger,
     TensorBoardXLogger,
+    TrackioLogger,
     WandbLogger,
     load_checkpoint,
     make_checkpoint,
@@ -659,7 +662,7 @@ def test_state_comes_first() -> None:
 
 
 def test_figures(new_store: Path) -> None:
-    """A figure is a picture in TensorBoard, MLflow and beside the lines."""
+    """Figures, images and histograms are in each tracker, and beside the lines."""
     from matplotlib.figure import Figure
 
     shutil.copy(new_store, make_directory("logs/MLflowLogger"))
@@ -667,8 +670,15 @@ def test_figures(new_store: Path) -> None:
     figure.subplots().plot([1, 2])
     with Loggers(*all_of_them("logs")) as loggers:
         loggers.log_figure("valid/curve", figure, 3)
-    [line] = read_lines("logs/JsonLinesLogger")
+        loggers.log_image("batch", torch.rand(3, 50, 100), 3)
+        loggers.log_histogram("weights", torch.tensor([[0.0, 1.0], [1.0, math.nan]]), 3, 2)
+    line, image_line, histogram_line = read_lines("logs/JsonLinesLogger")
     assert line["figure"] == {"valid/curve": "figures/valid_curve-f2d4_3.png"}
+    assert image_line["figure"] == {"batch": "figures/batch_3.png"}
+    told = {"counts": [1, 2], "edges": [0.0, 0.5, 1.0], "lost": 1}
+    assert histogram_line["histogram"] == {"weights": told}
+    [stored] = Path("logs/MLflowLogger").rglob("weights_3.json")
+    assert json.loads(stored.read_text()) == told
     pictures = list(Path("logs").rglob("*.png"))
     places = {path.relative_to("logs").parts[0] for path in pictures}
     assert places == {"JsonLinesLogger", "MLflowLogger", "WandbLogger"}
@@ -678,6 +688,93 @@ def test_figures(new_store: Path) -> None:
     for kind in ("TensorBoardLogger", "TensorBoardXLogger"):
         [image] = EventAccumulator(f"logs/{kind}").Reload().Images("valid/curve")
         assert (image.step, image.width, image.height) == (3, 100, 50)
+        events = EventAccumulator(f"logs/{kind}").Reload()
+        [image] = events.Images("batch")
+        assert (image.step, image.width, image.height) == (3, 100, 50)
+        [histogram] = events.Histograms("weights")
+        values = histogram.histogram_value
+        assert (values.num, values.sum, values.min, values.max) == (3, 2, 0, 1)
+        assert list(values.bucket) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("image", "pixels"),
+    [
+        (np.arange(24, dtype=np.uint8).reshape(2, 3, 4), None),
+        (np.array([[0.0, 1.0], [0.5, 0.2]]), np.array([[0, 255], [128, 51]])),
+        (torch.arange(18, dtype=torch.uint8).reshape(3, 2, 3), None),
+        (torch.tensor([[[True, False]]]), np.array([[255, 0]])),
+    ],
+)
+def test_images(image: Any, pixels: Any) -> None:
+    """Pillow reads the pixels of each kind of image that was logged."""
+    with JsonLinesLogger("logs") as logger:
+        logger.log_image("a", image, 1)
+    given = image.movedim(0, -1).numpy() if isinstance(image, torch.Tensor) else image
+    with Image.open("logs/figures/a_1.png") as picture:
+        read = np.asarray(picture)
+    assert read.tolist() == (given if pixels is None else pixels).tolist()
+
+
+def test_what_is_no_image() -> None:
+    """Another shape, type or range is named with what was expected."""
+    with JsonLinesLogger("logs") as logger:
+        for image, text in (
+            (np.zeros((3, 8, 8)), r"shape \(3, 8, 8\); expected \(height, width\)"),
+            (np.full((2, 2), 7.0), "values from 7 to 7; expected floats from 0 to 1"),
+            (np.zeros((2, 2), np.int64), "is of int64; expected uint8"),
+        ):
+            with pytest.raises(ValueError, match=text):
+                logger.log_image("a", image, 1)
+        with pytest.raises(TypeError, match="histogram 'w' is of str; expected numbers"):
+            logger.log_histogram("w", "many", 1)
+
+
+class Numbers:
+    """A tracker of somebody's own, with what it needs and no more."""
+
+    def __init__(self) -> None:
+        self.found: list[Any] = []
+
+    def log_metrics(self, metrics: Any, step: int) -> None:
+        self.found.append((metrics, step))
+
+    def close(self) -> None:
+        self.found.append("closed")
+
+
+def test_a_tracker_of_your_own() -> None:
+    """Two methods are a logger; what it does not have is not asked of it."""
+    own = Numbers()
+    with Loggers(own) as loggers:
+        loggers.log_params({"lr": 0.1})
+        loggers.log_metrics({"train": {"loss": torch.tensor(0.5)}}, 1)
+        loggers.log_image("a", np.zeros((2, 2)), 1)
+        loggers.log_text("a", "b", 1)
+    assert own.found == [({"train/loss": 0.5}, 1), "closed"]
+
+
+def test_trackio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trackio has what was logged; a run that goes on is the same one, and no step is twice."""
+    monkeypatch.setenv("TRACKIO_DIR", str(Path("trackio").resolve()))
+    trackio = pytest.importorskip("trackio", reason="it wants an older Pillow than the rest")
+    for start, steps in ((None, (1, 2)), (1, (2, 3))):
+        with TrackioLogger("runs/digits", project="digits", run_id="a" * 16) as logger:
+            if start is not None:
+                logger.load_state_dict({"run_id": "a" * 16, "step": start})
+            logger.log_params({"lr": 0.1})
+            for step in steps:
+                logger.log_metrics({"train": {"loss": 1 / step}}, step)
+            logger.log_image("batch", np.zeros((4, 4)), steps[-1])
+            logger.log_histogram("weights", np.arange(9), steps[-1])
+    [run] = trackio.Api().runs("digits")
+    assert run.name == "digits-aaaaaaaa"
+    assert run.config["lr"] == 0.1
+    storage = importlib.import_module("trackio.sqlite_storage").SQLiteStorage
+    rows = storage.get_logs("digits", run.name)
+    losses = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+    assert losses == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert {"batch", "weights"} <= {name for row in rows for name in row}
 
 
 def test_the_specification_spells_it() -> None:

@@ -31,7 +31,8 @@ def test_requirements(wheel: Path) -> None:
     base = [requirement for requirement in requirements if "extra ==" not in requirement]
     assert sorted(base) == ["click>=8.1", "numpy>=1.26", "torch>=2.10", "tqdm>=4.66"]
     assert sorted(metadata.get_all("Provides-Extra") or []) == [
-        "all", "mlflow", "safetensors", "tensorboard", "tensorboardx", "tools", "wandb"
+        "all", "mlflow", "safetensors", "tensorboard", "tensorboardx", "tools", "trackio",
+        "wandb"
     ]  # fmt: skip
     assert metadata["Requires-Python"] == ">=3.10"
 

@@ -297,7 +297,7 @@ def test_a_run_is_a_path() -> None:
     with start_run(run) as again:
         assert again.path == run.path
     record_scores(find_run(run), test=0.8)
-    assert compare(run, run.path, [run]).arguments == {}
+    assert compare(run, run.path, among=[run]).arguments == {}
     assert [each.path for each in best_first([run, "runs/001"])] == [run.path] * 2
     assert [check.runs for check in check_gaps([run, find_run(run)])] == [2]
     assert check_gap(run) == check_gap("runs/001")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from sweeps import sweep
 from torch import nn
 
 from batteries import CheckpointManager, make_checkpoint, start_run
 from batteries.scoreboard import (
     RunInfo,
+    best_first,
     check_gap,
     check_gaps,
     compare,
@@ -140,7 +143,7 @@ def test_damaged_files(file: str, content: bytes) -> None:
     assert str(damaged / file) in problem
     assert first.row()["run"] == "001"
     assert first.row()["test"] == (None if file == "scores.json" else 0.5)
-    whole = file == "run.json"  # both scores are there
+    whole = file != "scores.json"  # both scores are there, that of the epochs in run.json too
     assert [check.runs for check in check_gaps([first, second])] == [1 + whole]
     assert len(check_gap(first)) == whole
 
@@ -206,6 +209,41 @@ def test_scores_are_numbers() -> None:
     assert not (path / "scores.json").exists()
     with pytest.raises(NotADirectoryError, match="there is no run runs/009"):
         record_scores("runs/009", test=0.5)
+
+
+def test_the_ledger() -> None:
+    """Every submission stays; a file that was submitted before gets its other scores there."""
+    path = make_run([0.5])
+    Path("a.csv").write_text("id,p")
+    Path("b.csv").write_text("id,q")
+    record_scores(path, leaderboard=0.8, file="a.csv", message="first")
+    record_scores(path, leaderboard=0.7, file="b.csv")
+    record_scores(path, leaderboard=0.75, name="private", file="a.csv")
+    scores = record_scores(path, leaderboard=0.8, file="a.csv", message="again")
+    told = [(Path(each["file"]).name, each["scores"]) for each in scores["submissions"]]
+    assert told == [
+        ("a.csv", {"public": 0.8, "private": 0.75}),
+        ("b.csv", {"public": 0.7}),
+        ("a.csv", {"public": 0.8}),
+    ]
+    first, _, last = scores["submissions"]
+    assert (first["message"], last["message"]) == ("first", "again")
+    assert first["sha256"] == hashlib.sha256(b"id,p").hexdigest() == last["sha256"]
+    assert scores["leaderboard"] == {"public": 0.8, "private": 0.75}
+    with pytest.raises(FileNotFoundError, match=r"c\.csv"):
+        record_scores(path, leaderboard=0.9, file="c.csv")
+
+
+def test_runs_without_a_manager_are_ranked() -> None:
+    """The metric and its direction that a run was told count for ranks and gaps."""
+    for value in np.linspace(0.5, 0.9, 6):
+        with start_run("runs", new=True) as run:
+            record_scores(run, validation=value, test=value + 1, metric="rmse", minimization=True)
+    runs = read_runs("runs")
+    assert next(run.name for run in best_first(runs)) == "001"
+    assert [str(check) for check in check_gaps(runs)] == [
+        "6 runs by rmse: test moves with validation"
+    ]
 
 
 # ---------------------------------------------------------------- comparisons
@@ -293,12 +331,91 @@ def test_seeds_by_welch() -> None:
     """The interval of two configurations is scipy's, of all runs of both."""
     paths = [make_run([0.9 + s / 100 + lr], {"lr": lr, "opt": {"seed": s}})
              for lr in (0.01, 0.05) for s in (0, 1, 3)]  # fmt: skip
-    found = compare(paths[0], paths[5], read_runs("runs")).difference
+    found = compare(paths[0], paths[5], among=read_runs("runs")).difference
     assert found is not None
     expected = stats.ttest_ind([0.95, 0.96, 0.98], [0.91, 0.92, 0.94], equal_var=False)
     assert found.interval == pytest.approx(expected.confidence_interval())
     assert (found.by, found.beyond_noise) == ("3 and 3 seeds", True)
-    assert compare(paths[0], paths[1], read_runs("runs")).only_seeds
+    assert compare(paths[0], paths[1], among=read_runs("runs")).only_seeds
+
+
+def seeds_of(scores: Any) -> list[RunInfo]:
+    """A run for each score: of each row one configuration, of each column a seed."""
+    return [
+        RunInfo(
+            f"{kind}-{seed}", Path(f"{kind}-{seed}"),
+            {"sessions": [{"args": {"lr": kind, "seed": seed}}]},
+            scores={"validation": float(score), "metric": "loss", "minimization": True},
+        )
+        for kind, row in enumerate(scores)
+        for seed, score in enumerate(row)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seeds", [3, sweep(6)])
+def test_seeds_that_differ_by_chance(seeds: int) -> None:
+    """Of 1,000 pairs of configurations without a difference, 6 % at most are called different."""
+    noise = np.random.default_rng(seeds).normal(0.5, 0.05, (1000, 2, seeds))
+    called = 0
+    for scores in noise:
+        runs = seeds_of(scores)
+        difference = compare(runs[0], runs[-1], among=runs).difference
+        assert difference is not None
+        called += difference.beyond_noise
+    assert 15 < called <= 60
+
+
+def test_many_comparisons_by_chance() -> None:
+    """Of four configurations without a difference, some pair is called different in 6 % at most."""
+    noise, called = np.random.default_rng(0).normal(0.5, 0.05, (100, 4, 5)), 0
+    for scores in noise:
+        runs = seeds_of(scores)
+        found = compare(*runs[::5], among=runs).differences
+        assert [each.of for each in found] == [6] * 6
+        called += any(each.beyond_noise for each in found)
+    assert called <= 6
+
+
+def test_pairs_of_seeds() -> None:
+    """Five or more runs with the same seeds are paired, as scipy's paired test has them."""
+    generator = np.random.default_rng(0)
+    by_seed = generator.normal(0.5, 0.1, 6)
+    scores = [by_seed, by_seed - 0.02 + generator.normal(0, 0.005, 6)]
+    runs = seeds_of(scores)
+    found = compare(runs[0], runs[6], among=runs)
+    [difference] = found.differences
+    expected = stats.ttest_rel(scores[1], scores[0])
+    assert difference.interval == pytest.approx(expected.confidence_interval())
+    assert difference.by == "6 pairs of seeds"
+    assert difference.p == pytest.approx(expected.pvalue)
+    assert "1-0 is better, beyond the noise of 6 pairs of seeds" in found.verdicts()[0]
+
+
+def test_holm() -> None:
+    """Of several comparisons those are beyond noise that Holm's procedure rejects."""
+    scores = np.random.default_rng(2).normal([[0.5], [0.53], [0.55], [0.9]], 0.03, (4, 4))
+    runs = seeds_of(scores)
+    found = compare(*runs[::4], among=runs).differences
+    order = sorted(found, key=lambda each: each.p or 0)
+    levels = [0.05 / (6 - rank) for rank in range(6)]
+    rejected = [(each.p or 0) <= level for each, level in zip(order, levels, strict=True)]
+    assert 0 < sum(rejected) < 6
+    assert [each.beyond_noise for each in order] == sorted(rejected, reverse=True)
+
+
+def test_what_would_tell() -> None:
+    """Where the data cannot tell, it is said how many seeds would: with them the power is 80 %."""
+    generator = np.random.default_rng(1)
+    runs = seeds_of([[0.50, 0.56, 0.47], [0.53, 0.60, 0.49]])
+    found = compare(runs[0], runs[3], among=runs)
+    [difference] = found.differences
+    assert difference.needed is not None
+    said = f"the data cannot tell: not beyond the noise of 3 and 3 seeds; about {difference.needed}"
+    assert said in found.verdicts()[0]
+    spread = [np.std([0.50, 0.56, 0.47], ddof=1), np.std([0.53, 0.60, 0.49], ddof=1)]
+    one, other = (generator.normal(0, s, (2000, difference.needed)) for s in spread)
+    seen = stats.ttest_ind(one, other + difference.value, axis=1, equal_var=False).pvalue < 0.05
+    assert 0.77 < seen.mean() < 0.83
 
 
 def test_gaps_of_other_metrics() -> None:

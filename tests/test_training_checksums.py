@@ -69,7 +69,7 @@ def test_where_runs_part() -> None:
     told = "the runs part at step 4: gradient of 0.weight differs first, of 1; 3 steps before it "
     assert compared("gradient").count(told) == 1
     assert "the checksums are equal at all steps (6)" in compared("same")
-    assert json.loads(compared("gradient", "--json"))["parting"]["step"] == 4
+    assert json.loads(compared("gradient", "--json"))["partings"][0]["step"] == 4
 
 
 def test_what_came_again_and_what_is_foreign() -> None:

@@ -161,7 +161,14 @@ def assemble(folds: Folds, root: Path, args: argparse.Namespace) -> bool:
         *(score.value, min(score.folds), max(score.folds), score.spread),
     )
     logger.info("test accuracy of the mean of the folds %.4f", test)
-    record_scores(root, validation=score.value, test=float(test), folds=score.folds)
+    record_scores(
+        root,
+        validation=score.value,
+        test=float(test),
+        folds=score.folds,
+        metric="accuracy",
+        minimization=False,
+    )
     outputs = Predictions(len(folds))
     outputs.add(range(len(folds)), probability=collected.predictions)
     outputs.save(root / "oof.parquet")

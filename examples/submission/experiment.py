@@ -43,6 +43,7 @@ from batteries.averaging import best_checkpoints, save_average
 from batteries.blend import blend_files, correlation, find_weights
 from batteries.data import DataLoader
 from batteries.progress import tqdm
+from batteries.scoreboard import record_scores
 from batteries.splits import Folds, OutOfFold, fold_indices, make_folds
 
 FOLDS = 3
@@ -246,7 +247,7 @@ def main(args: argparse.Namespace, root: Path, device: torch.device) -> None:
     print(f"\n{'log loss':20}" + "".join(f"{column:>15}" for column in columns))
     for name, row in rows.items():
         print(f"{name:20}" + "".join(f"{row[column]:15.4f}" for column in columns))
-    with write_whole(root / "scores.json") as file:
+    with write_whole(root / "table.json") as file:
         file.write(json.dumps(rows, indent=2).encode())
     best = min(rows, key=lambda name: rows[name]["OOF"])
     how = dict(candidates[best])
@@ -257,11 +258,13 @@ def main(args: argparse.Namespace, root: Path, device: torch.device) -> None:
     with write_whole(root / "submission.csv") as file:
         submission.write_csv(file)
     score = rows[best]
+    known, test = score["OOF"], score["test"]
+    record_scores(root, validation=known, test=test, metric="log loss", minimization=True)
     logger.info(
         "chosen on OOF: %s; test accuracy %.4f, test log loss %.4f, OOF %.4f, difference %.4f",
         *(best, score["test accuracy"], score["test"], score["OOF"], score["test"] - score["OOF"]),
     )
-    print(f"\n{root} has submission.csv, scores.json, correlation.png and the predictions of all")
+    print(f"\n{root} has submission.csv, table.json, correlation.png and the predictions of all")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from batteries.loggers import MLflowLogger as MLflowLogger
     from batteries.loggers import TensorBoardLogger as TensorBoardLogger
     from batteries.loggers import TensorBoardXLogger as TensorBoardXLogger
+    from batteries.loggers import TrackioLogger as TrackioLogger
     from batteries.loggers import WandbLogger as WandbLogger
     from batteries.predictions import Predictions as Predictions
     from batteries.training import Window as Window
@@ -76,6 +77,7 @@ __all__ = [
     "SWA",
     "TensorBoardLogger",
     "TensorBoardXLogger",
+    "TrackioLogger",
     "WandbLogger",
     "Window",
     "Windows",
@@ -136,6 +138,7 @@ _ROOMS = {
         "MLflowLogger",
         "TensorBoardLogger",
         "TensorBoardXLogger",
+        "TrackioLogger",
         "WandbLogger",
     ),
     "_logs": ("get_logger",),

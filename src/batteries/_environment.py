@@ -70,7 +70,7 @@ def code(
     if not top or not commit:
         return None, b""
     root = os.fsdecode(top.removesuffix(b"\n"))
-    git = ("git", "-C", root)
+    git = ("git", "-C", root, "-c", "core.fsmonitor=false")  # no program of the repository's
     besides = () if run is None else _besides(Path(os.path.relpath(run.resolve(), root)))
     status = _output(*git, "status", "--porcelain", "--", ".", *besides)
     changes = status.decode(errors="replace").splitlines()

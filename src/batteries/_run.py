@@ -25,7 +25,8 @@ from batteries._masking import masked, masked_command
 from batteries._preemption import PreemptionGuard
 from batteries._processes import is_alive, own_process
 from batteries._rundir import record as run_record
-from batteries._rundir.names import diff_name
+from batteries._rundir.history import summaries
+from batteries._rundir.names import RESUMED, diff_name
 from batteries._rundir.record import NAME, read_record, write_record
 from batteries.distributed import is_main, rank_zero_only, world_size
 from batteries.distributed._causes import with_cause
@@ -147,7 +148,7 @@ class Run:
                     "removed, or its whole directory, in the meantime",
                     str(self.path / NAME),
                 )
-            own[0].update(self._end)
+            own[0].update(self._end, stages=summaries(self.path))
             write_record(self.path, record)
         self._ended.set()
         _runs.pop(self._session, None)
@@ -224,7 +225,8 @@ def start_run(
 def _begin(
     logdir: Path, args: Any, new: bool, may_differ: list[str], ranks: int
 ) -> tuple[Path, str, bool, str, str]:
-    path = _chosen(logdir, new)
+    asked = _asked_for(logdir)
+    path = asked or _chosen(logdir, new)
     recorded = masked({} if args is None else args)  # first: what it masks is masked in all
     about, diff = code(program_directory(), path)
     session = {
@@ -236,13 +238,14 @@ def _begin(
         "error": None,
         "args": recorded,
         "command": masked_command([sys.executable, *sys.argv]),
+        **_launch(),
         "world_size": ranks,
         "git": about,
         **environment(),
     }
     with _left(path) as record:
         resumed = record is not None
-        if record is not None and path != logdir:
+        if record is not None and path not in (logdir, asked):
             _check_same(path, record["sessions"][-1], session, may_differ)
         if record is None and not new:
             _tell_longer(path, session, may_differ)
@@ -290,6 +293,32 @@ def _left(path: Path) -> Iterator[dict[str, Any] | None]:
                 stacklevel=6,
             )
         dead.append(last)
+
+
+def _launch() -> dict[str, Any]:
+    """How the program was started, in which directory, and where it lies: to start it again."""
+    words, own = sys.orig_argv[1:], sys.argv[1:]
+    if words[len(words) - len(own) :] != own or "--multiprocessing-fork" in words:
+        words = sys.argv  # by another process, or it has changed them
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        here, all_ = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+        nodes = [f"--nproc-per-node={here}", f"--nnodes={all_ // here}"]
+        words = ["-m", "torch.distributed.run", *nodes, *(w for w in words if w != "-u")]
+    program = getattr(sys.modules.get("__main__"), "__file__", None)
+    return {
+        "launch": masked_command([sys.executable, *words]),
+        "directory": os.fspath(Path.cwd()),
+        "program": os.path.abspath(program) if program else None,
+    }
+
+
+def _asked_for(logdir: Path) -> Path | None:
+    """The run that `batteries resume` goes on with, if it is in the log directory; once."""
+    run = os.environ.get(RESUMED)
+    if run and logdir.resolve() in (Path(run).parent.resolve(), Path(run).resolve()):
+        del os.environ[RESUMED]
+        return Path(run)
+    return None
 
 
 def _chosen(logdir: Path, new: bool) -> Path:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from batteries._files import PathLike, naming, write_whole
 from batteries._foreign import Most, check, is_epoch, is_number, parse_json, read_regular
+from batteries._rundir.names import CHECKPOINTS
 
 NAME = "metrics.json"
 _PAGE = 4096  # bytes of a file that a killed process has written all or none of
@@ -53,6 +56,46 @@ def read_history(path: PathLike, inside: PathLike | None = None) -> History:
     rows = [own for row in memory["values"] if (own := _own(row)) is not None]
     foreign = sum(not is_row(row) for row in memory["values"])
     return History(memory["metric_name"], memory["metric_minimization"], rows, foreign)
+
+
+def find_histories(run: PathLike, depth: int = 2) -> Iterator[Path]:
+    """The files of a run: in its directory, and two levels below."""
+    try:
+        with os.scandir(run) as entries:
+            inside = list(entries)
+    except OSError:
+        return
+    for entry in inside:
+        if entry.name == NAME:
+            yield Path(entry.path)
+        elif depth and entry.is_dir(follow_symlinks=False):
+            yield from find_histories(entry.path, depth - 1)
+
+
+def stage_of(file: Path, run: Path) -> str:
+    """What the stage of a file is called: its directory, without the one of checkpoints."""
+    parts = file.parent.relative_to(run).parts
+    return "/".join(part for part in parts if part != CHECKPOINTS)
+
+
+def best_row(metric: str, minimization: bool, rows: list[Row]) -> Row | None:
+    """The row of the best epoch; of equal ones the earliest."""
+    finite = [row for row in rows if is_number(row.get(metric))]
+    sign = 1 if minimization else -1
+    return min(finite, key=lambda row: sign * row[metric], default=None)
+
+
+def summaries(run: Path) -> list[dict[str, Any]]:
+    """The best epoch of each stage: what the record keeps, if somebody removes the checkpoints."""
+    found = []
+    for file in sorted(find_histories(run)):
+        with suppress(OSError, ValueError):
+            metric, minimization, rows, _ = read_history(file, inside=run)
+            if best := best_row(metric, minimization, rows):
+                told = {"stage": stage_of(file, run), "metric": metric, "score": best[metric]}
+                told |= {"minimization": minimization, "epoch": best["epoch"], "epochs": len(rows)}
+                found.append(told)
+    return found
 
 
 def is_row(row: Any) -> bool:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from batteries._files import PathLike, append_whole, write_whole
 from batteries._foreign import lines_of, open_regular, parse_json
 
 NAME = "metrics.jsonl"
+_CHUNK = 2**20  # bytes that are parsed together
 _OTHERS = ("nan", "inf", "-inf")  # numbers that JSON does not have
 
 
@@ -34,16 +36,62 @@ def read_lines(logdir: PathLike) -> Iterator[dict[str, Any]]:
             yield from filter(None, map(parse_line, lines_of(file)))
 
 
+def told_lines(path: Path, run: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """All whole lines of a file inside a run; what is left out is told."""
+    foreign, torn = 0, False
+    try:
+        with open_regular(path, inside=run) as file:
+            for some in _some_lines(file):
+                for raw, line in zip(some, _parsed(some), strict=True):
+                    if line is not None:
+                        yield line
+                    elif raw.endswith(b"\n"):
+                        foreign += 1
+                    else:
+                        torn = True
+    except OSError as error:
+        problems.append(f"{path} cannot be read: {error}")
+    if foreign:
+        problems.append(f"{path}: {foreign} lines are not a JSON object each, and are left out")
+    if torn:
+        problems.append(f"{path}: the last line is half written, and is left out")
+
+
+def _some_lines(file: BinaryIO) -> Iterator[list[bytes]]:
+    some, size = list[bytes](), 0
+    for line in lines_of(file):
+        some.append(line)
+        size += len(line)
+        if size > _CHUNK:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def _parsed(some: list[bytes]) -> Iterable[dict[str, Any] | None]:
+    """What lines say: together, which takes a third of the time, unless one of them is foreign."""
+    if all(line.startswith(b"{") and line.endswith(b"}\n") for line in some):
+        with suppress(ValueError):
+            values = parse_json(b"[" + b",".join(some) + b"]")
+            if len(values) == len(some) and all(type(value) is dict for value in values):
+                return map(_restored, values)
+    return map(parse_line, some)
+
+
 def parse_line(line: bytes) -> dict[str, Any] | None:
     r"""What one line says; None where it is torn or foreign."""
     try:
         value = parse_json(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
-    if not isinstance(value, dict):
-        return None
+    return _restored(value) if isinstance(value, dict) else None
+
+
+def _restored(value: dict[str, Any]) -> dict[str, Any]:
+    """A line with its metrics as floats, also those that are not finite."""
     metrics, others = value.get("metrics"), value.pop("not_finite", None)
-    if isinstance(metrics, dict):
+    if isinstance(metrics, dict) and (others or str in map(type, metrics.values())):
         # Earlier versions wrote the strings into the metrics.
         found = {**metrics, **(others if isinstance(others, dict) else {})}
         metrics.update({

@@ -6,6 +6,7 @@ import re
 
 LOG = "log.txt"
 CHECKPOINTS = "checkpoints"
+RESUMED = "BATTERIES_RESUME"  # the variable that names the run which a program goes on with
 
 
 def checkpoint_name(epoch: int, suffix: str) -> str:

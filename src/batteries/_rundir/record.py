@@ -31,6 +31,13 @@ _SESSION = {
     **dict.fromkeys(("state", "started", "stopped", "born"), (None, Most(str, 100))),
     "pid": (None, int),
     "host": (None, Most(str, 1000)),
+    "directory": (None, Most(str, 5000)),
+    "program": (None, Most(str, 5000)),
+    "launch": (None, list),
+    "stages": [
+        {"stage": Most(str, 1000), "metric": Most(str, 1000), "minimization": bool}
+        | {"score": float, "epoch": int, "epochs": int}
+    ],
 }
 SCHEMA = {"id": Most(str, 100), "sessions": [_SESSION]}
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from batteries._direction import said_direction
 from batteries._files import PathLike, locked_directory, write_whole
-from batteries._foreign import Most, check, read_json
+from batteries._foreign import Most, check, open_regular, read_json
 from batteries._rundir.record import check_held
 
 NAME = "scores.json"
@@ -18,6 +22,12 @@ SCHEMA = {
     "test": float,
     "leaderboard": Most(dict, 32, float),
     "folds": Most(list, 10_000, float),
+    "metric": Most(str, 1000),
+    "minimization": bool,
+    "submissions": [
+        {"time": Most(str, 100), "file": Most(str, 5000), "sha256": Most(str, 64)}
+        | {"message": Most(str, 2000), "scores": Most(dict, 32, float)}
+    ],
 }
 
 
@@ -26,21 +36,34 @@ def record_scores(
     *,
     validation: float | None = None,
     test: float | None = None,
-    leaderboard: float | None = None,
+    leaderboard: float | Mapping[str, float] | None = None,
     name: str = "public",
     folds: Iterable[float] | None = None,
+    metric: str | None = None,
+    minimization: bool | None = None,
+    file: PathLike | None = None,
+    message: str | None = None,
 ) -> dict[str, Any]:
     """Write scores into a run's directory, beside those it has; what all are is returned.
 
-    >>> record_scores(".", validation=0.93, test=0.91)
-    {'validation': 0.93, 'test': 0.91}
-    >>> record_scores(".", leaderboard=0.907)
-    {'validation': 0.93, 'test': 0.91, 'leaderboard': {'public': 0.907}}
+    >>> record_scores(".", validation=0.93, test=0.91, metric="auc", minimization=False)["test"]
+    0.91
+    >>> scores = record_scores(".", leaderboard=0.907, message="with warmup")
+    >>> scores["leaderboard"], scores["submissions"][0]["message"]
+    ({'public': 0.907}, 'with warmup')
+
+    Each score of a leaderboard, and each `file`, is one more of the `submissions`, which are never
+    overwritten. `leaderboard` has the newest score of each board. If the bytes of the file were
+    submitted before and had no score of that board yet, that submission gets it.
 
     Args:
-        leaderboard: The score there.
+        leaderboard: The score there, or several by name: `{"public": 0.907, "private": 0.9}`.
         name: Which leaderboard, or which part of it.
         folds: The validation score of each fold.
+        metric: What validation is the score of, where no `CheckpointManager` says it.
+        minimization: Whether lower is better.
+        file: What was submitted; its name and its SHA-256 are kept.
+        message: What is to be known of the submission.
 
     Raises:
         ValueError: A score that is not a finite number, with its name, or more than 32
@@ -58,15 +81,24 @@ def record_scores(
     }
     if folds is not None:
         new["folds"] = [_finite("folds", value) for value in folds]
-    boards = {} if leaderboard is None else {name: _finite("leaderboard", leaderboard)}
+    new |= {} if metric is None else {"metric": str(metric)}
+    new |= {} if minimization is None else {"minimization": said_direction(minimization, "a run")}
+    told = {} if leaderboard is None else {name: leaderboard}
+    told = dict(leaderboard) if isinstance(leaderboard, Mapping) else told
+    boards = {board: _finite("leaderboard", value) for board, value in told.items()}
+    submission: dict[str, Any] = {} if message is None else {"message": str(message)}
+    if file is not None:
+        submission = {"file": os.fspath(file), "sha256": _digest(file), **submission}
     with locked_directory(path):
         check_held(path)
         scores = {**read_scores(path), **new}
         if boards:
             scores["leaderboard"] = {**scores.get("leaderboard", {}), **boards}
+        if boards or submission:
+            scores["submissions"] = _ledger(scores.get("submissions", []), submission, boards)
         check(scores, SCHEMA)
-        with write_whole(path / NAME, inside=path) as file:
-            file.write(json.dumps(scores).encode())
+        with write_whole(path / NAME, inside=path) as new_file:
+            new_file.write(json.dumps(scores).encode())
     return scores
 
 
@@ -85,6 +117,28 @@ def read_scores(run: PathLike) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} has no scores: {error}") from None
     return scores
+
+
+def _ledger(
+    known: list[dict[str, Any]], new: dict[str, Any], boards: dict[str, float]
+) -> list[dict[str, Any]]:
+    """The submissions, with one more, or with more scores of one that is there."""
+    for number, each in enumerate(known):
+        told = each.get("scores", {})
+        same = new.get("sha256") is not None and each.get("sha256") == new["sha256"]
+        if same and not told.keys() & boards.keys():
+            more = {**each, **new, "scores": {**told, **boards}}
+            return [*known[:number], more, *known[number + 1 :]]
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return [*known, {"time": now, **new, "scores": boards}]
+
+
+def _digest(path: PathLike) -> str:
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while data := file.read(2**20):
+            digest.update(data)
+    return digest.hexdigest()
 
 
 def _finite(name: str, value: Any) -> float:

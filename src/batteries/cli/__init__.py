@@ -6,11 +6,15 @@ from batteries.cli import (  # noqa: F401 (they add commands)
     _compare,
     _completion,
     _env,
+    _export,
     _gaps,
     _inspect,
     _new,
+    _prune,
     _report,
+    _rerun,
     _runs,
     _score,
+    _show,
 )
 from batteries.cli._group import main as main

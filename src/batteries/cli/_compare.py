@@ -1,4 +1,4 @@
-"""Two runs side by side, and whether their difference is more than noise."""
+"""Runs side by side, and whether their difference is more than noise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,15 +17,17 @@ from batteries._optional import import_optional
 from batteries.cli._group import as_json_option, logdir_option, main, say
 from batteries.cli._tables import print_table
 
+if TYPE_CHECKING:
+    from batteries.scoreboard import Comparison, Parting
+
 _MANY = 1000  # lines of a table
 _LONG = 2000  # letters in it
 
 
 @main.command()
-@click.argument("first", type=click.Path())
-@click.argument("second", type=click.Path())
+@click.argument("runs", type=click.Path(), nargs=-1, required=True)
 @logdir_option
-@click.option("--predictions", help="A file that both have, such as oof.parquet.")
+@click.option("--predictions", help="A file that all have, such as oof.parquet.")
 @click.option("--target", default="target", show_default=True, help="Its column of targets.")
 @click.option("--prediction", default="probability", show_default=True, help="And of predictions.")
 @click.option(
@@ -36,8 +38,7 @@ _LONG = 2000  # letters in it
 )
 @as_json_option
 def compare(
-    first: str,
-    second: str,
+    runs: tuple[str, ...],
     logdir: str,
     predictions: str | None,
     target: str,
@@ -45,54 +46,80 @@ def compare(
     metric: str,
     as_json: bool,
 ) -> None:
-    """Show what differs between two runs, and whether it is more than noise.
+    """Show what differs between two or more RUNS, and whether it is more than noise.
 
     \b
-    batteries compare 001 002 --logdir runs/digits
+    batteries compare 7 12 13
     batteries compare runs/a runs/b --predictions oof.parquet --metric accuracy
     """  # noqa: D301
     from batteries import scoreboard
 
-    one, other = scoreboard.find_run(first, logdir), scoreboard.find_run(second, logdir)
-    above = dict.fromkeys(run.path.resolve().parent for run in (one, other))
+    infos = [scoreboard.find_run(run, logdir) for run in runs]
+    above = dict.fromkeys(info.path.resolve().parent for info in infos)
     among = [run for place in above for run in scoreboard.read_runs(place)]
-    found = scoreboard.compare(one, other, among)
-    parting = scoreboard.first_difference(one.path, other.path)
-    by_seeds = found.difference if found.difference and "seeds" in found.difference.by else None
-    difference = found.difference
+    found = scoreboard.compare(*infos, among=among)
+    both = [(infos[0].path, other.path) for other in infos[1:]]
+    partings = [each for pair in both if (each := scoreboard.first_difference(*pair))]
+    by_rows = None
     if predictions is not None:
-        arrays = _predictions(one.path / predictions, other.path / predictions, target, prediction)
-        difference = scoreboard.paired_bootstrap(*_with_metric(metric, *arrays))
-        lower = metric in ("log_loss", "rmse", "mae")
-        rows = dataclasses.replace(found, minimization=lower)
-    verdicts = [] if by_seeds is None else [found.verdict(first, second)]
-    if predictions is not None:
-        verdicts.append(rows.verdict(first, second, difference))
+        by_rows = _by_rows(found, [info.path / predictions for info in infos],
+                           target, prediction, metric)  # fmt: skip
+        seeds = [each for each in found.differences if each.by.endswith("seeds")]
+        found = dataclasses.replace(found, differences=seeds)
+    seeds_told = by_rows is None or found.differences or found.only_seeds
+    verdicts = found.verdicts() if seeds_told else []
+    if by_rows is not None:
+        verdicts += [by_rows.verdict(each) for each in by_rows.differences]
     if as_json:
-        told = {
-            **vars(found),
-            "difference": difference and difference._asdict(),
-            "by_seeds": by_seeds and by_seeds._asdict(),
-            "verdicts": verdicts or [found.verdict(first, second)],
-            "parting": parting and parting._asdict(),
-        }
-        click.echo(json.dumps(told, indent=1, default=str))
+        _print_json(found, by_rows, verdicts, partings)
         return
+    _print_tables(found)
+    for parting in partings:
+        say(str(parting))
+    for verdict in verdicts:
+        say(verdict)
+
+
+def _print_json(
+    found: Comparison, by_rows: Comparison | None, verdicts: list[str], partings: list[Parting]
+) -> None:
+    told = {
+        **vars(found),
+        "differences": [each._asdict() for each in found.differences],
+        "by_rows": [each._asdict() for each in by_rows.differences] if by_rows else [],
+        "verdicts": verdicts,
+        "partings": [parting._asdict() for parting in partings],
+    }
+    click.echo(json.dumps(told, indent=1, default=str))
+
+
+def _print_tables(found: Comparison) -> None:
     for title, pairs in (
         ("scores", found.scores), ("arguments", found.arguments), ("versions", found.versions)
     ):  # fmt: skip
         if pairs:
-            heads = (title, first, second if second != first else f"{second} ")
             some = itertools.islice(pairs.items(), _MANY)
-            lines = [(name[:_LONG], *_texts(pair)) for name, pair in some]
-            print_table(title, [dict(zip(heads, line, strict=True)) for line in lines])
+            lines = [(name[:_LONG], *_texts(values)) for name, values in some]
+            heads = (title, *found.names)
+            print_table("", [dict(zip(heads, line, strict=True)) for line in lines])
             if len(pairs) > _MANY:
                 say(f"{len(pairs) - _MANY:,} more {title} differ: --json has all")
-    say(f"code: {found.code}")
-    if parting is not None:
-        say(str(parting))
-    for verdict in verdicts or [found.verdict(first, second)]:
-        say(verdict)
+    say(f"\ncode: {found.code}\n")
+
+
+def _by_rows(
+    found: Comparison, paths: list[Path], target: str, prediction: str, metric: str
+) -> Comparison:
+    """The same runs, with the noise of the rows that they have predicted."""
+    from batteries.scoreboard._noise import by_rows, decided
+
+    targets, predicted = _predictions(paths, target, prediction)
+    y, columns, score = _with_metric(metric, targets, predicted)
+    lower = metric in ("log_loss", "rmse", "mae")
+    differences = decided(list(by_rows(y, columns, score)))
+    return dataclasses.replace(
+        found, differences=differences, metric=metric, minimization=lower, only_seeds=()
+    )
 
 
 def _texts(values: Sequence[Any]) -> list[str]:
@@ -104,37 +131,39 @@ def _texts(values: Sequence[Any]) -> list[str]:
     ]
 
 
-def _predictions(one: Path, other: Path, target: str, prediction: str) -> tuple[Any, Any, Any]:
+def _predictions(paths: list[Path], target: str, prediction: str) -> tuple[Any, list[Any]]:
+    """The targets, and what each file has predicted, in one order of rows."""
     import numpy as np
 
     from batteries.predictions import load
 
-    both = [load(path) for path in (one, other)]
-    for path, arrays in zip((one, other), both, strict=True):
+    files = [load(path) for path in paths]
+    for path, arrays in zip(paths, files, strict=True):
         for name in (target, prediction):
             if name not in arrays:
                 raise KeyError(f"{path} has no {name!r}; it has {', '.join(arrays)}")
-    orders = [np.argsort(arrays["id"], kind="stable") for arrays in both]
-    ids = [arrays["id"][order] for arrays, order in zip(both, orders, strict=True)]
-    if not np.array_equal(ids[0], ids[1]):
-        raise ValueError(f"{one} and {other} are predictions of different rows")
-    first, second = (arrays[prediction][order] for arrays, order in zip(both, orders, strict=True))
-    return both[0][target][orders[0]], first, second
+    orders = [np.argsort(arrays["id"], kind="stable") for arrays in files]
+    ids = [arrays["id"][order] for arrays, order in zip(files, orders, strict=True)]
+    for path, own in zip(paths, ids, strict=True):
+        if not np.array_equal(ids[0], own):
+            raise ValueError(f"{paths[0]} and {path} are predictions of different rows")
+    predicted = [arrays[prediction][order] for arrays, order in zip(files, orders, strict=True)]
+    return files[0][target][orders[0]], predicted
 
 
 def _with_metric(
-    name: str, target: Any, first: Any, second: Any
-) -> tuple[Any, Any, Any, Callable[[Any, Any], float]]:
+    name: str, target: Any, predicted: list[Any]
+) -> tuple[Any, list[Any], Callable[[Any, Any], float]]:
     """Target, predictions, and a metric that can be computed of some of their rows, too."""
     import numpy as np
 
     from batteries.blend._metrics import as_problem
 
     classes = np.unique(target)
-    if name == "log_loss" or (name == "roc_auc" and len(classes) == 2 and first.ndim == 1):
-        ours = as_problem([first, second], target, name.removeprefix("roc_"), None)
-        first, second = ours.columns
-        return ours.target, first, second, ours.score  # far faster than theirs
+    is_flat = predicted[0].ndim == 1
+    if name == "log_loss" or (name == "roc_auc" and len(classes) == 2 and is_flat):
+        ours = as_problem(predicted, target, name.removeprefix("roc_"), None)
+        return ours.target, list(ours.columns), ours.score  # far faster than theirs
     metrics: Any = import_optional("sklearn.metrics", needs="scikit-learn", for_=f"--metric {name}")
     known = {
         "roc_auc": functools.partial(metrics.roc_auc_score, labels=classes, multi_class="ovr"),
@@ -149,4 +178,4 @@ def _with_metric(
             prediction = prediction >= 0.5
         return float(np.mean(target == prediction))
 
-    return target, first, second, known.get(name, accuracy)
+    return target, predicted, known.get(name, accuracy)

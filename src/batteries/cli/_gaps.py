@@ -10,7 +10,7 @@ from batteries.cli._group import as_json_option, main, say
 
 
 @main.command()
-@click.argument("logdir", type=click.Path(exists=True, file_okay=False))
+@click.argument("logdir", default="runs", type=click.Path(exists=True, file_okay=False))
 @as_json_option
 def gaps(logdir: str, as_json: bool) -> None:
     """Whether test and leaderboard move with validation, over the runs below LOGDIR.

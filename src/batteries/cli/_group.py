@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from batteries import __version__
 from batteries._foreign import printable
+
+if TYPE_CHECKING:
+    from batteries.scoreboard import Runs
 
 _LONG = 5000  # letters of an error
 
@@ -20,7 +23,7 @@ class _Named(click.Group):
         try:
             return super().invoke(ctx)
         except (ImportError, LookupError, MemoryError, OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, click.exceptions.Exit):  # a RuntimeError too
+            if isinstance(error, click.exceptions.Exit | click.Abort):  # RuntimeErrors too
                 raise
             if isinstance(error, OSError) and error.errno == errno.EPIPE:  # `| head`: click's own
                 raise
@@ -38,6 +41,23 @@ def main() -> None:
 def say(text: str, err: bool = False) -> None:
     r"""Print lines of what files say, of which no part reaches the terminal as a command."""
     click.echo("\n".join(map(printable, text.split("\n"))), err=err)
+
+
+def read(
+    logdir: str,
+    minimization: dict[str, bool] | None = None,
+    which: Literal["last", "best"] = "best",
+) -> Runs:
+    """The runs below a directory, of which there is at least one."""
+    from batteries.scoreboard import Runs, read_runs
+
+    found = read_runs(logdir)
+    if not found:
+        raise LookupError(
+            f"there are no runs in {logdir}: a run is a directory with a run.json (start_run) or "
+            "the checkpoints of a CheckpointManager"
+        )
+    return Runs(found, minimization, which)
 
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -8,7 +8,7 @@ from batteries.cli._group import main
 
 
 @main.command()
-@click.argument("logdir", type=click.Path(exists=True, file_okay=False))
+@click.argument("logdir", default="runs", type=click.Path(exists=True, file_okay=False))
 @click.option("-o", "--output", default="report.html", show_default=True)
 def report(logdir: str, output: str) -> None:
     """Write the runs below LOGDIR as one page, for a browser.

@@ -2,116 +2,170 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import operator
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from batteries._foreign import printable
-from batteries.cli._group import as_json_option, main, say
-from batteries.cli._tables import print_table
+from batteries.cli._group import as_json_option, main, read, say
+from batteries.cli._tables import as_csv, as_json, as_latex, as_markdown, print_table
 
-_SPARE = ["commit", "started", "stage", "metric", "seconds", "epochs", "epoch"]  # for want of room
-_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
-    "!=": operator.ne, ">=": operator.ge, "<=": operator.le, "=": operator.eq, ">": operator.gt,
-    "<": operator.lt, "~": lambda value, pattern: re.search(pattern, str(value)) is not None,
-}  # fmt: skip
+if TYPE_CHECKING:
+    from batteries.scoreboard import Runs
+
+_SCORES = ("validation", "validation of", "spread", "test")
+_LAST = ("state", "seconds", "bytes")
+
+
+def _formats(command: Callable[..., None]) -> Callable[..., None]:
+    for name in ("latex", "markdown", "csv"):
+        shown = {"latex": "LaTeX", "markdown": "Markdown", "csv": "CSV"}[name]
+        command = click.option(f"--{name}", f"as_{name}", is_flag=True, help=f"Print {shown}.")(
+            command
+        )
+    return as_json_option(command)
 
 
 @main.command()
-@click.argument("logdir", type=click.Path(exists=True, file_okay=False))
+@click.argument("logdir", default="runs", type=click.Path(exists=True, file_okay=False))
+@click.option("--best", metavar="METRIC", help="Show and rank by the best value of a metric.")
+@click.option("--last", metavar="METRIC", help="Show and rank by its value at the last step.")
+@click.option("--minimize", multiple=True, metavar="METRIC", help="Lower is better.")
+@click.option("--maximize", multiple=True, metavar="METRIC", help="Higher is better.")
 @click.option(
-    "--sort",
-    metavar="COLUMN",
-    help="-COLUMN: the largest first. Default: the best validation score first.",
-)
+    "--filter", "filters", multiple=True, metavar="CONDITION",
+    help="'lr=0.1', 'valid/loss<0.3', 'run~^dig': =, !=, <, <=, >, >=, ~ of any column.",
+)  # fmt: skip
 @click.option(
-    "--filter", "filters", multiple=True, metavar="CONDITION", help="COLUMN =, !=, >, <, ~ VALUE."
+    "--sort", metavar="COLUMN", help="A metric: the best first; else the lowest. -COLUMN: highest."
 )
-@as_json_option
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@click.option("--group-by", metavar="COLUMNS", help="Mean and spread over the others: seeds.")
+@click.option("--columns", metavar="COLUMNS", help="Show these, with commas between them.")
+@click.option("--all-columns", is_flag=True, help="Show all.")
+@_formats
 def runs(
-    logdir: str, sort: str | None, filters: tuple[str, ...], as_json: bool, as_csv: bool
+    logdir: str,
+    best: str | None,
+    last: str | None,
+    minimize: tuple[str, ...],
+    maximize: tuple[str, ...],
+    filters: tuple[str, ...],
+    sort: str | None,
+    group_by: str | None,
+    columns: str | None,
+    all_columns: bool,
+    **formats: bool,
 ) -> None:
-    """List the runs below LOGDIR, with their scores, the best first.
+    """List the runs below LOGDIR, the best first: what differs between them, and their scores.
 
-    Whether lower is better is what each run's metrics.json says.
+    Whether lower is better is what a CheckpointManager or record_scores has said, or --minimize
+    and --maximize. JSON and CSV have all columns.
 
     \b
-    batteries runs runs --sort=-validation --filter state=finished --filter "validation>0.9"
+    batteries runs --filter lr=0.1 --filter "valid/loss<0.3" --best valid/loss
+    batteries runs runs/digits --group-by lr --last valid/loss --minimize valid/loss
     """  # noqa: D301 (click's \b)
-    from batteries.scoreboard import best_first, read_runs
-
-    found = read_runs(logdir)
-    if not found:
-        raise LookupError(
-            f"there are no runs in {logdir}: a run is a directory with a run.json (start_run) or "
-            "the checkpoints of a CheckpointManager"
-        )
-    rows = [run.row() for run in (found if sort else best_first(found))]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    rows = [{name: row.get(name) for name in columns} for row in rows]
-    for condition in filters:
-        rows = [row for row in rows if _holds(condition, row)]
-    if sort:
-        rows = _sorted(rows, sort)
-    if as_json:
-        click.echo(json.dumps(rows, indent=1))
-    elif as_csv:
-        click.echo(_csv(rows, columns), nl=False)
+    if best and last:
+        raise click.UsageError("expected --best or --last; found both")
+    said = {**dict.fromkeys(minimize, True), **dict.fromkeys(maximize, False)}
+    found = read(logdir, said, which="last" if last else "best")
+    shown, column = _ranked(found.where(*filters), best, last, sort)
+    if group_by:
+        rows: Sequence[dict[str, Any]] = _groups(shown, group_by.split(","), column)
     else:
-        left_out = print_table(logdir, rows, _SPARE)
-        if left_out:
-            say(f"no room for {', '.join(left_out)}: a wider terminal, --json or --csv")
+        rows = shown.rows()
+        if columns:
+            names = [shown.column(name) for name in columns.split(",")]
+        elif all_columns or formats["as_json"] or formats["as_csv"]:
+            names = shown.columns
+        else:
+            names = _default(shown, rows, column)
+        rows = [{name: row[name] for name in names} for row in rows]
+    exact = {name.removesuffix("args.") for run in found for name in run.arguments}
+    _print(_title(logdir, shown, column), logdir, rows, exact, **formats)
     for run in found:
         for problem in run.problems:
             say(f"{run.name}: {problem}", err=True)
 
 
-def _holds(condition: str, row: Mapping[str, Any]) -> bool:
-    """Whether a row is one that was asked for."""
-    parts = re.fullmatch(r"(.+?)\s*(!=|>=|<=|=|>|<|~)\s*(.*)", condition)
-    if parts is None:
-        raise ValueError(f"--filter {condition!r}: expected COLUMN, one of = != > < >= <= ~, VALUE")
-    column, sign, text = parts.groups()
-    value = _value(row, column)
-    if text == "" or value is None:  # "validation=" asks for those without
-        return (value is None or value == text) == (sign == "=")
-    number = isinstance(value, int | float) and sign != "~"
-    try:
-        return _OPERATORS[sign](value, float(text) if number else text)
-    except (ValueError, re.error) as error:
-        raise ValueError(f"--filter {condition!r}: {error}") from None
+def _ranked(runs: Runs, best: str | None, last: str | None, sort: str | None) -> tuple[Runs, str]:
+    """In the order that was asked for, and the column of the score."""
+    metric = best or last
+    column = f"{metric}.{'last' if last else 'best'}" if metric else "validation"
+    if len(runs):
+        column = runs.column(column)
+    if sort is None:
+        return runs.best_first(column if metric else None), column
+    name = runs.column(sort.removeprefix("-"))
+    if sort.startswith("-"):
+        return runs.sorted(name, descending=True), column
+    if name == "validation":
+        return runs.best_first(), column
+    lower = runs.lower_is_better(_metric_of(runs, name))
+    return (runs.sorted(name) if lower is None else runs.best_first(name)), column
 
 
-def _sorted(rows: list[dict[str, Any]], column: str) -> list[dict[str, Any]]:
-    """Those without a value stay behind."""
-    name = column.removeprefix("-")
-    known = [row for row in rows if _value(row, name) is not None]
-    missing = [row for row in rows if _value(row, name) is None]
-    down = column.startswith("-")
-    if name == "run":  # they come sorted by it, with numbers by their value
-        return known[::-1] if down else known
-    known.sort(key=lambda row: (isinstance(row[name], str), row[name]), reverse=down)
-    return known + missing
+def _metric_of(runs: Runs, column: str) -> str:
+    """The metric whose values a column has."""
+    if column == "validation":
+        metrics = {run.metric for run in runs if run.validation is not None}
+        return metrics.pop() if len(metrics) == 1 else ""
+    return column.removesuffix(".last").removesuffix(".best")
 
 
-def _value(row: Mapping[str, Any], column: str) -> Any:
-    if column not in row:
-        raise KeyError(f"there is no column {column!r}; there are {', '.join(row)}")
-    return row[column]
+def _title(logdir: str, runs: Runs, column: str) -> str:
+    metric = _metric_of(runs, column)
+    lower = runs.lower_is_better(metric) if metric else None
+    which = {"last": "last ", "best": "best "}.get(column.rpartition(".")[2], "validation ")
+    said = {True: " (lower is better)", False: " (higher is better)", None: ""}[lower]
+    by = f", by {which}{metric}{said}" if metric else ""
+    return f"{logdir}: {len(runs)} runs{by}"
 
 
-def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writerow({name: printable(name) for name in columns})
-    for row in rows:
-        texts = {name: printable(each) for name, each in row.items() if isinstance(each, str)}
-        writer.writerow({**row, **texts})
-    return text.getvalue()
+def _default(runs: Runs, rows: Sequence[dict[str, Any]], column: str) -> list[str]:
+    """What differs between the runs, and what they came to."""
+    arguments = dict.fromkeys(
+        f"args.{name}" if f"args.{name}" in runs.columns else name
+        for run in runs
+        for name in run.arguments
+    )
+    differ = [name for name in arguments if len({repr(row[name]) for row in rows}) > 1]
+    scores = [name for name in _SCORES if name != "validation of"]
+    if {row["validation of"] for row in rows} - {"best epoch", ""}:
+        scores = list(_SCORES)
+    boards = [name for name in runs.columns if name.startswith("leaderboard.")]
+    gaps = [name for name in runs.columns if name.endswith("- validation")]
+    own = [name for name in (column, *scores, *boards, *gaps, *_LAST) if name in runs.columns]
+    return list(dict.fromkeys(["run", *differ, *own]))
+
+
+def _groups(runs: Runs, by: Sequence[str], column: str) -> list[dict[str, Any]]:
+    found = runs.groups(by, of=column)
+    lower = runs.lower_is_better(_metric_of(runs, column))
+    worst = float("inf")
+    if lower is not None:
+        sign = 1 if lower else -1
+        found.sort(key=lambda row: worst if row["mean"] is None else sign * row["mean"])
+    return found
+
+
+def _print(
+    title: str, logdir: str, rows: Sequence[dict[str, Any]], exact: set[str], **formats: bool
+) -> None:
+    if formats["as_json"]:
+        click.echo(as_json(rows))
+    elif formats["as_csv"]:  # "runs/001": of "001" its reader would make the number 1
+        paths = [
+            {**row, "run": f"{Path(logdir) / row['run']}"} if "run" in row else row for row in rows
+        ]
+        click.echo(as_csv(paths), nl=False)
+    elif formats["as_markdown"]:
+        click.echo(as_markdown(rows, exact), nl=False)
+    elif formats["as_latex"]:
+        click.echo(as_latex(rows, exact), nl=False)
+    else:
+        gaps = [name for row in rows[:1] for name in row if name.endswith("- validation")]
+        left_out = print_table(title, rows, [*gaps, "spread", "bytes", "seconds"], exact)
+        if left_out:
+            say(f"no room for {', '.join(left_out)}: a wider terminal, --json or --csv")

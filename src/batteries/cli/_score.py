@@ -12,9 +12,14 @@ from batteries.cli._group import as_json_option, logdir_option, main, say
 @main.command()
 @click.argument("run", type=click.Path())
 @click.option("--test", type=float, help="On the test set.")
-@click.option("--leaderboard", type=float)
+@click.option("--leaderboard", type=float, help="The score there.")
 @click.option("--name", default="public", show_default=True, help="Of the leaderboard.")
+@click.option("--private", type=float, help="The score on its private part.")
 @click.option("--validation", type=float, help="Instead of the best epoch's.")
+@click.option("--file", type=click.Path(exists=True, dir_okay=False), help="What was submitted.")
+@click.option("-m", "--message", help="What is to be known of the submission.")
+@click.option("--metric", help="What validation is the score of.")
+@click.option("--minimize/--maximize", "lower", default=None, help="Whether lower is better.")
 @logdir_option
 @as_json_option
 def score(
@@ -22,26 +27,47 @@ def score(
     test: float | None,
     leaderboard: float | None,
     name: str,
+    private: float | None,
     validation: float | None,
+    file: str | None,
+    message: str | None,
+    metric: str | None,
+    lower: bool | None,
     logdir: str,
     as_json: bool,
 ) -> None:
     """Write scores into RUN, and say how far they are from validation.
 
+    Each submission is kept: its file, hash, time, message and scores. If the same file has got
+    another score since, such as the private one, its submission gets it.
+
     \b
-    batteries score runs/digits/003 --test 0.91 --leaderboard 0.907 --name public
+    batteries score 3 --leaderboard 0.907 --file submission.csv -m "with warmup"
+    batteries score 3 --private 0.901 --file submission.csv
+    batteries score 4 --validation 0.93 --test 0.91 --metric auc --maximize
     """  # noqa: D301
     from batteries.scoreboard import check_gap, find_run, record_scores
 
-    if test is leaderboard is validation is None:
-        raise click.UsageError("expected --test, --leaderboard or --validation")
+    told = {name: leaderboard, "private": private}
+    boards = {board: value for board, value in told.items() if value is not None}
+    if not boards and test is None and validation is None and file is None:
+        raise click.UsageError("expected --test, --leaderboard, --private, --validation or --file")
     path = find_run(run, logdir).path
     scores = record_scores(
-        path, test=test, leaderboard=leaderboard, name=name, validation=validation
+        path,
+        test=test,
+        leaderboard=boards or None,
+        validation=validation,
+        file=file,
+        message=message,
+        metric=metric,
+        minimization=lower,
     )
     found = check_gap(find_run(path))
     if as_json:
         click.echo(json.dumps({"run": str(path), "scores": scores, "gaps": found}, indent=1))
         return
-    for line in [f"{path}/scores.json is written", *found]:
+    count = len(scores.get("submissions", []))
+    kept = f"; {count} submission{'s' * (count > 1)}" if count else ""
+    for line in [f"{path}/scores.json is written{kept}", *found]:
         say(line)

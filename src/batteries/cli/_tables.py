@@ -1,71 +1,153 @@
-"""Tables for a terminal, as wide as it is."""
+"""Tables: as wide as the terminal, or as CSV, JSON, Markdown or LaTeX."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import math
+import re
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+import click
 
 from batteries._digits import shown
 from batteries._foreign import printable
-from batteries._optional import import_optional
 
 _WIDE = 10_000  # columns, where there is no terminal
+_LONG = 2000  # letters of a cell
+_LATEX = {each: f"\\{each}" for each in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"
+}  # fmt: skip
+_HEADINGS = {"seconds": "duration", "bytes": "size"}
+Rows = Sequence[Mapping[str, Any]]
 
 
 def print_table(
-    title: str, rows: Sequence[Mapping[str, Any]], spare: Sequence[str] = ()
+    title: str, rows: Rows, spare: Sequence[str] = (), exact: Collection[str] = ()
 ) -> list[str]:
-    """Print rows; where they are too wide, without spare columns, which are returned."""
-    tables = import_optional("rich.table", needs="rich", for_="a table (without it: --json, --csv)")
-    console = import_optional("rich.console", needs="rich", for_="a table").Console(
-        width=None if sys.stdout.isatty() else _WIDE, emoji=False
-    )
-    columns = {
-        name: [_heading(name), *_column(name, [row[name] for row in rows])]
-        for name in (rows[0] if rows else ())
-    }
+    """Print rows; where they are too wide, without spare columns, which are returned.
+
+    Args:
+        exact: Columns of numbers that somebody has typed, such as learning rates.
+    """
+    columns = _cells(rows, exact)
     columns = {name: cells for name, cells in columns.items() if any(cells[1:])}
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
+    widths = {name: max(map(_width, cells)) for name, cells in columns.items()}
     left_out = []
-    gaps = [name for name in columns if name.endswith("- validation")]
-    widths = {name: 3 + max(map(len, cells)) for name, cells in columns.items()}
-    for name in [name for name in [*gaps, *spare] if name in columns]:
-        if 1 + sum(widths.values()) > console.width:
+    for name in [name for name in spare if name in columns]:
+        if sum(widths.values()) + 2 * len(widths) - 2 > room:
             del columns[name], widths[name]
             left_out.append(name)
-    table = tables.Table(title=_plain(title))
-    for name, cells in columns.items():
-        numbers = any(isinstance(row[name], int | float) for row in rows)
-        table.add_column(_plain(cells[0]), justify="right" if numbers else "left", overflow="fold")
-    for index in range(len(rows)):
-        table.add_row(*(_plain(cells[index + 1]) for cells in columns.values()))
-    console.print(table)
+    numbers = {name for name in columns if any(_is_number(row.get(name)) for row in rows)}
+    click.echo("".join(f"{printable(line)}\n" for line in title.split("\n")), nl=False)
+    lines = [
+        [_padded(cells[line], widths[name], name in numbers) for name, cells in columns.items()]
+        for line in range(len(rows) + 1)
+    ]
+    lines.insert(1, ["-" * width for width in widths.values()])
+    for line in lines:
+        click.echo("  ".join(line).rstrip())
     return left_out
 
 
-def _plain(text: str) -> Any:
-    """A text of which no part is taken for colours, or reaches the terminal as a command."""
-    return import_optional("rich.text", needs="rich", for_="a table").Text(printable(text))
+def as_json(rows: Rows) -> str:
+    """Rows as JSON, which has null for what is not finite."""
+    plain = [{name: _finite(value) for name, value in row.items()} for row in rows]
+    return json.dumps(plain, indent=1)
 
 
-def _heading(name: str) -> str:
-    return "duration" if name == "seconds" else name
+def as_csv(rows: Rows) -> str:
+    text = io.StringIO()
+    names = list(rows[0]) if rows else []
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writerow({name: printable(name) for name in names})
+    for row in rows:
+        texts = {name: printable(each) for name, each in row.items() if isinstance(each, str)}
+        writer.writerow({**row, **texts})
+    return text.getvalue()
 
 
-def _column(name: str, values: Sequence[Any]) -> list[str]:
-    if name == "seconds":
-        return [_shown(name, value) for value in values]
-    floats = [value for value in values if isinstance(value, float)]
+def as_markdown(rows: Rows, exact: Collection[str] = ()) -> str:
+    columns = _cells(rows, exact)
+    cells = zip(*columns.values(), strict=True)
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in cells]
+    lines.insert(1, ["---:" if _is_number(rows[0].get(name)) else "---" for name in columns])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def as_latex(rows: Rows, exact: Collection[str] = ()) -> str:
+    columns = _cells(rows, exact)
+    cells = zip(*columns.values(), strict=True)
+    lines = [" & ".join(map(_latex, line)) + r" \\" for line in cells]
+    sides = "".join("r" if _is_number(rows[0].get(name)) else "l" for name in columns)
+    head, *body = lines
+    inside = "\n".join([r"\hline", head, r"\hline", *body, r"\hline"])
+    return f"\\begin{{tabular}}{{{sides}}}\n{inside}\n\\end{{tabular}}\n"
+
+
+def size(number: float) -> str:
+    """Of bytes."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} B" if unit == "B" else f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _cells(rows: Rows, exact: Collection[str]) -> dict[str, list[str]]:
+    """The heading and the texts of each column."""
+    found = {}
+    for name in rows[0] if rows else ():
+        values = [row.get(name) for row in rows]
+        texts = [printable(text)[:_LONG] for text in _texts(name, values, name in exact)]
+        found[name] = [printable(_HEADINGS.get(name, name))[:_LONG], *texts]
+    return found
+
+
+def _texts(name: str, values: Sequence[Any], exact: bool) -> list[str]:
+    if name in ("seconds", "bytes"):
+        show = size if name == "bytes" else duration
+        return ["" if value is None else show(value) for value in values]
+    if name in ("started", "stopped"):
+        return [str(value or "")[:16].replace("T", " ") for value in values]
+    floats = [value for value in values if isinstance(value, float) and not exact]
     texts = iter(shown(floats, sign="+" if name.endswith("- validation") else ""))
-    return [next(texts) if isinstance(value, float) else _shown(name, value) for value in values]
+    return [
+        "" if value is None else f"{value:.12g}" if exact and isinstance(value, float)
+        else next(texts) if isinstance(value, float) else str(value)
+        for value in values
+    ]  # fmt: skip
 
 
-def _shown(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if name == "started":
-        return str(value)[:16].replace("T", " ")
-    if name == "seconds":
-        minutes, seconds = divmod(round(value), 60)
-        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-    return str(value)
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal."""
+    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
+    return len(text) + wide
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    space = " " * (width - _width(text))
+    return space + text if right else text + space
+
+
+def _latex(text: str) -> str:
+    return re.sub(r"[&%$#_{}\\~^]", lambda found: _LATEX[found[0]], text)

@@ -7,6 +7,7 @@ from batteries.loggers._json_lines import JsonLinesLogger
 from batteries.loggers._mlflow import MLflowLogger
 from batteries.loggers._several import Logger, Loggers
 from batteries.loggers._tensorboard import TensorBoardLogger, TensorBoardXLogger
+from batteries.loggers._trackio import TrackioLogger
 from batteries.loggers._wandb import WandbLogger
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "MLflowLogger",
     "TensorBoardLogger",
     "TensorBoardXLogger",
+    "TrackioLogger",
     "WandbLogger",
     "read_lines",
     "read_together",

@@ -26,6 +26,7 @@ from batteries import distributed
 from batteries._files import PathLike
 from batteries._foreign import brief
 from batteries._masking import masked
+from batteries.loggers._pictures import Histogram, histogram_of, png_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -119,6 +120,28 @@ class BackgroundLogger:
             figure.savefig(image, format="png")
             self._put("_write_figure", name, image.getvalue(), _whole(step))
 
+    def log_image(self, name: str, image: Any, step: int) -> None:
+        """Write an image: uint8, or floats from 0 to 1.
+
+        Args:
+            image: A tensor (channels, height, width) or (height, width), as torchvision has it; an
+                array (height, width, channels) or (height, width), or one of Pillow.
+
+        Raises:
+            ValueError: Another shape, another type, or floats outside of 0 to 1.
+        """
+        if distributed.is_main():
+            self._put("_write_figure", name, png_of(name, image), _whole(step))
+
+    def log_histogram(self, name: str, values: Any, step: int, bins: int = 64) -> None:
+        """Write how many of the values of a tensor or array lie where.
+
+        What is NaN or infinite is not counted in the bins. The values are copied from the device,
+        so this waits for it.
+        """
+        if distributed.is_main():
+            self._put("_write_histogram", name, histogram_of(name, values, bins), _whole(step))
+
     def log_text(self, name: str, text: str, step: int) -> None:
         """Write a text."""
         self._call("_write_text", name, str(text), _whole(step))
@@ -189,6 +212,7 @@ class BackgroundLogger:
     def _write_metrics(self, rows: list[Row]) -> None: ...
     def _write_params(self, params: dict[str, Any]) -> None: ...
     def _write_figure(self, name: str, png: bytes, step: int) -> None: ...
+    def _write_histogram(self, name: str, histogram: Histogram, step: int) -> None: ...
     def _write_text(self, name: str, text: str, step: int) -> None: ...
     def _flush(self) -> None: ...
     def _close(self) -> None: ...

@@ -9,6 +9,7 @@ from batteries._files import make_directory, write_whole
 from batteries._rundir.lines import NAME, add_lines, mend, put_aside, strict
 from batteries._rundir.record import check_held
 from batteries.loggers._background import BackgroundLogger, Row, file_name
+from batteries.loggers._pictures import Histogram
 
 
 class JsonLinesLogger(BackgroundLogger):
@@ -19,9 +20,9 @@ class JsonLinesLogger(BackgroundLogger):
     >>> json.loads(Path("runs/digits/metrics.jsonl").read_text())["metrics"]
     {'train/loss': 0.5}
 
-    A line is a JSON object with a `time` (seconds since 1970) and `metrics`, `params`, `text` or
-    `figure` (a file in `figures`), and a `step` where there is one. A run that goes on first cuts
-    the lines after its checkpoint; where nothing was kept, all are put aside, in
+    A line is a JSON object with a `time` (seconds since 1970) and `metrics`, `params`, `text`,
+    `histogram` or `figure` (a file in `figures`), and a `step` where there is one. A run that goes
+    on first cuts the lines after its checkpoint; where nothing was kept, all are put aside, in
     `metrics.1.jsonl`. A metric that is not finite is null, and `not_finite` has "nan", "inf" or
     "-inf" by its name: so a column stays one of numbers in polars, pandas, jq and JavaScript.
     """
@@ -48,6 +49,10 @@ class JsonLinesLogger(BackgroundLogger):
         with write_whole(self.logdir / file, len(png), inside=self.logdir) as image:
             image.write(png)
         self._write([{"step": step, "time": time.time(), "figure": {name: file}}])
+
+    def _write_histogram(self, name: str, histogram: Histogram, step: int) -> None:
+        told = {"counts": histogram.counts, "edges": histogram.edges, "lost": histogram.lost}
+        self._write([{"step": step, "time": time.time(), "histogram": {name: told}}])
 
     def _write_text(self, name: str, text: str, step: int) -> None:
         self._write([{"step": step, "time": time.time(), "text": {name: text}}])

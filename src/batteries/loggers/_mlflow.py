@@ -14,6 +14,7 @@ from typing import Any
 from batteries._files import PathLike, locked_directory, make_directory
 from batteries._optional import import_optional
 from batteries.loggers._background import BackgroundLogger, Row, file_name
+from batteries.loggers._pictures import Histogram
 
 _TAG = "batteries.run_id"
 _REFUSED = re.compile(r"[^\w\-. /]|^[./]|(?<=/)\.+(?=/|$)|/$")  # it makes paths of names
@@ -179,6 +180,11 @@ class MLflowLogger(BackgroundLogger):
             path = Path(directory) / f"{file_name(name)}_{step}.png"
             path.write_bytes(png)
             self._client.log_artifact(self._run_there, str(path), "figures")
+
+    def _write_histogram(self, name: str, histogram: Histogram, step: int) -> None:
+        told = {"counts": histogram.counts, "edges": histogram.edges, "lost": histogram.lost}
+        file = f"histograms/{file_name(name)}_{step}.json"  # MLflow draws none
+        self._client.log_dict(self._run_there, told, file)
 
     def _write_text(self, name: str, text: str, step: int) -> None:
         self._client.log_text(self._run_there, text, f"texts/{file_name(name)}_{step}.txt")

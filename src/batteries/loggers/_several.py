@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Logger(Protocol):
-    """What a logger is; yours may be one too."""
+    """What a logger is; yours may be one too.
+
+    It may also have log_params, log_figure, log_image, log_histogram and log_text. `Loggers` leaves
+    out what it does not have.
+    """
 
     def log_metrics(self, metrics: Any, step: int) -> None: ...
-    def log_params(self, params: Any) -> None: ...
-    def log_figure(self, name: str, figure: Any, step: int) -> None: ...
-    def log_text(self, name: str, text: str, step: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -66,6 +67,20 @@ class Loggers:
     def log_figure(self, name: str, figure: Any, step: int) -> None:
         """Write a picture of a figure."""
         self._each("log_figure", name, figure, step)
+
+    def log_image(self, name: str, image: Any, step: int) -> None:
+        """Write an image: a tensor (channels, height, width) or an array (height, width, channels).
+
+        >>> Loggers().log_image("batch/0", torch.rand(3, 8, 8), step=1)
+        """
+        self._each("log_image", name, image, step)
+
+    def log_histogram(self, name: str, values: Any, step: int, bins: int = 64) -> None:
+        """Write how many of the values of a tensor or array lie where.
+
+        >>> Loggers().log_histogram("weights", torch.randn(100), step=1)
+        """
+        self._each("log_histogram", name, values, step, bins)
 
     def log_text(self, name: str, text: str, step: int) -> None:
         """Write a text.
@@ -119,7 +134,8 @@ class Loggers:
 
     def _on_each(self, what: str, *arguments: Any) -> None:
         for number, each in enumerate(self._loggers):
-            self._try(number, getattr(each, what), *arguments)
+            if hasattr(each, what) or what in ("log_metrics", "close"):
+                self._try(number, getattr(each, what), *arguments)
 
     def _try(self, number: int, method: Callable[..., Any], *arguments: Any) -> None:
         try:

@@ -13,6 +13,7 @@ import numpy as np
 from batteries._files import PathLike, append_whole, make_directory
 from batteries._optional import import_optional
 from batteries.loggers._background import BackgroundLogger, Row
+from batteries.loggers._pictures import Histogram
 
 _VERSION = "brain.Event:2"  # what TensorBoard expects first in a file
 
@@ -84,6 +85,16 @@ class TensorBoardLogger(BackgroundLogger):
         images = import_optional("PIL.Image", needs="pillow", for_="log_figure")
         pixels = np.asarray(images.open(io.BytesIO(png)).convert("RGB"))
         self._add(step, summary=self._summary.image(name, pixels, dataformats="HWC"))
+
+    def _write_histogram(self, name: str, histogram: Histogram, step: int) -> None:
+        edges, counts, (number, total, squares) = (
+            histogram.edges,
+            histogram.counts,
+            histogram.moments,
+        )
+        ends = {"min": edges[0], "max": edges[-1], "num": number, "sum": total}
+        own = {"bucket_limits": edges[1:], "bucket_counts": counts, "sum_squares": squares}
+        self._add(step, summary=self._summary.histogram_raw(name, **ends, **own))
 
     def _write_text(self, name: str, text: str, step: int) -> None:
         self._add(step, summary=self._summary.text(name, text))

@@ -16,6 +16,7 @@ from batteries._files import PathLike, make_directory
 from batteries._masking import distinct, masked_command
 from batteries._optional import import_optional
 from batteries.loggers._background import BackgroundLogger, Row
+from batteries.loggers._pictures import Histogram
 
 _HEADER, _BLOCK = 7, 32768  # bytes, of the files it writes offline
 _SECOND = "%Y%m%d_%H%M%S"
@@ -121,6 +122,10 @@ class WandbLogger(BackgroundLogger):
         images = import_optional("PIL.Image", needs="pillow", for_="log_figure")
         picture = self._wandb.Image(images.open(io.BytesIO(png)))
         self._log(_named({name: picture}), step)
+
+    def _write_histogram(self, name: str, histogram: Histogram, step: int) -> None:
+        both = (histogram.counts, histogram.edges)
+        self._log(_named({name: self._wandb.Histogram(np_histogram=both)}), step)
 
     def _write_text(self, name: str, text: str, step: int) -> None:
         page = self._wandb.Html(f"<pre>{html.escape(text)}</pre>")

@@ -5,18 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from batteries._files import check_inside
-from batteries._foreign import open_regular
-from batteries._rundir.names import LOG, checkpoint_name
+from batteries._rundir.names import LOG
 from batteries.report._curves import Curve, read_curves
-from batteries.scoreboard import RunInfo, Stage
+from batteries.scoreboard import RunInfo
+from batteries.scoreboard._info import read_text
 
 _LONG = 2000  # characters of a value
 _SESSIONS = 20  # starts, the last ones
@@ -72,22 +69,23 @@ class Contents:
 
 def contents_of(run: RunInfo) -> Contents:
     """Read a run for the page. What cannot be read is told in its problems."""
-    found = Contents(run.name, str(run.path), {"run": run.name}, [*map(str, run.problems)])
+    found = Contents(run.name, str(run.path), {"run": run.name}, [])
     found.row["state"] = run.state
     with _telling(found, "its scores"):
         found.row = {name: _cell(value) for name, value in run.row().items()}
     with _telling(found, "its curves"):
-        found.curves = read_curves(run.path, run.stages, found.problems)
+        found.curves = read_curves(run)
     with _telling(found, "its checkpoints"):
-        found.checkpoints = [each for stage in run.stages for each in _checkpoints(run, stage)]
+        found.checkpoints = _checkpoints(run)
     with _telling(found, "run.json"):
         found.sessions = [_start(each) for each in run.record.get("sessions", [])[-_SESSIONS:]]
         found.packages = _texts(run.session.get("packages"))
         found.facts = _facts(run.session)
     with _telling(found, "its diff"):
-        found.diff = _diff(run)
+        found.diff = Text(*read_text(run.diff, _DIFF)) if run.diff else _NOTHING
     with _telling(found, LOG):
-        found.log = _read(run.path / LOG, _LOG, tail=True)
+        found.log = Text(*run.log(_LOG), tail=True)
+    found.problems[:0] = map(str, run.problems)
     return found
 
 
@@ -100,37 +98,20 @@ def _telling(found: Contents, what: str) -> Iterator[None]:
         found.problems.append(_cut(text, _LONG))
 
 
-def _checkpoints(run: RunInfo, stage: Stage) -> Iterator[dict[str, Any]]:
-    """The epochs of which there is a file."""
-    for row in stage.rows:
-        epoch = row["epoch"]
-        names = [checkpoint_name(epoch, end) for end in (".pth", ".dcp")]
-        names += ["best.pth", "best.dcp"] if row is stage.best else []
-        names += ["last.pth", "last.dcp"] if row is stage.rows[-1] else []
-        path = next((stage.path / name for name in names if (stage.path / name).exists()), None)
-        if path is not None and _is_inside(path, run.path):
-            yield {
-                "stage": stage.name,
-                "epoch": _cell(epoch),
-                "metric": str(stage.metric),
-                "minimization": stage.minimization,
-                "score": _cell(row.get(stage.metric)),
-                "file": path.relative_to(run.path).as_posix(),
-                "bytes": _size(path),
-            }
-
-
-def _is_inside(path: Path, run: Path) -> bool:
-    try:
-        check_inside(path, run)
-    except PermissionError:
-        return False
-    return True
-
-
-def _size(path: Path) -> int:
-    files = path.iterdir() if path.is_dir() else [path]  # one of shards has no directories
-    return sum(file.stat().st_size for file in itertools.islice(files, _MANY) if file.is_file())
+def _checkpoints(run: RunInfo) -> list[dict[str, Any]]:
+    stages = {stage.name: stage for stage in run.stages}
+    return [
+        {
+            "stage": each.stage,
+            "epoch": _cell(each.epoch),
+            "metric": stages[each.stage].metric,
+            "minimization": stages[each.stage].minimization,
+            "score": _cell(each.score),
+            "file": each.path.relative_to(run.path).as_posix(),
+            "bytes": each.bytes,
+        }
+        for each in run.checkpoints()
+    ]
 
 
 def _start(session: Any) -> dict[str, Any]:
@@ -153,21 +134,6 @@ def _facts(session: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 def _command(words: Any) -> str:
     return " ".join(map(str, words)) if isinstance(words, list) else _text(words or "")
-
-
-def _diff(run: RunInfo) -> Text:
-    path = run.diff
-    return _NOTHING if path is None else _read(path, _DIFF)
-
-
-def _read(path: Path, most: int, tail: bool = False) -> Text:
-    if not os.path.lexists(path):
-        return _NOTHING
-    with open_regular(path, inside=path.parent) as file:
-        size = file.seek(0, 2)
-        file.seek(max(size - most, 0) if tail else 0)
-        data = file.read(most)
-    return Text(data.decode(errors="surrogateescape"), size - len(data), tail)
 
 
 def _dict(value: Any) -> dict[str, Any]:

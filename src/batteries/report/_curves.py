@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import MutableSequence, Sequence
 
-from batteries._foreign import LARGEST, lines_of, open_regular
-from batteries._rundir.lines import NAME, parse_line
-from batteries.scoreboard import Stage
+from batteries._foreign import LARGEST
+from batteries.scoreboard import RunInfo
+from batteries.scoreboard._series import number_of
 
 _DIGITS = 5  # of a value; a screen shows three
-_MANY = 1000  # curves of a run
 _LONG = 200  # letters of a name
 _LAST = 2.0**53  # steps, which JavaScript counts in floats
 
@@ -31,8 +28,8 @@ class Curve:
         self.group = group
         self.part = part
         self.unit = unit
-        self.steps = array("d")
-        self.values = array("d")
+        self.steps: MutableSequence[float] = array("d")
+        self.values: MutableSequence[float] = array("d")
         self._ordered = True
 
     def __len__(self) -> int:
@@ -65,63 +62,22 @@ class Curve:
         return sum(not math.isfinite(value) for value in self.values)
 
 
-def read_curves(run: Path, stages: Iterable[Stage], problems: list[str]) -> list[Curve]:
-    """The curves in each `metrics.jsonl` of a run and those of the scores of checkpoints.
-
-    Args:
-        problems: What cannot be read is added to it.
-    """
+def read_curves(run: RunInfo) -> list[Curve]:
+    """The curves of all that a run has logged, and those of the scores of checkpoints."""
     curves: dict[tuple[str, str, str], Curve] = {}
-
-    def add(group: str, part: str, unit: str, step: Any, value: Any) -> None:
-        x, y = _number(step), _number(value)
-        if x is not None and y is not None and abs(x) < _LAST:
-            key = (group[:_LONG], part[:_LONG], unit)
-            if key in curves or len(curves) < _MANY:
-                curves.setdefault(key, Curve(*key)).add(x, y)
-            else:
-                more.add(hash(key))
-
-    more: set[int] = set()  # metrics that are not drawn
-    for path in sorted(path for below in ("", "*/", "*/*/") for path in run.glob(below + NAME)):
-        # A stage has its own in metrics/<stage>.
-        place = [part for part in path.parent.relative_to(run).parts if part != "metrics"]
-        for line in _lines(path, run, problems):
-            metrics = line.get("metrics")
-            for name, value in metrics.items() if isinstance(metrics, dict) else ():
-                *parts, group = [*place, *str(name).split("/")]
-                add(group, "/".join(parts), "step", line.get("step"), value)
-    for stage in stages:
+    for series in run.series().values():
+        *parts, group = series.name.split("/")
+        key = (group, "/".join(parts), "step")
+        curves[key] = own = Curve(*key)
+        own.steps, own.values = series.steps, series.values
+    for stage in run.stages:
+        key = (f"{stage.metric} by epoch"[:_LONG], stage.name[:_LONG], "epoch")
         for row in stage.rows:
             value = row.get(stage.metric, "")
-            score = math.nan if value is None else value  # None is what was not finite
-            add(f"{stage.metric} by epoch", stage.name, "epoch", row.get("epoch"), score)
-    if more:
-        problems.append(
-            f"{run} has {_MANY + len(more):,} metrics: {_MANY:,} of them are drawn; are steps or "
-            "names of files in their names?"
-        )
+            x, y = number_of(row.get("epoch")), math.nan if value is None else number_of(value)
+            if x is not None and y is not None and abs(x) < _LAST:  # None is what was not finite
+                curves.setdefault(key, Curve(*key)).add(x, y)
     return list(curves.values())
-
-
-def _lines(path: Path, run: Path, problems: list[str]) -> Iterable[dict[str, Any]]:
-    foreign, torn = 0, False
-    try:
-        with open_regular(path, inside=run) as file:
-            for raw in lines_of(file):
-                line = parse_line(raw)
-                if line is not None:
-                    yield line
-                elif raw.endswith(b"\n"):
-                    foreign += 1
-                else:
-                    torn = True
-    except OSError as error:
-        problems.append(f"{path} cannot be read: {error}")
-    if foreign:
-        problems.append(f"{path}: {foreign} lines are not a JSON object each, and are left out")
-    if torn:
-        problems.append(f"{path}: the last line is half written, and is left out")
 
 
 def _extremes(values: Sequence[float], most: int) -> list[int]:
@@ -137,14 +93,6 @@ def _extremes(values: Sequence[float], most: int) -> list[int]:
         kept.add(min(finite, key=values.__getitem__))
         kept.add(max(finite, key=values.__getitem__))
     return sorted(kept)
-
-
-def _number(value: Any) -> float | None:
-    """A float, of the strings that stand for NaN and infinities too."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
 
 
 def _rounded(value: float) -> float:

@@ -10,7 +10,8 @@ import numpy as np
 from batteries._digits import shown
 from batteries._files import PathLike
 from batteries._optional import import_optional
-from batteries.scoreboard._runs import RunInfo, run_info
+from batteries.scoreboard._info import RunInfo
+from batteries.scoreboard._runs import run_info
 
 _FEW = 5  # runs, below which nothing is said
 _SEED = 42
@@ -49,9 +50,7 @@ def check_gaps(runs: Sequence[RunInfo | PathLike]) -> list[GapCheck]:
     groups: dict[tuple[str, bool], list[RunInfo]] = {}
     infos = [run_info(run) for run in runs]
     for run in infos:
-        stage = run.best_stage
-        kind = (stage.metric, stage.minimization) if stage else ("", False)
-        groups.setdefault(kind, []).append(run)
+        groups.setdefault((run.metric, run.minimization is True), []).append(run)
     found = []
     for name in sorted(
         {name for run in infos for name in _others(run)}, key=lambda n: (n != "test", n)

@@ -1,170 +1,268 @@
-"""The runs in a log directory, as their files tell them."""
+"""All runs below a directory: the one reader that the command line and the page are made of."""
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from batteries._files import PathLike
-from batteries._foreign import is_number
+from batteries._optional import import_optional
 from batteries._rundir.history import NAME as METRICS
-from batteries._rundir.history import read_history
-from batteries._rundir.names import CHECKPOINTS, is_diff
-from batteries._rundir.record import NAME, glance, read_record, state_of
+from batteries._rundir.names import CHECKPOINTS
+from batteries._rundir.record import NAME, glance
 from batteries._rundir.scores import NAME as SCORES
-from batteries._rundir.scores import read_scores
+from batteries.scoreboard._info import RunInfo, read_run
+from batteries.scoreboard._select import grouped, in_order, select
 
 _DEPTH = 4  # directories below the log directory in which runs are looked for
-_LONG = 500  # letters of a problem
-_FOREIGN = (ValueError, OSError, OverflowError, MemoryError)  # what files of others may raise
+Table = Any  # of polars, which loads when it is needed
+Which = Literal["last", "best"]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """The scores of the epochs of one stage, which has a directory of checkpoints.
+class Runs(Sequence[RunInfo]):
+    """The runs below a directory, as tables; `read_runs` makes it.
 
-    >>> rows = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.4}, {"epoch": 3, "loss": None}]
-    >>> Stage("", Path("checkpoints"), "loss", True, rows).best
-    {'epoch': 2, 'loss': 0.4}
+    >>> with start_run("runs", {"lr": 0.1}) as run, JsonLinesLogger(run) as lines:
+    ...     for step, loss in enumerate([0.5, 0.3, 0.4], start=1):
+    ...         lines.log_metrics({"valid": {"loss": loss}}, step)
+    >>> runs = read_runs("runs", minimization={"loss": True})
+    >>> runs.where("lr=0.1", "valid/loss<0.35").table()["valid/loss.best"].to_list()
+    [0.3]
+
+    A table has the columns of `RunInfo.row`; the arguments, with joined names ("model.width",
+    or "args.test" where a column is called "test"); and for each logged metric "valid/loss.last",
+    "valid/loss.best" and "valid/loss.best_step". The best is None where nothing says whether
+    lower is better. A name without an end, "valid/loss", stands for the argument of that name,
+    else for the best of the metric, or for its last if the best is not known.
 
     Attributes:
-        name: Of the directory, "" where there is only one.
-        rows: `{"epoch": 1, "loss": 0.5, ...}`, with None for what is not finite.
+        minimization: By the names of metrics, whether lower is better: what `CheckpointManager`,
+            `record_scores` and the reader's user have said. That of "loss" counts for "valid/loss".
     """
 
-    name: str
-    path: Path
-    metric: str
-    minimization: bool
-    rows: list[dict[str, Any]]
+    def __init__(
+        self,
+        runs: Sequence[RunInfo],
+        minimization: Mapping[str, bool] | None = None,
+        which: Which = "best",
+    ) -> None:
+        self._runs = list(runs)
+        self._told = dict(minimization or {})
+        self._which = which
+
+    @overload
+    def __getitem__(self, index: int) -> RunInfo: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[RunInfo]: ...
+    def __getitem__(self, index: int | slice) -> RunInfo | list[RunInfo]:
+        return self._runs[index]
+
+    def __len__(self) -> int:
+        return len(self._runs)
 
     @cached_property
-    def best(self) -> dict[str, Any] | None:
-        """The row of the best epoch; of equal ones the earliest."""
-        scored: list[tuple[Any, dict[str, Any]]] = [
-            (row.get(self.metric), row) for row in self.rows
+    def minimization(self) -> dict[str, bool]:
+        said: dict[str, set[bool]] = {}
+        for run in self._runs:
+            pairs = [(stage.metric, stage.minimization) for stage in run.stages]
+            if run.metric and run.minimization is not None:
+                pairs.append((run.metric, run.minimization))
+            for metric, lower in pairs:
+                said.setdefault(metric, set()).add(lower)
+        # Where two runs contradict each other, nothing is known.
+        return {name: min(both) for name, both in said.items() if len(both) == 1} | self._told
+
+    def lower_is_better(self, metric: str) -> bool | None:
+        """Whether lower values of a metric are better; None where nothing says it.
+
+        >>> Runs([], {"loss": True}).lower_is_better("valid/loss")
+        True
+        """
+        known = self.minimization
+        return known.get(metric, known.get(metric.rpartition("/")[2]))
+
+    # ---------------------------------------------------------------- tables
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table as plain values: each row has the same columns, None where a run has none."""
+        return [dict(row) for row in self._rows]
+
+    def table(self) -> Table:
+        """One row a run, as a polars frame.
+
+        Raises:
+            ModuleNotFoundError: polars is not installed; `rows` does without.
+        """
+        pl: Any = import_optional("polars", needs="polars", for_="Runs.table")
+        rows = self._rows
+        frame: Table = pl.DataFrame({
+            name: _column(pl, name, [row[name] for row in rows]) for name in self.columns
+        })  # fmt: skip
+        return frame
+
+    def metrics(self) -> Table:
+        """All logged values as one long frame: run, metric, step, time, value.
+
+        Raises:
+            ModuleNotFoundError: polars is not installed; `RunInfo.series` does without.
+        """
+        pl: Any = import_optional("polars", needs="polars", for_="Runs.metrics")
+        import numpy as np  # a list of runs needs none
+
+        parts = []
+        for run in self._runs:
+            for series in run.series().values():
+                columns = {"step": series.steps, "time": series.times, "value": series.values}
+                own = pl.DataFrame({name: np.asarray(each) for name, each in columns.items()})
+                named = (pl.lit(run.name).alias("run"), pl.lit(series.name).alias("metric"))
+                parts.append(own.select(*named, "step", "time", "value"))
+        kinds = {"run": pl.String, "metric": pl.String, "step": pl.Float64}
+        kinds |= {"time": pl.Float64, "value": pl.Float64}
+        frame: Table = pl.concat(parts) if parts else pl.DataFrame(schema=kinds)
+        return frame
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """The names of the table's columns."""
+        return list(self._rows[0]) if self._rows else []
+
+    def column(self, name: str) -> str:
+        """The column that a name stands for.
+
+        >>> Runs([RunInfo("1", Path("1"))]).column("los")
+        Traceback (most recent call last):
+        KeyError: "there is no column 'los'; the nearest: epochs, metric, run, ..."
+
+        Raises:
+            KeyError: There is none; with the nearest names.
+        """
+        if name in self.columns or not self._runs:
+            return name
+        ends = [self._which] if self._which == "last" else ["best", "last"]
+        for end in ends:
+            known = end == "last" or self.lower_is_better(name) is not None
+            if known and f"{name}.{end}" in self.columns:
+                return f"{name}.{end}"
+        near = sorted(self.columns, key=lambda each: -_likeness(name, each))[:5]
+        raise KeyError(f"there is no column {name!r}; the nearest: {', '.join(near)}")
+
+    @cached_property
+    def _rows(self) -> list[dict[str, Any]]:
+        own = [run.row() for run in self._runs]
+        taken = {name for row in own for name in row}
+        rows = [
+            row
+            | {f"args.{k}" if k in taken else k: each for k, each in run.arguments.items()}
+            | self._metrics_of(run)
+            for run, row in zip(self._runs, own, strict=True)
         ]
-        finite = [pair for pair in scored if is_number(pair[0])]
-        choose: Any = min if self.minimization else max
-        best: dict[str, Any] | None = choose(finite, key=itemgetter(0), default=(None, None))[1]
-        return best
+        columns = dict.fromkeys(name for row in rows for name in row)
+        return [{name: row.get(name) for name in columns} for row in rows]
+
+    def _metrics_of(self, run: RunInfo) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, metric in run.metrics.items():
+            lower = self.lower_is_better(name)
+            best = None if lower is None else metric.best(lower)
+            found |= {f"{name}.last": metric.last, f"{name}.best": best and best[0]}
+            step = best and best[1]
+            found[f"{name}.best_step"] = int(step) if step and step.is_integer() else step
+        return found
+
+    # ---------------------------------------------------------------- some of them, in an order
+
+    def _of(self, rows: Sequence[Mapping[str, Any]]) -> Runs:
+        known = {id(row): run for run, row in zip(self._runs, self._rows, strict=True)}
+        runs = Runs([known[id(row)] for row in rows], self.minimization, self._which)
+        runs.__dict__["_rows"] = list(rows)
+        runs.__dict__["columns"] = self.columns
+        return runs
+
+    def where(self, *conditions: str) -> Runs:
+        """Those for which all conditions hold, of any columns.
+
+        >>> Runs([RunInfo("1", Path("1"))]).where("state=unknown", "run~^1")[0].name
+        '1'
+
+        A condition is a column; one of = != < <= > >=, or ~ for a pattern; and a value: a number,
+        true, false, or text, which may be quoted. Nothing after = asks for runs without a value.
+
+        Raises:
+            ValueError: It compares text with a number, or is no condition.
+            KeyError: There is no such column.
+        """
+        rows: Sequence[Mapping[str, Any]] = self._rows
+        for condition in conditions:
+            rows = select(rows, condition, self.column)
+        return self._of(rows)
+
+    def sorted(self, column: str, *, descending: bool = False) -> Runs:
+        """In the order of a column; those without a value come last.
+
+        >>> [run.name for run in Runs([RunInfo("1", Path("1"))]).sorted("run")]
+        ['1']
+        """
+        name = self.column(column)
+        if name == "run":  # numbers by their value
+            rows = sorted(self._rows, key=lambda row: _natural(row["run"]), reverse=descending)
+            return self._of(rows)
+        return self._of(in_order(self._rows, name, descending))
+
+    def best_first(self, metric: str | None = None) -> Runs:
+        """By a metric or a column of one, best first; default: by their validation scores.
+
+        >>> Runs([]).best_first()[:1]
+        []
+
+        Raises:
+            ValueError: Nothing says whether lower is better.
+        """
+        if metric is None:
+            known = {id(run): row for run, row in zip(self._runs, self._rows, strict=True)}
+            return self._of([known[id(run)] for run in best_first(self._runs)])
+        column = self.column(metric)
+        lower = self.lower_is_better(metric.removesuffix(".last").removesuffix(".best"))
+        if lower is None:
+            raise ValueError(
+                f"nothing says whether lower {metric} is better: say minimization={{{metric!r}: "
+                f"True}} to read_runs, or --minimize or --maximize {metric}"
+            )
+        return self._of(in_order(self._rows, column, descending=not lower))
+
+    def groups(self, by: str | Sequence[str], of: str = "validation") -> list[dict[str, Any]]:
+        """What a column is over the runs that have the same arguments: of other seeds, mostly.
+
+        >>> runs = [RunInfo(str(i), Path(), scores={"validation": i / 10}) for i in (1, 3)]
+        >>> found = Runs(runs).groups("state")[0]
+        >>> found["state"], found["count"], found["mean"]
+        ('unknown', 2, 0.2)
+
+        Args:
+            by: Columns whose values the runs of a group share.
+            of: The column. Each group has its `count` of finite values, `mean`, `std`, `sem` (the
+                standard error of the mean), `median`, `min` and `max`; `runs` counts all.
+        """
+        names = [self.column(name) for name in ([by] if isinstance(by, str) else by)]
+        return grouped(self._rows, names, self.column(of))
 
 
-@dataclass(frozen=True)
-class RunInfo:
-    """What the files of a run say.
-
-    >>> RunInfo("001", Path("runs/001")).state
-    'unknown'
-
-    Attributes:
-        name: Its directory, as seen from the log directory.
-        record: What is in `run.json`.
-        scores: What `record_scores` wrote.
-        problems: Files that could not be read, and why.
-    """
-
-    name: str
-    path: Path
-    record: dict[str, Any] = field(default_factory=dict)
-    state: str = "unknown"
-    stages: list[Stage] = field(default_factory=list)
-    scores: dict[str, Any] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-    def __fspath__(self) -> str:
-        return str(self.path)
-
-    @property
-    def session(self) -> dict[str, Any]:
-        """The record of its last start."""
-        sessions = self.record.get("sessions")
-        return dict(sessions[-1]) if sessions else {}
-
-    @property
-    def commit(self) -> str:
-        """The first letters of the commit, with a * where something was changed."""
-        git = self.session.get("git") or {}
-        return str(git.get("commit", ""))[:8] + ("*" if git.get("dirty") else "")
-
-    @property
-    def diff(self) -> Path | None:
-        """Where the changes after the commit of its last start are recorded, if there were some."""
-        # By its own name only: a record may come from elsewhere, and must not ask for other files.
-        name = str((self.session.get("git") or {}).get("diff"))
-        return self.path / name if is_diff(name) else None
-
-    @property
-    def seconds(self) -> float | None:
-        """How long all its starts took together, as far as is known."""
-        spans = [_span(session) for session in self.record.get("sessions", [])]
-        known = [span for span in spans if span is not None]
-        return sum(known) if known else None
-
-    @property
-    def epochs(self) -> int:
-        """Of all stages."""
-        return sum(len(stage.rows) for stage in self.stages)
-
-    @cached_property
-    def best_stage(self) -> Stage | None:
-        """The stage with the best score, among those with the metric of the last one."""
-        scored = [stage for stage in self.stages if stage.best is not None]
-        if not scored:
-            return None
-        last = scored[-1]
-        sign = 1 if last.minimization else -1
-        alike = [stage for stage in scored if stage.metric == last.metric]
-        return min(alike, key=lambda stage: sign * (stage.best or {})[last.metric])
-
-    @property
-    def validation(self) -> float | None:
-        """The score that the run was told, else that of the best epoch."""
-        told = self.scores.get("validation")
-        if told is not None:
-            return float(told)
-        stage = self.best_stage
-        return float((stage.best or {})[stage.metric]) if stage else None
-
-    def row(self) -> dict[str, Any]:
-        """The run as a line of a table, of plain values."""
-        stage = self.best_stage
-        boards: dict[str, float] = self.scores.get("leaderboard", {})
-        test, validation = self.scores.get("test"), self.validation
-        return {
-            "run": self.name,
-            "commit": self.commit,
-            "stage": stage.name if stage else "",
-            "epochs": self.epochs,
-            "metric": stage.metric if stage else "",
-            "validation": validation,
-            "epoch": (stage.best or {}).get("epoch") if stage else None,
-            "test": test,
-            **{f"leaderboard.{name}": score for name, score in boards.items()},
-            "test - validation": _gap(test, validation),
-            **{f"{name} - validation": _gap(score, validation) for name, score in boards.items()},
-            "started": str(self.session.get("started") or ""),
-            "seconds": self.seconds,
-            "state": self.state,
-        }
-
-
-def read_runs(logdir: PathLike) -> list[RunInfo]:
+def read_runs(logdir: PathLike, *, minimization: Mapping[str, bool] | None = None) -> Runs:
     """The runs in a directory and those below it, in the order of their names.
 
-    >>> read_runs(".")
-    []
+    >>> len(read_runs("."))
+    0
 
     A run is a directory with a `run.json` or scores, or that of a `CheckpointManager`; links to
-    directories are not followed. What cannot be read is told in the run's `problems`.
+    directories are not followed. What cannot be read is told in the run's `problems`. What was
+    logged is read when it is asked for.
+
+    Args:
+        minimization: By the names of metrics, whether lower is better, where the runs do not say
+            it: `{"valid/loss": True}`.
 
     Raises:
         NotADirectoryError: There is no such directory.
@@ -179,49 +277,47 @@ def read_runs(logdir: PathLike) -> list[RunInfo]:
         read_run(path, path.name if path == root else path.relative_to(root).as_posix())
         for path in paths
     ]
-    return sorted(found, key=lambda run: _natural(run.name))
+    return Runs(sorted(found, key=lambda run: _natural(run.name)), minimization)
 
 
 def best_first(runs: Sequence[RunInfo | PathLike]) -> list[RunInfo]:
     """Runs in the order of their validation scores, the best first.
 
-    >>> loss = [Stage("", Path(), "loss", True, [{"epoch": 1, "loss": x}]) for x in (0.5, 0.4)]
-    >>> runs = [RunInfo(str(i), Path(), stages=[stage]) for i, stage in enumerate(loss)]
+    >>> told = [{"validation": x, "metric": "loss", "minimization": True} for x in (0.5, 0.4)]
+    >>> runs = [RunInfo(str(i), Path(), scores=scores) for i, scores in enumerate(told)]
     >>> [run.name for run in best_first(runs)]
     ['1', '0']
 
-    Whether lower is better is what the run's `metrics.json` says. Runs of different metrics cannot
-    be held against each other: the metric with the most runs comes first. Runs without a score, or
-    of which nothing says the direction, come last, in the order in which they were.
+    Whether lower is better is what the run's `metrics.json` or scores say. Runs of different
+    metrics cannot be held against each other: the metric with the most runs comes first. Runs
+    without a score, or of which nothing says the direction, come last, in the order in which they
+    were.
     """
-    groups: dict[tuple[str, bool], list[RunInfo]] = {}
-    infos = [run_info(run) for run in runs]
-    for run in infos:
-        stage = run.best_stage
-        if stage is not None:
-            groups.setdefault((stage.metric, stage.minimization), []).append(run)
-    ranked = [
-        run
-        for (_, minimization), alike in sorted(groups.items(), key=lambda group: -len(group[1]))
-        for run in sorted(alike, key=lambda run: (1 if minimization else -1) * _score(run))
-    ]
-    return ranked + [run for run in infos if run.best_stage is None]
-
-
-def _score(run: RunInfo) -> float:
-    assert run.validation is not None, "its best stage has one"
-    return run.validation
+    groups: dict[tuple[str, bool], list[tuple[float, RunInfo]]] = {}
+    rest = []
+    for run in map(run_info, runs):
+        score, lower = run.validation, run.minimization
+        if score is None or lower is None:
+            rest.append(run)
+        else:
+            groups.setdefault((run.metric, lower), []).append((score if lower else -score, run))
+    largest = sorted(groups.values(), key=lambda some: -len(some))
+    return [run for some in largest for _, run in sorted(some, key=lambda pair: pair[0])] + rest
 
 
 def find_run(run: PathLike, logdir: PathLike = ".") -> RunInfo:
-    """A run by its path, or by its name in a log directory.
+    """A run by its path, by its name in a log directory, or by its number alone.
 
     >>> find_run("runs/digits/007")
     Traceback (most recent call last):
     LookupError: there is no run runs/digits/007, and no runs are in .
 
+    Args:
+        run: "runs/digits/007"; "digits/007" in "runs"; or "7", if one run below the log directory
+            has this number.
+
     Raises:
-        LookupError: There is none; with the nearest names.
+        LookupError: There is none, with the nearest names; or several have the number.
     """
     for path in (Path(run), Path(logdir, run)):
         if path.is_dir() and path in _run_paths(path):
@@ -229,6 +325,13 @@ def find_run(run: PathLike, logdir: PathLike = ".") -> RunInfo:
     name, above = str(run), Path(run).parent
     places = [Path(logdir), *([above] if above.is_dir() and above != Path() else [])]
     paths = {path: path.relative_to(place) for place in places for path in _run_paths(place)}
+    if name.isdecimal():
+        numbers = [p for p in paths if p.name.isdecimal() and int(p.name) == int(name)]
+        if len(numbers) == 1:
+            return read_run(numbers[0])
+        if numbers:
+            several = ", ".join(sorted(path.as_posix() for path in numbers)[:5])
+            raise LookupError(f"{len(numbers)} runs have the number {name}: {several}; name one")
     likeness = {  # to its path, or to its name in the log directory
         path.as_posix(): max(_likeness(name, path.as_posix()), _likeness(name, inside.as_posix()))
         for path, inside in paths.items()
@@ -245,37 +348,6 @@ def run_info(run: RunInfo | PathLike) -> RunInfo:
 
 def _likeness(name: str, other: str) -> float:
     return difflib.SequenceMatcher(None, name, other).ratio()
-
-
-def read_run(path: PathLike, name: str | None = None) -> RunInfo:
-    """What the files of one run say.
-
-    >>> read_run("runs/digits/001").stages
-    []
-    """
-    path = Path(path)
-    problems: list[str] = []
-    record, scores, stages, state = {}, {}, [], "unknown"
-    with _telling(path / NAME, problems):
-        record = read_record(path) or {}
-        state = state_of(path, record) if record else "unknown"
-    with _telling(path / SCORES, problems):
-        scores = read_scores(path)
-    for file in sorted(_metrics_files(path), key=_changed):
-        with _telling(file, problems):
-            stages.append(_read_stage(file, path))
-    if problems and state == "unknown":
-        state = "unreadable"
-    return RunInfo(name or str(path), path, record, state, stages, scores, problems)
-
-
-@contextmanager
-def _telling(file: Path, problems: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except _FOREIGN as error:
-        text = str(error) if str(file) in str(error) else f"{file}: {error}"
-        problems.append(text[:_LONG])
 
 
 def _run_paths(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
@@ -298,47 +370,21 @@ def _run_paths(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
                 yield from _run_paths(Path(entry.path), depth - 1)
 
 
-def _metrics_files(path: Path, depth: int = 2) -> Iterator[Path]:
-    try:
-        with os.scandir(path) as entries:
-            inside = list(entries)
-    except OSError:
-        return
-    for entry in inside:
-        if entry.name == METRICS:
-            yield Path(entry.path)
-        elif depth and entry.is_dir(follow_symlinks=False):
-            yield from _metrics_files(Path(entry.path), depth - 1)
-
-
-def _changed(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:  # told when it is read
-        return 0.0
-
-
-def _read_stage(file: Path, run: Path) -> Stage:
-    history = read_history(file, inside=run)
-    parts = [part for part in file.parent.relative_to(run).parts if part != CHECKPOINTS]
-    own = (history.metric, history.minimization, history.rows)
-    return Stage("/".join(parts), file.parent, *own)
-
-
-def _gap(score: float | None, validation: float | None) -> float | None:
-    return None if score is None or validation is None else score - validation
-
-
-def _span(session: dict[str, Any]) -> float | None:
-    try:
-        started = datetime.fromisoformat(session["started"])
-        if session["stopped"] is None and session["state"] == "running":
-            return (datetime.now(timezone.utc) - started).total_seconds()
-        return (datetime.fromisoformat(session["stopped"]) - started).total_seconds()
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
 def _natural(name: str) -> list[tuple[int, int | str]]:
     """Numbers by their value."""
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in name.split("/")]
+
+
+def _column(pl: Any, name: str, values: list[Any]) -> Any:
+    """A column of one type: of several, all are texts."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float} and kinds:
+        whole = kinds == {int} and all(abs(v) < 2**63 for v in values if v is not None)
+        return pl.Series(name, values, dtype=pl.Int64 if whole else pl.Float64, strict=False)
+    if kinds == {bool}:
+        return pl.Series(name, values, dtype=pl.Boolean)
+    texts = [None if value is None else str(value) for value in values]
+    column = pl.Series(name, texts, dtype=pl.String)
+    if name in ("started", "stopped"):
+        return column.str.to_datetime(time_zone="UTC", strict=False)
+    return column

@@ -1,0 +1,48 @@
+"""`batteries export`: the table of runs, or all logged values, as a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from batteries._files import write_whole
+from batteries.cli._group import main, read, say
+from batteries.cli._tables import as_csv, as_json
+
+
+@main.command()
+@click.argument("logdir", default="runs", type=click.Path(exists=True, file_okay=False))
+@click.option("-o", "--output", required=True, help="A .csv, .json or .parquet.")
+@click.option("--metrics", is_flag=True, help="All logged values, a row each.")
+def export(logdir: str, output: str, metrics: bool) -> None:
+    """Write the runs below LOGDIR as a table: one row a run, or with --metrics a logged value.
+
+    \b
+    batteries export runs -o runs.csv
+    batteries export runs --metrics -o values.parquet
+    """  # noqa: D301
+    kind = Path(output).suffix
+    if kind not in (".csv", ".json", ".parquet"):
+        raise ValueError(f"{output} ends with {kind!r}; expected .csv, .json or .parquet")
+    runs = read(logdir)
+    with write_whole(Path(output)) as file:
+        if kind == ".parquet":
+            (runs.metrics() if metrics else runs.table()).write_parquet(file)
+        else:
+            write: Callable[[Any], str] = as_csv if kind == ".csv" else as_json
+            rows: list[dict[str, Any]] = [
+                {"run": run.name, "metric": name, "step": step, "time": time, "value": value}
+                for run in (runs if metrics else ())
+                for name, one in run.series().items()
+                for step, time, value in zip(one.steps, one.times, one.values, strict=True)
+            ]
+            rows = rows if metrics else runs.rows()
+            paths = [{**row, "run": f"{Path(logdir) / row['run']}"} for row in rows]
+            file.write(write(paths).encode())
+    for run in runs:
+        for problem in run.problems:
+            say(f"{run.name}: {problem}", err=True)
+    say(f"{output} is written")

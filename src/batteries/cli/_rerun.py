@@ -1,0 +1,225 @@
+"""`batteries rerun` and `resume`: the program of a run again, with its code."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batteries._foreign import read_regular
+from batteries._rundir.names import RESUMED
+from batteries.cli._group import logdir_option, main, say
+
+if TYPE_CHECKING:
+    from batteries.scoreboard import RunInfo
+
+_MASK = "***"  # what a record has in place of a secret
+
+
+@dataclass
+class _Plan:
+    """What is to be done: commands before, the program, and where it runs."""
+
+    directory: str
+    command: list[str]
+    before: list[list[str]] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    obstacles: list[str] = field(default_factory=list)  # for which it is only shown
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--yes", is_flag=True, help="Run it; else it is printed."),
+        click.option("--current-code", is_flag=True, help="With the code as it is now."),
+        logdir_option,
+        click.argument("words", nargs=-1, type=click.UNPROCESSED),
+        click.argument("run", type=click.Path()),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@_options
+def rerun(run: str, words: tuple[str, ...], logdir: str, current_code: bool, yes: bool) -> None:
+    """Print, or with --yes run, the command of RUN, in its directory and with its code.
+
+    If the code has changed since, it is checked out beside: a git worktree at the commit of the
+    run, with its diff applied. WORDS after -- are added at the end of the command, where argparse
+    and click take the last value of an option.
+
+    \b
+    batteries rerun 13
+    batteries rerun 13 --yes -- --lr 0.1
+    """  # noqa: D301
+    from batteries.scoreboard import find_run
+
+    _carry_out(_planned(find_run(run, logdir), words, current_code), yes)
+
+
+@main.command()
+@_options
+def resume(run: str, words: tuple[str, ...], logdir: str, current_code: bool, yes: bool) -> None:
+    """Print, or with --yes run, what goes on with RUN: its command, and start_run takes that run.
+
+    \b
+    batteries resume 13 --yes
+    """  # noqa: D301
+    from batteries.scoreboard import find_run
+
+    found = find_run(run, logdir)
+    plan = _planned(found, words, current_code)
+    plan.variables[RESUMED] = str(found.path.resolve())
+    if found.state == "running":
+        plan.obstacles.append(f"{found.path} is running")
+    _carry_out(plan, yes)
+
+
+def _carry_out(plan: _Plan, yes: bool) -> None:
+    if yes and plan.obstacles:
+        raise RuntimeError("; ".join(plan.obstacles))
+    for note in [*plan.notes, *plan.obstacles]:
+        say(f"# {note}", err=True)
+    if not yes:
+        for command in [*plan.before, ["cd", plan.directory]]:
+            say(shlex.join(command))
+        values = [f"{name}={shlex.quote(value)}" for name, value in plan.variables.items()]
+        say(" ".join([*values, shlex.join(plan.command)]))
+        return
+    for command in plan.before:
+        subprocess.run(command, check=True)
+    variables = {**os.environ, **plan.variables}
+    done = subprocess.run(plan.command, cwd=plan.directory, env=variables)
+    raise SystemExit(done.returncode if done.returncode >= 0 else 128 - done.returncode)
+
+
+def _planned(run: RunInfo, words: Sequence[str], current_code: bool) -> _Plan:
+    session = run.session
+    launch = session.get("launch") or session.get("command")
+    if not isinstance(launch, list) or not all(isinstance(word, str) for word in launch):
+        raise LookupError(
+            f"{run.path}/run.json has no command: the run was not recorded by start_run"
+        )
+    if len(launch) < 2 or any("ipykernel" in word for word in launch[:4]):
+        raise LookupError(f"{run.path} was made in a notebook or a console, which has no command")
+    directory = session.get("directory") or os.fspath(Path.cwd())
+    plan = _Plan(directory, [*_with_secrets(launch, words), *words])
+    masked = [word for word in plan.command if _MASK in word]
+    if masked:
+        plan.obstacles.append(
+            f"secrets of the command were not recorded ({', '.join(masked)}): give them again "
+            "behind --, such as: batteries rerun RUN -- --token ..."
+        )
+    if not session.get("directory"):
+        plan.notes.append("the directory was not recorded: it is taken to be this one")
+    if not Path(directory).is_dir():
+        plan.obstacles.append(f"its directory {directory} is not here: make it first")
+    if not Path(launch[0]).exists():
+        plan.notes.append(f"{launch[0]} is not here: this Python is taken")
+        plan.command[0] = sys.executable
+    _note_ranks(session, plan)
+    if not current_code:
+        _check_out(run, plan)
+    return plan
+
+
+def _with_secrets(launch: list[str], words: Sequence[str]) -> list[str]:
+    """The command without those masked options that are given again."""
+    again = {word.partition("=")[0] for word in words}
+    kept: list[str] = []
+    for word in launch:
+        name = word.partition("=")[0] if "=" in word else kept[-1] if kept else ""
+        if _MASK in word and name in again:
+            if "=" not in word:
+                kept.pop()
+        else:
+            kept.append(word)
+    return kept
+
+
+def _note_ranks(session: dict[str, Any], plan: _Plan) -> None:
+    nodes = next((word for word in plan.command if word.startswith("--nnodes=")), "--nnodes=1")
+    if nodes != "--nnodes=1":
+        plan.obstacles.append(
+            f"it ran on several hosts ({nodes}): start this command on each of them, with "
+            "--node-rank and --master-addr"
+        )
+    if "SLURM_PROCID" in (session.get("variables") or {}):
+        plan.obstacles.append(f"Slurm started its {session.get('world_size')} ranks: use srun")
+
+
+def _check_out(run: RunInfo, plan: _Plan) -> None:
+    """Let the program be that of the run's commit and diff, in a worktree where it is another."""
+    git, program = run.session.get("git") or {}, run.session.get("program")
+    commit = str(git.get("commit"))
+    if not program or not re.fullmatch("[0-9a-f]{40,64}", commit):
+        plan.notes.append("its code was not in a git repository: the program is as it is now")
+        return
+    top = _git(Path(program).parent, "rev-parse", "--show-toplevel")
+    if top and Path(top).resolve().is_relative_to(run.path.resolve()):
+        raise ValueError(f"{run.path} has a git repository in it, which is not asked for its code")
+    if top is None or _git(Path(top), "cat-file", "-e", f"{commit}^{{commit}}") is None:
+        plan.notes.append(f"commit {commit[:8]} is not here: the program is as it is now")
+        return
+    diff = read_regular(run.diff, inside=run.path) if run.diff and run.diff.exists() else b""
+    if _is_at(Path(program).parent, run.path, commit, diff):
+        return
+    if diff.endswith(b" bytes more]\n"):
+        raise ValueError(f"{run.diff} was too long to be recorded whole: --current-code")
+    known = hashlib.sha256(diff).hexdigest()[:8]
+    above = Path(top, _git(Path(top), "rev-parse", "--git-common-dir") or ".git")
+    worktree = above / "batteries" / f"{commit[:12]}-{known}"
+    if not worktree.exists():
+        quiet = ["git", "-C", top, "worktree", "add", "--quiet", "--detach"]
+        plan.before.append([*quiet, str(worktree), commit])
+        if diff:
+            apply = ["git", "-C", str(worktree), "apply", "--whitespace=nowarn"]
+            plan.before.append([*apply, str(run.diff and run.diff.resolve())])
+    elif not _is_at(worktree, run.path, commit, diff):
+        raise RuntimeError(f"{worktree} was changed: git worktree remove --force {worktree}")
+    if _MASK.encode() in diff:
+        plan.notes.append(f"secrets in {run.diff} are masked: put them into {worktree}")
+    if untracked := git.get("untracked"):
+        plan.notes.append(f"untracked files were not recorded: {', '.join(map(str, untracked))}")
+    _move(plan, Path(program), Path(top), worktree)
+
+
+def _move(plan: _Plan, program: Path, top: Path, worktree: Path) -> None:
+    """Run the program that is in the worktree, in the directory of the run."""
+    own = str(worktree / program.resolve().relative_to(Path(top).resolve()))
+    for number, word in enumerate(plan.command[1:], start=1):
+        if Path(plan.directory, word).resolve() == program.resolve():
+            plan.command[number] = own
+            return
+    with_module = Path(plan.directory).resolve()
+    if with_module.is_relative_to(Path(top).resolve()):  # python -m looks in its own directory
+        plan.directory = str(worktree / with_module.relative_to(Path(top).resolve()))
+        plan.notes.append(f"python -m finds its code where it runs: in {plan.directory}")
+        return
+    plan.obstacles.append(f"{program} is not named by the command: start it by {own}")
+
+
+def _is_at(directory: Path, run: Path, commit: str, diff: bytes) -> bool:
+    from batteries._environment import code
+
+    about, own = code(directory, run)
+    return about is not None and about["commit"] == commit and own == diff
+
+
+def _git(directory: Path, *words: str) -> str | None:
+    command = ["git", "-C", str(directory), "-c", "core.fsmonitor=false", *words]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except OSError:  # no git here
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None

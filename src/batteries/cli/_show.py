@@ -1,0 +1,98 @@
+"""`batteries show`: one run, as far as its files tell it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from batteries.cli._group import as_json_option, logdir_option, main, say
+from batteries.cli._tables import duration, print_table, size
+
+_MACHINE = ("host", "platform", "cpu", "memory", "gpus", "driver", "python", "world_size")
+_TAIL = 4000  # bytes of the log, of which the last lines are shown
+_LONG = 300  # letters of a value
+
+
+@main.command()
+@click.argument("run", type=click.Path())
+@logdir_option
+@click.option("--lines", default=10, show_default=True, help="How many of the log.")
+@as_json_option
+def show(run: str, logdir: str, lines: int, as_json: bool) -> None:
+    """Show how RUN was made, how it ended, what it scored, and its checkpoints.
+
+    RUN is a path, a name below --logdir, or a number.
+
+    \b
+    batteries show 13
+    """  # noqa: D301
+    from batteries.scoreboard import find_run
+
+    found = find_run(run, logdir)
+    session, row, diff = found.session, found.row(), found.diff
+    log = found.log(_TAIL)[0].splitlines()[-lines:]
+    checkpoints = [
+        {"stage": each.stage, "epoch": each.epoch, "score": each.score, "bytes": each.bytes}
+        | {"file": str(each.path)}
+        for each in found.checkpoints()
+    ]
+    submissions = found.scores.get("submissions", [])
+    if as_json:
+        metrics = {name: each._asdict() for name, each in found.metrics.items()}
+        told: dict[str, Any] = {"row": row, "session": session, "diff": diff, "metrics": metrics}
+        told |= {"scores": found.scores, "checkpoints": checkpoints, "log": log}
+        click.echo(json.dumps({**told, "problems": found.problems}, indent=1, default=str))
+        return
+    _say_how(found, session)
+    lasts = [{"metric": name, "last": each.last} for name, each in found.metrics.items()]
+    if lasts:
+        print_table("\nmetrics", lasts)
+    names = ("metric", "validation", "validation of", "spread", "stage", "epoch", "test")
+    scores = {name: row[name] for name in names if row[name] not in (None, "")}
+    scores |= {name: value for name, value in row.items() if name.startswith("leaderboard.")}
+    if scores:
+        _say_values("\nscores", scores)
+    if submissions:
+        print_table("\nsubmissions", [_submission(each) for each in submissions])
+    if checkpoints:
+        print_table("\ncheckpoints", checkpoints)
+    for line in ["\nthe log ends with", *log] if log else []:
+        say(line)
+    for problem in found.problems:
+        say(problem, err=True)
+
+
+def _say_how(found: Any, session: dict[str, Any]) -> None:
+    ended = f"{found.state}, started {session.get('started')}, stopped {session.get('stopped')}"
+    took = "" if found.seconds is None else f", {duration(found.seconds)} in all"
+    say(f"{found.path}: {ended}{took}, {size(found.bytes)}")
+    if session.get("error"):
+        say(f"error: {session['error']}"[: 10 * _LONG])
+    words = session.get("launch") or session.get("command")
+    told = shlex.join(map(str, words)) if isinstance(words, list) else ""
+    git = session.get("git") or {}
+    code = {name: git.get(name) for name in ("commit", "branch", "remote")}
+    machine = {name: session.get(name) for name in _MACHINE}
+    _say_values("\nmade by", {"command": told, "directory": session.get("directory")} | code)
+    if found.diff:
+        say(f"  changed after the commit: {found.diff}")
+    _say_values("\narguments", found.arguments)
+    _say_values("\nmachine", machine)
+
+
+def _say_values(title: str, values: dict[str, Any]) -> None:
+    known: Iterable[Any] = [(k, v) for k, v in values.items() if v not in (None, "", [])]
+    if known:
+        say(title)
+    for name, value in known:
+        say(f"  {name} {str(value)[:_LONG]}")
+
+
+def _submission(each: dict[str, Any]) -> dict[str, Any]:
+    names = ("time", "file", "sha256", "message")
+    told = {name: str(each.get(name, "")) for name in names}
+    return {**told, "sha256": told["sha256"][:12], **each.get("scores", {})}

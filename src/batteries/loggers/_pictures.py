@@ -1,0 +1,79 @@
+"""Pictures and histograms as plain data, that every tracker can take."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_KINDS = {1: 0, 3: 2, 4: 6}  # of pixels in a PNG file, by their channels
+
+
+class Histogram(NamedTuple):
+    """How many values lie between two edges each.
+
+    Attributes:
+        counts: One fewer than edges.
+        moments: The number of finite values, their sum, and the sum of their squares.
+        lost: Values that are NaN or infinite.
+    """
+
+    counts: list[int]
+    edges: list[float]
+    moments: tuple[int, float, float]
+    lost: int
+
+
+def histogram_of(name: str, values: Any, bins: int) -> Histogram:
+    """The histogram of an array or a tensor of any shape."""
+    if isinstance(values, Tensor):
+        values = values.detach().to(device="cpu", dtype=torch.float64).numpy()
+    try:
+        numbers = np.asarray(values, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        kind = type(values).__name__
+        raise TypeError(f"the histogram {name!r} is of {kind}; expected numbers") from None
+    finite = numbers[np.isfinite(numbers)]
+    counts, edges = np.histogram(finite, bins)
+    moments = (len(finite), float(finite.sum()), float(np.square(finite).sum()))
+    return Histogram(counts.tolist(), edges.tolist(), moments, len(numbers) - len(finite))
+
+
+def png_of(name: str, image: Any) -> bytes:
+    """An image as the bytes of a PNG file, which needs no other library."""
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        image = image.float() if image.is_floating_point() else image
+        image = (image.movedim(0, -1) if image.ndim == 3 else image).numpy()
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.ndim != 3 or pixels.shape[2] not in _KINDS or 0 in pixels.shape:
+        raise ValueError(
+            f"the image {name!r} has the shape {np.shape(image)}; expected (height, width), "
+            "(height, width, channels) of an array or (channels, height, width) of a tensor, with "
+            "1, 3 or 4 channels"
+        )
+    if pixels.dtype.kind in "fb":
+        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueError(
+                f"the image {name!r} has values from {pixels.min():.4g} to {pixels.max():.4g}; "
+                "expected floats from 0 to 1, or uint8"
+            )
+        pixels = np.round(pixels.astype(np.float64) * 255).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"the image {name!r} is of {pixels.dtype}; expected uint8 or floats")
+    height, width, channels = pixels.shape
+    head = struct.pack(">IIBBBBB", width, height, 8, _KINDS[channels], 0, 0, 0)
+    lines = np.zeros((height, 1 + width * channels), np.uint8)  # a 0 before each: as it is
+    lines[:, 1:] = pixels.reshape(height, -1)
+    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(lines.tobytes(), 6)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_part(kind, data) for kind, data in parts)
+
+
+def _part(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,0 +1,413 @@
+"""What the files of one run say."""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from batteries._files import PathLike, check_inside
+from batteries._foreign import open_regular
+from batteries._rundir.history import best_row, find_histories, read_history, stage_of
+from batteries._rundir.names import LOG, checkpoint_name, is_diff
+from batteries._rundir.record import NAME, read_record, state_of
+from batteries._rundir.scores import NAME as SCORES
+from batteries._rundir.scores import read_scores
+from batteries.scoreboard._series import Metric, Series, read_series
+
+_LONG = 500  # letters of a problem
+_FILES = 100_000  # of one run, whose sizes are added up
+_ARGUMENTS = 1000
+_FOREIGN = (ValueError, OSError, OverflowError, MemoryError)  # what files of others may raise
+_FOLD = re.compile(r"(?i)(^|/)fold[_-]?\d+(?=/|$)")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The scores of the epochs of one stage, which has a directory of checkpoints.
+
+    >>> rows = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.4}, {"epoch": 3, "loss": None}]
+    >>> Stage("", Path("checkpoints"), "loss", True, rows).best
+    {'epoch': 2, 'loss': 0.4}
+
+    Attributes:
+        name: Of the directory, "" where there is only one.
+        rows: `{"epoch": 1, "loss": 0.5, ...}`, with None for what is not finite.
+        epochs: How many there were. If the directory was removed, the best row alone is known.
+    """
+
+    name: str
+    path: Path
+    metric: str
+    minimization: bool
+    rows: list[dict[str, Any]]
+    epochs: int = 0
+
+    @cached_property
+    def best(self) -> dict[str, Any] | None:
+        """The row of the best epoch; of equal ones the earliest."""
+        return best_row(self.metric, self.minimization, self.rows)
+
+
+class Checkpoint(NamedTuple):
+    """An epoch of which there is a file.
+
+    >>> Checkpoint("", 3, 0.9, Path("exp_3.pth"), 1024).bytes
+    1024
+    """
+
+    stage: str
+    epoch: int
+    score: float | None
+    path: Path
+    bytes: int
+
+
+class Validation(NamedTuple):
+    """The validation score of a run, and what it is the score of.
+
+    >>> Validation(0.91, "mean of 5 folds", 0.01).of
+    'mean of 5 folds'
+
+    Attributes:
+        of: "best epoch"; "mean of 5 folds", of each the best epoch; "told" (`record_scores`); or
+            "out-of-fold", which is one that was told beside scores of folds.
+        spread: The standard deviation of the folds.
+        epoch: The best one.
+        stage: Where it was.
+    """
+
+    value: float
+    of: str
+    spread: float | None = None
+    epoch: int | None = None
+    stage: str = ""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What the files of a run say.
+
+    >>> RunInfo("001", Path("runs/001")).state
+    'unknown'
+
+    Attributes:
+        name: Its directory, as seen from the log directory.
+        record: What is in `run.json`.
+        scores: What `record_scores` wrote.
+        problems: Files that could not be read, and why.
+    """
+
+    name: str
+    path: Path
+    record: dict[str, Any] = field(default_factory=dict)
+    state: str = "unknown"
+    stages: list[Stage] = field(default_factory=list)
+    scores: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def session(self) -> dict[str, Any]:
+        """The record of its last start."""
+        sessions = self.record.get("sessions")
+        return dict(sessions[-1]) if sessions else {}
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """Those of its last start, with joined names: "model.width"; lists as texts."""
+        pairs = _joined(self.session.get("args") or {}, "")
+        return dict(pair for pair, _ in zip(pairs, range(_ARGUMENTS), strict=False))
+
+    @property
+    def commit(self) -> str:
+        """The first letters of the commit, with a * where something was changed."""
+        git = self.session.get("git") or {}
+        return str(git.get("commit", ""))[:8] + ("*" if git.get("dirty") else "")
+
+    @property
+    def diff(self) -> Path | None:
+        """Where the changes after the commit of its last start are recorded, if there were some."""
+        # By its own name only: a record may come from elsewhere, and must not ask for other files.
+        name = str((self.session.get("git") or {}).get("diff"))
+        return self.path / name if is_diff(name) else None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long all its starts took together, as far as is known."""
+        spans = [_span(session) for session in self.record.get("sessions", [])]
+        known = [span for span in spans if span is not None]
+        return sum(known) if known else None
+
+    @property
+    def epochs(self) -> int:
+        """Of all stages."""
+        return sum(stage.epochs or len(stage.rows) for stage in self.stages)
+
+    @cached_property
+    def bytes(self) -> int:
+        """What it takes on the disk; files with several names count once."""
+        left = [_FILES]
+        return sum(dict(_sizes(self.path, left)).values())
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        """What each logged metric came to, by its name."""
+        return {name: series.metric() for name, series in self.series().items()}
+
+    def series(self) -> dict[str, Series]:
+        """All that was logged, by the names of metrics; it is read anew."""
+        problems: list[str] = []
+        found = read_series(self.path, problems)
+        self.problems.extend(text[:_LONG] for text in problems if text[:_LONG] not in self.problems)
+        return found
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The epochs of which there is a file, and how large it is."""
+        return [each for stage in self.stages for each in _checkpoints(self.path, stage)]
+
+    def log(self, most: int) -> tuple[str, int]:
+        """The last so many bytes of `log.txt`, and how many are before them."""
+        return read_text(self.path / LOG, most, tail=True)
+
+    # ---------------------------------------------------------------- scores
+
+    @cached_property
+    def best_stage(self) -> Stage | None:
+        """The stage with the best score, among those with the metric of the last one."""
+        scored = [stage for stage in self.stages if stage.best is not None]
+        if not scored:
+            return None
+        last = scored[-1]
+        sign = 1 if last.minimization else -1
+        alike = [stage for stage in scored if stage.metric == last.metric]
+        return min(alike, key=lambda stage: sign * (stage.best or {})[last.metric])
+
+    @property
+    def metric(self) -> str:
+        """What validation is the score of; "" where nothing says it."""
+        stage = self.best_stage
+        return str(self.scores.get("metric") or (stage.metric if stage else ""))
+
+    @property
+    def minimization(self) -> bool | None:
+        """Whether lower is better; None where nothing says it."""
+        told: bool | None = self.scores.get("minimization")
+        stage = self.best_stage
+        return told if told is not None or stage is None else stage.minimization
+
+    @cached_property
+    def validated(self) -> Validation | None:
+        """The score that the run was told, else that of its folds together or of its best epoch."""
+        told, folds = self.scores.get("validation"), self.scores.get("folds") or []
+        spread = statistics.stdev(folds) if len(folds) > 1 else None
+        if told is not None:
+            return Validation(float(told), "out-of-fold" if folds else "told", spread)
+        if folds:
+            return Validation(statistics.fmean(folds), f"mean of {len(folds)} folds", spread)
+        best = self.best_stage
+        if best is None:
+            return None
+        groups: dict[tuple[str, bool], list[Stage]] = {}
+        for stage in self.stages:
+            if stage.best is not None and stage.metric == best.metric:
+                name, is_fold = _FOLD.subn("", stage.name)
+                groups.setdefault((name if is_fold else stage.name, bool(is_fold)), []).append(
+                    stage
+                )
+        found = [_of_stages(name, stages) for (name, _), stages in groups.items()]
+        choose: Any = min if best.minimization else max
+        chosen: Validation = choose(found, key=lambda each: each.value)
+        return chosen
+
+    @property
+    def validation(self) -> float | None:
+        """The value of `validated`."""
+        return self.validated and self.validated.value
+
+    def row(self) -> dict[str, Any]:
+        """The run as a line of a table, of plain values."""
+        boards: dict[str, float] = self.scores.get("leaderboard", {})
+        test, told = self.scores.get("test"), self.validated
+        value = told.value if told else None
+        return {
+            "run": self.name,
+            "commit": self.commit,
+            "stage": told.stage if told else "",
+            "epochs": self.epochs,
+            "metric": self.metric,
+            "validation": value,
+            "validation of": told.of if told else "",
+            "spread": told.spread if told else None,
+            "epoch": told.epoch if told else None,
+            "test": test,
+            **{f"leaderboard.{name}": score for name, score in boards.items()},
+            "test - validation": _gap(test, value),
+            **{f"{name} - validation": _gap(score, value) for name, score in boards.items()},
+            "started": str(self.session.get("started") or ""),
+            "stopped": str(self.session.get("stopped") or ""),
+            "seconds": self.seconds,
+            "bytes": self.bytes,
+            "state": self.state,
+        }
+
+
+def read_run(path: PathLike, name: str | None = None) -> RunInfo:
+    """What the files of one run say.
+
+    >>> read_run("runs/digits/001").stages
+    []
+    """
+    path = Path(path)
+    problems: list[str] = []
+    record, scores, stages, state = {}, {}, [], "unknown"
+    with _telling(path / NAME, problems):
+        record = read_record(path) or {}
+        state = state_of(path, record) if record else "unknown"
+    with _telling(path / SCORES, problems):
+        scores = read_scores(path)
+    for file in sorted(find_histories(path), key=_changed):
+        with _telling(file, problems):
+            own = read_history(file, inside=path)[:3]
+            stages.append(Stage(stage_of(file, path), file.parent, *own))
+    known = {stage.name for stage in stages}
+    stages = [stage for stage in _recorded(path, record) if stage.name not in known] + stages
+    if problems and state == "unknown":
+        state = "unreadable"
+    return RunInfo(name or str(path), path, record, state, stages, scores, problems)
+
+
+def folds_of(run: RunInfo) -> list[float]:
+    """The scores of the folds: told, or of each the best epoch."""
+    told: list[float] = run.scores.get("folds") or []
+    if told or run.validated is None or not run.validated.of.startswith("mean of"):
+        return told
+    own = run.validated.stage
+    stages = [s for s in run.stages if _FOLD.search(s.name) and _FOLD.sub("", s.name) == own]
+    stages.sort(key=lambda stage: [int(n) for n in re.findall(r"\d+", stage.name)])
+    return [stage.best[stage.metric] for stage in stages if stage.best]
+
+
+def read_text(path: Path, most: int, tail: bool = False) -> tuple[str, int]:
+    """The beginning or the end of a file, and how many bytes there are besides; "" without one."""
+    if not os.path.lexists(path):
+        return "", 0
+    with open_regular(path, inside=path.parent) as file:
+        size = file.seek(0, 2)
+        file.seek(max(size - most, 0) if tail else 0)
+        data = file.read(most)
+    return data.decode(errors="surrogateescape"), size - len(data)
+
+
+# ---------------------------------------------------------------- parts of a run
+
+
+@contextmanager
+def _telling(file: Path, problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except _FOREIGN as error:
+        text = str(error) if str(file) in str(error) else f"{file}: {error}"
+        problems.append(text[:_LONG])
+
+
+def _recorded(run: Path, record: dict[str, Any]) -> Iterator[Stage]:
+    """What the record has of stages: the scores, if somebody removes the checkpoints."""
+    stages: dict[str, dict[str, Any]] = {}
+    for session in record.get("sessions", []):
+        stages |= {told.get("stage", ""): told for told in session.get("stages", [])}
+    needed = {"metric", "minimization", "score", "epoch"}
+    for name, told in stages.items():
+        if needed <= told.keys():
+            rows = [{"epoch": told["epoch"], told["metric"]: told["score"]}]
+            own = (told["metric"], told["minimization"], rows, told.get("epochs", 1))
+            yield Stage(name, run / name, *own)
+
+
+def _of_stages(name: str, stages: list[Stage]) -> Validation:
+    scores = [float((stage.best or {})[stage.metric]) for stage in stages]
+    if len(stages) == 1:
+        epoch = (stages[0].best or {}).get("epoch")
+        return Validation(scores[0], "best epoch", None, epoch, stages[0].name)
+    spread = statistics.stdev(scores)
+    return Validation(statistics.fmean(scores), f"mean of {len(scores)} folds", spread, None, name)
+
+
+def _joined(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _joined(value, f"{prefix}{name}.")
+        else:
+            plain = value is None or isinstance(value, bool | int | float | str)
+            yield f"{prefix}{name}"[:_LONG], value if plain else repr(value)[:_LONG]
+
+
+def _checkpoints(run: Path, stage: Stage) -> Iterator[Checkpoint]:
+    for row in stage.rows:
+        epoch = row["epoch"]
+        names = [checkpoint_name(epoch, end) for end in (".pth", ".dcp")]
+        names += ["best.pth", "best.dcp"] if row is stage.best else []
+        names += ["last.pth", "last.dcp"] if row is stage.rows[-1] else []
+        path = next((stage.path / name for name in names if (stage.path / name).exists()), None)
+        if path is not None and _is_inside(path, run):
+            size = sum(dict(_sizes(path.resolve(), [_FILES])).values())
+            yield Checkpoint(stage.name, epoch, row.get(stage.metric), path, size)
+
+
+def _is_inside(path: Path, run: Path) -> bool:
+    try:
+        check_inside(path, run)
+    except PermissionError:
+        return False
+    return True
+
+
+def _sizes(path: Path, left: list[int]) -> Iterator[tuple[tuple[int, int], int]]:
+    """Files below a path, which no link leads to: what each is known by, and its size."""
+    try:
+        if not path.is_dir():
+            found = path.lstat()
+            yield (found.st_dev, found.st_ino), found.st_size
+            return
+        with os.scandir(path) as entries:
+            for entry in entries:
+                left[0] -= 1
+                if left[0] < 0:
+                    return
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _sizes(Path(entry.path), left)
+                elif entry.is_file(follow_symlinks=False):
+                    found = entry.stat(follow_symlinks=False)
+                    yield (found.st_dev, entry.inode()), found.st_size
+    except OSError:  # removed meanwhile, or not to be read
+        return
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # told when it is read
+        return 0.0
+
+
+def _gap(score: float | None, validation: float | None) -> float | None:
+    return None if score is None or validation is None else score - validation
+
+
+def _span(session: dict[str, Any]) -> float | None:
+    try:
+        started = datetime.fromisoformat(session["started"])
+        if session["stopped"] is None and session["state"] == "running":
+            return (datetime.now(timezone.utc) - started).total_seconds()
+        return (datetime.fromisoformat(session["stopped"]) - started).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return None

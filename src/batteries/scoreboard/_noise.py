@@ -1,0 +1,239 @@
+"""Whether a difference of scores is more than noise: of seeds, of folds, of rows."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from tqdm import tqdm
+
+from batteries._optional import import_optional
+from batteries.scoreboard._info import RunInfo, folds_of
+
+_SAMPLES = 2000
+_SEED = 42
+_SEEDS = re.compile(r"(?i)(?:^|_)seeds?(?:_|$)|^random_state$")  # names of such arguments
+_ALPHA = 0.05
+_PAIRS = 5  # seeds, from which on the same ones are paired
+_POWER = 1.96 + 0.84  # standard errors that are seen in 80 of 100 cases
+
+
+class Difference(NamedTuple):
+    """A difference of two scores, and its interval.
+
+    >>> Difference(0.02, (0.01, 0.03), "5 folds").beyond_noise
+    True
+
+    Attributes:
+        interval: It has the true difference with a probability of 95 %. Of several differences, all
+            that are called beyond noise are right with that probability (Holm 1979): their
+            intervals are wider.
+        by: Whose noise it is: "5 folds", "300 rows", "3 and 4 seeds", "5 pairs of seeds".
+        scores: Of the first and of the second: means, where there are several of each.
+        p: The probability of such a difference or a larger one, if there was none.
+        pair: Which of the runs.
+        of: How many comparisons were made together.
+        needed: About how many seeds of each, or folds, or rows would show a difference of this
+            size, in 80 of 100 cases. None where these do.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    by: str
+    scores: tuple[float, float] | None = None
+    p: float | None = None
+    pair: tuple[int, int] = (0, 1)
+    of: int = 1
+    needed: int | None = None
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether no difference lies outside the interval."""
+        low, high = self.interval
+        return not low <= 0 <= high
+
+
+@dataclass
+class Evidence:
+    """What is known of a difference, before it is held against others."""
+
+    pair: tuple[int, int]
+    scores: tuple[float, float]
+    by: str
+    p: float
+    interval: Callable[[float], tuple[float, float]]  # for a probability outside
+    needed: float
+
+
+def decided(found: Sequence[Evidence]) -> list[Difference]:
+    """Holm's procedure: the smallest p against alpha / m, the next against alpha / (m - 1) ..."""
+    alpha, order, level = 0.0, sorted(found, key=lambda each: each.p), dict[int, float]()
+    for rank, each in enumerate(order):
+        # Behind the first that is not beyond noise none is: they have its level.
+        alpha = (
+            alpha if any(e.p > level[id(e)] for e in order[:rank]) else _ALPHA / (len(found) - rank)
+        )
+        level[id(each)] = alpha
+    return [_difference(each, level[id(each)], len(found)) for each in found]
+
+
+def _difference(each: Evidence, alpha: float, of: int) -> Difference:
+    value = each.scores[1] - each.scores[0]
+    found = Difference(value, each.interval(alpha), each.by, each.scores, each.p, each.pair, of)
+    if found.beyond_noise or not math.isfinite(each.needed):
+        return found
+    return found._replace(needed=math.ceil(each.needed))
+
+
+# ---------------------------------------------------------------- seeds and folds
+
+
+def configuration(run: RunInfo) -> Any:
+    """What a run is one of several of: all but its seed."""
+    return _without_seed(run.session.get("args") or {}), run.metric
+
+
+def _without_seed(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_seed(each) for name, each in value.items() if not _SEEDS.search(name)}
+
+
+def _seed_of(run: RunInfo) -> Any:
+    pairs = run.arguments.items()
+    return tuple((name, value) for name, value in pairs if _SEEDS.search(name.rpartition(".")[2]))
+
+
+def by_seeds(
+    pair: tuple[int, int], first: RunInfo, second: RunInfo, among: Sequence[RunInfo]
+) -> Evidence | None:
+    """Of two configurations, of which several runs are there."""
+    kinds = [configuration(run) for run in (first, second)]
+    if kinds[0] == kinds[1] or not all(arguments for arguments, _ in kinds):
+        return None
+    known = {run.path.resolve(): run for run in (*among, first, second)}
+    groups = [
+        [(_seed_of(r), r.validation) for r in known.values() if configuration(r) == kind]
+        for kind in kinds
+    ]
+    scores = [np.array([s for _, s in group if s is not None], dtype=float) for group in groups]
+    if min(map(len, scores)) < 2:
+        return None
+    means = float(scores[0].mean()), float(scores[1].mean())
+    one, other = (dict(group) for group in groups)
+    same = one.keys() == other.keys() and len(one) == len(scores[0]) == len(scores[1])
+    if same and len(one) >= _PAIRS:
+        gains = np.array([other[seed] - one[seed] for seed in one], dtype=float)
+        return _paired(pair, means, gains, f"{len(gains)} pairs of seeds")
+    by = f"{len(scores[0])} and {len(scores[1])} seeds"
+    value, spread = means[1] - means[0], max(map(np.ptp, scores))
+    if spread == 0:
+        return _certain(pair, means, by)
+    stats: Any = import_optional("scipy.stats", needs="scipy", for_="compare by seeds")
+    test = stats.ttest_ind(scores[1], scores[0], equal_var=False)
+    variance = sum(float(each.var(ddof=1)) for each in scores)
+    needed = _POWER**2 * variance / value**2 if value else math.inf
+    return Evidence(pair, means, by, float(test.pvalue), _interval_of(test), needed)
+
+
+def by_folds(pair: tuple[int, int], first: RunInfo, second: RunInfo) -> Evidence | None:
+    """Student's interval: a few folds are too few to be resampled."""
+    folds = [folds_of(run) for run in (first, second)]
+    if not len(folds[0]) == len(folds[1]) > 1:
+        return None
+    means = float(np.mean(folds[0])), float(np.mean(folds[1]))
+    return _paired(pair, means, np.subtract(folds[1], folds[0]), f"{len(folds[0])} folds")
+
+
+def _paired(pair: tuple[int, int], means: tuple[float, float], gains: Any, by: str) -> Evidence:
+    if np.ptp(gains) == 0:
+        return _certain(pair, means, by)
+    stats: Any = import_optional("scipy.stats", needs="scipy", for_=f"compare by {by}")
+    test, value = stats.ttest_1samp(gains, 0), float(gains.mean())
+    needed = _POWER**2 * float(gains.var(ddof=1)) / value**2 if value else math.inf
+    return Evidence(pair, means, by, float(test.pvalue), _interval_of(test), needed)
+
+
+def _interval_of(test: Any) -> Callable[[float], tuple[float, float]]:
+    def interval(alpha: float) -> tuple[float, float]:
+        found = test.confidence_interval(1 - alpha)
+        return float(found.low), float(found.high)
+
+    return interval
+
+
+def _certain(pair: tuple[int, int], means: tuple[float, float], by: str) -> Evidence:
+    """Without any spread."""
+    value = means[1] - means[0]
+    return Evidence(pair, means, by, float(value == 0), lambda _: (value, value), math.inf)
+
+
+# ---------------------------------------------------------------- rows
+
+
+def paired_bootstrap(
+    target: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    metric: Callable[[Any, Any], float],
+) -> Difference:
+    """How much better the second predictions are, and within what, by resampling the rows.
+
+    >>> target = np.arange(200) % 2
+    >>> better = paired_bootstrap(target, 1 - target, target, lambda y, p: float((y == p).mean()))
+    >>> better.value, better.beyond_noise
+    (1.0, True)
+
+    Both are resampled together, 2,000 times, so that rows which are hard for both cancel out.
+
+    Args:
+        metric: `metric(target, prediction)`, as in scikit-learn.
+
+    Raises:
+        ValueError: Different numbers of rows.
+    """
+    return decided(list(by_rows(target, [first, second], metric)))[0]
+
+
+def by_rows(
+    target: ArrayLike, predictions: Sequence[ArrayLike], metric: Callable[[Any, Any], float]
+) -> Iterator[Evidence]:
+    """Of each pair of predictions."""
+    arrays = [np.asarray(array) for array in (target, *predictions)]
+    lengths = {len(array) for array in arrays}
+    if len(lengths) > 1:
+        raise ValueError(f"target and predictions have {sorted(lengths)} rows; expected the same")
+    y, *ours = arrays
+    count, generator = len(y), np.random.default_rng(_SEED)
+    samples = tqdm(range(_SAMPLES), "bootstrap", leave=False, disable=None)
+    drawn = []
+    for _ in samples:
+        rows = generator.integers(0, count, count)
+        drawn.append([metric(y[rows], own[rows]) for own in ours])
+    table, scores = np.array(drawn), [float(metric(y, own)) for own in ours]
+    for pair in pairs_of(len(ours)):
+        i, j = pair
+        gains = table[:, j] - table[:, i]
+        value = scores[j] - scores[i]
+        p = 2 * min(float(np.mean(gains <= 0)), float(np.mean(gains >= 0)))
+        needed = count * (_POWER * float(gains.std()) / value) ** 2 if value else math.inf
+        own = (scores[i], scores[j])
+        yield Evidence(pair, own, f"{count} rows", min(p, 1.0), _quantiles(gains), needed)
+
+
+def _quantiles(gains: Any) -> Callable[[float], tuple[float, float]]:
+    def interval(alpha: float) -> tuple[float, float]:
+        low, high = np.quantile(gains, [alpha / 2, 1 - alpha / 2])
+        return float(low), float(high)
+
+    return interval
+
+
+def pairs_of(number: int) -> list[tuple[int, int]]:
+    """Each two of so many."""
+    return [(i, j) for i in range(number) for j in range(i + 1, number)]

@@ -1,0 +1,139 @@
+"""Rows of a table: filtered by expressions with types, sorted, put into groups."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from batteries._foreign import brief
+
+Row = Mapping[str, Any]
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "!=": operator.ne, ">=": operator.ge, "<=": operator.le, "=": operator.eq, ">": operator.gt,
+    "<": operator.lt, "~": lambda value, pattern: re.search(pattern, str(value)) is not None,
+}  # fmt: skip
+_KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text"}
+_WORDS = {"true": True, "false": False}
+
+
+def select(rows: Sequence[Row], condition: str, column_of: Callable[[str], str]) -> list[Row]:
+    """Those rows for which `COLUMN SIGN VALUE` holds.
+
+    Args:
+        column_of: What a user's name of a column stands for.
+
+    Raises:
+        ValueError: It is no condition, or compares text with a number.
+        KeyError: There is no such column.
+    """
+    parts = re.fullmatch(r"\s*(.+?)\s*(!=|>=|<=|==|=|>|<|~)\s*(.*?)\s*", condition)
+    if parts is None:
+        raise ValueError(
+            f"{condition!r} is no condition: expected COLUMN, =, !=, <, <=, >, >= or ~ (a pattern),"
+            " and VALUE, such as 'lr=0.1' or 'valid/loss<0.3'"
+        )
+    name, sign, text = parts.groups()
+    sign = "=" if sign == "==" else sign
+    column = column_of(name)
+    if text == "":  # "test=" asks for those without
+        return [row for row in rows if (row.get(column) in (None, "")) == (sign == "=")]
+    known = [row[column] for row in rows if row.get(column) is not None]
+    wanted = _wanted(condition, name, sign, text, known)
+    try:
+        return [row for row in rows if _holds(row.get(column), sign, wanted)]
+    except re.error as error:
+        raise ValueError(f"{condition!r}: {text!r} is no pattern: {error}") from None
+
+
+def _wanted(condition: str, name: str, sign: str, text: str, known: list[Any]) -> Any:
+    """The value that is asked for, of the type that the column has."""
+    if sign == "~":
+        return text
+    quoted = re.fullmatch(r"(['\"])(.*)\1", text)
+    value: Any = quoted[2] if quoted else _typed(text)
+    kinds = {_KINDS[type(each)] for each in known if type(each) in _KINDS}
+    if kinds == {"text"} and not quoted and sign in ("=", "!="):
+        return text  # as it is: run=002
+    found = _KINDS[type(value)]
+    if kinds and found not in kinds:
+        example = brief(known[0])
+        raise ValueError(
+            f"{condition!r} compares {name}, which is {' or '.join(sorted(kinds))} (such as "
+            f"{example}), with {brief(value)}, which is {found}"
+        )
+    return value
+
+
+def _typed(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _holds(value: Any, sign: str, wanted: Any) -> bool:
+    if sign != "~" and value is not None and _KINDS.get(type(value)) != _KINDS[type(wanted)]:
+        return sign == "!="
+    return (sign == "!=") if value is None else _OPERATORS[sign](value, wanted)
+
+
+def in_order(rows: Sequence[Row], column: str, descending: bool) -> list[Row]:
+    """Rows sorted by a column; those without a value, or with NaN, stay behind."""
+    known = [row for row in rows if not _is_missing(row.get(column))]
+    missing = [row for row in rows if _is_missing(row.get(column))]
+    # Numbers before texts, both ways.
+    numbers = [row for row in known if not isinstance(row[column], str)]
+    texts = [row for row in known if isinstance(row[column], str)]
+    for some in (numbers, texts):
+        some.sort(key=lambda row: row[column], reverse=descending)
+    return [*numbers, *texts, *missing]
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def grouped(rows: Sequence[Row], by: Sequence[str], column: str) -> list[dict[str, Any]]:
+    """For each combination of values: how many rows, and what a column is over them.
+
+    `count` is of the finite values; `runs` are all of them.
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(name) for name in by), []).append(row)
+    return [
+        {**dict(zip(by, values, strict=True)), "runs": len(some), **_spread(some, column)}
+        for values, some in groups.items()
+    ]
+
+
+def _spread(rows: Sequence[Row], column: str) -> dict[str, Any]:
+    values = sorted(finite(row.get(column) for row in rows))
+    count = len(values)
+    if not count:
+        return {"count": 0, **dict.fromkeys(("mean", "std", "sem", "median", "min", "max"))}
+    std = statistics.stdev(values) if count > 1 else None
+    return {
+        "count": count,
+        "mean": statistics.fmean(values),
+        "std": std,
+        "sem": std / math.sqrt(count) if std is not None else None,
+        "median": statistics.median(values),
+        "min": values[0],
+        "max": values[-1],
+    }
+
+
+def finite(values: Iterable[Any]) -> list[float]:
+    """The numbers among them that can be computed with."""
+    return [
+        float(value)
+        for value in values
+        if type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
+    ]

@@ -1,0 +1,173 @@
+"""Commands about one run: what made it, made again; checkpoints that are no longer wanted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import warm
+from test_cli import run
+from test_runs import log_run
+from test_scoreboard import make_run
+
+from batteries import CheckpointManager, get_logger, start_run
+from batteries.scoreboard import find_run, record_scores
+
+PROGRAM = """
+import os, sys
+from pathlib import Path
+from typing import Any
+VERSION = "changed"
+if "RECORD" in os.environ:
+    from batteries import start_run
+    start_run("runs", {"words": sys.argv[1:]}).close()
+Path("out.txt").write_text(f"{VERSION} {sys.argv[1:]} {Path.cwd().name}")
+"""
+
+
+def git(*words: str) -> None:
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+    subprocess.run(["git", *who, *words], check=True, capture_output=True)
+
+
+def recorded(*words: str) -> Path:
+    """A run of a program that was changed after its commit, in a directory beside it."""
+    for name in ("code", "work"):
+        Path(name).mkdir()
+    program = Path("code/train.py")
+    program.write_text(PROGRAM.replace("changed", "committed"))
+    git("init", "code")
+    git("-C", "code", "add", "train.py")
+    git("-C", "code", "commit", "-m", "first")
+    program.write_text(PROGRAM)
+    command = [sys.executable, "../code/train.py", *words]
+    warm.run(command, cwd="work", env={**os.environ, "RECORD": "1"}, check=True)
+    return Path("work/runs/001")
+
+
+def test_the_same_command() -> None:
+    """Where the code is that of the run, its command runs in its directory, with more words."""
+    recorded("--lr", "0.2")
+    printed = run("rerun", "1").output.splitlines()
+    assert printed[0] == f"cd {Path('work').resolve()}"
+    assert shlex.split(printed[1]) == [sys.executable, "../code/train.py", "--lr", "0.2"]
+    Path("work/out.txt").unlink()
+    run("rerun", "1", "--yes", "--", "--lr", "0.1")
+    assert Path("work/out.txt").read_text() == "changed ['--lr', '0.2', '--lr', '0.1'] work"
+
+
+def test_the_code_of_the_run() -> None:
+    """Where the code has changed since, that of the run is taken: its commit with its diff."""
+    recorded()
+    program = Path("code/train.py")
+    program.write_text(PROGRAM.replace("changed", "new"))
+    git("-C", "code", "commit", "-am", "second")
+    run("rerun", "1", "--yes")
+    assert Path("work/out.txt").read_text() == "changed [] work"
+    assert "worktree add" not in run("rerun", "1").output  # it is there
+    run("rerun", "1", "--yes", "--current-code")
+    assert Path("work/out.txt").read_text() == "new [] work"
+    [checked_out] = Path("code/.git/batteries").iterdir()
+    (checked_out / "train.py").write_text("")
+    assert "was changed: git worktree remove" in run("rerun", "1", code=1).output
+
+
+def test_secrets_are_given_again() -> None:
+    """A secret of the command is not recorded; the command does not run until it is given again."""
+    recorded("--token", "t0p-5ecret", "--lr", "1")
+    assert "t0p" not in Path("work/runs/001/run.json").read_text()
+    output = run("rerun", "1", "--yes", code=1).output
+    assert "secrets of the command were not recorded (***): give them again" in output
+    run("rerun", "1", "--yes", "--", "--token", "t1")
+    assert Path("work/out.txt").read_text() == "changed ['--lr', '1', '--token', 't1'] work"
+
+
+def test_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program that is started to resume a run goes on with it, whatever it asks for; once."""
+    with start_run("runs", {"lr": 1}) as first, start_run("runs", {"lr": 2}, new=True):
+        pass
+    variable = run("resume", "1", "--current-code").output.splitlines()[1].split()[0]
+    name, path = variable.split("=")
+    monkeypatch.setenv(name, path)
+    with start_run("elsewhere", new=True) as other:
+        assert not other.resumed
+    with start_run("runs", {"lr": 3}, new=True) as again:
+        assert (again.path.resolve(), again.resumed) == (first.path.resolve(), True)
+    with start_run("runs", new=True) as third:
+        assert not third.resumed
+    with start_run("runs"):
+        assert "004 is running" in run("resume", "4", "--yes", code=1).output
+
+
+def test_runs_without_a_command() -> None:
+    """A run that no command has made is told so."""
+    path = make_run([0.5])
+    record = json.loads((path / "run.json").read_text())
+    record["sessions"][0]["launch"] = ["python", "-m", "ipykernel_launcher"]
+    (path / "run.json").write_text(json.dumps(record))
+    assert "was made in a notebook" in run("rerun", "1", code=1).output
+    del record["sessions"][0]["launch"], record["sessions"][0]["command"]
+    (path / "run.json").write_text(json.dumps(record))
+    assert "has no command: the run was not recorded" in run("rerun", "1", code=1).output
+
+
+def test_show() -> None:
+    """A run is shown with its arguments, its end, its scores, its checkpoints and its log."""
+    path = make_run([0.8, 0.9], {"lr": 0.1, "model": {"width": 8}})
+    get_logger("show", log_file=path / "log.txt").info("the last line")
+    record_scores(path, leaderboard=0.7, message="first try")
+    output = run("show", "1").output
+    for text in ("finished, started 20", "model.width 8", "validation 0.9", "the last line",
+                 "first try", "exp_2.pth", "leaderboard.public 0.7", "directory /"):  # fmt: skip
+        assert text in output, text
+    told = json.loads(run("show", "1", "--json").output)
+    assert [each["epoch"] for each in told["checkpoints"]] == [2]
+    assert told["session"]["args"]["model"] == {"width": 8}
+    log_run({}, [0.5])
+    assert "valid/loss" in run("show", "2").output
+
+
+def test_prune() -> None:
+    """Checkpoints of the runs that the rules name are listed, and removed after a yes."""
+    for score in (0.5, 0.9, 0.7):
+        make_run([score])
+    failed = start_run("runs", new=True)
+    CheckpointManager(failed, sharded=True).process(0.1, 1, {"epoch": 1})
+    failed.close("failed")
+    before = {path for path in Path("runs").rglob("*") if path.is_file()}
+    assert "expected a rule" in run("prune", "runs", code=2).output
+    assert "Remove them? [y/N]" in run("prune", "--keep-best", "1", code=1).output
+    assert {path for path in Path("runs").rglob("*") if path.is_file()} == before
+    run("prune", "--keep-best", "1", "--filter", "state=finished", "--yes")
+    kept = {path.parts[1] for path in Path("runs").rglob("*.pth")}
+    assert kept == {"002", "004"}
+    run("prune", "--state", "failed", "--yes")
+    gone = before - {path for path in Path("runs").rglob("*") if path.is_file()}
+    assert {path.parts[1] for path in gone} == {"001", "003", "004"}
+    assert not any(path.suffix in (".json", ".jsonl", ".txt") for path in gone)
+    assert find_run("runs/001").validation == 0.5
+    assert not list(Path("runs/004").glob("*/*"))
+    with start_run("runs") as running:
+        CheckpointManager(running).process(0.1, 1, {"epoch": 1})
+        assert "no checkpoints are to be removed" in run("prune", "--state", "running").output
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_export(kind: str) -> None:
+    """The table and all logged values are files that polars reads, with runs as texts."""
+    log_run({"lr": 0.1}, [0.5, 0.3])
+    read: Any = {"csv": pl.read_csv, "json": pl.read_json, "parquet": pl.read_parquet}[kind]
+    run("export", "-o", f"table.{kind}")
+    run("export", "--metrics", "-o", f"values.{kind}")
+    table, values = read(f"table.{kind}"), read(f"values.{kind}")
+    assert table["lr"].to_list() == [0.1]
+    assert table["run"].dtype == values["run"].dtype == pl.String
+    assert values.filter(pl.col("metric") == "valid/loss")["value"].to_list() == [0.5, 0.3]
+    assert "expected .csv, .json or .parquet" in run("export", "-o", "table.xls", code=1).output
