@@ -11,11 +11,12 @@ import platform
 import struct
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ from batteries.checkpoint._write_archive import form_of, formed, is_plain
 # as this DTensor is shared; or nowhere, None, and then its numbers are not read.
 Where = Callable[[str, Tensor], "torch.device | Tensor | None"]
 
+T = TypeVar("T")
 _ROWS, _WORDS = Digest.shape  # of a block of the digest
 _ROW = 8 * _WORDS  # bytes
 SPARE = 2 * _ROW  # bytes of memory that `take` needs beside those that it is asked for
@@ -172,13 +174,16 @@ class Stream:
             else:
                 runs.append([offset])
         storages = {}
-        for run in runs:
+
+        def read(run: list[int]) -> None:
             begin, size = run[0], run[-1] + sizes[run[-1]] - run[0]
             data = self.take(begin, size, torch.empty(size + SPARE, dtype=torch.uint8))
             for offset in run:
                 at = int(data.storage_offset()) + offset - begin
                 storage = data.untyped_storage()[at : at + sizes[offset]]
                 storages[offset] = storage.clone() if at % 16 else storage
+
+        _each(read, runs)
         return storages
 
     def offset(self, tensor: Tensor) -> int:
@@ -234,9 +239,9 @@ class Stream:
             self._check(slice(None))
 
     def _check(self, share: slice) -> None:
+        summed = np.frombuffer(self._summed, np.uint8).reshape(-1, _ROWS)
+        self._read_blocks(np.flatnonzero(~summed.all(1)))
         room = torch.empty(Digest.block + SPARE, dtype=torch.uint8)
-        while (row := self._summed.find(0)) >= 0:
-            self.take(row // _ROWS * Digest.block, Digest.block, room)
         if self.sealed or self._tensors_alone:
             digest, whole = Digest(), len(self._row_sums) * Digest.block
             digest.take(np.concatenate((self._row_sums, self._column_sums), 1))
@@ -302,9 +307,12 @@ class Stream:
         return share
 
     def _read_blocks(self, blocks: Any) -> None:
-        room = torch.empty(Digest.block + SPARE, dtype=torch.uint8)
-        for block in map(int, blocks):
-            self.take(block * Digest.block, Digest.block, room)
+        def read(some: Any) -> None:
+            room = torch.empty(Digest.block + SPARE, dtype=torch.uint8)
+            for block in map(int, some):
+                self.take(block * Digest.block, Digest.block, room)
+
+        _each(read, np.array_split(blocks, len(blocks) // 64 + 1))
 
     def _sum_up(self, view: memoryview, first: int) -> None:
         """Add the rows that were not read before to the sums of their blocks."""
@@ -369,6 +377,18 @@ class Stream:
             empty = torch.empty(0, dtype=tensor.dtype, device="meta")
             weights[name] = empty.set_(storage, 0, tensor.size(), tensor.stride())
         return {"model_state_dict": weights}
+
+
+def _each(function: Callable[[T], None], values: Sequence[T]) -> None:
+    """Call a function with each of some values, in as many threads as torch has, up to four."""
+    threads = min(len(values), torch.get_num_threads(), 4)
+    if threads < 2:
+        for value in values:
+            function(value)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(function, values):
+            pass
 
 
 def _is_placed(tensor: Tensor) -> bool:
