@@ -187,3 +187,12 @@ print(dict(os.environ) == environment, len(logging.root.handlers) == handlers)
     )
     assert result.stdout.splitlines() == ["[] []", "True True"]
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_functions_are_short(module: str) -> None:
+    """No function has more than 60 lines, besides what its docstring says."""
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        if isinstance(node, ast.FunctionDef):
+            said = len((ast.get_docstring(node, clean=False) or "").splitlines())
+            assert (node.end_lineno or 0) - node.lineno + 1 - said <= 60, node.name

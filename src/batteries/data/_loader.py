@@ -61,6 +61,13 @@ class _Place(NamedTuple):
     sampler: Any = None  # its state there, if it has one
 
 
+def _check(options: Mapping[str, Any], batches_per_pass: int | None) -> None:
+    if options.get("in_order") is False:
+        raise ValueError("in_order=False would yield batches in an order that nobody knows")
+    if batches_per_pass is not None and operator.index(batches_per_pass) < 1:
+        raise ValueError(f"batches_per_pass is {batches_per_pass}; expected 1 or more")
+
+
 class DataLoader(torch.utils.data.DataLoader[T]):
     """torch's DataLoader, whose every batch is a function of (seed, epoch, step).
 
@@ -148,15 +155,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             dataset, batch_size, shuffle, sampler, batch_sampler,
             collate_fn=collate_fn, drop_last=drop_last, worker_init_fn=worker_init_fn, **options,
         )  # fmt: skip
-        if options.get("in_order") is False:
-            raise ValueError("in_order=False would yield batches in an order that nobody knows")
-        if batches_per_pass is not None and operator.index(batches_per_pass) < 1:
-            raise ValueError(f"batches_per_pass is {batches_per_pass}; expected 1 or more")
+        _check(options, batches_per_pass)
         self.batches_per_pass = batches_per_pass
         self.seed = chosen_seed(seed)
         self.epoch = 0
         self.group = group
-        ranks_of(group)  # says what is wrong with it
+        members = tuple(ranks_of(group).members)  # says what is wrong with it
         self.indices: list[Any] = []
         self._rank = 0  # of the pass under way
         self._place = _Place()  # what the loop has received
@@ -169,9 +173,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._shuffled = bool(shuffle)
         self.in_step = bool(shuffle) or self._sampler is not None
         # of the loaders that the same ranks make without a seed
-        kind = self.in_step, tuple(ranks_of(group).members)
+        self._number = next_number((self.in_step, members)) if seed is None else 0
         self.in_step = self.in_step or batches_per_pass is not None
-        self._number = next_number(kind) if seed is None else 0
         self._key = numbered_seed(self.seed, self._number)
         self._asked = _Asked()
         self._running: Callable[[], Any] = lambda: None
@@ -179,21 +182,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         # where each worker is in a stream, the one whose turn comes next first
         self._begin_parts = self._parts = fresh_parts(num_workers or 1)
         self._unsettled: list[Arrival] = []
-        own: dict[str, Any] = {"collate_fn": self.collate_fn}
-        if isinstance(dataset, IterableDataset):
-            self._stream = Stream(dataset, self._key, sharded, group)
-            own = {"dataset": self._stream, "batch_size": batch_size, "drop_last": drop_last}
-            own["collate_fn"] = functools.partial(self._stream.collated, self.collate_fn)
-        else:
-            self._keyed = collate_fn is not None or draws(dataset)
-            self._samples = Samples(dataset, self._keeps_samples, self.collate_fn)
-            own["dataset"] = self._samples if self._keyed else dataset
-            own["collate_fn"] = functools.partial(_collated, self.collate_fn)
-            own |= (
-                {"sampler": self._asked, "batch_size": None}
-                if batch_size is None and self._unit == "samples"
-                else {"batch_sampler": self._asked}
-            )
+        own = self._read_by(
+            dataset, batch_size, drop_last, sharded, draws_too=collate_fn is not None
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it has just been said
             self._inner: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
@@ -201,6 +192,30 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                 **own,
                 **options,
             )
+
+    def _read_by(
+        self,
+        dataset: Dataset[T],
+        batch_size: int | None,
+        drop_last: bool,
+        sharded: Sharded,
+        draws_too: bool,
+    ) -> dict[str, Any]:
+        """What torch's own loader is given in place of the user's arguments."""
+        if isinstance(dataset, IterableDataset):
+            self._stream = Stream(dataset, self._key, sharded, self.group)
+            collate = functools.partial(self._stream.collated, self.collate_fn)
+            sizes = {"batch_size": batch_size, "drop_last": drop_last}
+            return {"dataset": self._stream, "collate_fn": collate, **sizes}
+        self._keyed = draws_too or draws(dataset)
+        self._samples = Samples(dataset, self._keeps_samples, self.collate_fn)
+        single = batch_size is None and self._unit == "samples"
+        asked = {"sampler": self._asked, "batch_size": None} if single else {}
+        return {
+            "dataset": self._samples if self._keyed else dataset,
+            "collate_fn": functools.partial(_collated, self.collate_fn),
+            **(asked or {"batch_sampler": self._asked}),
+        }
 
     @property
     def _is_accelerate_prepared(self) -> bool:
