@@ -61,7 +61,7 @@ class _Place(NamedTuple):
     sampler: Any = None  # its state there, if it has one
 
 
-def _check(options: Mapping[str, Any], batches_per_pass: int | None) -> None:
+def _check(options: dict[str, Any], batches_per_pass: int | None) -> None:
     if options.get("in_order") is False:
         raise ValueError("in_order=False would yield batches in an order that nobody knows")
     if batches_per_pass is not None and operator.index(batches_per_pass) < 1:
@@ -163,8 +163,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         members = tuple(ranks_of(group).members)  # says what is wrong with it
         self.indices: list[Any] = []
         self._rank = 0  # of the pass under way
-        self._place = _Place()  # what the loop has received
-        self._begin = _Place()  # where a pass begins
+        self._place = self._begin = _Place()  # what the loop has received; where a pass begins
         self._broken = (_Place(), _Place())  # from where to where a pass went that was broken off
         self._open: Iterator[Arrival] | None = None  # a stream between passes of so many batches
         self._pass: object = None  # the one under way
