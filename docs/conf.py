@@ -34,7 +34,8 @@ napoleon_use_rtype = False
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 napoleon_use_ivar = True
-suppress_warnings = ["config.cache"]
+# Types such as bytes are also names of attributes.
+suppress_warnings = ["config.cache", "ref.python"]
 
 _reference.write()
 
