@@ -7,28 +7,33 @@ import os
 import runpy
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import warm
 from ranks import run_ranks
+from torch import Tensor
 
 from batteries import Window
 from batteries.checkpoint import read_checkpoint
 
-FOLDER = Path(__file__).parents[1] / "examples/lm"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PROGRAMS = EXAMPLES / "lm"
 SMALL = [
     *("--width=16", "--depth=1", "--heads=2", "--length=16", "--batch-size=2", "--eval-crops=8"),
     *("--tokens-per-step=128", "--steps=8", "--warmup-steps=2", "--eval-every=4"),
 ]
 
 
-def train(there: Path, words: list[str], killed_at: int = 0) -> None:
-    """Run the example as its users do; the last rank is killed in a micro-batch."""
+def train(example: str, there: Path, words: list[str], killed_at: int = 0) -> None:
+    """Run an example as its users do, without warnings; the last rank is killed in a backward."""
     os.chdir(there)
-    sys.path.insert(0, str(FOLDER))
-    sys.argv = ["experiment.py", *SMALL, *words]
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "This process")  # has threads, and forks workers
+    sys.path.insert(0, str(EXAMPLES / example))
+    sys.argv = ["experiment.py", *words]
     if killed_at and os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
         backward, count = Window.backward, iter(range(1, 1000))
 
@@ -38,19 +43,27 @@ def train(there: Path, words: list[str], killed_at: int = 0) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         Window.backward = killed  # type: ignore[method-assign, assignment]
-    runpy.run_path(str(FOLDER / "experiment.py"), run_name="__main__")
+    runpy.run_path(str(EXAMPLES / example / "experiment.py"), run_name="__main__")
 
 
-def digest(path: Path) -> str:
-    """Of the names and the bits of all weights."""
-    weights = read_checkpoint(path)["model_state_dict"]
+def disturbed(
+    example: str, ranks: int, words: list[str], killed_at: int, more: tuple[str, ...] = ()
+) -> list[Path]:
+    """The runs of two programs, one of which was killed and started again, with more words."""
+    here = Path.cwd()
+    options: dict[str, Any] = {"world_size": ranks, "group": False}
+    whole, broken = ([*words, f"--exp-name={name}"] for name in ("whole", "broken"))
+    assert run_ranks(train, example, here, whole, **options) == [None] * ranks
+    broken.append("--continue")
+    with pytest.raises(EOFError):
+        run_ranks(train, example, here, broken, killed_at, **options)
+    assert run_ranks(train, example, here, [*broken, *more], **options) == [None] * ranks
+    return [here / f"runs/{name}/001" for name in ("whole", "broken")]
+
+
+def digest(weights: dict[str, Tensor]) -> str:
     bits = {name: weight.numpy().tobytes() for name, weight in weights.items()}
     return hashlib.sha256(repr(sorted(bits.items())).encode()).hexdigest()
-
-
-@pytest.fixture(autouse=True)
-def _tokens() -> None:
-    warm.run([sys.executable, str(FOLDER / "prepare.py"), __file__], check=True)
 
 
 @pytest.mark.parametrize(
@@ -58,17 +71,16 @@ def _tokens() -> None:
 )
 def test_killed_and_undisturbed(ranks: int, words: list[str]) -> None:
     """A run killed in the middle of a window ends with the weights of an undisturbed one."""
-    here = Path.cwd()
-    options: dict[str, Any] = {"world_size": ranks, "group": False}
-    assert run_ranks(train, here, [*words, "--exp-name=whole"], **options) == [None] * ranks
-    broken = [*words, "--exp-name=broken", "--continue"]
-    with pytest.raises(EOFError):
-        run_ranks(train, here, broken, 22 // ranks, **options)
-    run_ranks(train, here, broken, **options)
-    first, second = (here / f"runs/{name}/001/checkpoints" for name in ("whole", "broken"))
+    warm.run([sys.executable, str(PROGRAMS / "prepare.py"), __file__], check=True)
+    runs = disturbed("lm", ranks, [*SMALL, *words], killed_at=22 // ranks)
     suffix = "dcp" if words else "pth"
-    assert digest(first / f"last.{suffix}") == digest(second / f"last.{suffix}")
-    assert (first / "metrics.json").read_text() == (second / "metrics.json").read_text()
-    command = [sys.executable, str(FOLDER / "sample.py"), str(second / f"best.{suffix}")]
-    written = warm.run([*command, "--tokens=5"], capture_output=True, check=True)
-    assert written.stdout.startswith(b"def ")
+    whole, broken = (
+        digest(read_checkpoint(run / f"checkpoints/last.{suffix}")["model_state_dict"])
+        for run in runs
+    )
+    assert whole == broken
+    scores, others = ((run / "checkpoints/metrics.json").read_text() for run in runs)
+    assert scores == others
+    best = str(runs[1] / f"checkpoints/best.{suffix}")
+    command = [sys.executable, str(PROGRAMS / "sample.py"), best, "--tokens=5"]
+    assert warm.run(command, capture_output=True, check=True).stdout.startswith(b"def ")
