@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 
-from test_examples import readme_command, run_and_look, run_folds, submit
+from test_examples import readme_command, run, run_and_look, run_folds, submit
 
 
 def examples(number: int, _: random.Random) -> str:
@@ -15,4 +16,14 @@ def examples(number: int, _: random.Random) -> str:
         run_folds(readme_command("kfold"), score=0.97)
     if number > 4:
         submit(readme_command("submission"), score=0.98)
-    return f"{min(number, 5)} examples, all with their files and their scores"
+    if number > 5:
+        [bits] = told_by("lm", r"test bits per byte (\S+),")
+        assert bits <= 2.8
+    if number > 6:
+        [top1] = told_by("images", r"test top-1 \S+, top-5 \S+; with flips (\S+),")
+        assert top1 >= 0.95
+    return f"{min(number, 7)} examples, all with their files and their scores"
+
+
+def told_by(name: str, pattern: str) -> list[float]:
+    return [float(score) for score in re.findall(pattern, run(readme_command(name)).stderr)]
