@@ -180,12 +180,12 @@ def terminal() -> Iterator[tuple[TextIO, Callable[[], None]]]:
     os.close(reading)
 
 
-def check_equal(loops: Mapping[str, Loop | None]) -> None:
-    """Train each model once; a contender that did other work than the bare loop would differ."""
+def check_equal(loops: Mapping[str, Loop | None], reference: str) -> None:
+    """Train each model once; a contender that did other work than the reference would differ."""
     for loop in loops.values():
         if loop is not None:
             loop.run()
-    expected = loops["bare PyTorch"]
+    expected = loops[reference]
     assert expected is not None
     for loop in loops.values():
         if loop is not None:
@@ -262,7 +262,7 @@ def main() -> None:
             "Lightning Fabric": with_fabric(batches, log_file),
             "ignite": with_ignite(batches, log_file),
         }
-        check_equal(loops)
+        check_equal(loops, reference="bare PyTorch")
         contenders = {name: loop and loop.run for name, loop in loops.items()}
         timings = take_turns(contenders, turns=TURNS, steps=STEPS)
         report("loop: one training step", timings, reference="bare PyTorch", added=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
+import time
 from collections.abc import Callable, Mapping
 from statistics import median
 from timeit import Timer
@@ -28,10 +29,17 @@ def peer(module: str) -> Any | None:
 
 
 def take_turns(
-    contenders: Mapping[str, Contender | None], *, turns: int, calls: int = 1, steps: int = 1
+    contenders: Mapping[str, Contender | None],
+    *,
+    turns: int,
+    calls: int = 1,
+    steps: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Timings:
     """Time `turns` rounds of all contenders (A B C A B C ...), each `calls` calls of `steps`."""
-    timers = {name: Timer(call) for name, call in contenders.items() if call is not None}
+    timers = {
+        name: Timer(call, timer=clock) for name, call in contenders.items() if call is not None
+    }
     timings: Timings = {name: [] if name in timers else None for name in contenders}
     for timer in timers.values():
         timer.timeit(calls)  # caches, lazy imports and the processor's clock warm up

@@ -1,7 +1,7 @@
 """Benchmarks against the libraries that do the same: python benchmarks/run.py [NAME ...].
 
-Names: loop, to_device, seed_all, import_time, checkpoints, training, predictions, collectives,
-record, averaging, blending, hugging_face. All take about half an hour.
+Names: loop, language_model, to_device, seed_all, import_time, checkpoints, training, predictions,
+collectives, record, averaging, blending, hugging_face. All take about half an hour.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import checkpoints
 import collectives
 import hugging_face
 import import_time
+import language_model
 import loop
 import predictions
 import record
@@ -30,6 +31,7 @@ from measure import print_table
 
 BENCHMARKS = {
     "loop": loop.main,
+    "language_model": language_model.main,
     "to_device": to_device.main,
     "seed_all": seed_all.main,
     "import_time": import_time.main,
