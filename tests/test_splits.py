@@ -504,3 +504,62 @@ def test_targets_by_name() -> None:
         check_folds(folds, "target")
     with pytest.raises(ValueError, match="there is no column 'label'; expected one of "):
         check_folds(folds, "label", data=table)
+
+
+# ---------------------------------------------------------------- duplicates behind ids, and near
+
+
+def test_ids_hide_no_duplicates() -> None:
+    """Rows that are equal but for an id are duplicates, and the error says what was left out."""
+    folds = Folds(np.array([0, 1] * 4), "kfold")
+    table = {
+        "id": [f"a{i}" for i in range(8)],
+        "text": ["so long", *(f"text {i}" for i in range(7))],
+    }
+    assert len(check_folds(folds, data=table)) == 2
+    table["text"][3] = "so long"
+    with pytest.raises(
+        ValueError, match=r"exact duplicates in training \(0\).*Not compared: 'id'; "
+    ):
+        check_folds(folds, data=pl.DataFrame(table))
+    assert len(check_folds(folds, data=table, ids=[])) == 2
+    assert len(check_folds(folds, data={"id": table["id"], "y": [0, 1] * 4}, targets="y")) == 2
+
+
+def test_nearly_the_same_numbers() -> None:
+    """Rows that differ by little are found by rounding, and rows of other numbers are not."""
+    chance = np.random.default_rng(0)
+    table: dict[str, Any] = {
+        "x": 1000 * chance.normal(size=60),
+        "word": [f"Word {i}" for i in range(60)],
+    }
+    folds = Folds(np.arange(60) % 2, "kfold")
+    assert len(check_folds(folds, data=table, near="rounded")) == 2
+    table["x"][7], table["word"][7] = table["x"][2] + 1, "WORD  2 "
+    with pytest.raises(ValueError, match=r"have near duplicates in training \([27]\)"):
+        check_folds(folds, data=table, near="rounded")
+    check_folds(folds, data=table)
+    with pytest.raises(ValueError, match="equally many numbers, or of a table"):
+        check_folds(folds, data=["a"] * 30 + ["b"] * 30, near="rounded")
+
+
+def test_nearly_the_same_images() -> None:
+    """Images in other sizes, lighter or with noise have the same hash; other images do not."""
+    coarse = torch.rand(40, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    images = torch.nn.functional.interpolate(coarse, (48, 48), mode="bicubic")
+    other = [
+        torch.nn.functional.interpolate(images[:1], (96, 96), mode="bilinear")[0].permute(1, 2, 0),
+        (images[1] * 0.7 + 0.2).numpy(),
+        images[2] + 0.01 * torch.rand(3, 48, 48, generator=torch.Generator().manual_seed(1)),
+    ]
+    for at, image in enumerate(other):
+        folds = Folds(np.array([0] * 40 + [1]), "kfold")
+        with pytest.raises(
+            ValueError, match=rf"1 validation rows have near .* \({at}\); in fold 1"
+        ):
+            check_folds(folds, data=[*images, image], near="images")
+    assert len(check_folds(Folds(np.arange(40) % 2, "kfold"), data=images, near="images")) == 2
+    with pytest.raises(
+        ValueError, match="images of 16 x 16 pixels and more; found an array of sha"
+    ):
+        check_folds(Folds(np.arange(40) % 2, "kfold"), data=coarse, near="images")

@@ -169,8 +169,8 @@ def assemble(folds: Folds, root: Path, args: argparse.Namespace) -> bool:
         metric="accuracy",
         minimization=False,
     )
-    outputs = Predictions(len(folds))
-    outputs.add(range(len(folds)), probability=collected.predictions)
+    outputs = Predictions(folds.rows)
+    outputs.add(range(folds.rows), probability=collected.predictions)
     outputs.save(root / "oof.parquet")
     print(f"\n{root} has folds.csv, oof.parquet, and fold_0, … with checkpoints and predictions")
     return True

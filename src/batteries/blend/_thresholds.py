@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from batteries.blend._metrics import is_minimized
 from batteries.blend._models import as_models
 from batteries.blend._weights import as_folds
-from batteries.splits._folds import Folds
+from batteries.splits._assignment import Folds
 
 
 class Threshold(NamedTuple):

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from batteries._optional import import_optional
 from batteries.blend._metrics import Metric, Problem, as_problem
 from batteries.blend._models import as_models
-from batteries.splits._folds import Folds
+from batteries.splits._assignment import Folds
 
 Weights = NDArray[np.float64]
 

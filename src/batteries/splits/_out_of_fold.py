@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from batteries.splits._folds import Folds, fold_indices
+from batteries.splits._assignment import Folds, fold_indices
 
 
 class Score(NamedTuple):
@@ -98,7 +98,7 @@ class OutOfFold:
         first = self._valid[0]
         outside = (self._folds.assignment < 0).any()
         dtype = np.result_type(*self._valid.values(), *([np.float32] if outside else []))
-        whole = np.empty((len(self._folds), *first.shape[1:]), dtype=dtype)
+        whole = np.empty((self._folds.rows, *first.shape[1:]), dtype=dtype)
         if outside:
             whole[self._folds.assignment < 0] = math.nan
         for fold, values in self._valid.items():
@@ -135,8 +135,8 @@ class OutOfFold:
             ValueError: Folds are missing, or targets of another length.
         """
         truth = np.asarray(targets)
-        if len(truth) != len(self._folds):
-            raise ValueError(f"there are {len(truth)} targets for {len(self._folds)} rows")
+        if len(truth) != self._folds.rows:
+            raise ValueError(f"there are {len(truth)} targets for {self._folds.rows} rows")
         predictions, inside = self.predictions, self._folds.assignment >= 0
         parts = [fold_indices(self._folds, fold)[1] for fold in range(self._folds.n_folds)]
         by_fold = [float(metric(truth[rows], self._valid[fold])) for fold, rows in enumerate(parts)]
