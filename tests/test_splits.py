@@ -563,3 +563,45 @@ def test_nearly_the_same_images() -> None:
         ValueError, match="images of 16 x 16 pixels and more; found an array of sha"
     ):
         check_folds(Folds(np.arange(40) % 2, "kfold"), data=coarse, near="images")
+
+
+# ---------------------------------------------------------------- a look at columns
+
+
+def test_what_columns_tell(tmp_path: Path) -> None:
+    """What differs, leaks, names a group or a row, or is missing together is told of columns."""
+    chance = np.random.default_rng(0)
+    sides: list[dict[str, Any]] = []
+    for side in range(2):
+        gone = chance.random(250) < 0.2
+        sides.append(
+            {
+                "id": np.arange(250) + 250 * side,
+                "shop": np.array([f"s{i}" for i in chance.integers(0, 20, 250) + 20 * side]),
+                "drift": chance.normal(2 * side, 1, 250),
+                "noise": np.where(gone, np.nan, chance.normal(size=250)),
+                "word": [None if it else "a" for it in gone],
+            }
+        )
+    train = sides[0] | {"y": chance.integers(0, 2, 250), "price": chance.normal(size=250)}
+    train["late"] = np.where(train["y"] > 0, 3.0, 1.0) + chance.random(250)
+    sides[1] |= {"late": train["late"], "price": train["price"]}
+    seen = look(train, sides[1], "y", groups="shop")
+    rows = {row["column"]: row for row in seen.columns.iter_rows(named=True)}
+    assert [rows[name]["kind"] for name in ("id", "shop", "y", "drift")] == [
+        "id", "group", "target", "feature"
+    ]  # fmt: skip
+    told = {name: row["tells test"] for name, row in rows.items() if row["tells test"] is not None}
+    assert max(told, key=lambda name: told[name]) == "drift"
+    assert not {"id", "shop", "y"} & set(told)
+    assert max(abs(told[name]) for name in told if name != "drift") < 0.1 < told["drift"]
+    assert seen.leaks == ["late"]
+    assert rows["noise"]["tells target"] == pytest.approx(0.5, abs=0.1)
+    assert (rows["shop"]["known in test"], rows["word"]["known in test"]) == (0.0, 1.0)
+    assert seen.missing["missing"].to_list() == ["noise, word"]
+    assert seen.missing["in test"][0] == int(np.isnan(sides[1]["noise"]).sum())
+    assert look(train, sides[1], "late").leaks == []
+    assert look(train | {"cost": 3 * train["price"] + 1}, sides[1], "price").leaks == ["cost"]
+    pytest.importorskip("matplotlib")
+    seen.plot(tmp_path / "look.png")
+    assert (tmp_path / "look.png").read_bytes().startswith(b"\x89PNG")
