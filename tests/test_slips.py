@@ -55,7 +55,10 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "test_size": (lambda _: make_folds(6, test_size=0.2), "'test_size': say n_folds=: each"),  # type: ignore[call-arg]
     "a color": (lambda _: make_folds(6, color=1), "'color': it takes data, n_folds, .* and path"),  # type: ignore[call-arg]
     "folds of numbers": (lambda any_: check_folds([0, 1], any_), r"folds is \[0, 1\]; expected wh"),  # type: ignore[arg-type]
-    "named weights": (lambda _: blend.mean({"a": [0.1], "b": [0.2]}, NAMES), "in the order of the"),
+    "named weights": (
+        lambda _: blend.mean({"a": [0.1], "b": [0.2]}, weights=NAMES),
+        "the weights are of cnn, tree, and the models are a, b",
+    ),
     "masked": (
         lambda _: Predictions(1).add([0], x=np.ma.array([1.0], mask=[True])),
         r"x is a masked array: pass x\.filled",

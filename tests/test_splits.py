@@ -395,7 +395,8 @@ def test_in_the_order_of_time() -> None:
         collected.add(fold, valid, trained_on=folds.hash)
     assert np.isnan(collected.predictions[:2]).all()
     assert collected.predictions[2:].tolist() == list(range(2, 10))
-    assert collected.score(np.arange(10), accuracy_score).value == 1.0
+    score = collected.score(np.arange(10), accuracy_score)
+    assert (score.value, score.rows) == (1.0, 8)
 
 
 def test_what_does_not_fit() -> None:
@@ -430,6 +431,33 @@ def test_folds_of_other_dtypes() -> None:
     collected.add(1, [0.5], [2.0], trained_on=folds.hash)
     assert collected.predictions.tolist() == [7, 0.5]
     assert collected.test.tolist() == [4.5]
+
+
+def test_some_of_the_folds() -> None:
+    """With `allow_missing`, rows of folds that are missing are NaN, and are not scored."""
+    folds = make_folds(12, 4)
+    oof, whole = OutOfFold(folds, allow_missing=True), OutOfFold(folds)
+    with pytest.raises(ValueError, match="fold 0, 1, 2, 3 of 4 is missing"):
+        _ = oof.predictions
+    for fold in (3, 1):
+        oof.add(fold, folds[fold][1] / 10, [float(fold)])
+        whole.add(fold, folds[fold][1] / 10)
+    there = np.isin(folds.assignment, (1, 3))
+    np.testing.assert_array_equal(np.isnan(oof.predictions), ~there)
+    score = oof.score(np.arange(12) / 10, "neg_mean_absolute_error")
+    assert (score.value, score.rows, len(score.folds)) == (0.0, 6, 2)
+    assert oof.test == 2.0
+    with pytest.raises(ValueError, match="fold 0, 2 of 4 is missing"):
+        _ = whole.predictions
+
+
+def test_out_of_repeated_folds() -> None:
+    """Predictions of repeated folds are the mean over the repeats."""
+    folds = make_folds(9, 3, repeats=2)
+    oof = OutOfFold(folds)
+    for fold, (_, valid) in enumerate(folds):
+        oof.add(fold, np.stack([valid, valid + 10 * (fold // 3)], axis=1))
+    np.testing.assert_allclose(oof.predictions, np.stack([np.arange(9), np.arange(9) + 5], 1))
 
 
 class Opaque:

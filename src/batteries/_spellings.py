@@ -46,8 +46,6 @@ _SAID = {  # what is done otherwise, by the name that the function has instead
 def hints(function: Callable[P, R]) -> Callable[P, R]:
     """Say which name is meant, where a call passes one that the function does not have."""
     known = list(inspect.signature(function).parameters)
-    # doctest runs the examples of functions of a module's own, and not those of wrapped ones.
-    function.__globals__.setdefault("__test__", {})[function.__name__] = function
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from batteries._digits import shown
 from batteries._files import PathLike, write_whole
 from batteries._optional import import_optional
+from batteries._spellings import hints
 from batteries.blend._models import BLOCK, as_models
 from batteries.blend._ranks import ranks
 
@@ -73,8 +74,10 @@ class Correlation(NamedTuple):
             figure.savefig(file, format="png", dpi=120)
 
 
+@hints
 def correlation(
     predictions: Any,
+    *more: Any,
     names: Sequence[str] | None = None,
     kind: Literal["pearson", "spearman"] = "pearson",
 ) -> Correlation:
@@ -86,15 +89,14 @@ def correlation(
     b  -1.0000   1.0000
 
     Args:
-        predictions: (models, rows, ...), or one array for each model; all numbers of a model
-            count alike.
-        names: Of the models. Default: their numbers.
+        predictions: As for `mean`; all numbers of a model count alike.
+        names: Of the models. Default: those that they have, or their numbers.
         kind: "pearson", or "spearman": that of the ranks.
 
     Raises:
         ValueError: A NaN or an infinity, with model and row; arrays of different shapes; no rows.
     """
-    models = as_models(predictions)
+    models = as_models(predictions, more)
     models.refuse()
     if not models.arrays[0].size:
         raise ValueError("there are no rows to correlate")
@@ -112,4 +114,4 @@ def correlation(
     scale = np.sqrt(np.diag(products))
     with np.errstate(invalid="ignore", divide="ignore"):
         values = np.clip(products / np.outer(scale, scale), -1, 1)
-    return Correlation(list(names) if names is not None else models.names, values)
+    return Correlation(list(names) if names is not None else models.keys, values)

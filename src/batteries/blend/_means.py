@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from batteries._spellings import hints
 from batteries.blend._models import Array, Models, as_models, as_weights, in_blocks
 
-Weights = Sequence[float] | NDArray[Any] | None
+Weights = Mapping[str, float] | Sequence[float] | NDArray[Any] | None
 _Room = tuple[Array, Array]  # two of float64, as long as a block
 _Blend = Callable[[list[Array], _Room], Array]
 
 
-def mean(predictions: Any, weights: Weights = None) -> Array:
+@hints
+def mean(predictions: Any, *more: Any, weights: Weights = None) -> Array:
     """The weighted mean of predictions.
 
     >>> mean([[0.2, 0.9], [0.4, 0.9]])
@@ -25,8 +27,9 @@ def mean(predictions: Any, weights: Weights = None) -> Array:
 
     Args:
         predictions: (models, rows, ...), or one array or tensor (rows, ...) for each model:
-            a list, a mapping by name, or a frame with a column for each.
-        weights: (models,), positive; their sum does not matter. Default: all the same.
+            a list, a mapping by name, a frame with a column for each, or one after the other.
+        weights: (models,), positive, or a mapping by name; their sum does not matter. Default: all
+            the same.
 
     Returns:
         (rows, ...): float32 of float32 (and of less), else float64; computed in float64.
@@ -35,12 +38,20 @@ def mean(predictions: Any, weights: Weights = None) -> Array:
         ValueError: A NaN or an infinity, with model and row; arrays of different shapes; weights
             that do not fit.
     """
-    models = as_models(predictions)
-    own = as_weights(weights, len(models.arrays))
+    models = as_models(predictions, more)
+    own = as_weights(weights, models)
+    return weighted(models, own)
+
+
+def weighted(models: Models, own: Array) -> Array:
+    """The mean with weights that add up to 1."""
     return _blended(models, lambda parts, room: _weighted_sum(parts, own, room))
 
 
-def power_average(predictions: Any, power: float = 2.0, weights: Weights = None) -> Array:
+@hints
+def power_average(
+    predictions: Any, *more: Any, power: float = 2.0, weights: Weights = None
+) -> Array:
     """The power mean of predictions: the root of the mean of their powers.
 
     >>> power_average([[0.2, 0.9], [0.4, 0.9]], power=2)
@@ -50,9 +61,9 @@ def power_average(predictions: Any, power: float = 2.0, weights: Weights = None)
     0 the geometric one, -1 the harmonic one, inf the largest and -inf the smallest.
 
     Args:
-        predictions: (models, rows, ...), not negative.
-        power: Any number, or an infinity.
-        weights: (models,), as for `mean`.
+        predictions: As for `mean`, not negative.
+        power: Any number, or an infinity; it may also be the last of the arrays.
+        weights: As for `mean`.
 
     Returns:
         (rows, ...), as of `mean`.
@@ -61,10 +72,12 @@ def power_average(predictions: Any, power: float = 2.0, weights: Weights = None)
         ValueError: A negative prediction, a NaN or an infinity, with model and row; a power that
             is NaN.
     """
+    if more and np.ndim(more[-1]) == 0:  # a number, which is no model's predictions
+        *more, power = more  # type: ignore[assignment]
     if math.isnan(power):
         raise ValueError("the power is NaN; expected a number, such as 2")
-    models = as_models(predictions)
-    own = as_weights(weights, len(models.arrays))
+    models = as_models(predictions, more)
+    own = as_weights(weights, models)
     counted = Models(
         [array for array, weight in zip(models.arrays, own, strict=True) if weight],
         [name for name, weight in zip(models.names, own, strict=True) if weight],
@@ -76,7 +89,8 @@ def power_average(predictions: Any, power: float = 2.0, weights: Weights = None)
     return _blended(counted, _power_mean(power, own[own > 0]))
 
 
-def geometric(predictions: Any, weights: Weights = None) -> Array:
+@hints
+def geometric(predictions: Any, *more: Any, weights: Weights = None) -> Array:
     """The geometric mean of predictions: one zero makes it zero.
 
     >>> geometric([[0.2, 0.9], [0.8, 0.9]])
@@ -84,19 +98,20 @@ def geometric(predictions: Any, weights: Weights = None) -> Array:
 
     Args, Returns, Raises: As of `power_average`, of which it is the one of power 0.
     """
-    return power_average(predictions, 0, weights)
+    return power_average(predictions, *more, power=0, weights=weights)
 
 
-def majority_vote(labels: Any, weights: Weights = None) -> Array:
+@hints
+def majority_vote(labels: Any, *more: Any, weights: Weights = None) -> Array:
     """The label that most models predict; of several, the smallest.
 
     >>> majority_vote([[1, 0], [1, 2], [0, 2]])
     array([1, 2])
 
     Args:
-        labels: (models, rows, ...), integers, bools or strings. Of class probabilities take the
+        labels: As for `mean`, integers, bools or strings. Of class probabilities take the
             `argmax` first, or their `mean`.
-        weights: (models,), as for `mean`.
+        weights: As for `mean`.
 
     Returns:
         (rows, ...), of the labels' dtype.
@@ -104,8 +119,8 @@ def majority_vote(labels: Any, weights: Weights = None) -> Array:
     Raises:
         ValueError: Numbers that are no labels, such as 0.5; NaN and infinities, with model and row.
     """
-    models = as_models(labels)
-    own = as_weights(weights, len(models.arrays))
+    models = as_models(labels, more)
+    own = as_weights(weights, models)
     for name, array in zip(models.names, models.arrays, strict=True):
         if array.dtype.kind != "f":
             continue

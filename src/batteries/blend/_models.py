@@ -22,8 +22,9 @@ class Models:
     """The predictions of several models for the same rows."""
 
     arrays: list[Array]  # (rows, ...) each
-    names: list[str]
+    names: list[str]  # for errors
     rows: ArrayLike = field(default_factory=list)  # what the user calls them, if not by number
+    keys: list[str] = field(default_factory=list)  # what the user calls the models
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,37 +59,42 @@ class Models:
         return f"row {row}" if not len(names) else f"the row of id {names[row]}"
 
 
-def as_models(predictions: Any) -> Models:
+def as_models(predictions: Any, more: Sequence[Any] = ()) -> Models:
     """Predictions, (models, rows, ...) or one array for each model, as arrays alike.
+
+    Args:
+        more: Those of the other models, where they were passed one by one.
 
     Raises:
         ValueError: None, or arrays of other shapes.
     """
     if isinstance(predictions, Models):
         return predictions
+    predictions = [predictions, *more] if more else predictions
     columns = predictions if isinstance(predictions, Mapping) else None
     if columns is None and hasattr(predictions, "columns"):
         columns = {name: predictions[name] for name in predictions.columns}
     if columns is None:
         arrays = [_as_array(part) for part in predictions]
-        names = [f"model {index}" for index in range(len(arrays))]
+        names = keys = [f"model {index}" for index in range(len(arrays))]
     else:
-        arrays = [_as_array(part) for part in columns.values()]
+        arrays, keys = [_as_array(part) for part in columns.values()], list(map(str, columns))
         names = [f"model {name!r}" for name in columns]
     if not arrays:
         raise ValueError("there are no predictions to blend")
     if all(array.ndim == 0 for array in arrays):
         raise ValueError(
             f"the predictions are one array of {len(arrays)} numbers; expected (models, rows, ...) "
-            "or a list with an array for each model: [first, second]"
+            "or an array for each model: [first, second]"
         )
     for name, array in zip(names, arrays, strict=True):
         if array.shape != arrays[0].shape or array.ndim == 0:
             raise ValueError(
                 f"the predictions of {name} have shape {array.shape}, those of {names[0]} "
                 f"{arrays[0].shape}; expected (models, rows, ...)"
+                + (": weights and powers are said by name, as weights= and power=" if more else "")
             )
-    return Models(arrays, names)
+    return Models(arrays, names, keys=keys)
 
 
 def _as_array(values: Any) -> Array:
@@ -98,21 +104,24 @@ def _as_array(values: Any) -> Array:
     return np.ascontiguousarray(values) if np.ndim(values) else np.asarray(values)
 
 
-def as_weights(weights: Sequence[float] | Array | None, number: int) -> NDArray[np.float64]:
-    """Weights of models, together 1.
+def as_weights(weights: Any, models: Models, negative: bool = False) -> NDArray[np.float64]:
+    """Weights of models, together 1, by name or in their order.
 
     Raises:
         ValueError: Not one for each model, or not positive.
     """
+    number = len(models.arrays)
     if isinstance(weights, Mapping):
-        raise TypeError(
-            "the weights have names; expected numbers in the order of the models: "
-            "[weights[name] for name in predictions]"
-        )
+        if set(weights) != set(models.keys):
+            raise ValueError(
+                f"the weights are of {', '.join(map(str, weights))}, and the models are "
+                f"{', '.join(models.keys)}; expected one for each"
+            )
+        weights = [weights[name] for name in models.keys]
     own = np.ones(number) if weights is None else np.asarray(weights, dtype=np.float64)
     if own.shape != (number,):
         raise ValueError(f"there are {own.size} weights for {number} models")
-    if not (np.isfinite(own).all() and (own >= 0).all() and own.sum() > 0):
+    if not (np.isfinite(own).all() and (negative or (own >= 0).all()) and own.sum() > 0):
         raise ValueError(f"the weights are {own.tolist()}; expected positive numbers")
     return np.asarray(own / own.sum())
 

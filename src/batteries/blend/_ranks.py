@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from batteries._spellings import hints
 from batteries.blend._means import Weights
 from batteries.blend._models import Array, as_models, as_weights
 
 
-def rank_average(predictions: Any, weights: Weights = None) -> Array:
+@hints
+def rank_average(predictions: Any, *more: Any, weights: Weights = None) -> Array:
     """The weighted mean of the predictions' ranks, from over 0 to 1.
 
     >>> rank_average([[0.1, 0.2, 0.9], [10, 30, 20]])
@@ -26,8 +28,8 @@ def rank_average(predictions: Any, weights: Weights = None) -> Array:
     ones share the mean of their ranks, as with `scipy.stats.rankdata`.
 
     Args:
-        predictions: (models, rows, ...): each column is ranked on its own.
-        weights: (models,), as for `mean`.
+        predictions: As for `mean`; each column is ranked on its own.
+        weights: As for `mean`.
 
     Returns:
         (rows, ...): float32 of float32 (and of less), else float64; computed in float64.
@@ -36,8 +38,8 @@ def rank_average(predictions: Any, weights: Weights = None) -> Array:
         ValueError: A NaN or an infinity, with model and row; arrays of different shapes; weights
             that do not fit.
     """
-    models = as_models(predictions)
-    own = as_weights(weights, len(models.arrays))
+    models = as_models(predictions, more)
+    own = as_weights(weights, models)
     rows = models.shape[0]
     models.refuse()
     flat = rows, math.prod(models.shape[1:])
