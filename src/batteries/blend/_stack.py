@@ -49,10 +49,7 @@ class Stack(Trial):
     names: list[str]
     _predict: Callable[[Any, Array], Array]
 
-    @property
-    def verdict(self) -> str:
-        """In words: whether to use the stack."""
-        return self._told("stack")
+    _what = "stack"
 
     def __repr__(self) -> str:
         return f"<Stack: {self.verdict}. Of: {', '.join(self.names)}>"

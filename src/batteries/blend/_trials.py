@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,9 +43,17 @@ class Trial:
     gain_over_mean: Gain
     rows: int  # that all models have predicted
     left_out: int  # the others
+    _what: ClassVar[str]
 
-    def _told(self, what: str) -> str:
+    @property
+    def beats_both(self) -> bool:
+        """Whether it is better than the best single model and the plain mean, beyond noise."""
+        return self.gain_over_single.beyond_noise and self.gain_over_mean.beyond_noise
+
+    @property
+    def verdict(self) -> str:
         """In words: whether to use it."""
+        what = self._what
         if math.isnan(self.unseen_score):
             return "not tried on unseen folds: the score is that of the rows it was found on"
         few = f" of the {self.rows:,} rows that have all predictions ({self.left_out:,} have not)"

@@ -64,10 +64,7 @@ class FoundWeights(Trial):
     score: float
     trace: list[Step]
 
-    @property
-    def verdict(self) -> str:
-        """In words: whether to use the weights."""
-        return self._told("blend")
+    _what = "blend"
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name} {weight:.3g}" for name, weight in self.weights.items())
