@@ -106,11 +106,16 @@ def correlation(
         raise ValueError(f"there are {len(names)} names for {len(models.arrays)} models")
     flat = [array.reshape(-1) for array in models.arrays]
     columns = flat if kind == "pearson" else [ranks(column) for column in flat]
-    means = np.array([column.mean(dtype=np.float64) for column in columns])
-    products = np.zeros((len(columns), len(columns)))
-    for start in range(0, len(flat[0]), BLOCK):
-        part = np.stack([c[start : start + BLOCK] for c in columns]) - means[:, None]
-        products += part @ part.T
+    if len(columns) * len(columns[0]) <= BLOCK:  # one call for all models
+        part = np.concatenate(columns, dtype=np.float64).reshape(len(columns), -1)
+        part -= part.mean(1, keepdims=True)
+        products = part @ part.T
+    else:
+        means = np.array([column.mean(dtype=np.float64) for column in columns])
+        products = np.zeros((len(columns), len(columns)))
+        for start in range(0, len(flat[0]), BLOCK):
+            part = np.stack([c[start : start + BLOCK] for c in columns]) - means[:, None]
+            products += part @ part.T
     scale = np.sqrt(np.diag(products))
     with np.errstate(invalid="ignore", divide="ignore"):
         values = np.clip(products / np.outer(scale, scale), -1, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from batteries._spellings import hints
 from batteries.blend._means import Weights
 from batteries.blend._models import Array, as_models, as_weights
+
+_FEW = 2**14  # rows, below which threads take longer to start than to work
 
 
 @hints
@@ -46,15 +49,25 @@ def rank_average(predictions: Any, *more: Any, weights: Weights = None) -> Array
     columns = np.zeros(flat[::-1])
     # Of very many rows one thread at a time: each needs the memory of several arrays.
     threads = min(torch.get_num_threads(), len(own)) if rows < 2**22 else 1
-    with ThreadPoolExecutor(threads) as pool:
-        for column, total in enumerate(columns):
-            for start in range(0, len(own), threads):
-                some = slice(start, start + threads)
-                parts = [array.reshape(flat)[:, column] for array in models.arrays[some]]
-                for ranked, weight in zip(pool.map(ranks, parts), own[some], strict=True):
-                    ranked *= weight / max(1, rows)
-                    total += ranked
+    if rows < _FEW or threads == 1:
+        _add_ranks(models.arrays, own, columns, map, 1)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            _add_ranks(models.arrays, own, columns, pool.map, threads)
     return np.asarray(columns.T.reshape(models.shape), dtype=models.dtype)
+
+
+def _add_ranks(
+    arrays: list[Array], weights: Array, columns: Array, each: Callable[..., Any], threads: int
+) -> None:
+    rows = columns.shape[1]
+    for column, total in enumerate(columns):
+        for start in range(0, len(arrays), threads):
+            some = slice(start, start + threads)
+            parts = [array.reshape(columns.shape[::-1])[:, column] for array in arrays[some]]
+            for ranked, weight in zip(each(ranks, parts), weights[some], strict=True):
+                ranked *= weight / max(1, rows)
+                total += ranked
 
 
 def ranks(values: Array) -> NDArray[np.float64]:

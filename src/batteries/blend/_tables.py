@@ -105,7 +105,7 @@ def blend_files(
     for name in names:
         sources = [f"{path}, column {name!r}," for path in files]
         blended[name] = methods[method](
-            Models([part.pop(name) for part in arrays], sources, ids, keys)
+            Models([part.pop(name) for part in arrays], keys, ids, sources)
         )
     if renormalise:
         blended = _renormalised(blended, ids)

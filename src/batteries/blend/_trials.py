@@ -91,7 +91,7 @@ def predicted_by_all(models: Models, target: Any, allow_missing: bool) -> tuple[
             raise ValueError("no row has a prediction of each model")
         if len(rows) < len(truth):
             arrays = [array[rows] for array in models.arrays]
-            models, truth = Models(arrays, models.names, rows, models.keys), truth[rows]
+            models, truth = Models(arrays, models.named, rows), truth[rows]
     models.refuse()
     return models, truth, rows
 
