@@ -84,6 +84,13 @@ def test_extreme_powers_and_numbers() -> None:
     assert geometric(small)[2] == 0
     tiny = np.full((13, 3), 1e-44, dtype=np.float32)
     np.testing.assert_array_equal(geometric(tiny), tiny[0])
+    # products of thirty that no float64 holds, beside one that it does, and one with a zero
+    rows = np.repeat([[1e-300, 1e300, 0.5, 3.0], [1e-100, 1e290, 0.5, 0.0]], 15, axis=0)
+    for number in (4, 20_000):  # in one call, and block by block
+        sample = np.tile(rows, number // 4)
+        with np.errstate(divide="ignore"):
+            expected = np.exp(np.log(sample).mean(0))
+        np.testing.assert_allclose(geometric(sample), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("power", [-2.5, -1, 0, 0.5, 2, 3, 7])

@@ -16,6 +16,7 @@ from scipy import stats
 
 from batteries import Predictions
 from batteries.blend import blend_files, check_submission, mean, rank_average
+from batteries.blend._tables import in_order
 
 rng = np.random.default_rng(0)
 IDS = [f"img_{i:04}" for i in rng.permutation(200)]
@@ -278,6 +279,16 @@ def test_a_column_twice() -> None:
         blend_files(["a.csv", "a.csv"])
     with pytest.raises(ValueError, match=r"a\.csv has the columns p more than once"):
         blend_files(["b.csv", "a.csv"])
+
+
+@pytest.mark.parametrize("largest", [30, 5000, 2**64 - 1])
+def test_the_order_of_hashes(largest: int) -> None:
+    """Hashes are ordered also where they are alike in their first bits, or the same."""
+    hashes = np.random.default_rng(0).integers(0, largest, 3000, dtype=np.uint64)
+    order, ordered = in_order(hashes)
+    np.testing.assert_array_equal(ordered, np.sort(hashes))
+    np.testing.assert_array_equal(hashes[order], ordered)
+    assert sorted(order) == list(range(3000))
 
 
 # ---------------------------------------------------------------- targets, names, submissions

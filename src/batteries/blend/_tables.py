@@ -99,7 +99,8 @@ def blend_files(
     _check_ids(files[0], first[key])
     arrays = [_arrays(files[0], first, plan)]
     shown = tqdm(files[1:], "blend", leave=False, disable=None)
-    arrays += [_aligned(path, files[0], first, plan) for path in shown]
+    orders: dict[Any, Any] = {}
+    arrays += [_aligned(path, files[0], first, plan, orders) for path in shown]
     ids = first[key]
     blended = {}
     for name in names:
@@ -201,7 +202,9 @@ def _check_ids(path: Path, ids: Any) -> None:
             raise ValueError(f"{path} has the id {repeated[0]} more than once")
 
 
-def _aligned(path: Path, first_path: Path, first: Table, plan: _Plan) -> dict[str, Array]:
+def _aligned(
+    path: Path, first_path: Path, first: Table, plan: _Plan, orders: dict[Any, Any]
+) -> dict[str, Array]:
     """The columns of another file, its rows in the order of the first."""
     header = names_in(path)
     more = sorted(set(header) ^ set(first.columns))
@@ -217,26 +220,37 @@ def _aligned(path: Path, first_path: Path, first: Table, plan: _Plan) -> dict[st
     ids, others = _comparable(first[plan.key], table[plan.key])
     if ids.equals(others):
         return _arrays(path, table, plan)
-    rows = _rows_of(ids, others)
-    if rows is None:
+    if ids.dtype not in orders:  # of the first file it is found once
+        orders[ids.dtype] = in_order(ids.hash().to_numpy())
+    order, hashes = orders[ids.dtype]
+    other_order, other_hashes = in_order(others.hash().to_numpy())
+    if not np.array_equal(hashes, other_hashes):
         _refuse_ids(path, others, first_path, ids)
+    rows = np.empty_like(order)
+    rows[order] = other_order
     arrays = _arrays(path, table, plan)
     return {name: array[rows] for name, array in arrays.items()}
 
 
-def _rows_of(ids: Any, others: Any) -> Array | None:
-    """Where each id stands among the others; None if they are not the same.
+def in_order(hashes: Array) -> tuple[Array, Array]:
+    """The rows in the order of their ids' hashes, and these hashes: (rows,) each.
 
-    It takes a fraction of a join's memory.
+    A hash's first bits, and the row in place of its last ones, are one integer: numpy sorts those
+    in a third of the time that an order takes. It takes a fraction of a join's memory.
     """
-    hashes = ids.hash(), others.hash()
-    for keys in (hashes, (ids, others)):  # the ids themselves, should hashes collide
-        orders = [key.arg_sort() for key in keys]
-        if ids.gather(orders[0]).equals(others.gather(orders[1])):
-            rows = np.empty(len(ids), dtype=np.int64)
-            rows[orders[0].to_numpy()] = orders[1].to_numpy()
-            return rows
-    return None
+    low = np.uint64(2 ** len(hashes).bit_length() - 1)
+    keys = hashes & ~low
+    keys |= np.arange(len(hashes), dtype=np.uint64)
+    keys.sort()
+    order = (keys & low).astype(np.int64)
+    ordered = hashes[order]
+    keys &= ~low
+    alike = keys[1:] == keys[:-1]
+    if alike.any():  # in the first bits
+        at = np.flatnonzero(np.append(alike, False) | np.append(False, alike))
+        order[at] = order[at][np.argsort(ordered[at])]
+        ordered = hashes[order]
+    return order, ordered
 
 
 def _refuse_ids(path: Path, ids: Any, first_path: Path, first: Any) -> NoReturn:
