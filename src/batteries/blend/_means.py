@@ -155,7 +155,8 @@ def _candidates(labels: list[Array]) -> Iterable[Any]:
 
 def _blended(models: Models, blend: _Blend) -> Array:
     """What a function makes of all rows, block by block, in the dtype of the predictions."""
-    if len(models.arrays) * models.arrays[0].size <= BLOCK:  # one call for all models
+    size = models.arrays[0].size
+    if 0 < size * len(models.arrays) <= BLOCK:  # one call for all models
         rows = np.concatenate(models.arrays, dtype=np.float64).reshape(len(models.arrays), -1)
         with np.errstate(all="ignore"):
             value = blend(rows, None)
@@ -208,7 +209,7 @@ def _refuse_negative(models: Models) -> None:
 def _power_mean(power: float, weights: Array, models: Models) -> _Blend:
     def checked(part: Array) -> Array:
         # Of negative powers an infinity would not be seen in the result.
-        fine = np.minimum.reduce(part, axis=None, initial=np.inf) >= 0
+        fine = np.minimum.reduce(part.reshape(-1)) >= 0
         if not fine or (power < 0 and not np.isfinite(part).all()):
             models.refuse()
             _refuse_negative(models)
@@ -254,7 +255,7 @@ def _power(power: float, each: Any, parts: _Parts, weights: Array, room: _Room |
 
 def _not_held(total: Array) -> Array | None:
     """Where numbers are too small or too large for float64, if anywhere."""
-    if np.minimum.reduce(total, initial=1) > 1e-290 and np.maximum.reduce(total, initial=1) < 1e290:
+    if np.minimum.reduce(total) > 1e-290 and np.maximum.reduce(total) < 1e290:
         return None
     return (total < 1e-290) | (total > 1e290)
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 Array = NDArray[Any]
+_FLOAT32 = np.dtype(np.float32)
 BLOCK = 2**16  # numbers that are worked on at once: the processor keeps them at hand
 
 
@@ -42,7 +43,10 @@ class Models:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of a blend: float32 where the predictions are of 16 or 32 bits, else float64."""
-        found = np.result_type(*{array.dtype for array in self.arrays}, np.float32)
+        kinds = {array.dtype for array in self.arrays}
+        if kinds == {_FLOAT32}:
+            return _FLOAT32
+        found = np.result_type(*kinds, _FLOAT32)
         return found if found.kind == "f" else np.dtype(np.float64)
 
     def refuse(self, start: int = 0, stop: int | None = None) -> None:
