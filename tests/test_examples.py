@@ -160,7 +160,7 @@ def submit(command: list[str], score: float) -> None:
 def test_tabular() -> None:
     """A table becomes a valid submission, also if the time was enough for two folds alone."""
     command = readme_command("tabular")
-    compete([*command, "--visits=8", "--num-epochs=1", "--time-limit=0"], score=0.3, folds=2)
+    compete([*command, "--visits=8", "--num-epochs=1", "--time-limit=1s"], score=0.3, folds=2)
 
 
 def compete(command: list[str], score: float, folds: int) -> None:
@@ -168,7 +168,7 @@ def compete(command: list[str], score: float, folds: int) -> None:
     chosen = re.search(r"chosen by validation: (\S+); .* private F1 (\S+)$", result.stderr, re.M)
     assert chosen
     assert float(chosen[2]) >= score
-    assert len(re.findall(r"fold \d: \d+ rows to train on", result.stderr)) == folds
+    assert len(re.findall(r"fold \d: \d+ rows, \d+ to validate on", result.stderr)) == folds
     assert re.search(r"tells test from train: AUC \S+, by .*counter", result.stderr)
     assert "0 % of the test's rows are of shops that train has" in result.stderr
     assert "<Stack: unseen folds" in result.stdout
@@ -178,6 +178,8 @@ def compete(command: list[str], score: float, folds: int) -> None:
     own = (root / f"submissions/{chosen[1]}/submission.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in own] == [row[0] for row in rows]
     assert (root / "look.png").read_bytes().startswith(b"\x89PNG")
+    ledger = json.loads((root / "scores.json").read_text())["submissions"]
+    assert [each["message"] for each in ledger][-3:] == ["mean", "weights", "stack"]
     table = result.stdout.split("\nF1 ")[1].splitlines()
     assert table[0].split() == ["validation", "OOF", "public", "private"]
     answers = pl.read_csv(root / "data/hidden/answers.csv")
