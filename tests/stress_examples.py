@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import re
 
-from test_examples import compete, readme_command, run, run_and_look, run_folds, submit
+from test_examples import readme_command, run, run_and_look, run_folds, submit
+from test_examples_tabular import compete
 
 
 def examples(number: int, _: random.Random) -> str:

@@ -629,6 +629,8 @@ def test_what_columns_tell(tmp_path: Path) -> None:
     assert seen.missing["missing"].to_list() == ["noise, word"]
     assert seen.missing["in test"][0] == int(np.isnan(sides[1]["noise"]).sum())
     assert look(train, sides[1], "late").leaks == []
+    alone = {"n": np.arange(40)}  # with nothing but an id, that is compared
+    assert look(alone, {"n": np.arange(40) + 40}).auc > 0.9
     assert look(train | {"cost": 3 * train["price"] + 1}, sides[1], "price").leaks == ["cost"]
     pytest.importorskip("matplotlib")
     seen.plot(tmp_path / "look.png")

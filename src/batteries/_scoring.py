@@ -111,11 +111,12 @@ def _of_scorer(metric: Any) -> Scoring:
 
 
 def _of_sklearn(scoring: Scoring) -> Function:
+    if scoring.fast == "accuracy":  # the same, in a tenth of the time
+        return lambda y, p: float(np.mean(np.asarray(y) == np.asarray(p)))
     metrics = import_optional("sklearn.metrics", needs="scikit-learn", for_=scoring.name)
     functions: dict[str, str] = {
         "auc": "roc_auc_score",
         "log_loss": "log_loss",
-        "accuracy": "accuracy_score",
         "rmse": "root_mean_squared_error",
     }
     function = getattr(metrics, functions[str(scoring.fast)])

@@ -95,9 +95,9 @@ def look(
     truth = column_of(train, targets)
     kinds = _kinds(tables, name, [groups] if isinstance(groups, str) else groups or (), ids)
     shared = [key for key in tables[0] if key in tables[1] and key != name]
-    features = [key for key in shared if kinds[key] == "feature"]
+    features = [key for key in shared if kinds[key] == "feature"] or shared  # ids, or nothing
     if not features:
-        raise ValueError("train and test have no column in common" + (" but ids" if shared else ""))
+        raise ValueError("train and test have no column in common")
     _check_shapes(tables, shared)
     balance = None if truth is None or truth.ndim > 1 else polars.DataFrame(_balance(truth))
     few = [f"{len(table[shared[0]])} in {side}" for side, table in _named(tables)]
