@@ -17,8 +17,10 @@ from measure import Timings, peer, print_table, report, take_turns
 
 from batteries.blend import (
     blend_files,
+    correlation,
     find_weights,
     geometric,
+    majority_vote,
     mean,
     power_average,
     rank_average,
@@ -45,15 +47,17 @@ def means() -> None:
             lambda: np.stack(arrays).mean(0, dtype=np.float64), lambda: mean(arrays),
         ),
         "power_average, 2": (
-            lambda: stats.pmean(np.stack(arrays), 2), lambda: power_average(arrays, 2),
+            lambda: stats.pmean(np.stack(arrays), 2), lambda: power_average(arrays, power=2),
         ),
         "power_average, 3": (
-            lambda: stats.pmean(np.stack(arrays), 3), lambda: power_average(arrays, 3),
+            lambda: stats.pmean(np.stack(arrays), 3), lambda: power_average(arrays, power=3),
         ),
         "power_average, 0.7": (
-            lambda: stats.pmean(np.stack(arrays), 0.7), lambda: power_average(arrays, 0.7),
+            lambda: stats.pmean(np.stack(arrays), 0.7), lambda: power_average(arrays, power=0.7),
         ),
-        "geometric": (lambda: stats.gmean(np.stack(arrays)), lambda: geometric(arrays)),
+        "geometric": (
+            lambda: np.exp(np.log(np.stack(arrays)).mean(0)), lambda: geometric(arrays),
+        ),
     }  # fmt: skip
     for name, (theirs, ours) in pairs.items():
         contenders: dict[str, Callable[[], object] | None] = {
@@ -63,6 +67,56 @@ def means() -> None:
         timings = take_turns(contenders, turns=TURNS)
         title = f"blending: {name} of {MODELS} x 1e6 float32"
         report(title, timings, reference="batteries", unit="ms")
+
+
+def small_inputs() -> None:
+    """Where a call takes longer than its work; numpy computes in float32, and checks nothing."""
+    stats = peer("scipy.stats")
+    assert stats is not None
+    rows = [["of 1e3 rows: batteries over numpy or scipy", "2 models", "20 models"]]
+    ratios: dict[str, list[str]] = {}
+    for models in (2, MODELS):
+        for name, (theirs, ours) in _small(stats, models).items():
+            timings = take_turns({"ours": ours, "theirs": theirs}, turns=25, calls=100)
+            pairs = zip(timings["ours"] or [], timings["theirs"] or [], strict=True)
+            ratios.setdefault(name, []).append(f"{np.median([a / b for a, b in pairs]):.2f}")
+    print("\n### blending: small inputs\n")
+    print_table(rows + [[name, *found] for name, found in ratios.items()])
+
+
+def _small(stats: Any, models: int) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
+    arrays = scores(models, 1000)
+    labels = [np.random.default_rng(at).integers(0, 3, 1000) for at in range(models)]
+    weights = np.arange(1, models + 1)
+    return {
+        "mean": (lambda: np.stack(arrays).mean(0), lambda: mean(arrays)),
+        "mean, weights": (
+            lambda: np.average(np.stack(arrays), 0, weights), lambda: mean(arrays, weights=weights),
+        ),
+        "power_average, 2": (
+            lambda: np.sqrt(np.square(np.stack(arrays)).mean(0)),
+            lambda: power_average(arrays, power=2),
+        ),
+        "power_average, 3": (
+            lambda: np.power(np.power(np.stack(arrays), 3).mean(0), 1 / 3),
+            lambda: power_average(arrays, power=3),
+        ),
+        "power_average, 0.7": (
+            lambda: np.power(np.power(np.stack(arrays), 0.7).mean(0), 1 / 0.7),
+            lambda: power_average(arrays, power=0.7),
+        ),
+        "geometric": (
+            lambda: np.exp(np.log(np.stack(arrays)).mean(0)), lambda: geometric(arrays),
+        ),
+        "rank_average": (
+            lambda: sum(stats.rankdata(array) for array in arrays) / models / 1000,
+            lambda: rank_average(arrays),
+        ),
+        "majority_vote": (
+            lambda: stats.mode(np.stack(labels), axis=0).mode, lambda: majority_vote(labels),
+        ),
+        "correlation": (lambda: np.corrcoef(np.stack(arrays)), lambda: correlation(arrays)),
+    }  # fmt: skip
 
 
 def rank_averages() -> None:
@@ -141,6 +195,18 @@ def by_pandas(paths: list[Path], out: Path) -> None:
     blend.to_csv(out, index=False, float_format="%.6f")
 
 
+def by_polars(paths: list[Path], out: Path) -> None:
+    """The same in polars: read, join, write."""
+    polars = peer("polars")
+    assert polars is not None
+    table = polars.read_csv(paths[0])
+    for index, path in enumerate(paths[1:]):
+        other = polars.read_csv(path).rename({"target": f"target {index}"})
+        table = table.join(other, on="id", how="left")
+    blend = polars.mean_horizontal(polars.exclude("id")).alias("target")
+    table.select("id", blend).write_csv(out, float_precision=6)
+
+
 FILES = """
 folder = Path({folder!r})
 paths = sorted(folder.glob("[0-9]*.csv"))
@@ -156,10 +222,12 @@ def files() -> None:
         paths = write_files(folder)
         calls = {
             "batteries": "blending.blend_files(paths, out=folder / 'ours.csv')",
+            "polars": "blending.by_polars(paths, folder / 'polars.csv')",
             "pandas": "blending.by_pandas(paths, folder / 'theirs.csv')",
         }
         contenders: dict[str, Callable[[], object] | None] = {
             "batteries": lambda: blend_files(paths, out=folder / "ours.csv"),
+            "polars": lambda: by_polars(paths, folder / "polars.csv"),
             "pandas": peer("pandas") and (lambda: by_pandas(paths, folder / "theirs.csv")),
         }
         timings = take_turns(contenders, turns=3)
@@ -221,6 +289,9 @@ def main() -> None:
         print(f"\nthreads: {number}")
         means()
         rank_averages()
+    torch.set_num_threads(1)
+    small_inputs()
+    torch.set_num_threads(threads)
     memory = in_fresh_process(RANKS)
     print("\n### blending: rank_average of 10 x 1e7 float32\n")
     print_table([["memory added at the peak, MB", f"{memory:.0f}"]])

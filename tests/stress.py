@@ -59,7 +59,7 @@ PARTS: dict[str, tuple[Part, int]] = {
     "collectives": (collectives, 500),
     "hosts": (hosts, 50),
     "elastic": (elastic, 20),
-    "examples": (examples, 7),
+    "examples": (examples, 8),
     "stores": (stores, 20),
 }
 

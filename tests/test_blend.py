@@ -44,7 +44,7 @@ def tolerance(array: Any) -> float:
 def test_mean(name: str, weights: Any) -> None:
     """The mean is numpy's in float64, rounded once, in the predictions' dtype."""
     sample = SAMPLES[name]
-    found = mean(sample, weights)
+    found = mean(sample, weights=weights)
     wide = sample.astype(np.float64)
     expected = np.average(wide, 0, weights) if wide.size else wide[0]
     assert found.dtype == (np.float32 if name in ("float32", "float16", "classes") else np.float64)
@@ -67,7 +67,7 @@ def test_power_average(power: float, weights: Any) -> None:
                 None if weights is None else np.broadcast_to(np.reshape(weights, shape), wide.shape)
             )
             expected = stats.pmean(wide, power, axis=0, weights=broad)
-        found = power_average(sample, power, weights)
+        found = power_average(sample, power=power, weights=weights)
         assert found.dtype == sample.dtype
         np.testing.assert_allclose(found, expected, rtol=tolerance(found))
 
@@ -84,6 +84,13 @@ def test_extreme_powers_and_numbers() -> None:
     assert geometric(small)[2] == 0
     tiny = np.full((13, 3), 1e-44, dtype=np.float32)
     np.testing.assert_array_equal(geometric(tiny), tiny[0])
+    # products of thirty that no float64 holds, beside one that it does, and one with a zero
+    rows = np.repeat([[1e-300, 1e300, 0.5, 3.0], [1e-100, 1e290, 0.5, 0.0]], 15, axis=0)
+    for number in (4, 20_000):  # in one call, and block by block
+        sample = np.tile(rows, number // 4)
+        with np.errstate(divide="ignore"):
+            expected = np.exp(np.log(sample).mean(0))
+        np.testing.assert_allclose(geometric(sample), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("power", [-2.5, -1, 0, 0.5, 2, 3, 7])
@@ -105,7 +112,7 @@ def test_geometric(weights: Any) -> None:
         shape = (-1,) + (1,) * (wide.ndim - 1)
         broad = None if weights is None else np.broadcast_to(np.reshape(weights, shape), wide.shape)
         expected = stats.gmean(wide, axis=0, weights=broad)
-        found = geometric(sample, weights)
+        found = geometric(sample, weights=weights)
         np.testing.assert_allclose(found, expected, rtol=tolerance(found))
 
 
@@ -143,7 +150,7 @@ def test_rank_average(name: str, threads: int, weights: Any) -> None:
     sample = SAMPLES[name][:, :20_000]
     expected = np.average(stats.rankdata(sample, axis=1), 0, weights) / sample.shape[1]
     torch.set_num_threads(threads)
-    found = rank_average(sample, weights)
+    found = rank_average(sample, weights=weights)
     torch.set_num_threads(1)
     np.testing.assert_allclose(found, expected, rtol=tolerance(found))
     assert found.size == 0 or (found.min() > 0 and found.max() <= 1)
@@ -173,9 +180,9 @@ def test_weighted_votes() -> None:
     """Weights count as copies of a model do; of labels with as many votes it is the smallest."""
     votes, weights = rng.integers(0, 5, (4, 300)), [3, 1, 2, 1]
     copies = np.repeat(votes, weights, axis=0)
-    np.testing.assert_array_equal(majority_vote(votes, weights), majority_vote(copies))
+    np.testing.assert_array_equal(majority_vote(votes, weights=weights), majority_vote(copies))
     np.testing.assert_array_equal(
-        majority_vote(votes, np.array(weights) / 10), majority_vote(copies)
+        majority_vote(votes, weights=np.array(weights) / 10), majority_vote(copies)
     )
     with pytest.raises(ValueError, match="model 0 has numbers that are no labels"):
         majority_vote([[0.5, 1.0]])
@@ -306,4 +313,19 @@ def test_predictions_by_name() -> None:
     with pytest.raises(ValueError, match="model 'tree' has nan in row 1"):
         mean({"cnn": [0.25, 0.5], "tree": [0.75, np.nan]})
     with pytest.raises(ValueError, match="the predictions are one array of 2 numbers; expected "):
-        mean(np.array([0.25, 0.5]), np.array([0.75, 1.0]))
+        mean(np.array([0.25, 0.5]))
+    assert correlation(columns).names == ["cnn", "tree"]
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+def test_one_by_one_and_weights_by_name(blend: str) -> None:
+    """Arrays one by one are blended as their list, and weights by name as weights in order."""
+    function, (first, second, *_) = BLENDS[blend], SAMPLES["classes"]
+    expected = function([first, second], weights=[3, 1])
+    np.testing.assert_array_equal(function(first, second, weights=[3, 1]), expected)
+    named = function({"a": first, "b": second}, weights={"b": 1, "a": 3})
+    np.testing.assert_array_equal(named, expected)
+    with pytest.raises(ValueError, match="the weights are of a, c, and the models are a, b"):
+        function({"a": first, "b": second}, weights={"a": 1, "c": 2})
+    with pytest.raises(ValueError, match="weights and powers are said by name, as weights= and"):
+        function([first, second], [3, 1])

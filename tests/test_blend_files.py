@@ -15,7 +15,8 @@ import warm
 from scipy import stats
 
 from batteries import Predictions
-from batteries.blend import blend_files, mean, rank_average
+from batteries.blend import blend_files, check_submission, mean, rank_average
+from batteries.blend._tables import in_order
 
 rng = np.random.default_rng(0)
 IDS = [f"img_{i:04}" for i in rng.permutation(200)]
@@ -278,3 +279,85 @@ def test_a_column_twice() -> None:
         blend_files(["a.csv", "a.csv"])
     with pytest.raises(ValueError, match=r"a\.csv has the columns p more than once"):
         blend_files(["b.csv", "a.csv"])
+
+
+@pytest.mark.parametrize("largest", [30, 5000, 2**64 - 1])
+def test_the_order_of_hashes(largest: int) -> None:
+    """Hashes are ordered also where they are alike in their first bits, or the same."""
+    hashes = np.random.default_rng(0).integers(0, largest, 3000, dtype=np.uint64)
+    order, ordered = in_order(hashes)
+    np.testing.assert_array_equal(ordered, np.sort(hashes))
+    np.testing.assert_array_equal(hashes[order], ordered)
+    assert sorted(order) == list(range(3000))
+
+
+# ---------------------------------------------------------------- targets, names, submissions
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npy"])
+def test_out_of_fold_files_keep_their_target(kind: str) -> None:
+    """The target beside predictions is not blended, unless it is asked for; in a CSV it is."""
+    truth = np.arange(200.0)
+    for index in range(2):
+        outputs = Predictions(200)
+        outputs.add(range(200), probability=SCORES[index], target=truth)
+        outputs.save(f"{index}.{kind}", ids=IDS)
+    paths = [f"{index}.{kind}" for index in range(2)]
+    found = blend_files(paths, "geometric")
+    np.testing.assert_allclose(found["probability"], stats.gmean(SCORES[:2]))
+    assert found["target"].to_list() == truth.tolist()
+    asked = blend_files(paths, "rank", columns=["target"])
+    np.testing.assert_allclose(asked["target"], (truth + 1) / 200)
+    csv = [write(f"{i}.csv", SCORES[i], other=SCORES[i]) for i in range(2)]
+    np.testing.assert_allclose(blend_files(csv)["target"], SCORES[:2].mean(0))
+
+
+def test_files_by_name() -> None:
+    """Files in a mapping are weighted by their names."""
+    paths = {name: write(f"{name}.csv", SCORES[at]) for at, name in enumerate("ab")}
+    expected = blend_files(paths.values(), weights=[3, 1])
+    assert blend_files(paths, weights={"b": 1, "a": 3}).equals(expected)
+    assert blend_files(paths.values(), weights={"b.csv": 1, "a.csv": 3}).equals(expected)
+    with pytest.raises(ValueError, match="the weights are of a, c, and the models are a, b"):
+        blend_files(paths, weights={"a": 1, "c": 2})
+
+
+FAULTS: dict[str, tuple[str, str]] = {
+    "columns": ("id,p\n1,0.5\n2,0.5\n3,0.5\n", r"the columns are \['id', 'p'\]; expected \['id'"),
+    "rows": ("id,target\n1,0.5\n3,0.5\n", "1 ids are missing, such as 2"),
+    "ids": ("id,target\n1,0.5\n2,0.5\n3,0.5\n4,0\n", "1 ids are not in the sample, such as 4"),
+    "twice": ("id,target\n1,0.5\n2,0.5\n3,0.5\n3,0\n", "the id 3 is there more than once"),
+    "order": ("id,target\n1,0.5\n3,0.5\n2,0.1\n", r"in another order, first in row 1 \(3 for 2\)"),
+    "missing": ("id,target\n1,0.5\n2,\n3,nan\n", "column 'target': 2 missing, first in row 1"),
+    "texts": ("id,target\n1,0.5\n2,cat\n3,0\n", r"1 no numbers, first in row 1 \(cat\)"),
+    "infinite": ("id,target\n1,0.5\n2,inf\n3,0\n", r"1 infinite, first in row 1 \(inf\)"),
+    "range": ("id,target\n1,0.5\n2,1.5\n3,0\n", r"1 not from 0 to 1, first in row 1 \(1.5\)"),
+    "the sample": ("id,target\n1,0\n2,0\n3,0\n", "all predictions are those of the sample"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_submissions(fault: str) -> None:
+    """What a competition would refuse is told, with the row; what it takes is not."""
+    Path("sample.csv").write_text("id,target\n1,0\n2,0\n3,0\n")
+    text, told = FAULTS[fault]
+    Path("mine.csv").write_text(text)
+    ranges = {"target": (0.0, 1.0)}
+    with pytest.raises(ValueError, match=rf"^mine.csv is not as sample.csv:\n- (?s:.*){told}"):
+        check_submission("mine.csv", "sample.csv", ranges=ranges if fault != "columns" else None)
+    Path("mine.csv").write_text("id,target\n1,0.5\n2,1e-3\n3,1\n")
+    assert check_submission("mine.csv", "sample.csv", ranges=ranges) == 3
+    pl.read_csv("mine.csv").write_parquet("mine.parquet")
+    assert check_submission("mine.parquet", "sample.csv") == 3
+
+
+def test_submissions_of_classes() -> None:
+    """Where the sample has several whole numbers, fractions are told, and texts are texts."""
+    Path("sample.csv").write_text("id,label,word\n007,1,a\n008,2,b\n")
+    Path("mine.csv").write_text("id,label,word\n007,1.5,b\n008,2,\n")
+    with pytest.raises(
+        ValueError, match=r"no whole numbers, .* \(1.5\)\n- column 'word': 1 missing"
+    ):
+        check_submission("mine.csv", "sample.csv")
+    with pytest.raises(ValueError, match=r"sample.csv has no column 'row'; it has id, label, word"):
+        check_submission("mine.csv", "sample.csv", id_column="row")

@@ -16,7 +16,7 @@ from torch.nn.functional import softmax
 
 from batteries.blend import Correlation, find_threshold, find_weights
 from batteries.blend._metrics import as_problem, auc
-from batteries.blend._weights import Gain, as_folds
+from batteries.blend._trials import Gain, as_folds
 from batteries.splits import make_folds
 
 rng = np.random.default_rng(0)
@@ -101,7 +101,7 @@ def test_hill_climbing(index: int, threads: int) -> None:
     torch.set_num_threads(threads)
     found = find_weights(oof, target, name, rounds=15, folds=None)
     torch.set_num_threads(1)
-    np.testing.assert_array_equal(found.weights, weights)
+    np.testing.assert_array_equal(list(found.weights.values()), weights)
     assert found.score == pytest.approx(sign * score, abs=1e-12)
     assert len(found.trace) == 15
     assert np.isnan(found.unseen_score)
@@ -117,7 +117,7 @@ def test_any_metric() -> None:
     up = find_weights(
         OOF, TARGET, lambda y, p: -distance(y, p), rounds=5, metric_minimization=False
     )
-    np.testing.assert_array_equal(down.weights, up.weights)
+    assert down.weights == up.weights
     assert down.score == -up.score
     assert down.unseen_score == -up.unseen_score
     assert down.gain_over_mean == up.gain_over_mean
@@ -130,8 +130,8 @@ def test_simplex_is_least_squares() -> None:
     # a heavy row makes the weights of nnls add up to 1
     rows, heavy = np.stack(OOF, 1), 1e6
     expected, _ = nnls(np.vstack([rows, heavy * np.ones(4)]), np.append(target, heavy))
-    np.testing.assert_allclose(found.weights, expected, atol=2e-3)
-    assert found.weights.sum() == pytest.approx(1)
+    np.testing.assert_allclose(list(found.weights.values()), expected, atol=2e-3)
+    assert sum(found.weights.values()) == pytest.approx(1)
     assert found.score <= min(metrics.root_mean_squared_error(target, part) for part in OOF)
 
 
@@ -141,11 +141,12 @@ def test_what_is_found_is_no_worse(method: Any) -> None:
     for _, name, oof, target in KNOWN:
         found = find_weights(oof, target, name, method, folds=None)
         problem = as_problem(list(oof), target, name, None)
-        assert (found.weights >= 0).all()
+        weights = np.array(list(found.weights.values()))
+        assert (weights >= 0).all()
         singles = [problem.of(column) for column in problem.columns]
-        assert problem.value(found.weights) >= max(singles)
-        assert problem.value(found.weights) == pytest.approx(problem.sign * found.score)
-        assert found.best_single == int(np.argmax(singles))
+        assert problem.value(weights) >= max(singles)
+        assert problem.value(weights) == pytest.approx(problem.sign * found.score)
+        assert found.best_single == f"model {np.argmax(singles)}"
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1e6])
@@ -158,7 +159,7 @@ def test_the_scale_of_the_target(scale: float) -> None:
             find_weights(oof * unit, target * unit, "rmse", method, folds=None)
             for unit in (1, scale)
         )
-        np.testing.assert_allclose(other.weights, one.weights, atol=1e-3)
+        assert other.weights == pytest.approx(one.weights, abs=1e-3)
         assert other.score == pytest.approx(one.score * scale)
 
 
@@ -168,7 +169,9 @@ def test_several_targets() -> None:
     oof = [target + rng.normal(0, noise, (ROWS, 2)) for noise in (0.3, 0.5)]
     error = metrics.root_mean_squared_error
     found = find_weights(oof, target, error, metric_minimization=True, folds=np.arange(ROWS) % 3)
-    assert found.score == pytest.approx(error(target, np.average(oof, 0, found.weights)))
+    assert found.score == pytest.approx(
+        error(target, np.average(oof, 0, list(found.weights.values())))
+    )
 
 
 def test_forms_of_folds() -> None:
@@ -233,8 +236,10 @@ def test_input_of_weights() -> None:
     """What does not fit is named."""
     with pytest.raises(ValueError, match="auc is better when it is higher; leave metric_minim"):
         find_weights(OOF, TARGET, "auc", metric_minimization=True)
-    with pytest.raises(ValueError, match="metric is 'f1'; expected a function, or auc, log_loss"):
-        find_weights(OOF, TARGET, "f1")
+    with pytest.raises(
+        ValueError, match="metric is 'f2'; expected a function, one of auc, log_loss"
+    ):
+        find_weights(OOF, TARGET, "f2")
     with pytest.raises(ValueError, match="method is 'genetic'"):
         find_weights(OOF, TARGET, "auc", "genetic")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="there are 10 targets for 2000 rows"):

@@ -433,5 +433,5 @@ def test_splits_never_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["datasets.py", "models.py"])
 def test_shared_files_are_the_same(name: str) -> None:
-    """The examples differ in `experiment.py` alone: that is what their diff shows."""
+    """The examples of digits differ in `experiment.py` alone: their diff shows that."""
     assert len({(ROOT / "examples" / example / name).read_text() for example in EXAMPLES}) == 1

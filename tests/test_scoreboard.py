@@ -295,6 +295,7 @@ def test_bootstrap() -> None:
         return float((y == p).mean())
 
     found = paired_bootstrap(target, first, second, accuracy)
+    assert paired_bootstrap(target, first, second, "accuracy") == found
     gains = (second == target).astype(float) - (first == target)
     oracle = stats.bootstrap((gains,), np.mean, method="percentile", rng=1).confidence_interval
     assert found.value == pytest.approx(gains.mean())

@@ -50,10 +50,15 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "half a fold": (lambda _: make_folds(6, 2.5), r"n_folds is 2\.5; expected a whole number"),  # type: ignore[arg-type]
     "labels as folds": (lambda _: make_folds(6, [0, 1]), r"n_folds is .*labels are passed as targ"),  # type: ignore[arg-type]
     "a seed's name": (lambda _: make_folds(6, 2, seed="a"), "seed is 'a'; expected a whole number"),  # type: ignore[arg-type]
-    "target": (lambda _: make_folds(6, 2, target=[0]), "has no argument 'target': say targets="),
-    "test_size": (lambda _: make_folds(6, test_size=0.2), "'test_size': it takes data, n_folds, "),
+    "target": (lambda _: make_folds(6, 2, target=[0]), "no argument 'target': say targets="),  # type: ignore[call-arg]
+    "a typo": (lambda _: make_folds(6, 2, taregts=[0]), "argument 'taregts': say targets="),  # type: ignore[call-arg]
+    "test_size": (lambda _: make_folds(6, test_size=0.2), "'test_size': say n_folds=: each"),  # type: ignore[call-arg]
+    "a color": (lambda _: make_folds(6, color=1), "'color': it takes data, n_folds, .* and path"),  # type: ignore[call-arg]
     "folds of numbers": (lambda any_: check_folds([0, 1], any_), r"folds is \[0, 1\]; expected wh"),  # type: ignore[arg-type]
-    "named weights": (lambda _: blend.mean({"a": [0.1], "b": [0.2]}, NAMES), "in the order of the"),
+    "named weights": (
+        lambda _: blend.mean({"a": [0.1], "b": [0.2]}, weights=NAMES),
+        "the weights are of cnn, tree, and the models are a, b",
+    ),
     "masked": (
         lambda _: Predictions(1).add([0], x=np.ma.array([1.0], mask=[True])),
         r"x is a masked array: pass x\.filled",

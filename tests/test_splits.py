@@ -395,7 +395,8 @@ def test_in_the_order_of_time() -> None:
         collected.add(fold, valid, trained_on=folds.hash)
     assert np.isnan(collected.predictions[:2]).all()
     assert collected.predictions[2:].tolist() == list(range(2, 10))
-    assert collected.score(np.arange(10), accuracy_score).value == 1.0
+    score = collected.score(np.arange(10), accuracy_score)
+    assert (score.value, score.rows) == (1.0, 8)
 
 
 def test_what_does_not_fit() -> None:
@@ -430,6 +431,33 @@ def test_folds_of_other_dtypes() -> None:
     collected.add(1, [0.5], [2.0], trained_on=folds.hash)
     assert collected.predictions.tolist() == [7, 0.5]
     assert collected.test.tolist() == [4.5]
+
+
+def test_some_of_the_folds() -> None:
+    """With `allow_missing`, rows of folds that are missing are NaN, and are not scored."""
+    folds = make_folds(12, 4)
+    oof, whole = OutOfFold(folds, allow_missing=True), OutOfFold(folds)
+    with pytest.raises(ValueError, match="fold 0, 1, 2, 3 of 4 is missing"):
+        _ = oof.predictions
+    for fold in (3, 1):
+        oof.add(fold, folds[fold][1] / 10, [float(fold)])
+        whole.add(fold, folds[fold][1] / 10)
+    there = np.isin(folds.assignment, (1, 3))
+    np.testing.assert_array_equal(np.isnan(oof.predictions), ~there)
+    score = oof.score(np.arange(12) / 10, "neg_mean_absolute_error")
+    assert (score.value, score.rows, len(score.folds)) == (0.0, 6, 2)
+    assert oof.test == 2.0
+    with pytest.raises(ValueError, match="fold 0, 2 of 4 is missing"):
+        _ = whole.predictions
+
+
+def test_out_of_repeated_folds() -> None:
+    """Predictions of repeated folds are the mean over the repeats."""
+    folds = make_folds(9, 3, repeats=2)
+    oof = OutOfFold(folds)
+    for fold, (_, valid) in enumerate(folds):
+        oof.add(fold, np.stack([valid, valid + 10 * (fold // 3)], axis=1))
+    np.testing.assert_allclose(oof.predictions, np.stack([np.arange(9), np.arange(9) + 5], 1))
 
 
 class Opaque:
@@ -504,3 +532,106 @@ def test_targets_by_name() -> None:
         check_folds(folds, "target")
     with pytest.raises(ValueError, match="there is no column 'label'; expected one of "):
         check_folds(folds, "label", data=table)
+
+
+# ---------------------------------------------------------------- duplicates behind ids, and near
+
+
+def test_ids_hide_no_duplicates() -> None:
+    """Rows that are equal but for an id are duplicates, and the error says what was left out."""
+    folds = Folds(np.array([0, 1] * 4), "kfold")
+    table = {
+        "id": [f"a{i}" for i in range(8)],
+        "text": ["so long", *(f"text {i}" for i in range(7))],
+    }
+    assert len(check_folds(folds, data=table)) == 2
+    table["text"][3] = "so long"
+    with pytest.raises(
+        ValueError, match=r"exact duplicates in training \(0\).*Not compared: 'id'; "
+    ):
+        check_folds(folds, data=pl.DataFrame(table))
+    assert len(check_folds(folds, data=table, ids=[])) == 2
+    assert len(check_folds(folds, data={"id": table["id"], "y": [0, 1] * 4}, targets="y")) == 2
+
+
+def test_nearly_the_same_numbers() -> None:
+    """Rows that differ by little are found by rounding, and rows of other numbers are not."""
+    chance = np.random.default_rng(0)
+    table: dict[str, Any] = {
+        "x": 1000 * chance.normal(size=60),
+        "word": [f"Word {i}" for i in range(60)],
+    }
+    folds = Folds(np.arange(60) % 2, "kfold")
+    assert len(check_folds(folds, data=table, near="rounded")) == 2
+    table["x"][7], table["word"][7] = table["x"][2] + 1, "WORD  2 "
+    with pytest.raises(ValueError, match=r"have near duplicates in training \([27]\)"):
+        check_folds(folds, data=table, near="rounded")
+    check_folds(folds, data=table)
+    with pytest.raises(ValueError, match="equally many numbers, or of a table"):
+        check_folds(folds, data=["a"] * 30 + ["b"] * 30, near="rounded")
+
+
+def test_nearly_the_same_images() -> None:
+    """Images in other sizes, lighter or with noise have the same hash; other images do not."""
+    coarse = torch.rand(40, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    images = torch.nn.functional.interpolate(coarse, (48, 48), mode="bicubic")
+    other = [
+        torch.nn.functional.interpolate(images[:1], (96, 96), mode="bilinear")[0].permute(1, 2, 0),
+        (images[1] * 0.7 + 0.2).numpy(),
+        images[2] + 0.01 * torch.rand(3, 48, 48, generator=torch.Generator().manual_seed(1)),
+    ]
+    for at, image in enumerate(other):
+        folds = Folds(np.array([0] * 40 + [1]), "kfold")
+        with pytest.raises(
+            ValueError, match=rf"1 validation rows have near .* \({at}\); in fold 1"
+        ):
+            check_folds(folds, data=[*images, image], near="images")
+    assert len(check_folds(Folds(np.arange(40) % 2, "kfold"), data=images, near="images")) == 2
+    with pytest.raises(
+        ValueError, match="images of 16 x 16 pixels and more; found an array of sha"
+    ):
+        check_folds(Folds(np.arange(40) % 2, "kfold"), data=coarse, near="images")
+
+
+# ---------------------------------------------------------------- a look at columns
+
+
+def test_what_columns_tell(tmp_path: Path) -> None:
+    """What differs, leaks, names a group or a row, or is missing together is told of columns."""
+    chance = np.random.default_rng(0)
+    sides: list[dict[str, Any]] = []
+    for side in range(2):
+        gone = chance.random(250) < 0.2
+        sides.append(
+            {
+                "id": np.arange(250) + 250 * side,
+                "shop": np.array([f"s{i}" for i in chance.integers(0, 20, 250) + 20 * side]),
+                "drift": chance.normal(2 * side, 1, 250),
+                "noise": np.where(gone, np.nan, chance.normal(size=250)),
+                "word": [None if it else "a" for it in gone],
+            }
+        )
+    train = sides[0] | {"y": chance.integers(0, 2, 250), "price": chance.normal(size=250)}
+    train["late"] = np.where(train["y"] > 0, 3.0, 1.0) + chance.random(250)
+    sides[1] |= {"late": train["late"], "price": train["price"]}
+    seen = look(train, sides[1], "y", groups="shop")
+    rows = {row["column"]: row for row in seen.columns.iter_rows(named=True)}
+    assert [rows[name]["kind"] for name in ("id", "shop", "y", "drift")] == [
+        "id", "group", "target", "feature"
+    ]  # fmt: skip
+    told = {name: row["tells test"] for name, row in rows.items() if row["tells test"] is not None}
+    assert max(told, key=lambda name: told[name]) == "drift"
+    assert not {"id", "shop", "y"} & set(told)
+    assert max(abs(told[name]) for name in told if name != "drift") < 0.1 < told["drift"]
+    assert seen.leaks == ["late"]
+    assert rows["noise"]["tells target"] == pytest.approx(0.5, abs=0.1)
+    assert (rows["shop"]["known in test"], rows["word"]["known in test"]) == (0.0, 1.0)
+    assert seen.missing["missing"].to_list() == ["noise, word"]
+    assert seen.missing["in test"][0] == int(np.isnan(sides[1]["noise"]).sum())
+    assert look(train, sides[1], "late").leaks == []
+    alone = {"n": np.arange(40)}  # with nothing but an id, that is compared
+    assert look(alone, {"n": np.arange(40) + 40}).auc > 0.9
+    assert look(train | {"cost": 3 * train["price"] + 1}, sides[1], "price").leaks == ["cost"]
+    pytest.importorskip("matplotlib")
+    seen.plot(tmp_path / "look.png")
+    assert (tmp_path / "look.png").read_bytes().startswith(b"\x89PNG")

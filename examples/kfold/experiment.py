@@ -42,7 +42,7 @@ from batteries._files import write_whole
 from batteries.data import DataLoader
 from batteries.progress import tqdm
 from batteries.scoreboard import record_scores
-from batteries.splits import Folds, OutOfFold, check_folds, fold_indices, make_folds
+from batteries.splits import Folds, OutOfFold, check_folds, make_folds
 
 Batches = DataLoader[tuple[Tensor, Tensor]]
 
@@ -80,7 +80,7 @@ def run_fold(fold: int, folds: Folds, root: Path, device: torch.device, args: An
 
     # ---------------------------------------------------------------- 2. data
     images, labels, test_images, test_labels = load_images(args.dataset)
-    train, valid = fold_indices(folds, fold)
+    train, valid = folds[fold]
     valid_set = Images(images[valid], labels[valid])
     train_loader: Batches = DataLoader(
         Images(images[train], labels[train], augment=True),
@@ -149,7 +149,7 @@ def assemble(folds: Folds, root: Path, args: argparse.Namespace) -> bool:
         collected.add(
             known["fold"], valid["probability"], test["probability"], trained_on=known["trained_on"]
         )
-        assert np.array_equal(valid["id"], fold_indices(folds, known["fold"])[1])
+        assert np.array_equal(valid["id"], folds[known["fold"]][1])
     logger = get_logger("kfold", log_file=root / "log.txt")
     if collected.missing:
         logger.info("fold %s to come", ", ".join(map(str, collected.missing)))
@@ -169,8 +169,8 @@ def assemble(folds: Folds, root: Path, args: argparse.Namespace) -> bool:
         metric="accuracy",
         minimization=False,
     )
-    outputs = Predictions(len(folds))
-    outputs.add(range(len(folds)), probability=collected.predictions)
+    outputs = Predictions(folds.rows)
+    outputs.add(range(folds.rows), probability=collected.predictions)
     outputs.save(root / "oof.parquet")
     print(f"\n{root} has folds.csv, oof.parquet, and fold_0, … with checkpoints and predictions")
     return True

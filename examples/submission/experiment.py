@@ -44,7 +44,7 @@ from batteries.blend import blend_files, correlation, find_weights
 from batteries.data import DataLoader
 from batteries.progress import tqdm
 from batteries.scoreboard import record_scores
-from batteries.splits import Folds, OutOfFold, fold_indices, make_folds
+from batteries.splits import Folds, OutOfFold, make_folds
 
 FOLDS = 3
 Batches = DataLoader[tuple[Tensor, Tensor]]
@@ -110,7 +110,7 @@ def train_fold(
 
     # ---------------------------------------------------------------- 3, 4. data and model
     images, labels, test_images, test_labels = load_images(args.dataset)
-    train, valid = fold_indices(folds, fold)
+    train, valid = folds[fold]
     valid_set, test_set = Images(images[valid], labels[valid]), Images(test_images, test_labels)
     train_loader: Batches = DataLoader(
         Images(images[train], labels[train], augment=True),
@@ -216,13 +216,16 @@ def main(args: argparse.Namespace, root: Path, device: torch.device) -> None:
     }
 
     # ---------------------------------------------------------------- 7. blends, on OOF
-    oof = [probabilities(pl.read_parquet(path)) for path in files["oof"]]
-    alike = correlation(oof, names)
+    oof = {
+        name: probabilities(pl.read_parquet(path))
+        for name, path in zip(names, files["oof"], strict=True)
+    }
+    alike = correlation(oof)
     alike.plot(root / "correlation.png")
     print(f"\ncorrelations of the predictions\n{alike}")
     found = find_weights(oof, targets, "log_loss", folds=folds)
-    print(f"\nweights {', '.join(f'{weight:.2f}' for weight in found.weights)}: {found.verdict}")
-    candidates["weights"] = {"paths": range(len(names)), "weights": found.weights}
+    print(f"\n{found}")
+    candidates["weights"] = {"paths": range(len(names)), "weights": [*found.weights.values()]}
     rows = {}
     for name, how in candidates.items():
         how = dict(how)
@@ -231,7 +234,7 @@ def main(args: argparse.Namespace, root: Path, device: torch.device) -> None:
             probabilities(blend_files([files[part][i] for i in chosen], **how, renormalise=True))
             for part in ("oof", "test")
         )
-        parts = [fold_indices(folds, fold)[1] for fold in range(FOLDS)]
+        parts = [valid for _, valid in folds]
         by_fold = [loss_of(targets[part], p[part]) for part in parts]
         rows[name] = {
             "validation": float(np.mean(by_fold)),

@@ -4,22 +4,29 @@ from batteries import _public
 from batteries.blend._correlations import Correlation, correlation
 from batteries.blend._means import geometric, majority_vote, mean, power_average
 from batteries.blend._ranks import rank_average
+from batteries.blend._stack import Stack, stack
+from batteries.blend._submissions import check_submission
 from batteries.blend._tables import blend_files
-from batteries.blend._thresholds import Threshold, find_threshold
+from batteries.blend._thresholds import Threshold, Thresholds, find_threshold, find_thresholds
 from batteries.blend._weights import FoundWeights, find_weights
 
 __all__ = [
     "Correlation",
     "FoundWeights",
+    "Stack",
     "Threshold",
+    "Thresholds",
     "blend_files",
+    "check_submission",
     "correlation",
     "find_threshold",
+    "find_thresholds",
     "find_weights",
     "geometric",
     "majority_vote",
     "mean",
     "power_average",
     "rank_average",
+    "stack",
 ]
 _public.own(globals())

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from batteries._digits import shown
 from batteries._files import PathLike, write_whole
 from batteries._optional import import_optional
+from batteries._spellings import hints
 from batteries.blend._models import BLOCK, as_models
 from batteries.blend._ranks import ranks
 
@@ -73,8 +74,10 @@ class Correlation(NamedTuple):
             figure.savefig(file, format="png", dpi=120)
 
 
+@hints
 def correlation(
     predictions: Any,
+    *more: Any,
     names: Sequence[str] | None = None,
     kind: Literal["pearson", "spearman"] = "pearson",
 ) -> Correlation:
@@ -86,15 +89,14 @@ def correlation(
     b  -1.0000   1.0000
 
     Args:
-        predictions: (models, rows, ...), or one array for each model; all numbers of a model
-            count alike.
-        names: Of the models. Default: their numbers.
+        predictions: As for `mean`; all numbers of a model count alike.
+        names: Of the models. Default: those that they have, or their numbers.
         kind: "pearson", or "spearman": that of the ranks.
 
     Raises:
         ValueError: A NaN or an infinity, with model and row; arrays of different shapes; no rows.
     """
-    models = as_models(predictions)
+    models = as_models(predictions, more)
     models.refuse()
     if not models.arrays[0].size:
         raise ValueError("there are no rows to correlate")
@@ -104,12 +106,17 @@ def correlation(
         raise ValueError(f"there are {len(names)} names for {len(models.arrays)} models")
     flat = [array.reshape(-1) for array in models.arrays]
     columns = flat if kind == "pearson" else [ranks(column) for column in flat]
-    means = np.array([column.mean(dtype=np.float64) for column in columns])
-    products = np.zeros((len(columns), len(columns)))
-    for start in range(0, len(flat[0]), BLOCK):
-        part = np.stack([c[start : start + BLOCK] for c in columns]) - means[:, None]
-        products += part @ part.T
+    if len(columns) * len(columns[0]) <= BLOCK:  # one call for all models
+        part = np.concatenate(columns, dtype=np.float64).reshape(len(columns), -1)
+        part -= part.mean(1, keepdims=True)
+        products = part @ part.T
+    else:
+        means = np.array([column.mean(dtype=np.float64) for column in columns])
+        products = np.zeros((len(columns), len(columns)))
+        for start in range(0, len(flat[0]), BLOCK):
+            part = np.stack([c[start : start + BLOCK] for c in columns]) - means[:, None]
+            products += part @ part.T
     scale = np.sqrt(np.diag(products))
     with np.errstate(invalid="ignore", divide="ignore"):
         values = np.clip(products / np.outer(scale, scale), -1, 1)
-    return Correlation(list(names) if names is not None else models.names, values)
+    return Correlation(list(names) if names is not None else models.keys, values)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from batteries.blend._models import Array, Models, as_models, as_weights, in_blocks
+from batteries._spellings import hints
+from batteries.blend._models import BLOCK, Array, Models, as_models, as_weights, in_blocks
 
-Weights = Sequence[float] | NDArray[Any] | None
+Weights = Mapping[str, float] | Sequence[float] | NDArray[Any] | None
 _Room = tuple[Array, Array]  # two of float64, as long as a block
-_Blend = Callable[[list[Array], _Room], Array]
+_FEW = 2**13  # numbers, below which torch's calls take longer than their work
+_Parts = list[Array] | Array  # of each model a block, or all that there is, (models, numbers)
+_Blend = Callable[[_Parts, _Room | None], Array]  # of all that there is it needs no room
 
 
-def mean(predictions: Any, weights: Weights = None) -> Array:
+@hints
+def mean(predictions: Any, *more: Any, weights: Weights = None) -> Array:
     """The weighted mean of predictions.
 
     >>> mean([[0.2, 0.9], [0.4, 0.9]])
@@ -25,8 +30,9 @@ def mean(predictions: Any, weights: Weights = None) -> Array:
 
     Args:
         predictions: (models, rows, ...), or one array or tensor (rows, ...) for each model:
-            a list, a mapping by name, or a frame with a column for each.
-        weights: (models,), positive; their sum does not matter. Default: all the same.
+            a list, a mapping by name, a frame with a column for each, or one after the other.
+        weights: (models,), positive, or a mapping by name; their sum does not matter. Default: all
+            the same.
 
     Returns:
         (rows, ...): float32 of float32 (and of less), else float64; computed in float64.
@@ -35,12 +41,20 @@ def mean(predictions: Any, weights: Weights = None) -> Array:
         ValueError: A NaN or an infinity, with model and row; arrays of different shapes; weights
             that do not fit.
     """
-    models = as_models(predictions)
-    own = as_weights(weights, len(models.arrays))
+    models = as_models(predictions, more)
+    own = as_weights(weights, models)
+    return weighted(models, own)
+
+
+def weighted(models: Models, own: Array) -> Array:
+    """The mean with weights that add up to 1."""
     return _blended(models, lambda parts, room: _weighted_sum(parts, own, room))
 
 
-def power_average(predictions: Any, power: float = 2.0, weights: Weights = None) -> Array:
+@hints
+def power_average(
+    predictions: Any, *more: Any, power: float = 2.0, weights: Weights = None
+) -> Array:
     """The power mean of predictions: the root of the mean of their powers.
 
     >>> power_average([[0.2, 0.9], [0.4, 0.9]], power=2)
@@ -50,9 +64,9 @@ def power_average(predictions: Any, power: float = 2.0, weights: Weights = None)
     0 the geometric one, -1 the harmonic one, inf the largest and -inf the smallest.
 
     Args:
-        predictions: (models, rows, ...), not negative.
-        power: Any number, or an infinity.
-        weights: (models,), as for `mean`.
+        predictions: As for `mean`, not negative.
+        power: Any number, or an infinity; it may also be the last of the arrays.
+        weights: As for `mean`.
 
     Returns:
         (rows, ...), as of `mean`.
@@ -61,22 +75,24 @@ def power_average(predictions: Any, power: float = 2.0, weights: Weights = None)
         ValueError: A negative prediction, a NaN or an infinity, with model and row; a power that
             is NaN.
     """
+    if more and np.ndim(more[-1]) == 0:  # a number, which is no model's predictions
+        *more, power = more  # type: ignore[assignment]
     if math.isnan(power):
         raise ValueError("the power is NaN; expected a number, such as 2")
-    models = as_models(predictions)
-    own = as_weights(weights, len(models.arrays))
-    counted = Models(
-        [array for array, weight in zip(models.arrays, own, strict=True) if weight],
-        [name for name, weight in zip(models.names, own, strict=True) if weight],
-        models.rows,
-    )
-    if power < 0 or len(counted.arrays) < len(own):  # what would not be seen in the result
-        models.refuse()
-    _refuse_negative(models)
-    return _blended(counted, _power_mean(power, own[own > 0]))
+    models = as_models(predictions, more)
+    own = as_weights(weights, models)
+    counted = models
+    if weights is not None and not own.all():
+        models.refuse()  # what would not be seen in the result
+        _refuse_negative(models)
+        used = np.flatnonzero(own)
+        told = [models.names[at] for at in used]
+        counted, own = Models([models.arrays[at] for at in used], (), models.rows, told), own[used]
+    return _blended(counted, _power_mean(power, own, counted))
 
 
-def geometric(predictions: Any, weights: Weights = None) -> Array:
+@hints
+def geometric(predictions: Any, *more: Any, weights: Weights = None) -> Array:
     """The geometric mean of predictions: one zero makes it zero.
 
     >>> geometric([[0.2, 0.9], [0.8, 0.9]])
@@ -84,19 +100,20 @@ def geometric(predictions: Any, weights: Weights = None) -> Array:
 
     Args, Returns, Raises: As of `power_average`, of which it is the one of power 0.
     """
-    return power_average(predictions, 0, weights)
+    return power_average(predictions, *more, power=0, weights=weights)
 
 
-def majority_vote(labels: Any, weights: Weights = None) -> Array:
+@hints
+def majority_vote(labels: Any, *more: Any, weights: Weights = None) -> Array:
     """The label that most models predict; of several, the smallest.
 
     >>> majority_vote([[1, 0], [1, 2], [0, 2]])
     array([1, 2])
 
     Args:
-        labels: (models, rows, ...), integers, bools or strings. Of class probabilities take the
+        labels: As for `mean`, integers, bools or strings. Of class probabilities take the
             `argmax` first, or their `mean`.
-        weights: (models,), as for `mean`.
+        weights: As for `mean`.
 
     Returns:
         (rows, ...), of the labels' dtype.
@@ -104,8 +121,8 @@ def majority_vote(labels: Any, weights: Weights = None) -> Array:
     Raises:
         ValueError: Numbers that are no labels, such as 0.5; NaN and infinities, with model and row.
     """
-    models = as_models(labels)
-    own = as_weights(weights, len(models.arrays))
+    models = as_models(labels, more)
+    own = as_weights(weights, models)
     for name, array in zip(models.names, models.arrays, strict=True):
         if array.dtype.kind != "f":
             continue
@@ -113,7 +130,7 @@ def majority_vote(labels: Any, weights: Weights = None) -> Array:
         if not (array == np.floor(array)).all():
             raise ValueError(f"{name} has numbers that are no labels; take the argmax first")
     best, most = models.arrays[0].copy(), np.full(models.shape, -1.0)
-    for label in models.arrays:
+    for label in _candidates(models.arrays):
         votes = np.zeros(models.shape)
         for other, weight in zip(models.arrays, own, strict=True):
             votes += weight * (label == other)
@@ -124,11 +141,28 @@ def majority_vote(labels: Any, weights: Weights = None) -> Array:
     return np.asarray(best, dtype=np.result_type(*models.arrays))
 
 
+def _candidates(labels: list[Array]) -> Iterable[Any]:
+    """What may have most votes: each label of few classes, else what each of the models says."""
+    if all(array.dtype.kind in "iu" and array.size for array in labels):
+        low, high = min(int(a.min()) for a in labels), max(int(a.max()) for a in labels)
+        if high - low < len(labels):
+            return range(low, high + 1)
+    return labels
+
+
 # ---------------------------------------------------------------- block by block
 
 
 def _blended(models: Models, blend: _Blend) -> Array:
     """What a function makes of all rows, block by block, in the dtype of the predictions."""
+    size = models.arrays[0].size
+    if 0 < size * len(models.arrays) <= BLOCK:  # one call for all models
+        rows = np.concatenate(models.arrays, dtype=np.float64).reshape(len(models.arrays), -1)
+        with np.errstate(all="ignore"):
+            value = blend(rows, None)
+            if not math.isfinite(np.add.reduce(value)):
+                models.refuse()
+        return value.astype(models.dtype, copy=False).reshape(models.shape)
     flat = [array.reshape(-1) for array in models.arrays]
     out = np.empty(flat[0].shape, dtype=models.dtype)
 
@@ -136,7 +170,7 @@ def _blended(models: Models, blend: _Blend) -> Array:
         room = np.empty(stop - start), np.empty(stop - start)
         with np.errstate(all="ignore"):
             value = blend([array[start:stop] for array in flat], room)
-            if not np.isfinite(value.sum()):
+            if not math.isfinite(np.add.reduce(value)):
                 models.refuse(start, stop)
         out[start:stop] = value
 
@@ -144,7 +178,9 @@ def _blended(models: Models, blend: _Blend) -> Array:
     return out.reshape(models.shape)
 
 
-def _weighted_sum(parts: list[Array], weights: Array, room: _Room) -> Array:
+def _weighted_sum(parts: _Parts, weights: Array, room: _Room | None) -> Array:
+    if room is None:
+        return np.asarray(np.matmul(weights, parts))
     total, term = room
     if (weights == weights[0]).all():
         np.copyto(total, parts[0])
@@ -162,8 +198,7 @@ def _weighted_sum(parts: list[Array], weights: Array, room: _Room) -> Array:
 def _refuse_negative(models: Models) -> None:
     for name, array in zip(models.names, models.arrays, strict=True):
         flat = array.reshape(-1)
-        if array.dtype.kind not in "ub" and flat.size and not flat.min() >= 0:
-            models.refuse()
+        if flat.size and flat.min() < 0:
             at = int(np.argmin(flat))
             raise ValueError(
                 f"{name} has {flat[at]} in {models.row(at)}: a power mean is of numbers that are "
@@ -171,56 +206,81 @@ def _refuse_negative(models: Models) -> None:
             )
 
 
-def _power_mean(power: float, weights: Array) -> _Blend:
-    if abs(power) < 1e-8:  # nearer to the geometric mean than float64 can tell
-        return lambda parts, room: _geometric(parts, weights, room)
-    if math.isinf(power):
-        choose = np.maximum if power > 0 else np.minimum
-        return lambda parts, room: _extreme(choose, parts, room)
-    return lambda parts, room: _power(power, parts, weights, room)
+def _power_mean(power: float, weights: Array, models: Models) -> _Blend:
+    def checked(part: Array) -> Array:
+        # Of negative powers an infinity would not be seen in the result.
+        fine = np.minimum.reduce(part.reshape(-1)) >= 0
+        if not fine or (power < 0 and not np.isfinite(part).all()):
+            models.refuse()
+            _refuse_negative(models)
+        return part
+
+    def blend(parts: _Parts, room: _Room | None) -> Array:
+        # A part is looked at where it is used: it is at hand then.
+        each: Any = map(checked, parts) if room else checked(np.asarray(parts))
+        if abs(power) < 1e-8:  # nearer to the geometric mean than float64 can tell
+            return _geometric(each, parts, weights, room)
+        if math.isinf(power):
+            choose = np.maximum if power > 0 else np.minimum
+            return np.asarray(functools.reduce(choose, each))
+        return _power(power, each, parts, weights, room)
+
+    return blend
 
 
-def _extreme(choose: np.ufunc, parts: list[Array], room: _Room) -> Array:
-    value = room[0]
-    np.copyto(value, parts[0])
-    for part in parts[1:]:
-        choose(value, part, out=value)
-    return value
+def _power(power: float, each: Any, parts: _Parts, weights: Array, room: _Room | None) -> Array:
+    if room is None:
+        total: Array = np.matmul(weights, _raised(each, power, np.empty(np.shape(parts))))
+    else:
+        total, term = room
+        total[:] = 0
+        added, factor = torch.from_numpy(total), torch.from_numpy(term)
+        for part, weight in zip(each, weights.tolist(), strict=True):
+            np.copyto(term, part)
+            if power in (2, 3, 4):  # of the square there is one pass less
+                square = factor if power == 2 else factor * factor
+                added.addcmul_(square, square if power == 4 else factor, value=weight)
+            else:
+                _raised(term, power, term)
+                added.add_(factor, alpha=weight)
+    lost = _not_held(total)
+    if power == 2:
+        np.sqrt(total, out=total)
+    elif power != 1:
+        _raise(total, 1 / power)
+    if lost is not None:
+        total[lost] = _scaled_power(power, [part[lost] for part in parts], weights)
+    return total
 
 
-def _power(power: float, parts: list[Array], weights: Array, room: _Room) -> Array:
-    total, term = room
-    total[:] = 0
-    alike = (weights == weights[0]).all()
-    for part, weight in zip(parts, weights, strict=True):
-        _raised(part, power, term)
-        if not alike:
-            term *= weight
-        total += term
-    if alike:
-        total *= weights[0]
-    value: Array = np.sqrt(total) if power == 2 else total ** (1 / power)
-    # Numbers whose powers are too small or too large for float64 have means all the same.
-    lost = (total < 1e-290) | (total > 1e290)
-    if lost.any():
-        value[lost] = _scaled_power(power, [part[lost] for part in parts], weights)
-    return value
+def _not_held(total: Array) -> Array | None:
+    """Where numbers are too small or too large for float64, if anywhere."""
+    if np.minimum.reduce(total) > 1e-290 and np.maximum.reduce(total) < 1e290:
+        return None
+    return (total < 1e-290) | (total > 1e290)
 
 
-def _raised(values: Array, power: float, out: Array) -> None:
+def _raised(values: Any, power: float, out: Array) -> Array:
     if power == 0.5:
-        np.sqrt(values, out=out, dtype=np.float64)
+        np.sqrt(values, out=out)
     elif power == -1:
-        np.divide(1.0, values, out=out, dtype=np.float64)
-    elif power in (1, 2, 3):
+        np.divide(1.0, values, out=out)
+    elif power in (2, 3, 4):
+        square = values if power == 2 else values * values
+        np.multiply(square, square if power == 4 else values, out=out)
+    else:
         np.copyto(out, values)
-        if power > 1:
-            out *= out
-        if power == 3:
-            out *= values
-    else:  # faster than a power, and as exact as 64 bits have it
-        np.copyto(out, values)
-        torch.from_numpy(out).log_().mul_(power).exp_()  # in half of numpy's time
+        if power != 1:
+            _raise(out, power)
+    return out
+
+
+def _raise(values: Array, power: float) -> None:
+    """The same as a power, as exact as 64 bits have it, and in a third of its time."""
+    if values.size < _FEW:
+        np.exp(np.multiply(np.log(values, out=values), power, out=values), out=values)
+    else:
+        torch.from_numpy(values).log_().mul_(power).exp_()
 
 
 def _scaled_power(power: float, parts: list[Array], weights: Array) -> Array:
@@ -231,22 +291,32 @@ def _scaled_power(power: float, parts: list[Array], weights: Array) -> Array:
     return np.where(unit == 0, 0.0, unit * mean)
 
 
-def _geometric(parts: list[Array], weights: Array, room: _Room) -> Array:
+def _geometric(each: Any, parts: _Parts, weights: Array, room: _Room | None) -> Array:
+    if not (weights == weights[0]).all():
+        return _weighted_geometric(each, weights, room)
+    if room is None:
+        total: Array = np.multiply.reduce(each, axis=0)
+    else:
+        total = room[0]
+        total[:] = 1
+        for part in each:
+            total *= part
+    lost = _not_held(total)  # else there is one logarithm, of the product of all
+    _raise(total, weights[0])
+    if lost is not None:
+        few = np.stack([part[lost] for part in parts]).astype(np.float64)
+        total[lost] = np.exp(np.log(few).mean(0))
+    return total
+
+
+def _weighted_geometric(each: Any, weights: Array, room: _Room | None) -> Array:
+    if room is None:
+        return np.asarray(np.exp(np.matmul(weights, np.log(each))))
     total, term = room
     total[:] = 0
-    logarithms = torch.from_numpy(term)
-    alike = (weights == weights[0]).all()
-    # The product of six float32, as small or large as they are, is a float64: one logarithm.
-    size = 6 if alike and np.result_type(*parts).itemsize <= 4 else 1
-    for start in range(0, len(parts), size):
-        np.copyto(term, parts[start])
-        for part in parts[start + 1 : start + size]:
-            term *= part
-        logarithms.log_()
-        if not alike:
-            term *= weights[start]
-        total += term
-    if alike:
-        total *= weights[0]
-    torch.from_numpy(total).exp_()
+    logarithm, own = torch.from_numpy(total), torch.from_numpy(term)
+    for part, weight in zip(each, weights.tolist(), strict=True):
+        np.copyto(term, part)
+        logarithm.add_(own.log_(), alpha=weight)
+    logarithm.exp_()
     return total

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batteries._direction import said_direction
+from batteries._scoring import Metric, as_scoring
 from batteries.blend._models import Array
 
-Metric = Callable[[Any, Any], float] | str  # of target and prediction, as scikit-learn's
 _Score = Callable[[Array, Array], float]
 
 
@@ -50,7 +49,11 @@ class Problem:
 
 
 def as_problem(
-    arrays: list[Array], target: Any, metric: Metric, metric_minimization: bool | None
+    arrays: list[Array],
+    target: Any,
+    metric: Metric,
+    metric_minimization: bool | None,
+    of: str = "find_weights",
 ) -> Problem:
     """What a metric has to say about predictions.
 
@@ -63,55 +66,15 @@ def as_problem(
         raise ValueError(f"there are {len(truth)} targets for {len(arrays[0])} rows")
     if truth.dtype.kind == "f" and not np.isfinite(truth).all():
         raise ValueError(f"the target of row {np.isfinite(truth).argmin()} is not a finite number")
-    sign = -1 if is_minimized(metric, metric_minimization, "find_weights") else 1
-    name = known_name(metric)
+    scoring = as_scoring(metric, metric_minimization, of)
+    sign = -1 if scoring.minimized else 1
     # of several targets scikit-learn has averages of its own
-    if name is None or (callable(metric) and truth.ndim != 1):
-        function: Any = metric
-        return Problem(arrays, truth, lambda y, p: float(function(y, p)), sign, known=False)
-    prepare, score, _ = _KNOWN[name]
+    if scoring.fast is None or (callable(metric) and truth.ndim != 1):
+        return Problem(arrays, truth, scoring.of(truth), sign, known=False)
+    prepare, score = _KNOWN[scoring.fast]
     columns, own = prepare(arrays, truth)
-    return Problem(columns, own, score, sign, known=True)
-
-
-def is_minimized(metric: Metric, metric_minimization: bool | None, of: str) -> bool:
-    """Whether a metric is better when it is lower: of the known ones it is known.
-
-    Args:
-        of: Who asks, for the error.
-
-    Raises:
-        TypeError: A function without its direction.
-        ValueError: An unknown metric, or the wrong direction for a known one.
-    """
-    name = known_name(metric)
-    if name is None:
-        if isinstance(metric, str):
-            raise ValueError(f"metric is {metric!r}; expected a function, or {', '.join(_KNOWN)}")
-        return said_direction(metric_minimization, f"{of} with a function as its metric")
-    minimized = _KNOWN[name][2]
-    if metric_minimization not in (None, minimized):
-        raise ValueError(
-            f"{name} is better when it is {'lower' if minimized else 'higher'}; leave "
-            "metric_minimization out"
-        )
-    return minimized
-
-
-_NAMES = {
-    "roc_auc_score": "auc",
-    "log_loss": "log_loss",
-    "accuracy_score": "accuracy",
-    "root_mean_squared_error": "rmse",
-}
-
-
-def known_name(metric: Metric) -> str | None:
-    """Which of our metrics it is, by its name or as a function of scikit-learn."""
-    if isinstance(metric, str):
-        return metric if metric in _KNOWN else None
-    ours = str(getattr(metric, "__module__", "")).startswith("sklearn.metrics")
-    return _NAMES.get(getattr(metric, "__name__", "")) if ours else None
+    told = score if scoring.sign > 0 else lambda y, p: -score(y, p)
+    return Problem(columns, own, told, sign, known=True)
 
 
 # ---------------------------------------------------------------- the known ones
@@ -121,6 +84,8 @@ _Prepared = tuple[list[Array], Array]
 
 def _for_auc(arrays: list[Array], target: Array) -> _Prepared:
     classes, positive = np.unique(target, return_inverse=True)
+    if arrays[0].shape[1:] == (2,):  # of both classes: the second is the positive one
+        arrays = [array[:, 1] for array in arrays]
     if len(classes) != 2 or arrays[0].ndim != 1:
         raise ValueError(
             f"auc is of two classes and (rows,) predictions; found {len(classes)} classes and "
@@ -217,9 +182,9 @@ def _rmse(target: Array, prediction: Array) -> float:
     return float(np.sqrt(np.square(prediction - target).mean()))
 
 
-_KNOWN: dict[str, tuple[Callable[[list[Array], Array], _Prepared], _Score, bool]] = {
-    "auc": (_for_auc, auc, False),
-    "log_loss": (_for_log_loss, _log_loss, True),
-    "accuracy": (_for_accuracy, _accuracy, False),
-    "rmse": (_for_rmse, _rmse, True),
+_KNOWN: dict[str, tuple[Callable[[list[Array], Array], _Prepared], _Score]] = {
+    "auc": (_for_auc, auc),
+    "log_loss": (_for_log_loss, _log_loss),
+    "accuracy": (_for_accuracy, _accuracy),
+    "rmse": (_for_rmse, _rmse),
 }

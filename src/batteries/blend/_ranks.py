@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,11 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from batteries._spellings import hints
 from batteries.blend._means import Weights
 from batteries.blend._models import Array, as_models, as_weights
 
+_FEW = 2**14  # rows, below which threads take longer to start than to work
 
-def rank_average(predictions: Any, weights: Weights = None) -> Array:
+
+@hints
+def rank_average(predictions: Any, *more: Any, weights: Weights = None) -> Array:
     """The weighted mean of the predictions' ranks, from over 0 to 1.
 
     >>> rank_average([[0.1, 0.2, 0.9], [10, 30, 20]])
@@ -26,8 +31,8 @@ def rank_average(predictions: Any, weights: Weights = None) -> Array:
     ones share the mean of their ranks, as with `scipy.stats.rankdata`.
 
     Args:
-        predictions: (models, rows, ...): each column is ranked on its own.
-        weights: (models,), as for `mean`.
+        predictions: As for `mean`; each column is ranked on its own.
+        weights: As for `mean`.
 
     Returns:
         (rows, ...): float32 of float32 (and of less), else float64; computed in float64.
@@ -36,23 +41,33 @@ def rank_average(predictions: Any, weights: Weights = None) -> Array:
         ValueError: A NaN or an infinity, with model and row; arrays of different shapes; weights
             that do not fit.
     """
-    models = as_models(predictions)
-    own = as_weights(weights, len(models.arrays))
+    models = as_models(predictions, more)
+    own = as_weights(weights, models)
     rows = models.shape[0]
     models.refuse()
     flat = rows, math.prod(models.shape[1:])
     columns = np.zeros(flat[::-1])
     # Of very many rows one thread at a time: each needs the memory of several arrays.
     threads = min(torch.get_num_threads(), len(own)) if rows < 2**22 else 1
-    with ThreadPoolExecutor(threads) as pool:
-        for column, total in enumerate(columns):
-            for start in range(0, len(own), threads):
-                some = slice(start, start + threads)
-                parts = [array.reshape(flat)[:, column] for array in models.arrays[some]]
-                for ranked, weight in zip(pool.map(ranks, parts), own[some], strict=True):
-                    ranked *= weight / max(1, rows)
-                    total += ranked
+    if rows < _FEW or threads == 1:
+        _add_ranks(models.arrays, own, columns, map, 1)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            _add_ranks(models.arrays, own, columns, pool.map, threads)
     return np.asarray(columns.T.reshape(models.shape), dtype=models.dtype)
+
+
+def _add_ranks(
+    arrays: list[Array], weights: Array, columns: Array, each: Callable[..., Any], threads: int
+) -> None:
+    rows = columns.shape[1]
+    for column, total in enumerate(columns):
+        for start in range(0, len(arrays), threads):
+            some = slice(start, start + threads)
+            parts = [array.reshape(columns.shape[::-1])[:, column] for array in arrays[some]]
+            for ranked, weight in zip(each(ranks, parts), weights[some], strict=True):
+                ranked *= weight / max(1, rows)
+                total += ranked
 
 
 def ranks(values: Array) -> NDArray[np.float64]:

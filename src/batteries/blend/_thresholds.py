@@ -1,4 +1,4 @@
-"""The cut-off that makes classes of scores, tuned where it is not tried."""
+"""Cut-offs that make classes of scores, tuned where they are not tried."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from batteries.blend._metrics import is_minimized
+from batteries._scoring import Metric, as_scoring
+from batteries._spellings import hints
 from batteries.blend._models import as_models
-from batteries.blend._weights import as_folds
-from batteries.splits._folds import Folds
+from batteries.blend._trials import Pair, as_pairs, predicted_by_all
+from batteries.splits._assignment import Folds
+
+Cuts = NDArray[np.float64]
+_Score = Callable[[NDArray[Any], Cuts], float]  # of rows and cut-offs, the higher the better
 
 
 class Threshold(NamedTuple):
     """A cut-off, and what it is worth.
 
-    >>> def accuracy(y, p):
-    ...     return (y == p).mean()
     >>> scores, target = [0.1, 0.4, 0.6, 0.9] * 5, [0, 0, 1, 1] * 5
-    >>> find_threshold(scores, target, accuracy, metric_minimization=False)
+    >>> find_threshold(scores, target, "accuracy")
     Threshold(value=0.5, score=1.0, unseen_score=1.0, spread=0.0, folds=[0.5, 0.5, 0.5, 0.5, 0.5])
     """
 
@@ -31,22 +33,43 @@ class Threshold(NamedTuple):
     folds: list[float]  # the cut-off that all folds but this one say
 
 
+class Thresholds(NamedTuple):
+    """Cut-offs between classes that have an order, and what they are worth.
+
+    >>> found = find_thresholds([0.1, 0.9, 1.2, 2.4] * 5, [0, 1, 1, 2] * 5, "accuracy")
+    >>> found.apply([0.3, 1.0, 9.0]).tolist()
+    [0, 1, 2]
+    """
+
+    values: list[float]  # found on all rows, rising
+    score: float  # of the rows they were found on: too good
+    unseen_score: float  # the mean over folds, each cut where the others say
+    rounded_score: float  # the same of scores that are rounded to the nearest class
+    spread: list[float]  # the standard deviations of the folds' cut-offs
+    folds: list[list[float]]  # the cut-offs that all folds but this one say
+    classes: NDArray[Any]
+
+    def apply(self, scores: ArrayLike) -> NDArray[Any]:
+        """The classes of scores: (rows,)."""
+        return _cut(np.asarray(scores), np.array(self.values), self.classes)
+
+
+@hints
 def find_threshold(
     oof: Any,
     target: ArrayLike,
-    metric: Callable[[Any, Any], float],
+    metric: Metric,
     *,
     metric_minimization: bool | None = None,
     folds: int | Folds | ArrayLike = 5,
+    allow_missing: bool = False,
     candidates: int = 200,
     seed: int = 0,
 ) -> Threshold:
     """Find the cut-off with the best score, and try it on folds that it was not found on.
 
     >>> scores, target = [0.1, 0.3, 0.35, 0.8] * 5, [0, 0, 1, 1] * 5
-    >>> def accuracy(y, p):
-    ...     return (y == p).mean()
-    >>> found = find_threshold(scores, target, accuracy, metric_minimization=False)
+    >>> found = find_threshold(scores, target, "f1")
     >>> round(found.value, 3), found.unseen_score
     (0.325, 1.0)
 
@@ -56,10 +79,11 @@ def find_threshold(
     Args:
         oof: (rows,) scores.
         target: (rows,).
-        metric: Of target and labels, 1 where the score is at least the cut-off, else 0.
-        metric_minimization: Whether lower is better. Of scikit-learn's functions that
-            `find_weights` knows it is known; for others it has to be said.
+        metric: As of `find_weights`; of target and labels, 1 where the score is at least the
+            cut-off, else 0.
+        metric_minimization: As of `find_weights`.
         folds: Their number, the `Folds` of the model or the fold of each row.
+        allow_missing: Whether scores may be NaN: these rows are left out.
         candidates: How many cut-offs are tried at most: those between quantiles of the scores.
         seed: For folds that are made here.
 
@@ -67,39 +91,129 @@ def find_threshold(
         TypeError: No `metric_minimization`.
         ValueError: Scores with NaN, or other than (rows,) of them; a metric that is never a number.
     """
-    if not callable(metric):
-        raise TypeError(f"metric is {metric!r}; expected a function of target and labels")
-    models = as_models([oof])
-    models.refuse()
-    scores, truth = models.arrays[0], np.asarray(target)
-    if scores.shape != truth.shape or scores.ndim != 1:
-        raise ValueError(f"there are scores of shape {scores.shape} for targets of {truth.shape}")
-    sign = -1 if is_minimized(metric, metric_minimization, "find_threshold") else 1
+    scores, truth, pairs = _given(oof, target, folds, allow_missing, seed)
+    scoring = as_scoring(metric, metric_minimization, "find_threshold")
+    sign, function = -1 if scoring.minimized else 1, scoring.of(truth)
 
-    def scored(rows: NDArray[Any], cut: float) -> float:
-        return float(metric(truth[rows], (scores[rows] >= cut).astype(np.int64)))
+    def score(rows: NDArray[Any], cuts: Cuts) -> float:
+        return sign * function(truth[rows], (scores[rows] >= cuts[0]).astype(np.int64))
 
-    def best(rows: NDArray[Any]) -> float:
-        cuts = _cuts(scores[rows], candidates)
-        values = np.array([sign * scored(rows, cut) for cut in cuts])
-        if np.isnan(values).all():
-            raise ValueError("the metric is NaN for every cut-off")
-        tied = cuts[values == np.nanmax(values)]
-        return float(tied[len(tied) // 2])
+    def best(rows: NDArray[Any]) -> Cuts:
+        return _best_of(score, rows, _between(scores[rows], candidates)[:, None])
 
-    own = as_folds(folds, truth, seed)
-    numbers = np.unique(own[own >= 0])
-    found = [best(np.flatnonzero(own != fold)) for fold in numbers]
-    unseen = [
-        scored(np.flatnonzero(own == fold), cut) for fold, cut in zip(numbers, found, strict=True)
-    ]
-    rows = np.arange(len(truth))
-    value = best(rows)
+    values, worth, unseen, found = _tried(best, score, len(truth), pairs)
     spread = float(np.std(found, ddof=1))
-    return Threshold(value, scored(rows, value), float(np.mean(unseen)), spread, found)
+    each = [float(cuts[0]) for cuts in found]
+    return Threshold(float(values[0]), sign * worth, sign * unseen, spread, each)
 
 
-def _cuts(scores: NDArray[Any], candidates: int) -> NDArray[np.float64]:
+@hints
+def find_thresholds(
+    oof: Any,
+    target: ArrayLike,
+    metric: Metric,
+    *,
+    metric_minimization: bool | None = None,
+    folds: int | Folds | ArrayLike = 5,
+    allow_missing: bool = False,
+    candidates: int = 50,
+    seed: int = 0,
+) -> Thresholds:
+    """Find the cut-offs between ordered classes, and try them on folds they were not found on.
+
+    >>> from sklearn.metrics import cohen_kappa_score, make_scorer
+    >>> kappa = make_scorer(cohen_kappa_score, weights="quadratic")
+    >>> scores, target = [0.2, 0.4, 1.1, 1.3, 1.2, 1.9] * 5, [0, 0, 0, 1, 1, 2] * 5
+    >>> found = find_thresholds(scores, target, kappa)
+    >>> [round(value, 2) for value in found.values], found.score
+    ([1.15, 1.4], 1.0)
+
+    The cut-offs begin where each class has as many rows as it has in the target. Then one after
+    the other is moved to where the score is best, until none moves.
+
+    Args:
+        oof: (rows,) scores, higher for higher classes.
+        target: (rows,) classes, such as 0 to 4, all of them.
+        metric: As of `find_weights`; of target and classes.
+        metric_minimization, folds, allow_missing, seed: As of `find_threshold`.
+        candidates: How many places a cut-off may move to: those between quantiles of the scores.
+
+    Raises:
+        TypeError: No `metric_minimization`.
+        ValueError: As of `find_threshold`; a single class.
+    """
+    scores, truth, pairs = _given(oof, target, folds, allow_missing, seed)
+    classes = np.unique(truth)
+    if len(classes) < 2:
+        raise ValueError(f"the target has {len(classes)} class; expected two or more")
+    scoring = as_scoring(metric, metric_minimization, "find_thresholds")
+    sign, function = -1 if scoring.minimized else 1, scoring.of(truth)
+
+    def score(rows: NDArray[Any], cuts: Cuts) -> float:
+        return sign * function(truth[rows], _cut(scores[rows], cuts, classes))
+
+    def best(rows: NDArray[Any]) -> Cuts:
+        places = _between(scores[rows], candidates)
+        below = [(truth[rows] < value).mean() for value in classes[1:]]
+        cuts: Cuts = np.quantile(scores[rows], below)
+        while True:
+            before = cuts.copy()
+            for at in range(len(cuts)):
+                around = np.concatenate(([-np.inf], cuts, [np.inf]))[[at, at + 2]]
+                inside = places[(places >= around[0]) & (places <= around[1])]
+                tries = np.tile(cuts, (len(inside) + 1, 1))
+                tries[1:, at] = inside
+                moved = _best_of(score, rows, tries)
+                if score(rows, moved) > score(rows, cuts):
+                    cuts = moved
+            if (cuts == before).all():
+                return cuts
+
+    values, worth, unseen, found = _tried(best, score, len(truth), pairs)
+    spread = np.std(found, axis=0, ddof=1).tolist()
+    middles = (classes[1:] + classes[:-1]) / 2 if classes.dtype.kind in "iuf" else values
+    rounded = float(np.mean([score(unseen, middles) for _, unseen in pairs]))
+    each = [cuts.tolist() for cuts in found]
+    return Thresholds(
+        *(values.tolist(), sign * worth, sign * unseen, sign * rounded, spread, each, classes)
+    )
+
+
+def _given(
+    oof: Any, target: ArrayLike, folds: Any, allow_missing: bool, seed: int
+) -> tuple[NDArray[Any], NDArray[Any], list[Pair]]:
+    models = as_models([oof])
+    truth = np.asarray(target)
+    if models.shape != truth.shape or truth.ndim != 1:
+        raise ValueError(f"there are scores of shape {models.shape} for targets of {truth.shape}")
+    models, truth, rows = predicted_by_all(models, truth, allow_missing)
+    return models.arrays[0], truth, as_pairs(folds, truth, seed, rows)
+
+
+def _tried(
+    best: Callable[[NDArray[Any]], Cuts], score: _Score, number: int, pairs: list[Pair]
+) -> tuple[Cuts, float, float, list[Cuts]]:
+    """The cut-offs of all rows with their score, the score of unseen folds, those of each fold."""
+    found = [best(seen) for seen, _ in pairs]
+    unseen = [score(rows, cuts) for (_, rows), cuts in zip(pairs, found, strict=True)]
+    rows = np.arange(number)
+    values = best(rows)
+    return values, score(rows, values), float(np.mean(unseen)), found
+
+
+def _best_of(score: _Score, rows: NDArray[Any], tries: NDArray[np.float64]) -> Cuts:
+    values = np.array([score(rows, cuts) for cuts in tries])
+    if np.isnan(values).all():
+        raise ValueError("the metric is NaN for every cut-off")
+    tied = tries[values == np.nanmax(values)]
+    return np.asarray(tied[len(tied) // 2])
+
+
+def _cut(scores: NDArray[Any], cuts: Cuts, classes: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(classes[np.searchsorted(cuts, scores, side="right")])
+
+
+def _between(scores: NDArray[Any], candidates: int) -> NDArray[np.float64]:
     """The lowest score, and the middles between neighbouring ones, or between quantiles of many."""
     distinct = np.unique(scores.astype(np.float64))
     if len(distinct) > candidates + 1:

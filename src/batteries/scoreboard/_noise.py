@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from batteries._optional import import_optional
+from batteries._scoring import Metric, scoring_of
 from batteries.scoreboard._info import RunInfo, folds_of
 
 _SAMPLES = 2000
@@ -180,24 +181,25 @@ def paired_bootstrap(
     target: ArrayLike,
     first: ArrayLike,
     second: ArrayLike,
-    metric: Callable[[Any, Any], float],
+    metric: Metric,
 ) -> Difference:
     """How much better the second predictions are, and within what, by resampling the rows.
 
     >>> target = np.arange(200) % 2
-    >>> better = paired_bootstrap(target, 1 - target, target, lambda y, p: float((y == p).mean()))
+    >>> better = paired_bootstrap(target, 1 - target, target, "accuracy")
     >>> better.value, better.beyond_noise
     (1.0, True)
 
     Both are resampled together, 2,000 times, so that rows which are hard for both cancel out.
 
     Args:
-        metric: `metric(target, prediction)`, as in scikit-learn.
+        metric: A name of scikit-learn's scorers, or any function of target and prediction.
 
     Raises:
         ValueError: Different numbers of rows.
     """
-    return decided(list(by_rows(target, [first, second], metric)))[0]
+    own = scoring_of(metric).of(target)
+    return decided(list(by_rows(target, [first, second], own)))[0]
 
 
 def by_rows(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from batteries._foreign import brief
-from batteries.splits._folds import Folds, fold_indices
+from batteries._spellings import hints
+from batteries.splits._assignment import Folds
+from batteries.splits._duplicates import Near, hashes, near_hashes, rows_of
 from batteries.splits._tables import (
     as_table,
     column_of,
+    id_columns,
     is_table,
     length_of,
     polars_for,
@@ -25,7 +26,16 @@ _NAMED = 5  # in an error
 _CLASSES = 20  # with a column of their own
 
 
-def check_folds(folds: Folds, targets: Any = None, *, groups: Any = None, data: Any = None) -> Any:
+@hints
+def check_folds(
+    folds: Folds,
+    targets: Any = None,
+    *,
+    groups: Any = None,
+    data: Any = None,
+    ids: Sequence[str] | None = None,
+    near: Near | None = None,
+) -> Any:
     """A short table of the folds, unless something is on both sides of one.
 
     >>> check_folds(Folds(np.array([0, 1]), "kfold"), targets=["cat", "dog"]).rows()
@@ -34,10 +44,15 @@ def check_folds(folds: Folds, targets: Any = None, *, groups: Any = None, data: 
     Args:
         targets: Classes, (rows,) or the name of a column of `data`, for the part of each in the
             validation rows: of the twenty most frequent, and of the others together. Of more
-            different numbers their mean.
+            different numbers their mean, of labels, (rows, labels), the part of each.
         groups: Groups, likewise, that are to be on one side only.
         data: The samples, (rows, ...) or a table or a list of arrays, bytes or strings: exact
             duplicates on both sides are found by their hashes.
+        ids: Columns of `data` that are not compared. Default: those of whole numbers, or of texts
+            without a blank, that are another one in each row; the error says which.
+        near: Also find rows that are nearly the same: "rounded", numbers that differ by less than
+            a twentieth of a column's standard deviation, and texts that differ in blanks and
+            capitals; "images", by a perceptual hash, also of other sizes. Not all are found.
 
     Returns:
         A polars frame, a row for each fold.
@@ -49,10 +64,8 @@ def check_folds(folds: Folds, targets: Any = None, *, groups: Any = None, data: 
     if not isinstance(folds, Folds):
         raise TypeError(f"folds is {brief(folds)}; expected what make_folds gives")
     targets, groups = column_of(data, targets), column_of(data, groups)
-    for name, value in {"targets": targets, "groups": groups, "data": data}.items():
-        if value is not None and length_of(value) != len(folds):
-            raise ValueError(f"{name} has {length_of(value)} rows, the folds are of {len(folds)}")
-    parts = [fold_indices(folds, fold) for fold in range(folds.n_folds)]
+    _check_rows(folds, targets=targets, groups=groups, data=data)
+    parts = list(folds)
     for fold, rows in enumerate(parts):
         for indices, purpose in zip(rows, ("train", "validate"), strict=True):
             if not len(indices):
@@ -70,21 +83,51 @@ def check_folds(folds: Folds, targets: Any = None, *, groups: Any = None, data: 
             for name, values in shares.items()
         },
     }
-    sides = {"groups": groups, "duplicates": None if data is None else _hashes(data)}
+    sides = [] if groups is None else [("groups", groups)]
+    compared, without = _compared(data, ids, targets, groups)
+    if data is not None:
+        sides.append(("exact duplicates", hashes(_samples(compared))))
+    if near is not None:
+        sides += [("near duplicates", values) for values in near_hashes(compared, near)]
     leaks = [
         leak
         for fold, (train, valid) in enumerate(parts)
-        for name, values in sides.items()
-        if values is not None
+        for name, values in sides
         for leak in _both_sides(name, fold, values, train, valid)
     ]
     if leaks:
-        raise ValueError("the folds leak: " + "; ".join(leaks))
+        raise ValueError("the folds leak: " + "; ".join(dict.fromkeys(leaks)) + without)
     return polars_for("check_folds").DataFrame(columns)
+
+
+def _check_rows(folds: Folds, **values: Any) -> None:
+    for name, value in values.items():
+        if value is not None and length_of(value) != folds.rows:
+            raise ValueError(f"{name} has {length_of(value)} rows, the folds are of {folds.rows}")
+
+
+def _compared(data: Any, ids: Sequence[str] | None, *given: Any) -> tuple[Any, str]:
+    """A table without its ids, and what is said of that."""
+    if data is None or not is_table(data):
+        return data, ""
+    table = as_table(data)
+    used = [name for name, column in table.items() if any(np.array_equal(column, g) for g in given)]
+    known = [name for name in (id_columns(table) if ids is None else ids) if name not in used]
+    rest = {name: column for name, column in table.items() if name not in known}
+    if not known or not set(rest) - set(used):  # they are all there is to compare
+        return table, ""
+    named = ", ".join(map(repr, known))
+    return rest, f". Not compared: {named}; ids= says which columns are ids, [] that none is"
+
+
+def _samples(data: Any) -> Any:
+    return rows_of(list(data.values())) if isinstance(data, dict) else data
 
 
 def _shares(targets: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
     """Columns whose mean says how a fold is balanced."""
+    if targets.ndim > 1:
+        return {f"label {at}": column for at, column in enumerate(targets.T.astype(np.float64))}
     classes, counts = np.unique(targets, return_counts=True)
     if len(classes) > _CLASSES and np.issubdtype(targets.dtype, np.number):
         return {"mean": targets.astype(np.float64)}
@@ -104,33 +147,6 @@ def _both_sides(
         return []
     rows = valid[shared]
     first = ", ".join(map(str, values[rows][:_NAMED] if name == "groups" else rows[:_NAMED]))
-    what = "rows are in groups that are" if name == "groups" else "rows have exact duplicates"
+    what = "rows are in groups that are" if name == "groups" else f"rows have {name}"
     where = "in training too" if name == "groups" else "in training"
     return [f"in fold {fold} {len(rows)} validation {what} {where} ({first})"]
-
-
-def _hashes(data: Any) -> NDArray[Any]:
-    if is_table(data):
-        table = as_table(data)
-        data = list(zip(*(column.tolist() for column in table.values()), strict=True))
-    return np.array([_hash_of(row) for row in data])
-
-
-def _hash_of(row: Any) -> str:
-    if isinstance(row, Tensor):
-        row = row.detach().cpu().numpy()
-    if isinstance(row, np.ndarray) and row.dtype != object:
-        data = f"{row.dtype} {row.shape}".encode() + np.ascontiguousarray(row).tobytes()
-    elif isinstance(row, list | tuple | np.ndarray):
-        data = ",".join(map(_hash_of, row)).encode()
-    elif isinstance(row, Mapping):
-        data = ",".join(f"{key}={_hash_of(value)}" for key, value in row.items()).encode()
-    elif hasattr(row, "tobytes"):  # a picture
-        data = f"{getattr(row, 'mode', '')} {getattr(row, 'size', '')}".encode() + row.tobytes()
-    elif isinstance(row, bytes):
-        data = row
-    elif repr(row) == object.__repr__(row):  # it would say where it lies
-        raise TypeError(f"a {type(row).__name__} cannot be compared: pass arrays, bytes or texts")
-    else:
-        data = repr(row).encode()
-    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -9,22 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from batteries.splits._tables import (
-    as_table,
-    column_of,
-    is_missing,
-    polars_for,
-    sklearn_room,
-)
+from batteries._files import PathLike
+from batteries._spellings import hints
+from batteries.splits._adversarial import PARTS, tell_apart, tells
+from batteries.splits._page import draw
+from batteries.splits._tables import as_table, column_of, id_columns, is_missing, polars_for
 
-_ROWS = 5000  # of each side, for the classifier
-_FEATURES = 64
-_PARTS = 5  # of the cross-validation
-_LARGEST = 1e30  # for the classifier, which adds up all values as float32
+_LEAK = 0.98  # the area under the ROC curve, or R², of a column that is the target in other words
+Table = dict[str, NDArray[Any]]
 
 
 class Look(NamedTuple):
-    """What `look` has seen.
+    """What `look` has seen; `plot` draws it on one page.
 
     >>> Look(columns=None, classes=None, auc=0.5, spread=0.01).auc
     0.5
@@ -35,9 +31,33 @@ class Look(NamedTuple):
     auc: float  # of telling train from test: near 0.5 they are alike, near 1 they are not
     spread: float  # the standard deviation of the auc over five folds
     note: str = ""  # why there is no auc, where it is NaN
+    missing: Any = None  # a polars frame: which columns are missing together, in how many rows
+
+    @property
+    def leaks(self) -> list[str]:
+        """The columns that tell the target nearly alone: AUC or R² over 0.98."""
+        told = self.columns.filter(self.columns["tells target"].fill_null(0.0) > _LEAK)
+        return list(told["column"])
+
+    def plot(self, path: PathLike) -> None:
+        """Write a page: what tells train from test, or the target, what is missing, the classes.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        draw(self, path)
 
 
-def look(train: Any, test: Any, targets: Any = None, seed: int = 42) -> Look:
+@hints
+def look(
+    train: Any,
+    test: Any,
+    targets: Any = None,
+    seed: int = 42,
+    *,
+    groups: Any = None,
+    ids: Sequence[str] | None = None,
+) -> Look:
     """A first look at data: what there is, what is missing, and whether test is like train.
 
     >>> chance = np.random.default_rng(0)
@@ -48,12 +68,23 @@ def look(train: Any, test: Any, targets: Any = None, seed: int = 42) -> Look:
     The last is adversarial validation: a quick classifier learns to tell the two apart, on at most
     5,000 rows of each, and its area under the ROC curve is measured by cross-validation. To it an
     infinity is a missing value. With fewer than 5 rows on a side the area is NaN, and the note
-    says so.
+    says so. Of the columns, `columns` says:
+
+    - "kind": "target", "id" (another one in each row), "group", or "feature". The classifier sees
+      features alone: ids and groups differ in any case.
+    - "tells test": how much of the area is lost when the column is permuted, over the folds.
+    - "tells target": how well the column alone predicts the target of unseen rows: the area under
+      the ROC curve (0.5 is chance), or R² of numbers. Near 1 it is a leak: see `Look.leaks`.
+    - "known in test": the part of test rows whose value is in train; of a group near 0, take folds
+      by group.
 
     Args:
         train: A table, or an array or tensor, (rows, ...).
         test: The same of the test data; columns that it lacks are left out of the comparison.
-        targets: Classes of train, (rows,), or the name of a column.
+        targets: Classes of train or numbers, (rows,), or the name of a column.
+        groups: The name of the column of groups, or names.
+        ids: The names of the columns of ids. Default: those of whole numbers, or texts without a
+            blank, that are another one in each row of both.
 
     Raises:
         ValueError: Nothing to compare, or rows of different shapes.
@@ -61,19 +92,56 @@ def look(train: Any, test: Any, targets: Any = None, seed: int = 42) -> Look:
     polars = polars_for("look")
     tables = [as_table(train), as_table(test)]
     name = targets if isinstance(targets, str) else None
-    classes = column_of(train, targets)
+    truth = column_of(train, targets)
+    kinds = _kinds(tables, name, [groups] if isinstance(groups, str) else groups or (), ids)
     shared = [key for key in tables[0] if key in tables[1] and key != name]
-    if not shared:
+    features = [key for key in shared if kinds[key] == "feature"] or shared  # ids, or nothing
+    if not features:
         raise ValueError("train and test have no column in common")
+    _check_shapes(tables, shared)
+    balance = None if truth is None or truth.ndim > 1 else polars.DataFrame(_balance(truth))
+    few = [f"{len(table[shared[0]])} in {side}" for side, table in _named(tables)]
+    aucs, note = [math.nan] * 2, ""
+    lost: dict[str, float] = {}
+    if min(len(table[shared[0]]) for table in tables) < PARTS:
+        note = f"too few rows to compare: {' and '.join(few)}; at least {PARTS} of each are needed"
+    else:
+        aucs, lost = tell_apart([{key: table[key] for key in features} for table in tables], seed)
     rows = [
-        {
-            "column": key,
-            **{f"{side} dtype": _shape_of(table.get(key)) for side, table in _named(tables)},
-            **{f"missing in {side}": _missing(table.get(key)) for side, table in _named(tables)},
-            **{f"infinite in {side}": _infinite(table.get(key)) for side, table in _named(tables)},
-        }
+        _row_of(key, tables, {"kind": kinds[key], "tells test": lost.get(key)})
+        | {"tells target": tells(tables[0].get(key), truth, seed) if key != name else None}
         for key in dict.fromkeys([*tables[0], *tables[1]])
     ]
+    columns = polars.DataFrame(rows, infer_schema_length=None)  # the first may all lack in test
+    spread = float(np.std(aucs, ddof=1))
+    return Look(columns, balance, float(np.mean(aucs)), spread, note, _together(tables))
+
+
+def _kinds(
+    tables: list[Table], target: str | None, groups: Sequence[str], ids: Sequence[str] | None
+) -> dict[str, str]:
+    unique = [
+        set(id_columns(table)) | (set(tables[1 - at]) - set(table))
+        for at, table in enumerate(tables)
+    ]
+    known = unique[0] & unique[1] if ids is None else set(ids)
+    kinds = {name: "id" if name in known else "feature" for table in tables for name in table}
+    return kinds | dict.fromkeys(groups, "group") | ({target: "target"} if target else {})
+
+
+def _row_of(key: str, tables: list[Table], more: dict[str, Any]) -> dict[str, Any]:
+    sides = [(side, table.get(key)) for side, table in _named(tables)]
+    return {
+        "column": key,
+        **{f"{side} dtype": _shape_of(column) for side, column in sides},
+        **{f"missing in {side}": _missing(column) for side, column in sides},
+        **{f"infinite in {side}": _infinite(column) for side, column in sides},
+        "known in test": _known(*(column for _, column in sides)),
+        **more,
+    }
+
+
+def _check_shapes(tables: list[Table], shared: list[str]) -> None:
     for key in shared:
         shapes = [table[key].shape[1:] for table in tables]
         if shapes[0] != shapes[1]:
@@ -81,14 +149,33 @@ def look(train: Any, test: Any, targets: Any = None, seed: int = 42) -> Look:
                 f"the rows of {key!r} have shape {shapes[0]} in train and {shapes[1]} in test: "
                 "bring them to one shape, or leave the column out"
             )
-    columns = polars.DataFrame(rows, infer_schema_length=None)  # the first may all lack in test
-    balance = None if classes is None else polars.DataFrame(_balance(classes))
-    few = [f"{len(table[shared[0]])} in {side}" for side, table in _named(tables)]
-    if min(len(table[shared[0]]) for table in tables) < _PARTS:
-        note = f"too few rows to compare: {' and '.join(few)}; at least {_PARTS} of each are needed"
-        return Look(columns, balance, math.nan, math.nan, note)
-    aucs = _adversarial([[table[key] for key in shared] for table in tables], seed)
-    return Look(columns, balance, float(np.mean(aucs)), float(np.std(aucs, ddof=1)))
+
+
+def _known(train: NDArray[Any] | None, test: NDArray[Any] | None) -> float | None:
+    """The part of test's values that are in train, of a column with names or whole numbers."""
+    if train is None or test is None or train.ndim > 1 or train.dtype.kind not in "iubUSO":
+        return None
+    known = set(train.tolist())
+    return sum(value in known for value in test.tolist()) / max(1, len(test))
+
+
+def _together(tables: list[Table]) -> Any:
+    """The columns that are missing together, the most frequent first."""
+    found: dict[str, dict[str, Any]] = {}
+    for side, table in _named(tables):
+        flat = [name for name, column in table.items() if column.ndim == 1]
+        if not flat or not len(table[flat[0]]):
+            continue
+        absent = np.stack([is_missing(table[name]) for name in flat], axis=1)
+        patterns, counts = np.unique(absent, axis=0, return_counts=True)
+        for pattern, count in zip(patterns, counts.tolist(), strict=True):
+            names = ", ".join(name for name, gone in zip(flat, pattern, strict=True) if gone)
+            row = {"missing": names, "in train": 0, "in test": 0}
+            found.setdefault(names, row)[f"in {side}"] = count
+    found.pop("", None)  # rows in which nothing is missing
+    schema = dict(zip(("missing", "in train", "in test"), (str, int, int), strict=True))
+    ordered = sorted(found.values(), key=lambda row: -row["in train"] - row["in test"])
+    return polars_for("look").DataFrame(ordered, schema=schema)
 
 
 def _named(tables: Sequence[Any]) -> list[tuple[str, Any]]:
@@ -117,49 +204,3 @@ def _balance(classes: NDArray[Any]) -> dict[str, Any]:
     if absent.any():
         named, rows = [*named, None], [*rows, int(absent.sum())]
     return {"class": named, "rows": rows, "part": [count / len(classes) for count in rows]}
-
-
-def _adversarial(sides: list[list[NDArray[Any]]], seed: int) -> list[float]:
-    """The area under the ROC curve of telling the sides apart, by fold."""
-    chance = np.random.default_rng(seed)
-    picked = [np.sort(chance.permutation(len(columns[0]))[:_ROWS]) for columns in sides]
-    features = np.concatenate(
-        [
-            _numeric(*(column[rows] for column, rows in zip(pair, picked, strict=True)))
-            for pair in zip(*sides, strict=True)
-        ],
-        axis=1,
-    )
-    if features.shape[1] > _FEATURES:
-        projection = sklearn_room("random_projection").GaussianRandomProjection(
-            _FEATURES, random_state=seed
-        )
-        features = projection.fit_transform(np.nan_to_num(features))
-    labels = np.repeat([0, 1], [len(rows) for rows in picked])
-    splitter = sklearn_room("model_selection").StratifiedKFold(
-        _PARTS, shuffle=True, random_state=seed
-    )
-    aucs = []
-    for train, valid in splitter.split(features, labels):
-        model = sklearn_room("ensemble").ExtraTreesClassifier(
-            50, min_samples_leaf=5, random_state=seed
-        )
-        model.fit(features[train], labels[train])
-        guess = model.predict_proba(features[valid])[:, 1]
-        aucs.append(float(sklearn_room("metrics").roc_auc_score(labels[valid], guess)))
-    return aucs
-
-
-def _numeric(train: NDArray[Any], test: NDArray[Any]) -> NDArray[np.float64]:
-    """One column of both sides as numbers, (rows, features): texts by their place among all."""
-    sides = [train.reshape(len(train), -1), test.reshape(len(test), -1)]
-    try:
-        both = np.concatenate(sides)
-    except TypeError:  # dates on one side, texts or numbers on the other
-        both = np.concatenate([side.astype(object) for side in sides])
-    if both.dtype.kind in "biuf":
-        numbers = both.astype(np.float64)
-        return np.where(np.isinf(numbers), np.nan, np.clip(numbers, -_LARGEST, _LARGEST))
-    absent = is_missing(both.reshape(-1)).reshape(both.shape)
-    codes = np.unique(both.astype(str), return_inverse=True)[1].reshape(both.shape)
-    return np.where(absent, np.nan, codes.astype(np.float64))

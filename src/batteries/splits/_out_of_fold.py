@@ -3,68 +3,79 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from batteries.splits._folds import Folds, fold_indices
+from batteries._scoring import Metric, scoring_of
+from batteries.splits._assignment import Folds
 
 
 class Score(NamedTuple):
     """The score of predictions that were made by folds.
 
-    >>> Score(value=0.5, folds=[0.4, 0.6], spread=0.14).value
+    >>> Score(value=0.5, folds=[0.4, 0.6], spread=0.14, rows=20).value
     0.5
     """
 
     value: float  # of all rows at once
     folds: list[float]
     spread: float  # the standard deviation over the folds
+    rows: int  # that have a prediction
 
 
 class OutOfFold:
     """The predictions of all folds, each row's by the model that has not seen it.
 
     >>> folds = make_folds(4, n_folds=2)
-    >>> collected = OutOfFold(folds)
-    >>> for fold in range(2):
-    ...     _, valid = fold_indices(folds, fold)
-    ...     collected.add(fold, valid / 10, test=np.array([float(fold)]), trained_on=folds.hash)
-    >>> collected.predictions
+    >>> oof = OutOfFold(folds)
+    >>> for fold, (train, valid) in enumerate(folds):
+    ...     oof.add(fold, valid / 10, test=np.array([float(fold)]))
+    >>> oof.predictions
     array([0. , 0.1, 0.2, 0.3])
-    >>> collected.test
+    >>> oof.test
     array([0.5])
+
+    Args:
+        allow_missing: Whether folds may be missing: their rows have NaN, and what is scored are
+            the others.
     """
 
-    def __init__(self, folds: Folds) -> None:
+    def __init__(self, folds: Folds, *, allow_missing: bool = False) -> None:
         self._folds = folds
+        self._allow_missing = allow_missing
         self._valid: dict[int, NDArray[Any]] = {}
         self._test: dict[int, NDArray[Any]] = {}
 
     def add(
-        self, fold: int, valid: ArrayLike, test: ArrayLike | None = None, *, trained_on: str
+        self,
+        fold: int,
+        predictions: ArrayLike,
+        test: ArrayLike | None = None,
+        *,
+        trained_on: str | None = None,
     ) -> None:
         """Take in what the model of one fold predicts.
 
         Args:
-            valid: (rows of the fold, ...), in the order of `fold_indices`.
+            predictions: (rows of the fold, ...), in the order of `folds[fold]`.
             test: (test rows, ...), the same for each fold.
-            trained_on: The `hash` of the folds that the model was trained on, as its run kept it.
+            trained_on: The `hash` of the folds that the model was trained on, if a run kept it:
+                models of other folds are refused.
 
         Raises:
             ValueError: Other folds, a fold that is there already, or arrays of another shape.
         """
-        _, rows = fold_indices(self._folds, fold)
-        if trained_on != self._folds.hash:
+        _, rows = self._folds[fold]
+        if trained_on is not None and trained_on != self._folds.hash:
             raise ValueError(
                 f"fold {fold} was trained on other splits ({trained_on}) than these "
                 f"({self._folds.hash}): it has seen rows that it is to predict; train it again"
             )
         if fold in self._valid:
             raise ValueError(f"fold {fold} was added before")
-        own = np.array(valid)  # a copy: the caller may use its memory again
+        own = np.array(predictions)  # a copy: the caller may use its memory again
         if len(own) != len(rows):
             raise ValueError(
                 f"fold {fold} has {len(rows)} rows, and there are {len(own)} predictions"
@@ -82,6 +93,10 @@ class OutOfFold:
         if test is not None:
             self._test[fold] = np.array(test)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """The predictions: they are blended as arrays are."""
+        return np.array(self.predictions, dtype=dtype, copy=True if copy else None)
+
     @property
     def missing(self) -> list[int]:
         """The folds that are still to come."""
@@ -89,20 +104,27 @@ class OutOfFold:
 
     @property
     def predictions(self) -> NDArray[Any]:
-        """Of all rows, (rows, ...); NaN for rows that are in no validation part.
+        """Of all rows, (rows, ...); the mean of repeats; NaN for rows without a prediction.
 
         Raises:
             ValueError: Folds are missing; which.
         """
         self._check_complete(self._valid)
-        first = self._valid[0]
-        outside = (self._folds.assignment < 0).any()
-        dtype = np.result_type(*self._valid.values(), *([np.float32] if outside else []))
-        whole = np.empty((len(self._folds), *first.shape[1:]), dtype=dtype)
-        if outside:
-            whole[self._folds.assignment < 0] = math.nan
+        times = np.zeros(self._folds.rows, dtype=np.int64)
+        for fold in self._valid:
+            times[self._folds[fold][1]] += 1
+        floating = [np.float32] if (times != 1).any() else []
+        dtype = np.result_type(*self._valid.values(), *floating)
+        shape = next(iter(self._valid.values())).shape[1:]
+        whole = np.zeros((self._folds.rows, *shape), dtype=dtype)
         for fold, values in self._valid.items():
-            whole[fold_indices(self._folds, fold)[1]] = values
+            rows = self._folds[fold][1]
+            if times.max() > 1:
+                whole[rows] += values / times[rows].reshape(-1, *(1 for _ in shape))
+            else:
+                whole[rows] = values
+        if (times == 0).any():
+            whole[times == 0] = math.nan
         return whole
 
     @property
@@ -118,35 +140,38 @@ class OutOfFold:
         kept = dtype if np.issubdtype(dtype, np.floating) else np.float64
         return np.asarray(mean, dtype=kept)
 
-    def score(self, targets: ArrayLike, metric: Callable[[Any, Any], float]) -> Score:
+    def score(self, targets: ArrayLike, metric: Metric) -> Score:
         """How good the predictions are: of all rows, of each fold, and the spread.
 
-        >>> collected = OutOfFold(Folds(np.array([0, 1]), "kfold"))
-        >>> for fold in range(2):
-        ...     collected.add(fold, [fold], trained_on=Folds(np.array([0, 1]), "kfold").hash)
-        >>> collected.score([0, 0], lambda targets, predictions: float(predictions.mean()))
-        Score(value=0.5, folds=[0.0, 1.0], spread=0.7071067811865476)
+        >>> folds = make_folds(4, n_folds=2)
+        >>> oof = OutOfFold(folds)
+        >>> for fold, (_, valid) in enumerate(folds):
+        ...     oof.add(fold, valid / 10)
+        >>> round(oof.score([0, 0, 1, 0], "neg_mean_absolute_error").value, 2)
+        -0.3
 
         Args:
             targets: (rows,) or (rows, ...).
-            metric: Of targets and predictions, as scikit-learn's.
+            metric: As of `find_weights`; here a function needs no direction.
 
         Raises:
             ValueError: Folds are missing, or targets of another length.
         """
         truth = np.asarray(targets)
-        if len(truth) != len(self._folds):
-            raise ValueError(f"there are {len(truth)} targets for {len(self._folds)} rows")
-        predictions, inside = self.predictions, self._folds.assignment >= 0
-        parts = [fold_indices(self._folds, fold)[1] for fold in range(self._folds.n_folds)]
-        by_fold = [float(metric(truth[rows], self._valid[fold])) for fold, rows in enumerate(parts)]
-        value = float(metric(truth[inside], predictions[inside]))
+        if len(truth) != self._folds.rows:
+            raise ValueError(f"there are {len(truth)} targets for {self._folds.rows} rows")
+        own, predictions = scoring_of(metric).of(truth), self.predictions
+        rows = np.unique(np.concatenate([self._folds[fold][1] for fold in self._valid]))
+        by_fold = [
+            own(truth[self._folds[fold][1]], self._valid[fold]) for fold in sorted(self._valid)
+        ]
+        value = own(truth[rows], predictions[rows])
         spread = float(np.std(by_fold, ddof=1)) if len(by_fold) > 1 else 0.0
-        return Score(value, by_fold, spread)
+        return Score(value, by_fold, spread, len(rows))
 
     def _check_complete(self, kept: dict[int, NDArray[Any]]) -> None:
         absent = [fold for fold in range(self._folds.n_folds) if fold not in kept]
-        if absent:
+        if absent and not (self._allow_missing and kept):
             raise ValueError(
                 f"fold {', '.join(map(str, absent))} of {self._folds.n_folds} is missing"
             )

@@ -19,11 +19,14 @@ def is_table(data: Any) -> bool:
 
 
 def column_of(data: Any, column: Any) -> Any:
-    """An array, as it is or by its name in a table.
+    """An array, as it is or by its name in a table; of several names (rows, names).
 
     Raises:
         ValueError: No such column.
     """
+    names = isinstance(column, list | tuple) and all(isinstance(each, str) for each in column)
+    if names and column and is_table(data) and set(column) <= set(names_in(data)):
+        return np.stack([column_of(data, name) for name in column], axis=1)
     if isinstance(column, str):
         if not is_table(data) or column not in names_in(data):
             known = f"expected one of {names_in(data)}" if is_table(data) else "data is no table"
@@ -61,6 +64,21 @@ def as_table(data: Any) -> dict[str, NDArray[Any]]:
     return {"values": np.asarray(data)}
 
 
+def id_columns(table: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Columns of whole numbers, or of texts without a blank, with another one in each row."""
+    return [name for name, column in table.items() if _names_rows(column)]
+
+
+def _names_rows(column: NDArray[Any]) -> bool:
+    if column.ndim != 1 or column.dtype.kind not in "iuUSO" or len(column) < 2:
+        return False
+    values = column.tolist()
+    if column.dtype.kind == "O" and not all(isinstance(value, str | int) for value in values):
+        return False
+    blank = any(isinstance(value, str) and len(value.split()) > 1 for value in values)
+    return not blank and len(set(values)) == len(values)
+
+
 def is_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Which values are None or NaN, (rows,)."""
     if values.dtype.kind in "mM":
@@ -78,7 +96,7 @@ def refuse_missing(name: str, values: NDArray[Any]) -> None:
     Raises:
         ValueError: Some are None or NaN: how many and the first few.
     """
-    absent = np.flatnonzero(is_missing(values))
+    absent = np.flatnonzero(is_missing(values.reshape(-1)).reshape(len(values), -1).any(1))
     if len(absent):
         raise ValueError(
             f"{len(absent)} of the {name} are missing, first of all in row "

@@ -1,0 +1,71 @@
+"""The table as models take it: numbers with NaN, codes of categories, and rows as tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+CATEGORIES = ["city", "channel"]
+NUMBERS = ["age", "income", "items", "price", "wait", "day of the year"]
+
+
+class Table(NamedTuple):
+    numbers: NDArray[np.float64]  # (rows, numbers), NaN where one is missing
+    codes: NDArray[np.int64]  # (rows, categories), 0 for one that training does not have
+
+    def of(self, rows: NDArray[np.int64]) -> Table:
+        return Table(self.numbers[rows], self.codes[rows])
+
+    @property
+    def features(self) -> NDArray[np.float64]:
+        """All in one, the categories last: (rows, features)."""
+        return np.concatenate([self.numbers, self.codes], axis=1)
+
+
+def load(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The table to train on, and the one to predict."""
+    train, test = (
+        pl.read_csv(folder / f"{name}.csv", try_parse_dates=True) for name in ("train", "test")
+    )
+    return train, test
+
+
+def prepare(train: pl.DataFrame, test: pl.DataFrame) -> tuple[Table, Table, list[int]]:
+    """Both tables, and how many codes each category has. No target is looked at."""
+    known = [sorted(set(train[name].drop_nulls())) for name in CATEGORIES]
+    parts = []
+    for table in (train, test):
+        year = table["date"].dt.ordinal_day().alias("day of the year")
+        numbers = table.with_columns(year).select(pl.col(NUMBERS).cast(pl.Float64))
+        codes = [
+            [1 + values.index(value) if value in values else 0 for value in table[name]]
+            for name, values in zip(CATEGORIES, known, strict=True)
+        ]
+        parts.append(Table(numbers.to_numpy().copy(), np.array(codes).T))
+    return parts[0], parts[1], [len(values) + 1 for values in known]
+
+
+class Rows(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Numbers in units of the training rows, codes, and the target of each row."""
+
+    def __init__(self, table: Table, like: Table, targets: NDArray[Any] | None = None) -> None:
+        mean, spread = np.nanmean(like.numbers, 0), np.nanstd(like.numbers, 0)
+        scaled = (table.numbers - mean) / spread
+        gone = np.isnan(scaled)
+        both = np.concatenate([np.where(gone, 0, scaled).clip(-4, 4), gone], axis=1)
+        self.numbers = torch.tensor(both, dtype=torch.float32)
+        self.codes = torch.tensor(table.codes)
+        self.targets = torch.tensor(np.zeros(len(both)) if targets is None else targets).float()
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self.numbers[row], self.codes[row], self.targets[row]

@@ -1,0 +1,163 @@
+"""A second model, of the predictions of others."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from batteries._scoring import Metric
+from batteries._spellings import hints
+from batteries.blend._metrics import as_problem
+from batteries.blend._models import Array, Models, as_models
+from batteries.blend._trials import (
+    Rows,
+    Trial,
+    as_pairs,
+    best_single,
+    predicted_by_all,
+    tried,
+)
+from batteries.splits._assignment import Folds
+
+
+@dataclass(frozen=True, repr=False)
+class Stack(Trial):
+    """A model of the predictions of others, and what it is worth.
+
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> oof = {"tree": [0.1, 0.9, 0.8, 0.2] * 9, "coin": [0.5] * 36}
+    >>> stacked = stack(oof, [0, 1, 1, 0] * 9, LogisticRegression())
+    >>> stacked.predict({"tree": [0.9, 0.1], "coin": [0.5, 0.5]}).round()
+    array([1., 0.])
+
+    Attributes:
+        model: Fitted on all rows.
+        oof: (rows, ...), what models fitted on the other folds predict; NaN where none did.
+        names: Of the models that it is made of, in their order.
+        unseen_score: The mean of their scores over the folds.
+        single_score, mean_score, best_single, gain_over_single, gain_over_mean, rows, left_out:
+            As of `FoundWeights`.
+    """
+
+    model: Any
+    oof: Array
+    names: list[str]
+    _predict: Callable[[Any, Array], Array]
+
+    _what = "stack"
+
+    def __repr__(self) -> str:
+        return f"<Stack: {self.verdict}. Of: {', '.join(self.names)}>"
+
+    def predict(self, predictions: Any, *more: Any) -> Array:
+        """What the model makes of other predictions of the same models.
+
+        Raises:
+            ValueError: Other models, or NaN.
+        """
+        models = as_models(predictions, more)
+        if models.keys != self.names:
+            raise ValueError(
+                f"the models are {', '.join(models.keys)}; expected {', '.join(self.names)}"
+            )
+        models.refuse()
+        return self._predict(self.model, _features(models))
+
+
+@hints
+def stack(
+    oof: Any,
+    target: ArrayLike,
+    model: Any,
+    metric: Metric | None = None,
+    *,
+    metric_minimization: bool | None = None,
+    folds: int | Folds | ArrayLike = 5,
+    allow_missing: bool = False,
+    seed: int = 0,
+) -> Stack:
+    """Fit a second model on the out-of-fold predictions of others, and try it on unseen folds.
+
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> chance = np.random.default_rng(0)
+    >>> target = chance.integers(0, 2, 400)
+    >>> oof = {name: 1 / (1 + np.exp(chance.normal(0, 1, 400) - target)) for name in "ab"}
+    >>> stack(oof, target, LogisticRegression()).verdict[-33:]
+    'the stack beats both beyond noise'
+
+    For each fold the model is fitted on the rows of the others, and predicts those of the fold:
+    `unseen_score` is of these, and so is the `verdict`. One dependence is left, as with every
+    stack: a first-level model that predicted the others was fitted on rows of the fold.
+
+    Args:
+        oof: Out-of-fold predictions, as for `find_weights`. (rows, classes) are so many features.
+        target: (rows,).
+        model: Anything with `fit(features, target)` and `predict_proba` or `predict`, such as
+            scikit-learn's; copies of it are fitted. What it predicts has the form of `oof`.
+        metric: As of `find_weights`. Default: "log_loss" of a model with `predict_proba`, else
+            "rmse".
+        metric_minimization: As of `find_weights`.
+        folds: As of `find_weights`: pass those that the models were trained on.
+        allow_missing: As of `find_weights`.
+        seed: For folds that are made here.
+
+    Raises:
+        TypeError: A function of your own without `metric_minimization`.
+        ValueError: As of `find_weights`.
+    """
+    models, truth, rows = predicted_by_all(as_models(oof), target, allow_missing)
+    probable, classes = hasattr(model, "predict_proba"), np.unique(truth)
+    metric = metric or ("log_loss" if probable else "rmse")
+    problem = as_problem(models.arrays, truth, metric, metric_minimization, "stack")
+    positive = probable and models.arrays[0].ndim == 1 and len(classes) == 2
+
+    def predict(fitted: Any, features: Array) -> Array:
+        if not probable:
+            return np.asarray(fitted.predict(features))
+        told = np.zeros((len(features), len(classes)))
+        told[:, np.searchsorted(classes, fitted.classes_)] = fitted.predict_proba(features)
+        return told[:, 1] if positive else told
+
+    features, pairs = _features(models), as_pairs(folds, truth, seed, rows)
+    second: dict[int, Array] = {}
+    for seen, unseen in pairs:
+        own = predict(_fresh(model).fit(features[seen], truth[seen]), features[unseen])
+        second |= dict(zip(unseen.tolist(), own, strict=True))
+    there = np.array(sorted(second))
+    stacked = np.stack([second[row] for row in there.tolist()])
+    of_second = as_problem([stacked], truth[there], metric, metric_minimization, "stack")
+
+    def unseen_score(_: Rows, others: Rows) -> float:
+        part = of_second.part(np.searchsorted(there, others))
+        return part.of(part.columns[0])
+
+    whole = np.full((len(np.asarray(target)), *stacked.shape[1:]), np.nan)
+    whole[rows[there]] = stacked
+    return Stack(
+        **tried(problem, pairs, unseen_score, rows=len(rows), left_out=len(whole) - len(rows)),
+        best_single=models.keys[best_single(problem)],
+        model=_fresh(model).fit(features, truth),
+        oof=whole,
+        names=models.keys,
+        _predict=predict,
+    )
+
+
+def _features(models: Models) -> NDArray[np.float64]:
+    """(rows, features): the numbers of all models."""
+    flat = [array.reshape(len(array), -1) for array in models.arrays]
+    return np.concatenate(flat, axis=1).astype(np.float64)
+
+
+def _fresh(model: Any) -> Any:
+    """A model as it was before any fit: scikit-learn's own way, where it is one of those."""
+    if hasattr(model, "get_params") and not isinstance(model, type):
+        from sklearn.base import clone
+
+        return clone(model)
+    return copy.deepcopy(model)

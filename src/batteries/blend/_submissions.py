@@ -1,0 +1,141 @@
+"""A submission, held against the sample that a competition gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from batteries._files import PathLike
+from batteries._spellings import hints
+from batteries.blend._tables import names_in, polars_of, reading
+
+_NAMED = 3  # ids in an error
+
+
+@hints
+def check_submission(
+    path: PathLike,
+    sample: PathLike,
+    *,
+    id_column: str | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> int:
+    r"""Check that a submission has the sample's rows and columns, and a number where it has one.
+
+    >>> _ = Path("sample.csv").write_text("id,target\n7,0.0\n9,0.0\n")
+    >>> _ = Path("mine.csv").write_text("id,target\n9,0.5\n7,\n")
+    >>> check_submission("mine.csv", "sample.csv")
+    Traceback (most recent call last):
+    ValueError: mine.csv is not as sample.csv:
+    - the ids are in another order, first in row 0 (9 for 7)
+    - column 'target': 1 missing, first in row 1
+
+    Args:
+        path: The submission, `.csv` or `.parquet`.
+        sample: The competition's own, likewise.
+        id_column: Default: the first column of the sample.
+        ranges: The lowest and the highest number of columns, such as `{"target": (0, 1)}`.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        ValueError: All that is wrong: columns and their order, ids and theirs, missing values,
+            infinities, types, numbers out of range, and predictions that are still the sample's.
+        ModuleNotFoundError: polars is not installed.
+    """
+    own, given = (_read(Path(each)) for each in (path, sample))
+    key = given.columns[0] if id_column is None else id_column
+    if key not in given.columns:
+        raise ValueError(f"{sample} has no column {key!r}; it has {', '.join(given.columns)}")
+    faults = []
+    if own.columns != given.columns:
+        faults.append(f"the columns are {own.columns}; expected {given.columns}")
+    if key in own.columns:
+        faults += _of_ids(own[key], given[key])
+    shared = [name for name in given.columns if name != key and name in own.columns]
+    for name in shared:
+        low, high = (ranges or {}).get(name, (-np.inf, np.inf))
+        faults += [
+            f"column {name!r}: {fault}" for fault in _of_column(own[name], given[name], low, high)
+        ]
+    alike = len(own) == len(given) > 1 and shared and not faults
+    if alike and all(own[name].equals(given[name]) for name in shared):
+        faults.append("all predictions are those of the sample")
+    if unknown := sorted(set(ranges or {}) - set(shared)):
+        faults.append(f"ranges= has columns that are not there: {', '.join(unknown)}")
+    if faults:
+        raise ValueError("\n- ".join([f"{path} is not as {sample}:", *faults]))
+    return len(own)
+
+
+def _read(path: Path) -> Any:
+    """All columns, as texts where the file has texts."""
+    header = names_in(path)
+    if path.suffix == ".npy":
+        raise ValueError(f"{path} is no submission; expected .csv or .parquet")
+    with reading(path) as polars:
+        if path.suffix == ".parquet":
+            return polars.read_parquet(path, columns=header)
+        return polars.read_csv(path, infer_schema=False)
+
+
+def _of_ids(own: Any, given: Any) -> list[str]:
+    text = polars_of().String
+    own, given = own.cast(text), given.cast(text)
+    if own.equals(given, check_names=False):
+        return []
+    absent, extra = (
+        given.filter(~given.is_in(own.implode())),
+        own.filter(~own.is_in(given.implode())),
+    )
+    faults = []
+    for which, ids in (("missing", absent), ("not in the sample", extra)):
+        if len(ids):
+            faults.append(
+                f"{len(ids)} ids are {which}, such as {', '.join(ids.cast(text)[:_NAMED])}"
+            )
+    if len(own) != own.n_unique():
+        faults.append(f"the id {own.filter(own.is_duplicated())[0]} is there more than once")
+    if not faults:
+        at = int(np.argmax((own != given).to_numpy()))
+        faults.append(
+            f"the ids are in another order, first in row {at} ({own[at]} for {given[at]})"
+        )
+    return faults
+
+
+def _of_column(own: Any, given: Any, low: float, high: float) -> list[str]:
+    polars = polars_of()
+    texts, expected = own.cast(polars.String).str.strip_chars(), given.cast(polars.String)
+    numbers, wanted = (each.cast(polars.Float64, strict=False) for each in (texts, expected))
+    gone = texts.is_null() | (texts == "") | numbers.is_nan().fill_null(False)
+    if wanted.null_count():  # the sample has texts
+        return _told({"missing": gone}, texts)
+    # A sample of one number alone, such as 0, does not say what kind of numbers is expected.
+    whole = wanted.n_unique() > 1 and bool((wanted == wanted.floor()).all())
+    finite = numbers.fill_null(0.0).fill_nan(0.0)
+    return _told(
+        {
+            "missing": gone,
+            "no numbers": numbers.is_null() & ~gone,
+            "infinite": finite.is_infinite(),
+            "no whole numbers, as the sample has": (finite != finite.floor()) & whole,
+            f"not from {low:g} to {high:g}": ((finite < low) | (finite > high)) & ~gone,
+        },
+        texts,
+    )
+
+
+def _told(faults: dict[str, Any], texts: Any) -> list[str]:
+    """What is wrong in how many rows, with the first of them."""
+    found = []
+    for fault, where in faults.items():
+        if where.any():
+            at = where.arg_max()
+            value = "" if fault == "missing" else f" ({texts[at]})"
+            found.append(f"{where.sum()} {fault}, first in row {at}{value}")
+    return found

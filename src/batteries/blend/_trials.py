@@ -1,0 +1,204 @@
+"""What a blend is worth on folds that it was not found on, beside one model and the plain mean."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from batteries.blend._metrics import Problem
+from batteries.blend._models import Models
+from batteries.splits._assignment import Folds
+
+Rows = NDArray[np.intp]
+Pair = tuple[Rows, Rows]  # rows that a blend is found on, and those that it is tried on
+
+
+class Gain(NamedTuple):
+    """How much better than something else a blend is, on rows that its weights have not seen."""
+
+    mean: float  # over the folds; positive is better
+    error: float  # the standard error of that mean
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether it is more than two standard errors."""
+        return self.mean > 2 * self.error
+
+
+@dataclass(frozen=True, repr=False)
+class Trial:
+    """What a blend is worth; the scores are means over folds that it was not found on."""
+
+    unseen_score: float
+    single_score: float  # of the model that was the best on the other folds
+    mean_score: float  # of the plain mean
+    best_single: str  # on all rows
+    gain_over_single: Gain
+    gain_over_mean: Gain
+    rows: int  # that all models have predicted
+    left_out: int  # the others
+    _what: ClassVar[str]
+
+    @property
+    def beats_both(self) -> bool:
+        """Whether it is better than the best single model and the plain mean, beyond noise."""
+        return self.gain_over_single.beyond_noise and self.gain_over_mean.beyond_noise
+
+    @property
+    def verdict(self) -> str:
+        """In words: whether to use it."""
+        what = self._what
+        if math.isnan(self.unseen_score):
+            return "not tried on unseen folds: the score is that of the rows it was found on"
+        few = f" of the {self.rows:,} rows that have all predictions ({self.left_out:,} have not)"
+        told = (
+            f"unseen folds{few if self.left_out else ''}: {what} {self.unseen_score:.6g}, best "
+            f"single model {self.single_score:.6g}, plain mean {self.mean_score:.6g}; "
+        )
+        for gain, other in (
+            (self.gain_over_single, f"the best single model ({self.best_single})"),
+            (self.gain_over_mean, "the plain mean"),
+        ):
+            if not gain.beyond_noise:
+                return (
+                    f"{told}the {what} does not beat {other} beyond noise "
+                    f"({gain.mean:+.2g}, standard error {gain.error:.2g}): use that"
+                )
+        return f"{told}the {what} beats both beyond noise"
+
+
+def predicted_by_all(models: Models, target: Any, allow_missing: bool) -> tuple[Models, Any, Rows]:
+    """The rows that all models have predicted, with their targets; which those are.
+
+    Raises:
+        ValueError: A model has no number for a row, unless that is allowed; targets of another
+            length; no row is left.
+    """
+    truth = np.asarray(target)
+    if len(truth) != models.shape[0]:
+        raise ValueError(f"there are {len(truth)} targets for {models.shape[0]} rows")
+    rows = np.arange(len(truth))
+    if allow_missing:
+        gone = [np.isnan(array.reshape(len(rows), -1)).any(1) for array in models.arrays]
+        rows = np.flatnonzero(~np.any(gone, axis=0))
+        if not len(rows):
+            raise ValueError("no row has a prediction of each model")
+        if len(rows) < len(truth):
+            arrays = [array[rows] for array in models.arrays]
+            models, truth = Models(arrays, models.named, rows), truth[rows]
+    models.refuse()
+    return models, truth, rows
+
+
+def as_pairs(
+    folds: int | Folds | ArrayLike, target: NDArray[Any], seed: int, rows: Rows | None = None
+) -> list[Pair]:
+    """For each fold the rows of the others, and its own.
+
+    In the order of time the others are the earlier ones. Of repeated folds the first ones count:
+    all of them together look like more rows than there are.
+
+    Args:
+        rows: Which rows of the folds the targets are of. Default: all.
+
+    Raises:
+        ValueError: Not one for each row, or fewer than two folds.
+    """
+    kept = np.arange(len(target)) if rows is None else rows
+    if isinstance(folds, Folds):
+        place = np.full(max(folds.rows, kept.max(initial=0) + 1), -1)
+        place[kept] = np.arange(len(kept))
+        once = folds.n_folds // len(np.atleast_2d(folds.assignment))
+        parts = [[place[part][place[part] >= 0] for part in folds[fold]] for fold in range(once)]
+        pairs = [(seen, unseen) for seen, unseen in parts if len(seen) and len(unseen)]
+        number = folds.rows
+    else:
+        own = as_folds(folds, target, seed)
+        number = len(own)
+        own = own[kept] if len(own) > len(kept) else own
+        pairs = [
+            (np.flatnonzero(own != fold), np.flatnonzero(own == fold))
+            for fold in np.unique(own[own >= 0])
+        ]
+    if (
+        number < kept.max(initial=0) + 1
+        or (rows is None and number != len(target))
+        or len(pairs) < 2
+    ):
+        raise ValueError(
+            f"folds has {number} rows and {len(pairs)} folds for {len(target)} rows; expected two "
+            "or more folds"
+        )
+    return pairs
+
+
+def as_folds(folds: int | ArrayLike, target: ArrayLike, seed: int) -> NDArray[Any]:
+    """The fold of each row.
+
+    Raises:
+        ValueError: Not one for each row, or fewer than two folds.
+    """
+    truth = np.asarray(target)
+    if isinstance(folds, numbers.Integral):
+        # Rows of neighbouring targets go to different folds, at random among equal ones.
+        shuffled = np.random.default_rng(seed).permutation(len(truth))
+        order = shuffled[np.argsort(truth[shuffled], kind="stable")]
+        own = np.empty(len(truth), dtype=np.int64)
+        own[order] = np.arange(len(truth)) % max(int(folds), 1)
+    else:
+        own = np.asarray(folds)
+        if own.dtype.kind not in "iu":  # by names
+            own = np.unique(own, return_inverse=True)[1]
+    return own
+
+
+def tried(
+    problem: Problem, pairs: list[Pair], blend: Callable[[Rows, Rows], float], **counted: int
+) -> dict[str, Any]:
+    """The fields of a `Trial`: scores on each fold of what was found on the others.
+
+    Args:
+        blend: What is found on some rows, scored on others, the higher the better.
+    """
+    scores = []
+    number = len(problem.columns)
+    for seen, unseen in pairs:
+        there = problem.part(unseen)
+        alone = there.of(there.columns[best_single(problem.part(seen))])
+        scores.append((blend(seen, unseen), alone, there.value(np.full(number, 1 / number))))
+        if not all(map(math.isfinite, scores[-1])):
+            raise ValueError(
+                f"the metric is not a finite number on the {len(unseen)} rows of fold "
+                f"{len(scores) - 1}: take folds that have all classes, or folds=None"
+            )
+    own, single, mean = (np.array([each[at] for each in scores]) for at in range(3))
+    return {
+        "unseen_score": _mean(problem.sign * own),
+        "single_score": _mean(problem.sign * single),
+        "mean_score": _mean(problem.sign * mean),
+        "gain_over_single": _gain(own - single),
+        "gain_over_mean": _gain(own - mean),
+        **counted,
+    }
+
+
+def best_single(problem: Problem) -> int:
+    """The best of the models."""
+    return int(np.argmax([problem.of(column) for column in problem.columns]))
+
+
+def _mean(scores: NDArray[Any]) -> float:
+    return float(scores.mean()) if len(scores) else math.nan
+
+
+def _gain(differences: NDArray[Any]) -> Gain:
+    if len(differences) < 2:
+        return Gain(math.nan, math.nan)
+    error = differences.std(ddof=1) / math.sqrt(len(differences))
+    return Gain(float(differences.mean()), float(error))

@@ -1,0 +1,117 @@
+"""Samples that are the same, or nearly: found by hashes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from batteries.splits._tables import as_table, is_table
+
+Near = Literal["rounded", "images"]
+_STEP = 0.05  # standard deviations of a column, to which numbers are rounded
+_SIDE = 9  # an image's hash compares neighbours among so many by so many areas
+_BITS = 6  # of 144, in which the hashes of nearly the same image may differ
+_LEAST = 16  # pixels: the edges of smaller ones are alike
+_BLOCK = 4096  # images that are compared with all at once
+
+
+def rows_of(columns: list[NDArray[Any]]) -> list[tuple[Any, ...]]:
+    """The rows of columns."""
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def near_hashes(data: Any, near: Near) -> list[NDArray[Any]]:
+    """What rows that are nearly alike share, in one of the arrays: each (rows,).
+
+    Raises:
+        ValueError: Another kind, or data that has no such hashes.
+    """
+    if near == "images":
+        return [_clusters(torch.stack([_edges(image) for image in data]))]
+    if near != "rounded":
+        raise ValueError(f"near is {near!r}; expected 'rounded' or 'images'")
+    if not is_table(data):
+        rows = [_array(row).reshape(-1) for row in data]
+        if len({len(row) for row in rows}) > 1 or any(row.dtype.kind not in "biuf" for row in rows):
+            raise ValueError("near='rounded' is of rows of equally many numbers, or of a table")
+        data = dict(enumerate(np.array(rows).T))
+    columns = list(as_table(data).values())
+    # Two that lie on both sides of a border of one grid lie on one side in the other.
+    grids = [[_rounded(column, shift) for column in columns] for shift in (0.0, 0.5)]
+    return [hashes(rows_of(grid)) for grid in grids]
+
+
+def _rounded(column: NDArray[Any], shift: float) -> NDArray[Any]:
+    if column.dtype.kind not in "iuf":
+        return np.array([" ".join(str(value).casefold().split()) for value in column])
+    numbers = column.astype(np.float64)
+    spread = np.nanstd(np.where(np.isinf(numbers), np.nan, numbers)) if len(numbers) else 0.0
+    return np.floor(numbers / ((spread or 1.0) * _STEP) + shift) + 0.0  # no -0
+
+
+def _array(row: Any) -> NDArray[Any]:
+    return np.asarray(row.detach().cpu() if isinstance(row, Tensor) else row)
+
+
+def _edges(image: Any) -> Tensor:
+    """Where an image gets lighter, to the right and downwards: (bits,) of 1 and -1."""
+    gray = _array(image).astype(np.float32)
+    if gray.ndim == 3:  # channels first or last
+        gray = gray.mean(int(np.argmin(gray.shape)))
+    if gray.ndim != 2 or min(gray.shape) < _LEAST:
+        raise ValueError(
+            f"near='images' is of images of {_LEAST} x {_LEAST} pixels and more; found an array of "
+            f"shape {gray.shape}"
+        )
+    areas = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(gray)[None], _SIDE)[0]
+    lighter = torch.cat([areas.diff(dim=axis).reshape(-1) for axis in (0, 1)]) > 0
+    return lighter.float() * 2 - 1
+
+
+def _clusters(bits: Tensor) -> NDArray[np.int64]:
+    """The same number for hashes that differ in a few bits alone, by way of others too: (rows,)."""
+    own = np.arange(len(bits))
+
+    def root(row: int) -> int:
+        while own[row] != row:
+            row = own[row]
+        return row
+
+    for start in range(0, len(bits), _BLOCK):
+        alike = bits[start : start + _BLOCK] @ bits.T >= bits.shape[1] - 2 * _BITS
+        for one, other in alike.nonzero().tolist():
+            if other > one + start:
+                first, second = sorted((root(one + start), root(other)))
+                own[second] = first
+    return np.array([root(row) for row in range(len(own))])
+
+
+def hashes(data: Any) -> NDArray[Any]:
+    """Of each sample, (samples,)."""
+    return np.array([_hash_of(row) for row in data])
+
+
+def _hash_of(row: Any) -> str:
+    if isinstance(row, Tensor):
+        row = row.detach().cpu().numpy()
+    if isinstance(row, np.ndarray) and row.dtype != object:
+        data = f"{row.dtype} {row.shape}".encode() + np.ascontiguousarray(row).tobytes()
+    elif isinstance(row, list | tuple | np.ndarray):
+        data = ",".join(map(_hash_of, row)).encode()
+    elif isinstance(row, Mapping):
+        data = ",".join(f"{key}={_hash_of(value)}" for key, value in row.items()).encode()
+    elif hasattr(row, "tobytes"):  # a picture
+        data = f"{getattr(row, 'mode', '')} {getattr(row, 'size', '')}".encode() + row.tobytes()
+    elif isinstance(row, bytes):
+        data = row
+    elif repr(row) == object.__repr__(row):  # it would say where it lies
+        raise TypeError(f"a {type(row).__name__} cannot be compared: pass arrays, bytes or texts")
+    else:
+        data = repr(row).encode()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

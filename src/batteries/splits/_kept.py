@@ -1,0 +1,106 @@
+"""The file in which folds are kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batteries._files import write_whole
+from batteries._foreign import check_regular
+from batteries.splits._assignment import Folds
+from batteries.splits._tables import polars_for
+
+_LEFT = "left out"  # what the names of columns of rows that a fold does not use begin with
+
+
+def kept(
+    path: Path, rows: int, kind: str, made_of: str, make: Callable[[], Folds]
+) -> tuple[Folds, str]:
+    if path.exists():
+        return _load(path, rows, kind, made_of), made_of
+    folds = make()
+    _save(folds, path, made_of)
+    return folds, made_of
+
+
+def digest(*parts: Any) -> str:
+    found = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        listed = part.tolist() if isinstance(part, np.ndarray) else part
+        found.update(repr(listed).encode())
+    return found.hexdigest()
+
+
+def _save(folds: Folds, path: Path, made_of: str) -> None:
+    polars = polars_for("folds in a file")
+    rows = folds.rows
+    repeats, left_out = np.atleast_2d(folds.assignment), folds.left_out
+    frame = polars.DataFrame(
+        {
+            "row": np.arange(rows),
+            **{f"fold {at}" if at else "fold": column for at, column in enumerate(repeats)},
+            **{
+                f"{_LEFT} {at}": column
+                for at, column in enumerate(() if left_out is None else left_out)
+            },
+            "kind": [folds.kind] * rows,
+            "hash": [folds.hash] * rows,
+            "made_of": [made_of] * rows,
+        }
+    )
+    with write_whole(path) as file:
+        (frame.write_csv if path.suffix == ".csv" else frame.write_parquet)(file)
+
+
+def _load(path: Path, rows: int, kind: str, made_of: str) -> Folds:
+    polars = polars_for("folds in a file")
+    frame = _read(path)
+    if not {"row", "fold", "kind", "hash", "made_of"} <= set(frame.columns) or not len(frame):
+        raise ValueError(f"{path} has no folds of make_folds in it: it has {frame.columns}")
+    if len(frame) != rows:
+        raise ValueError(f"{path} has folds of {len(frame)} rows, and the data has {rows}")
+    repeats = _columns(frame, "fold", polars.Int64)
+    left_out = _columns(frame, _LEFT, polars.Boolean)
+    folds = Folds(
+        repeats if len(repeats) > 1 else repeats[0],
+        frame["kind"][0] or "",
+        left_out.astype(bool) if len(left_out) else None,
+    )
+    in_order = frame["row"].to_list() == list(range(rows))
+    if not in_order or folds.hash != frame["hash"][0]:
+        raise ValueError(
+            f"{path} was changed since it was written: take it from a copy, or remove it"
+        )
+    if frame["made_of"][0] != made_of:
+        raise ValueError(
+            f"{path} was made with another n_folds, kind, seed, targets or groups (kind "
+            f"{folds.kind!r}, {folds.n_folds} folds; asked for: {kind!r}): ask for the same, or "
+            "remove it to make new folds"
+        )
+    return folds
+
+
+def _columns(frame: Any, kind: str, dtype: Any) -> NDArray[np.int64]:
+    """The numbers of all columns of a kind, (columns, rows); -2 for what is no number."""
+    names = [name for name in frame.columns if name.startswith(kind)]
+    numbers = [frame[name].cast(dtype, strict=False).cast(int, strict=False) for name in names]
+    return np.array([each.fill_null(-2).to_numpy() for each in numbers], dtype=np.int64)
+
+
+def _read(path: Path) -> Any:
+    polars = polars_for("folds in a file")
+    text = dict.fromkeys(("kind", "hash", "made_of"), polars.String)
+    check_regular(path)
+    try:
+        if path.suffix == ".csv":
+            return polars.read_csv(path, schema_overrides=text)
+        return polars.read_parquet(path)
+    except (polars.exceptions.PolarsError, polars.exceptions.PanicException) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): take it from a copy, or remove it"
+        ) from error

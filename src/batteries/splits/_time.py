@@ -1,0 +1,131 @@
+"""Folds in the order of time: blocks, and what is left out of training beside them."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batteries.splits._tables import is_missing, refuse_missing
+
+Span = int | float | datetime.timedelta | np.timedelta64  # rows, or a part of the time
+_Blocks = tuple[NDArray[np.int64], NDArray[np.bool_] | None]
+
+
+def as_times(values: Any, rows: int) -> NDArray[Any]:
+    """Numbers or dates that can be ordered, (rows,); without any, rows stand in their order.
+
+    Raises:
+        ValueError: Something is missing, or it is texts or of another length.
+    """
+    if values is None:
+        return np.arange(rows)
+    times = np.asarray(values)
+    refuse_missing("times", times)
+    if times.dtype == object:  # of Python's dates, and of pandas' with a time zone
+        utc = datetime.timezone.utc
+        zoned = [each for each in times if getattr(each, "tzinfo", None)]
+        if zoned:
+            times = np.array([each.astimezone(utc).replace(tzinfo=None) for each in times])
+        if all(isinstance(each, datetime.date) for each in times):
+            times = times.astype("datetime64[us]")
+    if times.dtype.kind not in "iufM":
+        raise ValueError(
+            f"time is made of {times.dtype}, such as {times.ravel()[0]!r}; expected dates or "
+            "numbers: texts have another order"
+        )
+    if times.shape != (rows,):
+        raise ValueError(f"there are times of shape {times.shape} for {rows} rows")
+    return times
+
+
+def refuse_unsorted(data: dict[str, NDArray[Any]]) -> None:
+    """Raise if a table has dates that are in no order: its rows stand in no order of time."""
+    for name, column in data.items():
+        if column.dtype.kind == "M":
+            known = column[~is_missing(column)]
+            if (known[1:] < known[:-1]).any():
+                raise ValueError(
+                    f"the rows are not in the order of column {name!r}: pass time={name!r}, or "
+                    "the name of another column of times"
+                )
+
+
+def in_blocks(times: NDArray[Any], n_folds: int, gap: Any, embargo: Any, window: Any) -> _Blocks:
+    """The block of each row, and of each fold the rows that are not trained on.
+
+    Rows of one time are in one block.
+
+    Raises:
+        TypeError: A span that the times do not have.
+        ValueError: Too few different times, or nothing left to train on.
+    """
+    _check_spans(times, gap, embargo, window)
+    rows, order = len(times), np.argsort(times, kind="stable")
+    ordered = times[order]
+    size = rows // (n_folds + (embargo is None))  # without embargo the first block only trains
+    cuts = rows - size * np.arange(n_folds, 0, -1)
+    if embargo is not None:
+        cuts[0] = 0
+    edges = np.append(np.searchsorted(ordered, ordered[cuts]), rows)
+    if (np.diff(edges) <= 0).any() or (embargo is None and edges[0] == 0):
+        raise ValueError(
+            f"there are {len(np.unique(times))} different times for {n_folds} folds, of which "
+            "some are of more rows than a fold has: make fewer folds"
+        )
+    assignment = np.empty(rows, dtype=np.int64)
+    assignment[order] = np.searchsorted(edges[:-1], np.arange(rows), side="right") - 1
+    if gap == 0 and embargo is None and window is None:
+        return assignment, None
+    after = gap + embargo if gap and embargo else gap if embargo == 0 else embargo
+    left_out = np.ones((n_folds, rows), dtype=bool)
+    for fold, (begin, end) in enumerate(itertools.pairwise(edges)):
+        stop = _moved(ordered, begin, gap, -1)
+        start = 0 if window is None else _moved(ordered, stop, window, -1, of=max(stop - 1, 0))
+        again = rows if after is None else _moved(ordered, end, after, 1)
+        if start >= stop and again >= rows:
+            raise ValueError(f"fold {fold} has no rows to train on: take a smaller gap or embargo")
+        for part in (order[start:stop], order[begin:end], order[again:]):
+            left_out[fold, part] = False
+    return assignment, left_out
+
+
+def _moved(ordered: NDArray[Any], row: int, span: Any, way: int, of: int | None = None) -> int:
+    """The first row behind a span after a row, or the one behind the last row before a span.
+
+    Args:
+        of: The row whose time the span is measured from.
+    """
+    if _is_rows(span):
+        return int(min(max(row + way * span, 0), len(ordered)))
+    length = np.timedelta64(span) if isinstance(span, datetime.timedelta) else span
+    if way > 0:
+        return int(np.searchsorted(ordered, ordered[row - 1] + length, side="left"))
+    time = ordered[row if of is None else of] - length
+    return int(min(np.searchsorted(ordered, time, side="right"), row))
+
+
+def _is_rows(span: Any) -> bool:
+    # numpy has its time spans among the whole numbers
+    return isinstance(span, int | np.integer) and not isinstance(span, bool | np.timedelta64)
+
+
+def _check_spans(times: NDArray[Any], gap: Any, embargo: Any, window: Any) -> None:
+    dates = times.dtype.kind == "M"
+    kinds: Any = (datetime.timedelta, np.timedelta64) if dates else float
+    for name, span in (("gap", gap), ("embargo", embargo), ("window", window)):
+        if span is None or _is_rows(span):
+            if span is not None and span < (name == "window"):
+                raise ValueError(f"{name} is {span}; expected a positive number of rows")
+        elif not isinstance(span, kinds) or not span >= type(span)(0):  # nor NaN
+            unit = "a datetime.timedelta" if dates else "a float, as the times are numbers"
+            raise TypeError(f"{name} is {span!r}; expected a number of rows, or {unit}")
+    if embargo is not None and window is not None:
+        raise ValueError("window= is for training on the past alone: leave out window= or embargo=")
+    if embargo and gap and _is_rows(gap) != _is_rows(embargo):
+        raise ValueError(
+            f"gap is {gap!r} and embargo {embargo!r}: say both in rows or both in time"
+        )

@@ -1,0 +1,256 @@
+"""Stacks, metrics by name, cut-offs of several classes, and predictions that are not complete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn import metrics
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.model_selection import cross_val_predict
+
+from batteries.blend import find_threshold, find_thresholds, find_weights, mean, stack
+from batteries.splits import OutOfFold, make_folds
+
+rng = np.random.default_rng(0)
+ROWS = 600
+TARGET = (rng.random(ROWS) < 0.4).astype(int)
+OOF = {
+    name: 1 / (1 + np.exp(-2 * (TARGET - 0.5) - rng.normal(0, noise, ROWS)))
+    for name, noise in (("net", 1.0), ("tree", 1.3), ("knn", 2.0))
+}
+CLASSES = rng.integers(0, 3, ROWS)
+SOFT = [rng.dirichlet(np.ones(3), ROWS) * 0.6 + 0.4 * np.eye(3)[CLASSES] for _ in range(2)]
+NUMBERS = rng.normal(size=ROWS)
+GUESSES = {name: NUMBERS + rng.normal(0, 0.5, ROWS) for name in "abc"}
+FOLDS = make_folds(TARGET, 4, "stratified")
+
+
+# ---------------------------------------------------------------- metrics by name
+
+BY_NAME: list[tuple[str, Any, Any, Any]] = [
+    ("roc_auc", OOF, TARGET, metrics.roc_auc_score),
+    ("neg_log_loss", OOF, TARGET, lambda y, p: -metrics.log_loss(y, p)),
+    ("average_precision", OOF, TARGET, metrics.average_precision_score),
+    ("f1", OOF, TARGET, lambda y, p: metrics.f1_score(y, p > 0.5)),
+    ("balanced_accuracy", OOF, np.array(["no", "yes"])[TARGET],
+     lambda y, p: metrics.balanced_accuracy_score(y == "yes", p > 0.5)),
+    ("f1_macro", SOFT, CLASSES, lambda y, p: metrics.f1_score(y, p.argmax(1), average="macro")),
+    ("roc_auc_ovr", SOFT, CLASSES, lambda y, p: metrics.roc_auc_score(y, p, multi_class="ovr")),
+    ("r2", GUESSES, NUMBERS, metrics.r2_score),
+    ("neg_root_mean_squared_error", GUESSES, NUMBERS,
+     lambda y, p: -metrics.root_mean_squared_error(y, p)),
+    ("neg_mean_absolute_error", GUESSES, NUMBERS,
+     lambda y, p: -metrics.mean_absolute_error(y, p)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("index", range(len(BY_NAME)), ids=lambda index: BY_NAME[index][0])
+def test_names_of_scikit_learn(index: int) -> None:
+    """A scorer's name is scikit-learn's metric of the blend, told as scikit-learn tells it."""
+    name, oof, target, function = BY_NAME[index]
+    found = find_weights(oof, target, name, rounds=3, folds=None)
+    assert found.score == pytest.approx(function(target, found.blend(oof)), abs=1e-12)
+    alone = next(iter(oof.values())) if isinstance(oof, dict) else oof[0]
+    folds = make_folds(ROWS, 2)
+    collected = OutOfFold(folds)
+    for fold, (_, valid) in enumerate(folds):
+        collected.add(fold, alone[valid])
+    assert collected.score(target, name).value == pytest.approx(function(target, alone), abs=1e-12)
+
+
+def test_scorers_and_directions() -> None:
+    """A scorer of one's own is a metric too; a direction that its name contradicts is an error."""
+    kappa = metrics.make_scorer(metrics.cohen_kappa_score, weights="quadratic")
+    found = find_weights(SOFT, CLASSES, kappa, rounds=2, folds=None)
+    labels = found.blend(SOFT).argmax(1)
+    assert found.score == metrics.cohen_kappa_score(CLASSES, labels, weights="quadratic")
+    with pytest.raises(ValueError, match="r2 is better when it is higher; leave metric_minim"):
+        find_weights(GUESSES, NUMBERS, "r2", metric_minimization=True)
+
+
+# ---------------------------------------------------------------- models by name
+
+
+def test_any_form_of_models() -> None:
+    """A mapping, frames and out-of-fold objects have the same weights, by the same names."""
+    expected = find_weights(OOF, TARGET, "roc_auc", folds=FOLDS)
+    assert list(expected.weights) == list(OOF)
+    collected = {}
+    for name, scores in OOF.items():
+        collected[name] = OutOfFold(FOLDS)
+        for fold, (_, valid) in enumerate(FOLDS):
+            collected[name].add(fold, scores[valid])
+    pd: Any = pytest.importorskip("pandas")
+    for form in (pl.DataFrame(OOF), pd.DataFrame(OOF), collected):
+        assert find_weights(form, TARGET, "roc_auc", folds=FOLDS).weights == expected.weights
+    np.testing.assert_array_equal(expected.blend(OOF), mean(OOF, weights=expected.weights))
+    assert repr(expected).startswith("<FoundWeights: unseen folds: blend 0.")
+    assert len(repr(expected)) < 400
+    unnamed = find_weights(list(OOF.values()), TARGET, "roc_auc", folds=FOLDS)
+    assert list(unnamed.weights) == ["model 0", "model 1", "model 2"]
+    with pytest.raises(ValueError, match="the weights are of net, tree, knn, and the models are n"):
+        expected.blend({"net": OOF["net"], "tree": OOF["tree"]})
+
+
+@pytest.mark.parametrize("method", ["hill_climb", "simplex"])
+def test_negative_weights(method: Any) -> None:
+    """Where they are asked for, weights may be negative, and come near to least squares."""
+    shared = rng.normal(size=ROWS)
+    models = {
+        "a": NUMBERS + shared,
+        "b": NUMBERS + 0.5 * shared + 0.1 * rng.normal(size=ROWS),
+    }
+    found = find_weights(models, NUMBERS, "rmse", method, negative=True, rounds=40, folds=None)
+    # with weights w and 1 - w the error is that of a line through the origin
+    line = models["a"] - models["b"]
+    exact = float(line @ (NUMBERS - models["b"]) / (line @ line))
+    assert found.weights["a"] == pytest.approx(exact, abs=0.1)
+    assert exact < 0
+    positive = find_weights(models, NUMBERS, "rmse", method, folds=None)
+    assert found.score < positive.score
+    assert metrics.root_mean_squared_error(NUMBERS, found.blend(models)) == pytest.approx(
+        found.score
+    )
+
+
+# ---------------------------------------------------------------- rows without a prediction
+
+
+def test_rows_without_a_prediction() -> None:
+    """Rows that a model has not predicted are left out of weights, stacks and cut-offs: counted."""
+    gone = rng.random(ROWS) < 0.3
+    partial = OOF | {"net": np.where(gone, np.nan, OOF["net"])}
+    rest = {name: scores[~gone] for name, scores in OOF.items()}
+    folds = np.arange(ROWS) % 4
+    options: Any = {"allow_missing": True, "folds": folds}
+    found = find_weights(partial, TARGET, "roc_auc", **options)
+    expected = find_weights(rest, TARGET[~gone], "roc_auc", folds=folds[~gone])
+    assert found.weights == expected.weights
+    assert found.unseen_score == expected.unseen_score
+    assert (found.rows, found.left_out) == ((~gone).sum(), gone.sum())
+    assert f"of the {found.rows} rows that have all predictions ({gone.sum()}" in found.verdict
+    cut = find_threshold(partial["net"], TARGET, "f1", candidates=9, **options)
+    alone = find_threshold(rest["net"], TARGET[~gone], "f1", candidates=9, folds=folds[~gone])
+    assert cut == alone
+    stacked = stack(partial, TARGET, LogisticRegression(), **options)
+    np.testing.assert_array_equal(np.isnan(stacked.oof), gone)
+    with pytest.raises(ValueError, match="model 'net' has nan in row"):
+        find_weights(partial, TARGET, "roc_auc")
+    with pytest.raises(ValueError, match="no row has a prediction of each model"):
+        find_weights([np.full(ROWS, np.nan)], TARGET, "roc_auc", allow_missing=True)
+
+
+def test_the_order_of_time() -> None:
+    """In the order of time weights are found on earlier folds alone."""
+    folds = make_folds(ROWS, 4, "time")
+    oof = {name: np.where(folds.assignment < 0, np.nan, scores) for name, scores in OOF.items()}
+    found = find_weights(oof, TARGET, "neg_log_loss", folds=folds, allow_missing=True)
+    own, scores = folds.assignment, []
+    for fold in (1, 2, 3):  # the first has none before it
+        past, now = (own >= 0) & (own < fold), own == fold
+        weights = find_weights(
+            {n: s[past] for n, s in OOF.items()}, TARGET[past], "log_loss", folds=None
+        )
+        scores.append(
+            -metrics.log_loss(TARGET[now], weights.blend({n: s[now] for n, s in OOF.items()}))
+        )
+    assert found.unseen_score == pytest.approx(np.mean(scores))
+
+
+# ---------------------------------------------------------------- stacks
+
+
+def test_a_stack_is_cross_validation() -> None:
+    """What a stack predicts is what scikit-learn's cross-validation of the second model does."""
+    features, model = np.stack(list(OOF.values()), 1), LogisticRegression()
+    stacked = stack(OOF, TARGET, model, folds=FOLDS)
+    expected = cross_val_predict(model, features, TARGET, cv=FOLDS, method="predict_proba")[:, 1]
+    np.testing.assert_allclose(stacked.oof, expected, rtol=1e-12)
+    losses = [metrics.log_loss(TARGET[valid], expected[valid]) for _, valid in FOLDS]
+    assert stacked.unseen_score == pytest.approx(np.mean(losses))
+    weights = find_weights(OOF, TARGET, "log_loss", folds=FOLDS)
+    assert (stacked.single_score, stacked.mean_score) == (weights.single_score, weights.mean_score)
+    fitted = model.fit(features, TARGET).predict_proba(features)[:, 1]
+    np.testing.assert_allclose(stacked.predict(OOF), fitted, rtol=1e-12)
+    assert stacked.gain_over_mean.mean == pytest.approx(stacked.mean_score - stacked.unseen_score)
+    with pytest.raises(ValueError, match="the models are net, tree; expected net, tree, knn"):
+        stacked.predict({"net": OOF["net"], "tree": OOF["tree"]})
+
+
+def test_stacks_of_classes_and_numbers() -> None:
+    """A stack of probabilities of classes gives such, and one of numbers gives numbers."""
+    several = stack(SOFT, CLASSES, LogisticRegression(), folds=3)
+    assert several.oof.shape == (ROWS, 3)
+    np.testing.assert_allclose(several.predict(SOFT).sum(1), 1)
+    numbers = stack(GUESSES, NUMBERS, LinearRegression(), folds=FOLDS)
+    expected = cross_val_predict(
+        LinearRegression(), np.stack(list(GUESSES.values()), 1), NUMBERS, cv=FOLDS
+    )
+    np.testing.assert_allclose(numbers.oof, expected)
+    # the mean of guesses is too far from the middle: a regression shrinks it
+    assert numbers.gain_over_mean.beyond_noise
+    assert numbers.verdict.endswith("the stack beats both beyond noise")
+
+
+def test_a_stack_of_noise_is_no_gain() -> None:
+    """A second model that can learn its rows by heart gains nothing where there is nothing."""
+    noise = rng.normal(size=(30, 200))
+    stacked = stack(noise, rng.normal(size=200), Ridge(1e-6))
+    assert stacked.unseen_score > stacked.mean_score
+    assert "the stack does not beat" in stacked.verdict
+
+
+def test_a_leak_of_one_fold_does_not_pay() -> None:
+    """A model that knows one fold's target does not raise the stack's score of that fold."""
+    leaked = np.where(FOLDS.assignment == 0, TARGET, 0.5)
+    own = {"net": OOF["net"], "leak": leaked}
+    stacked = stack(own, TARGET, LogisticRegression(), "roc_auc", folds=FOLDS)
+    honest = stack({"net": OOF["net"]}, TARGET, LogisticRegression(), "roc_auc", folds=FOLDS)
+    assert not stacked.gain_over_single.beyond_noise
+    first = FOLDS.assignment == 0
+    assert metrics.roc_auc_score(TARGET[first], stacked.oof[first]) == pytest.approx(
+        metrics.roc_auc_score(TARGET[first], honest.oof[first]), abs=0.02
+    )
+
+
+# ---------------------------------------------------------------- cut-offs
+
+
+def quadratic(target: Any, labels: Any) -> float:
+    return float(metrics.cohen_kappa_score(target, labels, weights="quadratic"))
+
+
+def test_cut_offs_of_ordered_classes() -> None:
+    """Cut-offs of three classes are as good as the best of all pairs on a grid, also unseen."""
+    grades = rng.integers(0, 3, 240)
+    scores = np.round(grades * 0.6 + rng.normal(0.8, 0.3, 240), 2)
+    kappa = metrics.make_scorer(metrics.cohen_kappa_score, weights="quadratic")
+    folds = np.arange(240) % 3
+    found = find_thresholds(scores, grades, kappa, folds=folds, candidates=30)
+    grid = np.quantile(scores, np.linspace(0, 1, 25))
+    best = max(
+        quadratic(grades, np.searchsorted([low, high], scores, side="right"))
+        for low in grid for high in grid if low <= high
+    )  # fmt: skip
+    assert found.score == quadratic(grades, found.apply(scores)) >= best - 0.02
+    unseen = [
+        quadratic(
+            grades[folds == k], np.searchsorted(found.folds[k], scores[folds == k], side="right")
+        )
+        for k in range(3)
+    ]
+    assert found.unseen_score == pytest.approx(np.mean(unseen))
+    assert found.unseen_score > found.rounded_score
+    assert found.values == sorted(found.values)
+
+
+def test_two_classes_have_one_cut_off() -> None:
+    """With two classes the cut-offs are the one of `find_threshold`, or as good."""
+    one = find_threshold(OOF["net"], TARGET, "f1", folds=FOLDS, candidates=9)
+    several = find_thresholds(OOF["net"], TARGET, "f1", folds=FOLDS, candidates=9)
+    assert several.score >= one.score - 1e-9
+    with pytest.raises(ValueError, match="the target has 1 class; expected two or more"):
+        find_thresholds([0.1, 0.2], [1, 1], "f1", folds=[0, 1])
