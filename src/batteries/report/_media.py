@@ -105,4 +105,3 @@ def _picture(run: Path, name: str) -> str:
     if not 0 < width * height <= _PIXELS:
         raise ValueError(f"{path} has {width:,} x {height:,} pixels; expected {_PIXELS:,} at most")
     return base64.b64encode(data).decode()
-

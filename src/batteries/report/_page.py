@@ -100,7 +100,7 @@ def _head(logdir: str, runs: Runs) -> dict[str, Any]:
             if any(value not in (None, "") for value in values)
         },
         "arguments": [*arguments],
-        "minimization": {name: lower for name, lower in runs.minimization.items()},
+        "minimization": runs.minimization,
         "best": [order[id(run)] for run in runs.best_first() if run.validation is not None],
         "gaps": _verdicts(runs),
     }
@@ -195,7 +195,9 @@ def page_of(data: bytes, live: bool = False) -> bytes:
     # By their digests: no other style or script would work, even if one came in.
     page = page.replace(b"STYLE-DIGEST", _digest(style)).replace(b"SCRIPT-DIGEST", _digest(script))
     page = page.replace(b"CONNECT-TO", b"'self'" if live else b"'none'")
-    page = page.replace(b"LIVE-MARK", b'\n<meta name="batteries-live" content="1">' if live else b"")
+    page = page.replace(
+        b"LIVE-MARK", b'\n<meta name="batteries-live" content="1">' if live else b""
+    )
     page = page.replace(b"PAGE-STYLE", style).replace(b"PAGE-SCRIPT", script)
     return page.replace(b"PAGE-DATA", data)  # last, as it may hold any of these words
 

@@ -34,7 +34,8 @@ def read_contents(runs: Sequence[RunInfo]) -> list[Contents]:
     found: dict[int, Contents] = {}
     with ThreadPoolExecutor(count) as pool:
         parts = [range(first, len(runs), count) for first in range(count)]
-        for part, results in zip(parts, pool.map(lambda p: _read([runs[i] for i in p]), parts)):
+        read = pool.map(_read, [[runs[index] for index in part] for part in parts])
+        for part, results in zip(parts, read, strict=True):
             found |= zip(part, results, strict=True)
     return [found[index] for index in range(len(runs))]
 

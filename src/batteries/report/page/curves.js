@@ -2,6 +2,7 @@
 
 const FOLD = /(^|\/)fold[_-]?(\d+)(?=\/|$)/i;
 const PANELS = 3;
+const FAR = 20;  // times the height of nearly all values: beyond it a value is an outlier
 const panels = [];
 
 // ---------------------------------------------------------------- which panels
@@ -123,7 +124,7 @@ function limitsOf(values, log) {
   if (!state.clip || known.length < 20) return range(known, 0.05, log);
   const f = log ? Math.log10 : (value) => value;
   const at = (share) => f(known[Math.round(share * (known.length - 1))]);
-  const wide = 2 * (at(0.95) - at(0.05)) || Infinity;
+  const wide = FAR * (at(0.95) - at(0.05)) || Infinity;
   return range(known.filter((value) => f(value) <= at(0.95) + wide && f(value) >= at(0.05) - wide), 0.05, log);
 }
 

@@ -77,7 +77,7 @@ function defaultColumns(score) {
 function bestFirst(some, column) {
   if (column === "validation" && data.best.length) {
     const place = new Map(data.best.map((run, index) => [run, index]));
-    return inOrder(some, (run) => place.get(run), false);
+    return inOrder(some, (run) => place.get(run), false);  // those without a score stay behind
   }
   const lower = lowerIsBetter(column);
   return lower === null ? some : inOrder(some, (run) => valueOf(run, column), !lower);

@@ -43,9 +43,12 @@ function linesOf(some) {
 function sorted(columns, lines) {
   const name = state.sort.replace(/^-/, "");
   if (columns.includes(name)) return inOrder(lines, (line) => line.row[name], state.sort.startsWith("-"));
+  if (!state.group.length) {
+    const place = new Map(bestFirst(all(), score()).map((run, index) => [run, index]));
+    return inOrder(lines, (line) => place.get(line.unit.runs[0]), false);
+  }
   const lower = lowerIsBetter(score());
-  if (!state.group.length || lower === null) return lines;
-  return inOrder(lines, (line) => line.row[columns[2]], !lower);
+  return lower === null ? lines : inOrder(lines, (line) => line.row[columns[2]], !lower);
 }
 
 function nameOf(unit) {
