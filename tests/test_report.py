@@ -403,7 +403,7 @@ def test_pictures_of_runs(tmp_path: Path) -> None:
     assert found["media"][13][3] == EVIL
 
 
-BAD_ITEMS = {
+BAD_ITEMS: dict[str, Any] = {
     "elsewhere": {"figure": {"a": "../../secret.png"}},
     "absolute": {"figure": {"a": "/etc/passwd"}},
     "no-picture": {"figure": {"a": "run.json"}},

@@ -58,7 +58,8 @@ def _checked(kind: str, value: Any) -> Any:
     """A text, the name of a file, or a histogram; None for anything else."""
     if kind == "histogram":
         told = value if isinstance(value, dict) else {}
-        counts, edges = told.get("counts"), told.get("edges")
+        counts: Any = told.get("counts")
+        edges: Any = told.get("edges")
         lists = isinstance(counts, list) and isinstance(edges, list)
         if not lists or not 0 < len(counts) == len(edges) - 1 <= _BINS:
             return None

@@ -190,7 +190,7 @@ def page_of(data: bytes, live: bool = False) -> bytes:
     """
     folder = files("batteries.report")
     page, style = (folder.joinpath(f"page.{kind}").read_bytes() for kind in ("html", "css"))
-    parts = [folder.joinpath("page", f"{name}.js").read_bytes() for name in SCRIPT]
+    parts = [folder.joinpath("page").joinpath(f"{name}.js").read_bytes() for name in SCRIPT]
     script = b'"use strict";\n' + b"\n".join(parts)
     # By their digests: no other style or script would work, even if one came in.
     page = page.replace(b"STYLE-DIGEST", _digest(style)).replace(b"SCRIPT-DIGEST", _digest(script))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import subprocess
@@ -56,6 +57,7 @@ def _read(runs: list[RunInfo]) -> list[Contents]:
 
 def work() -> None:
     """Read the runs on the standard input; what is found goes to the standard output."""
+    gc.disable()  # a search for cycles would go through all lines, again and again
     found = []
     for run in pickle.load(sys.stdin.buffer):
         contents = contents_of(run)

@@ -157,7 +157,8 @@ class _Reader:
 
     def _add_items(self, prefix: str, line: dict[str, Any]) -> None:
         for kind in ("figure", "histogram", "text"):
-            told, step = line.get(kind), line.get("step")
+            told: Any = line.get(kind)
+            step: Any = line.get("step")
             if type(told) is dict and _is_step(step) and len(self._items) < _ITEMS:
                 when = number_of(line.get("time"))
                 own = (step, math.nan if when is None else when)

@@ -67,7 +67,6 @@ startCheckpoints();
 startRun();
 changed();
 on(window, "hashchange", () => {
-  if (location.hash === own) return;
   fromHash(location.hash);
   makeTools();
   changed();

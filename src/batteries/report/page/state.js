@@ -38,12 +38,9 @@ function fromHash(text) {
   if (!["step", "epoch", "time"].includes(state.x)) state.x = "step";
 }
 
-let own = null;  // the address that was written here
-
 function change(values) {
   Object.assign(state, values);
-  own = `#${toHash()}`;
-  history.replaceState(null, "", own);
+  history.replaceState(null, "", `#${toHash()}`);
   changed();
 }
 
