@@ -2,9 +2,16 @@
 
 let data = null;
 let runs = [];
+const known = new Map();  // what has been found of the data, until there are others
+
+function once(name, find) {
+  if (!known.has(name)) known.set(name, find());
+  return known.get(name);
+}
 
 function take(text) {
   data = JSON.parse(text);
+  known.clear();
   runs = data.runs;
   data.names = Object.keys(data.columns);
   data.places = new Map(runs.map((run, index) => [run.name, index]));
@@ -15,12 +22,15 @@ const valueOf = (run, column) => {
   return values === undefined ? null : values[run];
 };
 const all = () => runs.map((run, index) => index);
-const numbersOf = (column) => (data.columns[column] || []).filter((value) => typeof value === "number");
+const numbersOf = (column) => once(`numbers ${column}`, () =>
+  (data.columns[column] || []).filter((value) => typeof value === "number"));
 const isNumeric = (column) => numbersOf(column).length > 0;
 
 // ---------------------------------------------------------------- columns
 
-function metricOf(column) {
+const metricOf = (column) => once(`metric ${column}`, () => findMetric(column));
+
+function findMetric(column) {
   if (column !== "validation" && column !== "test" && !column.startsWith("leaderboard.")) {
     return column.replace(/\.(last|best)$/, "");
   }
@@ -46,8 +56,8 @@ function columnOf(name) {
   throw new Error(`there is no column ${name}${near.length ? `; there is ${near.join(", ")}` : ""}`);
 }
 
-const differing = () => data.arguments.filter((name) =>
-  data.columns[name] && new Set(data.columns[name].map((value) => JSON.stringify(value ?? null))).size > 1);
+const differing = () => once("differing", () => data.arguments.filter((name) =>
+  data.columns[name] && new Set(data.columns[name].map((value) => JSON.stringify(value ?? null))).size > 1));
 
 function scoreColumns() {
   const own = data.names.filter((name) =>
@@ -125,8 +135,8 @@ function curvesOf(index) {
   return run.decoded;
 }
 
-const curveGroups = () => [...new Set(runs.flatMap((run) =>
-  run.curves.map(([name]) => name.slice(name.lastIndexOf("/") + 1))))];
+const curveGroups = () => once("groups", () => [...new Set(runs.flatMap((run) =>
+  run.curves.map(([name]) => name.slice(name.lastIndexOf("/") + 1))))]);
 
 // Between two known places, in a straight line.
 function interpolate([from, to], at) {

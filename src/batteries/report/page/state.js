@@ -44,7 +44,12 @@ function change(values) {
   changed();
 }
 
-const changed = () => watchers.forEach((watch) => watch());
+let nowDrawn = null;  // found once a change
+
+function changed() {
+  nowDrawn = null;
+  watchers.forEach((watch) => watch());
+}
 const score = () => (Object.hasOwn(data.columns, state.of) ? state.of : defaultScore());
 
 // ---------------------------------------------------------------- what is drawn
@@ -90,9 +95,14 @@ function firstDrawn() {
 
 // `{ key, runs, slot }`: the slot is that of its colour, which it keeps when others go.
 function drawn() {
-  const known = new Map(unitsOf(all()).map((unit) => [unit.key, unit]));
+  nowDrawn ??= findDrawn();
+  return nowDrawn;
+}
+
+function findDrawn() {
+  const all_ = new Map(unitsOf(all()).map((unit) => [unit.key, unit]));
   return (state.draw || firstDrawn())
-    .map((key, slot) => (known.has(key) ? { ...known.get(key), slot } : null)).filter(Boolean);
+    .map((key, slot) => (all_.has(key) ? { ...all_.get(key), slot } : null)).filter(Boolean);
 }
 
 function draw(keys, wanted) {
