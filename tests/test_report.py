@@ -392,15 +392,18 @@ def test_pictures_of_runs(tmp_path: Path) -> None:
         for step in range(30):
             lines.log_image("sample", np.full((8, 8), step / 30), step)
         lines.log_text("notes", EVIL, 3)
+        with JsonLinesLogger(run.path / "metrics/head") as own:  # beside the lines of a stage
+            own.log_image("sample", np.zeros((2, 2)), 1)
         lines.log_histogram("weights", [1.0, 2.0, math.nan], 3, bins=2)
     [found] = data_of(write_report(tmp_path / "runs"))["runs"]
     media = [(kind, name, step) for kind, name, step, _ in found["media"]]
     assert media[-2:] == [("histogram", "weights", 3), ("text", "notes", 3)]
-    assert len(media) == 14
-    assert media[11] == ("figure", "sample", 29)
-    assert base64.b64decode(found["media"][11][3])[:8] == b"\x89PNG\r\n\x1a\n"
-    assert found["media"][12][3] == [[1, 1], 1.0, 2.0, 1]
-    assert found["media"][13][3] == EVIL
+    assert len(media) == 15
+    assert media[0] == ("figure", "head/sample", 1)
+    assert media[12] == ("figure", "sample", 29)
+    assert base64.b64decode(found["media"][12][3])[:8] == b"\x89PNG\r\n\x1a\n"
+    assert found["media"][13][3] == [[1, 1], 1.0, 2.0, 1]
+    assert found["media"][14][3] == EVIL
 
 
 BAD_ITEMS: dict[str, Any] = {

@@ -98,7 +98,7 @@ def fitting(found: list[tuple[Path, list[Shown], list[str]]], room: int) -> list
 
 def _picture(run: Path, name: str) -> str:
     """A picture as an address that holds it."""
-    path = run / name
+    path = Path(name)
     data = read_regular(path, inside=run, most=_PICTURE)
     if len(data) < 24 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
         raise ValueError(f"{path} is not a PNG file")

@@ -84,7 +84,7 @@ class Item(NamedTuple):
 
     Attributes:
         kind: "figure", "histogram" or "text".
-        value: Of a figure the file, of a text the text, of a histogram its counts and edges.
+        value: Of a figure the path, of a text the text, of a histogram its counts and edges.
     """
 
     kind: str
@@ -113,7 +113,7 @@ def read_logged(run: Path, problems: list[str]) -> Logged:
         # A stage has its own in metrics/<stage>.
         place = [part for part in path.parent.relative_to(run).parts if part != "metrics"]
         for lines in told_lines(path, run, problems):
-            reader.add("".join(f"{part}/" for part in place), lines)
+            reader.add("".join(f"{part}/" for part in place), lines, path.parent)
     return reader.logged()
 
 
@@ -128,7 +128,7 @@ class _Reader:
         self._left = _VALUES
         self._line = 0
 
-    def add(self, prefix: str, lines: list[dict[str, Any]]) -> None:
+    def add(self, prefix: str, lines: list[dict[str, Any]], folder: Path) -> None:
         alike: dict[tuple[str, ...], list[int]] = {}
         for index, line in enumerate(lines):
             if type(metrics := line.get("metrics")) is dict:
@@ -136,7 +136,7 @@ class _Reader:
                     self._left -= len(metrics)
                     alike.setdefault(tuple(metrics), []).append(index)
             else:
-                self._add_items(prefix, line)
+                self._add_items(prefix, line, folder)
         for names, indices in alike.items():
             some = [lines[index] for index in indices]
             order = np.asarray(indices) + self._line
@@ -155,11 +155,13 @@ class _Reader:
             return None
         return self._parts.setdefault(name, [])
 
-    def _add_items(self, prefix: str, line: dict[str, Any]) -> None:
+    def _add_items(self, prefix: str, line: dict[str, Any], folder: Path) -> None:
         for kind in ("figure", "histogram", "text"):
             told: Any = line.get(kind)
             step: Any = line.get("step")
             if type(told) is dict and _is_step(step) and len(self._items) < _ITEMS:
+                if kind == "figure":  # beside the lines
+                    told = {n: str(folder / v) if type(v) is str else v for n, v in told.items()}
                 when = number_of(line.get("time"))
                 own = (step, math.nan if when is None else when)
                 self._items += [Item(kind, prefix + n[:_LONG], *own, v) for n, v in told.items()]
