@@ -96,6 +96,21 @@ class Page:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
         self.settle()
 
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """The left button, held from one place to another."""
+        steps = [("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end)]
+        for kind, (x, y) in steps:
+            self.call(
+                "Input.dispatchMouseEvent",
+                type=kind,
+                x=x,
+                y=y,
+                button="left",
+                buttons=1,
+                clickCount=1,
+            )
+        self.settle()
+
     def show(self, width: int, height: int, scheme: str) -> None:
         """As a screen of this size shows it, in "light" or "dark"."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
@@ -122,7 +137,7 @@ class Page:
             or (method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning"))
             or (
                 method == "Network.requestWillBeSent"
-                and not params["request"]["url"].startswith("file:")
+                and not params["request"]["url"].startswith(("file:", "data:"))
             )
         ]
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from batteries.report._page import SCRIPT
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -40,7 +42,8 @@ def test_requirements(wheel: Path) -> None:
 def test_the_wheel_has_the_page(wheel: Path) -> None:
     """What `pip install` brings has the markup, style and script of the report's page."""
     names = zipfile.ZipFile(wheel).namelist()
-    assert {f"batteries/report/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
+    assert {f"batteries/report/page.{kind}" for kind in ("html", "css")} <= set(names)
+    assert {f"batteries/report/page/{name}.js" for name in SCRIPT} <= set(names)
 
 
 def test_installed_package_works(wheel: Path, tmp_path: Path) -> None:

@@ -1,20 +1,19 @@
 from __future__ import annotations
 
+import base64
 import errno
 import json
 import math
 import re
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from browser import Page, browser
 from mounts import tmpfs
-from sweeps import sweep
-from websockets.sync.connection import Connection
 
 from batteries import CheckpointManager, JsonLinesLogger, get_logger, start_run
 from batteries.report import write_report
@@ -76,6 +75,24 @@ def runs_of(logdir: str) -> list[Any]:
     return list(data_of(write_report(logdir))["runs"])
 
 
+def points_of(curve: list[Any]) -> tuple[list[float], list[float | None]]:
+    """Steps and values of a curve of the page, read without its script."""
+    steps, values = curve[3:]
+    if len(steps) > 1:
+        first, unit, width, text = steps
+        bytes_ = base64.b64decode(text)
+        parts = [bytes_[at : at + width] for at in range(0, len(bytes_), width)]
+        distances = [unit * int.from_bytes(part, "little") for part in parts]
+        steps = [[first + sum(distances[:index]) for index in range(len(parts) + 1)]]
+    if isinstance(values, str):
+        bytes_ = base64.b64decode(values)
+        floats = [
+            struct.unpack(">f", bytes_[at : at + 3] + b"\0")[0] for at in range(0, len(bytes_), 3)
+        ]
+        values = [value if math.isfinite(value) else None for value in floats]
+    return steps[0], values
+
+
 # ---------------------------------------------------------------- what is written
 
 
@@ -94,19 +111,20 @@ def test_what_a_page_holds(logdir: Path) -> None:
     data = data_of(write_report(logdir))
     assert [run["name"] for run in data["runs"][:7]] == [f"00{number}" for number in range(1, 8)]
     first = data["runs"][0]
-    assert [curve[:3] for curve in first["curves"]] == [
-        ["loss", "train", "step"],
-        ["loss", "valid", "step"],
-        ["accuracy", "valid", "step"],
-        ["lr", "", "step"],
-        ["accuracy by epoch", "", "epoch"],
-    ]
+    assert [curve[:2] for curve in first["curves"]] == [
+        ["train/loss", "step"], ["valid/loss", "step"], ["valid/accuracy", "step"], ["lr", "step"]
+    ]  # fmt: skip
+    assert first["epochs"] == [list(range(1, 9))] * 2  # what checkpoints say of valid/accuracy
     assert [each["epoch"] for each in first["checkpoints"]] == [7, 8]
     assert [data["shared"][place] for place in first["facts"]["arguments"]] == [
         ["lr", "0.1"], ["model", '{"layers": [64, 1]}'], ["note", EVIL]
     ]  # fmt: skip
     assert "epoch 8: accuracy" in first["log"]
-    assert (first["row"]["test"], first["row"]["leaderboard.public"]) == (0.805, 0.81)
+    columns = data["columns"]
+    assert (columns["test"][0], columns["leaderboard.public"][0]) == (0.805, 0.81)
+    assert columns["valid/loss.last"][0] == pytest.approx(math.exp(-0.8) + 0.008)
+    assert data["arguments"] == ["lr", "model.layers", "note", EVIL]
+    assert data["best"][0] == 6  # accuracy grows with the learning rate
 
 
 def test_stages_and_gaps(logdir: Path) -> None:
@@ -116,8 +134,8 @@ def test_stages_and_gaps(logdir: Path) -> None:
             with JsonLinesLogger(run.path / "metrics" / stage) as lines:
                 lines.log_metrics({"train": {"loss": 0.5}, "lr": 0.1}, 1)
     [found] = runs_of("runs")
-    assert [curve[:2] for curve in found["curves"]] == [
-        ["loss", "full/train"], ["lr", "full"], ["loss", "head/train"], ["lr", "head"]
+    assert [curve[0] for curve in found["curves"]] == [
+        "full/train/loss", "full/lr", "head/train/loss", "head/lr"
     ]  # fmt: skip
     gaps = data_of(write_report(logdir))["gaps"]
     assert gaps == [
@@ -167,17 +185,17 @@ def test_size_of_a_hundred_runs() -> None:
         (run / "log.txt").write_text(f"an epoch of run {number} has ended\n" * 1000)
         (run / "diff-1.patch").write_text(f"+ a line of run {number}\n" * 1000)
     page = write_report("runs")
-    assert 500_000 < page.stat().st_size < 1_000_000
+    assert 400_000 < page.stat().st_size < 1_000_000
     last = data_of(page)["runs"][-1]
     assert re.match(r"\[[\d,]+ bytes before this\]\nan epoch", last["log"])
-    assert all(len(curve[3]) >= 40 for curve in last["curves"])
+    assert all(len(points_of(curve)[0]) >= 40 for curve in last["curves"])
 
 
 def test_few_runs_lose_nothing(logdir: Path) -> None:
     """Where there is room, every point and every line is on the page."""
     run = data_of(write_report(logdir))["runs"][0]
     assert run["log"] == (logdir / "001/log.txt").read_text()
-    assert [curve[3] for curve in run["curves"]] == [[1] * 8] * 5
+    assert [points_of(curve)[0] for curve in run["curves"]] == [[1, 2, 3, 4, 5, 6, 7, 8]] * 4
 
 
 # ---------------------------------------------------------------- points and lines
@@ -186,25 +204,58 @@ def test_few_runs_lose_nothing(logdir: Path) -> None:
 @pytest.mark.parametrize("most", [4, 10, 101])
 def test_thinned_curves(most: int) -> None:
     """Of many points the first, the last, the highest and the lowest remain."""
-    curve = Curve("loss", "")
     values = [math.sin(step / 7) + step / 1000 for step in range(1000)]
     values[500], values[700] = 99.0, -99.0
-    for step, value in enumerate(values):
-        curve.add(step, value)
-    distances, kept = curve.points(most)
-    steps = [sum(distances[: index + 1]) for index in range(len(distances))]
-    assert len(steps) <= most
-    expected = [float(f"{values[step]:.5g}") for step in (0, 500, 700, 999)]
-    assert [dict(zip(steps, kept, strict=True))[step] for step in (0, 500, 700, 999)] == expected
+    kept = Curve("loss", range(1000), values).thinned(most)
+    assert len(kept) <= most
+    steps, written = points_of(kept.written())
+    found = dict(zip(steps, written, strict=True))
+    assert [found[step] for step in (0, 500, 700, 999)] == [
+        pytest.approx(values[step], rel=1e-5) for step in (0, 500, 700, 999)
+    ]
+
+
+def test_a_gap_stays_one() -> None:
+    """A value that is not finite leaves its gap in a thinned curve."""
+    values = [float(step) for step in range(1000)]
+    values[500], values[501] = math.nan, math.inf
+    thinned = Curve("loss", range(1000), values).thinned(100)
+    steps, written = points_of(thinned.written())
+    assert [step for step, value in zip(steps, written, strict=True) if value is None] == [500]
+    assert thinned.lost == 2
+
+
+@pytest.mark.parametrize(
+    "steps", [[1, 2, 4], [100, 700, 70_000], [0.5, 1.5, 3], [5], [7, 1e9, 2e15]]
+)
+@pytest.mark.parametrize(
+    "values", [[1.5, math.nan, -2e-30], [1e-44, 5, 6], [1e200, -1e200, math.inf]]
+)
+def test_points_are_written(steps: list[float], values: list[float]) -> None:
+    """Steps of any size and values of any range reach the page: steps exact, values to 5 digits."""
+    values = values[: len(steps)]
+    found = points_of(Curve("loss", steps, values).written())
+    assert found[0] == steps
+    assert found[1] == [
+        pytest.approx(value, rel=1e-5) if math.isfinite(value) else None for value in values
+    ]
 
 
 def test_steps_that_come_again() -> None:
-    """A step that was logged again has its last value, wherever its line is."""
-    curve = Curve("loss", "")
-    for step, value in [(1, 0.5), (2, 0.4), (1, 0.3), (3, math.nan)]:
-        curve.add(step, value)
-    assert curve.points(10) == ([1, 1, 1], [0.3, 0.4, None])
-    assert curve.lost() == 1
+    """A step that was logged again has its last value, also where other metrics stand between."""
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/run.json").write_text('{"sessions": [{}]}')
+    lines: list[tuple[int, dict[str, Any]]] = [
+        (1, {"a": 0.5}), (2, {"a": 0.4, "b": 1}), (1, {"a": 0.3, "b": 2}), (1, {"a": 0.25}),
+        (3, {"a": math.nan}),
+    ]  # fmt: skip
+    text = "".join(json.dumps({"step": step, "metrics": metrics}) + "\n" for step, metrics in lines)
+    Path("runs/a/metrics.jsonl").write_text(text)
+    [run] = runs_of("runs")
+    assert [points_of(curve) for curve in run["curves"]] == [
+        ([1, 2, 3], [0.25, pytest.approx(0.4, rel=1e-5), None]), ([1, 2], [2, 1])
+    ]  # fmt: skip
+    assert run["curves"][0][2] == 1  # not finite
 
 
 def test_cut_texts() -> None:
@@ -294,7 +345,8 @@ def test_numbers_that_json_has_not() -> None:
         f'{{"step": 1, "metrics": {{"a": NaN, "b": {huge}, "c": {{}}, "d": true}}}}\n'
     )
     [run] = data_of(write_report("runs"))["runs"]
-    assert [(curve[0], curve[4]) for curve in run["curves"]] == [("a", [None]), ("d", [1])]
+    found = [(curve[0], points_of(curve)[1]) for curve in run["curves"]]
+    assert found == [("a", [None]), ("d", [1])]
 
 
 def test_a_record_asks_for_no_other_file() -> None:
@@ -325,131 +377,69 @@ def test_metrics_that_only_some_runs_have() -> None:
     for stage in ("head", "full"):
         manager = CheckpointManager(run.path / stage, metric="loss", metric_minimization=True)
         manager.process(0.5, 1, {})
-    first, second = (set(map(tuple, (c[:3] for c in run["curves"]))) for run in runs_of("runs"))
-    assert first == {("loss", "", "step")}
-    scores = {("loss by epoch", stage, "epoch") for stage in ("head", "full")}
-    assert second == {("perplexity", "", "step"), *scores}
+    first, second = (set(map(tuple, (c[:2] for c in run["curves"]))) for run in runs_of("runs"))
+    assert first == {("loss", "step")}
+    scores = {(f"{stage}/loss by epoch", "epoch") for stage in ("head", "full")}
+    assert second == {("perplexity", "step"), *scores}
 
 
-# ---------------------------------------------------------------- in a browser
+# ---------------------------------------------------------------- pictures
 
 
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
-    with browser(tmp_path_factory.mktemp("profile")) as connection:
-        yield connection
+def test_pictures_of_runs(tmp_path: Path) -> None:
+    """Figures, texts and histograms are on the page by name and step, as long as there is room."""
+    with start_run(tmp_path / "runs") as run, JsonLinesLogger(run) as lines:
+        for step in range(30):
+            lines.log_image("sample", np.full((8, 8), step / 30), step)
+        lines.log_text("notes", EVIL, 3)
+        with JsonLinesLogger(run.path / "metrics/head") as own:  # beside the lines of a stage
+            own.log_image("sample", np.zeros((2, 2)), 1)
+        lines.log_histogram("weights", [1.0, 2.0, math.nan], 3, bins=2)
+    [found] = data_of(write_report(tmp_path / "runs"))["runs"]
+    media = [(kind, name, step) for kind, name, step, _ in found["media"]]
+    assert media[-2:] == [("histogram", "weights", 3), ("text", "notes", 3)]
+    assert len(media) == 15
+    assert media[0] == ("figure", "head/sample", 1)
+    assert media[12] == ("figure", "sample", 29)
+    assert base64.b64decode(found["media"][12][3])[:8] == b"\x89PNG\r\n\x1a\n"
+    assert found["media"][13][3] == [[1, 1], 1.0, 2.0, 1]
+    assert found["media"][14][3] == EVIL
 
 
-@pytest.fixture
-def page(logdir: Path, chromium: Connection) -> Iterator[Page]:
-    found = Page(chromium)
-    found.show(1280, 900, "light")
-    found.open(write_report(logdir))
-    yield found
-    assert found.complaints() == []
+BAD_ITEMS: dict[str, Any] = {
+    "elsewhere": {"figure": {"a": "../../secret.png"}},
+    "absolute": {"figure": {"a": "/etc/passwd"}},
+    "no-picture": {"figure": {"a": "run.json"}},
+    "bomb": {"figure": {"a": "bomb.png"}},
+    "number": {"figure": {"a": 5}},
+    "edges": {"histogram": {"a": {"counts": [1, 2], "edges": [0, 1]}}},
+    "texts": {"histogram": {"a": {"counts": ["x"], "edges": [0, 1]}}},
+    "list": {"text": {"a": [1]}},
+}
 
 
-NAMES = "[...document.querySelectorAll('#table tbody th')].map((cell) => cell.textContent)"
-SORTED = "[...document.querySelectorAll('#table thead th[aria-sort]')].map((cell) => cell.ariaSort)"
-LINES = "[...document.querySelectorAll('.panel')][0].querySelectorAll('path.curve').length"
+def test_foreign_pictures() -> None:
+    """A picture outside of its run, one too large and what is none are told and not shown."""
+    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 99_999, 99_999)
+    Path("secret.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"secret" * 10)
+    for name, line in BAD_ITEMS.items():
+        run = Path("runs", name)
+        run.mkdir(parents=True)
+        (run / "run.json").write_text('{"sessions": [{}]}')
+        (run / "bomb.png").write_bytes(head + b"\0" * 20)
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 1, **line}) + "\n")
+    for run in runs_of("runs"):
+        assert run["media"] == [], run["name"]
+        assert len(run["problems"]) == 1, run["name"]
+        assert "shown" in run["problems"][0]
 
 
-def column(page: Page, name: str) -> int:
-    """Which column of the table has this name, counted from one."""
-    heads = "[...document.querySelectorAll('#table thead th')].map((cell) => cell.textContent)"
-    return int(page.read(heads).index(name)) + 1
-
-
-def test_a_click_sorts(page: Page) -> None:
-    """A click on a heading sorts by it, a second one backwards; what has no value stays behind."""
-    head = f"#table thead th:nth-child({column(page, 'validation')})"
-    page.click(f"{head} button")
-    forwards = page.read(NAMES)
-    assert forwards[:7] == [f"00{number}" for number in range(1, 8)]
-    page.click(f"{head} button")
-    assert page.read(NAMES)[:7] == forwards[:7][::-1]
-    assert page.read(NAMES)[7:] == forwards[7:]
-    assert page.read(f"document.querySelector('{head}').ariaSort") == "descending"
-    assert sorted(set(page.read(SORTED))) == ["descending", "none"]
-
-
-def test_a_choice_changes_the_curves(page: Page) -> None:
-    """A tick in the table draws a run's curves, and takes them away."""
-    tick = "#table input[aria-label='draw 001']"
-    before = page.read(LINES)
-    page.click(tick)
-    assert page.read(LINES) == before + 2  # of training and of validation
-    assert page.read("document.querySelector('.panel [data-run=\"001\"] path').getAttribute('d')")
-    page.click(tick)
-    assert page.read(LINES) == before
-    page.click("#none")
-    assert page.read(LINES) == 0
-
-
-def test_by_keyboard(page: Page) -> None:
-    """Headings, ticks and curves are reached and used with keys alone."""
-    page.read("document.querySelector('#table thead button').focus()")
-    page.press("Enter")
-    assert page.read("document.querySelector('#table thead th').ariaSort") == "ascending"
-    tick = "document.querySelector('#table input[aria-label=\"draw 001\"]')"
-    page.read(f"{tick}.focus()")
-    page.press("Space")
-    assert page.read(f"{tick}.checked")
-    page.read("document.querySelector('.panel .plot').focus()")
-    page.press("Home")
-    told = "document.querySelector('.panel .plot').getAttribute('aria-valuetext')"
-    assert page.read(told).startswith("step 1: ")
-    page.press("ArrowRight")
-    assert page.read(told).startswith("step 2: ")
-    assert "001 valid" in page.read("document.querySelector('.panel .readout').textContent")
-
-
-def test_filter(page: Page) -> None:
-    """The filter keeps the runs with all its words."""
-    script = """(() => {
-        const field = document.getElementById("filter");
-        field.value = "FINISHED accuracy";
-        field.dispatchEvent(new Event("input"));
-    })()"""
-    page.read(script)
-    assert len(page.read(NAMES)) == 7
-    assert page.read("document.getElementById('count').textContent") == "7 of 9 runs"
-
-
-def test_markup_stays_text(page: Page) -> None:
-    """A run named `<script>` is a run named `<script>`, in its name, arguments, log and diff."""
-    name = EVIL.replace("/", "|")
-    [found] = [each for each in page.read(NAMES) if each.startswith("<")]
-    assert found.startswith(name)
-    page.read(f"show({page.read('runs.length')} - 2)")
-    assert page.read("document.querySelectorAll('script').length") == 2
-    shown = page.read("document.getElementById('detail').textContent")
-    assert shown.count(EVIL) >= 4
-    assert "broken: " in page.read("document.getElementById('problems').textContent")
-
-
-def test_one_run(page: Page) -> None:
-    """A click on a run's name shows its arguments, machine, log and checkpoints."""
-    page.click("#table tbody tr:nth-child(3) .name")
-    assert page.read("document.getElementById('run-title').textContent") == "Run 003"
-    shown = page.read("document.getElementById('detail').textContent")
-    for text in ("lr", "0.3", "platform", "exp_8.pth", "epoch 8: accuracy", "torch"):
-        assert text in shown
-
-
-def test_leaderboard_and_checkpoints(page: Page) -> None:
-    """Each run with both scores is a point, and the best checkpoints of all runs come first."""
-    assert page.read("document.querySelectorAll('#leaderboard circle[data-run]').length") == 7
-    row = "document.querySelector('#checkpoints tbody tr').textContent"
-    assert page.read(row).startswith("10078")  # rank 1, run 007, epoch 8
-
-
-@pytest.mark.parametrize("scheme", ["light", sweep("dark")])
-def test_fits_a_phone(page: Page, scheme: str) -> None:
-    """On 390 pixels the page does not move sideways, in light and in dark."""
-    page.show(390, 844, scheme)
-    page.read("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
-    page.settle()
-    assert page.read("document.documentElement.scrollWidth") == 390
-    back = page.read("getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, re.findall(r"\d+", back)[:3])) > 384) == (scheme == "light")
+def test_many_runs_are_read_by_processes(monkeypatch: pytest.MonkeyPatch, logdir: Path) -> None:
+    """What several processes read of runs is what one reads."""
+    alone = data_of(write_report(logdir))
+    monkeypatch.setattr("batteries.report._workers._SMALL", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("batteries.report._workers.contents_of", None)  # not by this process
+    together = data_of(write_report(logdir))
+    del alone["written"], together["written"]
+    assert together == alone

@@ -10,12 +10,26 @@ from batteries.cli._group import main
 @main.command()
 @click.argument("logdir", default="runs", type=click.Path(exists=True, file_okay=False))
 @click.option("-o", "--output", default="report.html", show_default=True)
-def report(logdir: str, output: str) -> None:
+@click.option("--watch", is_flag=True, help="Serve it on this machine, as runs go on.")
+@click.option("--port", default=0, help="Of --watch; default: a free one.")
+def report(logdir: str, output: str, watch: bool, port: int) -> None:
     """Write the runs below LOGDIR as one page, for a browser.
 
     \b
     batteries report runs -o report.html
+    batteries report runs --watch
     """  # noqa: D301
+    if watch:
+        from batteries.report._live import report_server
+
+        server, address = report_server(logdir, port)
+        click.echo(f"{address} shows the runs in {logdir}; Ctrl-C ends it")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            return
+        finally:
+            server.server_close()
     from batteries.report import write_report
 
     click.echo(f"{write_report(logdir, output)} is written")

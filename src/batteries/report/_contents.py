@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from batteries._rundir.names import LOG
-from batteries.report._curves import Curve, read_curves
+from batteries.report._curves import Curve, Pairs, clock_of, read_curves
+from batteries.report._media import Shown, media_of
 from batteries.scoreboard import RunInfo
 from batteries.scoreboard._info import read_text
 
@@ -20,6 +21,7 @@ _SESSIONS = 20  # starts, the last ones
 _DIFF = 64_000  # bytes
 _LOG = 16_000
 _MANY = 1000  # arguments, packages, files of a checkpoint
+CURVE = 400  # points, more than a phone has pixels
 
 
 class Text(NamedTuple):
@@ -56,9 +58,12 @@ class Contents:
 
     name: str
     path: str
-    row: dict[str, Any]
+    state: str
     problems: list[str]
     curves: list[Curve] = field(default_factory=list)
+    clock: Pairs = ([], [])  # steps, and seconds since the first
+    epochs: Pairs = ([], [])  # steps, and epochs
+    media: list[Shown] = field(default_factory=list)
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
     sessions: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, dict[str, str]] = field(default_factory=dict)  # of the last session
@@ -69,12 +74,13 @@ class Contents:
 
 def contents_of(run: RunInfo) -> Contents:
     """Read a run for the page. What cannot be read is told in its problems."""
-    found = Contents(run.name, str(run.path), {"run": run.name}, [])
-    found.row["state"] = run.state
-    with _telling(found, "its scores"):
-        found.row = {name: _cell(value) for name, value in run.row().items()}
+    found = Contents(run.name, str(run.path), run.state, [])
     with _telling(found, "its curves"):
-        found.curves = read_curves(run)
+        logged = run._logged()
+        curves, found.epochs = read_curves(run, logged.series)
+        found.curves = [curve.thinned(CURVE) for curve in curves]
+        found.clock = clock_of(logged.series)
+        found.media = media_of(logged.items, found.problems)
     with _telling(found, "its checkpoints"):
         found.checkpoints = _checkpoints(run)
     with _telling(found, "run.json"):
@@ -103,10 +109,10 @@ def _checkpoints(run: RunInfo) -> list[dict[str, Any]]:
     return [
         {
             "stage": each.stage,
-            "epoch": _cell(each.epoch),
+            "epoch": cell(each.epoch),
             "metric": stages[each.stage].metric,
             "minimization": stages[each.stage].minimization,
-            "score": _cell(each.score),
+            "score": cell(each.score),
             "file": each.path.relative_to(run.path).as_posix(),
             "bytes": each.bytes,
         }
@@ -117,7 +123,7 @@ def _checkpoints(run: RunInfo) -> list[dict[str, Any]]:
 def _start(session: Any) -> dict[str, Any]:
     told = session if isinstance(session, dict) else {}
     names = ("started", "stopped", "state", "error", "host")
-    return {name: _cell(told.get(name)) for name in names}
+    return {name: cell(told.get(name)) for name in names}
 
 
 def _facts(session: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -157,9 +163,9 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]} [{len(text) - most:,} characters more]"
 
 
-def _cell(value: Any) -> float | str | None:
+def cell(value: Any) -> float | str | None:
     """What a table shows: numbers are finite, all else is text."""
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         finite = value is not None and -(10**300) < value < 10**300 and math.isfinite(value)
-        return value if finite else None
+        return (float(f"{value:.9g}") if isinstance(value, float) else value) if finite else None
     return _text(value)

@@ -1,104 +1,172 @@
-"""Curves of a run, and the few of their points that are drawn."""
+"""Curves of a run, the few of their points that are drawn, and how those are written."""
 
 from __future__ import annotations
 
+import base64
 import math
-from array import array
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from batteries._foreign import LARGEST
 from batteries.scoreboard import RunInfo
-from batteries.scoreboard._series import number_of
+from batteries.scoreboard._series import Series, number_of
 
-_DIGITS = 5  # of a value; a screen shows three
 _LONG = 200  # letters of a name
 _LAST = 2.0**53  # steps, which JavaScript counts in floats
+_FLOAT = 3e38, 1e-38  # numbers between these are written in three bytes
+_KNOTS = 16  # of a clock, twice
+Pairs = tuple[list[float], list[float]]
 
 
+@dataclass
 class Curve:
     """The values of one metric over steps or epochs.
 
     Args:
-        group: What is drawn together, such as the losses of training and of validation.
-        part: Which of them.
+        name: "valid/loss"; what is behind the last / is drawn together.
         unit: What is counted: "step" or "epoch".
     """
 
-    def __init__(self, group: str, part: str, unit: str = "step") -> None:
-        self.group = group
-        self.part = part
-        self.unit = unit
-        self.steps: MutableSequence[float] = array("d")
-        self.values: MutableSequence[float] = array("d")
-        self._ordered = True
+    name: str
+    steps: Any
+    values: Any
+    unit: str = "step"
+    lost: int = 0  # values that are NaN or infinite
+
+    def __post_init__(self) -> None:
+        self.steps = np.asarray(self.steps, np.float64)
+        self.values = np.asarray(self.values, np.float64)
+        self.lost = self.lost or int((~np.isfinite(self.values)).sum())
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    def add(self, step: float, value: float) -> None:
-        """A point; a step that comes again replaces what it was."""
-        self._ordered = self._ordered and not (self.steps and step <= self.steps[-1])
-        self.steps.append(step)
-        self.values.append(value)
-
-    def points(self, most: int) -> tuple[list[float], list[float | None]]:
-        """Steps, each but the first as the distance from the one before, and values, None for NaN.
-
-        Of more points than are wanted the first, the last and the extremes in between remain.
-        """
-        if not self._ordered:
-            pairs = sorted(dict(zip(self.steps, self.values, strict=True)).items())
-            self.steps = array("d", [step for step, _ in pairs])
-            self.values = array("d", [value for _, value in pairs])
-            self._ordered = True
+    def thinned(self, most: int) -> Curve:
+        """With so many points at most: the first, the last and the extremes in between."""
+        if len(self) <= most:
+            return self
         kept = _extremes(self.values, most)
-        steps = [self.steps[index] for index in kept]
-        distances = [_short(b - a) for a, b in zip([0.0, *steps], steps, strict=False)]
-        values = [self.values[index] for index in kept]
-        return distances, [_rounded(value) if abs(value) < LARGEST else None for value in values]
+        return Curve(self.name, self.steps[kept], self.values[kept], self.unit, self.lost)
 
-    def lost(self) -> int:
-        """How many values are NaN or infinite."""
-        return sum(not math.isfinite(value) for value in self.values)
+    def written(self) -> list[Any]:
+        """As the page has it: name, unit, how many are lost, steps and values."""
+        return [self.name, self.unit, self.lost, _steps(self.steps), _values(self.values)]
 
 
-def read_curves(run: RunInfo) -> list[Curve]:
-    """The curves of all that a run has logged, and those of the scores of checkpoints."""
-    curves: dict[tuple[str, str, str], Curve] = {}
-    for series in run.series().values():
-        *parts, group = series.name.split("/")
-        key = (group, "/".join(parts), "step")
-        curves[key] = own = Curve(*key)
-        own.steps, own.values = series.steps, series.values
+def read_curves(run: RunInfo, series: dict[str, Series]) -> tuple[list[Curve], Pairs]:
+    """The curves of what a run has logged and of the scores of its checkpoints, none twice.
+
+    Returns:
+        The curves; and steps with their epochs, as far as these are known.
+    """
+    curves = [Curve(each.name, each.steps, each.values) for each in series.values()]
+    told = next((each for each in curves if each.name.rpartition("/")[2] == "epoch"), None)
+    epochs: Pairs = _knots(told.steps, told.values) if told is not None else ([], [])
     for stage in run.stages:
-        key = (f"{stage.metric} by epoch"[:_LONG], stage.name[:_LONG], "epoch")
+        points: dict[float, float] = {}
         for row in stage.rows:
             value = row.get(stage.metric, "")
             x, y = number_of(row.get("epoch")), math.nan if value is None else number_of(value)
             if x is not None and y is not None and abs(x) < _LAST:  # None is what was not finite
-                curves.setdefault(key, Curve(*key)).add(x, y)
-    return list(curves.values())
+                points[x] = y
+        name = f"{stage.name}/{stage.metric} by epoch"[-_LONG:].removeprefix("/")
+        own = Curve(name, sorted(points), [points[x] for x in sorted(points)], "epoch")
+        same = next((each for each in curves if _is_same(each, own, stage.metric)), None)
+        if same is None:
+            curves += [own] if len(own) else []
+        elif not epochs[0] and len(same) == len(own):
+            epochs = _knots(same.steps, own.steps)
+    return curves, epochs
 
 
-def _extremes(values: Sequence[float], most: int) -> list[int]:
-    """The indices of the first, the last, and the lowest and highest of equal parts in between."""
-    if len(values) <= max(most, 2):
-        return list(range(len(values)))
+def clock_of(series: dict[str, Series]) -> Pairs:
+    """Steps and the seconds since the first one; exact at the longest breaks between two steps."""
+    longest = max(series.values(), key=lambda each: len(each.steps), default=None)
+    if longest is None:
+        return [], []
+    steps, times = np.asarray(longest.steps), np.asarray(longest.times)
+    known = np.isfinite(times) & (np.abs(times) < _LAST)
+    if not known.any():
+        return [], []
+    return _knots(steps[known], times[known] - times[known].min())
+
+
+def _knots(steps: Any, values: Any) -> Pairs:
+    even = np.linspace(0, len(steps) - 1, 2 * _KNOTS).astype(int)
+    jumps = np.argsort(np.diff(values))[::-1][:_KNOTS] if len(steps) > 4 * _KNOTS else even[:0]
+    kept = np.unique(np.concatenate([even, jumps, jumps + 1]))
+    kept = kept[np.isfinite(values[kept])]
+    return [_short(x) for x in steps[kept]], [_short(float(f"{y:.7g}")) for y in values[kept]]
+
+
+def _is_same(logged: Curve, scores: Curve, metric: str) -> bool:
+    """Whether the scores of checkpoints were logged, too."""
+    if logged.unit == "epoch" or logged.name.rpartition("/")[2] != metric.rpartition("/")[2]:
+        return False
+    finite = scores.values[np.isfinite(scores.values)].astype(np.float32)
+    known = np.isin(finite, logged.values.astype(np.float32))
+    return len(finite) > 0 and bool(known.all())
+
+
+def _extremes(values: Any, most: int) -> Any:
+    """The indices of the first, the last, and the lowest and highest of equal parts in between.
+
+    Of a part with a value that is not finite, the first of these remains: a gap stays one.
+    """
+    count = len(values)
     parts = max((most - 2) // 2, 1)
-    inner = len(values) - 2
-    kept = {0, len(values) - 1}
-    for part in range(parts):
-        indices = range(1 + part * inner // parts, 1 + (part + 1) * inner // parts)
-        finite = [index for index in indices if math.isfinite(values[index])] or indices[:1]
-        kept.add(min(finite, key=values.__getitem__))
-        kept.add(max(finite, key=values.__getitem__))
-    return sorted(kept)
+    edges = 1 + np.arange(parts + 1) * (count - 2) // parts
+    inner = values[1:-1]
+    finite = np.isfinite(inner)
+    wide = int(np.diff(edges).max())
+    places = np.minimum(edges[:-1, None] + np.arange(wide), edges[1:, None] - 1) - 1
+    kept = [np.array([0, count - 1])]
+    for sign in (1, -1):
+        grid = np.where(finite, sign * inner, np.inf)[places]
+        kept.append(1 + places[np.arange(parts), grid.argmin(1)])
+    if not finite.all():
+        lost = ~finite[places]
+        kept.append(1 + places[np.arange(parts), lost.argmax(1)][lost.any(1)])
+    return np.unique(np.concatenate(kept))
 
 
-def _rounded(value: float) -> float:
-    return _short(float(f"{value:.{_DIGITS}g}"))
+def _steps(steps: Any) -> list[Any]:
+    """The first, and the distances as bytes: `[first, unit, bytes of each, base64]`; or numbers."""
+    distances = np.diff(steps)
+    if len(distances) and (steps == np.round(steps)).all():
+        unit = int(np.gcd.reduce(distances.astype(np.int64)))
+        for width in (1, 2):
+            if unit > 0 and distances.max() // unit < 256**width:
+                data = (distances // unit).astype(f"<u{width}").tobytes()
+                return [_short(steps[0]), unit, width, _text(data)]
+    return [[_short(step) for step in steps]]
+
+
+def _values(values: Any) -> str | list[float | None]:
+    """Floats as their first three bytes, which are five digits; or numbers, where none fits."""
+    finite = np.abs(values[np.isfinite(values)])
+    if ((finite < _FLOAT[0]) & ((finite > _FLOAT[1]) | (finite == 0))).all():
+        bits = np.where(np.isfinite(values), values, np.nan).astype(">f4").view(">u4")
+        rounded = np.where(np.isfinite(values), bits + np.uint32(0x80), np.uint32(0x7FC00000))
+        return _text(rounded.astype(">u4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes())
+    return [float(f"{v:.5g}") if abs(v) < LARGEST else None for v in values]
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _short(value: float) -> float:
     """Without ".0", which each point would carry."""
-    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    value = float(value)
+    return int(value) if value.is_integer() and abs(value) < _LAST else value
+
+
+def evenly(items: Sequence[Any], most: int) -> list[Any]:
+    """So many of them, with the last one."""
+    if len(items) <= most:
+        return list(items)
+    return [items[len(items) - 1 - index * len(items) // most] for index in range(most)][::-1]

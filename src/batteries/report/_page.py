@@ -12,16 +12,21 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from batteries._files import PathLike, make_directory, write_whole
-from batteries.report._contents import Contents, contents_of
-from batteries.scoreboard import RunInfo, check_gaps, read_runs
+from batteries.report._contents import CURVE, Contents, cell
+from batteries.report._media import fitting
+from batteries.report._workers import read_contents
+from batteries.scoreboard import RunInfo, Runs, check_gaps, read_runs
 
-_LIMIT = 1_000_000  # bytes of the page of 100 runs
-_POINTS = 40_000  # of all curves of 100 runs, about eleven bytes each
-_TEXTS = 150_000  # bytes of all diffs of 100 runs, and of all logs
-_CURVE = 400  # points, more than a phone has pixels
+_LIMIT = 1_000_000  # bytes of the page of up to 200 runs; 5 MB of 1,000
+_PICTURES = 2_000_000  # bytes of pictures, texts and histograms
+_POINT = 5.5  # bytes
+_SHARES = {"curves": 0.5, "diffs": 0.1, "logs": 0.1}  # of the limit
+# The modules of the script, in the order in which they stand on the page.
+SCRIPT = (
+    "base", "data", "filter", "state", "table", "plot", "curves", "scatter", "parallel",
+    "compare", "run", "main",
+)  # fmt: skip
 
 
 def write_report(logdir: PathLike, output: PathLike = "report.html") -> Path:
@@ -32,30 +37,73 @@ def write_report(logdir: PathLike, output: PathLike = "report.html") -> Path:
     >>> write_report("runs", "report.html")
     PosixPath('report.html')
 
-    The page holds the table of runs, the curves of `metrics.jsonl` and of the checkpoints' scores,
-    and for each run its arguments, environment, diff and the end of `log.txt`. It is under 1 MB for
-    100 runs: curves keep their first, last and extreme points, long diffs and logs are cut with a
-    word. What cannot be read is told on the page, and the rest is shown.
+    The page has the table of runs, curves, plots of any columns, what differs between runs, and
+    for each run its arguments, environment, pictures, diff and the end of `log.txt`. It has under
+    1 MB for 100 runs and 5 MB for 1,000, and 2 MB of pictures at most: curves keep their first,
+    last and extreme points, and long texts are cut with a word. What cannot be read is told on
+    the page, and the rest is shown.
 
     Raises:
         LookupError: There are no runs.
         NotADirectoryError: There is no such directory.
         OSError: The page cannot be written; the one that was there before is as it was.
     """
+    page = page_of(data_of(logdir, *read_all(logdir)))
+    output = Path(output)
+    make_directory(output.parent)
+    with write_whole(output, len(page)) as file:
+        file.write(page)
+    return output
+
+
+def read_all(logdir: PathLike) -> tuple[Runs, list[Contents]]:
+    """The runs below a directory, of which there is at least one, and what is told of each."""
     runs = read_runs(logdir)
     if not runs:
         raise LookupError(
             f"there are no runs in {logdir}: a run is a directory with a run.json (start_run) or "
             "the checkpoints of a CheckpointManager"
         )
-    # disable=None: a bar where there is a terminal, nothing elsewhere
-    found = [contents_of(run) for run in tqdm(runs, "report", leave=False, disable=None)]
-    page = _page(_fitting(str(logdir), found, _verdicts(runs)))
-    output = Path(output)
-    make_directory(output.parent)
-    with write_whole(output, len(page)) as file:
-        file.write(page)
-    return output
+    return runs, read_contents(runs)
+
+
+def data_of(logdir: PathLike, runs: Runs, found: Sequence[Contents]) -> bytes:
+    """The data of the page, with as many points and lines as there is room for."""
+    limit, share = _LIMIT * max(len(runs) / 200, 1), 1.0
+    media = fitting([(run.path, own.media, own.problems)
+                     for run, own in zip(runs, found, strict=True)], _PICTURES)  # fmt: skip
+    head = _head(str(logdir), runs)
+    while True:
+        data = _written(head, _bodies(found, media, limit * share))
+        size = len(data) - sum(len(json.dumps(each)) for each in media)
+        if size < 0.9 * limit or share < 0.05:  # the rest is the page's own
+            return data
+        share *= max(0.3, 0.85 * limit / size)
+
+
+def _head(logdir: str, runs: Runs) -> dict[str, Any]:
+    rows = runs.rows()
+    columns = {name: [cell(row[name]) for row in rows] for name in runs.columns}
+    order = {id(run): place for place, run in enumerate(runs)}
+    arguments = dict.fromkeys(
+        f"args.{name}" if f"args.{name}" in columns else name
+        for run in runs
+        for name in run.arguments
+    )
+    return {
+        "logdir": logdir,
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "version": _version(),
+        "columns": {
+            name: values
+            for name, values in columns.items()
+            if any(value not in (None, "") for value in values)
+        },
+        "arguments": [*arguments],
+        "minimization": runs.minimization,
+        "best": [order[id(run)] for run in runs.best_first() if run.validation is not None],
+        "gaps": _verdicts(runs),
+    }
 
 
 def _verdicts(runs: Sequence[RunInfo]) -> list[str]:
@@ -65,52 +113,39 @@ def _verdicts(runs: Sequence[RunInfo]) -> list[str]:
         return [str(error)]
 
 
-def _fitting(logdir: str, runs: Sequence[Contents], gaps: Sequence[str]) -> bytes:
-    """The data of the page, with as many points and lines as there is room for."""
-    factor, share = max(len(runs) / 100, 1), 1.0
-    while True:
-        data = _data(logdir, runs, gaps, factor * share)
-        if len(data) < 0.95 * factor * _LIMIT or share < 0.05:  # the rest is the page's own
-            return data
-        share *= 0.7
-
-
-def _data(logdir: str, runs: Sequence[Contents], gaps: Sequence[str], share: float) -> bytes:
-    points = level([len(curve) for run in runs for curve in run.curves], _POINTS * share, _CURVE)
-    diffs = level([len(text) for text in {run.diff.text for run in runs}], _TEXTS * share)
-    logs = level([len(run.log.text) for run in runs], _TEXTS * share)
+def _bodies(
+    found: Sequence[Contents], media: list[list[list[Any]]], room: float
+) -> dict[str, list[Any]]:
+    rooms = {name: share * room for name, share in _SHARES.items()}
+    lengths = [len(curve) for run in found for curve in run.curves]
+    points = level(lengths, rooms["curves"] / _POINT, CURVE)
+    diffs = level([len(text) for text in {run.diff.text for run in found}], rooms["diffs"])
+    logs = level([len(run.log.text) for run in found], rooms["logs"])
     shared = _Shared()
-    filled = (name for run in runs for name, value in run.row.items() if value not in (None, ""))
-    order = {name: 0 for run in sorted(runs, key=lambda run: -len(run.row)) for name in run.row}
-    known = set(filled)
-    columns = [name for name in order if name in known]
-    data = {
-        "logdir": logdir,
-        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "version": _version(),
-        "columns": columns,
-        "gaps": gaps,
-        "runs": [
-            {
-                "name": run.name,
-                "path": run.path,
-                "row": run.row,
-                "problems": run.problems,
-                "curves": [
-                    [curve.group, curve.part, curve.unit, *curve.points(points), curve.lost()]
-                    for curve in run.curves
-                ],
-                "checkpoints": run.checkpoints,
-                "sessions": run.sessions,
-                "facts": {title: shared.table(values) for title, values in run.facts.items()},
-                "packages": shared.add(shared.table(run.packages)),
-                "diff": shared.add(run.diff.cut(diffs)),
-                "log": run.log.cut(logs),
-            }
-            for run in runs
-        ],
-        "shared": shared.values,
-    }  # fmt: skip
+    runs = [
+        {
+            "name": run.name,
+            "path": run.path,
+            "state": run.state,
+            "problems": run.problems,
+            "curves": [curve.thinned(points).written() for curve in run.curves],
+            "clock": run.clock,
+            "epochs": run.epochs,
+            "media": own,
+            "checkpoints": run.checkpoints,
+            "sessions": run.sessions,
+            "facts": {title: shared.table(values) for title, values in run.facts.items()},
+            "packages": shared.add(shared.table(run.packages)),
+            "diff": shared.add(run.diff.cut(diffs)),
+            "log": run.log.cut(logs),
+        }
+        for run, own in zip(found, media, strict=True)
+    ]
+    return {"runs": runs, "shared": shared.values}
+
+
+def _written(head: dict[str, Any], bodies: dict[str, list[Any]]) -> bytes:
+    data = {**head, **bodies}
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     # Inside a script element only "<" can begin what ends it. A lone surrogate, which UTF-8 cannot
     # write, becomes the \udcXX that JSON has for it.
@@ -147,13 +182,22 @@ class _Shared:
         return [self.add(pair) for pair in values.items()]
 
 
-def _page(data: bytes) -> bytes:
+def page_of(data: bytes, live: bool = False) -> bytes:
+    """The page with its data.
+
+    Args:
+        live: It asks the server that it came from for newer data.
+    """
     folder = files("batteries.report")
-    page, style, script = (
-        folder.joinpath(f"page.{kind}").read_bytes() for kind in ("html", "css", "js")
-    )
+    page, style = (folder.joinpath(f"page.{kind}").read_bytes() for kind in ("html", "css"))
+    parts = [folder.joinpath("page").joinpath(f"{name}.js").read_bytes() for name in SCRIPT]
+    script = b'"use strict";\n' + b"\n".join(parts)
     # By their digests: no other style or script would work, even if one came in.
     page = page.replace(b"STYLE-DIGEST", _digest(style)).replace(b"SCRIPT-DIGEST", _digest(script))
+    page = page.replace(b"CONNECT-TO", b"'self'" if live else b"'none'")
+    page = page.replace(
+        b"LIVE-MARK", b'\n<meta name="batteries-live" content="1">' if live else b""
+    )
     page = page.replace(b"PAGE-STYLE", style).replace(b"PAGE-SCRIPT", script)
     return page.replace(b"PAGE-DATA", data)  # last, as it may hold any of these words
 

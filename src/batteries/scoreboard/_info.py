@@ -20,7 +20,7 @@ from batteries._rundir.names import LOG, checkpoint_name, is_diff
 from batteries._rundir.record import NAME, read_record, state_of
 from batteries._rundir.scores import NAME as SCORES
 from batteries._rundir.scores import read_scores
-from batteries.scoreboard._series import Metric, Series, read_series
+from batteries.scoreboard._series import Logged, Metric, Series, read_logged
 
 _LONG = 500  # letters of a problem
 _FILES = 100_000  # of one run, whose sizes are added up
@@ -162,13 +162,20 @@ class RunInfo:
     @cached_property
     def metrics(self) -> dict[str, Metric]:
         """What each logged metric came to, by its name."""
-        return {name: series.metric() for name, series in self.series().items()}
+        self._logged()
+        found: dict[str, Metric] = vars(self)["metrics"]
+        return found
 
     def series(self) -> dict[str, Series]:
         """All that was logged, by the names of metrics; it is read anew."""
+        return self._logged().series
+
+    def _logged(self) -> Logged:
+        """All that was logged; what the metrics came to is remembered."""
         problems: list[str] = []
-        found = read_series(self.path, problems)
+        found = read_logged(self.path, problems)
         self.problems.extend(text[:_LONG] for text in problems if text[:_LONG] not in self.problems)
+        vars(self)["metrics"] = {name: series.metric() for name, series in found.series.items()}
         return found
 
     def checkpoints(self) -> list[Checkpoint]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import MutableSequence
+from collections.abc import MutableSequence, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from batteries._foreign import LARGEST
 from batteries._rundir.lines import NAME, told_lines
 
 _METRICS = 1000  # of one run
+_ITEMS = 10_000  # figures, histograms and texts of one run
 _VALUES = 5_000_000  # of one run, of which each takes 24 bytes
 _LONG = 200  # letters of a name
 _LAST = 2.0**53  # steps, which a float can count
@@ -73,64 +75,136 @@ class Series:
         some, ends = values[finite], list[tuple[float, float] | None]([None, None])
         if len(some):
             places = (int(finite[some.argmin()]), int(finite[some.argmax()]))
-            ends = [(self.values[place], self.steps[place]) for place in places]
+            ends = [(float(self.values[place]), float(self.steps[place])) for place in places]
         return Metric(self.values[-1], self.steps[-1], len(self.steps), *ends)
 
-    def put_in_order(self) -> None:
-        """Sort it by steps; what was logged last for a step is its value."""
-        steps = self.steps
-        if (np.diff(np.asarray(steps)) > 0).all():
-            return
-        last = {step: index for index, step in enumerate(steps)}
-        kept = [last[step] for step in sorted(last)]
-        for name in ("steps", "values", "times"):
-            own = getattr(self, name)
-            setattr(self, name, array("d", [own[index] for index in kept]))
+
+class Item(NamedTuple):
+    """What was logged besides metrics.
+
+    Attributes:
+        kind: "figure", "histogram" or "text".
+        value: Of a figure the path, of a text the text, of a histogram its counts and edges.
+    """
+
+    kind: str
+    name: str
+    step: float
+    time: float
+    value: Any
 
 
-def read_series(run: Path, problems: list[str]) -> dict[str, Series]:
-    """All series of a run by their names.
+@dataclass
+class Logged:
+    """All that a run has logged."""
+
+    series: dict[str, Series] = field(default_factory=dict)
+    items: list[Item] = field(default_factory=list)
+
+
+def read_logged(run: Path, problems: list[str]) -> Logged:
+    """All that a run has logged, with the names of its series.
 
     Args:
         problems: What cannot be read is added to it.
     """
-    found: dict[str, Series] = {}
-    more: set[str] = set()  # metrics that there is no room for
-    left = _VALUES
+    reader = _Reader(run, problems)
     for path in sorted(path for below in ("", "*/", "*/*/") for path in run.glob(below + NAME)):
         # A stage has its own in metrics/<stage>.
         place = [part for part in path.parent.relative_to(run).parts if part != "metrics"]
-        prefix = "".join(f"{part}/" for part in place)
-        known: dict[str, Series] = {}  # by the names in this file
-        for line in told_lines(path, run, problems):
-            metrics, when = line.get("metrics"), number_of(line.get("time"))
+        for lines in told_lines(path, run, problems):
+            reader.add("".join(f"{part}/" for part in place), lines, path.parent)
+    return reader.logged()
+
+
+class _Reader:
+    """Columns of numbers from lines: those with the same names are taken together."""
+
+    def __init__(self, run: Path, problems: list[str]) -> None:
+        self._run, self._problems = run, problems
+        self._parts: dict[str, list[_Columns]] = {}
+        self._items: list[Item] = []
+        self._more: set[str] = set()  # metrics that there is no room for
+        self._left = _VALUES
+        self._line = 0
+
+    def add(self, prefix: str, lines: list[dict[str, Any]], folder: Path) -> None:
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for index, line in enumerate(lines):
+            if type(metrics := line.get("metrics")) is dict:
+                if self._left >= 0 and _is_step(line.get("step")):
+                    self._left -= len(metrics)
+                    alike.setdefault(tuple(metrics), []).append(index)
+            else:
+                self._add_items(prefix, line, folder)
+        for names, indices in alike.items():
+            some = [lines[index] for index in indices]
+            order = np.asarray(indices) + self._line
+            steps = np.array([line["step"] for line in some], np.float64)
+            times = _numbers([line.get("time") for line in some])[0]
+            columns = zip(*[line["metrics"].values() for line in some], strict=True)
+            for name, column in zip(names, columns, strict=True):
+                if (parts := self._parts_of(prefix + name[:_LONG])) is not None:
+                    values, known = _numbers(column)
+                    parts.append(_Columns(*(e[known] for e in (order, steps, values, times))))
+        self._line += len(lines)
+
+    def _parts_of(self, name: str) -> list[_Columns] | None:
+        if name not in self._parts and len(self._parts) == _METRICS:
+            self._more.add(name)
+            return None
+        return self._parts.setdefault(name, [])
+
+    def _add_items(self, prefix: str, line: dict[str, Any], folder: Path) -> None:
+        for kind in ("figure", "histogram", "text"):
+            told: Any = line.get(kind)
             step: Any = line.get("step")
-            if type(metrics) is not dict or not _is_step(step) or left < 0:
-                continue
-            left -= len(metrics)
-            for name, value in metrics.items():
-                number = value if type(value) is float else number_of(value)
-                series = known.get(name)
-                if series is None:
-                    own = prefix + name[:_LONG]
-                    if own not in found and len(found) == _METRICS:
-                        more.add(own)
-                        continue
-                    series = known[name] = found.setdefault(own, Series(own))
-                if number is not None:
-                    series.steps.append(step)
-                    series.values.append(number)
-                    series.times.append(math.nan if when is None else when)
-    if more:
-        problems.append(
-            f"{run} has {_METRICS + len(more):,} metrics: {_METRICS:,} of them are shown; are "
-            "steps or names of files in their names?"
-        )
-    if left < 0:
-        problems.append(f"{run} has more than {_VALUES:,} values: the first of them are shown")
-    for series in found.values():
-        series.put_in_order()
-    return {name: series for name, series in found.items() if series.steps}
+            if type(told) is dict and _is_step(step) and len(self._items) < _ITEMS:
+                if kind == "figure":  # beside the lines
+                    told = {n: str(folder / v) if type(v) is str else v for n, v in told.items()}
+                when = number_of(line.get("time"))
+                own = (step, math.nan if when is None else when)
+                self._items += [Item(kind, prefix + n[:_LONG], *own, v) for n, v in told.items()]
+
+    def logged(self) -> Logged:
+        if self._more:
+            self._problems.append(
+                f"{self._run} has {_METRICS + len(self._more):,} metrics: {_METRICS:,} of them are "
+                "shown; are steps or names of files in their names?"
+            )
+        if self._left < 0:
+            self._problems.append(
+                f"{self._run} has more than {_VALUES:,} values: the first of them are shown"
+            )
+        found = {name: _series(name, parts) for name, parts in self._parts.items()}
+        return Logged({name: each for name, each in found.items() if len(each.steps)}, self._items)
+
+
+class _Columns(NamedTuple):
+    order: Any  # numbers of lines
+    steps: Any
+    values: Any
+    times: Any
+
+
+def _series(name: str, parts: list[_Columns]) -> Series:
+    """In the order of its steps; what was logged last for a step is its value."""
+    order, steps, values, times = map(np.concatenate, zip(*parts, strict=True))
+    if not (np.diff(steps) > 0).all():
+        kept = np.lexsort((order, steps))
+        kept = kept[np.append(np.diff(steps[kept]) > 0, [True] * bool(len(kept)))]
+        steps, values, times = steps[kept], values[kept], times[kept]
+    return Series(name, *(array("d", each.tobytes()) for each in (steps, values, times)))
+
+
+def _numbers(column: Sequence[Any]) -> tuple[Any, Any]:
+    """Values as floats, and which of them are numbers."""
+    if set(map(type, column)) <= {float, int, bool}:
+        with suppress(OverflowError):
+            return np.array(column, np.float64), slice(None)
+    found = [number_of(value) for value in column]
+    known = np.array([value is not None for value in found], bool)
+    return np.array([math.nan if value is None else value for value in found]), known
 
 
 def _is_step(value: Any) -> bool:

@@ -1,0 +1,104 @@
+"""The page of runs that are going on: served on this machine, and read again where it changes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from batteries._files import PathLike
+from batteries.report._contents import Contents, contents_of
+from batteries.report._page import data_of, page_of
+from batteries.scoreboard import RunInfo, Runs, read_runs
+
+_FILES = 10_000  # of a run, whose times are looked at
+_DEEP = 2
+Seen = tuple[tuple[str, int, int], ...]
+
+
+class LiveReport:
+    """What the runs below a directory say now: only those with a changed file are read again."""
+
+    def __init__(self, logdir: PathLike) -> None:
+        self.logdir = logdir
+        self._known: dict[str, tuple[Seen, str, RunInfo, Contents]] = {}
+        self._data: tuple[str, bytes] = ("", b"")
+        self._lock = threading.Lock()
+        self.reads = 0  # of runs
+
+    def data(self) -> tuple[str, bytes]:
+        """The data of the page, and what it is known by."""
+        with self._lock:
+            runs, changed = read_runs(self.logdir), not self._data[0]
+            known = {}
+            for run in runs:
+                seen, own = _seen(run.path), self._known.get(run.name)
+                if own is None or (own[0], own[1]) != (seen, run.state):
+                    own, changed = (seen, run.state, run, contents_of(run)), True
+                    self.reads += 1
+                known[run.name] = own
+            if changed or known.keys() != self._known.keys():
+                self._known = known
+                both = [known[run.name][2:] for run in runs]
+                kept = Runs([run for run, _ in both], runs.minimization)
+                data = data_of(self.logdir, kept, [contents for _, contents in both])
+                self._data = (f'"{hashlib.sha256(data).hexdigest()[:32]}"', data)
+            return self._data
+
+
+def _seen(path: Path, deep: int = _DEEP) -> Seen:
+    """The sizes and times of the files of a run."""
+    found: list[tuple[str, int, int]] = []
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    found += _seen(Path(entry.path), deep - 1) if deep else ()
+                elif len(found) < _FILES:
+                    told = entry.stat(follow_symlinks=False)
+                    # A record is touched as a sign of life, which changes nothing in it.
+                    time = told.st_mtime_ns if entry.name != "run.json" else told.st_ino
+                    found.append((entry.path, told.st_size, time))
+    except OSError:  # removed meanwhile
+        pass
+    return tuple(sorted(found))
+
+
+def report_server(logdir: PathLike, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
+    """A server for this machine alone, and the address of its page.
+
+    The address has a secret, as other users of the machine reach its ports too.
+    """
+    live, secret = LiveReport(logdir), secrets.token_urlsafe(16)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            # By another name, a page of somebody else's could have led here.
+            here = self.headers.get("Host") == f"127.0.0.1:{server.server_port}"
+            name = self.path.removeprefix(f"/{secret}/") if here else self.path
+            if name not in ("", "data"):
+                self.send_error(404)
+                return
+            tag, data = live.data()
+            if name == "data" and self.headers.get("If-None-Match") == tag:
+                self.send_response(304)
+                self.end_headers()
+                return
+            body = data if name else page_of(data, live=True)
+            self.send_response(200)
+            kind = "application/json" if name else "text/html; charset=utf-8"
+            headers = {"Content-Type": kind, "Content-Length": str(len(body)), "ETag": tag}
+            headers |= {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+            for header, value in headers.items():
+                self.send_header(header, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing is printed of a request."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    return server, f"http://127.0.0.1:{server.server_port}/{secret}/"

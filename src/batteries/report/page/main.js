@@ -1,0 +1,74 @@
+// The page itself: it begins here, with the modules before it.
+
+const EVERY = 2000;  // milliseconds between two looks at a server
+
+function showHead() {
+  document.title = `Runs in ${data.logdir}`;
+  document.querySelector("h1").textContent = `Runs in ${data.logdir}`;
+  byId("about").textContent = `${runs.length} ${runs.length === 1 ? "run" : "runs"}, written `
+    + `${moment(data.written)} UTC by batteries ${data.version}`;
+  const problems = runs.flatMap((run) => run.problems.map((text) => `${run.name}: ${text}`));
+  byId("problems").hidden = !problems.length;
+  byId("problems").querySelector("summary").textContent =
+    `${problems.length} ${problems.length === 1 ? "problem" : "problems"} with files`;
+  byId("problems").querySelector("ul").replaceChildren(...problems.map((text) => make("li", null, text)));
+  byId("which").replaceChildren(...runs.map((run, index) => make("option", { value: index }, run.name)));
+}
+
+// New data of the same runs: what is shown stays as it was chosen.
+function renew(text) {
+  take(text);
+  runKey = null;
+  showHead();
+  makeTools();
+  changed();
+}
+
+async function watch() {
+  let tag = "";
+  const told = byId("live");
+  for (;;) {
+    await new Promise((done) => { setTimeout(done, EVERY); });
+    if (document.hidden) continue;
+    try {
+      const answer = await fetch("data", { headers: tag ? { "If-None-Match": tag } : {} });
+      if (answer.status === 200) {
+        const text = await answer.text();
+        if (tag || text !== byId("data").textContent) renew(text);
+        tag = answer.headers.get("ETag");
+      } else if (answer.status !== 304) throw new Error(`the server says ${answer.status}`);
+      told.textContent = "live";
+    } catch (error) {
+      told.textContent = `no longer live: ${error.message}`;
+    }
+  }
+}
+
+// Links to parts of the page leave the address to what is shown.
+for (const link of document.querySelectorAll("nav a")) {
+  on(link, "click", (event) => {
+    event.preventDefault();
+    const part = document.querySelector(link.getAttribute("href"));
+    part.scrollIntoView();
+    part.querySelector("h2").focus();
+  });
+}
+
+take(byId("data").textContent);
+fromHash(location.hash);
+showHead();
+startTable();
+makeTools();
+startCurves();
+startScatter();
+startParallel();
+startCompare();
+startCheckpoints();
+startRun();
+changed();
+on(window, "hashchange", () => {
+  fromHash(location.hash);
+  makeTools();
+  changed();
+});
+if (document.querySelector("meta[name='batteries-live']")) watch();
