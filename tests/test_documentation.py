@@ -24,6 +24,7 @@ PAGES += [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/RE
 LEFT_OUT = {
     "docs/start.md": 1,
     "docs/coming-from.md": 1,
+    "docs/howto/disk-full.md": 2,
     "docs/preemption.md": 3,
     "docs/record.md": 1,
     "docs/training.md": 1,
