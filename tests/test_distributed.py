@@ -228,7 +228,7 @@ def test_collectives_where_ranks_are_apart(kind: str) -> None:
     """A collective inside a block that the ranks do not share is an error on each, not a hang."""
     for error in run_ranks(collective_inside, kind):
         assert isinstance(error, RuntimeError)
-        assert "broadcast was called inside a block that the ranks do not go through" in str(error)
+        assert "broadcast was called inside a block that the ranks do not execute" in str(error)
 
 
 class FormattingError(Exception):
@@ -479,7 +479,7 @@ SLURM = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "a1", "SLURM_JOB_ID
 @pytest.mark.parametrize(
     ("env", "text"),
     [
-        ({**LAUNCHED, "RANK": ""}, "^RANK is empty in the environment, where others say"),
+        ({**LAUNCHED, "RANK": ""}, "^RANK is empty in the environment, but other variables say"),
         ({**LAUNCHED, "LOCAL_RANK": ""}, "^LOCAL_RANK is empty"),
         (
             {**LAUNCHED, "WORLD_SIZE": "two"},
@@ -584,7 +584,9 @@ def test_state_of_each_rank() -> None:
     """Each rank gets its own state back; other numbers of ranks are told how many saved it."""
     states = run_ranks(meter_of_each, None)
     assert run_ranks(meter_of_each, states[1]) == [0.0, 1.0]
-    with pytest.raises(ValueError, match="saved by 2 ranks, and there are 1: start as many, or"):
+    with pytest.raises(
+        ValueError, match="saved by 2 ranks, and there are 1: start as many ranks, or"
+    ):
         meter_of_each(states[0])
 
 

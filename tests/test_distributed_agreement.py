@@ -412,7 +412,9 @@ def test_a_killed_rank_is_the_first_cause(tmp_path: Path) -> None:
     with pytest.raises(EOFError):
         run_ranks(train_until, str(tmp_path), "killed", 1, group=False)
     recorded = json.loads((tmp_path / "runs/001/run.json").read_bytes())["sessions"][0]["error"]
-    assert recorded.endswith(f"rank 1 on {platform.node()} ended without a word: killed?")
+    assert recorded.endswith(
+        f"rank 1 on {platform.node()} ended without an error message: was it killed?"
+    )
 
 
 def told_of_rank_zero(directory: str) -> None:

@@ -72,12 +72,12 @@ def _answer(store: Notes, name: str, world_size: int, timeout: timedelta) -> Non
     if not wait_until(asked, timeout.total_seconds()):
         raise TimeoutError(
             f"rank 0 waited {timeout.total_seconds():g} s for ranks {sorted(missing)}, which "
-            "did not come: look in their logs for why they ended or never began"
+            "did not come: their logs may say why they ended or did not start"
         )
 
 
 def _telling(over: Callable[[], bool], who: Callable[[], str]) -> Callable[[], bool]:
-    """The same question, which warns once when the answer is long no."""
+    """Ask the same question, and warn once if the answer has been no for long."""
     late: float | None = time.monotonic() + _PATIENCE
 
     def asked() -> bool:
@@ -86,8 +86,8 @@ def _telling(over: Callable[[], bool], who: Callable[[], str]) -> Callable[[], b
         if not answer and late is not None and time.monotonic() > late:
             late = None
             warnings.warn(
-                f"{who()} in setup() since {_PATIENCE:g} s: look whether all ranks have begun, and "
-                "whether one has ended before",
+                f"{who()} in setup() since {_PATIENCE:g} s: check whether all ranks have started, "
+                "and whether one has ended",
                 stacklevel=6,
             )
         return answer

@@ -1,4 +1,4 @@
-"""What ended the ranks first: those that it left alone tell that, and not what it did to them."""
+"""The first error of all ranks: the ranks that fail because of it report it, too."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _LONG = 500  # characters of an error
 
 
 class MissingRankError(RuntimeError):
-    """Some ranks did not come, or have left: it says which, and why."""
+    """Some ranks did not come, or have left. The text says which ones, and why."""
 
 
 def first_cause(error: BaseException) -> str:
-    """What ended the ranks, as the first of them has said that came to its end by an error.
+    """What ended the ranks: the report of the first rank that ended with an error.
 
     Where a connection is closed to a rank that said nothing, that rank was killed: it is the cause
     of the errors of the others. Does nothing but ask; nobody waits.
@@ -32,7 +32,7 @@ def first_cause(error: BaseException) -> str:
         if dead:
             hosts = {other: store.get(f"host/{other}") for other in dead}
             told = ", ".join(f"rank {other} on {host}" for other, host in hosts.items())
-            own = f"{told} ended without a word: killed?"
+            own = f"{told} ended without an error message: was it killed?"
         return store.first("left/first", own)
     except StoreGoneError as silent:
         told = ", ".join(f"rank {other}" for other in gone)

@@ -1,4 +1,4 @@
-"""What all ranks do together; alone, what a group of one would do."""
+"""What all ranks do together. One process alone gets what a group of one would get."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _apart: ContextVar[bool] = ContextVar("_apart", default=False)
 
 
 def alone(what: str, ranks: Ranks | None = None) -> bool:
-    """Whether a collective has nobody to talk to; a group that was forgotten is an error."""
+    """Whether this process is the only one. Several processes without a group are an error."""
     ranks = ranks_of() if ranks is None else ranks
     if ranks.size == 1:
         return True
     if _apart.get():
         raise RuntimeError(
-            f"{what} was called inside a block that the ranks do not go through together "
+            f"{what} was called inside a block that the ranks do not execute together "
             "(rank_zero_first, or a shared rank_zero_only function): call it before or after"
         )
     if not in_group():
@@ -57,7 +57,7 @@ def alone(what: str, ranks: Ranks | None = None) -> bool:
 
 @contextmanager
 def being_apart() -> Iterator[None]:
-    """A block that the ranks do not go through together: collectives in it are errors."""
+    """A block that only some ranks execute: collectives in it are errors."""
     token = _apart.set(True)
     try:
         with on_one_rank():
@@ -72,9 +72,9 @@ _one_rank: ContextVar[bool] = ContextVar("_one_rank", default=False)
 
 @contextmanager
 def on_one_rank() -> Iterator[None]:
-    """A block in which a model that is divided among the ranks is not run: it would wait for all.
+    """A block in which a sharded model is refused, because it would wait for all ranks.
 
-    Collectives of the user's own may be paired with others elsewhere.
+    The user's own collectives are not refused: another rank may call the same one elsewhere.
     """
     if not in_group():
         yield
@@ -93,17 +93,17 @@ def on_one_rank() -> Iterator[None]:
 
 
 def check_together(*tensors: Any) -> None:
-    """Raise if this is where one rank is, and some tensor has parts on others.
+    """Raise inside `on_one_rank` if some tensor has parts on other ranks.
 
     Raises:
-        RuntimeError: It would wait for them.
+        RuntimeError: This rank would wait for the others.
     """
     if _one_rank.get() and any(is_sharded(t) and t.device_mesh.size() > 1 for t in tensors):
         raise RuntimeError(
             "a model that fully_shard has divided was called on some ranks alone (inside of "
-            "rank_zero_first or a rank_zero_only function): it needs its parts on the others. Let "
-            "all ranks call it, each on its part of the samples, and put them together with "
-            "Predictions or all_reduce_meters"
+            "rank_zero_first or a rank_zero_only function): it needs its parts on the others. "
+            "Call it on all ranks, each with its part of the samples, and put the results "
+            "together with Predictions or all_reduce_meters"
         )
 
 
@@ -113,8 +113,9 @@ def barrier(group: Group = None) -> None:
     >>> barrier()
 
     Args:
-        group: A `ProcessGroup`, a `DeviceMesh` of one dimension, or `(mesh, "dp")`: the ranks that
-            do it together, numbered as in the group. Default: all. So in all collectives.
+        group: The ranks that take part: a `ProcessGroup`, a `DeviceMesh` of one dimension, or
+            `(mesh, "dp")`. Ranks are numbered as in the group. Default: all ranks. The `group`
+            of the other collectives means the same.
     """
     ranks = ranks_of(group)
     if not alone("barrier", ranks):
@@ -158,7 +159,7 @@ def _all_gather(data: Any, operation: str, check: bool, ranks: Ranks) -> list[An
 
 
 def _carry(own: Tensor, payloads: list[Tensor], transfer: Transfer) -> None:
-    """Fill payloads, of whatever sizes, with what each rank has."""
+    """Fill `payloads`, which may have different sizes, with the bytes of each rank."""
     ranks = transfer.ranks
     if len({len(part) for part in payloads}) == 1:
         with transfer.sending():
@@ -171,7 +172,7 @@ def _carry(own: Tensor, payloads: list[Tensor], transfer: Transfer) -> None:
 
 
 def together(function: Callable[[], T], group: Group = None) -> T:
-    """Call a function on every rank; when it raises on one, all raise that error.
+    """Call a function on every rank. If it raises on one rank, all ranks raise that error.
 
     >>> together(lambda: 3)
     3
@@ -190,7 +191,7 @@ def together(function: Callable[[], T], group: Group = None) -> T:
 
 
 def broadcast(data: T, src: int = 0, *, check: bool = True, group: Group = None) -> T:
-    """Give every rank the value of rank `src`; what the others pass is not looked at.
+    """Give every rank the value of rank `src`. The values of the other ranks are ignored.
 
     >>> broadcast("runs/003")
     'runs/003'
@@ -247,7 +248,7 @@ def all_reduce(
     tensor([1, 0])
 
     Numbers may be ints on some ranks and floats on others. The tensors have equal shapes and
-    dtypes; what was passed stays as it is. As in torch, booleans count as integers, the mean of
+    dtypes. They are not changed. As in torch, booleans count as integers, the mean of
     integers is float64, and NaN wins over any number.
 
     Args:

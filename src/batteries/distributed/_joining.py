@@ -1,4 +1,4 @@
-"""The process group that the launcher made: joined, and left."""
+"""Join and leave the process group that the launcher has prepared."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _LEAVE = 10.0  # seconds for the others to come to their end
 
 @contextmanager
 def setup(backend: str | None = None, timeout: timedelta | None = None) -> Iterator[torch.device]:
-    """Join the process group that the launcher made, and leave it at the end, come what may.
+    """Join the process group of the launcher, and leave it at the end of the block, also on errors.
 
     >>> with setup() as device:
     ...     weight = torch.zeros(1, device=device)
@@ -136,7 +136,7 @@ def _take_leave(why: str, well: bool) -> bool:
 
 
 def _refuse_spawned() -> None:
-    """Processes that torch's `spawn` has started would each take itself for the only one."""
+    """Refuse processes of torch's `spawn` without variables: each would believe it is alone."""
     frame: Any = sys._getframe()
     while frame is not None:
         if frame.f_globals.get("__name__") == "torch.multiprocessing.spawn":
@@ -149,7 +149,7 @@ def _refuse_spawned() -> None:
 
 
 def _meeting_place(launch: Launch, timeout: timedelta | None) -> dict[str, Any]:
-    """Where the ranks find each other: torchrun's store outlives the workers, any other is new."""
+    """The store in which the ranks find each other: torchrun's (it outlives them) or a new one."""
     if launch.init_method != "env://":
         return {"init_method": launch.init_method}
     address, port = said("MASTER_ADDR"), number("MASTER_PORT")

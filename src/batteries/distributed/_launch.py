@@ -1,4 +1,4 @@
-"""Who this process is, as the launcher said."""
+"""The rank of this process and the number of processes, from the launcher."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def _read() -> Launch | None:
 
 
 def said(name: str) -> str:
-    """What a variable says that a launcher sets together with others."""
+    """The value of a variable that a launcher sets together with others."""
     if not os.environ.get(name):
         found = "empty" if name in os.environ else "missing"
         raise ValueError(
-            f"{name} is {found} in the environment, where others say that a launcher has started "
-            "this process: set it, or start the program with torchrun or srun"
+            f"{name} is {found} in the environment, but other variables say that a launcher has "
+            "started this process: set it, or start the program with torchrun or srun"
         )
     return os.environ[name]
 

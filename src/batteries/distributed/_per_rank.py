@@ -1,4 +1,4 @@
-"""State that is another one on each rank."""
+"""State that differs between ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from batteries.distributed._launch import rank, world_size
 
 
 class PerRank:
-    """An object whose state is to be kept for each rank: a meter in the middle of an epoch, say.
+    """An object whose state is saved for each rank, such as a meter in the middle of an epoch.
 
     >>> meter = AverageMeter()
     >>> meter.update(3.0)
@@ -40,6 +40,6 @@ class PerRank:
         if len(state["ranks"]) != world_size():
             raise ValueError(
                 f"the state was saved by {len(state['ranks'])} ranks, and there are "
-                f"{world_size()}: start as many, or leave it out of what is loaded"
+                f"{world_size()}: start as many ranks, or leave this object out of the load"
             )
         self._part.load_state_dict(state["ranks"][rank()])

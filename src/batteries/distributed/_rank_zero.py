@@ -84,7 +84,7 @@ def rank_zero_first() -> Iterator[None]:
 
 @contextmanager
 def _sharing_errors() -> Iterator[None]:
-    """Send the error that ends a block to the ranks that wait in `broadcast`."""
+    """If a block raises, send its error to the ranks that wait in `broadcast`."""
     try:
         with being_apart():
             yield
