@@ -22,6 +22,7 @@ from batteries.checkpoint import peek
 from batteries.checkpoint._read_shards import verify_shards
 from batteries.checkpoint._seal import read_note
 from batteries.report._contents import contents_of
+from batteries.report._page import data_of
 from batteries.scoreboard import check_gap, compare, read_runs
 
 LONGEST = 20  # seconds for one file, on a busy machine; the system ends a program that takes more
@@ -75,10 +76,11 @@ def with_file(name: str, text: bytes) -> bool:
     """Whether the file is told of, while the other run is shown."""
     shutil.rmtree("runs/a", ignore_errors=True)
     path = hostile.make_run(Path("runs/a"), name, hostile.written(text))
-    runs = {run.name: run for run in read_runs("runs")}
+    found = read_runs("runs")
+    runs = {run.name: run for run in found}
     assert not runs["good"].problems
-    page = [contents_of(run) for run in runs.values()]
-    json.dumps([contents.row for contents in page], allow_nan=False)
+    page = [contents_of(run) for run in found]
+    json.loads(data_of("runs", found, page))
     check_gap(runs["a"])
     if name == "run.json":
         compare(runs["good"], runs["a"])
