@@ -53,6 +53,16 @@ def test_samples_and_meters() -> None:
     assert "loss 1.5" in str(hidden)
 
 
+def test_a_meter_of_nothing() -> None:
+    """A meter that has seen nothing yet is not shown; one that has seen NaN is."""
+    loss, norm, file = AverageMeter(), AverageMeter(), io.StringIO()
+    norm.update(float("nan"))
+    for _ in tqdm(range(4), meters={"loss": loss, "norm": norm}, file=file):
+        pass
+    assert "loss" not in file.getvalue()
+    assert "norm nan" in file.getvalue()
+
+
 def test_meters_wait_for_nothing() -> None:
     """A meter is read when something is drawn, not at each step."""
 

@@ -23,7 +23,7 @@ class AverageMeter:
     (1.0, 3.0, 3, 2.0)
 
     What lies on a device is added up there: `update` does not wait for it, reading does. Sums are
-    float64 (float32 on a device without it). Fresh or reset, everything reads 0.
+    float64 (float32 on a device without it). Fresh or reset, the average is NaN; the rest reads 0.
     """
 
     __slots__ = ("_counter", "_sum", "_value")

@@ -62,7 +62,12 @@ class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
         if self._batch_size and found["elapsed"]:
             rate = found["rate"] or (found["n"] - found["initial"]) / found["elapsed"]
             told.append(f"{rate * self._batch_size:,.0f} samples/s")
-        told += [f"{name} {meter.average:.4g}" for name, meter in self._meters.items()]
+        averages = {name: meter.average for name, meter in self._meters.items()}
+        told += [
+            f"{name} {average:.4g}"
+            for name, average in averages.items()
+            if average == average or self._meters[name].counter  # NaN of nothing is left out
+        ]
         found["postfix"] = ", ".join(told)
         return found
 

@@ -6,9 +6,9 @@ import importlib
 import sys
 from typing import Any
 
-import torch
+from torch import library
 
-_OWN: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+_OWN: Any = library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
 PARTLY = (
     "Its transforms and models. Its compiled operators were not tried: they do not load with the "
     "CPU's build of torch."
