@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,14 @@ from sklearn import metrics
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import cross_val_predict
 
-from batteries.blend import find_threshold, find_thresholds, find_weights, mean, stack
+from batteries.blend import (
+    check_submission,
+    find_threshold,
+    find_thresholds,
+    find_weights,
+    mean,
+    stack,
+)
 from batteries.splits import OutOfFold, make_folds
 
 rng = np.random.default_rng(0)
@@ -254,3 +262,71 @@ def test_two_classes_have_one_cut_off() -> None:
     assert several.score >= one.score - 1e-9
     with pytest.raises(ValueError, match="the target has 1 class; expected two or more"):
         find_thresholds([0.1, 0.2], [1, 1], "f1", folds=[0, 1])
+
+
+def test_missing_rows_with_made_folds() -> None:
+    """Folds that are made here are of the rows that all models have, wherever those are."""
+    chance = np.random.default_rng(0)
+    target = np.arange(100) % 2
+    oof = {name: target + chance.normal(size=100) for name in "ab"}
+    oof["a"][0] = oof["b"][40] = np.nan
+    found = find_weights(oof, target, "roc_auc", allow_missing=True)
+    assert set(found.weights) == {"a", "b"}
+    with pytest.raises(ValueError, match="folds has 99 rows; expected one for each of 100"):
+        find_weights({"a": target, "b": target}, target, "roc_auc", folds=np.arange(99) % 3)
+    with pytest.raises(ValueError, match="rows of 1 folds; expected two or more"):
+        find_weights({"a": target, "b": target}, target, "roc_auc", folds=[0] * 100)
+
+
+def test_models_of_a_stack_by_name() -> None:
+    """A stack takes its models by name, in any order."""
+    target = np.arange(40) % 2
+    oof = {"a": 0.2 + 0.5 * target, "b": np.full(40, 0.5)}
+    stacked = stack(oof, target, LogisticRegression())
+    turned = {"b": oof["b"], "a": oof["a"]}
+    np.testing.assert_array_equal(stacked.predict(turned), stacked.predict(oof))
+    with pytest.raises(ValueError, match="folds is None; expected their number"):
+        stack(oof, target, LogisticRegression(), folds=None)  # type: ignore[arg-type]
+
+
+def test_targets_of_one_cut_off() -> None:
+    """A cut-off is found for targets of 0 and 1 alone; one that nothing reaches is tried too."""
+    for target in ([1, 1, 2, 2] * 5, ["a", "a", "b", "b"] * 5):
+        with pytest.raises(ValueError, match="expected 0 and 1: pass target =="):
+            find_threshold([0.1, 0.2, 0.8, 0.9] * 5, target, "accuracy")
+    found = find_threshold([0.1, 0.2, 0.3, 0.4] * 5, [1, 0, 0, 0] * 5, "accuracy")
+    assert found.value > 0.4
+    assert found.score == 0.75
+    with pytest.raises(ValueError, match="candidates is 0; expected 1 or more"):
+        find_threshold([0.1, 0.9] * 5, [0, 1] * 5, "accuracy", candidates=0)
+
+
+def test_a_fold_without_a_metric() -> None:
+    """A metric that is NaN on a fold is an error with the fold, and not a score."""
+
+    def metric(truth: Any, guess: Any) -> float:
+        return float("nan") if len(truth) == 4 else float((truth == guess).mean())
+
+    with pytest.raises(ValueError, match="not a finite number on the 4 rows of fold 0"):
+        find_threshold([0.1, 0.9] * 10, [0, 1] * 10, metric, metric_minimization=False)
+
+
+def test_empty_cells_of_samples() -> None:
+    """An empty cell of the sample does not switch off the checks of its column."""
+    Path("sample.csv").write_text("id,t\n1,0.1\n2,\n3,0.2\n")
+    Path("mine.csv").write_text("id,t\n1,7\n2,inf\n3,cat\n")
+    with pytest.raises(ValueError, match=r"1 no numbers.*\n.*1 infinite.*\n.*not from 0 to 1"):
+        check_submission("mine.csv", "sample.csv", ranges={"t": (0, 1)})
+    with pytest.raises(ValueError, match="1 no numbers"):
+        check_submission("mine.csv", "sample.csv")
+
+
+def test_numbers_of_ids() -> None:
+    """Ids that are there too often, too seldom or empty are told."""
+    Path("sample.csv").write_text("id,t\n1,0.1\n1,0.3\n2,0.2\n")
+    Path("mine.csv").write_text("id,t\n1,0.5\n2,0.5\n")
+    with pytest.raises(ValueError, match="there are 2 rows; expected 3"):
+        check_submission("mine.csv", "sample.csv")
+    Path("mine.csv").write_text("id,t\n1,0.5\n1,0.5\n2,0.5\n,0.5\n")
+    with pytest.raises(ValueError, match="1 ids are empty"):
+        check_submission("mine.csv", "sample.csv")

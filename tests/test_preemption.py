@@ -499,3 +499,21 @@ def test_the_record_says_why() -> None:
     assert left.value.code == 75
     session = (read_record("runs/a/001") or {})["sessions"][-1]
     assert (session["state"], session["why"]) == ("stopped", "no disk")
+
+
+def test_the_first_interval_counts() -> None:
+    """A limit is kept though all that was measured is the time before the first stop()."""
+    limit = seconds_lived() + 1.5
+    with PreemptionGuard(time_limit=limit, reserve=0) as guard:
+        begun = time.monotonic()
+        while time.monotonic() - begun < 0.9:
+            pass
+        assert guard.stop()
+
+
+def test_limits_below_zero() -> None:
+    """A negative limit is an error, also as a timedelta."""
+    with pytest.raises(ValueError, match="time_limit is -5"):
+        PreemptionGuard(time_limit=-5)
+    with pytest.raises(ValueError, match=r"time_limit is -5\.0"):
+        PreemptionGuard(time_limit=timedelta(seconds=-5))

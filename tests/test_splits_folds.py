@@ -199,3 +199,31 @@ def test_files_of_any_folds(suffix: str) -> None:
         assert all(np.array_equal(a[0], b[0]) for a, b in zip(made, again, strict=True))
     with pytest.raises(ValueError, match=f"gap.{suffix} was made with another n_folds"):
         make_folds(120, 3, "time", time=DAYS, gap=4, embargo=2, path=f"gap.{suffix}")
+
+
+@pytest.mark.parametrize("none", [0, 0.0])
+def test_an_embargo_of_nothing(none: float) -> None:
+    """An embargo of no time keeps the gap behind the rows of validation."""
+    days = np.datetime64("2024-01-01") + np.arange(30)
+    numbers: Any = np.arange(30.0)
+    dated = make_folds(
+        30, 3, kind="time", time=days, gap=datetime.timedelta(2), embargo=datetime.timedelta(none)
+    )
+    plain = make_folds(30, 3, kind="time", time=numbers, gap=2.0, embargo=float(none))
+    for (train, valid), (other, _) in zip(dated, plain, strict=True):
+        np.testing.assert_array_equal(train, other)
+        assert np.abs(train[:, None] - valid).min() >= 2
+
+
+def test_one_rare_class_of_many() -> None:
+    """One rare class among many whole numbers is told; the others stay classes."""
+    targets = np.append(np.repeat(np.arange(24), 40), [24, 24, 24])
+    with pytest.raises(ValueError, match="class 24 has 3 members, fewer than the 5 folds"):
+        make_folds(targets, 5, kind="stratified")
+
+
+def test_repeats_of_numpy() -> None:
+    """The same number of repeats, of numpy, asks for the folds that the file has."""
+    first = make_folds(12, 3, repeats=2, path="folds.csv")
+    again = make_folds(12, 3, repeats=np.int64(2), path="folds.csv")
+    np.testing.assert_array_equal(first.assignment, again.assignment)

@@ -79,3 +79,9 @@ def test_slips() -> None:
         parameter_groups(model, 0.1, lr=1.0, layer_decay=0.9, layers=[model[0], model])
     with pytest.raises(ValueError, match="no parameter that can be trained"):
         parameter_groups(model.requires_grad_(False), 0.1)
+
+
+def test_one_pattern() -> None:
+    """One name may be passed in place of a list of names."""
+    model = nn.Sequential(nn.Linear(2, 2))
+    assert len(parameter_groups(model, 0.1, no_decay="0.weight")) == 1

@@ -168,3 +168,23 @@ def test_the_suggestion() -> None:
     with pytest.raises(ValueError, match="expected rates that rise"):
         lr_range_test(step, model, optimizer, lowest=1.0, highest=0.1)
     assert LearningRates([1.0], [1.0]).suggestion == 0.1
+
+
+def test_buffers_that_come_in_a_step() -> None:
+    """A buffer that a module registers in a step of the range test is gone after it."""
+
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self) -> Tensor:
+            self.register_buffer("late", torch.ones(1))
+            return self.weight.sum()
+
+    model = Late()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    lr_range_test(lambda: float(model().detach()), model, optimizer, steps=3)
+    assert list(model.state_dict()) == ["weight"]
+    with pytest.raises(TypeError, match="step returned None; expected the loss"):
+        lr_range_test(lambda: None, model, optimizer, steps=3)  # type: ignore[arg-type,return-value]

@@ -174,6 +174,7 @@ class PreemptionGuard:
         ]
         for thread in self._threads:
             thread.start()
+        self._at = time.monotonic()  # the first interval, which may compile, counts too
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
@@ -323,7 +324,7 @@ def _ends(time_limit: str | float | timedelta | None) -> tuple[float, str] | Non
 
 def _seconds(time_limit: str | float | timedelta) -> float:
     if isinstance(time_limit, timedelta):
-        return time_limit.total_seconds()
+        time_limit = time_limit.total_seconds()
     if isinstance(time_limit, str):
         parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", time_limit)
         if parts and "".join(map("".join, parts)) == time_limit.replace(" ", ""):

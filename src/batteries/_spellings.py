@@ -14,7 +14,7 @@ R = TypeVar("R")
 # What is passed in place of a name: the first of these that the function has is said.
 _OURS: dict[str, tuple[str, ...]] = {
     "n_splits": ("n_folds", "folds"),
-    "cv": ("folds", "kind"),
+    "cv": ("n_folds", "folds"),
     "folds": ("n_folds",),
     "n_repeats": ("repeats",),
     "max_train_size": ("window",),

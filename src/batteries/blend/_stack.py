@@ -61,6 +61,9 @@ class Stack(Trial):
             ValueError: Other models, or NaN.
         """
         models = as_models(predictions, more)
+        if sorted(models.keys) == sorted(self.names):  # by name, in any order
+            order = [models.keys.index(name) for name in self.names]
+            models = Models([models.arrays[at] for at in order], self.names)
         if models.keys != self.names:
             raise ValueError(
                 f"the models are {', '.join(models.keys)}; expected {', '.join(self.names)}"

@@ -90,16 +90,18 @@ def _of_ids(own: Any, given: Any) -> list[str]:
         return []
     absent, extra = (
         given.filter(~given.is_in(own.implode())),
-        own.filter(~own.is_in(given.implode())),
+        own.filter(own.is_not_null() & ~own.is_in(given.implode())),
     )
-    faults = []
+    faults = [f"{own.null_count()} ids are empty"] if own.null_count() else []
     for which, ids in (("missing", absent), ("not in the sample", extra)):
         if len(ids):
             faults.append(
-                f"{len(ids)} ids are {which}, such as {', '.join(ids.cast(text)[:_NAMED])}"
+                f"{len(ids)} ids are {which}, such as {', '.join(ids.drop_nulls()[:_NAMED])}"
             )
-    if len(own) != own.n_unique():
+    if len(own) != own.n_unique() and len(given) == given.n_unique():
         faults.append(f"the id {own.filter(own.is_duplicated())[0]} is there more than once")
+    if not faults and len(own) != len(given):
+        faults.append(f"there are {len(own)} rows; expected {len(given)}")
     if not faults:
         at = int(np.argmax((own != given).to_numpy()))
         faults.append(
@@ -113,7 +115,8 @@ def _of_column(own: Any, given: Any, low: float, high: float) -> list[str]:
     texts, expected = own.cast(polars.String).str.strip_chars(), given.cast(polars.String)
     numbers, wanted = (each.cast(polars.Float64, strict=False) for each in (texts, expected))
     gone = texts.is_null() | (texts == "") | numbers.is_nan().fill_null(False)
-    if wanted.null_count():  # the sample has texts
+    words = wanted.is_null() & (expected.str.strip_chars().fill_null("") != "")
+    if words.any() and (low, high) == (-np.inf, np.inf):  # the sample has texts
         return _told({"missing": gone}, texts)
     # A sample of one number alone, such as 0, does not say what kind of numbers is expected.
     whole = wanted.n_unique() > 1 and bool((wanted == wanted.floor()).all())

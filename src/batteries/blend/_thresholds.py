@@ -92,6 +92,11 @@ def find_threshold(
         ValueError: Scores with NaN, or other than (rows,) of them; a metric that is never a number.
     """
     scores, truth, pairs = _given(oof, target, folds, allow_missing, seed)
+    if len(others := np.setdiff1d(truth, [0, 1])):
+        raise ValueError(
+            f"the target has {', '.join(map(str, others[:3].tolist()))}; expected 0 and 1: pass "
+            "target == the class that high scores stand for"
+        )
     scoring = as_scoring(metric, metric_minimization, "find_threshold")
     sign, function = -1 if scoring.minimized else 1, scoring.of(truth)
 
@@ -99,7 +104,10 @@ def find_threshold(
         return sign * function(truth[rows], (scores[rows] >= cuts[0]).astype(np.int64))
 
     def best(rows: NDArray[Any]) -> Cuts:
-        return _best_of(score, rows, _between(scores[rows], candidates)[:, None])
+        nothing = np.nextafter(scores[rows].max(initial=-np.inf).astype(np.float64), np.inf)
+        return _best_of(
+            score, rows, np.append(_between(scores[rows], candidates), nothing)[:, None]
+        )
 
     values, worth, unseen, found = _tried(best, score, len(truth), pairs)
     spread = float(np.std(found, ddof=1))
@@ -196,6 +204,12 @@ def _tried(
     """The cut-offs of all rows with their score, the score of unseen folds, those of each fold."""
     found = [best(seen) for seen, _ in pairs]
     unseen = [score(rows, cuts) for (_, rows), cuts in zip(pairs, found, strict=True)]
+    if not np.isfinite(unseen).all():
+        fold = int(np.argmin(np.isfinite(unseen)))
+        raise ValueError(
+            f"the metric is not a finite number on the {len(pairs[fold][1])} rows of fold {fold}: "
+            "take folds that have all classes"
+        )
     rows = np.arange(number)
     values = best(rows)
     return values, score(rows, values), float(np.mean(unseen)), found
@@ -215,6 +229,8 @@ def _cut(scores: NDArray[Any], cuts: Cuts, classes: NDArray[Any]) -> NDArray[Any
 
 def _between(scores: NDArray[Any], candidates: int) -> NDArray[np.float64]:
     """The lowest score, and the middles between neighbouring ones, or between quantiles of many."""
+    if candidates < 1:
+        raise ValueError(f"candidates is {candidates}; expected 1 or more")
     distinct = np.unique(scores.astype(np.float64))
     if len(distinct) > candidates + 1:
         distinct = np.unique(np.quantile(scores, np.linspace(0, 1, candidates + 1)))

@@ -120,21 +120,17 @@ def as_pairs(
         number = folds.rows
     else:
         own = as_folds(folds, target, seed)
-        number = len(own)
+        made = isinstance(folds, numbers.Integral)  # of the rows that are kept
+        number = len(kept) and int(kept.max()) + 1 if made else len(own)
         own = own[kept] if len(own) > len(kept) else own
         pairs = [
             (np.flatnonzero(own != fold), np.flatnonzero(own == fold))
             for fold in np.unique(own[own >= 0])
         ]
-    if (
-        number < kept.max(initial=0) + 1
-        or (rows is None and number != len(target))
-        or len(pairs) < 2
-    ):
-        raise ValueError(
-            f"folds has {number} rows and {len(pairs)} folds for {len(target)} rows; expected two "
-            "or more folds"
-        )
+    if number < kept.max(initial=-1) + 1 or (rows is None and number != len(target)):
+        raise ValueError(f"folds has {number} rows; expected one for each of {len(target)} rows")
+    if len(pairs) < 2:
+        raise ValueError(f"there are rows of {len(pairs)} folds; expected two or more folds")
     return pairs
 
 
@@ -145,6 +141,8 @@ def as_folds(folds: int | ArrayLike, target: ArrayLike, seed: int) -> NDArray[An
         ValueError: Not one for each row, or fewer than two folds.
     """
     truth = np.asarray(target)
+    if folds is None:
+        raise ValueError("folds is None; expected their number, the Folds, or the fold of each row")
     if isinstance(folds, numbers.Integral):
         # Rows of neighbouring targets go to different folds, at random among equal ones.
         shuffled = np.random.default_rng(seed).permutation(len(truth))
@@ -175,7 +173,7 @@ def tried(
         if not all(map(math.isfinite, scores[-1])):
             raise ValueError(
                 f"the metric is not a finite number on the {len(unseen)} rows of fold "
-                f"{len(scores) - 1}: take folds that have all classes, or folds=None"
+                f"{len(scores) - 1}: take folds that have all classes"
             )
     own, single, mean = (np.array([each[at] for each in scores]) for at in range(3))
     return {

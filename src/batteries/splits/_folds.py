@@ -73,6 +73,7 @@ def make_folds(
             ordered; rows of one time are in one fold. Default: rows are in their order.
         gap: For "time": what is left out of training next to the rows of validation. A whole
             number is of rows; a span of time is a `timedelta`, or a float if times are numbers.
+            Rows exactly so far away in time are trained on.
         embargo: For "time": with it a fold trains on what comes later as well, except for the gap
             and so much more behind its rows of validation. All rows are validated.
         window: For "time": how much a fold trains on at most, before the gap. Default: all.
@@ -92,7 +93,7 @@ def make_folds(
         if not isinstance(value, int | np.integer):
             labels = ": labels are passed as targets=" if np.ndim(value) else ""
             raise TypeError(f"{name} is {brief(value)}; expected a whole number{labels}")
-    n_folds, seed = int(n_folds), int(seed)  # of numpy too: they are hashed
+    n_folds, seed, repeats = int(n_folds), int(seed), int(repeats)  # numpy's too: hashed
     rows, targets = _rows_and_targets(data, targets)
     groups = column_of(data, groups)
     _check_request(rows, n_folds, kind, targets, groups)
@@ -112,7 +113,7 @@ def make_folds(
     if theirs != made_of:
         raise ValueError(
             f"rank {distributed.rank()} asks for other folds than rank 0 has from {path}: pass the "
-            "same data, n_folds, kind, seed, targets and groups on all ranks"
+            "same data and arguments on all ranks"
         )
     return folds
 
@@ -212,7 +213,7 @@ def _check_request(rows: int, n_folds: int, kind: str, targets: Any, groups: Any
         if counts[rare] < n_folds:
             raise ValueError(
                 f"class {values[rare]} has {counts[rare]} members, fewer than the {n_folds} folds: "
-                "make fewer folds, or join rare classes"
+                "make fewer folds, or join rare classes; of numbers of a range, pass bins"
             )
     if "group" in kind and len(np.unique(groups)) < n_folds:
         raise ValueError(f"there are {len(np.unique(groups))} groups for {n_folds} folds")

@@ -78,7 +78,8 @@ def _load(path: Path, rows: int, kind: str, made_of: str) -> Folds:
         )
     if frame["made_of"][0] != made_of:
         raise ValueError(
-            f"{path} was made with another n_folds, kind, seed, targets or groups (kind "
+            f"{path} was made with another n_folds, kind, seed, targets, groups, time, gap, "
+            "embargo, window or repeats (kind "
             f"{folds.kind!r}, {folds.n_folds} folds; asked for: {kind!r}): ask for the same, or "
             "remove it to make new folds"
         )

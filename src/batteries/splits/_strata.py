@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BINS = 20
-_CLASSES = 20  # of whole numbers: more, with rare ones among them, are a range
+_CLASSES = 20  # of whole numbers: more, most of them rare, are a range
 
 
 def strata(targets: NDArray[Any], n_folds: int) -> NDArray[Any]:
@@ -19,7 +19,7 @@ def strata(targets: NDArray[Any], n_folds: int) -> NDArray[Any]:
     values, place, counts = np.unique(targets, return_inverse=True, return_counts=True)
     kind = targets.dtype.kind
     fractions = kind == "f" and bool((values != np.floor(values)).any())
-    many = kind in "iuf" and len(values) > _CLASSES and counts.min() < n_folds
+    many = kind in "iuf" and len(values) > _CLASSES and float(np.median(counts)) < n_folds
     if not fractions and not many:
         return targets
     below = np.cumsum(counts) - counts

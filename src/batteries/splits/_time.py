@@ -80,7 +80,7 @@ def in_blocks(times: NDArray[Any], n_folds: int, gap: Any, embargo: Any, window:
     assignment[order] = np.searchsorted(edges[:-1], np.arange(rows), side="right") - 1
     if gap == 0 and embargo is None and window is None:
         return assignment, None
-    after = gap + embargo if gap and embargo else gap if embargo == 0 else embargo
+    after = None if embargo is None else gap + embargo if gap and embargo else gap or embargo
     left_out = np.ones((n_folds, rows), dtype=bool)
     for fold, (begin, end) in enumerate(itertools.pairwise(edges)):
         stop = _moved(ordered, begin, gap, -1)

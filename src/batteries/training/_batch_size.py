@@ -14,7 +14,7 @@ from batteries import distributed
 from batteries._seeding import isolated_rng
 from batteries.distributed._groups import Group
 
-_TEXTS = ("out of memory", "can't allocate memory", "not enough memory")
+_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
 
 class BatchSize(NamedTuple):

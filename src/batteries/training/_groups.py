@@ -48,7 +48,7 @@ def parameter_groups(
     if len({lr is None, not layers, layer_decay is None}) > 1:
         raise ValueError("layer-wise decay needs all three of lr=, layers= and layer_decay=")
     model = unwrap(model)
-    free = _without_decay(model, list(no_decay))
+    free = _without_decay(model, [no_decay] if isinstance(no_decay, str) else list(no_decay))
     depths = _depths(model, layers)
     groups: dict[tuple[int, bool], list[Tensor]] = defaultdict(list)
     for parameter in model.parameters():

@@ -34,7 +34,8 @@ class StepPolicy:
             step.
         spike: A norm above so many times the median of the last ones is a spike. Default: none is.
         history: The norms that the median is of. The rule begins when it has as many. Spikes are
-            among them, so that a lasting change is followed.
+            among them: a lasting change is followed after half of `history`, if `at_most` allows
+            so many skipped steps in a row.
         at_most: An error after more skipped steps in a row: the weights may be damaged.
         scaler: The `GradScaler` of the loop. A gradient that overflows is left to it, if the loss
             is finite; and it is updated where a step is skipped.

@@ -125,6 +125,10 @@ def lr_range_test(
             for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
                 _set(group, "lr", rate * ratio)
             own = whole(step())
+            if own is None:
+                raise TypeError(
+                    "step returned None; expected the loss, a number or a tensor of one"
+                )
             value = float(own.detach() if isinstance(own, Tensor) else own)
             loss = distributed.all_reduce(value, "mean")
             if not math.isfinite(loss):
@@ -157,6 +161,7 @@ def _kept(model: nn.Module, optimizer: Optimizer, others: tuple[Any, ...]) -> It
     finally:
         for module, training, buffers in modules:
             module.training = training
+            module._buffers.clear()  # a step may have registered others
             module._buffers.update(buffers)
         with torch.no_grad():
             for tensor, before in tensors:
