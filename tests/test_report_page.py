@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import socket
 import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -267,6 +268,32 @@ def test_only_what_changed_is_read(tmp_path: Path) -> None:
         file.write('{"step": 3, "time": 5, "metrics": {"lr": 0.5}}\n')
     assert live.data()[0] != first[0]
     assert live.reads == 4
+
+
+def test_nothing_without_the_secret(tmp_path: Path) -> None:
+    """Only the address with the secret, asked for by this machine's own name, is answered."""
+    server, address = report_server(tmp_path)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    host, secret = address.split("/")[2:4]
+
+    def status(target: str, name: str = host) -> int:
+        with socket.create_connection(server.server_address[:2], timeout=60) as connection:
+            request = f"GET {target} HTTP/1.0\r\nHost: {name}\r\n\r\n"
+            connection.sendall(request.encode())
+            return int(connection.makefile().readline().split()[1])
+
+    try:
+        own = f"/{secret}/"
+        assert [status(own), status(f"{own}data")] == [200, 200]
+        for target in ("data", "/data", "/", f"{own}{own[1:]}data", f"{own}data?", "x"):
+            assert status(target) == 404, target
+        for target in ("data", own, f"{own}data"):
+            assert status(target, "elsewhere.example") == 404, target
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def test_a_live_page(tmp_path: Path, chromium: Connection) -> None:

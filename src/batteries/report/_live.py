@@ -78,8 +78,8 @@ def report_server(logdir: PathLike, port: int = 0) -> tuple[ThreadingHTTPServer,
         def do_GET(self) -> None:
             # By another name, a page of somebody else's could have led here.
             here = self.headers.get("Host") == f"127.0.0.1:{server.server_port}"
-            name = self.path.removeprefix(f"/{secret}/") if here else self.path
-            if name not in ("", "data"):
+            name = {f"/{secret}/": "", f"/{secret}/data": "data"}.get(self.path) if here else None
+            if name is None:
                 self.send_error(404)
                 return
             tag, data = live.data()

@@ -19,7 +19,9 @@ from batteries.scoreboard import RunInfo
 
 _SMALL = 16 * 2**20  # bytes of lines, which take as long as the start of a process
 _MOST = 8
-_PROGRAM = "from batteries.report._workers import work; work()"
+# With the path of this process: by itself, -c looks for modules in the current directory first.
+_PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from batteries.report._workers import work; "
+_PROGRAM += "work()"
 
 
 def read_contents(runs: Sequence[RunInfo]) -> list[Contents]:
@@ -43,7 +45,7 @@ def read_contents(runs: Sequence[RunInfo]) -> list[Contents]:
 
 def _read(runs: list[RunInfo]) -> list[Contents]:
     """By a process of its own; here, if that fails."""
-    done = subprocess.run([sys.executable, "-c", _PROGRAM], input=pickle.dumps(runs),
+    done = subprocess.run([sys.executable, "-c", _PROGRAM, *sys.path], input=pickle.dumps(runs),
                           capture_output=True, check=False)  # fmt: skip
     if done.returncode:
         return [contents_of(run) for run in runs]
