@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -267,12 +268,26 @@ def test_folds_beyond_noise() -> None:
     """Folds that are all better are beyond noise; folds that disagree are not."""
     folds = [0.90, 0.92, 0.91, 0.93, 0.89]
     first = info(0.91, 0.9, folds)
-    better = compare(first, info(0.93, 0.9, [fold + 0.02 for fold in folds])).difference
+    gains = [0.02, 0.021, 0.019, 0.02, 0.02]
+    better = compare(first, info(0.93, 0.9, [*map(sum, zip(folds, gains, strict=True))])).difference
     mixed = compare(first, info(0.91, 0.9, folds[::-1])).difference
     assert better is not None
     assert mixed is not None
     assert (better.beyond_noise, mixed.beyond_noise) == (True, False)
     assert better.value == pytest.approx(0.02)
+
+
+def test_equal_gains() -> None:
+    """Folds or seeds without any spread do not tell their noise: no difference is beyond it."""
+    folds = compare(info(0.9, 0.9, [0.90, 0.92]), info(0.92, 0.9, [0.92, 0.94]))
+    seeds = seeds_of([[0.5, 0.5], [0.4, 0.4]])
+    both = compare(seeds[0], seeds[2], among=seeds)
+    many = seeds_of([np.arange(5) / 10, np.arange(5) / 10 + 0.1])
+    pairs = compare(many[0], many[5], among=many)
+    for found, by in ((folds, "2 folds"), (both, "2 and 2 seeds"), (pairs, "5 pairs of seeds")):
+        assert found.difference is not None
+        assert (found.difference.beyond_noise, found.difference.p) == (False, 1)
+        assert f"{by} have no spread, so that their noise is not known" in found.verdicts()[0]
 
 
 def test_folds_that_differ_by_chance() -> None:
@@ -351,6 +366,28 @@ def seeds_of(scores: Any) -> list[RunInfo]:
         for kind, row in enumerate(scores)
         for seed, score in enumerate(row)
     ]  # fmt: skip
+
+
+def test_repeats_of_a_seed() -> None:
+    """Runs with one seed are one run of it; those that have not finished count where named."""
+    runs = seeds_of([[0.50, 0.50, 0.52], [0.40, 0.41, 0.43]])
+    for repeat, seed in ((runs[1], runs[0]), (runs[4], runs[3])):
+        repeat.record["sessions"][0]["args"] = seed.session["args"]
+    found = compare(runs[0], runs[3], among=runs).difference
+    expected = stats.ttest_ind([0.405, 0.43], [0.50, 0.52], equal_var=False)
+    assert found is not None
+    assert (found.by, found.interval) == (
+        "2 and 2 seeds", pytest.approx(expected.confidence_interval())
+    )  # fmt: skip
+    assert (
+        compare(runs[0], runs[3], among=[runs[1], runs[4]]).difference is None
+    )  # one seed of each
+    failed = dataclasses.replace(runs[5], state="failed")
+    without = compare(runs[0], runs[3], among=[*runs[:5], failed])
+    assert without.difference is None
+    assert "that have not finished are left out (1): name a run" in without.verdicts()[-1]
+    named = compare(runs[0], runs[3], failed, among=runs)
+    assert (named.left_out, named.differences[0].by) == (0, "2 and 2 seeds")
 
 
 @pytest.mark.parametrize("seeds", [3, sweep(6)])

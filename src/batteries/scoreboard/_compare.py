@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from batteries.scoreboard._noise import (
 from batteries.scoreboard._runs import Runs, run_info
 
 _SCORES = ("validation", "test")
+_UNFINISHED = ("running", "failed", "stopped", "killed")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Comparison:
         metric: What is compared; "" where the runs say several, or none.
         minimization: Whether lower is better; None where nothing says it.
         only_seeds: The pairs of runs whose arguments are the same, but for seeds.
+        left_out: How many runs of `among` would tell the noise of seeds, but have not finished.
     """
 
     names: Sequence[str]
@@ -56,6 +59,7 @@ class Comparison:
     metric: str = ""
     minimization: bool | None = None
     only_seeds: Sequence[tuple[int, int]] = ()
+    left_out: int = 0
 
     @property
     def difference(self) -> Difference | None:
@@ -75,11 +79,16 @@ class Comparison:
         ]
         found = [self.verdict(each) for each in self.differences]
         if not found and not same:
-            return [
+            found = [
                 "whether they differ is not known: it takes several runs of each that differ in "
                 "the seed alone, the scores of folds (record_scores(run, folds=...)), or "
                 "predictions (--predictions)"
             ]
+        if self.left_out:
+            found.append(
+                "runs of these configurations that have not finished are left out "
+                f"({self.left_out}): name a run to count it"
+            )
         return same + found
 
     def verdict(self, difference: Difference) -> str:
@@ -93,14 +102,17 @@ class Comparison:
         """
         first, second = (self.names[place] for place in difference.pair)
         value, low, high = shown([difference.value, *difference.interval], sign="+")
-        text = f"difference {value}, 95 % {low} to {high}"
+        is_known = math.isfinite(difference.interval[0])
+        text = f"difference {value}" + (f", 95 % {low} to {high}" if is_known else "")
         if difference.scores:
             one, other = shown(difference.scores)
             text = f"{self.metric or 'score'} of {first} {one}, of {second} {other}: {text}"
         if difference.of > 1:
             text += f" (of {difference.of} comparisons, by Holm)"
         by = difference.by
-        if not difference.beyond_noise:
+        if not is_known:
+            found = f"{by} have no spread, so that their noise is not known"
+        elif not difference.beyond_noise:
             found = f"the data cannot tell: not beyond the noise of {by}"
             if difference.needed:
                 unit = by.rpartition(" ")[2]
@@ -123,14 +135,14 @@ def compare(*runs: RunInfo | PathLike, among: Sequence[RunInfo | PathLike] = ())
     >>> compare(RunInfo("1", Path("1")), RunInfo("2", Path("2"))).code
     'the commit of one is not known'
 
-    A configuration is what runs share that differ in the seed alone. If there are several runs of
+    A configuration is what runs share that differ in the seed alone. If there are several seeds of
     two configurations, it is Welch's interval; if they have the same seeds, five or more, it is
     that of the pairs, which is right whether or not a seed does the same in both. Of several
     comparisons, Holm's procedure keeps the chance of one false verdict below 5 %.
 
     Args:
         among: Runs, of which those with the arguments of one of the runs, but for the seed, tell
-            the noise of seeds.
+            the noise of seeds. Those that have not finished are left out.
 
     Raises:
         ValueError: Fewer than two runs.
@@ -147,6 +159,13 @@ def compare(*runs: RunInfo | PathLike, among: Sequence[RunInfo | PathLike] = ())
     }
     pairs = pairs_of(len(infos))
     kinds = [configuration(info) for info in infos]
+    named = {info.path.resolve() for info in infos}
+    left_out = {
+        run.path.resolve()
+        for run in others
+        if run.state in _UNFINISHED and configuration(run) in kinds
+    } - named
+    others = [run for run in others if run.path.resolve() not in left_out]
     same = [(i, j) for i, j in pairs if kinds[i] == kinds[j] and kinds[i][0]]
     evidence = [
         by_seeds((i, j), infos[i], infos[j], [*infos, *others])
@@ -166,6 +185,7 @@ def compare(*runs: RunInfo | PathLike, among: Sequence[RunInfo | PathLike] = ())
         metric,
         lower,
         same,
+        len(left_out),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ _SAMPLES = 2000
 _SEED = 42
 _SEEDS = re.compile(r"(?i)(?:^|_)seeds?(?:_|$)|^random_state$")  # names of such arguments
 _ALPHA = 0.05
+_ROUNDED = 1e-12  # of a score
 _PAIRS = 5  # seeds, from which on the same ones are paired
 _POWER = 1.96 + 0.84  # standard errors that are seen in 80 of 100 cases
 
@@ -33,7 +35,8 @@ class Difference(NamedTuple):
     Attributes:
         interval: It has the true difference with a probability of 95 %. Of several differences, all
             that are called beyond noise are right with that probability (Holm 1979): their
-            intervals are wider.
+            intervals are wider. Without limits where the seeds or folds have no spread: their noise
+            is not known then.
         by: Whose noise it is: "5 folds", "300 rows", "3 and 4 seeds", "5 pairs of seeds".
         scores: Of the first and of the second: means, where there are several of each.
         p: The probability of such a difference or a larger one, if there was none.
@@ -75,7 +78,7 @@ def decided(found: Sequence[Evidence]) -> list[Difference]:
     """Holm's procedure: the smallest p against alpha / m, the next against alpha / (m - 1) ..."""
     alpha, order, level = 0.0, sorted(found, key=lambda each: each.p), dict[int, float]()
     for rank, each in enumerate(order):
-        # Behind the first that is not beyond noise none is: they have its level.
+        # After the first difference that is not beyond noise, all others get its level.
         alpha = (
             alpha if any(e.p > level[id(e)] for e in order[:rank]) else _ALPHA / (len(found) - rank)
         )
@@ -107,34 +110,35 @@ def _without_seed(value: Any) -> Any:
 
 def _seed_of(run: RunInfo) -> Any:
     pairs = run.arguments.items()
-    return tuple((name, value) for name, value in pairs if _SEEDS.search(name.rpartition(".")[2]))
+    return tuple((name, each) for name, each in pairs if any(map(_SEEDS.search, name.split("."))))
 
 
 def by_seeds(
     pair: tuple[int, int], first: RunInfo, second: RunInfo, among: Sequence[RunInfo]
 ) -> Evidence | None:
-    """Of two configurations, of which several runs are there."""
+    """Of two configurations, each with two seeds or more: of each seed the mean of its runs."""
     kinds = [configuration(run) for run in (first, second)]
     if kinds[0] == kinds[1] or not all(arguments for arguments, _ in kinds):
         return None
     known = {run.path.resolve(): run for run in (*among, first, second)}
-    groups = [
-        [(_seed_of(r), r.validation) for r in known.values() if configuration(r) == kind]
-        for kind in kinds
-    ]
-    scores = [np.array([s for _, s in group if s is not None], dtype=float) for group in groups]
-    if min(map(len, scores)) < 2:
+    groups = list[dict[Any, float]]()
+    for kind in kinds:
+        repeats: dict[Any, list[float]] = {}
+        for run in known.values():
+            if run.validation is not None and configuration(run) == kind:
+                repeats.setdefault(_seed_of(run), []).append(run.validation)
+        groups.append({seed: statistics.fmean(each) for seed, each in repeats.items()})
+    one, other = groups
+    if min(len(one), len(other)) < 2:
         return None
+    scores = [np.array([*group.values()]) for group in groups]
     means = float(scores[0].mean()), float(scores[1].mean())
-    one, other = (dict(group) for group in groups)
-    same = one.keys() == other.keys() and len(one) == len(scores[0]) == len(scores[1])
-    if same and len(one) >= _PAIRS:
-        gains = np.array([other[seed] - one[seed] for seed in one], dtype=float)
-        return _paired(pair, means, gains, f"{len(gains)} pairs of seeds")
-    by = f"{len(scores[0])} and {len(scores[1])} seeds"
-    value, spread = means[1] - means[0], max(map(np.ptp, scores))
-    if spread == 0:
-        return _certain(pair, means, by)
+    if one.keys() == other.keys() and len(one) >= _PAIRS:
+        return _paired(pair, [scores[0], [other[seed] for seed in one]], "pairs of seeds")
+    by = f"{len(one)} and {len(other)} seeds"
+    value = means[1] - means[0]
+    if not any(_has_spread(each, each) for each in scores):
+        return _without_spread(pair, means, by)
     stats: Any = import_optional("scipy.stats", needs="scipy", for_="compare by seeds")
     test = stats.ttest_ind(scores[1], scores[0], equal_var=False)
     variance = sum(float(each.var(ddof=1)) for each in scores)
@@ -145,19 +149,23 @@ def by_seeds(
 def by_folds(pair: tuple[int, int], first: RunInfo, second: RunInfo) -> Evidence | None:
     """Student's interval: a few folds are too few to be resampled."""
     folds = [folds_of(run) for run in (first, second)]
-    if not len(folds[0]) == len(folds[1]) > 1:
-        return None
-    means = float(np.mean(folds[0])), float(np.mean(folds[1]))
-    return _paired(pair, means, np.subtract(folds[1], folds[0]), f"{len(folds[0])} folds")
+    return _paired(pair, folds, "folds") if len(folds[0]) == len(folds[1]) > 1 else None
 
 
-def _paired(pair: tuple[int, int], means: tuple[float, float], gains: Any, by: str) -> Evidence:
-    if np.ptp(gains) == 0:
-        return _certain(pair, means, by)
+def _paired(pair: tuple[int, int], scores: Sequence[Any], unit: str) -> Evidence:
+    means, by = (float(np.mean(scores[0])), float(np.mean(scores[1]))), f"{len(scores[0])} {unit}"
+    gains = np.subtract(scores[1], scores[0])
+    if not _has_spread(gains, scores):
+        return _without_spread(pair, means, by)
     stats: Any = import_optional("scipy.stats", needs="scipy", for_=f"compare by {by}")
     test, value = stats.ttest_1samp(gains, 0), float(gains.mean())
     needed = _POWER**2 * float(gains.var(ddof=1)) / value**2 if value else math.inf
     return Evidence(pair, means, by, float(test.pvalue), _interval_of(test), needed)
+
+
+def _has_spread(values: Any, scores: Any) -> bool:
+    """Whether values of scores differ by more than what the scores are rounded by."""
+    return bool(np.ptp(values) > _ROUNDED * np.max(np.abs(scores)))
 
 
 def _interval_of(test: Any) -> Callable[[float], tuple[float, float]]:
@@ -168,10 +176,9 @@ def _interval_of(test: Any) -> Callable[[float], tuple[float, float]]:
     return interval
 
 
-def _certain(pair: tuple[int, int], means: tuple[float, float], by: str) -> Evidence:
-    """Without any spread."""
-    value = means[1] - means[0]
-    return Evidence(pair, means, by, float(value == 0), lambda _: (value, value), math.inf)
+def _without_spread(pair: tuple[int, int], means: tuple[float, float], by: str) -> Evidence:
+    """Equal values say nothing about noise: the interval has all differences in it."""
+    return Evidence(pair, means, by, 1.0, lambda _: (-math.inf, math.inf), math.inf)
 
 
 # ---------------------------------------------------------------- rows
