@@ -17,7 +17,7 @@ from test_cli import run
 from test_runs import log_run
 from test_scoreboard import make_run
 
-from batteries import CheckpointManager, get_logger, start_run
+from batteries import CheckpointManager, JsonLinesLogger, get_logger, start_run
 from batteries.scoreboard import find_run, record_scores
 
 PROGRAM = """
@@ -157,6 +157,50 @@ def test_prune() -> None:
     with start_run("runs") as running:
         CheckpointManager(running).process(0.1, 1, {"epoch": 1})
         assert "no checkpoints are to be removed" in run("prune", "--state", "running").output
+
+
+def test_what_may_be_running_is_not_pruned() -> None:
+    """Another run inside a failed one stays, and one without a record unless it is asked for."""
+    outer = start_run("runs")
+    with start_run(outer.path / "trial") as inner:
+        CheckpointManager(inner).process(0.1, 1, {"epoch": 1})
+        JsonLinesLogger(inner).log_metrics({"loss": 1.0}, 1)
+        outer.close("failed")
+        found = find_run(outer)
+        assert (found.state, found.stages, found.metrics) == ("failed", [], {})
+        assert "no checkpoints" in run("prune", "--state", "failed", "--yes").output
+    bare = make_run([0.5])
+    (bare / "run.json").unlink()
+    assert "1 runs without a record that can" in run("prune", "--keep-best", "0", "--yes").output
+    assert list(bare.rglob("*.pth"))
+    assert "Invalid value for '--state'" in run("prune", "--state", "faild", code=2).output
+    run("prune", "--state", "unknown", "--yes")
+    assert not list(bare.rglob("*.pth"))
+
+
+def test_one_bad_file_hides_nothing() -> None:
+    """A log, checksums or a stage that cannot be read are told, and all else is shown and done."""
+    for score in (0.5, 0.9):
+        make_run([score], {"lr": score})
+    for name in ("log.txt", "checksums.jsonl"):
+        Path("runs/001", name).mkdir()
+        Path("runs/002", name).touch()
+    path = Path("runs/001/run.json")
+    record = json.loads(path.read_text())
+    told = {"metric": "accuracy", "score": 1.0, "minimization": False}
+    bad = (("../002", 1), (str(Path("runs/002").resolve()), 1), ("far", 10**30), ("out", 1))
+    record["sessions"][0]["stages"] = [{"stage": s, "epoch": e, **told} for s, e in bad]
+    path.write_text(json.dumps(record))
+    shown = run("show", "1").output
+    assert "Is a directory: 'runs/001/log.txt'" in shown
+    assert shown.count("has a stage that no run has") == 3
+    assert "exp_1.pth" in shown
+    compared = run("compare", "1", "2").output
+    assert "0.9000" in compared
+    assert "Is a directory: 'runs/001/checksums.jsonl'" in compared
+    Path("runs/001/out").symlink_to(Path().resolve())
+    assert "001 is left out: " in run("prune", "--keep-best", "0", "--yes").output
+    assert {path.parts[1] for path in Path("runs").rglob("*.pth")} == {"001"}
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "parquet"])

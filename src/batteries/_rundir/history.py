@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 from batteries._files import PathLike, naming, write_whole
 from batteries._foreign import Most, check, is_epoch, is_number, parse_json, read_regular
 from batteries._rundir.names import CHECKPOINTS
+from batteries._rundir.record import files_of
 
 NAME = "metrics.json"
 _PAGE = 4096  # bytes of a file that a killed process has written all or none of
@@ -58,20 +58,6 @@ def read_history(path: PathLike, inside: PathLike | None = None) -> History:
     return History(memory["metric_name"], memory["metric_minimization"], rows, foreign)
 
 
-def find_histories(run: PathLike, depth: int = 2) -> Iterator[Path]:
-    """The files of a run: in its directory, and two levels below."""
-    try:
-        with os.scandir(run) as entries:
-            inside = list(entries)
-    except OSError:
-        return
-    for entry in inside:
-        if entry.name == NAME:
-            yield Path(entry.path)
-        elif depth and entry.is_dir(follow_symlinks=False):
-            yield from find_histories(entry.path, depth - 1)
-
-
 def stage_of(file: Path, run: Path) -> str:
     """What the stage of a file is called: its directory, without the one of checkpoints."""
     parts = file.parent.relative_to(run).parts
@@ -88,7 +74,7 @@ def best_row(metric: str, minimization: bool, rows: list[Row]) -> Row | None:
 def summaries(run: Path) -> list[dict[str, Any]]:
     """The best epoch of each stage: what the record keeps, if somebody removes the checkpoints."""
     found = []
-    for file in sorted(find_histories(run)):
+    for file in sorted(files_of(run, NAME)):
         with suppress(OSError, ValueError):
             metric, minimization, rows, _ = read_history(file, inside=run)
             if best := best_row(metric, minimization, rows):

@@ -8,6 +8,7 @@ import os
 import platform
 import time
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,22 @@ def state_of(run: PathLike, record: dict[str, Any]) -> str:
         age = abs(time.time() - Path(run, NAME).stat().st_mtime)
         alive = age < 2 * WATCH or (age < _LONG_AGO and shows_life(run))
     return "running" if alive else "killed"
+
+
+def files_of(run: PathLike, name: str, depth: int = 2, *, inside: bool = False) -> Iterator[Path]:
+    """The files of a run by a name: in its directory and two levels below, not of other runs."""
+    try:
+        with os.scandir(run) as entries:
+            found = list(entries)
+    except OSError:
+        return
+    if inside and any(entry.name == NAME for entry in found):
+        return
+    for entry in found:
+        if entry.name == name:
+            yield Path(entry.path)
+        elif depth and entry.is_dir(follow_symlinks=False):
+            yield from files_of(entry.path, name, depth - 1, inside=True)
 
 
 # ---------------------------------------------------------------- signs of life

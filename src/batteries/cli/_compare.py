@@ -59,7 +59,14 @@ def compare(
     among = [run for place in above for run in scoreboard.read_runs(place)]
     found = scoreboard.compare(*infos, among=among)
     both = [(infos[0].path, other.path) for other in infos[1:]]
-    partings = [each for pair in both if (each := scoreboard.first_difference(*pair))]
+    partings = []
+    for pair in both:
+        try:
+            parting = scoreboard.first_difference(*pair)
+        except (OSError, ValueError) as error:
+            say(str(error), err=True)
+        else:
+            partings += [parting] if parting else []
     by_rows = None
     if predictions is not None:
         by_rows = _by_rows(found, [info.path / predictions for info in infos],

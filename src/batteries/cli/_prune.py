@@ -18,13 +18,16 @@ from batteries.cli._tables import print_table
 if TYPE_CHECKING:
     from batteries.scoreboard import RunInfo
 
+_STATES = ("finished", "stopped", "failed", "killed", "unknown", "unreadable", "running")
 _NAMES = ("best.pth", "last.pth", "best.dcp", "last.dcp")
 
 
 @main.command()
 @click.argument("logdir", default="runs", type=click.Path(exists=True, file_okay=False))
-@click.option("--keep-best", type=click.IntRange(0), metavar="N", help="Those of other runs.")
-@click.option("--state", help="Those of runs in a state, such as failed.")
+@click.option(
+    "--keep-best", type=click.IntRange(0), metavar="N", help="Those of all runs but the best N."
+)
+@click.option("--state", type=click.Choice(_STATES), help="Those of runs in this state.")
 @click.option("--filter", "filters", multiple=True, metavar="CONDITION", help="As in `runs`.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def prune(
@@ -33,8 +36,8 @@ def prune(
     """List, and after a yes remove, checkpoints of the runs that all rules name.
 
     Scores, logged lines, records and all other files stay. Runs that are running are never named,
-    and with --keep-best none whose score is not known. If runs have several metrics, the best N
-    of each stay.
+    and with --keep-best none whose score is not known. A run without a record may be running: only
+    --state unknown (or unreadable) names it. If runs have several metrics, the best N of each stay.
 
     \b
     batteries prune runs --keep-best 3
@@ -44,11 +47,18 @@ def prune(
         raise click.UsageError("expected a rule: --keep-best, --state or --filter")
     found = read(logdir)
     named = [run for run in found.where(*filters) if run.state != "running"]
-    named = [run for run in named if state is None or run.state == state]
+    if state is None:
+        sure = [run for run in named if run.state not in ("unknown", "unreadable")]
+        if left_out := len(named) - len(sure):
+            say(f"{left_out} runs without a record that can be read are left out, as they may be "
+                "running: --state unknown or --state unreadable names them", err=True)  # fmt: skip
+        named = sure
+    else:
+        named = [run for run in named if run.state == state]
     if keep_best is not None:
         kept = _best(list(found.best_first()), keep_best)
         named = [run for run in named if run.name not in kept]
-    files = {run.name: list(_files(run)) for run in named}
+    files = {run.name: _files_or_why(run) for run in named}
     rows = [
         {"run": run.name, "validation": run.validation, "state": run.state}
         | {"files": len(files[run.name]), "bytes": _size(files[run.name])}
@@ -79,6 +89,15 @@ def _best(runs: list[RunInfo], number: int) -> set[str]:
         if counts[key] <= number:
             kept.add(run.name)
     return kept
+
+
+def _files_or_why(run: RunInfo) -> list[Path]:
+    """The checkpoints of a run; none, and a line that says why, where they cannot be listed."""
+    try:
+        return list(_files(run))
+    except (OSError, ValueError) as error:
+        say(f"{run.name} is left out: {error}", err=True)
+        return []
 
 
 def _files(run: RunInfo) -> Iterator[Path]:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from batteries._files import PathLike, check_inside
-from batteries._foreign import open_regular
-from batteries._rundir.history import best_row, find_histories, read_history, stage_of
+from batteries._foreign import brief, is_epoch, open_regular
+from batteries._rundir.history import NAME as METRICS
+from batteries._rundir.history import best_row, read_history, stage_of
 from batteries._rundir.names import LOG, checkpoint_name, is_diff
-from batteries._rundir.record import NAME, read_record, state_of
+from batteries._rundir.record import NAME, files_of, read_record, state_of
 from batteries._rundir.scores import NAME as SCORES
 from batteries._rundir.scores import read_scores
 from batteries.scoreboard._series import Logged, Metric, Series, read_logged
@@ -184,7 +185,11 @@ class RunInfo:
 
     def log(self, most: int) -> tuple[str, int]:
         """The last so many bytes of `log.txt`, and how many are before them."""
-        return read_text(self.path / LOG, most, tail=True)
+        problems: list[str] = []
+        with _telling(self.path / LOG, problems):
+            return read_text(self.path / LOG, most, tail=True)
+        self.problems.extend(text for text in problems if text not in self.problems)
+        return "", 0
 
     # ---------------------------------------------------------------- scores
 
@@ -282,12 +287,12 @@ def read_run(path: PathLike, name: str | None = None) -> RunInfo:
         state = state_of(path, record) if record else "unknown"
     with _telling(path / SCORES, problems):
         scores = read_scores(path)
-    for file in sorted(find_histories(path), key=_changed):
+    for file in sorted(files_of(path, METRICS), key=_changed):
         with _telling(file, problems):
             own = read_history(file, inside=path)[:3]
             stages.append(Stage(stage_of(file, path), file.parent, *own))
     known = {stage.name for stage in stages}
-    stages = [stage for stage in _recorded(path, record) if stage.name not in known] + stages
+    stages = [s for s in _recorded(path, record, problems) if s.name not in known] + stages
     if problems and state == "unknown":
         state = "unreadable"
     return RunInfo(name or str(path), path, record, state, stages, scores, problems)
@@ -327,14 +332,20 @@ def _telling(file: Path, problems: list[str]) -> Iterator[None]:
         problems.append(text[:_LONG])
 
 
-def _recorded(run: Path, record: dict[str, Any]) -> Iterator[Stage]:
+def _recorded(run: Path, record: dict[str, Any], problems: list[str]) -> Iterator[Stage]:
     """What the record has of stages: the scores, if somebody removes the checkpoints."""
     stages: dict[str, dict[str, Any]] = {}
     for session in record.get("sessions", []):
         stages |= {told.get("stage", ""): told for told in session.get("stages", [])}
     needed = {"metric", "minimization", "score", "epoch"}
     for name, told in stages.items():
-        if needed <= told.keys():
+        if (
+            Path(name).is_absolute()
+            or ".." in Path(name).parts
+            or not is_epoch(told.get("epoch", 0))
+        ):
+            problems.append(f"{run / NAME} has a stage that no run has: {brief(name)}"[:_LONG])
+        elif needed <= told.keys():
             rows = [{"epoch": told["epoch"], told["metric"]: told["score"]}]
             own = (told["metric"], told["minimization"], rows, told.get("epochs", 1))
             yield Stage(name, run / name, *own)

@@ -14,6 +14,7 @@ import numpy as np
 
 from batteries._foreign import LARGEST
 from batteries._rundir.lines import NAME, told_lines
+from batteries._rundir.record import files_of
 
 _METRICS = 1000  # of one run
 _ITEMS = 10_000  # figures, histograms and texts of one run
@@ -109,7 +110,7 @@ def read_logged(run: Path, problems: list[str]) -> Logged:
         problems: What cannot be read is added to it.
     """
     reader = _Reader(run, problems)
-    for path in sorted(path for below in ("", "*/", "*/*/") for path in run.glob(below + NAME)):
+    for path in sorted(files_of(run, NAME)):
         # A stage has its own in metrics/<stage>.
         place = [part for part in path.parent.relative_to(run).parts if part != "metrics"]
         for lines in told_lines(path, run, problems):
