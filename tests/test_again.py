@@ -79,12 +79,47 @@ def test_the_code_of_the_run() -> None:
     assert "was changed: git worktree remove" in run("rerun", "1", code=1).output
 
 
+def test_a_foreign_repository_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repository whose configuration names programs is asked for code only where the user is."""
+    recorded()
+    Path("code/.gitattributes").write_text("*.py filter=evil")
+    git("-C", "code", "config", "filter.evil.clean", f"touch {Path('ran').resolve()}; cat")
+    Path("code/train.py").write_text(PROGRAM.replace("changed", "else"))
+    assert "by which git may run programs: cd /" in run("rerun", "1", code=1).output
+    assert not Path("ran").exists()
+    run("rerun", "1", "--current-code")
+    monkeypatch.chdir("code")
+    assert "worktree add" in run("rerun", "../work/runs/001").output
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="needs Python that has a safe path")
+def test_modules_of_the_run() -> None:
+    """`python -m` takes module and packages of the run's code, and runs where it ran."""
+    Path("code/src").mkdir(parents=True)
+    module, package = Path("code/trained.py"), Path("code/src/packaged.py")
+    module.write_text(
+        "from packaged import NAME\n" + PROGRAM.replace("{VERSION}", "{NAME} {VERSION}")
+    )
+    package.write_text("NAME = 'old'")
+    git("init", "code")
+    git("-C", "code", "add", ".")
+    git("-C", "code", "commit", "-m", "first")
+    path = os.pathsep.join(["src", *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "RECORD": "1", "PYTHONPATH": path}
+    warm.run([sys.executable, "-m", "trained"], cwd="code", env=environment, check=True)
+    module.write_text("raise SystemExit('new')")
+    package.write_text("NAME = 'new'")
+    run("resume", "1", "--yes")
+    assert Path("code/out.txt").read_text() == "old changed [] code"
+
+
 def test_secrets_are_given_again() -> None:
     """A secret of the command is not recorded; the command does not run until it is given again."""
     recorded("--token", "t0p-5ecret", "--lr", "1")
     assert "t0p" not in Path("work/runs/001/run.json").read_text()
     output = run("rerun", "1", "--yes", code=1).output
     assert "secrets of the command were not recorded (***): give them again" in output
+    assert "were not recorded" not in run("rerun", "1", "--", "--token", "***").output
     run("rerun", "1", "--yes", "--", "--token", "t1")
     assert Path("work/out.txt").read_text() == "changed ['--lr', '1', '--token', 't1'] work"
 
@@ -96,7 +131,9 @@ def test_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     variable = run("resume", "1", "--current-code").output.splitlines()[1].split()[0]
     name, path = variable.split("=")
     monkeypatch.setenv(name, path)
-    with start_run("elsewhere", new=True) as other:
+    with pytest.warns(match="asks for .*001, which is not in .*elsewhere: another run begins"):
+        other = start_run("elsewhere", new=True)
+    with other:
         assert not other.resumed
     with start_run("runs", {"lr": 3}, new=True) as again:
         assert (again.path.resolve(), again.resumed) == (first.path.resolve(), True)
@@ -213,5 +250,9 @@ def test_export(kind: str) -> None:
     table, values = read(f"table.{kind}"), read(f"values.{kind}")
     assert table["lr"].to_list() == [0.1]
     assert table["run"].dtype == values["run"].dtype == pl.String
+    assert table["run"].to_list() == values["run"].unique().to_list() == ["runs/001"]
     assert values.filter(pl.col("metric") == "valid/loss")["value"].to_list() == [0.5, 0.3]
+    make_run([0.5])
+    run("export", "runs/002", "--metrics", "-o", "none.csv")
+    assert Path("none.csv").read_text() == "run,metric,step,time,value\n"
     assert "expected .csv, .json or .parquet" in run("export", "-o", "table.xls", code=1).output

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import pty
 import re
@@ -80,7 +81,8 @@ def test_last_and_best() -> None:
     by_name = run("runs", "--columns", "run,valid/loss", "--sort=-run", *lower).output
     assert by_name.splitlines()[1].split() == ["run", "valid/loss.best"]
     unknown = run("runs", "--best", "valid/loss", code=1).output
-    assert "--minimize or --maximize valid/loss" in " ".join(unknown.split())
+    assert "--minimize valid/loss or --maximize valid/loss" in " ".join(unknown.split())
+    assert "--maximize valid/loss\n" in run("runs", "--last", "valid/loss", code=1).output
 
 
 def test_groups_of_runs() -> None:
@@ -103,6 +105,25 @@ def test_tables_of_papers() -> None:
     words = ("runs", "--columns", "a_b")
     assert run(*words, "--markdown").output == "| a_b |\n| --- |\n| x\\|y & 50% |\n"
     assert r"x|y \& 50\% \\" in run(*words, "--latex").output
+
+
+def test_odd_tables() -> None:
+    """What is not finite is null in JSON; a table without rows has its heading."""
+    log_run({"lr": math.inf}, [math.nan])
+    log_run({"lr": 0.5}, [0.5])
+    for words in (("show", "1"), ("compare", "1", "2"), ("runs", "runs")):
+        assert not {"NaN", "Infinity"} & set(re.findall(r"\w+", run(*words, "--json").output)), (
+            words
+        )
+    for kind, head in (("latex", "run & lr"), ("markdown", "| run | lr |"), ("csv", "run,lr")):
+        empty = ("runs", "--filter", "run=9", "--columns", "run,lr", f"--{kind}")
+        assert head in run(*empty).output
+        assert "lr" in run(*empty, "--group-by", "lr").output
+    assert run("runs", "runs/001", "--csv").output.splitlines()[1].startswith("runs/001,")
+    Path("runs/001/log.txt").write_text("one\ntwo\n")
+    for lines, shown in ((0, []), (1, ["two"]), (5, ["one", "two"])):
+        assert json.loads(run("show", "1", "--json", "--lines", f"{lines}").output)["log"] == shown
+    assert "99999 is not in the range" in run("report", "--watch", "--port", "99999", code=2).output
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 300])
@@ -186,6 +207,12 @@ def test_score() -> None:
     assert "written; 1 submission\n" in run(*words, "--private", "0.8").output
     assert all(word in run("show", "3").output for word in ("with warmup", "a.csv", "0.8000"))
     assert "runs/002/scores.json is written" in run("score", "2", "--test", "0.9").output
+    private = ("score", "1", "--leaderboard", "0.6", "--name", "private")
+    run(*private)
+    run("score", "1", "--metric", "auc", "--maximize")
+    scores = json.loads(Path("runs/001/scores.json").read_text())
+    assert (scores["leaderboard"], scores["metric"]) == ({"private": 0.6}, "auc")
+    assert "are the same score" in run(*private, "--private", "0.5", code=2).output
     nearest = run("score", "22", "--logdir", "runs", "--test", "1", code=1).output
     assert "there is no run 22; the nearest: runs/002" in nearest
     assert "expected a finite number" in run("score", "runs/002", "--test", "nan", code=1).output

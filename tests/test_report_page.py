@@ -278,7 +278,7 @@ def test_nothing_without_the_secret(tmp_path: Path) -> None:
     host, secret = address.split("/")[2:4]
 
     def status(target: str, name: str = host) -> int:
-        with socket.create_connection(server.server_address[:2], timeout=60) as connection:
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
             request = f"GET {target} HTTP/1.0\r\nHost: {name}\r\n\r\n"
             connection.sendall(request.encode())
             return int(connection.makefile().readline().split()[1])

@@ -39,6 +39,7 @@ from batteries import (
 )
 from batteries._backends import adopt_backends
 from batteries._masking import masked, masked_command
+from batteries._run import _launch
 from batteries._rundir import record as run_record
 from batteries._rundir.record import read_record, state_of, write_record
 from batteries._rundir.scores import read_scores
@@ -734,3 +735,17 @@ def test_a_finished_run_with_more_epochs(args: dict[str, Any], warns: bool) -> N
             assert run.resumed
     with start_run("runs", {"lr": 0.1, "train": {"num_epochs": 30}}, new=True):
         pass
+
+
+def test_words_of_a_program_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torchrun's own -u for Python is left out of the command, and a -u of the program stays."""
+    for name, value in (
+        ("TORCHELASTIC_RUN_ID", "1"),
+        ("LOCAL_WORLD_SIZE", "2"),
+        ("WORLD_SIZE", "2"),
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["train.py", "-u", "ann"])
+    monkeypatch.setattr("sys.orig_argv", [sys.executable, "-u", "train.py", "-u", "ann"])
+    assert _launch()["launch"][-3:] == ["train.py", "-u", "ann"]
+    assert _launch()["launch"][-4] == "--nnodes=1"

@@ -331,10 +331,22 @@ def test_gaps() -> None:
     assert found.interval is not None
     assert found.correlation is not None
     assert found.interval[0] < found.correlation < found.interval[1]
-    assert "is not shown by 12 runs" in found.verdict
+    assert "12 runs are too few to show that test follows validation" in found.verdict
     [few] = check_gaps([info(0.5, 0.4)] * 3)
     assert few.correlation is None
     assert few.verdict.startswith("too few to say whether test moves with validation")
+
+
+def test_the_gap_of_a_run() -> None:
+    """The gap of a run is that of its row, also where the score is of stages or was told."""
+    path = make_run([0.9], stage="fold_0")
+    add_stage(path, [0.8], "accuracy", "fold_1")
+    record_scores(path, test=0.7)
+    assert check_gap(path) == [
+        "test - validation is -0.1500, outside the spread of 2 folds (0.8000 to 0.9000)"
+    ]
+    [found] = check_gap(info(0.95, 0.9, [0.8, 0.9]))
+    assert found.startswith("test - validation is -0.0500, inside the spread of 2 folds")
 
 
 def test_one_equal_score() -> None:
@@ -376,12 +388,10 @@ def test_repeats_of_a_seed() -> None:
     found = compare(runs[0], runs[3], among=runs).difference
     expected = stats.ttest_ind([0.405, 0.43], [0.50, 0.52], equal_var=False)
     assert found is not None
-    assert (found.by, found.interval) == (
-        "2 and 2 seeds", pytest.approx(expected.confidence_interval())
-    )  # fmt: skip
-    assert (
-        compare(runs[0], runs[3], among=[runs[1], runs[4]]).difference is None
-    )  # one seed of each
+    assert found.by == "2 and 2 seeds"
+    assert found.interval == pytest.approx(expected.confidence_interval())
+    one_seed_each = [runs[1], runs[4]]
+    assert compare(runs[0], runs[3], among=one_seed_each).difference is None
     failed = dataclasses.replace(runs[5], state="failed")
     without = compare(runs[0], runs[3], among=[*runs[:5], failed])
     assert without.difference is None

@@ -194,10 +194,11 @@ def start_run(
     whatever its code: Python does not tell it. Secrets are masked.
 
     A run goes on with the arguments that it has, or where that is asked for by its own directory;
-    with others it is an error that says which differ. A finished run does not go on, unless by its
-    own directory: if all that differs is more epochs or steps, a warning says so. In a notebook, a
-    call ends the run that an earlier call began there ("stopped"), and goes on with it. All ranks
-    call it and get the same directory; rank 0 writes.
+    with others it is an error that says which differ. A finished run goes on only by its own
+    directory; otherwise a new run begins. A warning says so if the new run differs from the
+    finished one only in more epochs or steps. In a notebook, a call ends the run that an earlier
+    call began there ("stopped"), and goes on with it. All ranks call it and get the same directory;
+    rank 0 writes.
 
     Args:
         logdir: The directory of numbered runs, of which the newest goes on, unless it has finished;
@@ -303,7 +304,8 @@ def _launch() -> dict[str, Any]:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         here, all_ = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
         nodes = [f"--nproc-per-node={here}", f"--nnodes={all_ // here}"]
-        words = ["-m", "torch.distributed.run", *nodes, *(w for w in words if w != "-u")]
+        before = [word for word in words[: len(words) - len(own)] if word != "-u"]  # the launcher's
+        words = ["-m", "torch.distributed.run", *nodes, *before, *own]
     program = getattr(sys.modules.get("__main__"), "__file__", None)
     return {
         "launch": masked_command([sys.executable, *words]),
@@ -318,6 +320,13 @@ def _asked_for(logdir: Path) -> Path | None:
     if run and logdir.resolve() in (Path(run).parent.resolve(), Path(run).resolve()):
         del os.environ[RESUMED]
         return Path(run)
+    if run:
+        warnings.warn(
+            f"{RESUMED} asks for {run}, which is not in {logdir.resolve()}: another run begins "
+            "there. If the log directory of the program is relative, start the program in the "
+            "directory that `batteries resume` prints",
+            stacklevel=5,
+        )
     return None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ import click
 from batteries._digits import shown
 from batteries._optional import import_optional
 from batteries.cli._group import as_json_option, logdir_option, main, say
-from batteries.cli._tables import print_table
+from batteries.cli._tables import dumped, print_table
 
 if TYPE_CHECKING:
     from batteries.scoreboard import Comparison, Parting
@@ -97,7 +96,7 @@ def _print_json(
         "verdicts": verdicts,
         "partings": [parting._asdict() for parting in partings],
     }
-    click.echo(json.dumps(told, indent=1, default=str))
+    click.echo(dumped(told))
 
 
 def _print_tables(found: Comparison) -> None:

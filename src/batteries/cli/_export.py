@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import click
 
 from batteries._files import write_whole
 from batteries.cli._group import main, read, say
-from batteries.cli._tables import as_csv, as_json
+from batteries.cli._tables import as_csv, dumped
 
 
 @main.command()
@@ -28,11 +27,12 @@ def export(logdir: str, output: str, metrics: bool) -> None:
     if kind not in (".csv", ".json", ".parquet"):
         raise ValueError(f"{output} ends with {kind!r}; expected .csv, .json or .parquet")
     runs = read(logdir)
+    paths = {run.name: str(run.path) for run in runs}
     with write_whole(Path(output)) as file:
         if kind == ".parquet":
-            (runs.metrics() if metrics else runs.table()).write_parquet(file)
+            frame = runs.metrics() if metrics else runs.table()
+            frame.with_columns(frame["run"].replace(paths)).write_parquet(file)
         else:
-            write: Callable[[Any], str] = as_csv if kind == ".csv" else as_json
             rows: list[dict[str, Any]] = [
                 {"run": run.name, "metric": name, "step": step, "time": time, "value": value}
                 for run in (runs if metrics else ())
@@ -40,8 +40,9 @@ def export(logdir: str, output: str, metrics: bool) -> None:
                 for step, time, value in zip(one.steps, one.times, one.values, strict=True)
             ]
             rows = rows if metrics else runs.rows()
-            paths = [{**row, "run": f"{Path(logdir) / row['run']}"} for row in rows]
-            file.write(write(paths).encode())
+            rows = [{**row, "run": paths[row["run"]]} for row in rows]
+            names = ["run", "metric", "step", "time", "value"] if metrics else runs.columns
+            file.write((as_csv(rows, names) if kind == ".csv" else dumped(rows)).encode())
     for run in runs:
         for problem in run.problems:
             say(f"{run.name}: {problem}", err=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from batteries.cli._group import as_json_option, main, say
+from batteries.cli._tables import dumped
 
 
 @main.command()
@@ -24,9 +23,7 @@ def gaps(logdir: str, as_json: bool) -> None:
     checks = check_gaps(found)
     if as_json:
         each = {run.name: check_gap(run) for run in found if check_gap(run)}
-        click.echo(
-            json.dumps({"all": [check._asdict() for check in checks], "runs": each}, indent=1)
-        )
+        click.echo(dumped({"all": [check._asdict() for check in checks], "runs": each}))
         return
     for run in found:
         for line in check_gap(run):

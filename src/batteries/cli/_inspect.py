@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from batteries.cli._group import as_json_option, main, say
-from batteries.cli._tables import print_table
+from batteries.cli._tables import dumped, print_table
 
 
 @main.command()
@@ -26,7 +26,7 @@ def inspect(checkpoint: str, as_json: bool) -> None:
     values, tensors = _outlined(peek(checkpoint))
     if as_json:
         values = {name: _for_json(value) for name, value in values.items()}
-        click.echo(json.dumps({"values": values, "tensors": tensors}, indent=1, default=str))
+        click.echo(dumped({"values": values, "tensors": tensors}))
         return
     for name, value in values.items():
         say(f"{name}: {value}")

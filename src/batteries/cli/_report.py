@@ -11,7 +11,9 @@ from batteries.cli._group import main
 @click.argument("logdir", default="runs", type=click.Path(exists=True, file_okay=False))
 @click.option("-o", "--output", default="report.html", show_default=True)
 @click.option("--watch", is_flag=True, help="Serve it on this machine, as runs go on.")
-@click.option("--port", default=0, help="Of --watch; default: a free one.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="Of --watch; default: a free one."
+)
 def report(logdir: str, output: str, watch: bool, port: int) -> None:
     """Write the runs below LOGDIR as one page, for a browser.
 

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from batteries.scoreboard import RunInfo
 
 _MASK = "***"  # what a record has in place of a secret
+_PLAIN = re.compile(  # what a repository may have configured, for git to run no program of its own
+    r"(core\.(repositoryformatversion|filemode|bare|logallrefupdates|ignorecase|symlinks|autocrlf|eol"
+    r"|precomposeunicode)|user\.(name|email)|remote\..*\.(url|fetch)|branch\..*\.(remote|merge)"
+    r"|init\.defaultbranch)",
+    re.IGNORECASE,
+)
 
 
 @dataclass
@@ -113,8 +119,9 @@ def _planned(run: RunInfo, words: Sequence[str], current_code: bool) -> _Plan:
     if len(launch) < 2 or any("ipykernel" in word for word in launch[:4]):
         raise LookupError(f"{run.path} was made in a notebook or a console, which has no command")
     directory = session.get("directory") or os.fspath(Path.cwd())
-    plan = _Plan(directory, [*_with_secrets(launch, words), *words])
-    masked = [word for word in plan.command if _MASK in word]
+    known = _with_secrets(launch, words)
+    plan = _Plan(directory, [*known, *words])
+    masked = [word for word in known if _MASK in word]
     if masked:
         plan.obstacles.append(
             f"secrets of the command were not recorded ({', '.join(masked)}): give them again "
@@ -168,6 +175,11 @@ def _check_out(run: RunInfo, plan: _Plan) -> None:
     top = _git(Path(program).parent, "rev-parse", "--show-toplevel")
     if top and Path(top).resolve().is_relative_to(run.path.resolve()):
         raise ValueError(f"{run.path} has a git repository in it, which is not asked for its code")
+    if top is not None and not _is_trusted(Path(top)):
+        raise ValueError(
+            f"{top} has submodules or a configuration of its own, by which git may run programs: "
+            f"cd {top} first if you trust it, or add --current-code"
+        )
     if top is None or _git(Path(top), "cat-file", "-e", f"{commit}^{{commit}}") is None:
         plan.notes.append(f"commit {commit[:8]} is not here: the program is as it is now")
         return
@@ -191,22 +203,47 @@ def _check_out(run: RunInfo, plan: _Plan) -> None:
         plan.notes.append(f"secrets in {run.diff} are masked: put them into {worktree}")
     if untracked := git.get("untracked"):
         plan.notes.append(f"untracked files were not recorded: {', '.join(map(str, untracked))}")
-    _move(plan, Path(program), Path(top), worktree)
+    _move(plan, run.session, Path(program), Path(top), worktree)
 
 
-def _move(plan: _Plan, program: Path, top: Path, worktree: Path) -> None:
+def _is_trusted(top: Path) -> bool:
+    """Whether the user works in a repository, or git runs no program that it names."""
+    if Path.cwd().resolve().is_relative_to(top.resolve()):
+        return True
+    known = _git(top, "config", "--local", "--name-only", "--list")
+    files = _git(top, "ls-files", "--stage")
+    if known is None or files is None or re.search("^160000 ", files, re.MULTILINE):
+        return False
+    return all(map(_PLAIN.fullmatch, known.splitlines()))
+
+
+def _move(plan: _Plan, session: dict[str, Any], program: Path, top: Path, worktree: Path) -> None:
     """Run the program that is in the worktree, in the directory of the run."""
-    own = str(worktree / program.resolve().relative_to(Path(top).resolve()))
+    top, here = top.resolve(), Path(plan.directory).resolve()
+
+    def moved(place: Path) -> Path:
+        place = place.resolve()
+        return worktree / place.relative_to(top) if place.is_relative_to(top) else place
+
+    places = [worktree / "src", worktree]  # packages of the repository are imported from there
     for number, word in enumerate(plan.command[1:], start=1):
-        if Path(plan.directory, word).resolve() == program.resolve():
-            plan.command[number] = own
-            return
-    with_module = Path(plan.directory).resolve()
-    if with_module.is_relative_to(Path(top).resolve()):  # python -m looks in its own directory
-        plan.directory = str(worktree / with_module.relative_to(Path(top).resolve()))
-        plan.notes.append(f"python -m finds its code where it runs: in {plan.directory}")
-        return
-    plan.obstacles.append(f"{program} is not named by the command: start it by {own}")
+        if here.joinpath(word).resolve() == program.resolve():
+            plan.command[number] = str(moved(program))
+            break
+    else:  # python -m, which looks where it runs
+        if not here.is_relative_to(top):
+            own = moved(program)
+            plan.obstacles.append(f"{program} is not named by the command: start it by {own}")
+        if str(session.get("python")).startswith("3.10."):
+            plan.obstacles.append(
+                "python -m of Python 3.10 takes the code of the directory where it runs: check out "
+                f"{top} there as it was, or add --current-code"
+            )
+        places.insert(0, moved(here))
+        plan.variables["PYTHONSAFEPATH"] = "1"
+    told = (session.get("variables") or {}).get("PYTHONPATH") or os.environ.get("PYTHONPATH")
+    places += [moved(here / each) for each in str(told or "").split(os.pathsep) if each]
+    plan.variables["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(map(str, places)))
 
 
 def _is_at(directory: Path, run: Path, commit: str, diff: bytes) -> bool:

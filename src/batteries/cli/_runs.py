@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from batteries.cli._group import as_json_option, main, read, say
-from batteries.cli._tables import as_csv, as_json, as_latex, as_markdown, print_table
+from batteries.cli._tables import as_csv, as_latex, as_markdown, dumped, print_table
 
 if TYPE_CHECKING:
     from batteries.scoreboard import Runs
@@ -73,6 +72,7 @@ def runs(
     shown, column = _ranked(found.where(*filters), best, last, sort)
     if group_by:
         rows: Sequence[dict[str, Any]] = _groups(shown, group_by.split(","), column)
+        names = list(rows[0]) if rows else group_by.split(",")
     else:
         rows = shown.rows()
         if columns:
@@ -83,7 +83,12 @@ def runs(
             names = _default(shown, rows, column)
         rows = [{name: row[name] for name in names} for row in rows]
     exact = {name.removesuffix("args.") for run in found for name in run.arguments}
-    _print(_title(logdir, shown, column), logdir, rows, exact, **formats)
+    if (
+        formats["as_csv"] and not group_by
+    ):  # "runs/001": of "001" its reader would make the number 1
+        paths = {run.name: str(run.path) for run in shown}
+        rows = [{**row, "run": paths[row["run"]]} if "run" in row else row for row in rows]
+    _print(_title(logdir, shown, column), rows, names, exact, **formats)
     for run in found:
         for problem in run.problems:
             say(f"{run.name}: {problem}", err=True)
@@ -151,19 +156,17 @@ def _groups(runs: Runs, by: Sequence[str], column: str) -> list[dict[str, Any]]:
 
 
 def _print(
-    title: str, logdir: str, rows: Sequence[dict[str, Any]], exact: set[str], **formats: bool
-) -> None:
+    title: str, rows: Sequence[dict[str, Any]], names: Sequence[str], exact: set[str],
+    **formats: bool,
+) -> None:  # fmt: skip
     if formats["as_json"]:
-        click.echo(as_json(rows))
-    elif formats["as_csv"]:  # "runs/001": of "001" its reader would make the number 1
-        paths = [
-            {**row, "run": f"{Path(logdir) / row['run']}"} if "run" in row else row for row in rows
-        ]
-        click.echo(as_csv(paths), nl=False)
+        click.echo(dumped(rows))
+    elif formats["as_csv"]:
+        click.echo(as_csv(rows, names), nl=False)
     elif formats["as_markdown"]:
-        click.echo(as_markdown(rows, exact), nl=False)
+        click.echo(as_markdown(rows, names, exact), nl=False)
     elif formats["as_latex"]:
-        click.echo(as_latex(rows, exact), nl=False)
+        click.echo(as_latex(rows, names, exact), nl=False)
     else:
         gaps = [name for row in rows[:1] for name in row if name.endswith("- validation")]
         left_out = print_table(title, rows, [*gaps, "spread", "bytes", "seconds"], exact)

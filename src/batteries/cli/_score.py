@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from batteries.cli._group import as_json_option, logdir_option, main, say
+from batteries.cli._tables import dumped
 
 
 @main.command()
@@ -48,10 +47,15 @@ def score(
     """  # noqa: D301
     from batteries.scoreboard import check_gap, find_run, record_scores
 
-    told = {name: leaderboard, "private": private}
-    boards = {board: value for board, value in told.items() if value is not None}
-    if not boards and test is None and validation is None and file is None:
-        raise click.UsageError("expected --test, --leaderboard, --private, --validation or --file")
+    told = [(name, leaderboard), ("private", private)]
+    boards = {board: value for board, value in told if value is not None}
+    if name == "private" and None not in (leaderboard, private):
+        raise click.UsageError("--name private and --private are the same score: give one of them")
+    if not boards and {test, validation, file, metric, lower} == {None}:
+        raise click.UsageError(
+            "expected --test, --leaderboard, --private, --validation, --file, --metric, --minimize "
+            "or --maximize"
+        )
     path = find_run(run, logdir).path
     scores = record_scores(
         path,
@@ -65,7 +69,7 @@ def score(
     )
     found = check_gap(find_run(path))
     if as_json:
-        click.echo(json.dumps({"run": str(path), "scores": scores, "gaps": found}, indent=1))
+        click.echo(dumped({"run": str(path), "scores": scores, "gaps": found}))
         return
     count = len(scores.get("submissions", []))
     kept = f"; {count} submission{'s' * (count > 1)}" if count else ""

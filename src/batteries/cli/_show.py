@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import click
 
 from batteries.cli._group import as_json_option, logdir_option, main, say
-from batteries.cli._tables import duration, print_table, size
+from batteries.cli._tables import dumped, duration, print_table, size
 
 _MACHINE = ("host", "platform", "cpu", "memory", "gpus", "driver", "python", "world_size")
 _TAIL = 4000  # bytes of the log, of which the last lines are shown
@@ -20,7 +19,9 @@ _LONG = 300  # letters of a value
 @main.command()
 @click.argument("run", type=click.Path())
 @logdir_option
-@click.option("--lines", default=10, show_default=True, help="How many of the log.")
+@click.option(
+    "--lines", type=click.IntRange(0), default=10, show_default=True, help="How many of the log."
+)
 @as_json_option
 def show(run: str, logdir: str, lines: int, as_json: bool) -> None:
     """Show how RUN was made, how it ended, what it scored, and its checkpoints.
@@ -34,7 +35,8 @@ def show(run: str, logdir: str, lines: int, as_json: bool) -> None:
 
     found = find_run(run, logdir)
     session, row, diff = found.session, found.row(), found.diff
-    log = found.log(_TAIL)[0].splitlines()[-lines:]
+    log = found.log(_TAIL)[0].splitlines()
+    log = log[max(len(log) - lines, 0) :]
     checkpoints = [
         {"stage": each.stage, "epoch": each.epoch, "score": each.score, "bytes": each.bytes}
         | {"file": str(each.path)}
@@ -45,7 +47,7 @@ def show(run: str, logdir: str, lines: int, as_json: bool) -> None:
         metrics = {name: each._asdict() for name, each in found.metrics.items()}
         told: dict[str, Any] = {"row": row, "session": session, "diff": diff, "metrics": metrics}
         told |= {"scores": found.scores, "checkpoints": checkpoints, "log": log}
-        click.echo(json.dumps({**told, "problems": found.problems}, indent=1, default=str))
+        click.echo(dumped({**told, "problems": found.problems}))
         return
     _say_how(found, session)
     lasts = [{"metric": name, "last": each.last} for name, each in found.metrics.items()]

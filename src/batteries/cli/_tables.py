@@ -35,7 +35,7 @@ def print_table(
     Args:
         exact: Columns of numbers that somebody has typed, such as learning rates.
     """
-    columns = _cells(rows, exact)
+    columns = _cells(rows, list(rows[0]) if rows else [], exact)
     columns = {name: cells for name, cells in columns.items() if any(cells[1:])}
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
     widths = {name: max(map(_width, cells)) for name, cells in columns.items()}
@@ -56,15 +56,13 @@ def print_table(
     return left_out
 
 
-def as_json(rows: Rows) -> str:
-    """Rows as JSON, which has null for what is not finite."""
-    plain = [{name: _finite(value) for name, value in row.items()} for row in rows]
-    return json.dumps(plain, indent=1)
+def dumped(value: Any) -> str:
+    """Values as JSON, which has null for what is not finite."""
+    return json.dumps(_finite(value), indent=1, default=str, allow_nan=False)
 
 
-def as_csv(rows: Rows) -> str:
+def as_csv(rows: Rows, names: Sequence[str]) -> str:
     text = io.StringIO()
-    names = list(rows[0]) if rows else []
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writerow({name: printable(name) for name in names})
     for row in rows:
@@ -73,19 +71,19 @@ def as_csv(rows: Rows) -> str:
     return text.getvalue()
 
 
-def as_markdown(rows: Rows, exact: Collection[str] = ()) -> str:
-    columns = _cells(rows, exact)
+def as_markdown(rows: Rows, names: Sequence[str], exact: Collection[str] = ()) -> str:
+    columns = _cells(rows, names, exact)
     cells = zip(*columns.values(), strict=True)
     lines = [[cell.replace("|", "\\|") for cell in line] for line in cells]
-    lines.insert(1, ["---:" if _is_number(rows[0].get(name)) else "---" for name in columns])
+    lines.insert(1, ["---:" if _is_right(rows, name) else "---" for name in columns])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def as_latex(rows: Rows, exact: Collection[str] = ()) -> str:
-    columns = _cells(rows, exact)
+def as_latex(rows: Rows, names: Sequence[str], exact: Collection[str] = ()) -> str:
+    columns = _cells(rows, names, exact)
     cells = zip(*columns.values(), strict=True)
     lines = [" & ".join(map(_latex, line)) + r" \\" for line in cells]
-    sides = "".join("r" if _is_number(rows[0].get(name)) else "l" for name in columns)
+    sides = "".join("r" if _is_right(rows, name) else "l" for name in columns)
     head, *body = lines
     inside = "\n".join([r"\hline", head, r"\hline", *body, r"\hline"])
     return f"\\begin{{tabular}}{{{sides}}}\n{inside}\n\\end{{tabular}}\n"
@@ -105,10 +103,10 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def _cells(rows: Rows, exact: Collection[str]) -> dict[str, list[str]]:
+def _cells(rows: Rows, names: Sequence[str], exact: Collection[str]) -> dict[str, list[str]]:
     """The heading and the texts of each column."""
     found = {}
-    for name in rows[0] if rows else ():
+    for name in names:
         values = [row.get(name) for row in rows]
         texts = [printable(text)[:_LONG] for text in _texts(name, values, name in exact)]
         found[name] = [printable(_HEADINGS.get(name, name))[:_LONG], *texts]
@@ -131,11 +129,20 @@ def _texts(name: str, values: Sequence[Any], exact: bool) -> list[str]:
 
 
 def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_right(rows: Rows, name: str) -> bool:
+    """Whether a column is one of numbers, by its first row."""
+    return bool(rows) and _is_number(rows[0].get(name))
 
 
 def _width(text: str) -> int:

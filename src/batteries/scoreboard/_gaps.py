@@ -10,7 +10,7 @@ import numpy as np
 from batteries._digits import shown
 from batteries._files import PathLike
 from batteries._optional import import_optional
-from batteries.scoreboard._info import RunInfo
+from batteries.scoreboard._info import RunInfo, folds_of
 from batteries.scoreboard._runs import run_info
 
 _FEW = 5  # runs, below which nothing is said
@@ -101,7 +101,7 @@ def _checked(
         if minimization:  # whether higher is better there is not known
             verdict += f", whose {metric} is better when lower: right, if higher is better there"
     else:
-        verdict = f"that {against} moves with validation is not shown by {count} runs"
+        verdict = f"{count} runs are too few to show that {against} follows validation"
     return GapCheck(against, metric, count, correlation, (low, high), verdict)
 
 
@@ -112,8 +112,7 @@ def check_gap(run: RunInfo | PathLike) -> list[str]:
     ['test - validation is -0.0100, inside the spread of 3 folds (0.9000 to 0.9400)']
     """
     run = run_info(run)
-    folds = run.scores.get("folds", [])
-    validation = run.validation if not folds else float(np.mean(folds))
+    folds, validation = folds_of(run), run.validation
     others = {"test": run.scores.get("test"), **run.scores.get("leaderboard", {})}
     found = []
     for name, score in others.items():

@@ -225,11 +225,12 @@ class Runs(Sequence[RunInfo]):
             known = {id(run): row for run, row in zip(self._runs, self._rows, strict=True)}
             return self._of([known[id(run)] for run in best_first(self._runs)])
         column = self.column(metric)
-        lower = self.lower_is_better(metric.removesuffix(".last").removesuffix(".best"))
+        name = metric.removesuffix(".last").removesuffix(".best")
+        lower = self.lower_is_better(name)
         if lower is None:
             raise ValueError(
-                f"nothing says whether lower {metric} is better: say minimization={{{metric!r}: "
-                f"True}} to read_runs, or --minimize or --maximize {metric}"
+                f"nothing says whether lower {name} is better: say minimization={{{name!r}: "
+                f"True}} to read_runs, or --minimize {name} or --maximize {name}"
             )
         return self._of(in_order(self._rows, column, descending=not lower))
 
