@@ -43,6 +43,7 @@ from batteries import (
 )
 from batteries._files import make_directory
 from batteries.loggers import read_lines
+from batteries.loggers._pictures import histogram_of
 from batteries.loggers._wandb import read_offline
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -852,3 +853,19 @@ def test_dropped_loggers() -> None:
         assert not thread.is_alive()
     written = [next(read_lines(f"runs/{number}"))["metrics"]["loss"] for number in range(30)]
     assert written == [*range(30)]
+
+
+@pytest.mark.parametrize(
+    ("values", "lost"),
+    [([1.0, np.nextafter(1, 2)], 0), ([1e308, -1e308, 1.0], 2), ([0.0, 5e-324], 0),
+     ([9e299] * 2, 0), ([9e299, -9e299], 0), ([], 0)],
+)  # fmt: skip
+def test_histograms_of_any_numbers(values: list[float], lost: int) -> None:
+    """Numbers that are nearly equal, tiny or huge have a histogram with the bins asked for."""
+    for bins in (1, 64, 256):
+        found = histogram_of("w", values, bins)
+        assert (sum(found.counts), found.lost) == (len(values) - lost, lost)
+        assert len(found.counts) == bins
+        assert (np.diff(found.edges) > 0).all()
+    with pytest.raises(ValueError, match="histogram 'w' has 300 bins; expected 1 to 256"):
+        histogram_of("w", values, 300)

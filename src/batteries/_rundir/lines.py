@@ -14,6 +14,7 @@ from batteries._files import PathLike, append_whole, write_whole
 from batteries._foreign import lines_of, open_regular, parse_json
 
 NAME = "metrics.jsonl"
+BINS = 256  # of a histogram, at most
 _CHUNK = 2**20  # bytes that are parsed together
 _ODD = (b'"not_finite"', b'"nan"', b'inf"')  # what stands for numbers that are not finite
 _OTHERS = ("nan", "inf", "-inf")  # numbers that JSON does not have

@@ -89,7 +89,7 @@ class BackgroundWriter:
         self._raise()
 
     def close(self) -> None:
-        """Write everything and end the thread; to be called once more does nothing.
+        """Write everything and end the thread. Calling it again has no effect.
 
         Raises:
             Exception: The error of a save.

@@ -136,8 +136,11 @@ class BackgroundLogger:
     def log_histogram(self, name: str, values: Any, step: int, bins: int = 64) -> None:
         """Write how many of the values of a tensor or array lie where.
 
-        What is NaN or infinite is not counted in the bins. The values are copied from the device,
-        so this waits for it.
+        What is NaN, infinite or as large as 1e300 is not counted in the bins. The values are copied
+        from the device, so this waits for it.
+
+        Raises:
+            ValueError: Fewer than 1 or more than 256 bins.
         """
         if distributed.is_main():
             self._put("_write_histogram", name, histogram_of(name, values, bins), _whole(step))
@@ -147,7 +150,7 @@ class BackgroundLogger:
         self._call("_write_text", name, str(text), _whole(step))
 
     def close(self) -> None:
-        """Write out what still waits. To be called once more does nothing."""
+        """Write out what still waits. Calling it again has no effect."""
         atexit.unregister(self._exit)
         self._closed = True
         if self._thread is not None:

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batteries._foreign import LARGEST
+from batteries._rundir.lines import BINS
+
 _KINDS = {1: 0, 3: 2, 4: 6}  # of pixels in a PNG file, by their channels
 
 
@@ -18,8 +21,8 @@ class Histogram(NamedTuple):
 
     Attributes:
         counts: One fewer than edges.
-        moments: The number of finite values, their sum, and the sum of their squares.
-        lost: Values that are NaN or infinite.
+        moments: The number of counted values, their sum, and the sum of their squares.
+        lost: Values that are NaN, infinite, or as large as 1e300.
     """
 
     counts: list[int]
@@ -30,6 +33,8 @@ class Histogram(NamedTuple):
 
 def histogram_of(name: str, values: Any, bins: int) -> Histogram:
     """The histogram of an array or a tensor of any shape."""
+    if not 1 <= bins <= BINS:
+        raise ValueError(f"the histogram {name!r} has {bins} bins; expected 1 to {BINS}")
     if isinstance(values, Tensor):
         values = values.detach().to(device="cpu", dtype=torch.float64).numpy()
     try:
@@ -37,10 +42,18 @@ def histogram_of(name: str, values: Any, bins: int) -> Histogram:
     except (TypeError, ValueError):
         kind = type(values).__name__
         raise TypeError(f"the histogram {name!r} is of {kind}; expected numbers") from None
-    finite = numbers[np.isfinite(numbers)]
-    counts, edges = np.histogram(finite, bins)
-    moments = (len(finite), float(finite.sum()), float(np.square(finite).sum()))
-    return Histogram(counts.tolist(), edges.tolist(), moments, len(numbers) - len(finite))
+    kept = numbers[np.abs(numbers) < LARGEST]
+    counts, edges = np.histogram(kept, bins, _wide_enough(kept, bins))
+    with np.errstate(over="ignore"):
+        moments = (len(kept), float(kept.sum()), float(np.square(kept).sum()))
+    return Histogram(counts.tolist(), edges.tolist(), moments, len(numbers) - len(kept))
+
+
+def _wide_enough(values: Any, bins: int) -> tuple[float, float] | None:
+    """Ends between which there are floats for all edges; None where those of the values do."""
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    room = bins * float(np.spacing(max(abs(low), abs(high))))
+    return (low - room, high + room) if (high - low or 1) < 2 * room else None
 
 
 def png_of(name: str, image: Any) -> bytes:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from batteries._foreign import is_number, read_regular
+from batteries._rundir.lines import BINS
 from batteries.report._curves import evenly
 from batteries.scoreboard._series import Item
 
 _EACH = 12  # steps of one name
 _NAMES = 50
 _LONG = 4000  # letters of a text
-_BINS = 256
 _PICTURE = 500_000  # bytes
 _PIXELS = 2**25
 
@@ -61,7 +61,7 @@ def _checked(kind: str, value: Any) -> Any:
         counts: Any = told.get("counts")
         edges: Any = told.get("edges")
         lists = isinstance(counts, list) and isinstance(edges, list)
-        if not lists or not 0 < len(counts) == len(edges) - 1 <= _BINS:
+        if not lists or not 0 < len(counts) == len(edges) - 1 <= BINS:
             return None
         numbers = all(map(is_number, [*counts, *edges])) and min(counts) >= 0
         lost = told.get("lost", 0)
