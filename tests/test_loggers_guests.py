@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import warm
-from test_loggers import new_store, pytestmark, query_mlflow, read_wandb
+from test_loggers import new_store, pytestmark, query_mlflow, read_wandb, wait_until
 
 from batteries import MLflowLogger, WandbLogger
 
@@ -30,6 +30,7 @@ def test_wandb_run_of_the_program() -> None:
             other.log_metrics({"loss": 0.25}, step=1)
         assert wandb.run is run
         run.log({"mine": 1})
+    wait_until(lambda: read_wandb("."))  # W&B may still be writing when its run has ended
     assert read_wandb(".") == {"loss": [(7, 0.5)], "mine": [(0, 1)]}
     assert read_wandb("apart") == {"loss": [(1, 0.25)]}
     assert not Path("logs/wandb").exists()
