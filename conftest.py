@@ -1,10 +1,14 @@
 """Fixtures for the unit tests and for the examples in docstrings."""
 
 import json
+import os
 import random
 import signal
 from pathlib import Path
 from types import ModuleType
+
+# Threads that wait would spin, and take the cores from the other tests. Read at torch's import.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import pytest
@@ -44,7 +48,16 @@ def _names_for_examples(doctest_namespace: dict[str, object]) -> None:
     doctest_namespace["PerRank"] = batteries.distributed.PerRank
 
 
+# Begun first, so that no process is left alone with one of them at the end.
+LONG = ("loggers", "documentation", "examples", "hostile", "splits", "report", "training")
+
+
+def is_long(item: pytest.Item) -> bool:
+    return item.path.name.removeprefix("test_").startswith(LONG)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=is_long, reverse=True)
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU that PyTorch can use"))

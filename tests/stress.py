@@ -25,7 +25,7 @@ from stress_mutations import mutations
 from stress_records import mutated_records
 from stress_resume import resumes
 from test_checkpoint_crashes import kill_large_saves
-from test_loggers import kill_when_a_store_has
+from test_loggers_ends import kill_when_a_store_has
 
 
 def sweeps(number: int, _: random.Random) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
+from sweeps import sweep
 from torch import nn
 
 from batteries import CheckpointError, load_checkpoint, make_checkpoint, save_checkpoint
@@ -54,20 +55,22 @@ def assert_refused(data: bytes | bytearray) -> None:
 # ---------------------------------------------------------------- cannot lie
 
 
-def test_every_bit_counts() -> None:
-    """Each of 1,000 flipped bits, in tensors and in structure, is noticed."""
+@pytest.mark.parametrize("count", [200, sweep(2000)])
+def test_every_bit_counts(count: int) -> None:
+    """Each of many flipped bits, in tensors and in structure, is noticed."""
     data = save()
-    bits = random.Random(0).sample(range(len(data) * 8), 1000)
+    bits = random.Random(0).sample(range(len(data) * 8), count)
     for bit in bits:
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
         assert_refused(damaged)
 
 
-def test_every_bit_of_the_end_counts() -> None:
+@pytest.mark.parametrize("apart", [7, sweep(1)])
+def test_every_bit_of_the_end_counts(apart: int) -> None:
     """A flipped bit anywhere in the directory, the note or the digest itself is noticed."""
     data = save()
-    for bit in range(8 * (len(data) - 300), 8 * len(data)):
+    for bit in range(8 * (len(data) - 300), 8 * len(data), apart):
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
         assert_refused(damaged)

@@ -18,6 +18,7 @@ from typing import Any
 import hostile
 import pytest
 from click.testing import CliRunner
+from sweeps import sweep
 from torch import nn
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
@@ -126,10 +127,12 @@ def test_many_values() -> None:
     assert "more than 4,000,000 values" in run.problems[0]
 
 
-def test_each_run() -> None:
+@pytest.mark.parametrize("part", [0, sweep(1), sweep(2), sweep(3)])
+def test_each_run(part: int) -> None:
     """Commands about one run, and a logger in it, end, and write into it at most."""
     made = hostile.make_runs(Path("runs"))
-    for path in [*(path for path in made if kind_of(path) in hostile.THINGS), *made[::27]]:
+    things = [path for path in made if kind_of(path) in hostile.THINGS]
+    for path in [*things[part::4], *made[27 * part :: 108]]:
         if path.exists():
             use(path)
 

@@ -3,18 +3,12 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +16,20 @@ import numpy as np
 import pytest
 import torch
 import warm
-from mounts import tmpfs
 from PIL import Image
-from ranks import DEADLINE, run_ranks
+from ranks import run_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from trackers import (
+    Scalars,
+    _with_a_store,
+    all_of_them,
+    each_logger,
+    new_store,
+    pytestmark,
+    read_events,
+    read_json,
+)
 
 from batteries import (
     JsonLinesLogger,
@@ -44,79 +47,8 @@ from batteries import (
 from batteries._files import make_directory
 from batteries.loggers import read_lines
 from batteries.loggers._pictures import histogram_of
-from batteries.loggers._wandb import read_offline
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-
-Scalars = dict[str, list[tuple[int, Any]]]  # step and value, by name
-
-
-def read_events(logdir: str | Path) -> Scalars:
-    events = EventAccumulator(str(logdir)).Reload()
-    tags = events.Tags()["scalars"]
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
-
-
-def read_json(logdir: str | Path) -> Scalars:
-    found: Scalars = {}
-    for line in read_lines(logdir):
-        for name, value in line.get("metrics", {}).items():
-            found.setdefault(name, []).append((line["step"], value))
-    return found
-
-
-def read_wandb(logdir: str | Path) -> Scalars:
-    found: Scalars = {}
-    for path in sorted(Path(logdir).glob("wandb/offline-run-*/*.wandb")):
-        for record in read_offline(path):
-            items = record.history.item
-            row = {item.key or "/".join(item.nested_key): item.value_json for item in items}
-            step = json.loads(row.pop("global_step", "0"))
-            for name, value in row.items():
-                if not name.startswith(("_", "note")):
-                    found.setdefault(name, []).append((step, json.loads(value)))
-    return found
-
-
-def read_mlflow(logdir: str | Path) -> Scalars:
-    return read_mlflow_at(Path(logdir).resolve())
-
-
-def read_mlflow_at(logdir: Path) -> Scalars:
-    path = logdir / "mlflow.db"
-    return query_mlflow(f"sqlite:///{path}") if path.exists() else {}  # MLflow would create it
-
-
-def query_mlflow(uri: str) -> Scalars:
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("batteries")
-    runs = client.search_runs([experiment.experiment_id]) if experiment else []
-    if not runs:
-        return {}
-    [run] = runs
-    found: Scalars = {}
-    for name in run.data.metrics:
-        history = client.get_metric_history(run.info.run_id, name)
-        found[name] = sorted((metric.step, metric.value) for metric in history)
-    return found
-
-
-READERS: dict[Any, Callable[[str | Path], Scalars]] = {
-    JsonLinesLogger: read_json,
-    TensorBoardLogger: read_events,
-    TensorBoardXLogger: read_events,
-    WandbLogger: read_wandb,
-    MLflowLogger: read_mlflow,
-}
-each_logger = pytest.mark.parametrize(
-    ("kind", "read"), [pytest.param(*item, id=item[0].__name__) for item in READERS.items()]
-)
-
-
-def all_of_them(root: str | Path) -> list[Any]:
-    return [kind(Path(root, kind.__name__)) for kind in READERS]
+__all__ = ["_with_a_store", "new_store", "pytestmark"]  # fixtures, and where these tests run
 
 
 @each_logger
@@ -129,22 +61,6 @@ def test_what_is_logged_is_read(kind: Any, read: Callable[[str], Scalars]) -> No
             logger.log_metrics({"train": {"loss": loss}, "lr": step}, step)
         logger.log_text("note", "as <b>before</b>", 2)
     assert read("logs") == {"train/loss": [(1, 0.5), (2, 1.0)], "lr": [(1, 1.0), (2, 2.0)]}
-
-
-@pytest.fixture(scope="session")
-def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from mlflow.tracking import MlflowClient
-
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def _with_a_store(request: pytest.FixtureRequest) -> None:
-    """MLflow takes seconds to make a store: here is one, without a run, for its logger."""
-    if request.getfixturevalue("kind") is MLflowLogger:
-        shutil.copy(request.getfixturevalue("new_store"), make_directory("logs"))
 
 
 @each_logger
@@ -210,185 +126,6 @@ def test_nothing_is_lost_by_starting_over() -> None:
     assert read_json("logs") == {"loss": [(1, 0.4)]}
 
 
-LOG_FOR_EVER = """
-import os, threading, time, test_loggers
-loggers = {kind: kind(f"logs/{kind.__name__}") for kind in test_loggers.READERS}
-for logger in loggers.values():
-    logger.log_metrics({"loss": 0}, 0)
-for kind, read in test_loggers.READERS.items():
-    path = test_loggers.Path(f"logs/{kind.__name__}")
-    test_loggers.wait_until(lambda: path.is_dir() and read(path))
-
-worst, pause = 0.0, threading.Event()
-def probe():  # what the loggers' threads do: wait, and write to the disk
-    global worst
-    while True:
-        begun = time.monotonic()
-        pause.wait(0.1)
-        with open("probe", "wb") as file:
-            file.write(bytes(4096))
-            os.fsync(file.fileno())
-        worst = max(worst, time.monotonic() - begun - 0.1)
-
-threading.Thread(target=probe, daemon=True).start()
-for step in range(1, 100_000):
-    for logger in loggers.values():
-        logger.log_metrics({"loss": step}, step)
-    print(time.monotonic(), worst, flush=True)
-    pause.wait(0.05)
-"""
-
-
-def test_killed(new_store: Path) -> None:
-    """What was logged a second before a SIGKILL, by the program's own clock, is with all trackers.
-
-    And what the machine keeps a thread waiting, which the program measures.
-    """
-    shutil.copy(new_store, make_directory("logs/MLflowLogger"))
-    program = [sys.executable, "-c", LOG_FOR_EVER]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    with warm.Popen(program, stdout=subprocess.PIPE, env=env) as process:
-        try:
-            assert process.stdout is not None
-            lines = [process.stdout.readline() for _ in range(60)]
-        finally:
-            process.kill()
-        lines += process.stdout.read().splitlines(keepends=True)
-    told = [tuple(map(float, line.split())) for line in lines if line.endswith(b"\n")]
-    latest = told[-1][0] - 1 - 10 * told[-1][1]
-    steps = [step for step, (logged, _) in enumerate(told, start=1) if logged < latest]
-    for kind, read in READERS.items():
-        found = [step for step, _ in read(f"logs/{kind.__name__}")["loss"]]
-        assert set(steps) <= set(found), kind
-        assert len(set(found)) == len(found)
-
-
-MAKE_A_STORE = """
-import threading
-from batteries import MLflowLogger
-MLflowLogger("logs").log_metrics({"loss": 1}, 1)
-threading.Event().wait()
-"""
-
-
-def size_of_store() -> int:
-    """Of the file, or of the one that is to have its name."""
-    sizes = [0]
-    for path in Path("logs").glob("*mlflow.db*"):
-        with suppress(FileNotFoundError):
-            sizes.append(path.stat().st_size)
-    return max(sizes)
-
-
-@pytest.mark.sweep
-def test_killed_while_a_store_is_made() -> None:
-    """A SIGKILL at any moment of its creation leaves no MLflow store that cannot be opened."""
-    kill_when_a_store_has(200_000)
-
-
-def kill_when_a_store_has(size: int) -> None:
-    """When its files have so many bytes, of some 500,000."""
-    shutil.rmtree("logs", ignore_errors=True)
-    with warm.Popen([sys.executable, "-c", MAKE_A_STORE]) as process:
-        try:
-            deadline = time.monotonic() + DEADLINE
-            while size_of_store() < size:
-                assert time.monotonic() < deadline
-        finally:
-            process.kill()
-    with MLflowLogger("logs") as logger:
-        logger.log_metrics({"loss": 2}, 2)
-    assert read_mlflow("logs") == {"loss": [(2, 2.0)]}
-    assert not list(Path("logs").glob(".*"))
-
-
-def test_the_end_of_the_program(new_store: Path) -> None:
-    """A logger that nobody closed writes everything at the end of the program."""
-    shutil.copy(new_store, make_directory("logs/MLflowLogger"))
-    kinds = [kind.__name__ for kind in READERS]
-    program = (
-        "import batteries\n"
-        f"loggers = [getattr(batteries, kind)(f'logs/{{kind}}') for kind in {kinds}]\n"
-        "for logger in loggers: logger.log_metrics({'loss': 1}, 1)\n"
-        "raise ValueError"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True)
-    assert result.returncode == 1
-    for kind, read in READERS.items():
-        assert read(f"logs/{kind.__name__}") == {"loss": [(1, 1.0)]}
-
-
-# ---------------------------------------------------------------- a server
-
-
-@pytest.fixture
-def server(new_store: Path, tmp_path: Path) -> Iterator[str]:
-    """The address of a tracking server over SQLite."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    # What `mlflow server` starts; it would import MLflow once more, to be the parent of this.
-    program = [sys.executable, "-m", "uvicorn", "mlflow.server.fastapi_app:app"]
-    program += ["--host", "127.0.0.1", "--port", str(port)]
-    env = {
-        **os.environ,
-        "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{shutil.copy(new_store, tmp_path)}",
-        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
-        "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
-        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(tmp_path / "artifacts"),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # many more processes
-    }
-    nowhere = subprocess.DEVNULL
-    with subprocess.Popen(
-        program, stdout=nowhere, stderr=nowhere, start_new_session=True, env=env
-    ) as process:
-        try:
-            deadline = time.monotonic() + DEADLINE
-            while not answers(f"{uri}/health"):
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-            yield uri
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-
-
-def answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
-
-
-def test_mlflow_server(server: str) -> None:
-    """A tracking server has the numbers, the parameters and the state of the run."""
-    from mlflow.tracking import MlflowClient
-
-    logger = MLflowLogger("logs", server)
-    logger.log_params({"lr": 1e-3})
-    logger.log_metrics({"loss": 0.5}, 1)
-    state = logger.state_dict()
-    logger.log_metrics({"loss": 0.4}, 2)
-    with pytest.raises(ZeroDivisionError), logger:
-        raise ZeroDivisionError
-    client = MlflowClient(server)
-    experiment = client.get_experiment_by_name("batteries")
-    assert experiment is not None
-    [run] = client.search_runs([experiment.experiment_id])
-    assert (run.data.params, run.info.status) == ({"lr": "0.001"}, "FAILED")
-    again = MLflowLogger("logs", server)
-    again.load_state_dict(state)
-    with again:
-        again.log_params({"lr": 2e-3})  # which MLflow refuses to change
-        again.log_metrics({"loss": 0.4}, 2)
-        again.log_metrics({"loss": 0.3}, 3)
-    [run] = client.search_runs([experiment.experiment_id])
-    assert run.data.tags["changed.lr"] == "0.002"
-    assert run.info.status == "FINISHED"
-    assert query_mlflow(server) == {"loss": [(1, 0.5), (2, 0.4), (3, 0.3)]}
-
-
 # ---------------------------------------------------------------- failures
 
 
@@ -444,18 +181,6 @@ def test_one_that_fails_to_close(rank: int, monkeypatch: pytest.MonkeyPatch) -> 
         good.log_text("note", "late", 1)
 
 
-def test_names_that_mlflow_refuses(new_store: Path) -> None:
-    """A name that MLflow refuses is written as one that it takes, and costs no other number."""
-    shutil.copy(new_store, make_directory("logs"))
-    names = ["acc@5", "a//b", "/c", "d/../e", "./f", "g/", "h" * 300, "i:j", "", "loss"]
-    with MLflowLogger("logs") as logger:
-        logger.log_params(dict.fromkeys(names, 1))
-        logger.log_metrics(dict.fromkeys(names, 1), 1)
-    found = read_mlflow("logs")
-    assert {"acc_5", "a/b", "loss"} < set(found)
-    assert list(found.values()) == [[(1, 1.0)]] * len(names)
-
-
 @each_logger
 @pytest.mark.usefixtures("_with_a_store")
 def test_names_stay_apart(kind: Any, read: Callable[[str], Scalars]) -> None:
@@ -480,19 +205,6 @@ def test_names_that_are_one_when_joined(kind: Any) -> None:
             logger.log_metrics({"a/b": 1, "a": {"b": 2}}, 1)
         with pytest.raises(ValueError, match="two values have the name 'a/b' when nested names "):
             logger.log_params({"a/b": 1, "a": {"b": 2}})
-
-
-def test_any_directory_for_mlflow() -> None:
-    """MLflow writes below a directory of any name, and into no other."""
-    name = "a%20b c?d=1&e#f"
-    with MLflowLogger(name) as logger:
-        logger.log_metrics({"loss": 0.5}, 1)
-        logger.log_text("note/a", "hello", 1)
-        logger.log_text("note_a", "hello", 1)
-    assert [path.name for path in Path().iterdir()] == [name]
-    assert len([*Path(name).rglob("*.txt")]) == 2
-    Path("there").symlink_to(name)
-    assert read_mlflow_at(Path("there").absolute()) == {"loss": [(1, 0.5)]}
 
 
 def test_lines_are_read_by_others() -> None:
@@ -539,83 +251,6 @@ def test_no_secret_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [path for path in Path("logs").rglob("*") if path.is_file()]
     assert files
     assert not [path for path in files if b"c0ffee99" in path.read_bytes()]
-
-
-def test_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no server answers, training is not stopped, and the warning says what is lost."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
-        logger = MLflowLogger("logs", f"http://127.0.0.1:{nobody.getsockname()[1]}")
-        logger.log_metrics({"loss": 0.5}, 1)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            logger.close()
-    assert "MLflowLogger (logs) fails, and training goes on" in str(caught[0].message)
-    assert str(caught[1].message) == "MLflowLogger: 1 calls were lost"
-
-
-def test_full_disk() -> None:
-    """A full disk leaves whole lines, and one warning with the file."""
-    program = (
-        "import resource, warnings; from batteries import JsonLinesLogger\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))\n"
-        "logger = JsonLinesLogger('logs')\n"
-        "for step in range(10): logger.log_metrics({'loss': step}, step); logger._hurry.set()\n"
-        "logger.close()"
-    )
-    result = warm.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert result.returncode == 0
-    assert result.stderr.count("File too large: 'logs/metrics.jsonl'") == 1
-    assert Path("logs/metrics.jsonl").read_bytes()[-1:] in (b"", b"\n")
-
-
-LOG_ON_A_FULL_DISK = """
-import sys
-from pathlib import Path
-from test_loggers import READERS, wait_until
-kind = next(kind for kind in READERS if kind.__name__ == sys.argv[1])
-logger = kind("small/logs")
-logger.log_metrics({"loss": 0}, 0)
-wait_until(lambda: Path("small/logs").is_dir() and READERS[kind]("small/logs"))
-with open("small/filler", "wb", buffering=0) as filler:
-    try:
-        while filler.write(b"x" * 4096): ...
-    except OSError: ...
-for step in range(1, 1000):
-    logger.log_metrics({"loss": step, "a name that is longer than what is left": 1}, step)
-wait_until(lambda: logger._error or kind.__name__ == "WandbLogger")
-if sys.argv[2] == "later":
-    filler = open("small/filler", "wb")
-    logger.log_metrics({"loss": 1000}, 1000)
-logger.close()
-print(max(step for step, _ in READERS[kind]("small/logs")["loss"]))
-"""
-
-
-@pytest.mark.parametrize("kind", READERS)
-@pytest.mark.parametrize("room", ["never", "later"])
-def test_a_disk_that_is_full(kind: Any, room: str, new_store: Path, tmp_path: Path) -> None:
-    """A full disk is warned about once, and the program ends; what comes later is there."""
-    if room == "later" and kind is WandbLogger:
-        pytest.skip("wandb's server ends with the first error")
-    program = [sys.executable, "-c", LOG_ON_A_FULL_DISK, kind.__name__, room]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    with tmpfs(tmp_path / "small", 8 * 2**20):
-        if kind is MLflowLogger:
-            shutil.copy(new_store, make_directory("small/logs"))
-        result = warm.run(program, env=env, capture_output=True, text=True, timeout=2 * DEADLINE)
-    assert result.returncode == 0
-    assert result.stderr.count("fails, and training goes on") == 1
-    assert "calls were lost" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert (int(result.stdout) == 1000) == (room == "later")
-
-
-def wait_until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
 
 
 def test_a_fast_loop() -> None:

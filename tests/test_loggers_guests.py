@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import warm
-from test_loggers import new_store, pytestmark, query_mlflow, read_wandb, wait_until
+from trackers import new_store, pytestmark, query_mlflow, read_wandb, wait_until
 
 from batteries import MLflowLogger, WandbLogger
 
