@@ -13,7 +13,11 @@ PROCESSES = $$($(BIN)/python -c "import torch; print(torch.cuda.device_count() o
 # The versions of Python and torch that `make matrix` tests: python3.10 and so on are in PATH.
 MATRIX ?= 3.10-2.10.0 3.11-2.13.0 3.12-2.11.0 3.13-2.14.1
 
-.PHONY: demo test check docs docs-serve stress bench matrix ecosystem clean
+# Of `make floors`.
+TEST_TOOLS := attrs ipykernel ipywidgets nbclient pandas pyarrow pydantic pytest pytest-timeout \
+	pytest-xdist sybil torchmetrics websockets
+
+.PHONY: demo test check docs docs-serve stress bench matrix floors ecosystem clean
 
 demo: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node=$(PROCESSES) examples/ddp/experiment.py \
@@ -51,6 +55,10 @@ ecosystem: .venv-ecosystem/ready
 matrix: $(MATRIX:%=.venv-%/ready)
 	for pair in $(MATRIX); do echo "Python and torch: $$pair"; .venv-$$pair/bin/pytest $(PARALLEL) || exit 1; done
 
+# The oldest release of each package that pyproject.toml allows, and the newest that only tests need.
+floors: .venv-floors/ready
+	.venv-floors/bin/pytest $(PARALLEL)
+
 clean:
 	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache dist
 
@@ -71,6 +79,13 @@ clean:
 	grep -v '^torch==' requirements.txt > .venv-3$*/requirements.txt
 	.venv-3$*/bin/$(INSTALL) -r .venv-3$*/requirements.txt
 	.venv-3$*/bin/$(INSTALL) --no-deps --no-build-isolation -e .
+	touch $@
+
+.venv-floors/ready: pyproject.toml
+	python3.10 -m venv .venv-floors
+	.venv-floors/bin/$(INSTALL) uv
+	.venv-floors/bin/uv pip install --quiet --python .venv-floors --resolution lowest-direct -e ".[all]"
+	.venv-floors/bin/uv pip install --quiet --python .venv-floors $(TEST_TOOLS)
 	touch $@
 
 .venv-ecosystem/ready: requirements.txt requirements-ecosystem.txt pyproject.toml

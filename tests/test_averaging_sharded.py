@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_ranks
+from sweeps import sweep
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
@@ -119,7 +120,7 @@ def average_beside_whole(dtype: torch.dtype) -> None:
     assert kept <= sum(p.numel() for p in plain.parameters()) / distributed.world_size() + 20
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, sweep(2), 3])
 def test_averages_of_shards(world_size: int) -> None:
     """An average of shards has the bits of the whole model's, also made before, or in 16 bits."""
 
