@@ -133,7 +133,7 @@ SLIPS: dict[str, tuple[dict[str, Any], str]] = {
         "or a float, because the times",
     ),
     "both": ({"embargo": 1, "window": 5}, "leave out one of them"),
-    "repeats": ({"repeats": 2}, "kind='time' has no seed"),
+    "repeats": ({"repeats": 2}, "repeats of kind='time' would be equal"),
     "another kind": ({"kind": "kfold", "gap": 2}, "gap= is for kind='time', not for kind='kfold'"),
 }
 

@@ -18,9 +18,6 @@ def copy_of(model: nn.Module) -> nn.Module:
 
     A replaced `forward` is bound to the copy. Compiled functions are copied uncompiled. Tensors
     that the last forward pass has left in the model are copied without their history.
-
-    Raises:
-        ValueError: The model has lazy parameters, or cannot be copied, with the reason.
     """
     for name, tensor in model.named_parameters():
         if is_lazy(tensor):

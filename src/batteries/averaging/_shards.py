@@ -69,12 +69,7 @@ def _module(function: Any) -> str:
 
 
 def divide(average: nn.Module, theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Replace whole tensors by this rank's part, as in the model. Nothing is sent.
-
-    Args:
-        theirs: The model's tensors by name.
-        own: The average's.
-    """
+    """Replace `own` whole tensors by this rank's part, divided as `theirs`. Nothing is sent."""
     new: dict[int, Tensor] = {}
     for name, tensor in own.items():
         other = theirs.get(name, tensor)

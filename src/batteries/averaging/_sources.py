@@ -188,11 +188,7 @@ def _steps(form: Form) -> list[tuple[int, int]]:
 
 
 def weights_in(contents: Any, path: Path) -> Mapping[str, Any]:
-    """The weights in a checkpoint, or in the bare state dict of a model.
-
-    Raises:
-        CheckpointError: There are none, or some that cannot be averaged.
-    """
+    """The weights in a checkpoint, or in a model's state dict, if all of them can be averaged."""
     bare = (
         isinstance(contents, Mapping) and _KEY not in contents and contents and is_state(contents)
     )

@@ -132,11 +132,7 @@ Leaf = Callable[[Any, str], Any]  # from a value and its place to a new value
 
 
 def rebuilt(value: Any, leaf: Leaf) -> Any:
-    """The same containers with other leaves. An object that is there twice stays one object.
-
-    Raises:
-        TypeError: A container contains itself.
-    """
+    """The same containers with other leaves. An object that is there twice stays one object."""
     done: dict[int, tuple[Any, Any]] = {}  # holds the values, since the id of a freed one may recur
     under_way = object()
 
@@ -199,11 +195,7 @@ def _plain_or_same(value: Any, place: str) -> Any:  # noqa: ARG001
 
 
 def plain_or_refused(value: Any, place: str) -> Any:
-    """The value that is written to the file.
-
-    Raises:
-        TypeError: `torch.load` would refuse the file.
-    """
+    """The value that is written to the file, or a TypeError if `torch.load` would refuse it."""
     plain = _plain_or_same(value, place)
     kind = type(plain)
     # Torch reads no integers of more than 255 bytes, no empty bytes, and few kinds of python

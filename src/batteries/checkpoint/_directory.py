@@ -189,11 +189,7 @@ class Directory:
         self.metrics_file.add(self.metric, self.minimization, self.epochs.rows)
 
     def _remove(
-        self,
-        kept: Kept,
-        forgotten: list[Row],
-        gone: list[Row] | None,
-        besides: Path | None = None,
+        self, kept: Kept, forgotten: list[Row], gone: list[Row] | None, besides: Path | None = None
     ) -> None:
         if gone is None:
             found = [path for path, _ in self._epoch_files(exempt=kept)]

@@ -42,10 +42,6 @@ def opened(path: PathLike, *, alone: bool | None = None) -> Iterator[File]:
 
     Args:
         alone: Whether one rank opens a sharded checkpoint. Default: if there is no process group.
-
-    Raises:
-        FileNotFoundError: No such file.
-        CheckpointError: Damaged, or not a checkpoint.
     """
     if is_sharded(path):
         yield Shards(path, alone=alone)
@@ -188,11 +184,7 @@ def latest(logdir: PathLike) -> Path | None:
 
 
 def newest_first(logdir: PathLike) -> list[Path]:
-    """The checkpoints of a directory: the last, then the epochs from the newest, then the best.
-
-    Raises:
-        NotADirectoryError: It is a checkpoint itself.
-    """
+    """The checkpoints of a directory: the last, then the epochs from the newest, then the best."""
     folder = Path(logdir)
     if folder.is_file() or (folder.suffix == ".dcp" and is_sharded(folder)):
         told = "it is one checkpoint: read it with load_checkpoint, or pass its directory"

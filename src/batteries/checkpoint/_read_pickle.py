@@ -50,9 +50,6 @@ def check_cost(pickled: bytes) -> None:
 
     A pickle can make a set of the same list a thousand times. It can also make a key of nested
     tuples whose hash takes for ever. Unknown values are passed over.
-
-    Raises:
-        Suspicious: With what was found.
     """
     with suppress(Unknown):
         _run(_Reader(pickled, strict=False))

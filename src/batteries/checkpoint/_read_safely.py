@@ -53,9 +53,6 @@ def inspect_file(file: BinaryIO, size: int) -> tuple[bytes, list[zipfile.ZipInfo
 
     Records must be stored, not compressed, and together no longer than the file. The pickle is
     read, not executed.
-
-    Raises:
-        Suspicious: With what was found.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -110,9 +107,6 @@ def inspect_contents(contents: Any, size: int, pickled: bytes) -> None:
 
     One value may be in many places, and a program that walks through a checkpoint, or prints it,
     meets it in each. So their number is limited.
-
-    Raises:
-        Suspicious: With what was found.
     """
 
     def inspect(value: Any, place: str) -> Any:

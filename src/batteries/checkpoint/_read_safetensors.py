@@ -30,11 +30,7 @@ def peek_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def files_in_index(path: Path) -> dict[str, Path]:
-    """The files that an index of the Hub names, by the names of their tensors.
-
-    Raises:
-        CheckpointError: It is no such index, or a file is missing.
-    """
+    """The files that an index of the Hub names, by the names of their tensors."""
     try:
         index: Any = read_json(path)
         check(index, {"weight_map": Most(dict, 10**7, Most(str, 1000))})

@@ -38,9 +38,6 @@ class Shards:
 
     Args:
         alone: Whether this process reads alone. Default: if there is no process group.
-
-    Raises:
-        CheckpointError: Damaged, incomplete or not ours.
     """
 
     sealed = True
@@ -202,14 +199,12 @@ def _reader(folder: Path, index: Checkpoint) -> Any:
     return Reader(folder)
 
 
+_METADATA = (
+    "ChunkStorageMetadata Metadata MetadataIndex StorageMeta TensorProperties "
+    "TensorStorageMetadata _MEM_FORMAT_ENCODING"
+)
 _DESCRIBES = {
-    *(
-        ("torch.distributed.checkpoint.metadata", name)
-        for name in (
-            *("ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
-            *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
-        )
-    ),
+    *(("torch.distributed.checkpoint.metadata", name) for name in _METADATA.split()),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch.serialization", "_get_layout"),
     ("torch", "Size"),

@@ -39,11 +39,8 @@ def new_folder(shards: Path) -> Path:
 def write_shards(checkpoint: Mapping[str, Any], folder: Path) -> Checkpoint:
     """Write the tensors of a checkpoint, each rank its part, and return the index.
 
-    All ranks call it with the same checkpoint. When it returns, all tensors are on the disk.
-
-    Raises:
-        TypeError: A value that cannot be saved, with its place. Nothing is written then.
-        CheckpointError: A rank could not write. All ranks raise it.
+    All ranks call it with the same checkpoint. When it returns, all tensors are on the disk. If a
+    rank raises, all ranks do.
     """
     from torch.distributed.checkpoint.filesystem import FileSystemWriter  # takes long to import
     from torch.distributed.checkpoint.state_dict_saver import save

@@ -83,7 +83,8 @@ def make_folds(
 
     Raises:
         OSError: An error of the disk, on every rank.
-        TypeError: An unknown argument. The error names ours for those of scikit-learn.
+        TypeError: A number or a span of another type, or an unknown argument. If it is one of
+            scikit-learn, the error has its name here.
         ValueError: Too few rows, groups, or members of a class for so many folds; missing targets
             or groups; rows that are not in the order of time; a file of other folds, or one that
             was changed.
@@ -142,8 +143,8 @@ def _check_order(order: _Order, kind: str, repeats: int, data: Any) -> None:
     elif order.time is None and is_table(data):
         refuse_unsorted(as_table(data))
     if repeats < 1 or (repeats > 1 and kind == "time"):
-        many = "kind='time' has no seed: leave it out" if repeats > 1 else "expected 1 or more"
-        raise ValueError(f"repeats is {repeats}; {many}")
+        equal = "all repeats of kind='time' would be equal: leave out repeats="
+        raise ValueError(f"repeats is {repeats}; {equal if repeats > 1 else 'expected 1 or more'}")
 
 
 def _made(

@@ -86,10 +86,10 @@ def in_blocks(times: NDArray[Any], n_folds: int, gap: Any, embargo: Any, window:
 
 
 def _moved(ordered: NDArray[Any], row: int, span: Any, way: int, of: int | None = None) -> int:
-    """The first row after a span that follows a row, or that begins a span before it.
+    """The first row at least a span after `row - 1`, or the end of those at least a span before.
 
     Args:
-        of: The row from whose time the span is measured. Default: `row`.
+        of: The row from whose time the span before is measured. Default: `row`.
     """
     if _is_rows(span):
         return int(min(max(row + way * span, 0), len(ordered)))
