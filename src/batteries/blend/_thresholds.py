@@ -219,7 +219,7 @@ def _tried(
 def _best_of(score: _Score, rows: NDArray[Any], tries: NDArray[np.float64]) -> Cuts:
     values = np.array([score(rows, cuts) for cuts in tries])
     if np.isnan(values).all():
-        raise ValueError("the metric is NaN for every cut-off: does the target have all classes?")
+        raise ValueError("the metric is NaN for every cut-off: check the target and the metric")
     tied = tries[values == np.nanmax(values)]
     return np.asarray(tied[len(tied) // 2])
 

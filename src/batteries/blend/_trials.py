@@ -83,7 +83,9 @@ def predicted_by_all(models: Models, target: Any, allow_missing: bool) -> tuple[
         gone = [np.isnan(array.reshape(len(rows), -1)).any(1) for array in models.arrays]
         rows = np.flatnonzero(~np.any(gone, axis=0))
         if not len(rows):
-            raise ValueError("no row has predictions of all models: were they made on other rows?")
+            raise ValueError(
+                "no row has predictions of all models: check that they are of the same rows"
+            )
         if len(rows) < len(truth):
             arrays = [array[rows] for array in models.arrays]
             models, truth = Models(arrays, models.named, rows), truth[rows]
