@@ -76,7 +76,7 @@ def test_the_code_of_the_run() -> None:
     assert Path("work/out.txt").read_text() == "new [] work"
     [checked_out] = Path("code/.git/batteries").iterdir()
     (checked_out / "train.py").write_text("")
-    assert "was changed: git worktree remove" in run("rerun", "1", code=1).output
+    assert "was changed: remove it with git worktree remove" in run("rerun", "1", code=1).output
 
 
 def test_a_foreign_repository_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_a_foreign_repository_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     Path("code/.gitattributes").write_text("*.py filter=evil")
     git("-C", "code", "config", "filter.evil.clean", f"touch {Path('ran').resolve()}; cat")
     Path("code/train.py").write_text(PROGRAM.replace("changed", "else"))
-    assert "by which git may run programs: cd /" in run("rerun", "1", code=1).output
+    assert "with which git may run programs: cd /" in run("rerun", "1", code=1).output
     assert not Path("ran").exists()
     run("rerun", "1", "--current-code")
     monkeypatch.chdir("code")
@@ -118,7 +118,7 @@ def test_secrets_are_given_again() -> None:
     recorded("--token", "t0p-5ecret", "--lr", "1")
     assert "t0p" not in Path("work/runs/001/run.json").read_text()
     output = run("rerun", "1", "--yes", code=1).output
-    assert "secrets of the command were not recorded (***): give them again" in output
+    assert "secrets of the command were not recorded (***): pass them again" in output
     assert "were not recorded" not in run("rerun", "1", "--", "--token", "***").output
     run("rerun", "1", "--yes", "--", "--token", "t1")
     assert Path("work/out.txt").read_text() == "changed ['--lr', '1', '--token', 't1'] work"
@@ -149,10 +149,10 @@ def test_runs_without_a_command() -> None:
     record = json.loads((path / "run.json").read_text())
     record["sessions"][0]["launch"] = ["python", "-m", "ipykernel_launcher"]
     (path / "run.json").write_text(json.dumps(record))
-    assert "was made in a notebook" in run("rerun", "1", code=1).output
+    assert "was started in a notebook" in run("rerun", "1", code=1).output
     del record["sessions"][0]["launch"], record["sessions"][0]["command"]
     (path / "run.json").write_text(json.dumps(record))
-    assert "has no command: the run was not recorded" in run("rerun", "1", code=1).output
+    assert "has no command: only runs of start_run" in run("rerun", "1", code=1).output
 
 
 def test_show() -> None:
@@ -208,7 +208,7 @@ def test_what_may_be_running_is_not_pruned() -> None:
         assert "no checkpoints" in run("prune", "--state", "failed", "--yes").output
     bare = make_run([0.5])
     (bare / "run.json").unlink()
-    assert "1 runs without a record that can" in run("prune", "--keep-best", "0", "--yes").output
+    assert "1 runs without a readable record" in run("prune", "--keep-best", "0", "--yes").output
     assert list(bare.rglob("*.pth"))
     assert "Invalid value for '--state'" in run("prune", "--state", "faild", code=2).output
     run("prune", "--state", "unknown", "--yes")
@@ -230,7 +230,7 @@ def test_one_bad_file_hides_nothing() -> None:
     path.write_text(json.dumps(record))
     shown = run("show", "1").output
     assert "Is a directory: 'runs/001/log.txt'" in shown
-    assert shown.count("has a stage that no run has") == 3
+    assert shown.count("has an impossible stage") == 3
     assert "exp_1.pth" in shown
     compared = run("compare", "1", "2").output
     assert "0.9000" in compared

@@ -237,7 +237,7 @@ def test_replaced_parameters_are_found() -> None:
         ValueError, match=r"2.weight is \(3, 4\) in the model but \(2, 4\) in its av"
     ):
         ema.update(model)
-    with pytest.raises(ValueError, match=r"the average has 1.weight, the model has not"):
+    with pytest.raises(ValueError, match=r"the average has 1.weight, but the model does not"):
         ema.update(nn.Sequential(nn.Linear(3, 4), nn.Identity(), nn.Linear(4, 2)))
 
 
@@ -301,7 +301,9 @@ def test_swapped() -> None:
     expected, optimizer = ema.module(x), torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     with pytest.raises(KeyError, match="mine"), ema.swapped(model.eval()):  # noqa: PT012
         assert torch.equal(model(x), expected)
-        with pytest.raises(RuntimeError, match="make it behind the block, with `ema=ema`"):
+        with pytest.raises(
+            RuntimeError, match="make the checkpoint after the block, with `ema=ema`"
+        ):
             make_checkpoint("train", 1, model, optimizer, ema=ema)
         with pytest.raises(RuntimeError, match="inside of `swapped`"):
             ema.update(model)
@@ -320,7 +322,7 @@ def test_no_state_dict_of_a_swapped_part() -> None:
     for _ in steps(model, 2):
         ema.update(model)
     with ema.swapped(model):
-        with pytest.raises(RuntimeError, match="make it behind the block"):
+        with pytest.raises(RuntimeError, match="make the checkpoint after the block"):
             model[0].state_dict()
         copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
         for same in copies:

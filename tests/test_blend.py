@@ -184,7 +184,7 @@ def test_weighted_votes() -> None:
     np.testing.assert_array_equal(
         majority_vote(votes, weights=np.array(weights) / 10), majority_vote(copies)
     )
-    with pytest.raises(ValueError, match="model 0 has numbers that are no labels"):
+    with pytest.raises(ValueError, match="model 0 has numbers that are not labels"):
         majority_vote([[0.5, 1.0]])
 
 
@@ -264,7 +264,7 @@ def test_permuted_rows_and_copies(blend: str) -> None:
 def test_input_that_does_not_fit(blend: str) -> None:
     """Shapes and weights that do not fit are named."""
     function = BLENDS[blend]
-    with pytest.raises(ValueError, match=r"model 1 have shape \(3,\), those of model 0 \(2,\)"):
+    with pytest.raises(ValueError, match=r"model 1 have shape \(3,\), but those of model 0"):
         function([[0.1, 0.2], [0.1, 0.2, 0.3]])
     with pytest.raises(ValueError, match="no predictions to blend"):
         function([])
@@ -277,7 +277,7 @@ def test_input_that_does_not_fit(blend: str) -> None:
 
 def test_powers_that_mean_nothing() -> None:
     """Negative predictions have no power mean, and NaN is no power."""
-    with pytest.raises(ValueError, match=r"model 1 has -0.5 in row 2: a power mean is of"):
+    with pytest.raises(ValueError, match=r"model 1 has -0.5 in row 2: a power mean needs"):
         power_average([[1, 2, 3.0], [1, 2, -0.5]], power=3)
     with pytest.raises(ValueError, match="the power is NaN"):
         power_average([[1.0]], power=np.nan)
@@ -325,7 +325,7 @@ def test_one_by_one_and_weights_by_name(blend: str) -> None:
     np.testing.assert_array_equal(function(first, second, weights=[3, 1]), expected)
     named = function({"a": first, "b": second}, weights={"b": 1, "a": 3})
     np.testing.assert_array_equal(named, expected)
-    with pytest.raises(ValueError, match="the weights are of a, c, and the models are a, b"):
+    with pytest.raises(ValueError, match="the weights are of a, c, but the models are a, b"):
         function({"a": first, "b": second}, weights={"a": 1, "c": 2})
-    with pytest.raises(ValueError, match="weights and powers are said by name, as weights= and"):
+    with pytest.raises(ValueError, match="pass weights and powers by name, as weights= and"):
         function([first, second], [3, 1])

@@ -62,10 +62,10 @@ def test_methods_are_the_functions() -> None:
 @pytest.mark.parametrize(
     ("scores", "ids", "message"),
     [
-        (SCORES[1][1:], IDS[1:], f"b.csv has no row of id {IDS[0]}, as a.csv has; 1 are missing"),
+        (SCORES[1][1:], IDS[1:], f"b.csv has no row of id {IDS[0]}, which a.csv has; 1 ids are"),
         (
             np.append(SCORES[1], 1.0), [*IDS, "new"],
-            "b.csv has a row of id new, which a.csv has not; 1 are more",
+            "b.csv has a row of id new, which a.csv does not have; 1 ids are only in",
         ),
         (SCORES[1], [IDS[1], *IDS[1:]], f"b.csv has the id {IDS[1]} more than once"),
         (SCORES[1], [None, *IDS[1:]], "b.csv has no id in row 0"),
@@ -94,7 +94,7 @@ def test_columns_that_do_not_fit() -> None:
     """Other columns are named; `columns` says which are blended, and the rest is the first's."""
     first = write("a.csv", SCORES[0], fold=["007"] * 200)
     second = write("b.csv", SCORES[1])
-    with pytest.raises(ValueError, match=r"b.csv has other columns than a.csv: fold is in one"):
+    with pytest.raises(ValueError, match=r"b.csv has other columns than a.csv: only one of them"):
         blend_files([first, second])
     found = blend_files([first, second], columns=["target"], out="blend.csv")
     assert found.columns == ["id", "target", "fold"]
@@ -117,11 +117,13 @@ def test_what_is_asked_for() -> None:
         blend_files([path], "median")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"a blend is written as .csv or .parquet, not as b.txt"):
         blend_files([path], out="b.txt")
-    with pytest.raises(ValueError, match=r"c.txt is none of .csv, .parquet and .npy"):
+    with pytest.raises(
+        ValueError, match=r"c.txt has an unknown format; expected .csv, .parquet or .npy"
+    ):
         blend_files(["c.txt"])
     with pytest.raises(ValueError, match="there are no files to blend"):
         blend_files([])
-    with pytest.raises(ValueError, match="labels cannot be renormalised"):
+    with pytest.raises(ValueError, match="labels are not probabilities"):
         blend_files([path], "vote", renormalise=True)
     for columns in ([], ["id", "target"], ["target", "target"]):
         with pytest.raises(ValueError, match=r"the columns to blend are \[.*expected one or more"):
@@ -318,7 +320,7 @@ def test_files_by_name() -> None:
     expected = blend_files(paths.values(), weights=[3, 1])
     assert blend_files(paths, weights={"b": 1, "a": 3}).equals(expected)
     assert blend_files(paths.values(), weights={"b.csv": 1, "a.csv": 3}).equals(expected)
-    with pytest.raises(ValueError, match="the weights are of a, c, and the models are a, b"):
+    with pytest.raises(ValueError, match="the weights are of a, c, but the models are a, b"):
         blend_files(paths, weights={"a": 1, "c": 2})
 
 
@@ -332,7 +334,7 @@ FAULTS: dict[str, tuple[str, str]] = {
     "texts": ("id,target\n1,0.5\n2,cat\n3,0\n", r"1 no numbers, first in row 1 \(cat\)"),
     "infinite": ("id,target\n1,0.5\n2,inf\n3,0\n", r"1 infinite, first in row 1 \(inf\)"),
     "range": ("id,target\n1,0.5\n2,1.5\n3,0\n", r"1 not from 0 to 1, first in row 1 \(1.5\)"),
-    "the sample": ("id,target\n1,0\n2,0\n3,0\n", "all predictions are those of the sample"),
+    "the sample": ("id,target\n1,0\n2,0\n3,0\n", "all predictions are equal to those of the samp"),
 }  # fmt: skip
 
 

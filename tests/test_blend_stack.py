@@ -99,7 +99,7 @@ def test_any_form_of_models() -> None:
     assert len(repr(expected)) < 400
     unnamed = find_weights(list(OOF.values()), TARGET, "roc_auc", folds=FOLDS)
     assert list(unnamed.weights) == ["model 0", "model 1", "model 2"]
-    with pytest.raises(ValueError, match="the weights are of net, tree, knn, and the models are n"):
+    with pytest.raises(ValueError, match="the weights are of net, tree, knn, but the models are n"):
         expected.blend({"net": OOF["net"], "tree": OOF["tree"]})
 
 
@@ -147,7 +147,7 @@ def test_rows_without_a_prediction() -> None:
     np.testing.assert_array_equal(np.isnan(stacked.oof), gone)
     with pytest.raises(ValueError, match="model 'net' has nan in row"):
         find_weights(partial, TARGET, "roc_auc")
-    with pytest.raises(ValueError, match="no row has a prediction of each model"):
+    with pytest.raises(ValueError, match="no row has predictions of all models"):
         find_weights([np.full(ROWS, np.nan)], TARGET, "roc_auc", allow_missing=True)
 
 

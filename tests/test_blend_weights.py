@@ -246,16 +246,16 @@ def test_input_of_weights() -> None:
         find_weights(OOF, TARGET[:10], "auc")
     with pytest.raises(ValueError, match="model 1 has nan in row 3"):
         find_weights([OOF[0], np.where(np.arange(ROWS) == 3, np.nan, 0.5)], TARGET, "auc")
-    with pytest.raises(ValueError, match="auc is of two classes"):
+    with pytest.raises(ValueError, match="auc needs two classes"):
         find_weights(PROBABILITIES, CLASSES, "auc")
     with pytest.raises(ValueError, match="probabilities of model 0 do not add up to 1"):
         find_weights(PROBABILITIES / 2, CLASSES, "log_loss")
-    with pytest.raises(ValueError, match="model 0 has numbers that are no probabilities"):
+    with pytest.raises(ValueError, match="model 0 has numbers outside of 0 to 1"):
         find_weights([OOF[0] * 5, OOF[1]], TARGET, "log_loss")
     for metric in ("log_loss", "accuracy"):
         with pytest.raises(ValueError, match=f"{metric} has 1 classes and predictions of shape"):
             find_weights(OOF, np.zeros(ROWS), metric)
-    with pytest.raises(ValueError, match=r"rmse is of \(rows,\) predictions and targets"):
+    with pytest.raises(ValueError, match=r"rmse needs \(rows,\) predictions and targets"):
         find_weights([part[:, None] for part in OOF], TARGET, "rmse")
     with pytest.raises(ValueError, match="the target of row 7 is not a finite number"):
         find_weights(OOF, np.where(np.arange(ROWS) == 7, np.nan, TARGET), "rmse")

@@ -330,7 +330,9 @@ def test_a_running_writer_is_told_of() -> None:
     ours, theirs = context.Pipe()
     process = start(hold_and_wait, "logs", theirs)
     assert ours.recv() == "saved"
-    with pytest.warns(UserWarning, match=rf"taken over from process {process.pid}, which is still"):
+    with pytest.warns(
+        UserWarning, match=rf"takes over logs from process {process.pid}, which is still"
+    ):
         process_epoch(manager("logs"), 2)
     ours.send("go on")
     assert "belongs to a newer run" in ours.recv()

@@ -80,8 +80,8 @@ def grown(epochs: int, save_n_best: int | None) -> CheckpointManager:
     manager = CheckpointManager(f"{epochs}-{save_n_best}", save_n_best=save_n_best, keep_every=500)
     manager.process(0.0, 1, {"epoch": 1})
     for epoch in range(2, epochs + 1):
-        manager._epochs.add({"epoch": epoch, "loss": 1 + 1 / epoch})
-    manager._metrics_file.forget()
+        manager._directory.epochs.add({"epoch": epoch, "loss": 1 + 1 / epoch})
+    manager._directory.metrics_file.forget()
     manager.process(0.5, epochs + 1, {"epoch": epochs + 1})
     return manager
 

@@ -141,7 +141,7 @@ def resumed(directory: str) -> tuple[float, str, bool]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc how much was read")
-@pytest.mark.filterwarnings("ignore:.*no optimizer= was given", "ignore:.*an older one is taken")
+@pytest.mark.filterwarnings("ignore:.*resume got no optimizer=", "ignore:.*an older one is taken")
 def test_ranks_divide_the_work(tmp_path: Path) -> None:
     """Each of three ranks reads its model and a third of the rest; damage is told to all."""
     model, optimizer = trained()

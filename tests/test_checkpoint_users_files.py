@@ -170,7 +170,7 @@ def test_the_name_of_an_epoch_to_come() -> None:
         shutil.copy("logs/exp_1.pth", f"logs/exp_{epoch}.pth")
     process(manager, 2, 0.6)  # is not among the best, and needs no name
     before = content(Path("logs"))
-    with pytest.raises(CheckpointError, match=r"logs/exp_3\.pth is not one of this manager's"):
+    with pytest.raises(CheckpointError, match=r"logs/exp_3\.pth was not written by this manager"):
         process(manager, 3, 0.4)
     assert content(Path("logs")) == before
     Path("logs/exp_3.pth").rename("logs/mine.pth")
@@ -197,7 +197,7 @@ def test_epochs_that_do_not_agree(epoch: Any) -> None:
     """A checkpoint of another epoch than the call's is refused before anything is written."""
     checkpoint = {**make_checkpoint("train", 1, nn.Linear(1, 1)), "epoch": epoch}
     manager = CheckpointManager("logs")
-    with pytest.raises(ValueError, match=r"that of epoch 3.*, and process was told epoch 7"):
+    with pytest.raises(ValueError, match=r"that of epoch 3.*, but process got epoch=7"):
         manager.process(0.5, 7, checkpoint)
     with pytest.raises(ValueError, match=r"epoch is 3\.5; expected a whole number"):
         manager.process(0.5, 3.5, checkpoint)  # type: ignore[arg-type]
@@ -217,5 +217,5 @@ def test_saves_by_step() -> None:
         manager.process(loss, step, checkpoint)
     assert torch.load("logs/exp_1000.pth")["step"] == torch.load("logs/best.pth")["step"] == 1000
     assert [row["epoch"] for row in manager.history] == [500, 1000, 1500]
-    with pytest.raises(ValueError, match=r"that of epoch 1, .* told epoch 7.* make_checkpoint\("):
+    with pytest.raises(ValueError, match=r"that of epoch 1, .* got epoch=7.* make_checkpoint\("):
         manager.process(0.5, 7, checkpoint)

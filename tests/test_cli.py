@@ -236,7 +236,7 @@ def test_compare() -> None:
         outputs.save(f"runs/{name}/oof.parquet")
     words = ("compare", "001", "002", "--logdir", "runs", "--predictions", "oof.parquet")
     assert "difference +0.1333" in run(*words).output
-    assert "002 is better, beyond the noise of 300 rows\n(what other seeds" in run(*words).output
+    assert "002 is better, beyond the noise of 300 rows\n(this does not" in run(*words).output
     swapped = [words[0], "002", "001", *words[3:]]
     assert "002 is better" in run(*swapped, "--metric", "log_loss").output
     told = json.loads(run(*words, "--json").output)
@@ -259,17 +259,14 @@ def test_seeds_are_no_difference() -> None:
     for path in (Path("runs/001"), Path("runs/002")):
         record_scores(path, folds=[0.8, 0.9, 0.85] if path.name == "001" else [0.9, 1.0, 0.95])
     same = " ".join(run("compare", "001", "002", *words).output.split())
-    assert (
-        "are two models of one configuration (their arguments are the same but for the seed)"
-        in same
-    )
+    assert "have one configuration (their arguments differ only in the seed)" in same
     assert "beyond" not in same
     record_scores("runs/005", folds=[0.9, 0.99, 0.95])
     shutil.rmtree("runs/006")
     shutil.rmtree("runs/007")
     shutil.rmtree("runs/008")
     alone = run("compare", "001", "005", *words).output
-    assert "005 is better, beyond the noise of 3 folds\n(what other seeds would give" in alone
+    assert "005 is better, beyond the noise of 3 folds\n(this does not include the" in alone
 
 
 def test_small_numbers_differ() -> None:
@@ -374,7 +371,7 @@ def test_new(kind: str) -> None:
     command = [sys.executable, "experiment.py", "--help"]
     result = warm.run(command, cwd="mine", capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "mine is there already" in run("new", kind, "mine", code=1).output
+    assert "mine exists already" in run("new", kind, "mine", code=1).output
 
 
 def test_env() -> None:

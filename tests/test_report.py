@@ -307,7 +307,7 @@ def test_foreign_files(name: str, value: Any) -> None:
     ("name", "text", "problem"),
     [
         ("run.json", '{"sessions": [', "run.json is not the record of a run"),
-        ("scores.json", '{"test": ', "scores.json has no scores: Expecting"),
+        ("scores.json", '{"test": ', "scores.json is not a file of record_scores: Expecting"),
         (
             "scores.json",
             '{"validation": 0.5, "test": "x"}',
@@ -318,8 +318,8 @@ def test_foreign_files(name: str, value: Any) -> None:
             '{"metric_name": "loss", "values": 5}',
             "is not a CheckpointManager's: values is 5; expected list",
         ),
-        ("metrics.jsonl", '5\n{"step": 1, "metrics": {"loss": 1}}\n', "1 lines are not a JSON"),
-        ("metrics.jsonl", '{"step": 1, "metrics": {"loss": 1}}\n{"st', "last line is half written"),
+        ("metrics.jsonl", '5\n{"step": 1, "metrics": {"loss": 1}}\n', "1 lines are not JSON"),
+        ("metrics.jsonl", '{"step": 1, "metrics": {"loss": 1}}\n{"st', "last line is incomplete"),
     ],
 )
 def test_problems_are_told(name: str, text: str, problem: str) -> None:

@@ -119,7 +119,9 @@ def test_nothing_good() -> None:
 def test_a_missing_object() -> None:
     """A state without an object is a warning, an object without a state an error."""
     saved(1, ema=nn.Linear(1, 1))
-    with pytest.warns(UserWarning, match=r"logs/last\.pth has ema_state_dict, but no ema= was"):
+    with pytest.warns(
+        UserWarning, match=r"logs/last\.pth has ema_state_dict, but resume got no ema="
+    ):
         resume("logs", nn.Linear(2, 1))
     with pytest.raises(CheckpointError, match=r"logs/last\.pth has no scaler_state_dict"):
         resume("logs", nn.Linear(2, 1), ema=nn.Linear(1, 1), scaler=AverageMeter())

@@ -63,7 +63,7 @@ def test_all_lines() -> None:
     assert frame["step"].to_list() == [1, 2]
     assert set(runs.metrics()["metric"]) == {"valid/loss", "lr"}
     assert runs[0].problems == [
-        "runs/001/metrics.jsonl: the last line is half written, and is left out"
+        "runs/001/metrics.jsonl: the last line is incomplete, and is left out"
     ]
 
 
@@ -91,7 +91,7 @@ def test_filters_with_types() -> None:
         found("lr=fast")
     with pytest.raises(KeyError, match="no column 'wide'"):
         found("wide=1")
-    with pytest.raises(ValueError, match="'lr' is no condition: expected COLUMN"):
+    with pytest.raises(ValueError, match="'lr' is not a condition: expected COLUMN"):
         found("lr")
 
 
@@ -103,7 +103,7 @@ def test_orders() -> None:
     assert [run.name for run in runs.best_first("valid/loss")] == ["001", "002", "003"]
     assert [run.name for run in runs.best_first("valid/loss.last")] == ["002", "001", "003"]
     assert [run.name for run in runs.sorted("run", descending=True)] == ["003", "002", "001"]
-    with pytest.raises(ValueError, match="nothing says whether lower valid/loss is better"):
+    with pytest.raises(ValueError, match="it is not known whether lower valid/loss is bet"):
         read_runs("runs").best_first("valid/loss")
 
 
@@ -163,9 +163,7 @@ def test_lines_that_look_whole_together() -> None:
     Path("run/metrics.jsonl").write_text('{"a": [{}\n{"b": 1}]}\n' + good + "\n[1]\n")
     run = RunInfo("run", Path("run"))
     assert list(run.series()["loss"].values) == [0.5]
-    assert run.problems == [
-        "run/metrics.jsonl: 3 lines are not a JSON object each, and are left out"
-    ]
+    assert run.problems == ["run/metrics.jsonl: 3 lines are not JSON objects, and are left out"]
 
 
 def test_directions_that_contradict() -> None:

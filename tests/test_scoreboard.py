@@ -287,7 +287,7 @@ def test_equal_gains() -> None:
     for found, by in ((folds, "2 folds"), (both, "2 and 2 seeds"), (pairs, "5 pairs of seeds")):
         assert found.difference is not None
         assert (found.difference.beyond_noise, found.difference.p) == (False, 1)
-        assert f"{by} have no spread, so that their noise is not known" in found.verdicts()[0]
+        assert f"{by} have no spread, so their noise is not known" in found.verdicts()[0]
 
 
 def test_folds_that_differ_by_chance() -> None:
@@ -352,7 +352,7 @@ def test_the_gap_of_a_run() -> None:
 def test_one_equal_score() -> None:
     """Scores that are all the same are no small number of runs."""
     [found] = check_gaps([info(value, 0.5) for value in np.linspace(0, 1, 300)])
-    assert str(found) == "300 runs: all have the same test score, so nothing moves with another"
+    assert str(found) == "300 runs: all have the same test score, so no correlation can be seen"
 
 
 def test_seeds_by_welch() -> None:
@@ -395,7 +395,7 @@ def test_repeats_of_a_seed() -> None:
     failed = dataclasses.replace(runs[5], state="failed")
     without = compare(runs[0], runs[3], among=[*runs[:5], failed])
     assert without.difference is None
-    assert "that have not finished are left out (1): name a run" in without.verdicts()[-1]
+    assert "1 unfinished runs of these configurations are left out: name" in without.verdicts()[-1]
     named = compare(runs[0], runs[3], failed, among=runs)
     assert (named.left_out, named.differences[0].by) == (0, "2 and 2 seeds")
 

@@ -32,23 +32,23 @@ LINEAR: Any = nn.Linear(2, 1)
 PATH: Any = "a.pth"
 NAMES: Any = {"cnn": 1, "tree": 3}
 SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "a file to resume": (lambda _: resume("a.pth", LINEAR), "is one checkpoint, which load_chec"),
-    "a shard to resume": (lambda _: latest("sharded/last.dcp"), "expected the directory that has"),
+    "a file to resume": (lambda _: resume("a.pth", LINEAR), "one checkpoint: read it with load_ch"),
+    "a shard to resume": (lambda _: latest("sharded/last.dcp"), "or pass its directory"),
     "a path first": (lambda any_: save_checkpoint(PATH, any_), "the path comes second: save_ch"),
     "a model saved": (lambda any_: save_checkpoint(LINEAR, any_), "cannot hold this, a torch.nn"),
     "a model as checkpoint": (
         lambda _: CheckpointManager("logs").process(0.5, 1, LINEAR),
-        r"the checkpoint is Linear\(.*; expected what make_checkpoint gives",
+        r"the checkpoint is Linear\(.*; expected what make_checkpoint returns",
     ),
     "no checkpoint": (
         lambda any_: CheckpointManager("logs").process(0.5, 1, any_),
-        "the checkpoint is None; expected what make_checkpoint gives",
+        "the checkpoint is None; expected what make_checkpoint returns",
     ),
     "a model first": (lambda _: load_checkpoint(LINEAR, PATH), "model is 'a.pth'; e"),
     "no step": (lambda any_: JsonLinesLogger("logs").log_metrics({"a": 1}, any_), "step is None; "),
     "a bare number": (lambda _: JsonLinesLogger("logs").log_metrics(NAMES["cnn"], 1), "1 was logg"),
     "half a fold": (lambda _: make_folds(6, 2.5), r"n_folds is 2\.5; expected a whole number"),  # type: ignore[arg-type]
-    "labels as folds": (lambda _: make_folds(6, [0, 1]), r"n_folds is .*labels are passed as targ"),  # type: ignore[arg-type]
+    "labels as folds": (lambda _: make_folds(6, [0, 1]), r"n_folds is .*pass labels as targ"),  # type: ignore[arg-type]
     "a seed's name": (lambda _: make_folds(6, 2, seed="a"), "seed is 'a'; expected a whole number"),  # type: ignore[arg-type]
     "target": (lambda _: make_folds(6, 2, target=[0]), "no argument 'target': say targets="),  # type: ignore[call-arg]
     "a typo": (lambda _: make_folds(6, 2, taregts=[0]), "argument 'taregts': say targets="),  # type: ignore[call-arg]
@@ -57,7 +57,7 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "folds of numbers": (lambda any_: check_folds([0, 1], any_), r"folds is \[0, 1\]; expected wh"),  # type: ignore[arg-type]
     "named weights": (
         lambda _: blend.mean({"a": [0.1], "b": [0.2]}, weights=NAMES),
-        "the weights are of cnn, tree, and the models are a, b",
+        "the weights are of cnn, tree, but the models are a, b",
     ),
     "masked": (
         lambda _: Predictions(1).add([0], x=np.ma.array([1.0], mask=[True])),

@@ -86,7 +86,7 @@ def test_files(name: str) -> None:
     assert np.array_equal(made.assignment, again.assignment)
     assert made.hash == again.hash
     assert Path(name).stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match=f"{name} has folds of 200 rows, and the data has 199"):
+    with pytest.raises(ValueError, match=f"{name} has folds of 200 rows, but the data has 199"):
         make_folds(TARGETS[1:], 3, "stratified", path=name)
     others: list[dict[str, Any]] = [
         {"seed": 1}, {"n_folds": 4}, {"kind": "kfold"}, {"data": TARGETS[::-1]},
@@ -108,7 +108,7 @@ def test_damaged_files() -> None:
     with pytest.raises(ValueError, match=r"folds\.csv was changed since it was written"):
         make_folds(10, 2, path="folds.csv")
     Path("folds.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"folds\.csv has no folds of make_folds in it"):
+    with pytest.raises(ValueError, match=r"folds\.csv is not a file of make_folds"):
         make_folds(10, 2, path="folds.csv")
 
 
@@ -145,7 +145,7 @@ def test_errors_of_the_disk_on_ranks(tmp_path: Path) -> None:
         assert "folds.csv" in str(error)
     zero, one = run_ranks(folds_on_a_rank, str(tmp_path / "folds.csv"), 1)
     assert isinstance(zero, str)
-    assert "rank 1 asks for other folds than rank 0 has from" in str(one)
+    assert "rank 1 has other data or arguments than rank 0" in str(one)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_errors_of_the_disk_on_ranks(tmp_path: Path) -> None:
         ({"data": 4, "n_folds": 2, "kind": "group", "groups": [1, 1]}, "2 groups for 4 rows"),
         (
             {"data": 4, "n_folds": 2, "kind": "group", "groups": ["a", None, "b", None]},
-            "2 of the groups are missing, first of all in row 1, 3: fill them in",
+            "2 of the groups are missing, the first ones in rows 1, 3: fill",
         ),
         (
             {"data": 4, "n_folds": 2, "kind": "group", "groups": [1.0, np.nan, 2.0, 3.0]},
@@ -256,7 +256,7 @@ def test_empty_folds(assignment: list[int], kind: str, text: str) -> None:
 
 def test_other_rows() -> None:
     """Folds for another number of rows are an error."""
-    with pytest.raises(ValueError, match="targets has 3 rows, the folds are of 200"):
+    with pytest.raises(ValueError, match="targets has 3 rows, but the folds have 200"):
         check_folds(make_folds(200), targets=[1, 2, 3])
 
 
@@ -335,7 +335,7 @@ def test_other_dtypes(other: Any) -> None:
 
 def test_other_shapes() -> None:
     """Rows of different shapes, and columns of different lengths, are errors that name them."""
-    text = r"the rows of 'values' have shape \(3,\) in train and \(4,\) in test"
+    text = r"the rows of 'values' have shape \(3,\) in train but \(4,\) in test"
     with pytest.raises(ValueError, match=text):
         look(np.zeros((9, 3)), np.zeros((9, 4)))
     with pytest.raises(ValueError, match=r"columns of a table have different lengths: \{'a': 9, "):
@@ -403,18 +403,18 @@ def test_what_does_not_fit() -> None:
     """A fold of other splits, one that comes twice, and other shapes are refused."""
     folds, other = make_folds(10, 2, seed=0), make_folds(10, 2, seed=1)
     collected = OutOfFold(folds)
-    with pytest.raises(ValueError, match=r"fold 0 was trained on other splits .* it has seen rows"):
+    with pytest.raises(ValueError, match=r"fold 0 was trained on other folds .* it has seen rows"):
         collected.add(0, np.zeros(5), trained_on=other.hash)
-    with pytest.raises(ValueError, match="fold 0 has 5 rows, and there are 4 predictions"):
+    with pytest.raises(ValueError, match="fold 0 has 5 rows, but there are 4 predictions"):
         collected.add(0, np.zeros(4), trained_on=folds.hash)
     collected.add(0, np.zeros((5, 2)), np.zeros(3), trained_on=folds.hash)
     with pytest.raises(ValueError, match="fold 0 was added before"):
         collected.add(0, np.zeros((5, 2)), trained_on=folds.hash)
     with pytest.raises(
-        ValueError, match=r"fold 1 has rows of shape \(5,\), the ones before \(5, 2\)"
+        ValueError, match=r"fold 1 has rows of shape \(5,\), but earlier folds have"
     ):
         collected.add(1, np.zeros(5), trained_on=folds.hash)
-    with pytest.raises(ValueError, match=r"fold 1 has test rows of shape \(4,\), the ones before"):
+    with pytest.raises(ValueError, match=r"fold 1 has test rows of shape \(4,\), but earlier"):
         collected.add(1, np.zeros((5, 2)), np.zeros(4), trained_on=folds.hash)
     assert collected.missing == [1]
     for name in ("predictions", "test"):
@@ -488,14 +488,14 @@ MISSING: list[Any] = [
 @pytest.mark.parametrize("groups", MISSING, ids=str)
 def test_missing_groups(groups: Any) -> None:
     """A missing group is noticed whatever it is: None, NaN, NaT, a null."""
-    with pytest.raises(ValueError, match="1 of the groups are missing, first of all in row 2"):
+    with pytest.raises(ValueError, match="1 of the groups are missing, the first ones in rows 2"):
         make_folds(4, 2, "group", groups=groups)
-    with pytest.raises(ValueError, match="1 of the targets are missing, first of all in row 2"):
+    with pytest.raises(ValueError, match="1 of the targets are missing, the first ones in rows 2"):
         make_folds(groups, 2, "stratified")
     folds = make_folds(4, 2)
-    with pytest.raises(ValueError, match="1 of the targets are missing, first of all in row 2"):
+    with pytest.raises(ValueError, match="1 of the targets are missing, the first ones in rows 2"):
         check_folds(folds, targets=groups)
-    with pytest.raises(ValueError, match="1 of the groups are missing, first of all in row 2"):
+    with pytest.raises(ValueError, match="1 of the groups are missing, the first ones in rows 2"):
         check_folds(folds, groups=groups)
 
 
@@ -528,7 +528,7 @@ def test_targets_by_name() -> None:
     folds = make_folds(table, 2, "stratified", targets="target")
     named = check_folds(folds, "target", groups="patient", data=table)
     assert named.equals(check_folds(folds, table["target"], groups=table["patient"], data=table))
-    with pytest.raises(ValueError, match="there is no column 'target'; data is no table"):
+    with pytest.raises(ValueError, match="there is no column 'target'; data is not a table"):
         check_folds(folds, "target")
     with pytest.raises(ValueError, match="there is no column 'label'; expected one of "):
         check_folds(folds, "label", data=table)
@@ -567,7 +567,7 @@ def test_nearly_the_same_numbers() -> None:
     with pytest.raises(ValueError, match=r"have near duplicates in training \([27]\)"):
         check_folds(folds, data=table, near="rounded")
     check_folds(folds, data=table)
-    with pytest.raises(ValueError, match="equally many numbers, or of a table"):
+    with pytest.raises(ValueError, match="needs a table, or rows of equally many numbers"):
         check_folds(folds, data=["a"] * 30 + ["b"] * 30, near="rounded")
 
 
@@ -588,7 +588,7 @@ def test_nearly_the_same_images() -> None:
             check_folds(folds, data=[*images, image], near="images")
     assert len(check_folds(Folds(np.arange(40) % 2, "kfold"), data=images, near="images")) == 2
     with pytest.raises(
-        ValueError, match="images of 16 x 16 pixels and more; found an array of sha"
+        ValueError, match="images of at least 16 x 16 pixels; found an array of sha"
     ):
         check_folds(Folds(np.arange(40) % 2, "kfold"), data=coarse, near="images")
 

@@ -37,7 +37,7 @@ def test_loops() -> None:
             assert all(np.array_equal(rows[0], other) for other in rows)
     with pytest.raises(IndexError, match="there is no fold 5: they are 0 to 4"):
         folds[5]
-    with pytest.raises(ValueError, match="X has 9 rows, the folds are of 10"):
+    with pytest.raises(ValueError, match="X has 9 rows, but the folds have 10"):
         folds.split(X[:9])
 
 
@@ -120,17 +120,20 @@ def test_rows_in_no_order() -> None:
 
 
 SLIPS: dict[str, tuple[dict[str, Any], str]] = {
-    "texts": ({"time": DAYS.astype(str)}, "expected dates or numbers: texts have another order"),
-    "missing": ({"time": [None, *DAYS[1:]]}, "1 of the times are missing, first of all in row 0"),
+    "texts": ({"time": DAYS.astype(str)}, "expected dates or numbers, since texts sort in"),
+    "missing": (
+        {"time": [None, *DAYS[1:]]},
+        "1 of the times are missing, the first ones in rows 0",
+    ),
     "one day": ({"time": np.zeros(120)}, "there are 1 different times for 4"),
-    "no rows": ({"gap": 119}, "fold 0 has no rows to train on: take a smaller gap"),
+    "no rows": ({"gap": 119}, "fold 0 has no rows to train on: use a smaller gap"),
     "a float": ({"time": DAYS, "gap": 1.5}, "gap is 1.5; expected a number of rows, or a datetime"),
     "days": (
         {"time": np.arange(120), "gap": datetime.timedelta(1)},
-        "or a float, as the times are n",
+        "or a float, because the times",
     ),
-    "both": ({"embargo": 1, "window": 5}, "leave out window= or embargo="),
-    "repeats": ({"repeats": 2}, "the order of time is one"),
+    "both": ({"embargo": 1, "window": 5}, "leave out one of them"),
+    "repeats": ({"repeats": 2}, "repeats of kind='time' would be equal"),
     "another kind": ({"kind": "kfold", "gap": 2}, "gap= is for kind='time', not for kind='kfold'"),
 }
 

@@ -1,1 +1,1 @@
-"""The files of a run: what each is called, may hold, and how it is read and written."""
+"""The files of a run: their names, schemas, readers and writers."""

@@ -1,4 +1,4 @@
-"""Checksums of what each step saw and made: `checksums.jsonl`, and where two runs part."""
+"""Checksums of the tensors of each step, `checksums.jsonl`, and where those of two runs differ."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from batteries._files import PathLike, append_whole, make_directory
-from batteries._foreign import lines_of, open_regular, parse_json, printable
+from batteries._foreign import lines_of, open_regular, printable
+from batteries._rundir.lines import parse_line
 from batteries._rundir.record import check_held
 
 NAME = "checksums.jsonl"
@@ -17,15 +18,15 @@ _Sums = dict[str, str]
 
 
 class Parting(NamedTuple):
-    """Where two runs part; `first_difference` finds it.
+    """The first difference between two runs. `first_difference` finds it.
 
     >>> print(Parting(step=3, names=["batch[0]", "gradient of bias"], equal=2))
     the runs part at step 3: batch[0] differs first, of 2; 2 steps before it are equal
 
     Attributes:
-        step: The first step whose checksums differ; None if all are equal.
-        names: What differs there, in the order in which a step makes it.
-        equal: The number of steps before it that both have.
+        step: The first step with different checksums; None if all are equal.
+        names: The tensors that differ in that step, in the order in which the step makes them.
+        equal: The number of earlier steps that both have.
     """
 
     step: int | None
@@ -42,22 +43,21 @@ class Parting(NamedTuple):
 
 
 def add_checksums(run: PathLike, step: int, sums: _Sums) -> None:
-    """Add the line of a step."""
     check_held(run)
     line = json.dumps({"step": step, "checksums": sums}) + "\n"
     append_whole(make_directory(run) / NAME, line.encode(), inside=run)
 
 
 def first_difference(one: PathLike, other: PathLike) -> Parting | None:
-    """The step at which two runs part, and the tensors that differ there.
+    """The first step in which two runs differ, and the tensors that differ there.
 
     >>> first_difference("runs/001", "runs/002") is None  # they have no checksums
     True
 
-    Steps are compared that both have, as `training.log_checksums` has noted them; of one that came
-    twice, as after a crash, the last counts.
+    It compares the steps that both have in the files of `training.log_checksums`. If a step is
+    there twice, as after a crash, the last one counts.
     """
-    # First what tells steps apart, and then the names of one step: a long run has many.
+    # A long run has many names: only a hash of each step is kept, and then the names of one step.
     lines = [
         {step: hash(frozenset(sums.items())) for step, sums in _read(run)} for run in (one, other)
     ]
@@ -75,17 +75,13 @@ def first_difference(one: PathLike, other: PathLike) -> Parting | None:
 
 
 def _read(run: PathLike) -> Iterator[tuple[int, _Sums]]:
-    """The steps of a file; a torn or foreign line is left out."""
+    """The steps of a file. Torn and foreign lines are left out."""
     path = Path(run, NAME)
     if not path.exists():
         return
     with open_regular(path, inside=run) as file:
         for line in lines_of(file):
-            try:
-                value = parse_json(line) if line.endswith(b"\n") else None
-            except ValueError:
-                continue
-            found = value if isinstance(value, dict) else {}
+            found = parse_line(line) or {}
             step, sums = found.get("step"), found.get("checksums")
             texts = isinstance(sums, dict) and all(isinstance(each, str) for each in sums.values())
             if sums and texts and type(step) is int:

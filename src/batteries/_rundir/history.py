@@ -1,4 +1,4 @@
-"""The scores of epochs: `metrics.json`, which a `CheckpointManager` keeps."""
+"""The scores of epochs: `metrics.json`, which a `CheckpointManager` writes."""
 
 from __future__ import annotations
 
@@ -15,30 +15,26 @@ from batteries._rundir.names import CHECKPOINTS
 from batteries._rundir.record import files_of
 
 NAME = "metrics.json"
-_PAGE = 4096  # bytes of a file that a killed process has written all or none of
+_PAGE = 4096  # bytes: a killed process has written all of a page, or nothing
 _END = b"\n  ]\n}\n"
-Row = dict[str, Any]  # {"epoch": 3, "accuracy": 0.9}; None stands for what is not finite
+Row = dict[str, Any]  # {"epoch": 3, "accuracy": 0.9}; None stands for values that are not finite
 SCHEMA = {"metric_name": Most(str, 1000), "metric_minimization": bool, "values": list}
 
 
 class History(NamedTuple):
-    """What `metrics.json` says."""
+    """The content of `metrics.json`."""
 
     metric: str
     minimization: bool
     rows: list[Row]
-    foreign: int  # rows that no manager writes: left out, or without what is no number
+    foreign: int  # rows that no manager writes: they were left out or corrected
 
 
 def read_history(path: PathLike, inside: PathLike | None = None) -> History:
-    """The scores of epochs in a file.
+    """Read the scores of epochs from a file.
 
     Args:
         inside: The directory that no link may lead out of.
-
-    Raises:
-        ValueError: Something else.
-        OSError: It cannot be read.
     """
     data = read_regular(path, inside)
     try:
@@ -59,20 +55,20 @@ def read_history(path: PathLike, inside: PathLike | None = None) -> History:
 
 
 def stage_of(file: Path, run: Path) -> str:
-    """What the stage of a file is called: its directory, without the one of checkpoints."""
+    """The name of the stage of a file: its directory, without the one of checkpoints."""
     parts = file.parent.relative_to(run).parts
     return "/".join(part for part in parts if part != CHECKPOINTS)
 
 
 def best_row(metric: str, minimization: bool, rows: list[Row]) -> Row | None:
-    """The row of the best epoch; of equal ones the earliest."""
+    """The row of the best epoch, the earliest of equal ones."""
     finite = [row for row in rows if is_number(row.get(metric))]
     sign = 1 if minimization else -1
     return min(finite, key=lambda row: sign * row[metric], default=None)
 
 
 def summaries(run: Path) -> list[dict[str, Any]]:
-    """The best epoch of each stage: what the record keeps, if somebody removes the checkpoints."""
+    """The best epoch of each stage. The record keeps it, in case the checkpoints are removed."""
     found = []
     for file in sorted(files_of(run, NAME)):
         with suppress(OSError, ValueError):
@@ -85,12 +81,11 @@ def summaries(run: Path) -> list[dict[str, Any]]:
 
 
 def is_row(row: Any) -> bool:
-    """Whether a value is a row of a history."""
     return row is not None and _own(row) == row
 
 
 def _own(row: Any) -> Row | None:
-    """Of a row what can be one: each score is a number, or None."""
+    """A row whose other values than numbers became None; None if it has no epoch."""
     if not isinstance(row, dict) or not is_epoch(row.get("epoch")):
         return None
     return {name: value if is_number(value) else None for name, value in row.items()}
@@ -100,7 +95,7 @@ _START = '"values": [\n'
 
 
 def _mended(data: bytes) -> bytes:
-    """All whole rows of a file whose last one was torn by a power cut."""
+    """The content of a file without its last row, which a power cut has torn."""
     text = data.decode(errors="replace")
     if _START not in text:
         return data
@@ -116,19 +111,19 @@ def _mended(data: bytes) -> bytes:
 
 
 class MetricsFile:
-    """`metrics.json`: written whole, and a longer one has room in it for the next rows.
+    """Writes `metrics.json`. A long file has room in it for the next rows.
 
-    The room is spaces, which JSON allows. A row that is put there lies in one page: a process
-    that is killed has written all of it or nothing, and the file is valid at each moment.
+    The room is spaces, which JSON allows. A new row is written into one page of it. So a killed
+    process has written all of the row or nothing, and the file is valid at each moment.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._ours: Any = None  # what the file is known by, if this has written it
-        self._at = self._limit = 0  # where the room for rows begins, and where it ends
+        self._ours: Any = None  # the file's identity, if this object has written it
+        self._at = self._limit = 0  # the beginning and the end of the room for rows
 
     def add(self, metric: str, minimization: bool, rows: list[Row]) -> None:
-        """Let the file have the rows of a history, of which the last one is new to it."""
+        """Write the rows of a history, of which only the last one is new."""
         row = b",\n    " + _text(rows[-1])
         if self._ours is None or self._status() != self._ours:
             self._write(_head(metric, minimization) + b",\n    ".join(map(_text, rows)))
@@ -149,7 +144,7 @@ class MetricsFile:
         self._at, self._ours = at + len(row), self._status()
 
     def forget(self) -> None:
-        """Write it whole the next time."""
+        """Write the whole file the next time."""
         self._ours = None
 
     def _write(self, text: bytes) -> None:
@@ -163,7 +158,7 @@ class MetricsFile:
             found = self._path.stat()
         except OSError:
             return None
-        alone = found.st_nlink == 1  # else it is somebody's copy, too
+        alone = found.st_nlink == 1  # else a user has another name for it, as a copy
         return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns) if alone else None
 
 

@@ -1,4 +1,4 @@
-"""Metrics as lines of JSON: where a run keeps them, how they are read and written."""
+"""Metrics as lines of JSON: read and write `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from batteries._foreign import lines_of, open_regular, parse_json
 NAME = "metrics.jsonl"
 BINS = 256  # of a histogram, at most
 _CHUNK = 2**20  # bytes that are parsed together
-_ODD = (b'"not_finite"', b'"nan"', b'inf"')  # what stands for numbers that are not finite
+_ODD = (b'"not_finite"', b'"nan"', b'inf"')  # marks of numbers that are not finite
 _OTHERS = ("nan", "inf", "-inf")  # numbers that JSON does not have
 
 
 def read_lines(logdir: PathLike) -> Iterator[dict[str, Any]]:
-    """What a `JsonLinesLogger` wrote, line by line; a torn or foreign line is left out.
+    """Read the lines of a `JsonLinesLogger`, one by one. Torn and foreign lines are left out.
 
     >>> list(read_lines("runs/nothing"))
     []
 
-    Metrics that are not finite are floats again.
+    NaN and infinities are floats again.
 
     Args:
         logdir: The directory, or the file.
@@ -39,7 +39,7 @@ def read_lines(logdir: PathLike) -> Iterator[dict[str, Any]]:
 
 
 def told_lines(path: Path, run: Path, problems: list[str]) -> Iterator[list[dict[str, Any]]]:
-    """All whole lines of a file inside a run, some at a time; what is left out is told."""
+    """All whole lines of a file inside a run, some at a time. `problems` tells what is left out."""
     foreign, torn = 0, False
     try:
         with open_regular(path, inside=run) as file:
@@ -53,9 +53,9 @@ def told_lines(path: Path, run: Path, problems: list[str]) -> Iterator[list[dict
     except OSError as error:
         problems.append(f"{path} cannot be read: {error}")
     if foreign:
-        problems.append(f"{path}: {foreign} lines are not a JSON object each, and are left out")
+        problems.append(f"{path}: {foreign} lines are not JSON objects, and are left out")
     if torn:
-        problems.append(f"{path}: the last line is half written, and is left out")
+        problems.append(f"{path}: the last line is incomplete, and is left out")
 
 
 def _some_lines(file: BinaryIO) -> Iterator[list[bytes]]:
@@ -71,10 +71,10 @@ def _some_lines(file: BinaryIO) -> Iterator[list[bytes]]:
 
 
 def _parsed(some: list[bytes]) -> Iterable[dict[str, Any] | None]:
-    """What lines say: together, which takes a third of the time, unless one of them is foreign."""
+    """The values of lines. If all look right, one call parses them, in a third of the time."""
     if all(line.startswith(b"{") and line.endswith(b"}\n") for line in some):
         data = b"[" + b",".join(some) + b"]"
-        # A line of metrics has one object in it: no search for its depth, nor for odd numbers.
+        # Lines of metrics have one inner object each, so their depth needs no check.
         is_plain = data.count(b"[") == 1 and data.count(b"{") == 2 * len(some) <= 10**5
         with suppress(ValueError, RecursionError):
             values = json.loads(data) if is_plain else parse_json(data)
@@ -84,7 +84,7 @@ def _parsed(some: list[bytes]) -> Iterable[dict[str, Any] | None]:
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:
-    r"""What one line says; None where it is torn or foreign."""
+    """The value of one line; None if it is torn or foreign."""
     try:
         value = parse_json(line) if line.endswith(b"\n") else None
     except ValueError:
@@ -93,10 +93,10 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def _restored(value: dict[str, Any]) -> dict[str, Any]:
-    """A line with its metrics as floats, also those that are not finite."""
+    """A line whose NaN and infinities are floats again."""
     metrics, others = value.get("metrics"), value.pop("not_finite", None)
     if isinstance(metrics, dict) and (others or str in map(type, metrics.values())):
-        # Earlier versions wrote the strings into the metrics.
+        # Earlier versions wrote these texts into the metrics.
         found = {**metrics, **(others if isinstance(others, dict) else {})}
         metrics.update({
             name: float(text)
@@ -107,19 +107,19 @@ def _restored(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def add_lines(logdir: Path, lines: list[dict[str, Any]]) -> None:
-    """All of them, or nothing where there is no room."""
+    """Add all lines, or nothing if the disk is full."""
     text = "".join(json.dumps(line, default=str, allow_nan=False) + "\n" for line in lines)
     append_whole(logdir / NAME, text.encode(), inside=logdir)
 
 
 def put_aside(path: Path) -> None:
-    """Give the file the next free name."""
+    """Rename a file to the next free name."""
     names = (path.with_suffix(f".{number}{path.suffix}") for number in itertools.count(1))
     path.replace(next(name for name in names if not name.exists()))
 
 
 def mend(path: Path, after: int | None) -> None:
-    """Drop a torn last line, and the lines of steps that are to come again."""
+    """Remove a torn last line, and the lines of steps after one, which will be logged again."""
     with open_regular(path, inside=path.parent) as file:
         lines = [*lines_of(file)]
         if file.read(1):
@@ -136,7 +136,7 @@ def _is_after(line: bytes, step: int | None) -> bool:
 
 
 def strict(metrics: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """Metrics as JSON has them, which knows no NaN."""
+    """Metrics for JSON, which has no NaN."""
     others = {name: str(value) for name, value in metrics.items() if not math.isfinite(value)}
     if not others:
         return {"metrics": metrics}

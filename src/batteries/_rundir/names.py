@@ -1,4 +1,4 @@
-"""Names of files that a run makes of numbers, and of nothing else."""
+"""Names of a run's files. They are made only of numbers, never of other input."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import re
 
 LOG = "log.txt"
 CHECKPOINTS = "checkpoints"
-RESUMED = "BATTERIES_RESUME"  # the variable that names the run which a program goes on with
+RESUMED = "BATTERIES_RESUME"  # the variable that names the run to continue
 
 
 def checkpoint_name(epoch: int, suffix: str) -> str:
-    """Of the checkpoint of an epoch, ".pth" or ".dcp"."""
     return f"exp_{epoch}{suffix}"
 
 
 def epoch_of(name: str) -> int | None:
-    """The epoch in such a name; None for all that others may have put beside it."""
+    """The epoch in the name of a checkpoint; None for other names."""
     found = re.fullmatch(r"exp_(0|-?[1-9][0-9]{0,17})\.(pth|dcp)", name)
     return int(found[1]) if found else None
 
 
 def diff_name(session: int) -> str:
-    """Of what was changed after the commit, in the first, second ... session of a run."""
+    """The file of the changes after the commit, in the first, second ... session of a run."""
     return f"diff-{session}.patch"
 
 

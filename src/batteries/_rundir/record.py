@@ -1,4 +1,4 @@
-"""The record of a run: `run.json` in its directory, and what state the run is in."""
+"""The record of a run, `run.json`, and the state of the run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from batteries._processes import is_alive
 
 NAME = "run.json"
 BEAT = 3.0  # seconds between two signs of life
-WATCH = 20.0  # seconds without one, after which a process that cannot be asked counts as dead
-SEEN = 5.0  # seconds in which a rank sees what rank 0 has written
-_LONG_AGO = 3600.0  # seconds; what was last written before is not watched to be shown
-_looks: dict[Path, tuple[Any, float]] = {}  # the first look at a sign, and when that was
+WATCH = 20.0  # without a sign for so many seconds, a process of another host counts as dead
+SEEN = 5.0  # seconds in which a rank must see the files of rank 0
+_LONG_AGO = 3600.0  # seconds; an older record is not watched
+_looks: dict[Path, tuple[Any, float]] = {}  # the first look at a sign, and its time
 _sessions: dict[Path, str] = {}  # the runs that this process records, and its sessions in them
 
-# Of what is computed with, or made paths and signals of; all else is only shown.
+# The schema of all values that are used. Other values are only shown.
 _SESSION = {
     **dict.fromkeys(("args", "git", "packages", "variables"), (None, dict)),
     **dict.fromkeys(("state", "started", "stopped", "born"), (None, Most(str, 100))),
@@ -44,11 +44,7 @@ SCHEMA = {"id": Most(str, 100), "sessions": [_SESSION]}
 
 
 def read_record(run: PathLike) -> dict[str, Any] | None:
-    """What is recorded of a run; None where nothing is.
-
-    Raises:
-        ValueError: The file is not a record.
-    """
+    """The record of a run; None if there is none."""
     path = Path(run, NAME)
     try:
         record: dict[str, Any] = parse_json(read_regular(path, inside=run))
@@ -63,31 +59,31 @@ def read_record(run: PathLike) -> dict[str, Any] | None:
 
 
 def write_record(run: PathLike, record: dict[str, Any]) -> None:
-    """Replace what is recorded; no secret passes here."""
+    """Replace the record. Secrets are masked."""
     data = json.dumps(masked_record(record), indent=1, default=repr).encode()
     with write_whole(Path(run, NAME), len(data), inside=run) as file:
         file.write(data)
 
 
 def state_of(run: PathLike, record: dict[str, Any]) -> str:
-    """One of running, finished, stopped (by a signal), failed, and killed: it said no more.
+    """One of running, finished, stopped (by a signal), failed, and killed (without a last word).
 
-    A run of another host, or of another container, counts as running for 40 seconds after it was
-    written. In the hour after that it is watched for up to 20 seconds: clocks may differ.
+    A run on another host or in another container counts as running for 40 seconds after its last
+    sign of life. For an hour after that, it is watched for up to 20 seconds, since clocks differ.
     """
     session = record["sessions"][-1]
     state = str(session.get("state", "unknown"))
     if state != "running":
         return state
     alive = is_alive(session)
-    if alive is None:  # clocks of two hosts are compared here, and only here: it is shown, no more
+    if alive is None:  # clocks of two hosts are compared only here, since this is only shown
         age = abs(time.time() - Path(run, NAME).stat().st_mtime)
         alive = age < 2 * WATCH or (age < _LONG_AGO and shows_life(run))
     return "running" if alive else "killed"
 
 
 def files_of(run: PathLike, name: str, depth: int = 2, *, inside: bool = False) -> Iterator[Path]:
-    """The files of a run by a name: in its directory and two levels below, not of other runs."""
+    """The files of a run with a name: in its directory and two levels below, without inner runs."""
     try:
         with os.scandir(run) as entries:
             found = list(entries)
@@ -104,18 +100,18 @@ def files_of(run: PathLike, name: str, depth: int = 2, *, inside: bool = False) 
 
 # ---------------------------------------------------------------- signs of life
 
-# A process that records a run touches its run.json. What counts is that this moves while somebody
-# looks, for at most 20 seconds by his own clock: no time of another clock is compared with it.
+# A process that records a run touches its run.json again and again. An observer waits for a change
+# for at most 20 seconds of the observer's clock. So clocks of two hosts are not compared.
 
 
 def glance(run: PathLike) -> None:
-    """Look at the sign of life of a run: who looks at all first waits once for all."""
+    """Look at a run's sign of life. After a look at all runs, one wait is enough for all."""
     _looks.setdefault(Path(run, NAME), (_sign(run), time.monotonic()))
 
 
 def shows_life(run: PathLike) -> bool:
-    """Whether somebody records a run, seen by a sign that moves."""
-    from batteries.distributed._waiting import wait_until  # here: a list of runs needs no torch
+    """Whether a process records the run: whether its sign of life changes."""
+    from batteries.distributed._waiting import wait_until  # not at the top: it imports torch
 
     path, sign = Path(run, NAME), _sign(run)
     if sign is None:
@@ -134,7 +130,7 @@ def _sign(run: PathLike) -> Any:
     try:
         if not path.is_file():
             return None
-        with path.open("rb") as file:  # a network file system asks its server then
+        with path.open("rb") as file:  # this makes a network file system ask its server
             status = os.fstat(file.fileno())
     except OSError:
         return None
@@ -142,7 +138,7 @@ def _sign(run: PathLike) -> Any:
 
 
 def beat(run: PathLike) -> None:
-    """Move the sign of life of a run, unless another process records it now."""
+    """Give a sign of life, unless another process records the run now."""
     if replaced_in(run) is None:
         os.utime(Path(run, NAME))
 
@@ -151,24 +147,21 @@ def beat(run: PathLike) -> None:
 
 
 def hold(run: PathLike, session: str) -> None:
-    """Note that this process records a run, by the session that it added."""
+    """Note that this process records a run, in this session."""
     _sessions[Path(run).resolve()] = session
 
 
 def check_held(directory: PathLike) -> None:
-    """Raise if this process recorded the run of a directory, and another one does now.
+    """Raise if another process has taken over the run of a directory from this one.
 
-    Whatever writes into a run asks it first: the last session in `run.json` is the one token.
-
-    Raises:
-        RuntimeError: It says which.
+    All code that writes into a run calls it first. The last session in `run.json` may write.
     """
     newer = replaced_in(directory)
     if newer is not None:
         raise RuntimeError(
             f"{directory} belongs to a newer run by now (process {newer.get('pid')} on "
             f"{newer.get('host')}, since {newer.get('started')}): this one no longer writes there; "
-            "stop one of the two, or begin another run with new=True"
+            "stop one of the two, or start another run with new=True"
         )
 
 
@@ -187,19 +180,18 @@ def check_seen(run: PathLike, session: str, host: str) -> None:
 
 
 def warn_apart(directory: PathLike, host: str) -> None:
-    """Warn that this rank has another directory than rank 0."""
     from batteries.distributed import rank
 
     warnings.warn(
         f"rank {rank()} on {platform.node()} does not see what rank 0 on {host} has written to "
-        f"{directory}: each has a directory of its own under this name; use one that all hosts "
-        "share, or the ranks will not resume together",
+        f"{directory}: each host has its own directory of this name; use a directory that all "
+        "hosts share, or the ranks will not resume together",
         stacklevel=4,
     )
 
 
 def replaced_in(directory: PathLike) -> dict[str, Any] | None:
-    """The session that has replaced this process's own in the run of a directory."""
+    """The session that has replaced this process's session in the run of a directory, if any."""
     place = Path(directory).resolve() if _sessions else Path()
     for run in (place, *place.parents):
         if run in _sessions and (run / NAME).exists():

@@ -1,4 +1,4 @@
-"""Scores that a run is told: `scores.json` in its directory."""
+"""Scores that users record for a run: `scores.json`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def record_scores(
     file: PathLike | None = None,
     message: str | None = None,
 ) -> dict[str, Any]:
-    """Write scores into a run's directory, beside those it has; what all are is returned.
+    """Add scores to those in a run's directory, and return all of them.
 
     >>> record_scores(".", validation=0.93, test=0.91, metric="auc", minimization=False)["test"]
     0.91
@@ -52,24 +52,24 @@ def record_scores(
     >>> scores["leaderboard"], scores["submissions"][0]["message"]
     ({'public': 0.907}, 'with warmup')
 
-    Each score of a leaderboard, and each `file`, is one more of the `submissions`, which are never
-    overwritten. `leaderboard` has the newest score of each board. If the bytes of the file were
-    submitted before and had no score of that board yet, that submission gets it.
+    `leaderboard` has the newest score of each leaderboard. A call with a score of a leaderboard, or
+    with `file`, also adds an entry to `submissions`. Entries are never overwritten. If the same
+    file was submitted before and has no score of that leaderboard yet, its entry gets the score.
 
     Args:
-        leaderboard: The score there, or several by name: `{"public": 0.907, "private": 0.9}`.
-        name: Which leaderboard, or which part of it.
+        leaderboard: The score, or several by name: `{"public": 0.907, "private": 0.9}`.
+        name: The leaderboard, or the part of it.
         folds: The validation score of each fold.
-        metric: What validation is the score of, where no `CheckpointManager` says it.
+        metric: The metric of the validation score, if no `CheckpointManager` says it.
         minimization: Whether lower is better.
-        file: What was submitted; its name and its SHA-256 are kept.
-        message: What is to be known of the submission.
+        file: The file that was submitted. Its name and its SHA-256 are stored.
+        message: A note about the submission.
 
     Raises:
         ValueError: A score that is not a finite number, with its name, or more than 32
-            leaderboards; nothing is written then.
+            leaderboards. Nothing is written then.
         NotADirectoryError: There is no such run.
-        RuntimeError: Another program records it now, and this one did before.
+        RuntimeError: Another program has taken over the run from this one.
     """
     path = Path(run)
     if not path.is_dir():
@@ -103,11 +103,7 @@ def record_scores(
 
 
 def read_scores(run: PathLike) -> dict[str, Any]:
-    """What `record_scores` wrote.
-
-    Raises:
-        ValueError: The file is something else, or damaged.
-    """
+    """The scores of `record_scores`; empty if there are none."""
     path = Path(run, NAME)
     try:
         scores: dict[str, Any] = read_json(path, inside=run)
@@ -115,14 +111,14 @@ def read_scores(run: PathLike) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ValueError(f"{path} has no scores: {error}") from None
+        raise ValueError(f"{path} is not a file of record_scores: {error}") from None
     return scores
 
 
 def _ledger(
     known: list[dict[str, Any]], new: dict[str, Any], boards: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """The submissions, with one more, or with more scores of one that is there."""
+    """The submissions with a new one, or with more scores of an old one."""
     for number, each in enumerate(known):
         told = each.get("scores", {})
         same = new.get("sha256") is not None and each.get("sha256") == new["sha256"]

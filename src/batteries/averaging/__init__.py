@@ -1,4 +1,4 @@
-"""Averages of weights: EMA and SWA while training, of checkpoint files after it."""
+"""Averages of weights: EMA and SWA during training, averages of checkpoint files after it."""
 
 from batteries import _public
 from batteries.averaging._batch_norm import update_bn

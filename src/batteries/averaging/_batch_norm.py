@@ -1,4 +1,4 @@
-"""The statistics of batch norm, computed again for weights that no training step has seen."""
+"""Compute the statistics of batch norm again, for weights that were averaged."""
 
 from __future__ import annotations
 
@@ -30,23 +30,25 @@ def update_bn(
     >>> int(model[1].num_batches_tracked)
     2
 
-    Averaged weights have statistics of their own. They become the mean of those that each batch
-    norm finds in its calls, each call counting for as much as it has samples: with batches of one
-    size what torch's `update_bn` computes. A batch norm that is never called keeps its own. All
-    ranks call it, each with its part of the batches, and have the same statistics then. Batch norm
-    alone is in training mode: dropout is off, as it is when the model predicts. What torch has
-    compiled runs uncompiled. `SyncBatchNorm` wants as many batches on each rank, as in training; a
-    model of FSDP2 wants at least one, and takes them step by step.
+    Batch norm's statistics belong to the weights used in training. Averaged weights need new ones.
+    Each batch norm gets the mean of the statistics of its calls, weighted by their samples. With
+    batches of equal size torch's `update_bn` computes the same. A batch norm that is not called
+    keeps its statistics.
+
+    All ranks call it, each with its part of the batches, and get the same statistics. Only batch
+    norm is in training mode: dropout is off. Compiled code runs uncompiled. `SyncBatchNorm` needs
+    the same number of batches on each rank. A model of FSDP2 needs at least one on each rank.
 
     Args:
-        loader: Of batches of the training data, not augmented more than what the model is to see.
-            Of a tuple or list the model gets the first element; of a dict what `forward` has
-            arguments for, by name, or all of it where it has none of them; anything else as it is.
+        loader: Batches of the training data, with the augmentations that the model will see. Of a
+            tuple or list the model gets the first element. Of a dict it gets the arguments of
+            `forward` by name, or the whole dict if it has none of them. Other batches are passed
+            as they are.
         device: Where the batches go. Default: where the model is.
 
     Raises:
-        ValueError: No batch norm sees a sample, on any rank; of a model of FSDP2, on some rank.
-        Exception: The error of a rank, on every rank; the model has its old statistics then.
+        ValueError: No batch norm sees a sample, or a rank has no batch for a model of FSDP2.
+        Exception: The error of a rank, on every rank. The model has its old statistics then.
     """
     module = unwrap(model)
     norms = [
@@ -68,16 +70,16 @@ def update_bn(
 
 
 class _Seen:
-    """What one batch norm has found in its calls."""
+    """The statistics of one batch norm, summed over its calls."""
 
     def __init__(self, norm: _BatchNorm) -> None:
         self.calls = self.samples = 0
         self.counts = True
-        # mean and variance, (2, features), each times the samples that it is of
+        # Mean and variance, (2, features), each times the number of samples.
         self.total = torch.zeros_like(torch.stack(_statistics(norm)), dtype=torch.float64)
 
     def add(self, norm: _BatchNorm, inputs: Any, output: Tensor) -> None:  # noqa: ARG002
-        """A hook of the batch norm, whose momentum is 1: it has the statistics of this call."""
+        """A forward hook. The momentum is 1, so the batch norm has the statistics of this call."""
         if len(output) and self.counts:
             self.calls, self.samples = self.calls + 1, self.samples + len(output)
             for total, value in zip(self.total, _statistics(norm), strict=True):
@@ -92,7 +94,7 @@ def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _collecting(module: nn.Module, norms: list[_BatchNorm]) -> Iterator[list[_Seen]]:
-    """Batch norm alone in training mode; behind the block it is what it was."""
+    """Only batch norm is in training mode. After the block the modules are as before."""
     modes = {part: part.training for part in module.modules()}
     momenta = [norm.momentum for norm in norms]
     before = [tensor.clone() for norm in norms for tensor in norm.buffers()]
@@ -118,8 +120,8 @@ def _collecting(module: nn.Module, norms: list[_BatchNorm]) -> Iterator[list[_Se
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
-    """Compiled code does not look for hooks that came after it."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to import it takes seconds
+    """Compiled code does not call hooks that were added later."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
         return nullcontext()
     return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
@@ -133,7 +135,7 @@ def _run(module: nn.Module, loader: Iterable[Any], device: Any) -> None:
 
 @torch.no_grad()
 def _run_in_step(module: nn.Module, loader: Iterable[Any], device: Any, seen: list[_Seen]) -> None:
-    """Run as often as the other ranks: without a batch the last one, which does not count."""
+    """Run as often as the other ranks. A rank without a batch repeats its last one, uncounted."""
     batches = distributed.together(lambda: iter(loader))
     last = None
     while True:
@@ -148,7 +150,7 @@ def _run_in_step(module: nn.Module, loader: Iterable[Any], device: Any, seen: li
         if without:
             raise ValueError(
                 f"update_bn: the loader of rank {without[0]} has no batches; a model of FSDP2 runs "
-                "on all ranks together: give each rank one at least"
+                "on all ranks together: give each rank at least one batch"
             )
         for own in seen:
             own.counts = bool(batch)
@@ -170,12 +172,13 @@ def _inputs(module: nn.Module, batch: Any) -> tuple[list[Any], dict[str, Any]]:
 
 @torch.no_grad()
 def _share(norms: list[_BatchNorm], seen: list[_Seen]) -> None:
-    """Give each batch norm what all ranks have found, each summing up in the same order."""
+    """Give each batch norm the statistics of all ranks. All ranks sum up in the same order."""
     own = [(part.calls, part.samples, part.total.cpu()) for part in seen]
     everybody = list(zip(*distributed.all_gather(own), strict=True))  # by batch norm, then by rank
     if not any(samples for ranks in everybody for _, samples, _ in ranks):
         raise ValueError(
-            "update_bn: the loader has no batches, on any rank, or the model calls no batch norm"
+            "update_bn: no rank's loader has a batch, or the model calls no batch norm; pass "
+            "batches of the training data"
         )
     for norm, ranks in zip(norms, everybody, strict=True):
         calls, samples, totals = zip(*ranks, strict=True)

@@ -28,7 +28,7 @@ from batteries.checkpoint._write import save_checkpoint
 from batteries.progress import tqdm
 
 State = OrderedDict[str, Any]
-_THREADS = 32  # of which each holds a MiB
+_THREADS = 32  # at most; each takes a MiB
 
 
 def average_checkpoints(
@@ -44,31 +44,29 @@ def average_checkpoints(
     >>> average_checkpoints(["exp_1.pth", "exp_2.pth"])["weight"]
     tensor([1.5000, 1.5000])
 
-    The files are read piece by piece, side by side: it takes the memory of one model and a MiB for
-    each of torch's threads, of 32 at most. Tensors are found by name, in any order. One that has
-    other strides in some file is read as a whole, of one file after the other, which takes a few
-    times its memory. Sharded checkpoints (`.dcp`) are read by this process alone, one tensor at a
-    time, and verified first.
+    All files are read in pieces at once. This takes the memory of one model, and a MiB for each of
+    torch's threads (at most 32). Tensors are found by name. A tensor whose strides differ between
+    files takes a few times its memory. This process alone reads a sharded checkpoint (`.dcp`), one
+    tensor at a time.
 
-    The average runs, `average.lerp_(weight, 1 / n)`, so that of copies of one model it is that
-    model, bit by bit. Files are verified as `load_checkpoint` does it: those of `save_checkpoint`
-    by the digest of the whole file, those of `torch.save` by the checksums of their records (they
-    are read twice); nothing is returned if one is damaged. `.safetensors` have nothing to verify.
+    The implementation is just `average.lerp_(weight, 1 / n)`, so the average of copies of one model
+    is that model, bit for bit. Files are verified as by `load_checkpoint`, and nothing is returned
+    if one is damaged.
 
-    Integer tensors of one element, such as batch norm's `num_batches_tracked`, become the largest;
-    larger ones, such as tables of positions, are the first file's; bool ones must be the same in
-    all files. The statistics of batch norm are averaged, which is not what they are of the average
-    weights: `update_bn`. Memory that tensors share in all files they share in the average.
+    Integer tensors of one element, such as `num_batches_tracked`, get the largest value. Larger
+    integer tensors are taken from the first file. Bool tensors must be the same in all files. The
+    statistics of batch norm are averaged too, but averaged weights need new ones: call `update_bn`.
+    Tensors that share memory in all files share it in the result.
 
     Args:
-        weights: How much each file counts for; their sum does not matter. Default: all the same.
-        dtype: What is computed in, at least: float64 tensors are averaged in float64. The result
-            has the dtypes of the files.
+        weights: The weight of each file, positive; their sum does not matter. Default: all equal.
+        dtype: The least precise dtype to compute in: float64 tensors are averaged in float64. The
+            result has the dtypes of the files.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: No files, or weights that are not positive numbers, one for each file.
-        CheckpointError: A damaged file, or another model: with the file and the name.
+        ValueError: No files, or not one positive weight for each.
+        CheckpointError: A damaged file, or files of different models, with the file and the name.
     """
     files = listed(paths)
     counts = _counts(weights, len(files))
@@ -80,11 +78,11 @@ def average_checkpoints(
         state: State = OrderedDict((key, _without_data(value)) for key, value in first.items())
         alike, unlike = _parted(parts, sources)
         threads = min(torch.get_num_threads(), _THREADS)
-        stack.callback(torch.set_num_threads, torch.get_num_threads())  # for threads to come
+        stack.callback(torch.set_num_threads, torch.get_num_threads())  # also for new threads
         size = sum(part.size for part in parts)
         bar = tqdm(desc="average", total=size, unit="B", unit_scale=True, leave=False, disable=None)
         averaging = Averaging(sources, counts, dtype, bar)
-        # each by itself: threads of torch's own for each of ours take a quarter more time
+        # Without this, torch's own threads in each of ours take a quarter more time.
         alone = functools.partial(torch.set_num_threads, 1)
         with bar, ThreadPoolExecutor(threads, initializer=alone) as pool:
             for averaged in pool.map(averaging.of, _shared_out(alike, threads)):
@@ -106,7 +104,7 @@ def save_average(
     loader: Iterable[Any] | None = None,
     device: torch.device | str | None = None,
 ) -> dict[str, Any]:
-    """Write the average of checkpoints as a checkpoint that says what it was made of.
+    """Write the average of checkpoints as a checkpoint that lists its parts.
 
     >>> for epoch in (3, 7):
     ...     checkpoint = make_checkpoint("train", epoch, nn.Linear(2, 1), metrics={"loss": 0.5})
@@ -115,24 +113,24 @@ def save_average(
     >>> [(part["epoch"], part["weight"]) for part in load_checkpoint("swa.pth")["averaged"]]
     [(3, 0.5), (7, 0.5)]
 
-    It has no optimizer. What was averaged is under "averaged": path, weight, stage, epoch and
-    metrics of each.
+    It has no optimizer. "averaged" has the path, weight, stage, epoch and metrics of each part.
 
     Args:
-        model: Of the class that the weights belong to; it gets them, and with `loader` the
-            statistics of batch norm (`update_bn`), which are stored then.
+        model: A model of the same class. It gets the averaged weights. With `loader` it also gets
+            new statistics of batch norm (`update_bn`), which are stored.
         loader: For `update_bn`.
         device: For `update_bn`.
 
     Returns:
-        What was written.
+        The checkpoint that was written.
 
     Raises:
-        ValueError: A loader without a model; and as `average_checkpoints`.
+        ValueError: A loader without a model, or an error of `average_checkpoints`.
     """
     if loader is not None and model is None:
         raise ValueError(
-            "save_average was given a loader and no model to compute batch norm's with"
+            "save_average got a loader but no model, which computes batch norm's statistics: pass "
+            "model=, too"
         )
     files = listed(paths)
     state = average_checkpoints(files, weights, dtype)
@@ -162,11 +160,11 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
     >>> [path.name for path in best_checkpoints("runs/a", 2)]
     ['exp_2.pth', 'exp_3.pth']
 
-    Of a sharded manager they are directories, which `average_checkpoints` takes, too.
+    With a sharded manager they are directories, which `average_checkpoints` reads too.
 
     Raises:
         ValueError: A number below 1.
-        FileNotFoundError: No `metrics.json`, or fewer checkpoints than that; with what is there.
+        FileNotFoundError: No `metrics.json`, or fewer checkpoints. The error says how many.
     """
     if number < 1:
         raise ValueError(f"best_checkpoints was asked for {number}; expected 1 or more")
@@ -183,14 +181,13 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
     kept = [path for epoch in names for path in [path for path in epoch if path.exists()][:1]]
     if len(kept) < number:
         raise FileNotFoundError(
-            f"{folder} has {len(kept)} exp_* with a score, not {number}: save_n_best of its "
-            "CheckpointManager says how many are kept"
+            f"{folder} has {len(kept)} exp_* with a score, not {number}: ask for fewer, or train "
+            "with a larger save_n_best of the CheckpointManager"
         )
     return kept[:number]
 
 
 def _counts(weights: Sequence[float] | None, number: int) -> list[float]:
-    """How much each file counts for."""
     if not number:
         raise ValueError("there are no checkpoints to average")
     own = [1.0] * number if weights is None else [float(weight) for weight in weights]
@@ -212,13 +209,13 @@ def _has_meta(value: Any) -> bool:
 
 
 def _without_data(value: Any) -> Any:
-    """Of an empty tensor, which no part has, a real one."""
+    """A real tensor for an empty one, since no part has it."""
     empty = isinstance(value, Tensor) and not value.numel()
     return torch.empty_like(value, device="cpu") if empty else value
 
 
 def _parted(parts: list[Part], sources: list[Source]) -> tuple[list[Part], list[Part]]:
-    """Those that lie alike in all files, and those of which some tensor does not."""
+    """The parts whose tensors all lie alike in all files, and the others."""
     alike: list[Part] = []
     unlike: list[Part] = []
     for part in parts:
@@ -228,7 +225,7 @@ def _parted(parts: list[Part], sources: list[Source]) -> tuple[list[Part], list[
 
 
 def _shared_out(parts: list[Part], threads: int) -> list[list[Part]]:
-    """Neighbouring parts for each thread, of about as many bytes."""
+    """Neighbouring parts for each thread, with about the same number of bytes."""
     ends = list(itertools.accumulate(part.size for part in parts))
     total = ends[-1] if ends else 0
     bounds = [bisect.bisect_left(ends, total * thread / threads) for thread in range(threads)]

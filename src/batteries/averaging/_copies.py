@@ -14,20 +14,16 @@ from batteries.averaging._shards import finish_copy, prepare_copy
 
 
 def copy_of(model: nn.Module) -> nn.Module:
-    """A copy of a model whose every forward pass runs with its own weights.
+    """A copy of a model whose forward pass uses only its own weights.
 
-    A `forward` that was replaced is bound to the copy; what was compiled runs there as it was
-    written. Tensors that the last forward pass has left in the model are copied without their
-    history.
-
-    Raises:
-        ValueError: It has lazy parameters, or cannot be copied, with the reason.
+    A replaced `forward` is bound to the copy. Compiled functions are copied uncompiled. Tensors
+    that the last forward pass has left in the model are copied without their history.
     """
     for name, tensor in model.named_parameters():
         if is_lazy(tensor):
             raise ValueError(
-                f"{name} has no shape yet: run one batch through the model before its average is "
-                "made"
+                f"{name} has no shape yet: run one batch through the model before you make its "
+                "average"
             )
     memo: dict[int, Any] = {}
     for part in model.modules():
@@ -41,8 +37,8 @@ def copy_of(model: nn.Module) -> nn.Module:
     except Exception as error:
         raise ValueError(
             f"a {type(model).__name__} cannot be copied ({type(error).__name__}: {error}): make "
-            "its average before the first forward pass, or leave what cannot be copied out of its "
-            "attributes"
+            "its average before the first forward pass, or remove the attribute that cannot be "
+            "copied"
         ) from error
     for part, other in zip(model.modules(), same.modules(), strict=True):
         for name, value in [*vars(part).items()]:
@@ -54,11 +50,11 @@ def copy_of(model: nn.Module) -> nn.Module:
 
 
 def _bound_anew(value: Any, memo: dict[int, Any], done: dict[int, Any]) -> Any:
-    """What does with the copy what a function does with the model."""
+    """A function or module, bound to the copy instead of the model."""
     if isinstance(value, nn.Module):
         return memo.get(id(value), value)
     if id(value) not in done:
-        done[id(value)] = value  # a function may be one of those that it calls
+        done[id(value)] = value  # a function may call itself
         compiled = getattr(value, "_torchdynamo_orig_callable", None)
         if compiled is not None:
             done[id(value)] = _bound_anew(compiled, memo, done)
@@ -79,14 +75,14 @@ def _check_globals(function: FunctionType, memo: dict[int, Any]) -> None:
         owner = getattr(found, "__self__", found)
         if isinstance(owner, nn.Module) and id(owner) in memo:
             raise ValueError(
-                f"{function.__qualname__}, which the model has in an attribute, uses the model by "
-                f"the global name {name}: its average would run with the live weights; make it a "
-                "method, or replace the attribute after the average is made"
+                f"{function.__qualname__}, which is in an attribute of the model, uses the model "
+                f"by the global name {name}: the average would run with the live weights; make it "
+                "a method, or set the attribute after you have made the average"
             )
 
 
 def _with_cells(function: FunctionType, memo: dict[int, Any], done: dict[int, Any]) -> FunctionType:
-    """A function whose closed-over values are bound anew; the same where none has to be."""
+    """A function with its closure bound to the copy. The same function if nothing changes."""
     cells = function.__closure__ or ()
     anew: list[CellType] = []
     for cell in cells:

@@ -18,19 +18,15 @@ from batteries.progress import tqdm
 
 @dataclass
 class Averaging:
-    """What is averaged, and how."""
+    """The files that are averaged, and how."""
 
-    sources: list[Source]  # that are alike
-    weights: list[float]  # how much each of them counts for
-    dtype: torch.dtype  # what is computed in, at least
-    bar: tqdm  # of bytes that are done
+    sources: list[Source]  # files of the same model
+    weights: list[float]  # of the files
+    dtype: torch.dtype  # the least precise dtype to compute in
+    bar: tqdm  # counts bytes
 
     def of(self, parts: Sequence[Part]) -> dict[str, Tensor]:
-        """The averages of some parts of the first source, by the names of their tensors.
-
-        Raises:
-            CheckpointError: A file ends too early; bool tensors that are not the same.
-        """
+        """The averages of some parts of the first source, by the names of their tensors."""
         averaged: dict[str, Tensor] = {}
         pieces: list[_Piece] = []
         room = torch.empty(WINDOW + SPARE, dtype=torch.uint8)
@@ -39,7 +35,7 @@ class Averaging:
             tensors = {key: formed(storage, form) for key, form in part.forms.items()}
             averaged |= tensors
             places = {(f.offset, f.size, f.stride): key for key, f in reversed(part.forms.items())}
-            for key in reversed(places.values()):  # of tied ones the first
+            for key in reversed(places.values()):  # the first of tied tensors
                 form, tensor = part.forms[key], tensors[key].detach()
                 if not lies_alike(key, form, self.sources):
                     self._whole(key, form, tensor)
@@ -50,8 +46,8 @@ class Averaging:
         return averaged
 
     def _whole(self, key: str, form: Form, tensor: Tensor) -> None:
-        """A tensor that lies in other ways: as a whole, of one source after the other."""
-        # one for all: memory that comes and goes leaves holes between what stays
+        """Average a tensor whose strides differ: read it as a whole from each source."""
+        # One room for all sources: allocating one for each would fragment the memory.
         size = max(source.size(key) for source in self.sources)
         room = torch.empty(size + SPARE, dtype=torch.uint8)
         self._mean([_Piece(key, form, 0, 0, tensor)], lambda s: [s.tensor(key, room)])
@@ -71,7 +67,7 @@ class Averaging:
     def _mean(
         self, window: list[_Piece], values: Callable[[Source], Iterator[Tensor] | list[Tensor]]
     ) -> None:
-        """Go through the files once, and once more where the running average is not enough."""
+        """Go through the files once, and again if the running average is not enough."""
         means: list[_Mean | None] = [_mean_of(piece, self.dtype) for piece in window]
         while any(means):
             for source, weight in zip(self.sources, self.weights, strict=True):
@@ -83,11 +79,11 @@ class Averaging:
 
 @dataclass
 class _Piece:
-    """Bytes of a tensor, which stand in one piece in each file."""
+    """Bytes of a tensor that are contiguous in each file."""
 
     key: str
     form: Form
-    at: int  # from its beginning
+    at: int  # bytes from the tensor's beginning
     size: int
     room: Tensor  # where the average goes
 
@@ -108,7 +104,7 @@ def _cut(key: str, form: Form, tensor: Tensor) -> list[_Piece]:
 
 
 def _windows(pieces: list[_Piece], sources: list[Source]) -> Iterator[list[_Piece]]:
-    """Neighbours in all files, of which each file has a window's bytes at most."""
+    """Groups of pieces that are in this order in all files, and span at most WINDOW bytes."""
     window: list[_Piece] = []
     for piece in pieces:
         if window and not all(
@@ -124,7 +120,7 @@ def _windows(pieces: list[_Piece], sources: list[Source]) -> Iterator[list[_Piec
 
 
 def _memory_for(part: Part) -> torch.UntypedStorage:
-    """New memory; what no tensor lies in is zero, and not what the process had there."""
+    """New memory. Bytes that no tensor uses are zero, so that no old data of the process leaks."""
     filled = any(f.size.numel() * f.dtype.itemsize == part.size for f in part.forms.values())
     make = torch.empty if filled else torch.zeros
     return make(part.size, dtype=torch.uint8).untyped_storage()
@@ -134,7 +130,7 @@ def _memory_for(part: Part) -> torch.UntypedStorage:
 
 
 class _Mean:
-    """The first file's values: tables of integers."""
+    """The first file's values. For integer tensors."""
 
     def __init__(self, piece: _Piece) -> None:
         self.piece, self.room = piece, piece.room
@@ -151,12 +147,12 @@ class _Mean:
         pass
 
     def ended(self) -> _Mean | None:
-        """What has to go through the files once more."""
+        """What to do in another pass through the files, if one is needed."""
         return None
 
 
 class _Largest(_Mean):
-    """Of counters, integers of one element."""
+    """The largest value. For counters: integers of one element."""
 
     def more(self, value: Tensor, source: Source) -> None:  # noqa: ARG002
         if int(value) > int(self.room):
@@ -164,19 +160,20 @@ class _Largest(_Mean):
 
 
 class _Same(_Mean):
-    """Of bool tensors."""
+    """The value that all files have. For bool tensors."""
 
     def more(self, value: Tensor, source: Source) -> None:
         if not torch.equal(self.room, value):
             assert self.first is not None
             raise CheckpointError(
                 f"{place_of(self.piece.key)} is bool and not the same in {self.first.path} and "
-                f"{source.path}: there is no average of them"
+                f"{source.path}: bool tensors have no average; average checkpoints in which they "
+                "are equal"
             )
 
 
 class _Running(_Mean):
-    """Of numbers."""
+    """The running average. For floating-point and complex tensors."""
 
     def __init__(self, piece: _Piece, exact: torch.dtype) -> None:
         super().__init__(piece)
@@ -209,7 +206,7 @@ class _Running(_Mean):
 
 
 class _Mended(_Running):
-    """What the running average has not: infinities, of masks, and the signs of zeros."""
+    """A second pass for values that a running average loses: infinities, and signs of zeros."""
 
     def __init__(self, running: _Running) -> None:
         self.room, self.average, self.total = running.room, running.average, running.total
@@ -237,7 +234,7 @@ def _mean_of(piece: _Piece, at_least: torch.dtype) -> _Mean:
     dtype = piece.form.dtype
     if dtype.is_floating_point or dtype.is_complex:
         real = dtype.to_real()
-        known = torch.float32 if real.itemsize == 1 else real  # torch promotes no float8
+        known = torch.float32 if real.itemsize == 1 else real  # torch cannot promote float8
         return _Running(piece, torch.promote_types(known, at_least))
     if dtype == torch.bool:
         return _Same(piece)
@@ -245,6 +242,6 @@ def _mean_of(piece: _Piece, at_least: torch.dtype) -> _Mean:
 
 
 def _has_minus_zero(tensor: Tensor) -> bool:
-    """Whether -0.0 is in it: as an integer, its bits are the least of all."""
+    """Whether it has a -0.0, whose bits are the smallest integer."""
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize]
     return int(tensor.view(integer).amin()) == torch.iinfo(integer).min

@@ -1,4 +1,4 @@
-"""Averages of a model's weights that are kept while it trains: EMA and SWA."""
+"""Averages of a model's weights during training: EMA and SWA."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Buffers = Literal["copy", "average"]
 
 
 class _Running:
-    """The average of a model's weights; what is to come counts for as much as `update` says."""
+    """A running average of a model's weights."""
 
     def __init__(
         self, model: nn.Module, device: torch.device | str | None, buffers: Buffers
@@ -37,7 +37,7 @@ class _Running:
         self._swapped = False
         self._pairs: _Pairs | None = None
         tensors = _tensors_of(self.module)
-        # Decided once: a buffer may have infinities later, or no more.
+        # This is decided once, although a buffer may get or lose infinities later.
         self._averaged = {name for name, tensor in tensors.items() if self._averages(tensor)}
         self._shadows = {
             name: tensors[name].float()
@@ -46,24 +46,24 @@ class _Running:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The averaged model's state under "module", and what else is needed to go on.
+        """The averaged model's state under "module", and what is needed to continue.
 
-        Of weights of 16 bits the float32 values are under "shadows", and so are the averages of
-        buffers that a state dict does not have.
+        "shadows" has the float32 values of 16-bit weights, and the averages of buffers that a
+        state dict does not have.
         """
         module, tensors = state_of(self.module), _tensors_of(self.module)
         more = {name: tensors[name].detach() for name in self._averaged if name not in module}
         return {"module": module, "shadows": more | self._shadows, "updates": self._updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`: all of it, or an error and nothing.
+        """Load a `state_dict`. After an error nothing has changed.
 
         Raises:
-            RuntimeError: The average of another model; which names or shapes differ.
+            RuntimeError: The state is of another model, with the names or shapes that differ.
         """
         tensors = [*self.module.parameters(), *self.module.buffers()]
         before = [tensor.data for tensor in tensors]
-        for tensor in tensors:  # what an earlier state_dict has given away stays as it was
+        for tensor in tensors:  # the tensors of an earlier state_dict must not change
             tensor.data = tensor.data.clone()
         try:
             own = {without_compile(name): name for name in self.module.state_dict()}
@@ -89,11 +89,12 @@ class _Running:
     def swapped(self, model: nn.Module) -> Iterator[None]:
         """A block in which the model has the averaged weights and buffers.
 
-        After it, also after an error, the model is what it was, bit for bit, with the parameters
-        and buffers that it had. In it, `state_dict()` of the model or a part of it, and so a
-        checkpoint, is refused: it would pair averaged weights with an optimizer that does not
-        belong to them. So is `update` of any average. A copy of the model that is made there is
-        free. It takes the memory of a second model.
+        After the block, even if it raised, the model has its own weights again, bit for bit, in
+        the same parameters and buffers. It takes the memory of a second model.
+
+        In the block, `state_dict()` of the model or a part of it raises, so no checkpoint pairs
+        averaged weights with the optimizer of others. `update` of any average raises, too. A copy
+        of the model does not raise.
 
         Raises:
             RuntimeError: Inside of another such block, of this or another average.
@@ -101,14 +102,14 @@ class _Running:
         pairs = self._pairs_with(model)
         before = [own_part(tensor).detach().clone() for tensor in pairs.theirs]
         target = unwrap(model)
-        with ExitStack() as undo:  # all of it, whichever step of it raises
+        with ExitStack() as undo:
             undo.callback(setattr, self, "_swapped", False)
             for part in target.modules():
                 refuse: Any = part.register_state_dict_pre_hook
                 undo.callback(refuse(_Refusal(part)).remove)
             for tensor, value in zip(pairs.theirs, before, strict=True):
                 undo.callback(_copy, [tensor], [value])
-            for place in _places(target):  # what a forward pass puts in the place of a buffer goes
+            for place in _places(target):  # a forward pass may replace a buffer
                 undo.callback(place.update, dict(place))
             undo.push(lambda kind, *_: reshard(target, after_error=kind is not None))
             self._swapped = True
@@ -121,7 +122,9 @@ class _Running:
     def _pairs_with(self, model: nn.Module) -> _Pairs:
         model = unwrap(model)
         if self._swapped or _is_swapped(model):
-            raise RuntimeError("the model has the average's weights inside of `swapped`: leave it")
+            raise RuntimeError(
+                "the model has the average's weights inside of `swapped`: leave that block first"
+            )
         for make_ready in (reshard, self._divide):
             if self._pairs is not None and self._pairs.are_those_of(model):
                 return self._pairs
@@ -130,7 +133,7 @@ class _Running:
         return self._pairs
 
     def _divide(self, model: nn.Module) -> None:
-        """Keep this rank's part alone of what was divided after the average was made."""
+        """Keep only this rank's part if the model was divided after the average was made."""
         theirs = _tensors_of(model)
         if not any(map(is_sharded, theirs.values())):
             return
@@ -143,10 +146,10 @@ class _Running:
         gather_in_forward(self.module, model)
 
     def _averages(self, tensor: Tensor) -> bool:
-        """Whether a tensor of `module` is to be averaged; the others are copied."""
+        """Whether a tensor of `module` is averaged; others are copied."""
         if isinstance(tensor, nn.Parameter):
             return tensor.is_floating_point() or tensor.is_complex()
-        # A mask of -inf has no running average, and needs none.
+        # A mask of -inf has no running average.
         numbers = tensor.is_floating_point() or tensor.is_complex()
         if self._buffers != "average" or not numbers:
             return False
@@ -165,28 +168,28 @@ class EMA(_Running):
 
     `module` is a copy of the model with the averaged weights, in evaluation mode. The update is
     just: `average.lerp_(weight, 1 - decay)`, for all tensors in one call. Weights are found by
-    name, whatever DDP, DataParallel or torch.compile add to it, and tied ones are averaged once.
-    Those of 16 bits have a float32 shadow: an average in bfloat16 would not move.
-    `make_checkpoint(..., ema=ema)` stores it, `load_checkpoint` and `resume` with `ema=ema` put
-    it back.
+    name, with or without DDP, DataParallel or torch.compile. Tied weights are averaged once.
+    16-bit weights have a float32 shadow, because an average in bfloat16 would not move.
+    `make_checkpoint(..., ema=ema)` stores the average. `load_checkpoint` and `resume` load it with
+    `ema=ema`.
 
-    A frozen parameter (`requires_grad=False`) costs nothing while its `_version` says that nobody
-    has written to it; through its `.data`, one writes unseen.
+    Do not write to a frozen parameter (`requires_grad=False`) through its `.data`: it is averaged
+    only if its `_version` has changed.
 
     Args:
-        decay: How much of the average stays, at each update.
-        warmup: Begin with less: `min(decay, (1 + n) / (10 + n))` at the n-th update, as
-            TensorFlow has it.
-        update_every: Take in every n-th model only.
-        update_after: Up to that many calls of `update` the average is the model itself.
-        device: Where the average lies. Default: where the model is.
-        buffers: "copy" has the model's own, such as batch norm's statistics; "average" averages
-            floating-point ones too. Integer and bool buffers are copied in any case, and so are
-            those that have infinities when the average is made.
+        decay: The weight of the old average in each update, in [0, 1].
+        warmup: Begin with a smaller decay: `min(decay, (1 + n) / (10 + n))` at the n-th update, as
+            in TensorFlow.
+        update_every: Use only every n-th call of `update`.
+        update_after: During so many first calls the average is a copy of the model.
+        device: Where the average is. Default: where the model is.
+        buffers: "copy" copies the model's buffers, such as batch norm's statistics. "average"
+            averages floating-point buffers, too. Integer and bool buffers are always copied, and
+            so are buffers that have infinities when the average is made.
 
     Raises:
-        ValueError: A decay outside of [0, 1], or anything else for `buffers`; a model that cannot
-            be copied, with what to do.
+        ValueError: A decay outside of [0, 1], an unknown `buffers`, or a model that cannot be
+            copied, with what to do.
     """
 
     def __init__(
@@ -209,10 +212,10 @@ class EMA(_Running):
         self._every, self._after = update_every, update_after
 
     def update(self, model: nn.Module) -> None:
-        """Take in the model's weights as they are now: call it after `optimizer.step()`.
+        """Add the model's present weights. Call it after `optimizer.step()`.
 
         Raises:
-            ValueError: A model with other parameters; with their names.
+            ValueError: The model has other parameters, with their names.
             RuntimeError: Inside of `swapped`.
         """
         calls = self._updates + 1
@@ -222,7 +225,7 @@ class EMA(_Running):
         self._updates = calls
 
     def _weight(self, calls: int) -> float | None:
-        """How much the model counts for in the n-th call; None for nothing."""
+        """The weight of the model in the n-th call; None if the call is left out."""
         number, between = divmod(calls - self._after, self._every)
         if calls <= self._after:
             return 1.0
@@ -233,7 +236,7 @@ class EMA(_Running):
 
 
 class SWA(_Running):
-    """The equal-weight average of the models that it has seen (arXiv 1803.05407).
+    """The equal-weight average of a model's weights at each update (arXiv 1803.05407).
 
     >>> model = nn.Linear(2, 1)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -245,11 +248,11 @@ class SWA(_Running):
     ...     swa.update(model)
     >>> update_bn(swa.module, loader=[torch.zeros(8, 2)])
 
-    The update is just: `average.lerp_(weight, 1 / (n + 1))`. All else is as `EMA` has it. The
-    statistics of batch norm are to be computed again for the averaged weights: `update_bn`.
+    The update is just: `average.lerp_(weight, 1 / (n + 1))`. All else is as for `EMA`. Compute the
+    statistics of batch norm again for the averaged weights: `update_bn`.
 
     Args:
-        device: Where the average lies. Default: where the model is.
+        device: Where the average is. Default: where the model is.
         buffers: "copy" or "average", as for `EMA`.
     """
 
@@ -263,10 +266,10 @@ class SWA(_Running):
         super().__init__(model, device, buffers)
 
     def update(self, model: nn.Module) -> None:
-        """Take in one more model.
+        """Add the model's present weights.
 
         Raises:
-            ValueError: A model with other parameters; with their names.
+            ValueError: The model has other parameters, with their names.
             RuntimeError: Inside of `swapped`.
         """
         self._take(model, 1 / (self._updates + 1))
@@ -274,13 +277,13 @@ class SWA(_Running):
 
 
 class _Pairs:
-    """The tensors of an average beside those of a model, found once and checked at each use."""
+    """The tensors of an average and of its model, found once and checked at each use."""
 
     def __init__(self, average: _Running, model: nn.Module) -> None:
         own, theirs = _tensors_of(average.module), _tensors_of(model)
         _check_alike(own, theirs)
         self._model = model
-        # As long as each place holds the object that it held, these are the model's tensors.
+        # While each place has the same object, these are the model's tensors.
         self._places = list(_places(model))
         self._values = list(_values_in(self._places))
         frozen = {
@@ -299,7 +302,7 @@ class _Pairs:
             if name in frozen:
                 continue
             exact = average._shadows.get(name, own[name])
-            # The kernel for many tensors wants them alike: of one dtype on one device.
+            # The kernel for many tensors needs one dtype and one device.
             alike = exact.device, exact.dtype, theirs[name].device, theirs[name].dtype
             key = (*alike, is_sharded(exact)) if name in average._averaged else None
             ours, new = self._groups.setdefault(key, ([], []))
@@ -310,7 +313,7 @@ class _Pairs:
                 self._halves[1].append(exact)
 
     def are_those_of(self, model: nn.Module) -> bool:
-        """Whether nothing was replaced, thawed, written to or moved since they were found."""
+        """Whether no tensor was replaced, moved or unfrozen since, and no frozen one written to."""
         values = list(_values_in(self._places))
         return (
             self._model is model
@@ -329,7 +332,6 @@ class _Pairs:
 
     @torch.no_grad()
     def move(self, weight: float) -> None:
-        """Move the average towards the model."""
         for key, group in self._groups.items():
             ours, theirs = group
             if key is None or weight == 1:
@@ -346,13 +348,12 @@ class _Pairs:
 
 @torch.no_grad()
 def _copy(ours: list[Tensor], theirs: list[Tensor]) -> None:
-    """The numbers of tensors into others that are divided alike."""
     if ours:
         torch._foreach_copy_([*map(own_part, ours)], [*map(own_part, theirs)])
 
 
 def _own_parts(sharded: list[Any]) -> list[Tensor]:
-    return [tensor._local_tensor for tensor in sharded]  # a tenth of the time of `own_part`
+    return [tensor._local_tensor for tensor in sharded]  # ten times as fast as `own_part`
 
 
 def _versions(tensor: Tensor) -> tuple[int, int]:
@@ -365,7 +366,7 @@ def _equal(tensor: Tensor, average: Tensor) -> bool:
 
 
 class _Refusal:
-    """A hook that lets a module give away no state dict; a copy of it refuses nothing."""
+    """A hook that makes `state_dict()` of a module raise, but not that of its copies."""
 
     def __init__(self, owner: nn.Module | None = None) -> None:
         self._owner = None if owner is None else weakref.ref(owner)
@@ -379,8 +380,8 @@ class _Refusal:
     def __call__(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:  # noqa: ARG002
         if self.is_of(module):
             raise RuntimeError(
-                "inside of `swapped` the model has the average's weights, which a checkpoint must "
-                "not keep as the model's: make it behind the block, with `ema=ema`; the averaged "
+                "inside of `swapped` the model has the average's weights, which must not be saved "
+                "as the model's: make the checkpoint after the block, with `ema=ema`; the averaged "
                 "model itself is `ema.module`"
             )
 
@@ -391,7 +392,7 @@ def _is_swapped(module: nn.Module) -> bool:
 
 
 def _places(module: nn.Module) -> Iterator[dict[str, Any]]:
-    """Where a module and those in it hold parameters, buffers and modules."""
+    """The dicts of parameters, buffers and modules of a module and of those in it."""
     for part in module.modules():
         for place in (part._parameters, part._buffers, part._modules):
             if place or part is module:
@@ -399,11 +400,11 @@ def _places(module: nn.Module) -> Iterator[dict[str, Any]]:
 
 
 def _values_in(places: list[dict[str, Any]]) -> Iterator[Any]:
-    return itertools.chain.from_iterable(map(dict.values, places))  # 50 us for 750 of them
+    return itertools.chain.from_iterable(map(dict.values, places))  # 50 us for 750 places
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; what has several names, by the first."""
+    """Parameters and buffers by name. A tied tensor has its first name."""
     named = [*module.named_parameters(), *module.named_buffers()]
     return {without_compile(name): tensor for name, tensor in named}
 
@@ -411,22 +412,25 @@ def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
 def _check_alike(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
     for name in {**own, **theirs}:
         if name not in theirs:
-            raise ValueError(f"the average has {name}, the model has not: is it another model?")
+            raise ValueError(
+                f"the average has {name}, but the model does not: pass the model that the average "
+                "was made of"
+            )
         if name not in own:
             raise ValueError(
-                f"the model has {name}, its average has not: make the average when the model is "
-                "complete"
+                f"the model has {name}, but its average does not: make the average when the model "
+                "is complete"
             )
         if own[name].shape != theirs[name].shape:
             raise ValueError(
                 f"{name} is {tuple(theirs[name].shape)} in the model but "
-                f"{tuple(own[name].shape)} in its average: is it another model?"
+                f"{tuple(own[name].shape)} in its average: pass the model that the average was "
+                "made of"
             )
         if _division(own[name]) != _division(theirs[name]):
             raise ValueError(
-                f"{name} is divided among the ranks in another way in the model than in its "
-                "average: pass the model that fully_shard has divided, or make the average of this "
-                "one"
+                f"{name} is sharded in another way in the model than in its average: pass the "
+                "model that fully_shard has sharded, or make a new average of this one"
             )
 
 

@@ -1,4 +1,4 @@
-"""Averages of models that FSDP2, or another kind of DTensors, has divided among the ranks."""
+"""Averages of models whose parameters are DTensors, as those of FSDP2."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from batteries.checkpoint._contents import without_compile
 from batteries.distributed._collectives import check_together
 from batteries.distributed._messages import is_fsdp, is_sharded
 
-_NOTHING = object()  # stands in a copy where the model has something of FSDP2
+_NOTHING = object()  # marks in a copy the places of FSDP2's hooks and states
 
 
 def prepare_copy(model: nn.Module, memo: dict[int, Any]) -> None:
-    """Let a deepcopy with this memo copy this rank's parts, and nothing that FSDP2 has added."""
+    """Let a deepcopy with this memo copy this rank's parts, without the additions of FSDP2."""
     for tensor in [*model.parameters(), *model.buffers()]:
         if is_sharded(tensor):
             same = tensor.detach().clone()
@@ -37,7 +37,6 @@ def prepare_copy(model: nn.Module, memo: dict[int, Any]) -> None:
 
 
 def finish_copy(same: nn.Module) -> None:
-    """Take out what stands for nothing."""
     for part in same.modules():
         for holder, key, value in [*_of_fsdp(part)]:
             if value is _NOTHING:
@@ -45,20 +44,20 @@ def finish_copy(same: nn.Module) -> None:
 
 
 def _written(part: nn.Module) -> Any:
-    """The class that the user wrote; FSDP2 has put one of its own before it."""
+    """The user's class. FSDP2 has inserted its own class before it."""
     kinds = type(part).__mro__
     [at] = [at for at, kind in enumerate(kinds) if kind.__name__ == "FSDPModule"]
     return kinds[at + 1]
 
 
 def _of_fsdp(part: nn.Module) -> Iterator[tuple[dict[Any, Any], Any, Any]]:
-    """Hooks and states of FSDP2 in a module, with the places that hold them."""
+    """Hooks and states of FSDP2 in a module, with the dicts that hold them."""
     for name, value in [*vars(part).items()]:
         if value is _NOTHING or name.startswith("__composable_api"):
             yield vars(part), name, value
         elif name.endswith("_hooks") and isinstance(value, dict):
             for key, hook in [*value.items()]:
-                function: Any = getattr(hook, "hook", hook)  # of loading a state dict
+                function: Any = getattr(hook, "hook", hook)  # hooks of load_state_dict are wrapped
                 while isinstance(function, functools.partial):
                     function = function.func
                 if hook is _NOTHING or _module(function).startswith("torch.distributed.fsdp"):
@@ -70,12 +69,7 @@ def _module(function: Any) -> str:
 
 
 def divide(average: nn.Module, theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Keep of whole tensors the part that this rank has of the model's; nothing is sent.
-
-    Args:
-        theirs: The model's tensors by name.
-        own: The average's.
-    """
+    """Replace `own` whole tensors by this rank's part, divided as `theirs`. Nothing is sent."""
     new: dict[int, Tensor] = {}
     for name, tensor in own.items():
         other = theirs.get(name, tensor)
@@ -91,7 +85,7 @@ def divide(average: nn.Module, theirs: Mapping[str, Tensor], own: Mapping[str, T
 
 
 def gather_in_forward(average: nn.Module, model: nn.Module) -> None:
-    """Let the copy of each part that FSDP2 has divided have its whole weights while it runs."""
+    """Gather the whole weights of each module that FSDP2 has sharded, while its copy runs."""
     copies = {without_compile(name): part for name, part in average.named_modules()}
     for name, part in model.named_modules():
         same = copies.get(without_compile(name))
@@ -110,7 +104,7 @@ def gather_in_forward(average: nn.Module, model: nn.Module) -> None:
 
 
 def _without(names: Mapping[str, Any], root: str, below: set[str]) -> Iterator[str]:
-    """The names at and under one, without those under others."""
+    """The names at and under `root`, without those under a name in `below`."""
     for name in names:
         under = [root, *below]
         owners = [top for top in under if name == top or not top or name.startswith(f"{top}.")]
@@ -119,7 +113,7 @@ def _without(names: Mapping[str, Any], root: str, below: set[str]) -> Iterator[s
 
 
 class _Gathered:
-    """Hooks between which parameters are whole; all ranks go through them together."""
+    """Hooks between which parameters are whole. All ranks run them together."""
 
     def __init__(self, places: list[dict[str, Any]]) -> None:
         self._places = places
@@ -128,7 +122,7 @@ class _Gathered:
 
     def before(self, module: nn.Module, args: Any) -> None:  # noqa: ARG002
         self._depth += 1
-        if self._depth > 1:  # a part that calls itself
+        if self._depth > 1:  # a module that calls itself
             return
         check_together(*(value for place in self._places for value in place.values()))
         whole: dict[int, Tensor] = {}
@@ -150,7 +144,7 @@ class _Gathered:
 def _whole(tensor: Any) -> Any:
     if sum(not placement.is_replicate() for placement in tensor.placements) > 1:
         raise RuntimeError(
-            "the average of a model that is divided in several ways cannot run by itself: evaluate "
-            "the model inside of `with ema.swapped(model):`"
+            "the average of a model that is sharded in several dimensions cannot run by itself: "
+            "evaluate the model inside of `with ema.swapped(model):`"
         )
     return tensor.full_tensor()

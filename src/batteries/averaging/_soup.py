@@ -1,4 +1,4 @@
-"""Model soups: checkpoints averaged as long as the validation score does not fall."""
+"""Model soups: average checkpoints while the validation score does not fall."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Decision(NamedTuple):
-    """What was decided about one checkpoint.
+    """The decision about one checkpoint.
 
     >>> Decision(Path("exp_3.pth"), alone=0.9, together=0.91, taken=True).taken
     True
@@ -29,7 +29,7 @@ class Decision(NamedTuple):
 
 
 class Soup(NamedTuple):
-    """An average of checkpoints, and how it came about.
+    """An average of checkpoints, and the decisions that led to it.
 
     >>> Soup(state={}, score=0.9, paths=[], decisions=[]).score
     0.9
@@ -37,8 +37,8 @@ class Soup(NamedTuple):
 
     state: State
     score: float
-    paths: list[Path]  # of what is in it
-    decisions: list[Decision]  # in the order in which they were made
+    paths: list[Path]  # the checkpoints in it
+    decisions: list[Decision]  # in order
 
 
 def greedy_soup(
@@ -47,7 +47,7 @@ def greedy_soup(
     *,
     metric_minimization: bool | None = None,
 ) -> Soup:
-    """Average checkpoints from the best on, leaving out those that make the score worse.
+    """Average checkpoints, beginning with the best, without those that make the score worse.
 
     >>> for epoch, weight in enumerate([1.0, 4.0, 9.0]):
     ...     save_checkpoint({"model_state_dict": {"w": torch.tensor(weight)}}, f"exp_{epoch}.pth")
@@ -58,15 +58,16 @@ def greedy_soup(
     >>> [path.name for path in soup.paths], soup.score
     (['exp_1.pth', 'exp_0.pth'], 0.5)
 
-    The greedy soup of arXiv 2203.05482: checkpoints are tried in the order of their own scores,
-    and one that makes the average no worse stays. The score is as good as the best checkpoint's
-    at least, on what it is evaluated on: a score on other data is the honest one. Each decision
-    is logged.
+    This is the greedy soup of arXiv 2203.05482. Checkpoints are tried in the order of their own
+    scores. One that makes the average no worse stays in it. Each decision is logged.
+
+    The score is chosen on the data of `evaluate`, so it is optimistic: it is never worse than that
+    of the best checkpoint. Score the soup on other data.
 
     Args:
-        evaluate: Loads a state dict into a model, computes batch norm's statistics again where
-            there are any (`update_bn`), and returns the validation score.
-        metric_minimization: Whether lower is better; it has to be said.
+        evaluate: Loads a state dict into a model, computes batch norm's statistics again if there
+            are any (`update_bn`), and returns the validation score.
+        metric_minimization: Whether lower is better. Required.
 
     Raises:
         TypeError: No `metric_minimization`.
@@ -79,7 +80,9 @@ def greedy_soup(
         key=lambda pair: -sign * pair[1],
     )
     if not ranked:
-        raise ValueError(f"greedy_soup: of {len(scored)} checkpoints none has a score")
+        raise ValueError(
+            f"greedy_soup: evaluate returned NaN for all of the {len(scored)} checkpoints"
+        )
     soup, best = [ranked[0][0]], ranked[0][1]
     decisions = [_logged(Decision(ranked[0][0], best, best, taken=True))]
     for path, alone in ranked[1:]:

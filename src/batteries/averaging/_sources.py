@@ -1,4 +1,4 @@
-"""Checkpoint files that are averaged: what is in them, and where each tensor's bytes stand."""
+"""Checkpoint files to average: their contents, and where each tensor's bytes are."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from batteries.checkpoint._read_shards import Shards
 from batteries.checkpoint._write_archive import Form, form_of, is_plain
 
 _KEY = "model_state_dict"
-WINDOW = 2**20  # bytes of a file that are worked on while the processor has them
+WINDOW = 2**20  # bytes of a file that are read at once: they fit into the processor's cache
 
 
 @dataclass
 class Part:
-    """Memory that one or several tensors of a state lie in."""
+    """Memory of one or several tensors of a state."""
 
     size: int  # bytes
     forms: dict[str, Form]  # of the tensors, by their names
 
 
 class _Place(NamedTuple):
-    """Where a tensor lies in a file, and how."""
+    """Where a tensor is in a file, and its strides."""
 
     memory: int  # where its storage begins
     begin: int  # where its first element is
     form: Form
-    in_pieces: bool = False  # of which only the engine knows where they stand
+    in_pieces: bool = False  # only torch's engine knows where the pieces are
 
     def lies_as(self, form: Form) -> bool:
-        """Whether the bytes stand in the file in the order of a form."""
+        """Whether the bytes in the file are in the order of a form."""
         alike = self.form.stride == form.stride or _steps(self.form) == _steps(form)
         return alike and not self.in_pieces and not self.begin % form.dtype.itemsize
 
@@ -49,12 +49,7 @@ class Source:
 
     @classmethod
     def opened(cls, path: PathLike, stack: ExitStack) -> Source:
-        """One that is closed, and verified, with the stack.
-
-        Raises:
-            FileNotFoundError: No such file.
-            CheckpointError: Damaged, or without weights that can be averaged.
-        """
+        """Open a file. It is verified and closed when the stack is closed."""
         if is_sharded(path):
             return _ShardedSource(path)
         source = cls(stack.enter_context(Stream.opened(path)))
@@ -65,12 +60,12 @@ class Source:
         self.path = stream.path
         if stream.is_foreign():
             raise CheckpointError(
-                f"{self.path} was written on a machine of the other byte order: load it here, and "
+                f"{self.path} was written on a machine with another byte order: load it here, and "
                 "save it with save_checkpoint"
             )
         self.state = weights_in(stream.contents, stream.path)
         self.stream = stream
-        self.places: dict[str, _Place] = {}  # of tensors that have elements
+        self.places: dict[str, _Place] = {}  # not of empty tensors
         for key, value in self.state.items():
             if isinstance(value, Tensor) and value.numel():
                 memory, form = stream.offset(value), form_of(value)
@@ -78,11 +73,7 @@ class Source:
                 self.places[key] = _Place(memory, begin, form)
 
     def check_alike(self, other: Source) -> None:
-        """Raise if two files have other names, shapes or dtypes.
-
-        Raises:
-            CheckpointError: They have: with the files and the name.
-        """
+        """Raise if the names, shapes or dtypes of two files differ."""
         for here, there in ((self, other), (other, self)):
             for key in here.state:
                 if key not in there.state:
@@ -102,8 +93,7 @@ class Source:
     def parts(self, others: Sequence[Source] = ()) -> list[Part]:
         """The memory of all tensors, in the order of the file.
 
-        What shares it here and in all the others shares it in a part; what is tied here and apart
-        in one of the others is apart.
+        Tensors are in one part if they share their memory in all files.
         """
         everywhere = [source.places for source in (self, *others)]
         groups: dict[tuple[int, ...], list[str]] = {}
@@ -115,7 +105,7 @@ class Source:
     def _parts_of(
         self, keys: list[str], everywhere: Sequence[Mapping[str, _Place]]
     ) -> Iterable[Part]:
-        """The parts of tensors that share their memory, whichever the file."""
+        """The parts of tensors that share their memory in all files."""
         parts: dict[object, Part] = {}
         alike = len(keys) == 1 or all(
             _lies(places[key].form) == _lies(self.places[key].form)
@@ -125,10 +115,10 @@ class Source:
         for key in keys:
             tensor, form, place = self.state[key], self.places[key].form, None
             size = tensor.untyped_storage().nbytes()
-            if _reach(form) < tensor.numel():  # an expanded one, in full
+            if _reach(form) < tensor.numel():  # an expanded tensor is written in full
                 form = form_of(torch.empty_like(tensor, memory_format=torch.contiguous_format))
                 size, place = tensor.nbytes, key
-            elif not alike:  # one memory, divided in another way
+            elif not alike:  # the files divide the memory in different ways
                 whole = torch.empty_like(tensor)
                 form = form._replace(offset=0, stride=whole.stride())
                 size = whole.untyped_storage().nbytes()
@@ -137,34 +127,34 @@ class Source:
             part.forms[key] = form
             if next(iter(part.forms.values())).dtype != form.dtype:
                 raise CheckpointError(
-                    f"{place_of(key)} in {self.path} shares its memory with another dtype: cannot "
-                    "average it"
+                    f"{place_of(key)} in {self.path} shares its memory with a tensor of another "
+                    "dtype and cannot be averaged: save a clone of it"
                 )
         return parts.values()
 
     def tensor(self, key: str, memory: Tensor) -> Tensor:
-        """A tensor as a whole, in (at least `size` + SPARE,) uint8."""
+        """Read a whole tensor into memory, (at least `size` + SPARE,) uint8."""
         form, begin, size = self.places[key].form, self.places[key].begin, self.size(key)
         for at in range(0, size, WINDOW):
             part = memory[at : at + WINDOW + SPARE]
             data = self.stream.take(begin + at, min(WINDOW, size - at), part)
-            memory[at : at + len(data)] = data.clone()  # they overlap
+            memory[at : at + len(data)] = data.clone()  # both overlap
         return memory[:size].view(form.dtype).as_strided(form.size, form.stride)
 
     def size(self, key: str) -> int:
-        """How many bytes there are from the first element of a tensor to its last."""
+        """The number of bytes from the first element of a tensor to its last."""
         return _reach(self.places[key].form) * self.places[key].form.dtype.itemsize
 
 
 class _ShardedSource(Source):
-    """A sharded checkpoint: its tensors are read as wholes, one after the other."""
+    """A sharded checkpoint. Its tensors are read whole, one after the other."""
 
     def __init__(self, path: PathLike) -> None:
         self.path = Path(path)
         self._shards = Shards(path, alone=True)
         self.state = weights_in(self._shards.contents, self.path)
         self.places = {
-            key: _Place(id(value), 0, form_of(value), in_pieces=True)  # tied ones are one object
+            key: _Place(id(value), 0, form_of(value), in_pieces=True)  # tied tensors are one object
             for key, value in self.state.items()
             if isinstance(value, Tensor) and value.numel()
         }
@@ -177,33 +167,28 @@ class _ShardedSource(Source):
 
 
 def lies_alike(key: str, form: Form, sources: Iterable[Source]) -> bool:
-    """Whether a tensor's bytes stand in all files in one piece, in the order of a form."""
+    """Whether a tensor's bytes are contiguous and in the order of a form, in all files."""
     whole = _reach(form) == form.size.numel()
     return whole and all(source.places[key].lies_as(form) for source in sources)
 
 
 def _reach(form: Form) -> int:
-    """From the first element of a tensor to its last, in elements of its memory."""
+    """The number of elements in memory from the first of a tensor to its last."""
     return 1 + sum((size - 1) * stride for size, stride in zip(form.size, form.stride, strict=True))
 
 
 def _lies(form: Form) -> tuple[int, list[tuple[int, int]]]:
-    """Where a tensor begins in its memory, and how it goes on."""
     return form.offset, _steps(form)
 
 
 def _steps(form: Form) -> list[tuple[int, int]]:
-    """How a tensor lies: where a dimension has one element, its stride does not matter."""
+    """Sizes and strides, except of dimensions with one element: their stride does not matter."""
     steps = zip(form.size, form.stride, strict=True)
     return [(number, step) for number, step in steps if number > 1]
 
 
 def weights_in(contents: Any, path: Path) -> Mapping[str, Any]:
-    """The weights in a checkpoint, or in the bare state dict of a model.
-
-    Raises:
-        CheckpointError: There are none, or some that cannot be averaged.
-    """
+    """The weights in a checkpoint, or in a model's state dict, if all of them can be averaged."""
     bare = (
         isinstance(contents, Mapping) and _KEY not in contents and contents and is_state(contents)
     )
@@ -214,12 +199,13 @@ def weights_in(contents: Any, path: Path) -> Mapping[str, Any]:
     for key, value in state.items():
         if isinstance(value, Tensor) and not is_plain(value):
             raise CheckpointError(
-                f"{place_of(key)} in {path} is not a dense tensor: cannot average it"
+                f"{place_of(key)} in {path} is not a dense tensor and cannot be averaged: save "
+                "tensor.to_dense()"
             )
         if isinstance(value, Tensor) and not _can_compute_with(value.dtype):
             raise CheckpointError(
-                f"{place_of(key)} in {path} is {_described(value)}: torch cannot compute with it; "
-                "average its values in another dtype"
+                f"{place_of(key)} in {path} is {_described(value)}, with which torch cannot "
+                "compute: save it in another dtype"
             )
     return state
 
@@ -229,13 +215,12 @@ def _can_compute_with(dtype: torch.dtype) -> bool:
         return True
     try:
         torch.zeros(1, dtype=torch.uint8).view(dtype).float().to(dtype)
-    except RuntimeError:  # numbers of four bits, two in a byte
+    except RuntimeError:  # 4-bit numbers, two in a byte
         return False
     return True
 
 
 def place_of(key: str) -> str:
-    """What messages call one of the weights."""
     return f"{_KEY}[{key!r}]"
 
 

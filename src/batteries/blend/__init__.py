@@ -1,4 +1,4 @@
-"""Predictions of several models put together, and what is found out about that."""
+"""Blend the predictions of several models, and find out whether the blend is better."""
 
 from batteries import _public
 from batteries.blend._correlations import Correlation, correlation

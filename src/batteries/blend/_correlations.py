@@ -1,4 +1,4 @@
-"""How alike the predictions of models are: those that differ are worth blending."""
+"""Correlations between the predictions of models. Those that differ are worth blending."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from batteries.blend._ranks import ranks
 
 
 class Correlation(NamedTuple):
-    """The correlations of models, a table when it is printed.
+    """The correlations of models. `print` shows a table.
 
     >>> print(Correlation(["a", "b"], np.array([[1.0, 0.5], [0.5, 1.0]])))
             a       b
@@ -89,12 +89,12 @@ def correlation(
     b  -1.0000   1.0000
 
     Args:
-        predictions: As for `mean`; all numbers of a model count alike.
-        names: Of the models. Default: those that they have, or their numbers.
-        kind: "pearson", or "spearman": that of the ranks.
+        predictions: As for `mean`. All numbers of a model count alike.
+        names: The names of the models. Default: their own names, or their numbers.
+        kind: "pearson", or "spearman" (the correlation of the ranks).
 
     Raises:
-        ValueError: A NaN or an infinity, with model and row; arrays of different shapes; no rows.
+        ValueError: As for `mean`, or no rows.
     """
     models = as_models(predictions, more)
     models.refuse()

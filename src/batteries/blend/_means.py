@@ -15,10 +15,10 @@ from batteries._spellings import hints
 from batteries.blend._models import BLOCK, Array, Models, as_models, as_weights, in_blocks
 
 Weights = Mapping[str, float] | Sequence[float] | NDArray[Any] | None
-_Room = tuple[Array, Array]  # two of float64, as long as a block
-_FEW = 2**13  # numbers, below which torch's calls take longer than their work
-_Parts = list[Array] | Array  # of each model a block, or all that there is, (models, numbers)
-_Blend = Callable[[_Parts, _Room | None], Array]  # of all that there is it needs no room
+_Room = tuple[Array, Array]  # two float64 arrays of a block's length
+_FEW = 2**13  # with fewer numbers, torch's calls take longer than their work
+_Parts = list[Array] | Array  # a block of each model, or all numbers, (models, numbers)
+_Blend = Callable[[_Parts, _Room | None], Array]  # without a room it gets all numbers
 
 
 @hints
@@ -29,17 +29,17 @@ def mean(predictions: Any, *more: Any, weights: Weights = None) -> Array:
     array([0.3, 0.9])
 
     Args:
-        predictions: (models, rows, ...), or one array or tensor (rows, ...) for each model:
-            a list, a mapping by name, a frame with a column for each, or one after the other.
-        weights: (models,), positive, or a mapping by name; their sum does not matter. Default: all
-            the same.
+        predictions: (models, rows, ...), or an array or tensor (rows, ...) for each model: a list,
+            a mapping by name, a frame with a column for each, or separate arguments.
+        weights: (models,), positive, or a mapping by name. Their sum does not matter. Default: all
+            equal.
 
     Returns:
-        (rows, ...): float32 of float32 (and of less), else float64; computed in float64.
+        (rows, ...): float32 for predictions of 16 or 32 bits, else float64. Computed in float64.
 
     Raises:
-        ValueError: A NaN or an infinity, with model and row; arrays of different shapes; weights
-            that do not fit.
+        ValueError: A NaN or an infinity, with model and row; arrays of different shapes; not one
+            positive weight for each model.
     """
     models = as_models(predictions, more)
     own = as_weights(weights, models)
@@ -55,27 +55,26 @@ def weighted(models: Models, own: Array) -> Array:
 def power_average(
     predictions: Any, *more: Any, power: float = 2.0, weights: Weights = None
 ) -> Array:
-    """The power mean of predictions: the root of the mean of their powers.
+    """The power mean of predictions: the mean of their powers, to the power of `1 / power`.
 
     >>> power_average([[0.2, 0.9], [0.4, 0.9]], power=2)
     array([0.31622777, 0.9       ])
 
-    A high power listens to the confident models, a low one to those that say no. 1 is the mean,
-    0 the geometric one, -1 the harmonic one, inf the largest and -inf the smallest.
+    A high power gives more weight to large predictions, a low one to small predictions. 1 is the
+    mean, 0 the geometric mean, -1 the harmonic mean, inf the maximum and -inf the minimum.
 
     Args:
         predictions: As for `mean`, not negative.
-        power: Any number, or an infinity; it may also be the last of the arrays.
+        power: Any number, or an infinity. It may also be the last positional argument.
         weights: As for `mean`.
 
     Returns:
-        (rows, ...), as of `mean`.
+        (rows, ...), with the dtype of `mean`.
 
     Raises:
-        ValueError: A negative prediction, a NaN or an infinity, with model and row; a power that
-            is NaN.
+        ValueError: As for `mean`, a negative prediction, or a power that is NaN.
     """
-    if more and np.ndim(more[-1]) == 0:  # a number, which is no model's predictions
+    if more and np.ndim(more[-1]) == 0:  # a single number is the power
         *more, power = more  # type: ignore[assignment]
     if math.isnan(power):
         raise ValueError("the power is NaN; expected a number, such as 2")
@@ -83,7 +82,7 @@ def power_average(
     own = as_weights(weights, models)
     counted = models
     if weights is not None and not own.all():
-        models.refuse()  # what would not be seen in the result
+        models.refuse()  # a weight of 0 would hide NaN in the result
         _refuse_negative(models)
         used = np.flatnonzero(own)
         told = [models.names[at] for at in used]
@@ -93,33 +92,34 @@ def power_average(
 
 @hints
 def geometric(predictions: Any, *more: Any, weights: Weights = None) -> Array:
-    """The geometric mean of predictions: one zero makes it zero.
+    """The geometric mean of predictions. If one of them is zero, it is zero.
 
     >>> geometric([[0.2, 0.9], [0.8, 0.9]])
     array([0.4, 0.9])
 
-    Args, Returns, Raises: As of `power_average`, of which it is the one of power 0.
+    Args, Returns, Raises: As for `power_average`. This is the power mean of power 0.
     """
     return power_average(predictions, *more, power=0, weights=weights)
 
 
 @hints
 def majority_vote(labels: Any, *more: Any, weights: Weights = None) -> Array:
-    """The label that most models predict; of several, the smallest.
+    """The label that most models predict. Of labels with equal votes, the smallest.
 
     >>> majority_vote([[1, 0], [1, 2], [0, 2]])
     array([1, 2])
 
     Args:
-        labels: As for `mean`, integers, bools or strings. Of class probabilities take the
-            `argmax` first, or their `mean`.
+        labels: As for `mean`, but integers, bools or strings. For class probabilities take the
+            `argmax` first, or use `mean`.
         weights: As for `mean`.
 
     Returns:
-        (rows, ...), of the labels' dtype.
+        (rows, ...), with the labels' dtype.
 
     Raises:
-        ValueError: Numbers that are no labels, such as 0.5; NaN and infinities, with model and row.
+        ValueError: Numbers that are not labels, such as 0.5; NaN and infinities, with model and
+            row.
     """
     models = as_models(labels, more)
     own = as_weights(weights, models)
@@ -128,13 +128,13 @@ def majority_vote(labels: Any, *more: Any, weights: Weights = None) -> Array:
             continue
         models.refuse()
         if not (array == np.floor(array)).all():
-            raise ValueError(f"{name} has numbers that are no labels; take the argmax first")
+            raise ValueError(f"{name} has numbers that are not labels; take the argmax first")
     best, most = models.arrays[0].copy(), np.full(models.shape, -1.0)
     for label in _candidates(models.arrays):
         votes = np.zeros(models.shape)
         for other, weight in zip(models.arrays, own, strict=True):
             votes += weight * (label == other)
-        # weights that add up to the same may differ in the last bits
+        # Equal sums of weights may differ in the last bits.
         tied = np.isclose(votes, most, rtol=1e-12, atol=0)
         better = np.where(tied, label < best, votes > most)
         best, most = np.where(better, label, best), np.where(better, votes, most)
@@ -142,7 +142,7 @@ def majority_vote(labels: Any, *more: Any, weights: Weights = None) -> Array:
 
 
 def _candidates(labels: list[Array]) -> Iterable[Any]:
-    """What may have most votes: each label of few classes, else what each of the models says."""
+    """Labels that may have most votes: all, if there are few classes, else each model's labels."""
     if all(array.dtype.kind in "iu" and array.size for array in labels):
         low, high = min(int(a.min()) for a in labels), max(int(a.max()) for a in labels)
         if high - low < len(labels):
@@ -154,7 +154,7 @@ def _candidates(labels: list[Array]) -> Iterable[Any]:
 
 
 def _blended(models: Models, blend: _Blend) -> Array:
-    """What a function makes of all rows, block by block, in the dtype of the predictions."""
+    """Blend all rows, block by block. The result has the dtype of `mean`."""
     size = models.arrays[0].size
     if 0 < size * len(models.arrays) <= BLOCK:  # one call for all models
         rows = np.concatenate(models.arrays, dtype=np.float64).reshape(len(models.arrays), -1)
@@ -201,14 +201,14 @@ def _refuse_negative(models: Models) -> None:
         if flat.size and flat.min() < 0:
             at = int(np.argmin(flat))
             raise ValueError(
-                f"{name} has {flat[at]} in {models.row(at)}: a power mean is of numbers that are "
-                "not negative; take the mean, or the rank average"
+                f"{name} has {flat[at]} in {models.row(at)}: a power mean needs numbers that are "
+                "not negative; use the mean, or the rank average"
             )
 
 
 def _power_mean(power: float, weights: Array, models: Models) -> _Blend:
     def checked(part: Array) -> Array:
-        # Of negative powers an infinity would not be seen in the result.
+        # With a negative power the result would hide an infinity.
         fine = np.minimum.reduce(part.reshape(-1)) >= 0
         if not fine or (power < 0 and not np.isfinite(part).all()):
             models.refuse()
@@ -216,9 +216,9 @@ def _power_mean(power: float, weights: Array, models: Models) -> _Blend:
         return part
 
     def blend(parts: _Parts, room: _Room | None) -> Array:
-        # A part is looked at where it is used: it is at hand then.
+        # A part is checked just before it is used: it is in the cache then.
         each: Any = map(checked, parts) if room else checked(np.asarray(parts))
-        if abs(power) < 1e-8:  # nearer to the geometric mean than float64 can tell
+        if abs(power) < 1e-8:  # equal to the geometric mean in float64
             return _geometric(each, parts, weights, room)
         if math.isinf(power):
             choose = np.maximum if power > 0 else np.minimum
@@ -237,7 +237,7 @@ def _power(power: float, each: Any, parts: _Parts, weights: Array, room: _Room |
         added, factor = torch.from_numpy(total), torch.from_numpy(term)
         for part, weight in zip(each, weights.tolist(), strict=True):
             np.copyto(term, part)
-            if power in (2, 3, 4):  # of the square there is one pass less
+            if power in (2, 3, 4):  # squares save one pass
                 square = factor if power == 2 else factor * factor
                 added.addcmul_(square, square if power == 4 else factor, value=weight)
             else:
@@ -254,7 +254,7 @@ def _power(power: float, each: Any, parts: _Parts, weights: Array, room: _Room |
 
 
 def _not_held(total: Array) -> Array | None:
-    """Where numbers are too small or too large for float64, if anywhere."""
+    """Where numbers are too small or too large for float64; None if nowhere."""
     if np.minimum.reduce(total) > 1e-290 and np.maximum.reduce(total) < 1e290:
         return None
     return (total < 1e-290) | (total > 1e290)
@@ -276,7 +276,7 @@ def _raised(values: Any, power: float, out: Array) -> Array:
 
 
 def _raise(values: Array, power: float) -> None:
-    """The same as a power, as exact as 64 bits have it, and in a third of its time."""
+    """`values **= power`, as exact as float64 allows, in a third of the time."""
     if values.size < _FEW:
         np.exp(np.multiply(np.log(values, out=values), power, out=values), out=values)
     else:
@@ -284,7 +284,7 @@ def _raise(values: Array, power: float) -> None:
 
 
 def _scaled_power(power: float, parts: list[Array], weights: Array) -> Array:
-    """The same of multiples of the largest, or smallest, number in a row."""
+    """The power mean, computed with numbers divided by the largest, or smallest, of their row."""
     rows = np.stack(parts).astype(np.float64)
     unit = rows.max(0) if power > 0 else rows.min(0)
     mean = (weights[:, None] * (rows / unit) ** power).sum(0) ** (1 / power)
@@ -301,7 +301,7 @@ def _geometric(each: Any, parts: _Parts, weights: Array, room: _Room | None) -> 
         total[:] = 1
         for part in each:
             total *= part
-    lost = _not_held(total)  # else there is one logarithm, of the product of all
+    lost = _not_held(total)  # elsewhere one logarithm, of the product, is enough
     _raise(total, weights[0])
     if lost is not None:
         few = np.stack([part[lost] for part in parts]).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Scores of blends, as often as a search for weights needs them."""
+"""Scores of blends, fast enough for a search for weights."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ _Score = Callable[[Array, Array], float]
 
 @dataclass
 class Problem:
-    """The predictions of models, what they should be, and how good a blend of them is."""
+    """The predictions of models, their target, and the score of a blend."""
 
-    columns: list[Array]  # of each model, (rows, ...): what the score is a function of the mean of
+    columns: list[Array]  # of each model, (rows, ...): the score is a function of their mean
     target: Array  # (rows,)
     score: _Score
-    sign: int  # 1 where higher is better
-    known: bool  # whether the score is one of ours, which several threads may compute
+    sign: int  # 1 if higher is better
+    known: bool  # whether the score is one of ours, which threads may compute
 
     def blend(self, weights: NDArray[np.float64]) -> Array:
-        """The weighted mean of the columns."""
         total = np.zeros(self.columns[0].shape)
         for column, weight in zip(self.columns, weights, strict=True):
             if weight:
@@ -34,16 +33,15 @@ class Problem:
         return total
 
     def value(self, weights: NDArray[np.float64]) -> float:
-        """How good the blend with some weights is, the higher the better; NaN is the worst."""
+        """The score of a blend with these weights; higher is better."""
         return self.of(self.blend(weights))
 
     def of(self, blend: Array) -> float:
-        """How good a blend is, the higher the better."""
+        """The score of a blend; higher is better, and NaN is the worst."""
         score = self.score(self.target, blend)
         return -np.inf if np.isnan(score) else self.sign * score
 
     def part(self, rows: NDArray[np.intp]) -> Problem:
-        """The same of some rows."""
         columns = [column[rows] for column in self.columns]
         return Problem(columns, self.target[rows], self.score, self.sign, self.known)
 
@@ -55,12 +53,6 @@ def as_problem(
     metric_minimization: bool | None,
     of: str = "find_weights",
 ) -> Problem:
-    """What a metric has to say about predictions.
-
-    Raises:
-        TypeError: A function without its direction.
-        ValueError: An unknown metric, or the wrong direction for a known one.
-    """
     truth = np.asarray(target)
     if len(truth) != len(arrays[0]):
         raise ValueError(f"there are {len(truth)} targets for {len(arrays[0])} rows")
@@ -68,7 +60,7 @@ def as_problem(
         raise ValueError(f"the target of row {np.isfinite(truth).argmin()} is not a finite number")
     scoring = as_scoring(metric, metric_minimization, of)
     sign = -1 if scoring.minimized else 1
-    # of several targets scikit-learn has averages of its own
+    # For several targets scikit-learn's functions average in their own ways.
     if scoring.fast is None or (callable(metric) and truth.ndim != 1):
         return Problem(arrays, truth, scoring.of(truth), sign, known=False)
     prepare, score = _KNOWN[scoring.fast]
@@ -84,21 +76,21 @@ _Prepared = tuple[list[Array], Array]
 
 def _for_auc(arrays: list[Array], target: Array) -> _Prepared:
     classes, positive = np.unique(target, return_inverse=True)
-    if arrays[0].shape[1:] == (2,):  # of both classes: the second is the positive one
+    if arrays[0].shape[1:] == (2,):  # probabilities of two classes: the second is positive
         arrays = [array[:, 1] for array in arrays]
     if len(classes) != 2 or arrays[0].ndim != 1:
         raise ValueError(
-            f"auc is of two classes and (rows,) predictions; found {len(classes)} classes and "
+            f"auc needs two classes and (rows,) predictions; found {len(classes)} classes and "
             f"predictions of shape {arrays[0].shape}: pass a function of your own"
         )
     return arrays, positive.astype(np.int64)
 
 
 def auc(positive: Array, prediction: Array) -> float:
-    """The area under the ROC curve; NaN where one of the classes is missing.
+    """The area under the ROC curve; NaN if one of the classes is missing.
 
-    Each number and its class, in the last of its bits, become an integer: sorting those is all.
-    Numbers that differ in the last of their 52 bits alone count as equal.
+    The last bit of each number is replaced by its class, so that one sort of integers is enough.
+    Numbers that differ only in the last of their 52 bits count as equal.
 
     Args:
         positive: Integers of 64 bits, 0 and 1.
@@ -119,7 +111,7 @@ def auc(positive: Array, prediction: Array) -> float:
 
 
 def _tied_pairs(keys: Array) -> int:
-    """The pairs of both classes whose numbers are equal, in sorted keys."""
+    """The number of pairs from both classes that have equal numbers, in sorted keys."""
     above = (keys[1:] - keys[:-1] == 1) & (keys[1:] & 1 == 1)  # from one class to the other
     if not above.any():
         return 0
@@ -130,22 +122,23 @@ def _tied_pairs(keys: Array) -> int:
 
 
 def _two_or_more(name: str, arrays: list[Array], classes: Array) -> None:
-    """Raise if the shape of the predictions does not say what they are of."""
     shape = arrays[0].shape
     if shape[1:] != (len(classes),) and not (len(shape) == 1 and len(classes) == 2):
         raise ValueError(
             f"{name} has {len(classes)} classes and predictions of shape {shape}; expected "
-            "(rows, classes), or (rows,) of two"
+            "(rows, classes), or (rows,) for two classes"
         )
 
 
 def _for_log_loss(arrays: list[Array], target: Array) -> _Prepared:
-    """The probability that each model gives to what is true."""
+    """The probability that each model gives to the true class."""
     classes, true = np.unique(target, return_inverse=True)
     _two_or_more("log_loss", arrays, classes)
     for index, array in enumerate(arrays):
         if array.min(initial=0) < 0 or array.max(initial=0) > 1:
-            raise ValueError(f"model {index} has numbers that are no probabilities, from 0 to 1")
+            raise ValueError(
+                f"model {index} has numbers outside of 0 to 1; log_loss needs probabilities"
+            )
         if array.ndim == 2 and not np.allclose(array.sum(1), 1, atol=1e-4):
             raise ValueError(f"the probabilities of model {index} do not add up to 1 in each row")
     if arrays[0].ndim == 1:
@@ -172,7 +165,7 @@ def _accuracy(target: Array, prediction: Array) -> float:
 def _for_rmse(arrays: list[Array], target: Array) -> _Prepared:
     if not arrays[0].shape == target.shape == (len(target),):
         raise ValueError(
-            f"rmse is of (rows,) predictions and targets; found {arrays[0].shape} and "
+            f"rmse needs (rows,) predictions and targets; found {arrays[0].shape} and "
             f"{target.shape}: pass [:, 0] of one column, or a function of your own"
         )
     return arrays, target.astype(np.float64)

@@ -1,4 +1,4 @@
-"""The predictions that are blended, as users have them."""
+"""Predictions of models, in any form that users have them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 Array = NDArray[Any]
 _FLOAT32 = np.dtype(np.float32)
-BLOCK = 2**16  # numbers that are worked on at once: the processor keeps them at hand
+BLOCK = 2**16  # numbers in one step: they fit into the processor's cache
 
 
 @dataclass
@@ -23,9 +23,9 @@ class Models:
     """The predictions of several models for the same rows."""
 
     arrays: list[Array]  # (rows, ...) each
-    named: Sequence[str] = ()  # by the user
-    rows: ArrayLike = ()  # what the user calls them, if not by number
-    told: Sequence[str] = ()  # what errors call the models, if not by name
+    named: Sequence[str] = ()  # the user's names
+    rows: ArrayLike = ()  # the user's ids of the rows, if any
+    told: Sequence[str] = ()  # the names of the models in errors, if others
 
     @property
     def keys(self) -> list[str]:
@@ -33,7 +33,7 @@ class Models:
 
     @property
     def names(self) -> list[str]:
-        """What errors call the models."""
+        """The names of the models in errors."""
         return list(self.told or [f"model {name!r}" for name in self.named] or self.keys)
 
     @property
@@ -42,7 +42,7 @@ class Models:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of a blend: float32 where the predictions are of 16 or 32 bits, else float64."""
+        """The dtype of a blend: float32 for predictions of 16 or 32 bits, else float64."""
         kinds = {array.dtype for array in self.arrays}
         if kinds == {_FLOAT32}:
             return _FLOAT32
@@ -50,12 +50,7 @@ class Models:
         return found if found.kind == "f" else np.dtype(np.float64)
 
     def refuse(self, start: int = 0, stop: int | None = None) -> None:
-        """Raise if there is a NaN or an infinity among the numbers; say where.
-
-        Args:
-            start: Of the flattened arrays, the first number that is looked at.
-            stop: The one behind the last.
-        """
+        """Raise if there is a NaN or an infinity from `start` to `stop` of the flat arrays."""
         for name, array in zip(self.names, self.arrays, strict=True):
             values = array.reshape(-1)[start:stop]
             finite = np.isfinite(values)
@@ -66,20 +61,17 @@ class Models:
                 )
 
     def row(self, at: int) -> str:
-        """What the user calls the row of a number of the flattened arrays."""
+        """The user's name for the row of a number of the flat arrays."""
         row = at // max(1, math.prod(self.shape[1:]))
         names = np.asarray(self.rows)
         return f"row {row}" if not len(names) else f"the row of id {names[row]}"
 
 
 def as_models(predictions: Any, more: Sequence[Any] = ()) -> Models:
-    """Predictions, (models, rows, ...) or one array for each model, as arrays alike.
+    """Predictions, (models, rows, ...) or one array for each model, as arrays of one shape.
 
     Args:
-        more: Those of the other models, where they were passed one by one.
-
-    Raises:
-        ValueError: None, or arrays of other shapes.
+        more: The other models, if they were passed one by one.
     """
     if isinstance(predictions, Models):
         return predictions
@@ -103,14 +95,14 @@ def as_models(predictions: Any, more: Sequence[Any] = ()) -> Models:
         )
     other = next(at for at, array in enumerate(models.arrays) if array.shape != shape or not shape)
     raise ValueError(
-        f"the predictions of {models.names[other]} have shape {models.arrays[other].shape}, those "
-        f"of {models.names[0]} {shape}; expected (models, rows, ...)"
-        + (": weights and powers are said by name, as weights= and power=" if more else "")
+        f"the predictions of {models.names[other]} have shape {models.arrays[other].shape}, but "
+        f"those of {models.names[0]} have {shape}; expected (models, rows, ...)"
+        + (": pass weights and powers by name, as weights= and power=" if more else "")
     )
 
 
 def _as_array(values: Any) -> Array:
-    if type(values) is np.ndarray and values.flags.c_contiguous:  # most are: it has to be quick
+    if type(values) is np.ndarray and values.flags.c_contiguous:  # the common case has to be fast
         return values
     if isinstance(values, Tensor):
         values = values.detach().cpu()
@@ -120,31 +112,27 @@ def _as_array(values: Any) -> Array:
 
 
 def as_weights(weights: Any, models: Models, negative: bool = False) -> NDArray[np.float64]:
-    """Weights of models, together 1, by name or in their order.
-
-    Raises:
-        ValueError: Not one for each model, or not positive.
-    """
+    """Weights of models, by name or in order, divided by their sum."""
     number = len(models.arrays)
     if weights is None:
         return np.full(number, 1 / number)
     if isinstance(weights, Mapping):
         if set(weights) != set(models.keys):
             raise ValueError(
-                f"the weights are of {', '.join(map(str, weights))}, and the models are "
+                f"the weights are of {', '.join(map(str, weights))}, but the models are "
                 f"{', '.join(models.keys)}; expected one for each"
             )
         weights = [weights[name] for name in models.keys]
     own = np.asarray(weights, dtype=np.float64)
     if own.shape != (number,):
-        raise ValueError(f"there are {own.size} weights for {number} models")
+        raise ValueError(f"there are {own.size} weights for {number} models; expected one for each")
     if not (np.isfinite(own).all() and (negative or (own >= 0).all()) and own.sum() > 0):
         raise ValueError(f"the weights are {own.tolist()}; expected positive numbers")
     return np.asarray(own / own.sum())
 
 
 def in_blocks(number: int, work: Callable[[int, int], None]) -> None:
-    """Call a function for all blocks of so many numbers, on as many threads as torch has."""
+    """Call a function for each block of `number` numbers, on as many threads as torch has."""
     if 0 < number <= BLOCK:
         work(0, number)
         return

@@ -1,4 +1,4 @@
-"""The rank average: what is left of predictions when only their order counts."""
+"""The rank average: a mean that uses only the order of the predictions."""
 
 from __future__ import annotations
 
@@ -16,30 +16,29 @@ from batteries._spellings import hints
 from batteries.blend._means import Weights
 from batteries.blend._models import Array, as_models, as_weights
 
-_FEW = 2**14  # rows, below which threads take longer to start than to work
+_FEW = 2**14  # with fewer rows, threads take longer to start than to work
 
 
 @hints
 def rank_average(predictions: Any, *more: Any, weights: Weights = None) -> Array:
-    """The weighted mean of the predictions' ranks, from over 0 to 1.
+    """The weighted mean of the predictions' ranks, in (0, 1].
 
     >>> rank_average([[0.1, 0.2, 0.9], [10, 30, 20]])
     array([0.33333333, 0.83333333, 0.83333333])
 
-    Scores of any scale can be blended, and the blend does not change when one of them is
-    transformed monotonously. The largest of n predictions has rank 1, the smallest 1 / n; equal
-    ones share the mean of their ranks, as with `scipy.stats.rankdata`.
+    Scores of any scale can be blended. A monotonic transform of a model's scores does not change
+    the blend. The largest of n predictions has rank 1, the smallest 1 / n. Equal ones get the mean
+    of their ranks, as in `scipy.stats.rankdata`.
 
     Args:
-        predictions: As for `mean`; each column is ranked on its own.
+        predictions: As for `mean`. Each column is ranked on its own.
         weights: As for `mean`.
 
     Returns:
-        (rows, ...): float32 of float32 (and of less), else float64; computed in float64.
+        (rows, ...), with the dtype of `mean`.
 
     Raises:
-        ValueError: A NaN or an infinity, with model and row; arrays of different shapes; weights
-            that do not fit.
+        ValueError: As for `mean`.
     """
     models = as_models(predictions, more)
     own = as_weights(weights, models)
@@ -47,7 +46,7 @@ def rank_average(predictions: Any, *more: Any, weights: Weights = None) -> Array
     models.refuse()
     flat = rows, math.prod(models.shape[1:])
     columns = np.zeros(flat[::-1])
-    # Of very many rows one thread at a time: each needs the memory of several arrays.
+    # With very many rows, use one thread: each takes the memory of several arrays.
     threads = min(torch.get_num_threads(), len(own)) if rows < 2**22 else 1
     if rows < _FEW or threads == 1:
         _add_ranks(models.arrays, own, columns, map, 1)
@@ -71,10 +70,7 @@ def _add_ranks(
 
 
 def ranks(values: Array) -> NDArray[np.float64]:
-    """The ranks of numbers, from 1, equal ones sharing the mean of theirs: (rows,).
-
-    They are those of `scipy.stats.rankdata`, bit by bit.
-    """
+    """The ranks of `scipy.stats.rankdata`, bit for bit: (rows,)."""
     if not len(values):
         return np.empty(0)
     if values.dtype.kind == "f" and values.itemsize <= 4 and len(values) < 2**32:
@@ -86,17 +82,18 @@ def ranks(values: Array) -> NDArray[np.float64]:
     ends = np.flatnonzero(first) + 1
     starts, stops = np.concatenate(([0], ends)), np.concatenate((ends, [len(values)]))
     in_order = np.repeat((starts + stops + 1) * 0.5, stops - starts)
-    # torch scatters several times faster than numpy's out[order] = in_order
+    # torch's scatter is several times faster than out[order] = in_order of numpy.
     out = torch.empty(len(values), dtype=torch.float64)
     out.scatter_(0, torch.from_numpy(order.astype(np.int64)), torch.from_numpy(in_order))
     return out.numpy()
 
 
 def _sorted_float32(values: Array) -> tuple[Array, Array]:
-    """The order of float32 numbers, and which of the ordered ones is another than the one before.
+    """The order of float32 numbers, and which of the sorted ones differ from the one before.
 
-    A number whose bits are made to sort as unsigned integers do, and its index, are the halves of
-    one integer of 64 bits: numpy sorts those several times faster than it finds an order.
+    Each number's bits are changed so that they sort as unsigned integers. These bits and the
+    number's index make one integer of 64 bits. numpy sorts these several times faster than
+    `argsort`.
     """
     bits = (values.astype(np.float32, copy=False) + np.float32(0)).view(np.uint32)  # no -0
     negative = (bits.view(np.int32) >> 31).view(np.uint32)  # all bits, or none

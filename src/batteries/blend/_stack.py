@@ -1,4 +1,4 @@
-"""A second model, of the predictions of others."""
+"""Stacking: a second model on the predictions of others."""
 
 from __future__ import annotations
 
@@ -14,20 +14,13 @@ from batteries._scoring import Metric
 from batteries._spellings import hints
 from batteries.blend._metrics import as_problem
 from batteries.blend._models import Array, Models, as_models
-from batteries.blend._trials import (
-    Rows,
-    Trial,
-    as_pairs,
-    best_single,
-    predicted_by_all,
-    tried,
-)
+from batteries.blend._trials import Rows, Trial, as_pairs, best_single, predicted_by_all, tried
 from batteries.splits._assignment import Folds
 
 
 @dataclass(frozen=True, repr=False)
 class Stack(Trial):
-    """A model of the predictions of others, and what it is worth.
+    """A model on the predictions of others, and its scores on unseen folds.
 
     >>> from sklearn.linear_model import LogisticRegression
     >>> oof = {"tree": [0.1, 0.9, 0.8, 0.2] * 9, "coin": [0.5] * 36}
@@ -37,11 +30,12 @@ class Stack(Trial):
 
     Attributes:
         model: Fitted on all rows.
-        oof: (rows, ...), what models fitted on the other folds predict; NaN where none did.
-        names: Of the models that it is made of, in their order.
-        unseen_score: The mean of their scores over the folds.
+        oof: (rows, ...), the predictions of models fitted on the other folds; NaN if there are
+            none.
+        names: The first-level models, in order.
+        unseen_score: The mean score of `oof` over the folds.
         single_score, mean_score, best_single, gain_over_single, gain_over_mean, rows, left_out:
-            As of `FoundWeights`.
+            As for `FoundWeights`.
     """
 
     model: Any
@@ -55,7 +49,7 @@ class Stack(Trial):
         return f"<Stack: {self.verdict}. Of: {', '.join(self.names)}>"
 
     def predict(self, predictions: Any, *more: Any) -> Array:
-        """What the model makes of other predictions of the same models.
+        """The model's predictions from other predictions of the same models.
 
         Raises:
             ValueError: Other models, or NaN.
@@ -84,7 +78,7 @@ def stack(
     allow_missing: bool = False,
     seed: int = 0,
 ) -> Stack:
-    """Fit a second model on the out-of-fold predictions of others, and try it on unseen folds.
+    """Fit a second model on the out-of-fold predictions of others, and test it on unseen folds.
 
     >>> from sklearn.linear_model import LogisticRegression
     >>> chance = np.random.default_rng(0)
@@ -93,25 +87,24 @@ def stack(
     >>> stack(oof, target, LogisticRegression()).verdict[-33:]
     'the stack beats both beyond noise'
 
-    For each fold the model is fitted on the rows of the others, and predicts those of the fold:
-    `unseen_score` is of these, and so is the `verdict`. One dependence is left, as with every
-    stack: a first-level model that predicted the others was fitted on rows of the fold.
+    For each fold, the model is fitted on the rows of the other folds and predicts those of the
+    fold. `unseen_score` and `verdict` are of these predictions. As in every stack, one dependence
+    is left: the first-level models that predicted the other folds were fitted on rows of this one.
 
     Args:
-        oof: Out-of-fold predictions, as for `find_weights`. (rows, classes) are so many features.
+        oof: Out-of-fold predictions, as for `find_weights`. Each class of (rows, classes) is a
+            feature.
         target: (rows,).
-        model: Anything with `fit(features, target)` and `predict_proba` or `predict`, such as
-            scikit-learn's; copies of it are fitted. What it predicts has the form of `oof`.
-        metric: As of `find_weights`. Default: "log_loss" of a model with `predict_proba`, else
+        model: An object with `fit(features, target)` and `predict_proba` or `predict`, such as
+            scikit-learn's. Copies of it are fitted. Its predictions have the form of `oof`.
+        metric: As for `find_weights`. Default: "log_loss" for a model with `predict_proba`, else
             "rmse".
-        metric_minimization: As of `find_weights`.
-        folds: As of `find_weights`: pass those that the models were trained on.
-        allow_missing: As of `find_weights`.
-        seed: For folds that are made here.
+        folds: As for `find_weights`. Pass those that the models were trained on.
+        metric_minimization, allow_missing, seed: As for `find_weights`.
 
     Raises:
         TypeError: A function of your own without `metric_minimization`.
-        ValueError: As of `find_weights`.
+        ValueError: As for `find_weights`.
     """
     models, truth, rows = predicted_by_all(as_models(oof), target, allow_missing)
     probable, classes = hasattr(model, "predict_proba"), np.unique(truth)
@@ -152,13 +145,13 @@ def stack(
 
 
 def _features(models: Models) -> NDArray[np.float64]:
-    """(rows, features): the numbers of all models."""
+    """The numbers of all models: (rows, features)."""
     flat = [array.reshape(len(array), -1) for array in models.arrays]
     return np.concatenate(flat, axis=1).astype(np.float64)
 
 
 def _fresh(model: Any) -> Any:
-    """A model as it was before any fit: scikit-learn's own way, where it is one of those."""
+    """An unfitted copy of a model."""
     if hasattr(model, "get_params") and not isinstance(model, type):
         from sklearn.base import clone
 

@@ -1,4 +1,4 @@
-"""A submission, held against the sample that a competition gives."""
+"""Compare a submission with the competition's sample."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_submission(
     id_column: str | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> int:
-    r"""Check that a submission has the sample's rows and columns, and a number where it has one.
+    r"""Check that a submission has the rows, columns and kinds of numbers of the sample.
 
     >>> _ = Path("sample.csv").write_text("id,target\n7,0.0\n9,0.0\n")
     >>> _ = Path("mine.csv").write_text("id,target\n9,0.5\n7,\n")
@@ -35,16 +35,17 @@ def check_submission(
 
     Args:
         path: The submission, `.csv` or `.parquet`.
-        sample: The competition's own, likewise.
+        sample: The sample of the competition, `.csv` or `.parquet`.
         id_column: Default: the first column of the sample.
-        ranges: The lowest and the highest number of columns, such as `{"target": (0, 1)}`.
+        ranges: The lowest and the highest number of a column, such as `{"target": (0, 1)}`.
 
     Returns:
         The number of rows.
 
     Raises:
-        ValueError: All that is wrong: columns and their order, ids and theirs, missing values,
-            infinities, types, numbers out of range, and predictions that are still the sample's.
+        ValueError: A list of all faults: other columns, other ids, or others in their order;
+            missing values, infinities, other types, numbers out of range; the sample's own
+            predictions.
         ModuleNotFoundError: polars is not installed.
     """
     own, given = (_read(Path(each)) for each in (path, sample))
@@ -64,7 +65,7 @@ def check_submission(
         ]
     alike = len(own) == len(given) > 1 and shared and not faults
     if alike and all(own[name].equals(given[name]) for name in shared):
-        faults.append("all predictions are those of the sample")
+        faults.append("all predictions are equal to those of the sample")
     if unknown := sorted(set(ranges or {}) - set(shared)):
         faults.append(f"ranges= has columns that are not there: {', '.join(unknown)}")
     if faults:
@@ -73,10 +74,9 @@ def check_submission(
 
 
 def _read(path: Path) -> Any:
-    """All columns, as texts where the file has texts."""
     header = names_in(path)
     if path.suffix == ".npy":
-        raise ValueError(f"{path} is no submission; expected .csv or .parquet")
+        raise ValueError(f"{path} is not a submission; expected .csv or .parquet")
     with reading(path) as polars:
         if path.suffix == ".parquet":
             return polars.read_parquet(path, columns=header)
@@ -118,7 +118,7 @@ def _of_column(own: Any, given: Any, low: float, high: float) -> list[str]:
     words = wanted.is_null() & (expected.str.strip_chars().fill_null("") != "")
     if words.any() and (low, high) == (-np.inf, np.inf):  # the sample has texts
         return _told({"missing": gone}, texts)
-    # A sample of one number alone, such as 0, does not say what kind of numbers is expected.
+    # If the sample has only one number, such as 0, it does not show which kind is expected.
     whole = wanted.n_unique() > 1 and bool((wanted == wanted.floor()).all())
     finite = numbers.fill_null(0.0).fill_nan(0.0)
     return _told(
@@ -134,7 +134,7 @@ def _of_column(own: Any, given: Any, low: float, high: float) -> list[str]:
 
 
 def _told(faults: dict[str, Any], texts: Any) -> list[str]:
-    """What is wrong in how many rows, with the first of them."""
+    """Each fault with the number of its rows, and the first of them."""
     found = []
     for fault, where in faults.items():
         if where.any():

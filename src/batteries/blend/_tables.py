@@ -1,4 +1,4 @@
-"""Files of predictions, blended row by row of the same id."""
+"""Blend files of predictions, row by row of the same id."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from batteries.blend._ranks import rank_average
 from batteries.progress import tqdm
 
 Method = Literal["mean", "power", "geometric", "rank", "vote"]
-_TRUTH = ("target", "targets")  # columns of what is true, beside predictions
+_TRUTH = ("target", "targets")  # columns that have the targets
 Table = Any  # of polars, which loads when it is needed
 
 
@@ -37,7 +37,7 @@ def blend_files(
     power: float = 2.0,
     renormalise: bool = False,
 ) -> Table:
-    r"""Blend files of predictions, each row with those of the same id, whatever their order.
+    r"""Blend files of predictions. Rows are matched by their ids, in any order.
 
     >>> _ = Path("a.csv").write_text("id,target\n7,0.25\n9,0.5\n")
     >>> _ = Path("b.csv").write_text("id,target\n9,1.0\n7,0.75\n")
@@ -48,31 +48,32 @@ def blend_files(
     7,0.5
     9,0.75
 
-    The result has the rows and columns of the first file, in its order; columns that are not
-    blended are that file's. A CSV is written with as many decimals as the first one has, if all
-    its numbers have the same, and at least six; else, and of ranks, with as many as tell the
-    numbers apart. Ids are compared as text, so that "007" stays what it is; labels of a CSV that
-    are voted on are text too.
+    The result has the rows and columns of the first file, in its order. Columns that are not
+    blended are copied from the first file. Ids are compared as text, so "007" stays "007". Labels
+    of a CSV for "vote" are text, too.
+
+    If all numbers of the first CSV have the same number of decimals, the result has it too, but at
+    least six. Otherwise, and for ranks, numbers have as many decimals as they need.
 
     Args:
-        paths: `.csv`, `.parquet`, or `.npy` of `Predictions.save`; in a mapping they have names.
-        method: "mean", "power", "geometric", "rank" or "vote": the functions of this room.
-        out: Where the result is written, whole or not at all: `.csv` or `.parquet`.
+        paths: `.csv`, `.parquet`, or `.npy` of `Predictions.save`. A mapping gives them names.
+        method: "mean", "power", "geometric", "rank" or "vote": the functions of this module.
+        out: A `.csv` or `.parquet` to write, whole or not at all.
         id_column: Default: the first column.
-        columns: What is blended. Default: all but the ids; of Parquet and `.npy` files, in which
-            out-of-fold predictions stand beside it, also all but "target", if others are left.
-        weights: One for each file, in order or by its name; the name of a path is the path.
+        columns: The columns to blend. Default: all but the ids. Files other than CSV may have
+            "target" beside out-of-fold predictions: it is then left out, too.
+        weights: One for each file, in order or by name. Without a mapping the name is the path.
         power: For "power".
-        renormalise: Divide the columns, or the numbers of an array in a column, by their sum: the
-            probabilities of classes.
+        renormalise: Divide probabilities of classes by their sum: over the columns, or over each
+            array in a column.
 
     Returns:
         A polars frame.
 
     Raises:
-        ValueError: An id that is missing, in excess or there twice, other columns, a number that
-            is missing, NaN or infinite: with file and id. An unknown method or kind of file; a file
-            that cannot be read; nothing to blend.
+        ValueError: Ids that differ or repeat, other columns, or numbers that are missing or not
+            finite, with file and id. Also: no files, a file that cannot be read, an unknown method
+            or kind of file.
         ModuleNotFoundError: polars is not installed.
     """
     methods = _methods(weights, power)
@@ -83,7 +84,7 @@ def blend_files(
     if not files:
         raise ValueError("there are no files to blend")
     if renormalise and method == "vote":
-        raise ValueError("labels cannot be renormalised: they are no probabilities")
+        raise ValueError("labels are not probabilities: leave out renormalise with 'vote'")
     if out is not None and Path(out).suffix not in (".csv", ".parquet"):
         raise ValueError(f"a blend is written as .csv or .parquet, not as {Path(out).name}")
     header = names_in(files[0])
@@ -91,8 +92,8 @@ def blend_files(
     names = _blended_by_default(files[0], header, key) if columns is None else list(columns)
     if not names or key in names or len(set(names)) < len(names):
         raise ValueError(
-            f"the columns to blend are {names} and the ids {key!r}, of {files[0]} with "
-            f"{', '.join(header)}: expected one or more others, each once"
+            f"the columns to blend are {names} and the id column is {key!r}; {files[0]} has "
+            f"{', '.join(header)}: expected one or more columns without the ids, each once"
         )
     plan = _Plan(key, names, whole=columns is None, labels=method == "vote")
     first = _read(files[0], plan, header)
@@ -134,12 +135,12 @@ def _methods(weights: Weights, power: float) -> dict[str, Callable[[Models], Arr
 
 
 class _Plan(NamedTuple):
-    """What is read of each file."""
+    """What to read of each file."""
 
     key: str  # the column of the ids
-    names: list[str]  # what is blended
-    whole: bool  # whether the files are to have no other columns
-    labels: bool  # whether they are more than numbers
+    names: list[str]  # the columns to blend
+    whole: bool  # whether other columns are an error
+    labels: bool  # whether the columns may have other values than numbers
 
 
 # ---------------------------------------------------------------- reading
@@ -160,14 +161,14 @@ def reading(path: Path) -> Iterator[Any]:
 
 def names_in(path: Path) -> list[str]:
     if path.suffix not in (".csv", ".parquet", ".npy"):
-        raise ValueError(f"{path} is none of .csv, .parquet and .npy")
+        raise ValueError(f"{path} has an unknown format; expected .csv, .parquet or .npy")
     check_regular(path)
     with reading(path) as polars:
         if path.suffix == ".csv":
             rows = polars.read_csv(path, n_rows=1, has_header=False, infer_schema=False).rows()
             names = [name or "" for name in rows[0]] if rows else []
             twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:  # polars would rename them, and they would be blended
+            if twice:  # polars would rename them
                 raise ValueError(f"{path} has the columns {', '.join(twice)} more than once")
             return list(polars.read_csv(path, n_rows=0).columns)
         if path.suffix == ".parquet":
@@ -176,12 +177,11 @@ def names_in(path: Path) -> list[str]:
 
 
 def _read(path: Path, plan: _Plan, header: Sequence[str]) -> Table:
-    """The columns of a file, in its order."""
     for name in (plan.key, *plan.names):
         if name not in header:
             raise ValueError(f"{path} has no column {name!r}; it has {', '.join(header)}")
-    # What is not blended stays the text that it is, and so do labels. Types that are guessed from
-    # the first rows are wrong about the rest now and then.
+    # Labels and columns that are not blended stay text. Types that polars guesses from the first
+    # rows may not fit the others.
     numbers = [] if plan.labels else plan.names
     with reading(path) as polars:
         if path.suffix == ".parquet":
@@ -196,7 +196,7 @@ def _read(path: Path, plan: _Plan, header: Sequence[str]) -> Table:
 def _check_ids(path: Path, ids: Any) -> None:
     if ids.null_count():
         raise ValueError(f"{path} has no id in row {ids.is_null().arg_max()}")
-    if ids.hash().n_unique() < len(ids):  # in less memory than the texts; they may collide
+    if ids.hash().n_unique() < len(ids):  # less memory than texts take, but hashes may collide
         repeated = ids.filter(ids.is_duplicated())
         if len(repeated):
             raise ValueError(f"{path} has the id {repeated[0]} more than once")
@@ -205,13 +205,13 @@ def _check_ids(path: Path, ids: Any) -> None:
 def _aligned(
     path: Path, first_path: Path, first: Table, plan: _Plan, orders: dict[Any, Any]
 ) -> dict[str, Array]:
-    """The columns of another file, its rows in the order of the first."""
+    """The columns of another file, with rows in the order of the first file."""
     header = names_in(path)
     more = sorted(set(header) ^ set(first.columns))
     if plan.whole and more:
         raise ValueError(
-            f"{path} has other columns than {first_path}: {', '.join(more)} is in one of them "
-            "alone; pass `columns` to blend those that are in both"
+            f"{path} has other columns than {first_path}: only one of them has {', '.join(more)}; "
+            "pass `columns` to blend those that both have"
         )
     table = _read(path, plan, [name for name in header if name in (plan.key, *plan.names)])
     if plan.labels:
@@ -220,7 +220,7 @@ def _aligned(
     ids, others = _comparable(first[plan.key], table[plan.key])
     if ids.equals(others):
         return _arrays(path, table, plan)
-    if ids.dtype not in orders:  # of the first file it is found once
+    if ids.dtype not in orders:  # the order of the first file is computed once
         orders[ids.dtype] = in_order(ids.hash().to_numpy())
     order, hashes = orders[ids.dtype]
     other_order, other_hashes = in_order(others.hash().to_numpy())
@@ -233,10 +233,10 @@ def _aligned(
 
 
 def in_order(hashes: Array) -> tuple[Array, Array]:
-    """The rows in the order of their ids' hashes, and these hashes: (rows,) each.
+    """The rows in the order of their ids' hashes, and the sorted hashes: (rows,) each.
 
-    A hash's first bits, and the row in place of its last ones, are one integer: numpy sorts those
-    in a third of the time that an order takes. It takes a fraction of a join's memory.
+    The last bits of each hash are replaced by its row, so that one sort of integers is enough.
+    This takes a third of the time of `argsort`, and a fraction of a join's memory.
     """
     low = np.uint64(2 ** len(hashes).bit_length() - 1)
     keys = hashes & ~low
@@ -246,7 +246,7 @@ def in_order(hashes: Array) -> tuple[Array, Array]:
     ordered = hashes[order]
     keys &= ~low
     alike = keys[1:] == keys[:-1]
-    if alike.any():  # in the first bits
+    if alike.any():  # hashes with equal first bits
         at = np.flatnonzero(np.append(alike, False) | np.append(False, alike))
         order[at] = order[at][np.argsort(ordered[at])]
         ordered = hashes[order]
@@ -254,16 +254,17 @@ def in_order(hashes: Array) -> tuple[Array, Array]:
 
 
 def _refuse_ids(path: Path, ids: Any, first_path: Path, first: Any) -> NoReturn:
-    """Say why a file's ids are not those of the first file."""
     _check_ids(path, ids)
     absent = first.filter(~first.is_in(ids.implode()))
     extra = ids.filter(~ids.is_in(first.implode()))
     if len(absent):
         raise ValueError(
-            f"{path} has no row of id {absent[0]}, as {first_path} has; {len(absent)} are missing"
+            f"{path} has no row of id {absent[0]}, which {first_path} has; {len(absent)} ids are "
+            "missing"
         )
     raise ValueError(
-        f"{path} has a row of id {extra[0]}, which {first_path} has not; {len(extra)} are more"
+        f"{path} has a row of id {extra[0]}, which {first_path} does not have; {len(extra)} ids "
+        "are only in the former"
     )
 
 
@@ -286,7 +287,7 @@ def _arrays(path: Path, table: Table, plan: _Plan) -> dict[str, Array]:
         if array.dtype.kind not in "fiub" and not plan.labels:
             raise ValueError(
                 f"{path} has {column.dtype} in column {name!r}; expected numbers: pass `columns` "
-                "to blend others"
+                "without it"
             )
         arrays[name] = array
     return arrays
@@ -296,7 +297,7 @@ def _arrays(path: Path, table: Table, plan: _Plan) -> dict[str, Array]:
 
 
 def _renormalised(columns: dict[str, Array], ids: Any) -> dict[str, Array]:
-    """Probabilities of classes that add up to 1: in a row, or in each array of a column."""
+    """Probabilities of classes that add up to 1 in each row: of columns, or of arrays in one."""
     flat = all(array.ndim == 1 for array in columns.values())
     shared = np.sum(list(columns.values()), axis=0) if flat else None
     same = {}
@@ -305,14 +306,15 @@ def _renormalised(columns: dict[str, Array], ids: Any) -> dict[str, Array]:
         if not (total > 0).all():
             row = int(np.argmin(total.reshape(len(array), -1).min(1)))
             raise ValueError(
-                f"the blend of the row of id {ids[row]} adds up to 0: it has no probabilities"
+                f"the blend of the row of id {ids[row]} adds up to 0, so it cannot be "
+                "renormalised: check the predictions of that row"
             )
         same[name] = array / total
     return same
 
 
 def _decimals(path: Path, names: list[str]) -> int | None:
-    """How many decimals a CSV's numbers have, if all of its first rows have the same."""
+    """The number of decimals in a CSV, if it is the same in its first 1,000 rows."""
     if path.suffix != ".csv":
         return None
     texts = polars_of().read_csv(path, columns=names, n_rows=1000, infer_schema=False)

@@ -1,4 +1,4 @@
-"""Cut-offs that make classes of scores, tuned where they are not tried."""
+"""Find the cut-offs that turn scores into classes, and test them on unseen folds."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from batteries.blend._trials import Pair, as_pairs, predicted_by_all
 from batteries.splits._assignment import Folds
 
 Cuts = NDArray[np.float64]
-_Score = Callable[[NDArray[Any], Cuts], float]  # of rows and cut-offs, the higher the better
+_Score = Callable[[NDArray[Any], Cuts], float]  # from rows and cut-offs; higher is better
 
 
 class Threshold(NamedTuple):
-    """A cut-off, and what it is worth.
+    """A cut-off, and its score on unseen folds.
 
     >>> scores, target = [0.1, 0.4, 0.6, 0.9] * 5, [0, 0, 1, 1] * 5
     >>> find_threshold(scores, target, "accuracy")
@@ -27,14 +27,14 @@ class Threshold(NamedTuple):
     """
 
     value: float  # found on all rows
-    score: float  # of the rows it was found on: too good
-    unseen_score: float  # the mean over folds, each cut where the others say
+    score: float  # on the rows it was found on: too good
+    unseen_score: float  # the mean over folds, each with the cut-off found on the others
     spread: float  # the standard deviation of the folds' cut-offs
-    folds: list[float]  # the cut-off that all folds but this one say
+    folds: list[float]  # the cut-offs found without each fold
 
 
 class Thresholds(NamedTuple):
-    """Cut-offs between classes that have an order, and what they are worth.
+    """Cut-offs between ordered classes, and their score on unseen folds.
 
     >>> found = find_thresholds([0.1, 0.9, 1.2, 2.4] * 5, [0, 1, 1, 2] * 5, "accuracy")
     >>> found.apply([0.3, 1.0, 9.0]).tolist()
@@ -42,11 +42,11 @@ class Thresholds(NamedTuple):
     """
 
     values: list[float]  # found on all rows, rising
-    score: float  # of the rows they were found on: too good
-    unseen_score: float  # the mean over folds, each cut where the others say
-    rounded_score: float  # the same of scores that are rounded to the nearest class
+    score: float  # on the rows they were found on: too good
+    unseen_score: float  # the mean over folds, each with cut-offs found on the others
+    rounded_score: float  # the same for scores that are rounded to the nearest class
     spread: list[float]  # the standard deviations of the folds' cut-offs
-    folds: list[list[float]]  # the cut-offs that all folds but this one say
+    folds: list[list[float]]  # the cut-offs found without each fold
     classes: NDArray[Any]
 
     def apply(self, scores: ArrayLike) -> NDArray[Any]:
@@ -66,36 +66,37 @@ def find_threshold(
     candidates: int = 200,
     seed: int = 0,
 ) -> Threshold:
-    """Find the cut-off with the best score, and try it on folds that it was not found on.
+    """Find the cut-off with the best score, and test it on folds that it was not found on.
 
     >>> scores, target = [0.1, 0.3, 0.35, 0.8] * 5, [0, 0, 1, 1] * 5
     >>> found = find_threshold(scores, target, "f1")
     >>> round(found.value, 3), found.unseen_score
     (0.325, 1.0)
 
-    A large spread says that the cut-off is one of many. Of cut-offs with the same score it is the
-    middle one.
+    A large spread says that other cut-offs are as good. Of cut-offs with equal scores, the middle
+    one is taken.
 
     Args:
         oof: (rows,) scores.
-        target: (rows,).
-        metric: As of `find_weights`; of target and labels, 1 where the score is at least the
-            cut-off, else 0.
-        metric_minimization: As of `find_weights`.
-        folds: Their number, the `Folds` of the model or the fold of each row.
-        allow_missing: Whether scores may be NaN: these rows are left out.
-        candidates: How many cut-offs are tried at most: those between quantiles of the scores.
+        target: (rows,), 0 or 1.
+        metric: As for `find_weights`. It gets the target and labels: 1 if the score is at least
+            the cut-off, else 0.
+        metric_minimization: As for `find_weights`.
+        folds: As for `find_weights`, but not None.
+        allow_missing: Whether scores may be NaN. These rows are left out.
+        candidates: The largest number of cut-offs to try. They lie between quantiles of the scores.
         seed: For folds that are made here.
 
     Raises:
         TypeError: No `metric_minimization`.
-        ValueError: Scores with NaN, or other than (rows,) of them; a metric that is never a number.
+        ValueError: Scores with NaN, scores that are not (rows,), or a metric that is never a
+            number.
     """
     scores, truth, pairs = _given(oof, target, folds, allow_missing, seed)
     if len(others := np.setdiff1d(truth, [0, 1])):
         raise ValueError(
             f"the target has {', '.join(map(str, others[:3].tolist()))}; expected 0 and 1: pass "
-            "target == the class that high scores stand for"
+            "target == positive_class"
         )
     scoring = as_scoring(metric, metric_minimization, "find_threshold")
     sign, function = -1 if scoring.minimized else 1, scoring.of(truth)
@@ -127,7 +128,7 @@ def find_thresholds(
     candidates: int = 50,
     seed: int = 0,
 ) -> Thresholds:
-    """Find the cut-offs between ordered classes, and try them on folds they were not found on.
+    """Find the cut-offs between ordered classes, and test them on folds they were not found on.
 
     >>> from sklearn.metrics import cohen_kappa_score, make_scorer
     >>> kappa = make_scorer(cohen_kappa_score, weights="quadratic")
@@ -136,19 +137,19 @@ def find_thresholds(
     >>> [round(value, 2) for value in found.values], found.score
     ([1.15, 1.4], 1.0)
 
-    The cut-offs begin where each class has as many rows as it has in the target. Then one after
-    the other is moved to where the score is best, until none moves.
+    The first cut-offs give each class as many rows as it has in the target. Then each cut-off in
+    turn moves to the place with the best score, until none moves.
 
     Args:
         oof: (rows,) scores, higher for higher classes.
-        target: (rows,) classes, such as 0 to 4, all of them.
-        metric: As of `find_weights`; of target and classes.
-        metric_minimization, folds, allow_missing, seed: As of `find_threshold`.
-        candidates: How many places a cut-off may move to: those between quantiles of the scores.
+        target: (rows,) classes, such as 0 to 4. All classes must be there.
+        metric: As for `find_weights`. It gets the target and classes.
+        metric_minimization, folds, allow_missing, seed: As for `find_threshold`.
+        candidates: The number of places for a cut-off. They lie between quantiles of the scores.
 
     Raises:
         TypeError: No `metric_minimization`.
-        ValueError: As of `find_threshold`; a single class.
+        ValueError: As for `find_threshold`, or a single class.
     """
     scores, truth, pairs = _given(oof, target, folds, allow_missing, seed)
     classes = np.unique(truth)
@@ -201,14 +202,14 @@ def _given(
 def _tried(
     best: Callable[[NDArray[Any]], Cuts], score: _Score, number: int, pairs: list[Pair]
 ) -> tuple[Cuts, float, float, list[Cuts]]:
-    """The cut-offs of all rows with their score, the score of unseen folds, those of each fold."""
+    """All rows' cut-offs and their score, the score on unseen folds, and each fold's cut-offs."""
     found = [best(seen) for seen, _ in pairs]
     unseen = [score(rows, cuts) for (_, rows), cuts in zip(pairs, found, strict=True)]
     if not np.isfinite(unseen).all():
         fold = int(np.argmin(np.isfinite(unseen)))
         raise ValueError(
             f"the metric is not a finite number on the {len(pairs[fold][1])} rows of fold {fold}: "
-            "take folds that have all classes"
+            "use folds that have all classes"
         )
     rows = np.arange(number)
     values = best(rows)
@@ -218,7 +219,7 @@ def _tried(
 def _best_of(score: _Score, rows: NDArray[Any], tries: NDArray[np.float64]) -> Cuts:
     values = np.array([score(rows, cuts) for cuts in tries])
     if np.isnan(values).all():
-        raise ValueError("the metric is NaN for every cut-off")
+        raise ValueError("the metric is NaN for every cut-off: check the target and the metric")
     tied = tries[values == np.nanmax(values)]
     return np.asarray(tied[len(tied) // 2])
 
@@ -228,7 +229,7 @@ def _cut(scores: NDArray[Any], cuts: Cuts, classes: NDArray[Any]) -> NDArray[Any
 
 
 def _between(scores: NDArray[Any], candidates: int) -> NDArray[np.float64]:
-    """The lowest score, and the middles between neighbouring ones, or between quantiles of many."""
+    """The lowest score, and the middles between neighbouring scores, or between quantiles."""
     if candidates < 1:
         raise ValueError(f"candidates is {candidates}; expected 1 or more")
     distinct = np.unique(scores.astype(np.float64))

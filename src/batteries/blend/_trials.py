@@ -1,4 +1,4 @@
-"""What a blend is worth on folds that it was not found on, beside one model and the plain mean."""
+"""Test a blend on unseen folds, against the best single model and the plain mean."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ from batteries.blend._models import Models
 from batteries.splits._assignment import Folds
 
 Rows = NDArray[np.intp]
-Pair = tuple[Rows, Rows]  # rows that a blend is found on, and those that it is tried on
+Pair = tuple[Rows, Rows]  # rows that a blend is found on, and rows that it is tested on
 
 
 class Gain(NamedTuple):
-    """How much better than something else a blend is, on rows that its weights have not seen."""
+    """How much better a blend is than something else, on rows that its weights have not seen."""
 
     mean: float  # over the folds; positive is better
     error: float  # the standard error of that mean
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether it is more than two standard errors."""
+        """Whether the mean is more than two standard errors."""
         return self.mean > 2 * self.error
 
 
 @dataclass(frozen=True, repr=False)
 class Trial:
-    """What a blend is worth; the scores are means over folds that it was not found on."""
+    """A blend's scores on folds that it was not found on, averaged over the folds."""
 
     unseen_score: float
-    single_score: float  # of the model that was the best on the other folds
+    single_score: float  # of the model that was best on the other folds
     mean_score: float  # of the plain mean
     best_single: str  # on all rows
     gain_over_single: Gain
     gain_over_mean: Gain
-    rows: int  # that all models have predicted
-    left_out: int  # the others
+    rows: int  # rows that all models have predicted
+    left_out: int  # the other rows
     _what: ClassVar[str]
 
     @property
     def beats_both(self) -> bool:
-        """Whether it is better than the best single model and the plain mean, beyond noise."""
+        """Whether it is better than the best single model and the plain mean by more than noise."""
         return self.gain_over_single.beyond_noise and self.gain_over_mean.beyond_noise
 
     @property
     def verdict(self) -> str:
-        """In words: whether to use it."""
+        """Whether to use the blend, in words."""
         what = self._what
         if math.isnan(self.unseen_score):
-            return "not tried on unseen folds: the score is that of the rows it was found on"
+            return "not tested on unseen folds: the score is of the rows that it was found on"
         few = f" of the {self.rows:,} rows that have all predictions ({self.left_out:,} have not)"
         told = (
             f"unseen folds{few if self.left_out else ''}: {what} {self.unseen_score:.6g}, best "
@@ -74,12 +74,7 @@ class Trial:
 
 
 def predicted_by_all(models: Models, target: Any, allow_missing: bool) -> tuple[Models, Any, Rows]:
-    """The rows that all models have predicted, with their targets; which those are.
-
-    Raises:
-        ValueError: A model has no number for a row, unless that is allowed; targets of another
-            length; no row is left.
-    """
+    """The predictions and targets of the rows that all models have predicted, and these rows."""
     truth = np.asarray(target)
     if len(truth) != models.shape[0]:
         raise ValueError(f"there are {len(truth)} targets for {models.shape[0]} rows")
@@ -88,7 +83,9 @@ def predicted_by_all(models: Models, target: Any, allow_missing: bool) -> tuple[
         gone = [np.isnan(array.reshape(len(rows), -1)).any(1) for array in models.arrays]
         rows = np.flatnonzero(~np.any(gone, axis=0))
         if not len(rows):
-            raise ValueError("no row has a prediction of each model")
+            raise ValueError(
+                "no row has predictions of all models: check that they are of the same rows"
+            )
         if len(rows) < len(truth):
             arrays = [array[rows] for array in models.arrays]
             models, truth = Models(arrays, models.named, rows), truth[rows]
@@ -99,16 +96,13 @@ def predicted_by_all(models: Models, target: Any, allow_missing: bool) -> tuple[
 def as_pairs(
     folds: int | Folds | ArrayLike, target: NDArray[Any], seed: int, rows: Rows | None = None
 ) -> list[Pair]:
-    """For each fold the rows of the others, and its own.
+    """For each fold, the rows of the other folds and its own.
 
-    In the order of time the others are the earlier ones. Of repeated folds the first ones count:
-    all of them together look like more rows than there are.
+    In the order of time, the other folds are the earlier ones. Of repeated folds only the first
+    repetition is used: all of them would pretend that there are more rows.
 
     Args:
-        rows: Which rows of the folds the targets are of. Default: all.
-
-    Raises:
-        ValueError: Not one for each row, or fewer than two folds.
+        rows: The rows of the folds that have a target. Default: all.
     """
     kept = np.arange(len(target)) if rows is None else rows
     if isinstance(folds, Folds):
@@ -120,7 +114,7 @@ def as_pairs(
         number = folds.rows
     else:
         own = as_folds(folds, target, seed)
-        made = isinstance(folds, numbers.Integral)  # of the rows that are kept
+        made = isinstance(folds, numbers.Integral)  # then the folds have only the kept rows
         number = len(kept) and int(kept.max()) + 1 if made else len(own)
         own = own[kept] if len(own) > len(kept) else own
         pairs = [
@@ -135,23 +129,19 @@ def as_pairs(
 
 
 def as_folds(folds: int | ArrayLike, target: ArrayLike, seed: int) -> NDArray[Any]:
-    """The fold of each row.
-
-    Raises:
-        ValueError: Not one for each row, or fewer than two folds.
-    """
+    """The fold of each row. A number makes stratified folds."""
     truth = np.asarray(target)
     if folds is None:
         raise ValueError("folds is None; expected their number, the Folds, or the fold of each row")
     if isinstance(folds, numbers.Integral):
-        # Rows of neighbouring targets go to different folds, at random among equal ones.
+        # Rows with neighbouring targets go to different folds; equal targets are shuffled.
         shuffled = np.random.default_rng(seed).permutation(len(truth))
         order = shuffled[np.argsort(truth[shuffled], kind="stable")]
         own = np.empty(len(truth), dtype=np.int64)
         own[order] = np.arange(len(truth)) % max(int(folds), 1)
     else:
         own = np.asarray(folds)
-        if own.dtype.kind not in "iu":  # by names
+        if own.dtype.kind not in "iu":  # names
             own = np.unique(own, return_inverse=True)[1]
     return own
 
@@ -159,10 +149,10 @@ def as_folds(folds: int | ArrayLike, target: ArrayLike, seed: int) -> NDArray[An
 def tried(
     problem: Problem, pairs: list[Pair], blend: Callable[[Rows, Rows], float], **counted: int
 ) -> dict[str, Any]:
-    """The fields of a `Trial`: scores on each fold of what was found on the others.
+    """The fields of a `Trial`.
 
     Args:
-        blend: What is found on some rows, scored on others, the higher the better.
+        blend: Finds a blend on the first rows and scores it on the second; higher is better.
     """
     scores = []
     number = len(problem.columns)
@@ -173,7 +163,7 @@ def tried(
         if not all(map(math.isfinite, scores[-1])):
             raise ValueError(
                 f"the metric is not a finite number on the {len(unseen)} rows of fold "
-                f"{len(scores) - 1}: take folds that have all classes"
+                f"{len(scores) - 1}: use folds that have all classes"
             )
     own, single, mean = (np.array([each[at] for each in scores]) for at in range(3))
     return {
@@ -187,7 +177,6 @@ def tried(
 
 
 def best_single(problem: Problem) -> int:
-    """The best of the models."""
     return int(np.argmax([problem.of(column) for column in problem.columns]))
 
 

@@ -1,4 +1,4 @@
-"""Weights of a blend, found on out-of-fold predictions, and whether they are worth it."""
+"""Find the weights of a blend on out-of-fold predictions, and test them on unseen folds."""
 
 from __future__ import annotations
 
@@ -19,14 +19,7 @@ from batteries._spellings import hints
 from batteries.blend._means import weighted
 from batteries.blend._metrics import Problem, as_problem
 from batteries.blend._models import Array, as_models, as_weights
-from batteries.blend._trials import (
-    Rows,
-    Trial,
-    as_pairs,
-    best_single,
-    predicted_by_all,
-    tried,
-)
+from batteries.blend._trials import Rows, Trial, as_pairs, best_single, predicted_by_all, tried
 from batteries.splits._assignment import Folds
 
 Weights = NDArray[np.float64]
@@ -41,7 +34,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class FoundWeights(Trial):
-    """The weights of a blend, and what they are worth.
+    """The weights of a blend, and its scores on unseen folds.
 
     >>> oof = {"tree": [0.1, 0.9, 0.8, 0.2] * 9, "coin": [0.5] * 36}
     >>> found = find_weights(oof, [0, 1, 1, 0] * 9, "roc_auc")
@@ -49,15 +42,16 @@ class FoundWeights(Trial):
     ({'tree': 1.0, 'coin': 0.0}, 1.0, 'tree')
 
     Attributes:
-        weights: Of each model by name, together 1; by "model 0" and so on, where none was said.
-        score: Of the rows they were found on: too good.
+        weights: The weight of each model by name; their sum is 1. Unnamed models are "model 0" and
+            so on.
+        score: The score on the rows that the weights were found on. It is too good.
         trace: All steps of the search.
-        unseen_score: The mean over folds, each blended with weights found on the others.
-        single_score: The same of the model that was the best on the others.
-        mean_score: And of the plain mean.
+        unseen_score: The mean score over folds, each with weights found on the other folds.
+        single_score: The same for the model that was best on the other folds.
+        mean_score: The same for the plain mean.
         best_single: The best model on all rows.
         gain_over_single, gain_over_mean: How much better the blend is, with the standard error.
-        rows, left_out: How many rows have predictions of all models, and how many have not.
+        rows, left_out: The numbers of rows with and without predictions of all models.
     """
 
     weights: dict[str, float]
@@ -71,10 +65,10 @@ class FoundWeights(Trial):
         return f"<FoundWeights: {self.verdict}. Weights: {shown}>"
 
     def blend(self, predictions: Any, *more: Any) -> Array:
-        """The mean of other predictions of the same models, with these weights.
+        """The weighted mean of other predictions of the same models.
 
         Raises:
-            ValueError: As of `mean`; other models.
+            ValueError: As for `mean`, or other models.
         """
         models = as_models(predictions, more)
         return weighted(models, as_weights(self.weights, models, negative=True))
@@ -94,7 +88,7 @@ def find_weights(
     allow_missing: bool = False,
     seed: int = 0,
 ) -> FoundWeights:
-    """Find the weights of a blend on out-of-fold predictions, and try them on unseen folds.
+    """Find the weights of a blend on out-of-fold predictions, and test them on unseen folds.
 
     >>> target = [0, 1, 0, 1] * 10
     >>> oof = {"good": [0.2, 0.7, 0.4, 0.9] * 10, "bad": [0.5, 0.4, 0.5, 0.6] * 10}
@@ -104,34 +98,39 @@ def find_weights(
     >>> found.verdict[-88:]
     'does not beat the best single model (good) beyond noise (+0, standard error 0): use that'
 
-    The score of the rows that weights were found on is too good. So they are found again on all
-    folds but one, and tried on that one, for each fold; the best single model is chosen in the
-    same way. `verdict` says what came of it.
+    The score on the rows that the weights were found on is too good. So, for each fold, weights
+    are found on the other folds and scored on this one. The best single model is chosen in the
+    same way. `verdict` says whether to use the blend.
 
     Args:
-        oof: Out-of-fold predictions, as for `mean`; `OutOfFold` objects are arrays, too.
+        oof: Out-of-fold predictions, as for `mean`. `OutOfFold` objects are arrays, too.
         target: (rows,).
-        metric: "auc", "log_loss", "accuracy" or "rmse", which are fast, as are scikit-learn's
-            functions and scorers of these; another name of scikit-learn's scorers; a scorer; any
-            function of target and prediction. Accuracy is of the largest of (rows, classes), or of
-            (rows,) over 0.5, and so are other metrics of classes, by name.
-        method: "hill_climb" begins with nothing and adds the model that helps most, `rounds`
-            times, with replacement (Caruana et al. 2004); the best step counts. "simplex" is
-            scipy's SLSQP over positive weights that add up to 1: for smooth metrics.
-        metric_minimization: Whether lower is better. Of names and scorers it is known; for a
-            function of your own it has to be said.
-        negative: Whether weights may be negative: a step may also take a model away.
-        folds: Their number, the `Folds` of the models or the fold of each row, to try the weights
-            on; None for no such trial. A number makes folds alike in the target. In the order of
-            time weights are found on earlier folds.
-        allow_missing: Whether models may have NaN, as for rows that no fold validates: rows that
-            not all of them have predicted are left out, and counted.
+        metric: One of these:
+
+            - "auc", "log_loss", "accuracy", "rmse", or scikit-learn's functions and scorers of
+              them: these are fast;
+            - another name of scikit-learn's scorers, a scorer, or any function of target and
+              prediction.
+
+            Accuracy and other metrics of classes, by name, take the largest of (rows, classes), or
+            (rows,) above 0.5.
+        method: "hill_climb" adds the model that helps most, `rounds` times, with replacement, and
+            returns the best step (Caruana et al. 2004). "simplex" is scipy's SLSQP over positive
+            weights whose sum is 1, for smooth metrics.
+        metric_minimization: Whether lower is better. Required for a function of your own, and
+            known for names and scorers.
+        negative: Whether weights may be negative: a step may also subtract a model.
+        folds: The folds to test on: their number (then they are stratified by the target), the
+            `Folds` of the models, or the fold of each row. With folds in the order of time,
+            weights are found on earlier folds. None: no test.
+        allow_missing: Whether models may have NaN, as for rows that no fold validates. Rows
+            without predictions of all models are left out, and counted.
         seed: For folds that are made here.
 
     Raises:
         TypeError: A function of your own without `metric_minimization`.
-        ValueError: Predictions with NaN, other shapes, an unknown metric or method; a metric that
-            is not a number, on which fold.
+        ValueError: Predictions with NaN, other shapes, an unknown metric or method, or a fold on
+            which the metric is not a number.
         ModuleNotFoundError: scipy is not installed, for "simplex".
     """
     models, truth, rows = predicted_by_all(as_models(oof), target, allow_missing)
@@ -148,7 +147,10 @@ def find_weights(
     trace = search(problem)
     best = _best(trace)
     if not math.isfinite(best.score):
-        raise ValueError("the metric is not a finite number for any of the blends")
+        raise ValueError(
+            "the metric is not a finite number for any blend: check it on the predictions of one "
+            "model"
+        )
 
     def unseen(seen: Rows, others: Rows) -> float:
         return problem.part(others).value(_best(search(problem.part(seen))).weights)
@@ -173,14 +175,14 @@ def _best(trace: list[Step]) -> Step:
 
 
 def _climb(problem: Problem, rounds: int, negative: bool) -> list[Step]:
-    """Greedy selection with replacement; the scores are the higher the better."""
+    """Greedy selection with replacement. Higher scores are better."""
     total, counts, trace = np.zeros(problem.columns[0].shape), np.zeros(len(problem.columns)), []
     threads = min(torch.get_num_threads(), len(counts)) if problem.known else 1
     with ThreadPoolExecutor(threads) as pool:
         try_all = pool.map if threads > 1 else map
         for _ in range(rounds):
             size = int(counts.sum())
-            steps = [1, -1] if negative and size > 1 else [1]  # the counts add up to 1 or more
+            steps = [1, -1] if negative and size > 1 else [1]  # the sum of counts stays above 0
             scores = [
                 list(try_all(functools.partial(_with, problem, total, size, step), problem.columns))
                 for step in steps

@@ -3,7 +3,8 @@
 from batteries import _public
 from batteries.checkpoint._contents import Checkpoint, Stateful, make_checkpoint
 from batteries.checkpoint._export import consolidate, export_safetensors
-from batteries.checkpoint._load import Loaded, LoadReport, load_checkpoint, resume
+from batteries.checkpoint._load import Loaded, load_checkpoint, resume
+from batteries.checkpoint._load_states import LoadReport
 from batteries.checkpoint._manager import CheckpointManager
 from batteries.checkpoint._read import latest, peek, read_checkpoint
 from batteries.checkpoint._read_outline import CheckpointError

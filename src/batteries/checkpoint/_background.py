@@ -1,4 +1,4 @@
-"""Saves that training does not wait for: copies in host memory, written by another thread."""
+"""Saves in the background: a checkpoint is copied to host memory, and a thread writes it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from batteries.checkpoint._contents import plain_or_refused, rebuilt
 from batteries.checkpoint._write_archive import form_of, formed, is_plain, storage_bytes
 
 Save = Callable[[Any], None]  # takes the copy of a checkpoint
-_Jobs = queue.SimpleQueue[Callable[[], object] | None]  # to be put into while memory is freed
+_Jobs = queue.SimpleQueue[Callable[[], object] | None]  # its put is safe in a finalizer
 
 
 class BackgroundWriter:
-    """Writes copies of checkpoints in order, at most one at a time and one waiting.
+    """Writes copies of checkpoints in order: one at a time, and at most one waits.
 
-    The third checkpoint waits until the first one is written, and says so once. What is
-    submitted is copied before `submit` returns, into memory that is used again. It is written also
-    when the writer is dropped without `close`, or the program ends.
+    The third checkpoint waits until the first one is written, and a warning says so once.
+    `submit` copies the checkpoint, into memory that is used again. Every submitted checkpoint is
+    written, even if the writer is dropped without `close`, or the program ends.
     """
 
-    # The thread has the jobs, and they the writer: an idle thread keeps nothing alive, and a
-    # writer that is dropped stays until what was submitted is written.
+    # The thread refers to the jobs, and a job refers to the writer. So an idle thread keeps no
+    # writer alive, and a dropped writer lives until its checkpoints are written.
 
     def __init__(self) -> None:
         self._buffers: queue.SimpleQueue[_Buffers] = queue.SimpleQueue()
@@ -48,16 +48,12 @@ class BackgroundWriter:
         self._end = weakref.finalize(self, _end, weakref.ref(self), self._jobs)
 
     def submit(self, checkpoint: Any, save: Save) -> None:
-        """Copy a checkpoint, and let it be saved.
-
-        Raises:
-            TypeError: A value that cannot be saved, with its place.
-            RuntimeError: It was closed.
-            Exception: The error of an earlier save.
-        """
+        """Copy a checkpoint and queue its save. Raises the error of an earlier save."""
         self._raise()
         if not self._thread.is_alive():
-            raise RuntimeError("a checkpoint was to be saved after close(): close at the end")
+            raise RuntimeError(
+                "the manager is closed and saves no more checkpoints: call close() at the end"
+            )
         try:
             buffers = self._buffers.get_nowait()
         except queue.Empty:
@@ -77,11 +73,6 @@ class BackgroundWriter:
         self._jobs.put(partial(self._write, copy, buffers, save))
 
     def wait(self) -> None:
-        """Return when everything is written.
-
-        Raises:
-            Exception: The error of a save.
-        """
         if self._thread.is_alive():
             written = threading.Event()
             self._jobs.put(written.set)
@@ -89,11 +80,7 @@ class BackgroundWriter:
         self._raise()
 
     def close(self) -> None:
-        """Write everything and end the thread. Calling it again has no effect.
-
-        Raises:
-            Exception: The error of a save.
-        """
+        """Write everything and end the thread. Calling it again has no effect."""
         if self._thread.is_alive():
             self._jobs.put(None)
             self._thread.join()
@@ -111,7 +98,7 @@ class BackgroundWriter:
             raise self._errors.pop(0)
 
     def __del__(self) -> None:
-        self._raise()  # an error that nobody has asked for: python tells it
+        self._raise()  # if no call has raised the error, python prints it here
 
     def _write(self, copy: Any, buffers: _Buffers, save: Save) -> None:
         try:
@@ -128,7 +115,7 @@ class _InTheThread(Exception):  # noqa: N818 (it is shown as a cause)
 
 
 def _without_frames(error: BaseException) -> BaseException:
-    """An error whose frames are text: they have the manager, which would never be freed."""
+    """Replace an error's frames by text: they refer to the manager, which could not be freed."""
     text = "".join(traceback.format_exception(error))
     error.__traceback__ = error.__context__ = None
     error.__cause__ = _InTheThread(f"\n{text}")
@@ -136,53 +123,49 @@ def _without_frames(error: BaseException) -> BaseException:
 
 
 def _work(jobs: _Jobs) -> None:
-    # At the priority of training: a thread that gives way keeps the interpreter while it waits for
-    # a core, and training waits with it.
+    # The thread has the priority of training. With a lower one it could wait for a core while it
+    # holds the interpreter's lock, and training would wait with it.
     while (job := jobs.get()) is not None:
         job()
-        del job  # before waiting for the next one: it may be the last that has the writer
+        del job  # it may hold the last reference to the writer
 
 
 def _end(writer: weakref.ref[BackgroundWriter], jobs: _Jobs) -> None:
-    """End the thread: of a writer that was dropped, or of one that is there when python ends."""
+    """End the thread when the writer is dropped, or when python ends."""
     there = writer()
     if there is None:
-        jobs.put(None)  # nothing is before it; and this may be the thread itself
+        jobs.put(None)  # the queue is empty, and this may be the thread itself
     else:
         there.close()
 
 
 def _copied_whole(value: Any) -> Tensor:
-    """A tensor on the CPU that is more than its bytes, or made of others."""
+    """Copy a tensor to the CPU that is more than its bytes, or made of other tensors."""
     if not hasattr(type(value), "__tensor_unflatten__"):
         copy: Tensor = value.detach().clone().cpu()
         return copy
-    names, context = value.__tensor_flatten__()  # not all that are made of others can be cloned
+    names, context = value.__tensor_flatten__()  # some of these cannot be cloned
     parts = {name: _copied_whole(getattr(value, name)) for name in names}
     whole: Tensor = type(value).__tensor_unflatten__(parts, context, value.size(), value.stride())
     return whole
 
 
 class _Buffers:
-    """Host memory for one checkpoint, used again for the next one of the same sizes."""
+    """Host memory for one checkpoint. The next one of the same sizes uses it again."""
 
     def __init__(self) -> None:
         self._memory: list[Tensor] = []
         self._copied: list[torch.cuda.Event] = []  # one of each GPU
 
     def copy(self, checkpoint: Any) -> Any:
-        """The same checkpoint in this memory; on a GPU the copies are only queued.
-
-        Raises:
-            TypeError: A value that cannot be saved, with its place.
-        """
+        """The same checkpoint in this memory. Copies from a GPU are only queued."""
         rooms: dict[tuple[torch.device, int, int], Tensor] = {}  # by the memory that is copied
         sources: list[Tensor] = []
 
         def taken(value: Any, place: str) -> Any:
             value = plain_or_refused(value, place)
             if not isinstance(value, Tensor):
-                return deepcopy(value)  # of a class that torch was told to load
+                return deepcopy(value)  # its class was passed to add_safe_globals
             if not is_plain(value):
                 return _copied_whole(value)
             source = value.untyped_storage()
@@ -198,7 +181,6 @@ class _Buffers:
         return copy
 
     def finish(self) -> None:
-        """Return when the copy is complete."""
         for copied in self._copied:
             copied.synchronize()
 
@@ -210,7 +192,7 @@ class _Buffers:
 
 
 def _queue_copies(rooms: list[Tensor], sources: list[Tensor]) -> list[torch.cuda.Event]:
-    """Copy; from a GPU the copies are only queued, and there when its event is."""
+    """Copy. Copies from a GPU are only queued; they are complete when its event is."""
     by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
     for room, source in zip(rooms, sources, strict=True):
         by_device.setdefault(source.device, []).append((room, source))
@@ -228,12 +210,12 @@ def _queue_copies(rooms: list[Tensor], sources: list[Tensor]) -> list[torch.cuda
 
 @contextmanager
 def _side_stream(device: torch.device) -> Iterator[torch.cuda.Event]:
-    """Queue copies beside the training; its next kernels wait for them, the program does not."""
+    """Queue copies on a side stream. Only the next kernels of training wait for them."""
     training = torch.cuda.current_stream(device)
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     side.wait_stream(training)
-    with torch.cuda.stream(side):  # and its device
+    with torch.cuda.stream(side):  # this also selects its device
         yield copied
         copied.record(side)
     training.wait_event(copied)

@@ -25,7 +25,7 @@ Checkpoint = dict[str, Any]
 
 
 class Stateful(Protocol):
-    """Whatever has a memory: models, optimizers, schedulers, scalers, meters, loaders."""
+    """An object with a state: a model, optimizer, scheduler, scaler, meter or loader."""
 
     def state_dict(self) -> Any: ...
     def load_state_dict(self, state_dict: Any) -> Any: ...
@@ -53,11 +53,11 @@ def make_checkpoint(
     `scheduler.step()` first: a scheduler saved before its step is one step behind when resumed.
 
     Args:
-        epoch: Or the step, where there are no epochs.
-        **kwargs: Stored under their names. Those with a `state_dict()` (an EMA, a GradScaler) are
-            stored through it, as `{name}_state_dict`; torchmetrics with all of their states.
+        epoch: The epoch, or the step if there are no epochs.
+        **kwargs: Stored under their names. The state of an object that has `state_dict()` (an EMA,
+            a GradScaler) is stored as `{name}_state_dict`. A torchmetric's has all its states.
 
-    These become plain, anywhere inside:
+    These values become plain, at any depth:
 
     | kind | becomes |
     |---|---|
@@ -66,11 +66,11 @@ def make_checkpoint(
     | `Namespace`, dataclass, named tuple, attrs, pydantic, omegaconf, other mappings | dict |
     | `Enum` member | its value |
 
-    What `torch.load` reads stays as it is; `save_checkpoint` refuses the rest.
+    Values that `torch.load` reads stay as they are. `save_checkpoint` refuses all others.
 
     Raises:
-        TypeError: An object that is passed for a state has none.
-        ValueError: An object that remembers nothing, or whose name is an option of
+        TypeError: The model, optimizer or scheduler has no state.
+        ValueError: An object remembers nothing, or has the name of an option of
             `load_checkpoint`.
     """
     checkpoint: Checkpoint = {"stage": stage, "epoch": epoch}
@@ -86,7 +86,7 @@ def make_checkpoint(
             if name in _OPTIONS:
                 raise ValueError(
                     f"an object is called {name!r}, which is an option of load_checkpoint: "
-                    "give it another name"
+                    "give the object another name"
                 )
             checkpoint[state_key(name)] = state = state_of(memory_of(value))
             check_remembers(name, value, state)
@@ -96,19 +96,14 @@ def make_checkpoint(
 
 
 def state_key(name: str) -> str:
-    """Where a checkpoint has the state of an object."""
     return f"{name}_state_dict"
 
 
 def check_stateful(name: str, part: Any) -> None:
-    """Raise if what a user passed is no object with a state.
-
-    Raises:
-        TypeError: With what it is.
-    """
+    """Raise a TypeError if what a user passed has no state."""
     protocol = ("state_dict", "load_state_dict")
     if isinstance(part, type) or not all(callable(getattr(part, m, None)) for m in protocol):
-        hint = ": strict, say, is passed by name, strict=False" if isinstance(part, bool) else ""
+        hint = ": pass options by name, such as strict=False" if isinstance(part, bool) else ""
         found = repr(part) if len(repr(part)) < 60 else f"a {type(part).__name__}"
         raise TypeError(
             f"{name} is {found}; expected an object with state_dict() and load_state_dict(){hint}"
@@ -121,7 +116,7 @@ def state_of(part: Any) -> Any:
         return part.state_dict()
     state, first = unwrap(part).state_dict(), dict[int, Any]()
     for name, tensor in unwrap(part).named_parameters(remove_duplicate=False):
-        if is_sharded(tensor) and name in state:  # of plain ones the memory tells that they are one
+        if is_sharded(tensor) and name in state:  # plain tied tensors are known by their memory
             state[name] = first.setdefault(id(tensor), state[name])
     return renamed(state, without_compile)
 
@@ -133,16 +128,12 @@ _ATOMS = (bool, int, float, complex, str, bytes, type(None))
 _READABLE = (
     *_ATOMS, Tensor, nn.Parameter, torch.dtype, torch.device, torch.Size, torch.layout,
 )  # fmt: skip
-Leaf = Callable[[Any, str], Any]  # a value and its place to what stands there instead
+Leaf = Callable[[Any, str], Any]  # from a value and its place to a new value
 
 
 def rebuilt(value: Any, leaf: Leaf) -> Any:
-    """The same containers with other leaves; what is one object stays one object.
-
-    Raises:
-        TypeError: A container that contains itself.
-    """
-    done: dict[int, tuple[Any, Any]] = {}  # the value too: a freed one's id may come again
+    """The same containers with other leaves. An object that is there twice stays one object."""
+    done: dict[int, tuple[Any, Any]] = {}  # holds the values, since the id of a freed one may recur
     under_way = object()
 
     def items(pairs: Iterable[tuple[Any, Any]], place: str) -> Iterable[tuple[Any, Any]]:
@@ -187,7 +178,7 @@ def _place(place: str, key: object) -> str:
 def _plain_or_same(value: Any, place: str) -> Any:  # noqa: ARG001
     if isinstance(value, np.generic):
         return value.item() if type(value.item()) in _READABLE else value
-    if type(value) is np.ndarray:  # a masked array is more than its numbers
+    if type(value) is np.ndarray:  # a subclass, such as a masked array, has more than numbers
         with suppress(TypeError, ValueError):  # strings, objects, foreign byte orders
             return torch.from_numpy(value.copy())
     if isinstance(value, Path):
@@ -204,15 +195,11 @@ def _plain_or_same(value: Any, place: str) -> Any:  # noqa: ARG001
 
 
 def plain_or_refused(value: Any, place: str) -> Any:
-    """What stands in the file for a value.
-
-    Raises:
-        TypeError: `torch.load` would refuse the file.
-    """
+    """The value that is written to the file, or a TypeError if `torch.load` would refuse it."""
     plain = _plain_or_same(value, place)
     kind = type(plain)
-    # Torch does not read the formats of integers over 255 bytes and of empty bytes, and reads
-    # few of the things that a tensor may have as python attributes.
+    # Torch reads no integers of more than 255 bytes, no empty bytes, and few kinds of python
+    # attributes of tensors.
     unreadable = (
         (kind is int and plain.bit_length() > 2000)
         or (kind is bytes and not plain)
@@ -222,9 +209,9 @@ def plain_or_refused(value: Any, place: str) -> Any:
         raise TypeError(f"a checkpoint cannot hold {place or 'this'}: {why}")
     if is_sharded(plain):
         raise TypeError(
-            f"a checkpoint file cannot hold {place or 'this'}, a DTensor, of which each rank has "
-            "its own part: save with CheckpointManager(..., sharded=True), whose process() all "
-            "ranks call, or store tensor.full_tensor()"
+            f"a checkpoint file cannot hold {place or 'this'}, a DTensor, because each rank has "
+            "only a part of it: save with CheckpointManager(..., sharded=True) on all ranks, or "
+            "store tensor.full_tensor()"
         )
     if kind in _READABLE and not unreadable:
         return _whole(plain) if kind in (Tensor, nn.Parameter) else plain
@@ -238,13 +225,13 @@ def plain_or_refused(value: Any, place: str) -> Any:
 
 
 def _is_filled_later(value: Any) -> bool:
-    """Whether a pickle makes it empty and then adds items, as of a deque: torch reads no such."""
+    """Whether its pickle makes it empty and then adds items, like a deque. Torch reads none."""
     made = () if isinstance(value, Tensor) else value.__reduce_ex__(2)
     return isinstance(made, tuple) and any(made[3:5])
 
 
 def registered() -> dict[str, Any]:
-    """What programs and libraries have told torch to load (`add_safe_globals`), by its name."""
+    """The classes that programs have passed to `add_safe_globals`, by name."""
     found = {}
     for each in torch.serialization.get_safe_globals():
         kind, name = each if isinstance(each, tuple) else (each, None)
@@ -260,9 +247,9 @@ _LAYOUTS = {
 
 
 def why_unreadable(tensor: Tensor) -> str:
-    """Why a tensor could not be read back from a file; empty if it could."""
+    """Why torch cannot read a tensor from a file; empty if it can."""
     if tensor.is_meta:
-        return "it is on the meta device and has no numbers; give it some, or leave it out"
+        return "it is on the meta device and has no numbers; load or initialize it, or leave it out"
     if tensor.is_quantized:
         return "torch.load refuses quantized tensors; store int_repr(), scales and zero points"
     if tensor.is_nested:
@@ -276,18 +263,18 @@ def why_unreadable(tensor: Tensor) -> str:
 
 @functools.cache
 def _storable(dtype: torch.dtype) -> bool:
-    """Whether torch reads what it writes of a type of numbers, which is tried."""
+    """Whether torch can read a dtype that it writes. This is tried."""
     file = io.BytesIO()
     try:
         torch.save(torch.empty(1, dtype=dtype), file)
         file.seek(0)
         return bool(torch.load(file, weights_only=True).dtype == dtype)
-    except Exception:  # of many kinds; integers of four bits are a KeyError
+    except Exception:  # of many kinds: 4-bit integers raise a KeyError
         return False
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """An expanded tensor in full: one larger than its memory looks like a trap in a file."""
+    """An expanded tensor in full. A file with a tensor larger than its memory is refused."""
     if tensor.layout != torch.strided or tensor.is_quantized:
         return tensor
     logical = tensor.numel() * tensor.element_size()
@@ -302,7 +289,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def renamed(state: Any, rename: Callable[[str], str]) -> Any:
-    """A state dict under other names, with the versions of its modules."""
+    """A state dict with other names. It keeps the versions of its modules."""
     same = OrderedDict((rename(key), value) for key, value in state.items())
     if hasattr(state, "_metadata"):
         versions = OrderedDict((rename(key), value) for key, value in state._metadata.items())
@@ -311,11 +298,10 @@ def renamed(state: Any, rename: Callable[[str], str]) -> Any:
 
 
 def without_compile(name: str) -> str:
-    """A parameter's or module's name without what torch.compile adds to it."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def bare_name(name: str) -> str:
-    """A name without what DDP, DataParallel and torch.compile add to it, in any place."""
+    """A name without the parts that DDP, DataParallel and torch.compile add to it."""
     *above, last = without_compile(name).split(".")
     return ".".join([part for part in above if part != "module"] + [last])

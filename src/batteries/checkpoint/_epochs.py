@@ -11,7 +11,7 @@ from batteries._rundir.history import Row
 
 
 class Epochs:
-    """The rows of the epochs in their order; to add one takes the same time at any number."""
+    """The rows of the epochs in their order. Adding one is fast, however many there are."""
 
     def __init__(self, metric: str, minimization: bool, rows: Iterable[Row] = ()) -> None:
         self.metric = metric
@@ -28,7 +28,7 @@ class Epochs:
         return None if score is None else score if self.minimization else -score
 
     def add(self, row: Row) -> list[Row]:
-        """Add a row; those of its epoch and later ones are forgotten, and returned."""
+        """Add a row. Rows of its epoch and of later ones are removed and returned."""
         place = bisect.bisect_left(self.rows, row["epoch"], key=itemgetter("epoch"))
         forgotten = self.rows[place:]
         if forgotten:
@@ -49,10 +49,9 @@ class Epochs:
         return (self.rows[place] for _, place in self._ranked)
 
     def best(self, number: int | None = None) -> list[Row]:
-        """The first few of them; None for all."""
+        """The best few rows; None for all."""
         return list(islice(self.ranked(), number))
 
     def has(self, row: Row) -> bool:
-        """Whether it is the row of its epoch."""
         place = bisect.bisect_left(self.rows, row["epoch"], key=itemgetter("epoch"))
         return self.rows[place : place + 1] == [row]

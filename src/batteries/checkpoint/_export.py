@@ -1,4 +1,4 @@
-"""A checkpoint in another form: one file of shards, safetensors for others."""
+"""Write a checkpoint in another form: shards as one file, weights as safetensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from batteries.checkpoint._write_archive import leaves_of
 
 
 def consolidate(directory: PathLike, out: PathLike) -> None:
-    """Make one file of a sharded checkpoint, in one process that has room for all of it.
+    """Make one file of a sharded checkpoint, in one process with memory for all of it.
 
     >>> manager = CheckpointManager("runs/large", sharded=True)
     >>> manager.process(0.5, epoch=1, checkpoint=make_checkpoint("train", 1, nn.Linear(2, 1)))
@@ -32,18 +32,18 @@ def consolidate(directory: PathLike, out: PathLike) -> None:
 
 
 def export_safetensors(path: PathLike, out: PathLike, *, key: str = "model") -> None:
-    """Write the weights of a checkpoint for others, as a `.safetensors` file.
+    """Write the weights of a checkpoint as a `.safetensors` file.
 
     >>> save_checkpoint(make_checkpoint("train", 1, nn.Linear(2, 1)), "best.pth")
     >>> export_safetensors("best.pth", "best.safetensors")
     >>> sorted(load_checkpoint("best.safetensors")["model_state_dict"])
     ['bias', 'weight']
 
-    Weights that share their memory are written under each of their names. Of a sharded checkpoint
-    this process reads the weights alone.
+    Weights that share their memory are written under each of their names. This process alone reads
+    a sharded checkpoint, and only the weights in it.
 
     Args:
-        key: The name of other weights: "ema" for the averaged model of `EMA`.
+        key: The name of the weights: "ema" for the averaged model of `EMA`.
 
     Raises:
         CheckpointError: Damaged, or it has no such weights.
@@ -68,6 +68,6 @@ def export_safetensors(path: PathLike, out: PathLike, *, key: str = "model") -> 
 
 
 def _only(part: Any, to: torch.device) -> Where:
-    """That the tensors in a part of what a file has go somewhere, and no others."""
+    """Read only the tensors of one part."""
     wanted = {id(leaf) for leaf in leaves_of(part)}
     return lambda _, tensor: to if id(tensor) in wanted or not tensor.is_meta else None

@@ -1,4 +1,4 @@
-"""States of optimizers, schedulers and scalers, held against the objects that they are for."""
+"""States of optimizers, schedulers and scalers are compared with their objects."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Misfit(NamedTuple):
 
 
 def misfits(part: Any, state: Any) -> list[Misfit]:
-    """What does not fit about the state of an optimizer, a scheduler or a scaler of torch.
+    """What does not fit in the state of an optimizer, a scheduler or a scaler of torch.
 
-    Nothing changes. Objects whose class loads its state in a way of its own are believed.
+    Nothing changes. A class that has its own `load_state_dict` is not checked.
     """
     checks: tuple[tuple[Any, Callable[[Any, Any], Iterator[Misfit]]], ...] = (
         (Optimizer, _of_optimizer),
@@ -55,7 +55,7 @@ def _of_optimizer(optimizer: Optimizer, state: Any) -> Iterator[Misfit]:
     groups = state["param_groups"]
     there, here = ([len(group["params"]) for group in which] for which in (groups, own))
     if there != here:
-        text = f"its param_groups have {there} parameters, those of the optimizer {here}"
+        text = f"its param_groups have {there} parameters, but {here} in the optimizer"
         yield Misfit("param_groups", "mismatched", text)
         return
     places = [(number, index) for number, size in enumerate(here) for index in range(size)]
@@ -69,10 +69,10 @@ def _of_optimizer(optimizer: Optimizer, state: Any) -> Iterator[Misfit]:
 
 
 def _completed(optimizer: Optimizer, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Groups with what the optimizer's class adds to those that other versions of it wrote."""
+    """Groups with the options that the optimizer's class adds to those of older versions."""
     bare: list[dict[str, Any]] = [{**group, "params": []} for group in groups]
     probe: Any = object.__new__(type(optimizer))
-    with suppress(Exception):  # a class of somebody else
+    with suppress(Exception):  # a class that is not torch's
         probe.__setstate__(
             {"defaults": dict(optimizer.defaults), "state": {}, "param_groups": bare}
         )
@@ -83,7 +83,7 @@ def _of_group(optimizer: Optimizer, number: int, group: dict[str, Any]) -> Itera
     own = optimizer.param_groups[number]
     needed = {key for key in optimizer.defaults if key in own}
     missing = [key for key in own if key in needed and key not in group]
-    # Classes of others may have got an option since; then nothing of theirs is unknown here.
+    # Another library's class may have a new option. Then the file has no unknown one.
     if missing and (_of_torch(optimizer) or group.keys() - own.keys()):
         place = f"param_groups[{number}]"
         for key in missing:
@@ -97,29 +97,29 @@ def _of_entry(
     parameter: Tensor,
     group: Mapping[str, Any],
 ) -> Iterator[Misfit]:
-    """Hold the state of one parameter against what the optimizer would make for it."""
+    """Compare the state of one parameter with the state that the optimizer would make for it."""
     known = _of_torch(optimizer) and not is_lazy(parameter)
     made = _made_for(optimizer, parameter, group) if known else None
     expected = optimizer.state.get(parameter, {}) if made is None else made
     for key, own in expected.items():
         if key not in entry:
-            if made is not None and entry:  # an empty one is made anew
+            if made is not None and entry:  # the optimizer fills an empty one
                 text = f"{place} has no {key!r}; it has {', '.join(map(str, entry))}"
                 yield Misfit(f"{place}.{key}", "missing", text)
         elif isinstance(own, Tensor) and isinstance(entry[key], Tensor):
             there, here = tuple(entry[key].shape), tuple(own.shape)
             if there != here and not (own.numel() == 1 == entry[key].numel()):
-                text = f"{place}[{key!r}] is {there}, and {here} in the optimizer"
+                text = f"{place}[{key!r}] is {there}, but {here} in the optimizer"
                 yield Misfit(f"{place}.{key}", "mismatched", text)
 
 
 def _of_torch(optimizer: Optimizer) -> bool:
-    """Whether an optimizer steps as a class of torch does, be it a subclass or not."""
+    """Whether an optimizer's `step` is torch's own."""
     module: str = getattr(type(optimizer).step, "__module__", "")
     return module.startswith("torch.optim.")
 
 
-# A step on the meta device takes the plain way; which way it is makes no other state.
+# Only the plain step runs on the meta device. The state is the same for all implementations.
 _PLAIN = {"lr": 0.1, "foreach": False, "fused": False, "capturable": False, "differentiable": False}
 
 
@@ -128,8 +128,8 @@ def _made_for(
 ) -> Mapping[str, Any] | None:
     """The state that a class of torch makes for a parameter, with the options of a group.
 
-    It makes its state in its first step, so that one step is taken, with a parameter of that shape
-    that has no numbers. None where that does not work.
+    The class makes its state in its first step. So one step is taken with a parameter of that
+    shape on the meta device. None if that fails.
     """
     kind = next(kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("torch."))
     named = {key: value for key, value in group.items() if key not in ("params", "param_names")}
@@ -147,16 +147,16 @@ def _made(
     alike = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"))
     alike.grad = torch.empty_like(alike)
     trial = None
-    # Some look at numbers that are not there, after they have made their state.
+    # Some classes read numbers, which a meta tensor has not, after they have made their state.
     with suppress(Exception):
         trial = kind([{**dict(options), "params": [alike]}])
-        kind.step.__wrapped__(trial)  # without the hooks that somebody may have set for all steps
+        kind.step.__wrapped__(trial)  # without hooks that are registered for all optimizers
     return dict(trial.state[alike]) if trial is not None and alike in trial.state else None
 
 
 # ---------------------------------------------------------------- schedulers and scalers
 
-_COME_AND_GONE = {"verbose", "default_min_lr", "use_beta1", "mode_worse"}  # in versions of torch
+_COME_AND_GONE = {"verbose", "default_min_lr", "use_beta1", "mode_worse"}  # not in all versions
 
 
 def _of_scheduler(scheduler: LRScheduler, state: Any) -> Iterator[Misfit]:
@@ -167,7 +167,7 @@ def _of_scheduler(scheduler: LRScheduler, state: Any) -> Iterator[Misfit]:
     own = scheduler.state_dict()
     here, there = ({key for key in keys if str(key)[0] != "_"} for keys in (own, state))
     missing, unexpected = here - there - _COME_AND_GONE, there - here - _COME_AND_GONE
-    # A subclass of somebody's own may have got an attribute, or lost one.
+    # A user's subclass may have a new attribute, or have lost one.
     own_class = type(scheduler).__module__.startswith("torch.")
     if (missing or unexpected) if own_class else (missing and unexpected):
         name = type(scheduler).__name__
@@ -178,11 +178,11 @@ def _of_scheduler(scheduler: LRScheduler, state: Any) -> Iterator[Misfit]:
     for key in sorted(here & there):
         pair = own[key], state[key]
         if key.endswith("_lrs") and len({len(v) if isinstance(v, list) else 0 for v in pair}) > 1:
-            text = f"{key} is {state[key]}, and {own[key]} in the scheduler"
+            text = f"{key} is {state[key]}, but {own[key]} in the scheduler"
             yield Misfit(key, "mismatched", text)
     inner, states = getattr(scheduler, "_schedulers", []), state.get("_schedulers", [])
     if len(inner) != len(states):
-        text = f"it is of {len(states)} schedulers, and the scheduler of {len(inner)}"
+        text = f"it has {len(states)} schedulers, but the scheduler has {len(inner)}"
         yield Misfit("_schedulers", "mismatched", text)
     for index, (part, part_state) in enumerate(zip(inner, states, strict=False)):
         for place, kind, text in misfits(part, part_state):

@@ -1,4 +1,4 @@
-"""Checkpoints that are read, in every form: a file, a directory of shards, safetensors."""
+"""Read a checkpoint in any form: a file, a directory of shards, safetensors."""
 
 from __future__ import annotations
 
@@ -24,28 +24,24 @@ from batteries.checkpoint._seal import INDEX
 
 
 class File(Protocol):
-    """A checkpoint that is open, in whatever form."""
+    """An open checkpoint, in any form."""
 
     contents: Any  # with meta tensors
     sealed: bool  # whether this library has written it
 
     def read(self, where: Where) -> Any:
-        """The contents with the numbers of the tensors that go somewhere, on their way verified."""
+        """The contents, with the numbers of the tensors for which `where` gives a place."""
 
     def verify(self, *, together: bool = False) -> None:
-        """Raise if the file is not as it was written; all ranks call it together, or one alone."""
+        """Raise if the file is not as it was written. With `together`, all ranks call it."""
 
 
 @contextmanager
 def opened(path: PathLike, *, alone: bool | None = None) -> Iterator[File]:
-    """A checkpoint of which what is wanted is read.
+    """Open a checkpoint in any form.
 
     Args:
-        alone: Whether one rank opens what is sharded. Default: if there is no process group.
-
-    Raises:
-        FileNotFoundError: No such file.
-        CheckpointError: Damaged, or not a checkpoint.
+        alone: Whether one rank opens a sharded checkpoint. Default: if there is no process group.
     """
     if is_sharded(path):
         yield Shards(path, alone=alone)
@@ -70,7 +66,10 @@ class _Parts:
         }
         for name, file in self._files.items():
             if name not in self._parts[file].contents["model_state_dict"]:
-                raise CheckpointError(f"{path} names {brief(name)}, which is not in its file")
+                raise CheckpointError(
+                    f"{path} says that {brief(name)} is in {file.name}, which does not have it; "
+                    "download both again"
+                )
         self.contents = self._joined({f: part.contents for f, part in self._parts.items()})
 
     def read(self, where: Where) -> Any:
@@ -86,17 +85,17 @@ class _Parts:
 
 
 def read_checkpoint(path: PathLike, map_location: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint whose every byte is as it was written.
+    """Read a checkpoint, and verify all of its bytes.
 
     >>> save_checkpoint({"model_state_dict": {}, "epoch": 1}, "last.pth")
     >>> read_checkpoint("last.pth")["epoch"]
     1
 
-    The bytes that are verified are the bytes that the tensors lie in. A file that carries no
-    digest (of `torch.save`, say) is held against the checksums of its zip records. `.safetensors`
-    files, which carry neither, become `{"model_state_dict": ...}`, and so does the Hub's
-    `model.safetensors.index.json` with the files that it names. The tensors of a sharded
-    checkpoint come whole; where there is a process group all ranks call it then.
+    The file is read once: the bytes in the tensors are the bytes that were verified. A file of
+    `save_checkpoint` is verified by its digest, and a file of `torch.save` by the checksums of
+    its zip records. `.safetensors` have no checksums. They become `{"model_state_dict": ...}`, and
+    so does the Hub's `model.safetensors.index.json` with the files that it names. The tensors of
+    a sharded checkpoint are whole; if there is a process group, all ranks call the function then.
 
     Raises:
         FileNotFoundError: No such file.
@@ -107,7 +106,7 @@ def read_checkpoint(path: PathLike, map_location: torch.device | str = "cpu") ->
 
 
 def read_alone(path: PathLike) -> Checkpoint:
-    """A checkpoint that this process reads, whatever other ranks do."""
+    """Read a checkpoint in this process only, also where there is a process group."""
     return _read(path, "cpu", alone=True)
 
 
@@ -123,18 +122,14 @@ def _read(
 
 
 def checkpoint_of(contents: Any, path: PathLike, sealed: bool = False) -> Checkpoint:
-    """What was read, if it is a checkpoint; the bare state dict of a model becomes one.
-
-    Raises:
-        CheckpointError: It is something else.
-    """
+    """What was read, if it is a checkpoint, else an error. A model's state dict becomes one."""
     if isinstance(contents, Mapping):
         states = [v for v in contents.values() if isinstance(v, Mapping) and v and is_state(v)]
         if sealed or states or "model_state_dict" in contents:
             return dict(contents)
     if isinstance(contents, Mapping) and contents and is_state(contents):
         warnings.warn(
-            f"{path} is the bare state dict of a model: no epoch, optimizer or metrics in it",
+            f"{path} is the bare state dict of a model: it has no epoch, optimizer or metrics",
             stacklevel=4,
         )
         return {"model_state_dict": contents}
@@ -146,7 +141,7 @@ def checkpoint_of(contents: Any, path: PathLike, sealed: bool = False) -> Checkp
 
 
 def peek(path: PathLike) -> Checkpoint:
-    """Everything in a checkpoint but the numbers in its tensors, at once, whatever the size.
+    """Everything in a checkpoint except the numbers in its tensors. Fast for any size.
 
     >>> save_checkpoint({"model_state_dict": nn.Linear(2, 1).state_dict(), "epoch": 1}, "last.pth")
     >>> peek("last.pth")["model_state_dict"]["weight"].shape
@@ -167,13 +162,13 @@ def peek(path: PathLike) -> Checkpoint:
 
 
 def latest(logdir: PathLike) -> Path | None:
-    """The newest checkpoint of a directory that is as it was written; None if there is none.
+    """The newest undamaged checkpoint of a directory; None if there is none.
 
     >>> latest("runs/nothing") is None
     True
 
-    A damaged one is warned about and passed over: first the last, then the epochs from the
-    newest, then the best. Where there are sharded ones in a process group, all ranks call it.
+    It tries the last one, then the epochs from the newest, then the best, and warns of each
+    damaged one. If some are sharded and there is a process group, all ranks call it.
     """
     for path in newest_first(logdir):
         try:
@@ -189,16 +184,10 @@ def latest(logdir: PathLike) -> Path | None:
 
 
 def newest_first(logdir: PathLike) -> list[Path]:
-    """The checkpoints of a directory: the last, then the epochs from the newest, then the best.
-
-    Raises:
-        NotADirectoryError: It is a checkpoint itself.
-    """
+    """The checkpoints of a directory: the last, then the epochs from the newest, then the best."""
     folder = Path(logdir)
     if folder.is_file() or (folder.suffix == ".dcp" and is_sharded(folder)):
-        told = (
-            "it is one checkpoint, which load_checkpoint reads; expected the directory that has it"
-        )
+        told = "it is one checkpoint: read it with load_checkpoint, or pass its directory"
         raise NotADirectoryError(errno.ENOTDIR, told, str(folder))
     epochs = {path: epoch_of(path.name) for path in folder.glob("*.*")}
     numbered = [(epoch, path) for path, epoch in epochs.items() if epoch is not None]
@@ -208,9 +197,9 @@ def newest_first(logdir: PathLike) -> list[Path]:
 
 
 def named_weights(checkpoint: Any, name: str) -> Mapping[str, Any] | None:
-    """The weights of that name, as this library or another one calls them; None if there are none.
+    """The weights of that name, in this library's files or another one's; None if there are none.
 
-    An average has them inside: `EMA` under "module", torch's `AveragedModel` after "module.".
+    `EMA` keeps its weights under "module", and torch's `AveragedModel` under names that begin so.
     """
     names = [f"{name}_state_dict", name, f"state_dict_{name}", f"model_{name}"]
     names += {"model": ["state_dict"], "scheduler": ["lr_scheduler"]}.get(name, [])
@@ -225,7 +214,6 @@ def named_weights(checkpoint: Any, name: str) -> Mapping[str, Any] | None:
 
 
 def is_sharded(path: PathLike) -> bool:
-    """Whether a path is a sharded checkpoint."""
     return Path(path, INDEX).exists()
 
 

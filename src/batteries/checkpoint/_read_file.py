@@ -1,4 +1,4 @@
-"""One file of a checkpoint, of which any bytes are read, in any order, and verified."""
+"""Read any bytes of a checkpoint file, in any order, and verify them."""
 
 from __future__ import annotations
 
@@ -45,38 +45,32 @@ from batteries.checkpoint._seal import (
 )
 from batteries.checkpoint._write_archive import form_of, formed, is_plain
 
-# Where a tensor of a checkpoint goes, by its place in it: to a device; to the ranks that share it,
-# as this DTensor is shared; or nowhere, None, and then its numbers are not read.
+# From a tensor and its place to where it goes: to a device, or to the ranks as a given DTensor is
+# divided. None: the tensor is not read, and stays on the meta device.
 Where = Callable[[str, Tensor], "torch.device | Tensor | None"]
 
 T = TypeVar("T")
 _ROWS, _WORDS = Digest.shape  # of a block of the digest
 _ROW = 8 * _WORDS  # bytes
-SPARE = 2 * _ROW  # bytes of memory that `take` needs beside those that it is asked for
-_GAP = 2**16  # bytes between storages that are read in one go
+SPARE = 2 * _ROW  # bytes of memory that `take` needs besides those it is asked for
+_GAP = 2**16  # storages with at most so many bytes between them are read in one call
 _RUN = 2**26  # bytes of storages that share one piece of memory
-_ROUND = 2**12  # blocks whose sums the ranks tell each other at once
+_ROUND = 2**12  # blocks whose sums the ranks send each other at once
 _preadv = getattr(os, "preadv", None)  # Windows has none
 
 
 class Stream:
-    """What is in a checkpoint, and its bytes, by their places.
+    """The contents of a checkpoint file, and its bytes by their places.
 
-    Until `verify` nothing that was read may be believed. What was read is summed up on the way,
-    and not read again for that. A file of `save_checkpoint` is held against its digest, one of
-    `torch.save` against the checksums of its records. `.safetensors` have nothing to be held
-    against but their lengths.
+    Do not trust what was read before `verify` has returned. Bytes are summed up while they are
+    read, so `verify` reads only the rest. A file of `save_checkpoint` is verified by its digest,
+    one of `torch.save` by the checksums of its records, `.safetensors` only by their length.
     """
 
     @classmethod
     @contextmanager
     def opened(cls, path: PathLike) -> Iterator[Stream]:
-        """A file that is closed after the block.
-
-        Raises:
-            FileNotFoundError: No such file.
-            CheckpointError: Damaged, or not a checkpoint.
-        """
+        """Open a file until the end of the block."""
         path = Path(path)
         check_exists(path)
         with open_regular(path) as file:
@@ -91,19 +85,19 @@ class Stream:
         self.path = path
         self._file = file
         self._lock = Lock()
-        status = os.fstat(file.fileno())  # another file may take the name meanwhile
+        status = os.fstat(file.fileno())  # not of the path, which may get another file meanwhile
         self._status, self._size = status, status.st_size
         file.seek(max(0, self._size - LONGEST_SEAL))
         self._tensors_alone = path.suffix == ".safetensors"
         self._seal = None if self._tensors_alone else find_seal(file.read())
         self.sealed = self._seal is not None
-        self._end = self._size - DIGEST_LENGTH * self.sealed  # of what the digest is of
+        self._end = self._size - DIGEST_LENGTH * self.sealed  # the digest is of the bytes before
         blocks = max(0, self._end) // Digest.block if self.sealed or self._tensors_alone else 0
         self._summed = bytearray(blocks * _ROWS)  # 1: a row that was read
         self._row_sums = np.zeros((blocks, _ROWS), np.uint64)
         self._column_sums = np.zeros((blocks, _WORDS), np.uint64)
         self._records: dict[int, int] = {}  # the sizes of storages, by where they begin
-        self._usual = True  # whether all tensors can be seen
+        self._usual = True  # whether all tensors are known
         try:
             self.contents = self._described()
         except CheckpointError:
@@ -112,12 +106,9 @@ class Stream:
             raise
 
     def read(self, where: Where) -> Any:
-        """The contents with the numbers of those tensors that go somewhere; the others are meta.
+        """The contents, with the numbers of the tensors for which `where` gives a place.
 
         Tensors that shared their memory share it again.
-
-        Raises:
-            CheckpointError: The file ends too early, or is not what it should be.
         """
         wanted: dict[int, tuple[Tensor, Any]] = {}
 
@@ -146,7 +137,7 @@ class Stream:
         return rebuilt(self.contents, filled)
 
     def _at_once(self, where: Where) -> Any:
-        """All that torch makes of the file: tensors of subclasses, say, are more than bytes."""
+        """Load the whole file with torch: tensors of subclasses, say, are more than bytes."""
         self.verify()
         contents = torch_load(self.path, _Bytes(self, self._size), torch.device("cpu"))
 
@@ -187,33 +178,26 @@ class Stream:
         return storages
 
     def offset(self, tensor: Tensor) -> int:
-        """Where in the file the storage of a tensor of `contents` begins.
-
-        Raises:
-            CheckpointError: Torch 2.10 does not know it.
-        """
+        """Where in the file the storage of a tensor of `contents` begins."""
         found = tensor.untyped_storage()._checkpoint_offset
         if found is None:
             raise CheckpointError(
-                f"{self.path} has values, such as tensors of a subclass, whose place torch tells "
-                "from 2.11 on: update torch, or save plain tensors"
+                f"{self.path} has values, such as tensors of a subclass, whose place in the file "
+                "only torch 2.11 or newer knows: update torch, or save plain tensors"
             )
         return found
 
     def take(self, at: int, size: int, room: Tensor) -> Tensor:
-        """Bytes of the file, (size,) uint8, in (at least size + SPARE,) uint8 of memory.
+        """Read bytes, (size,) uint8, into memory, (at least size + SPARE,) uint8.
 
-        Threads may call it side by side.
-
-        Raises:
-            CheckpointError: The file ends before them.
+        Several threads may call it at once.
         """
         start = at // _ROW * _ROW
         end = min(-(-(at + size) // _ROW) * _ROW, self._size)
         view = memoryview(room.numpy().data)[: max(0, end - start)]
         if at + size > self._size:
             raise self._cut_short()
-        while start < end:  # block by block: each is summed up while the processor still has it
+        while start < end:  # block by block: each is summed up while it is in the cache
             part = view[: Digest.block - start % Digest.block]
             if self._read_into(part, start) != len(part):
                 raise self._cut_short()
@@ -223,14 +207,11 @@ class Stream:
         return room[first : first + size]
 
     def verify(self, *, together: bool = False) -> None:
-        """Raise if the file is not as it was written; what was not read yet is read now.
+        """Read the rest, and raise if the file is not as it was written.
 
         Args:
             together: All ranks call it. Those that see the same file divide what none of them has
-                read, and tell each other its sums.
-
-        Raises:
-            CheckpointError: It is damaged.
+                read, and send each other the sums.
         """
         if together and distributed.world_size() > 1:
             share = self._share_out()
@@ -252,12 +233,12 @@ class Stream:
         if self._seal and self._seal.digest != found:
             raise CheckpointError(
                 f"{self.path} is damaged: its {self._size} bytes do not have the digest that they "
-                "were saved with; go back to another checkpoint of the run"
+                "were saved with; use another checkpoint of the run"
             )
         note_digest(self._status, found.decode())
 
     def _check_records(self, share: slice) -> bytes:
-        """Hold records of a zip file against their checksums, which a digest is made of."""
+        """Compare records of a zip file with their checksums; a digest of these is returned."""
         self._file.seek(0)
         broken = ""
         try:
@@ -272,8 +253,8 @@ class Stream:
             if not broken:
                 raise unreadable(self.path, error) from error
             raise CheckpointError(
-                f"{self.path} is damaged: the checksum of its record {broken} is wrong; leave it "
-                "out, or go back to another checkpoint of the run"
+                f"{self.path} is damaged: the checksum of its record {broken} is wrong; use "
+                "another checkpoint of the run"
             ) from error
         except (EOFError, ValueError, NotImplementedError, RuntimeError) as error:
             raise unreadable(self.path, error) from error
@@ -281,10 +262,10 @@ class Stream:
         return hashlib.blake2b(repr(sums).encode(), digest_size=16).hexdigest().encode()
 
     def _share_out(self) -> slice:
-        """Sum up, with the ranks that see the same file, the blocks that none of them has read.
+        """Sum up the blocks that no rank has read, together with the ranks that see the same file.
 
         Returns:
-            Which part of the work is this rank's, of the records of a file, say.
+            This rank's part of any such work, such as checking the records of a file.
         """
         summed = np.frombuffer(self._summed, np.uint8).reshape(-1, _ROWS)
         known: Any = summed.any(1)  # of which this rank has read some
@@ -300,7 +281,7 @@ class Stream:
             sums = part, self._row_sums[part], self._column_sums[part]
             for rank, (theirs, rows, columns) in enumerate(distributed.all_gather(sums)):
                 if rank in ranks:
-                    new = ~known[theirs]  # what this rank has read itself it verifies itself
+                    new = ~known[theirs]  # a rank uses its own sums for blocks that it has read
                     self._row_sums[theirs[new]] = rows[new]
                     self._column_sums[theirs[new]] = columns[new]
                     summed[theirs[new]] = 1
@@ -326,7 +307,7 @@ class Stream:
                 self._column_sums[begin // _ROWS] += columns
 
     def _claimed(self, begin: int, stop: int) -> list[tuple[int, int]]:
-        """Which of some rows nobody has summed up, from one to another of the same block."""
+        """Claim the rows that no thread has summed up, as ranges that each lie in one block."""
         claimed = []
         with self._lock:
             while (begin := self._summed.find(0, begin, stop)) >= 0:
@@ -348,7 +329,7 @@ class Stream:
         return CheckpointError(f"{self.path} is damaged, or was cut short while it was read")
 
     def is_foreign(self) -> bool:
-        """Whether it was written on a machine of the other byte order."""
+        """Whether the file was written on a machine with the other byte order."""
         if self._seal:
             return not self._seal.own_byte_order
         if self._tensors_alone:
@@ -360,12 +341,12 @@ class Stream:
         return bool(reader.get_record("byteorder").decode() != sys.byteorder)
 
     def _described(self) -> Any:
-        """What is in the file, in storages that know their places as torch.load's do."""
+        """The contents, in storages that have `_checkpoint_offset` as torch.load's have."""
         if not self._tensors_alone:
             outline = outline_file(self.path, self._file, placed=True)
             self._usual, self._records = outline.usual, outline.records
             return outline.contents
-        weights = peek_safetensors(self.path)  # which verifies the header
+        weights = peek_safetensors(self.path)  # this verifies the header
         self._file.seek(0)
         (length,) = struct.unpack("<Q", self._file.read(8))
         header = json.loads(self._file.read(length))
@@ -380,7 +361,7 @@ class Stream:
 
 
 def _each(function: Callable[[T], None], values: Sequence[T]) -> None:
-    """Call a function with each of some values, in as many threads as torch has, up to four."""
+    """Call a function with each value, in up to four threads."""
     threads = min(len(values), torch.get_num_threads(), 4)
     if threads < 2:
         for value in values:
@@ -396,7 +377,7 @@ def _is_placed(tensor: Tensor) -> bool:
 
 
 class _Bytes(io.RawIOBase):
-    """A stream as a file."""
+    """A stream as a file object."""
 
     def __init__(self, stream: Stream, size: int) -> None:
         self._stream = stream

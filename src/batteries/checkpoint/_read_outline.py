@@ -1,4 +1,4 @@
-"""What a checkpoint file says that is in it, before anything of it is believed."""
+"""What a checkpoint file contains, read without loading it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from batteries.checkpoint._read_safely import inspect_contents, inspect_file, is
 
 
 class CheckpointError(ValueError):
-    """A file that is not a checkpoint, is damaged, or does not fit these objects."""
+    """A file is damaged, is not a checkpoint, or does not fit the objects."""
 
 
 def is_state(state: Mapping[Any, Any]) -> bool:
@@ -29,12 +29,7 @@ def is_state(state: Mapping[Any, Any]) -> bool:
 
 
 def peek_file(path: PathLike) -> Checkpoint:
-    """What is in a checkpoint file, with meta tensors; nothing is verified.
-
-    Raises:
-        FileNotFoundError: No such file.
-        CheckpointError: Not a checkpoint.
-    """
+    """A checkpoint file with meta tensors. Nothing is verified."""
     path = Path(path)
     check_exists(path)
     with open_regular(path) as file:
@@ -42,18 +37,18 @@ def peek_file(path: PathLike) -> Checkpoint:
 
 
 class Outline(NamedTuple):
-    """What a file says that is in it."""
+    """The contents of a file, without its numbers."""
 
     contents: Any  # with meta tensors
-    usual: bool  # whether no class makes it that only programs have made known to torch
+    usual: bool  # whether the file uses no class that a program has passed to add_safe_globals
     records: dict[int, int]  # the sizes of storages, by where they begin
 
 
 def outline_file(path: Path, file: BinaryIO, *, placed: bool = False) -> Outline:
-    """What is in an open file, of which no number is read.
+    """The contents of an open file. No number is read.
 
     Args:
-        placed: The storages know where they begin in the file, `_checkpoint_offset`.
+        placed: Whether the storages have `_checkpoint_offset`: where they begin in the file.
     """
     size = os.fstat(file.fileno()).st_size
     try:
@@ -76,7 +71,7 @@ def outline_file(path: Path, file: BinaryIO, *, placed: bool = False) -> Outline
 
 
 def check_exists(path: Path) -> None:
-    """Raise if there is no such file; say what is there."""
+    """Raise if there is no such file, and say what is there."""
     if path.is_dir():
         raise CheckpointError(f"{path} is a directory; expected a checkpoint file in it")
     if path.exists() and not path.is_file():
@@ -89,11 +84,10 @@ def check_exists(path: Path) -> None:
 
 
 def unreadable(path: Path, reason: object) -> CheckpointError:
-    """The error about a file that is not what it should be."""
     if isinstance(reason, OldFormat):
         return CheckpointError(
-            f"{path} has the format that torch.save had before torch 1.6, of which nothing can be "
-            f"verified; convert it once: torch.save(torch.load({str(path)!r}, weights_only=True), "
+            f"{path} has the format of torch.save before torch 1.6, which cannot be verified; "
+            f"convert it once: torch.save(torch.load({str(path)!r}, weights_only=True), "
             "'converted.pth')"
         )
     first_line = (str(reason).splitlines() or [type(reason).__name__])[0]
@@ -101,7 +95,7 @@ def unreadable(path: Path, reason: object) -> CheckpointError:
     if called := re.fullmatch(r"it would call ([\w.]+) ([\w.]+)", first_line):
         kind = ".".join(called.groups())
         remedy = (
-            "if you know who wrote it, and that this is a class that only holds values, call "
+            "if you trust the file's author, and this class only holds values, call "
             f"torch.serialization.add_safe_globals([{kind}]) first"
         )
     return CheckpointError(f"{path} cannot be read as a checkpoint: {first_line}; {remedy}")
@@ -111,23 +105,22 @@ _SPARSE = b"_rebuild_sparse_tensor"
 
 
 def load_shapes(path: Path, file: Any, pickled: bytes) -> Any:
-    """As `torch_load`, with meta tensors."""
     if _SPARSE not in pickled:
         return torch_load(path, file, torch.device("meta"))
-    # Torch 2.14 looks at the numbers of sparse tensors, and on the meta device there are none.
+    # Torch 2.14 reads the numbers of sparse tensors, so the meta device does not work.
     loaded = torch_load(path, file, torch.device("cpu"))
     return rebuilt(loaded, lambda v, place: v.to("meta") if isinstance(v, Tensor) else v)  # noqa: ARG005
 
 
 def torch_load(path: Path, file: Any, device: torch.device) -> Any:
-    """What torch reads in a file, or a `CheckpointError`."""
+    """`torch.load`, whose errors become a `CheckpointError`."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Validating sparse tensor invariants")
             return torch.load(file, map_location=device, weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # of many kinds, as damage has
-        # torch says what it refuses in the middle of advice to trust the file
+    except Exception as error:  # damage raises many kinds
+        # Torch's text advises to trust the file. We take only what it refuses.
         refused = re.search(r"Unsupported [^.]*?GLOBAL \S+|Unsupported operand \d+", str(error))
         raise unreadable(path, refused[0] if refused else error) from error

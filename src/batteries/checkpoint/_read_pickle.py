@@ -1,4 +1,4 @@
-"""Read what a pickle of torch.save describes, at once, with nothing in its tensors."""
+"""Read a pickle of torch.save fast, with meta tensors."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 
-class Suspicious(Exception):  # noqa: N818 (what is wrong is in the text)
-    """What a file would do that no checkpoint does."""
+class Suspicious(Exception):  # noqa: N818 (the text says what is wrong)
+    """A file would do something that no checkpoint does."""
 
 
 class OldFormat(Suspicious):
-    """What torch.save wrote before it wrote zip files."""
+    """A file has the format that torch.save had before zip files."""
 
 
 class Unknown(Exception):  # noqa: N818 (not an error: torch.load knows more)
-    """Something that stands in few checkpoints."""
+    """A file has a value that few checkpoints have."""
 
 
 _BROKEN = LookupError, TypeError, ValueError, RuntimeError, AttributeError, struct.error
@@ -31,45 +31,42 @@ _BROKEN = LookupError, TypeError, ValueError, RuntimeError, AttributeError, stru
 def outline(pickled: bytes, offsets: Mapping[str, int] | None = None) -> Any:
     """The values in the pickle of a file of torch.save, with meta tensors.
 
-    It makes plain containers, numbers, strings and empty tensors, and can make nothing else.
-    torch.load on the meta device does the same for all kinds of tensors, in three times the time.
+    It makes only plain containers, numbers, strings and meta tensors. torch.load on the meta device
+    does the same for all kinds of tensors, in three times the time.
 
     Args:
-        offsets: Where in the file the records of the storages begin, by their names. The tensors
-            lie in storages then that know it, as torch.load's do: `_checkpoint_offset`.
+        offsets: Where in the file the records of the storages begin, by their names. The storages
+            then have `_checkpoint_offset`, as torch.load's have.
 
     Raises:
-        Unknown: What is none of these, or a broken pickle.
+        Unknown: It has other values, or is broken.
         Suspicious: It would take more time or memory than its size justifies.
     """
     return _run(_Reader(pickled, offsets=offsets))
 
 
 def check_cost(pickled: bytes) -> None:
-    r"""Raise if a pickle would take more time or memory than its size justifies.
+    """Raise if a pickle would take more time or memory than its size justifies.
 
-    A list can be made a set a thousand times, and a tuple of tuples of itself a key whose hash
-    takes for ever. What it does not know it passes over.
-
-    Raises:
-        Suspicious: With what was found.
+    A pickle can make a set of the same list a thousand times. It can also make a key of nested
+    tuples whose hash takes for ever. Unknown values are passed over.
     """
     with suppress(Unknown):
         _run(_Reader(pickled, strict=False))
 
 
 def met(value: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """How many values are met on a walk through one, and the letters in them and their places.
+    """The number of values in a walk through one, and of letters in them and in their places.
 
     Args:
-        known: What was met before, by its id.
+        known: The results for values that were met before, by id.
     """
     if isinstance(value, str | bytes):
         return 1, len(value)
     if not isinstance(value, dict | list | tuple | set):
         return 1, 0
     if id(value) not in known:
-        known[id(value)] = 1, 0  # contains itself: refused below
+        known[id(value)] = 1, 0  # in case it contains itself, which is refused later
         values, letters = 1, 0
         for key, part in value.items() if isinstance(value, dict) else zip(repeat(""), value):
             inside, more = met(part, known)
@@ -87,12 +84,12 @@ def _run(reader: _Reader) -> Any:
             _OPERATIONS[code](reader)
         (value,) = reader.stack
     except _BROKEN as error:
-        raise Unknown(type(error).__name__) from None  # a text of what it is about may have no end
+        raise Unknown(type(error).__name__) from None  # the error's own text may be endless
     return value
 
 
 class _Reader:
-    """The machine that a pickle is a program for."""
+    """The stack machine that runs a pickle."""
 
     __slots__ = ("at", "data", "left", "marks", "memo", "offsets", "stack", "storages", "strict")
 
@@ -102,16 +99,16 @@ class _Reader:
         self.data = data
         self.offsets = offsets
         self.storages: dict[str, torch.UntypedStorage] = {}  # by the names of their records
-        self.strict = strict  # not to pass over what is unknown
-        # Values that may still be copied or hashed: one key may stand in many dicts.
+        self.strict = strict  # whether to refuse unknown values
+        # The number of values that may still be copied or hashed: one key may be in many dicts.
         self.left = 10 * len(data)
         self.at = 0
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []  # the stacks below
-        self.memo: dict[int | bytes, Any] = {}  # by one byte, or by four
+        self.memo: dict[int | bytes, Any] = {}  # by one byte, or by four bytes
 
     def take(self, size: int) -> bytes:
-        """The next bytes; behind the end there are none, and no operation either."""
+        """The next bytes. After the end there are none, and no operation either."""
         start = self.at
         self.at = end = start + size
         return self.data[start:end]
@@ -122,7 +119,7 @@ class _Reader:
             raise Suspicious("it would copy or hash many more values than it has")
 
     def hash(self, *keys: Any) -> None:
-        """Spend what the hashes of keys take: tuples are walked through each time."""
+        """Spend the cost of hashing keys. A tuple is walked through each time."""
         parts = [*keys]
         while parts:
             part = parts.pop()
@@ -245,10 +242,10 @@ def _reduce(reader: _Reader) -> None:
             reader.spend(len(argument))
     if function in (set, Counter, OrderedDict):
         for item in chain(*arguments):
-            # What is counted, or the first of a pair.
+            # The item itself is hashed, or the first of a pair.
             reader.hash(item, *(item[:1] if type(item) in (list, tuple) else ()))
     if not reader.strict and function not in (set, Counter, OrderedDict):
-        reader.spend(met(arguments, {})[0])  # torch may compare them, or tell them in an error
+        reader.spend(met(arguments, {})[0])  # torch may compare them, or print them in an error
         function = _nothing
     reader.stack.append(function(*arguments))
 
@@ -282,7 +279,7 @@ def _storage(reader: _Reader) -> None:
 
 def _only(value: Any, *kinds: type) -> Any:
     if type(value) not in kinds:
-        raise TypeError(f"a {type(value).__name__} where none stands")
+        raise TypeError(f"unexpected {type(value).__name__}")
     return value
 
 
@@ -294,7 +291,7 @@ class _Call:
 
 
 def _nothing(*_: Any) -> None:
-    """What an unknown call makes, as far as its cost goes."""
+    """The result of an unknown call, whose cost alone is checked."""
 
 
 _PASSED_OVER = _Call(_nothing)
@@ -325,7 +322,7 @@ def _tensor(
 def _typed_tensor(
     storage: tuple[torch.dtype, torch.UntypedStorage | None], *arguments: Any
 ) -> Tensor:
-    """As torch writes the dtypes that have no class of storages: float8, uint16 and others."""
+    """A tensor of a dtype that has no class of storages: float8, uint16 and others."""
     return _tensor((_only(arguments[-1], torch.dtype), storage[1]), *arguments[:-1])
 
 

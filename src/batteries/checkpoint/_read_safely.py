@@ -1,4 +1,4 @@
-"""Look at a file before it is believed: what it would call, and how much memory it would take."""
+"""Check a file before it is loaded: what it would call, and how much memory it would take."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ _CALLED = {
 }
 
 
-_OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's own format of before 1.6 begins
+_OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the beginning of torch's format before 1.6
 
-# These stand in every file; torch's reader knows storages by name only, and calls none.
+# Every file names storages and dtypes. Torch's reader does not call them.
 _HARMLESS = _CALLED | {
     f"torch {name}"
     for name in dir(torch)
@@ -49,13 +49,10 @@ _HARMLESS = _CALLED | {
 
 
 def inspect_file(file: BinaryIO, size: int) -> tuple[bytes, list[zipfile.ZipInfo]]:
-    """The pickle in a file whose loading runs no other code than torch.save's, and its records.
+    """The pickle in a file, and its records. Loading this pickle calls only what torch.save writes.
 
     Records must be stored, not compressed, and together no longer than the file. The pickle is
     read, not executed.
-
-    Raises:
-        Suspicious: With what was found.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -71,9 +68,9 @@ def inspect_file(file: BinaryIO, size: int) -> tuple[bytes, list[zipfile.ZipInfo
         raise Suspicious("its records are longer than the file")
     file.seek(0)
     try:
-        # torch's own reader: the bytes that torch.load would read
+        # Torch's own reader gives the same bytes as torch.load reads.
         pickled: bytes = torch._C.PyTorchFileReader(file).get_record("data.pkl")
-    except (RuntimeError, UnicodeDecodeError) as error:  # the latter of what torch would say
+    except (RuntimeError, UnicodeDecodeError) as error:  # torch's own text may not be UTF-8
         raise Suspicious(str(error)) from error
     if not is_usual(pickled):
         _inspect_pickle(pickled)
@@ -86,19 +83,19 @@ def storages_in(file: BinaryIO, records: list[zipfile.ZipInfo]) -> dict[str, tup
     for record in records:
         _, found, name = record.filename.rpartition("/data/")
         if found:
-            file.seek(record.header_offset + 26)  # behind the header, a name and padding
+            file.seek(record.header_offset + 26)  # a name and padding follow the header
             lengths = struct.unpack("<HH", file.read(4))
             places[name] = record.header_offset + 30 + sum(lengths), record.file_size
     return places
 
 
 def is_usual(pickled: bytes) -> bool:
-    r"""Whether a pickle calls nothing that only programs and libraries have made known to torch."""
+    """Whether a pickle uses no class that a program has passed to `add_safe_globals`."""
     return _names_in(pickled) <= _HARMLESS
 
 
 def _names_in(pickled: bytes) -> set[str]:
-    """All that a pickle could name, found at once; strings that look alike come along."""
+    """All globals that a pickle could name. Strings that look alike are found too."""
     return {
         f"{module} {name}"
         for module, name in re.findall(r"c([\w.]+)\n([\w.]+)\n", pickled.decode("latin1"))
@@ -106,14 +103,10 @@ def _names_in(pickled: bytes) -> set[str]:
 
 
 def inspect_contents(contents: Any, size: int, pickled: bytes) -> None:
-    """Raise if what was loaded is larger than its file, or has no end.
+    """Raise if what was loaded is larger than its file, or takes too long to walk through.
 
-    A value that is there once may stand in many places. Programs that walk through a checkpoint,
-    or print it, meet it in each: there may be many more than the pickle has bytes, but not without
-    end.
-
-    Raises:
-        Suspicious: With what was found.
+    One value may be in many places, and a program that walks through a checkpoint, or prints it,
+    meets it in each. So their number is limited.
     """
 
     def inspect(value: Any, place: str) -> Any:
@@ -123,13 +116,15 @@ def inspect_contents(contents: Any, size: int, pickled: bytes) -> None:
         elif isinstance(value, Tensor) and value.layout == torch.strided:
             logical = value.numel() * value.element_size()
             if logical > size:
-                raise Suspicious(f"its tensor {place} has {logical:,} bytes, and it {size:,}")
+                raise Suspicious(
+                    f"its tensor {place} has {logical:,} bytes, but the file has {size:,}"
+                )
         return value
 
     try:
         values, letters = met(contents, {})
         if values > 1_000_000 + 10 * len(pickled) or letters > 10_000_000 + 200 * len(pickled):
-            raise Suspicious(f"whoever walks through it meets {values:,} values")
+            raise Suspicious(f"a walk through it would meet {values:,} values")
         rebuilt(contents, inspect)
     except RecursionError as error:
         raise Suspicious("it is nested too deep") from error
@@ -139,13 +134,13 @@ def inspect_contents(contents: Any, size: int, pickled: bytes) -> None:
 
 def _operations(pickled: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of strange escapes, in strings that nobody will read
+        warnings.simplefilter("ignore")  # strange escapes in strings, which are not used
         yield from pickletools.genops(pickled)
 
 
 def _inspect_pickle(pickled: bytes) -> None:
-    """Follow what stands on the stack, to see what each call would call."""
-    stack: list[object] = []  # names of globals, and None for all else
+    """Follow the stack of a pickle, to see what each call would call."""
+    stack: list[object] = []  # names of globals, and None for all other values
     memo: dict[int, object] = {}
     mark = object()
     allowed = _CALLED | {*registered(), "torch._utils _rebuild_wrapper_subclass"}

@@ -1,4 +1,4 @@
-"""The `.safetensors` of others, and what they need."""
+"""`.safetensors` files of other libraries."""
 
 from __future__ import annotations
 
@@ -19,26 +19,18 @@ def library(for_: str) -> ModuleType:
 
 
 def peek_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file, whose header is verified, on the meta device.
-
-    Raises:
-        CheckpointError: Damaged, or not of safetensors.
-    """
+    """The tensors in a file as meta tensors. The header is verified."""
     lazily = library("peek").load_file  # maps the file
     try:
         return {name: tensor.to("meta") for name, tensor in lazily(path).items()}
     except OSError:
         raise
-    except Exception as error:  # of many kinds, as damage has
+    except Exception as error:  # damage raises many kinds
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
 
 
 def files_in_index(path: Path) -> dict[str, Path]:
-    """The files that an index of the Hub names, which lie beside it, by the names of tensors.
-
-    Raises:
-        CheckpointError: It is no such index, or a file is missing.
-    """
+    """The files that an index of the Hub names, by the names of their tensors."""
     try:
         index: Any = read_json(path)
         check(index, {"weight_map": Most(dict, 10**7, Most(str, 1000))})
@@ -47,10 +39,10 @@ def files_in_index(path: Path) -> dict[str, Path]:
             if Path(file).name != file or not file.endswith(".safetensors"):
                 raise ValueError(f"it names the file {brief(file)}")
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is not the index of safetensors: {error}") from error
+        raise CheckpointError(f"{path} is not an index of .safetensors: {error}") from error
     for file in sorted(set(places.values())):
         if not (path.parent / file).is_file():
             raise CheckpointError(
-                f"{path} is incomplete: {path.parent / file} is missing; download it, too"
+                f"{path} is incomplete: {path.parent / file} is missing; download it too"
             )
     return {name: path.parent / file for name, file in places.items()}

@@ -1,4 +1,4 @@
-"""Checkpoints larger than one process: a directory to which each rank writes its part."""
+"""Read a sharded checkpoint: a directory to which each rank has written its part."""
 
 from __future__ import annotations
 
@@ -22,36 +22,28 @@ from batteries.checkpoint._read_file import Stream, Where
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._seal import INDEX, Digest
 
-Room = Callable[[str, Tensor], Tensor]  # a place and a meta tensor to the tensor to be filled
+Room = Callable[[str, Tensor], Tensor]  # from a place and a meta tensor to a tensor to fill
 
 
 def read_shards(path: PathLike) -> Checkpoint:
-    """Read a sharded checkpoint, whole, on any number of ranks, all of which call it.
-
-    Raises:
-        CheckpointError: Damaged, incomplete or not ours, on every rank.
-    """
+    """Read a whole sharded checkpoint, on any number of ranks. All ranks call it."""
     return Shards(path).read(lambda *_: torch.device("cpu"))
 
 
 class Shards:
-    """A sharded checkpoint, verified, whose tensors are read when they are wanted.
+    """A verified sharded checkpoint. Its tensors are read on demand.
 
-    The engine reads a pickle, which could run code: of ours it may only make what describes
-    tensors, whose bytes lie in files that the index names. Every file is held against its digest.
+    torch's engine reads a pickle, which could run code. Ours allows only the classes that describe
+    tensors, and only files that the index names. Every file is compared with its digest.
 
     Args:
-        alone: This process reads by itself, whatever other ranks do. Default: if there is no
-            process group.
-
-    Raises:
-        CheckpointError: Damaged, incomplete or not ours.
+        alone: Whether this process reads alone. Default: if there is no process group.
     """
 
     sealed = True
 
     def __init__(self, path: PathLike, *, alone: bool | None = None) -> None:
-        folder = Path(path).resolve()  # the name may stand for another meanwhile
+        folder = Path(path).resolve()  # the name may get another target meanwhile
         self._alone = not dist.is_initialized() if alone is None else alone
         self._index = _verified(folder, path, self._alone)
         self._path = path
@@ -61,7 +53,6 @@ class Shards:
         self.contents = _filled(self._index, self._placed)  # with meta tensors
 
     def read(self, where: Where) -> Checkpoint:
-        """The contents with the numbers of those tensors that go somewhere; the others are meta."""
         rooms: dict[str, Tensor] = {}
 
         def room(place: str, whole: Tensor) -> Tensor:
@@ -84,7 +75,7 @@ class Shards:
         """Nothing is left to verify."""
 
     def fill(self, tensors: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Fill the second of each pair with what the first, of `contents`, stands for."""
+        """Fill the second tensor of each pair with the numbers of the first, a meta tensor."""
         self.load({self._places[id(meta)]: room for meta, room in tensors})
 
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -101,18 +92,12 @@ class Shards:
 
 
 def verify_shards(path: PathLike) -> None:
-    """Raise if the files of a sharded checkpoint are not as they were written; all ranks call it.
-
-    Each rank verifies some of the files.
-
-    Raises:
-        CheckpointError: Damaged or incomplete, on every rank.
-    """
+    """Raise if the files are not as they were written. All ranks call it and verify some each."""
     _verified(Path(path).resolve(), path, alone=False)
 
 
 def _verified(folder: Path, path: PathLike, alone: bool) -> Checkpoint:
-    """The index of a directory, all of whose files are as they were written."""
+    """The index of a directory, after all files are compared with their digests."""
 
     def verify() -> Checkpoint:
         index = _read_index(folder, path)
@@ -131,12 +116,12 @@ def _verified(folder: Path, path: PathLike, alone: bool) -> Checkpoint:
 
 
 def peek_shards(path: PathLike) -> Checkpoint:
-    """What is in a sharded checkpoint, with meta tensors; its shards are not verified."""
+    """A sharded checkpoint with meta tensors. The shards are not verified."""
     return _filled(_read_index(Path(path), path), lambda place, whole: whole)  # noqa: ARG005
 
 
 def _read_index(folder: Path, path: PathLike) -> Checkpoint:
-    """The index of a directory: what it names are files in there, and shapes."""
+    """The index of a directory. It may name only files of shards in that directory."""
     with Stream.opened(folder / INDEX) as file:
         index: Checkpoint = file.read(lambda *_: torch.device("cpu"))
         file.verify()
@@ -164,7 +149,7 @@ _PARTS = {
 
 
 def _filled(index: Checkpoint, room: Room) -> Checkpoint:
-    """The checkpoint of an index, with tensors of their shapes."""
+    """The checkpoint of an index, with the tensors that `room` gives."""
 
     def leaf(value: Any, place: str) -> Any:
         if not isinstance(value, Tensor):
@@ -173,7 +158,7 @@ def _filled(index: Checkpoint, room: Room) -> Checkpoint:
             whole = torch.empty(index["shapes"][place], dtype=value.dtype, device="meta")
         except (KeyError, RuntimeError):
             raise CheckpointError(
-                f"the index of a sharded checkpoint has no shape of {place}"
+                f"the index of a sharded checkpoint has no shape for {place}"
             ) from None
         return room(place, whole)
 
@@ -181,7 +166,7 @@ def _filled(index: Checkpoint, room: Room) -> Checkpoint:
 
 
 def _reader(folder: Path, index: Checkpoint) -> Any:
-    """The engine's reader of a directory, which makes what describes tensors, and nothing else."""
+    """The engine's reader of a directory. It makes only objects that describe tensors."""
     from torch.distributed.checkpoint import filesystem, metadata
 
     class Unpickler(pickle.Unpickler):
@@ -204,7 +189,7 @@ def _reader(folder: Path, index: Checkpoint) -> Any:
         def described(self) -> Any:
             with open_regular(folder / ".metadata", inside=folder) as file:
                 found = Unpickler(file).load()
-            # Of bytes the engine would make any object; files elsewhere are nobody's shards.
+            # The engine would unpickle any object from bytes. Only named files may be read.
             kinds = {type(each) for each in found.state_dict_metadata.values()}
             names = {each.relative_path for each in found.storage_data.values()}
             if kinds - {metadata.TensorStorageMetadata} or not names <= set(index["files"]):
@@ -214,14 +199,12 @@ def _reader(folder: Path, index: Checkpoint) -> Any:
     return Reader(folder)
 
 
+_METADATA = (
+    "ChunkStorageMetadata Metadata MetadataIndex StorageMeta TensorProperties "
+    "TensorStorageMetadata _MEM_FORMAT_ENCODING"
+)
 _DESCRIBES = {
-    *(
-        ("torch.distributed.checkpoint.metadata", name)
-        for name in (
-            *("ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
-            *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
-        )
-    ),
+    *(("torch.distributed.checkpoint.metadata", name) for name in _METADATA.split()),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch.serialization", "_get_layout"),
     ("torch", "Size"),
@@ -241,7 +224,7 @@ def digest_of(path: Path) -> str:
 
 @contextmanager
 def engine(failed: str) -> Iterator[None]:
-    """Tell the errors of torch.distributed.checkpoint, which are no Exceptions, as ours."""
+    """Raise errors of torch.distributed.checkpoint, which are no Exceptions, as ours."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:

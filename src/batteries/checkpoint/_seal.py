@@ -1,4 +1,4 @@
-"""The seal at the end of a checkpoint: a note, and the digest of all that stands before it."""
+"""The seal at the end of a checkpoint: a note, and the digest of all bytes before it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import numpy as np
 from batteries._files import PathLike, naming
 from batteries._foreign import check, open_regular, parse_json
 
-Note = dict[str, Any]  # what a file says about itself, as JSON
-INDEX = "index.pth"  # what stands for a directory of shards
+Note = dict[str, Any]  # plain values, stored as JSON
+INDEX = "index.pth"  # the file of a directory of shards that has the seal
 
-# A zip file may end in a comment, which torch.load reads past. Ours is
+# A zip file may end in a comment, which torch.load ignores. Ours is
 #     batteries little {"epoch":3} digest:0123...
-# with the byte order, the note, and the digest of all bytes before it. It is known by its
-# beginning or its end, so that no one flipped bit makes it look like a file without a seal.
+# with the byte order, the note, and the digest of all bytes before it. It is recognized by its
+# beginning or by its end. So a file with one flipped bit does not look like one without a seal.
 _MARK, _DIGEST_MARK = b"batteries ", b" digest:"
 _OWN_MARK = _MARK + sys.byteorder.encode() + b" "
 DIGEST_LENGTH = 32  # hexadecimal digits
@@ -34,15 +34,13 @@ LONGEST_SEAL = _END_LENGTH + _LONGEST_COMMENT
 
 
 class Seal(NamedTuple):
-    """What stands at the end of a file."""
-
     note: Note
     digest: bytes
     own_byte_order: bool
 
 
 def comment_of(note: Note) -> bytes:
-    """The seal and its length, as a zip file ends; all but the digest."""
+    """The end of a zip file: the length of the seal, and the seal without the digest."""
     comment = _OWN_MARK + json.dumps(note, separators=(",", ":")).encode() + _DIGEST_MARK
     length = len(comment) + DIGEST_LENGTH
     if length > _LONGEST_COMMENT:
@@ -51,7 +49,7 @@ def comment_of(note: Note) -> bytes:
 
 
 def find_seal(tail: bytes) -> Seal | None:
-    """The seal in the last bytes of a file; None where there is none."""
+    """The seal in the last bytes of a file, if there is one."""
     comment = tail[tail.rfind(_END_OF_ZIP) + _END_LENGTH :]
     text, mark = comment[:-_SEAL_LENGTH], tail[-_SEAL_LENGTH:-DIGEST_LENGTH]
     if not comment.startswith(_MARK) and mark != _DIGEST_MARK:
@@ -60,7 +58,7 @@ def find_seal(tail: bytes) -> Seal | None:
         note = parse_json(text[text.find(b"{") :])
         check(note, dict)
     except ValueError:
-        note = {}  # damaged, as the digest will say
+        note = {}  # the file is damaged, and its digest will show it
     return Seal(note, tail[-DIGEST_LENGTH:], comment.startswith(_OWN_MARK))
 
 
@@ -76,7 +74,6 @@ def read_note(path: PathLike) -> Note | None:
 
 
 def read_seal(path: PathLike) -> Seal | None:
-    """The seal of a checkpoint; None if it has none."""
     path = Path(path)
     if path.is_dir():
         path = path / INDEX
@@ -91,11 +88,11 @@ def read_seal(path: PathLike) -> Seal | None:
 
 
 class Digest:
-    """A digest at the speed of memory: it notices damage, not forgery.
+    """A digest at the speed of memory. It detects damage, not forgery.
 
-    Each block of 1 MiB is a matrix of 64-bit words whose rows and columns are added up, modulo
-    2**64; the sums are hashed. A change of any one word changes a sum, words that change places
-    change two.
+    Each block of 1 MiB is a matrix of 64-bit words. Its rows and its columns are added up, modulo
+    2**64, and the sums are hashed. Changing one word changes two sums. Swapping two words changes
+    sums too.
     """
 
     block = 2**20
@@ -105,16 +102,16 @@ class Digest:
         self._hash = hashlib.blake2b(digest_size=DIGEST_LENGTH // 2)
 
     def update(self, data: Any) -> None:
-        """Take in bytes; all calls but the last with a multiple of `block`."""
+        """Add bytes: a multiple of `block` in each call except the last."""
         view = memoryview(data).cast("B")
         whole = len(view) // self.block * self.block
         words = np.frombuffer(view[:whole], np.uint64).reshape(-1, *self.shape)
-        # All blocks in one call each: between calls, threads wait for each other.
+        # One call for all blocks: between calls, threads wait for each other.
         self.take(np.concatenate((words.sum(2), words.sum(1)), 1))
         self._hash.update(view[whole:])
 
     def take(self, sums: Any) -> None:
-        """Take in blocks by the sums of their rows and columns, in the order of the blocks."""
+        """Add blocks by the sums of their rows and columns, in the order of the blocks."""
         self._hash.update(sums)
 
     def hex(self) -> bytes:
@@ -124,11 +121,11 @@ class Digest:
 # ---------------------------------------------------------------- what has been verified
 
 _MOST = 1000
-_read: dict[Any, str] = {}  # what this process has read last, and the digests of that
+_read: dict[Any, str] = {}  # the digests of the files that this process has read last
 
 
 def identity_of(path: PathLike) -> Any:
-    """What a checkpoint is known by, under any of its names; None where there is none."""
+    """The identity of a checkpoint, the same for all of its names; None if there is none."""
     try:
         status = Path(path).stat()
         status = Path(path, INDEX).stat() if stat.S_ISDIR(status.st_mode) else status
@@ -143,12 +140,11 @@ def digest_read(path: PathLike) -> str | None:
 
 
 def identity(status: os.stat_result) -> tuple[int, ...]:
-    """What a file is known by, unless it is written over within the clock's ticks."""
+    """The identity of a file, unless it is overwritten within one tick of the clock."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def note_digest(status: os.stat_result, digest: str) -> None:
-    """Keep in mind what this process has read, and verified."""
     _read[identity(status)] = digest
     if len(_read) > _MOST:
         del _read[next(iter(_read))]

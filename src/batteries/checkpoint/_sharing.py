@@ -1,4 +1,4 @@
-"""Hosts that do not share a directory: the checkpoint of rank 0's host, for all of them."""
+"""Send the checkpoint of rank 0 to hosts that do not share a directory."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from batteries.checkpoint._read import is_sharded, latest, newest_first
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._seal import read_seal
 
-_PIECE = 64 * 2**20  # bytes that are sent at once, and that each rank holds
+_PIECE = 64 * 2**20  # bytes that are sent at once; each rank holds so many
 
 
 def share_checkpoint(logdir: PathLike) -> Path | None:
-    """Write rank 0's newest good checkpoint to each host that does not have it; where it is.
+    """Write rank 0's newest good checkpoint to each host that does not have it.
 
     >>> share_checkpoint("runs/digits/checkpoints") is None
     True
 
-    For hosts that share no directory: all ranks call it before `resume`. What another host has
-    under the same name is replaced, and one rank of each host writes.
+    For hosts that share no directory. All ranks call it before `resume`. One rank of each host
+    writes the file, and replaces another file of that name.
+
+    Returns:
+        The path of the checkpoint; None if rank 0 has none.
 
     Raises:
         CheckpointError: The checkpoints are sharded: each host has a part of them.
-        OSError: Of the disk of a host, on all ranks.
+        OSError: An error of a host's disk. All ranks raise it.
     """
     newest = _newest(logdir)
     if newest is None:
@@ -46,20 +49,20 @@ def _newest(logdir: PathLike) -> Path | None:
     for path in newest_first(logdir):
         if is_sharded(path):
             raise CheckpointError(
-                f"{path} is sharded: put it on a file system that all hosts share, or write one "
+                f"{path} is sharded: put it on a file system that all hosts share, or make one "
                 "file of it with consolidate"
             )
     return latest(logdir)
 
 
 def _place(path: Path) -> tuple[Any, Any]:
-    """Where a name leads to, as one rank sees it, and what is there."""
+    """What identifies the directory that this rank sees, and its checkpoint."""
     status = make_directory(path.parent).stat()
     return (platform.node(), status.st_dev, status.st_ino), _content(path)
 
 
 def _content(path: Path) -> Any:
-    """What tells a checkpoint from others, without reading all of it."""
+    """What identifies a checkpoint, without reading all of it."""
     if not path.is_file():
         return None
     seal = read_seal(path)
@@ -67,7 +70,7 @@ def _content(path: Path) -> Any:
 
 
 def _send(path: Path, writes: bool) -> None:
-    """Rank 0 reads, and those write that are told to."""
+    """Rank 0 reads the file and sends it. The ranks with `writes` write it."""
     size = distributed.broadcast(path.stat().st_size if distributed.is_main() else 0)
     failure: OSError | None = None
 

@@ -18,21 +18,20 @@ from batteries.checkpoint._write_archive import is_plain, write_archive
 def save_checkpoint(
     checkpoint: Mapping[str, Any], path: PathLike, note: Note | None = None
 ) -> None:
-    """Write a checkpoint so that the file is complete or absent, whatever happens meanwhile.
+    """Write a checkpoint. The file is complete or absent, whatever happens meanwhile.
 
     >>> save_checkpoint({"model_state_dict": nn.Linear(2, 1).state_dict(), "epoch": 1}, "last.pth")
     >>> torch.load("last.pth")["epoch"]
     1
 
-    Plain `torch.load(path)` opens it anywhere. A digest of the whole file stands in the comment
-    at its end, and `load_checkpoint` verifies it. Call it on one rank.
+    Plain `torch.load(path)` opens it anywhere. A digest of the whole file is in the comment at its
+    end, and `load_checkpoint` verifies it. Call this on one rank.
 
     Args:
-        note: Plain values to find with `read_note`, without reading the file.
+        note: Plain values that `read_note` returns without reading the whole file.
 
     Raises:
-        TypeError: A value that `torch.load` would refuse to read, with its place; nothing has
-            been written then.
+        TypeError: A value that `torch.load` would refuse, with its place. Nothing is written then.
         OSError: With the path, the cause, the bytes needed and the bytes free.
     """
     if isinstance(checkpoint, str | os.PathLike):

@@ -1,4 +1,4 @@
-"""The zip file that torch.save writes, written faster and with a seal; where tensors lie in it."""
+"""Write the zip file that torch.save writes, faster and with a seal."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_CHUNK = 2**22  # bytes that go to the disk at once; a multiple of the digest's blocks
+_CHUNK = 2**22  # bytes that are written at once; a multiple of the digest's blocks
 
 
 def write_archive(
     checkpoint: Any, file: BinaryIO, note: Note, leaves: Sequence[Any] | None = None
 ) -> None:
-    """Write what torch.save would, with a seal at its end.
+    """Write the file of torch.save, with a seal at its end.
 
-    Tensors go to the file in calls during which other threads run: torch.save keeps the
-    interpreter to itself while it writes and sums up each record.
+    Other threads run while tensors are written. torch.save would block them while it writes and
+    sums up each record.
 
     Args:
-        leaves: `leaves_of` the checkpoint, where they are known.
+        leaves: `leaves_of(checkpoint)`, if the caller has them.
     """
     leaves = leaves_of(checkpoint) if leaves is None else leaves
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -59,16 +59,16 @@ def write_archive(
             name = _last_name(text)
             data = storage_bytes(numbered[int(name.rpartition(b"/")[2])]).cpu().numpy()
             assert data.nbytes == gap, "torch.save numbers storages as it meets them"
-            assert after[:4] == b"PK\7\10", "torch puts the sum of a record behind it"
+            assert after[:4] == b"PK\7\10", "torch puts the sum of a record after it"
             after[4:8] = sums[name] = struct.pack("<I", stream.write(data))
         _put_sums(end, sums)
-        end[-2:] = comment  # torch writes none: the file ends in its length, 0
+        end[-2:] = comment  # torch's file has no comment and ends in its length, 0
         stream.write(end)
         stream.end()
 
 
 def leaves_of(checkpoint: Any) -> list[Any]:
-    """The values of a checkpoint that are no containers, in the order in which they are pickled."""
+    """The values of a checkpoint that are not containers, in the order of the pickle."""
     found: list[Any] = []
     rebuilt(checkpoint, lambda value, _: found.append(value))
     return found
@@ -81,12 +81,12 @@ def storage_bytes(storage: torch.UntypedStorage) -> Tensor:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is a strided view of the bytes of its storage, and no more."""
+    """Whether a tensor is only a strided view of the bytes of its storage."""
     return _is_dense(tensor) and not (tensor.is_conj() or tensor.is_neg())
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    own = type(tensor) in (Tensor, nn.Parameter)  # others are made of several
+    own = type(tensor) in (Tensor, nn.Parameter)  # subclasses may be made of several tensors
     return own and tensor.layout == torch.strided and not tensor.is_quantized
 
 
@@ -102,7 +102,6 @@ class Form(NamedTuple):
 
 
 def form_of(tensor: Tensor) -> Form:
-    """How a tensor lies in its memory."""
     return Form(
         tensor.dtype,
         int(tensor.storage_offset()),
@@ -114,7 +113,7 @@ def form_of(tensor: Tensor) -> Form:
 
 
 def formed(storage: torch.UntypedStorage, form: Form) -> Tensor:
-    """A tensor of a form on other memory."""
+    """A tensor of that form in other memory."""
     same = torch.empty(0, dtype=form.dtype, device=storage.device).set_(
         storage, form.offset, form.size, form.stride
     )
@@ -124,11 +123,11 @@ def formed(storage: torch.UntypedStorage, form: Form) -> Tensor:
 
 
 class _Skeleton:
-    """What torch.save writes when it leaves out the tensors: bytes, and the sizes of gaps."""
+    """The output of torch.save without the tensors: bytes, and the sizes of gaps."""
 
     def __init__(self) -> None:
         self.texts = [bytearray()]
-        self.gaps: list[int] = []  # one behind each text but the last
+        self.gaps: list[int] = []  # one after each text except the last
 
     def write(self, data: bytes) -> int:
         self.texts[-1] += data
@@ -144,7 +143,7 @@ class _Skeleton:
 
 
 def _last_name(text: bytearray) -> bytes:
-    """Of the record that begins at the end of a part of a zip file."""
+    """The name of the last record whose header is in a part of a zip file."""
     header = text.rindex(b"PK\3\4")
     (length,) = struct.unpack_from("<H", text, header + 26)
     return bytes(text[header + 30 : header + 30 + length])
@@ -152,7 +151,7 @@ def _last_name(text: bytearray) -> bytes:
 
 def _put_sums(end: bytearray, sums: dict[bytes, bytes]) -> None:
     """Put the CRC-32 of records into the directory at the end of a zip file."""
-    last = len(end) - 98  # three records of a fixed size, of which the first knows the directory's
+    last = len(end) - 98  # three records of fixed size; the first has the directory's size
     assert end[last : last + 4] == b"PK\6\6", "torch writes zip64"
     (size,) = struct.unpack_from("<Q", end, last + 40)
     at = last - size
@@ -165,23 +164,23 @@ def _put_sums(end: bytearray, sums: dict[bytes, bytes]) -> None:
 
 
 class _Stream:
-    """A new file, written from its beginning to its end, past the page cache where that works.
+    """A new file, written from beginning to end, without the page cache where possible.
 
-    What is written is gathered in aligned memory, and summed up there while the processor has it;
-    another thread hands it to the disk meanwhile.
+    Bytes are gathered in aligned memory and summed up there while they are in the processor's
+    cache. Meanwhile another thread writes the last piece.
     """
 
     def __init__(self, file: BinaryIO, pool: Executor) -> None:
         self._file = file.fileno()
         self._pool = pool
         self._rooms = [np.frombuffer(mmap.mmap(-1, _CHUNK), np.uint8) for _ in range(2)]
-        self._filled = 0  # of the first one; the other is being written
+        self._filled = 0  # bytes of the first room; the other room is being written
         self._wait: Callable[[], None] = _nothing
         self._digest = Digest()
         _set_direct(self._file, True)
 
     def write(self, data: Any) -> int:
-        """Add bytes; returns their CRC-32."""
+        """Add bytes, and return their CRC-32."""
         view = np.frombuffer(data, np.uint8)
         crc = zlib.crc32(view.data)
         while len(view):
@@ -194,11 +193,11 @@ class _Stream:
         return crc
 
     def end(self) -> None:
-        """Write the rest, and the digest of all that was written."""
+        """Write the rest, and the digest of all bytes."""
         rest = self._rooms[0][: self._filled]
         self._digest.update(rest)
         self._wait()
-        _set_direct(self._file, False)  # which writes whole blocks only
+        _set_direct(self._file, False)  # direct writes take only whole blocks
         _write_all(self._file, rest.tobytes() + self._digest.hex())
 
     def _hand_over(self) -> None:
@@ -213,7 +212,7 @@ class _Stream:
 def _begun(pool: Executor, function: Callable[..., None], *args: Any) -> Callable[[], None]:
     try:
         return pool.submit(function, *args).result
-    except RuntimeError:  # python is ending, and begins no more threads
+    except RuntimeError:  # python is ending, and starts no more threads
         function(*args)
         return _nothing
 
@@ -230,12 +229,12 @@ def _write_all(file: int, data: Any) -> None:
         except OSError as error:
             if error.errno != errno.EINVAL or not _set_direct(file, False):
                 raise
-        if view:  # the disk is full, say, or wants other blocks: without them it says so
+        if view:  # the disk is full, say, or needs other blocks: a buffered write tells which
             _set_direct(file, False)
 
 
 def _set_direct(file: int, direct: bool) -> bool:
-    """Write past the page cache or through it; whether that is a change."""
+    """Write without the page cache or with it. Returns whether that is a change."""
     flag = getattr(os, "O_DIRECT", 0)
     before = fcntl.fcntl(file, fcntl.F_GETFL) if flag else 0
     after = before | flag if direct else before & ~flag

@@ -1,4 +1,4 @@
-"""Checkpoints larger than one process: a directory to which each rank writes its part."""
+"""Write a sharded checkpoint: a directory to which each rank writes its part."""
 
 from __future__ import annotations
 
@@ -25,25 +25,22 @@ from batteries.checkpoint._seal import INDEX, Note
 from batteries.checkpoint._write import save_checkpoint
 from batteries.distributed._waiting import wait_until
 
-# A directory holds the files of torch.distributed.checkpoint and, written last, index.pth: the
-# checkpoint with an empty tensor for each tensor, their shapes, the digests of the other files.
+# A directory holds the files of torch.distributed.checkpoint, and index.pth, which is written last.
+# index.pth has the checkpoint with an empty tensor for each tensor, the shapes of the tensors, and
+# the digests of the other files.
 _UUID = "[0-9a-f]{32}"
 _CLAIM = rf"\..+\.dcp\.{_UUID}\.tmp"
 
 
 def new_folder(shards: Path) -> Path:
-    """A name for a directory that nobody has."""
     return shards / uuid.uuid4().hex
 
 
 def write_shards(checkpoint: Mapping[str, Any], folder: Path) -> Checkpoint:
-    """Write the tensors of a checkpoint, each rank its part, and return what the index will say.
+    """Write the tensors of a checkpoint, each rank its part, and return the index.
 
-    All ranks call it with the same checkpoint. When it returns, all is on the disk.
-
-    Raises:
-        TypeError: A value that cannot be saved, with its place; nothing has been written then.
-        CheckpointError: A rank could not write, on every rank.
+    All ranks call it with the same checkpoint. When it returns, all tensors are on the disk. If a
+    rank raises, all ranks do.
     """
     from torch.distributed.checkpoint.filesystem import FileSystemWriter  # takes long to import
     from torch.distributed.checkpoint.state_dict_saver import save
@@ -64,12 +61,12 @@ def write_shards(checkpoint: Mapping[str, Any], folder: Path) -> Checkpoint:
         if not (distributed.is_main() or wait_until(folder.is_dir, run_record.SEEN)):
             raise CheckpointError(
                 f"rank {distributed.rank()} on {platform.node()} does not see {folder}, which rank "
-                "0 has made: a sharded checkpoint needs a directory that all hosts share"
+                "0 has made: save a sharded checkpoint to a directory that all hosts share"
             )
         return rebuilt(checkpoint, taken)
 
     plain = distributed.together(checked)
-    # The engine would sync .metadata before Python has written it: all is synced below.
+    # The engine would sync .metadata before Python has written it, so all files are synced below.
     writer = FileSystemWriter(folder, sync_files=False)
     with engine(f"{folder} cannot be written"):
         save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
@@ -88,20 +85,19 @@ def write_shards(checkpoint: Mapping[str, Any], folder: Path) -> Checkpoint:
 
 
 def commit_shards(index: Checkpoint, folder: Path, name: Path, note: Note) -> None:
-    """Complete a directory with its index, and let a name stand for it in one step."""
+    """Complete a directory with its index, and let a name stand for it. This is the commit."""
     save_checkpoint(index, folder / INDEX, note=note)
     sync(folder.parent)
     sync(folder.parent.parent)
     name_shards(name, os.path.relpath(folder, name.parent))
 
 
-# Several log directories may keep their shards in one place. A directory is removed only if a
-# temporary link of this log directory stands for it: it is made before the directory is written,
-# and before a name that stands for it gets another meaning.
+# Several log directories may keep their shards in one place. A directory is removed only if this
+# log directory has a temporary link to it, a claim. A claim is made before the directory is
+# written, and before a name that stands for it is changed.
 
 
 def claim_shards(folder: PathLike, name: Path) -> None:
-    """Let a temporary link stand for a directory, to be removed unless it gets a name."""
     temporary_name(name).symlink_to(folder)
 
 
@@ -113,7 +109,7 @@ def name_shards(name: Path, folder: PathLike) -> None:
 
 
 def remove_unnamed(shards: Path) -> None:
-    """Remove what is claimed and has no name; hold the log directory meanwhile."""
+    """Remove claimed directories that have no name. The caller holds the log directory."""
     links = [path for path in shards.parent.glob("*") if path.is_symlink()]
     claims = [path for path in links if re.fullmatch(_CLAIM, path.name)]
     named = {path.resolve() for path in links if path not in claims}

@@ -1,4 +1,4 @@
-"""The `batteries` command: look at runs, score and compare them, begin new ones."""
+"""The `batteries` command: look at runs, score and compare them, start new ones."""
 
 from batteries.cli import (  # noqa: F401 (they add commands)
     _average,

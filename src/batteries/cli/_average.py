@@ -1,4 +1,4 @@
-"""`batteries average`: the weights of checkpoints."""
+"""`batteries average`: average the weights of checkpoints."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from batteries.cli._group import main, say
 @main.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True))
 @click.option("-o", "--output", required=True, help="The checkpoint to write.")
-@click.option("--best", type=click.IntRange(min=1), help="Of LOGDIR: average the best so many.")
-@click.option("--weight", "weights", type=float, multiple=True, help="Of each file, in order.")
-@click.option("--model", metavar="MODULE:FUNCTION", help="Makes the model, for its batch norm.")
-@click.option("--loader", metavar="MODULE:FUNCTION", help="Makes the loader for it.")
+@click.option("--best", type=click.IntRange(min=1), help="Average so many best ones of LOGDIR.")
+@click.option("--weight", "weights", type=float, multiple=True, help="One for each file, in order.")
+@click.option("--model", metavar="MODULE:FUNCTION", help="Makes the model, to update batch norm.")
+@click.option("--loader", metavar="MODULE:FUNCTION", help="Makes the loader for batch norm.")
 def average(
     paths: tuple[str, ...],
     output: str,
@@ -28,7 +28,7 @@ def average(
     model: str | None,
     loader: str | None,
 ) -> None:
-    """Average the weights in checkpoints, or in the --best ones of a LOGDIR.
+    """Average the weights of checkpoints, or of the --best ones of a LOGDIR.
 
     \b
     batteries average exp_3.pth exp_7.pth -o swa.pth
@@ -39,7 +39,7 @@ def average(
 
     if best is not None:
         if len(paths) != 1:
-            raise click.UsageError("--best takes one LOGDIR")
+            raise click.UsageError("expected one LOGDIR with --best")
         files = best_checkpoints(paths[0], best)
     else:
         files = [Path(path) for path in paths]
@@ -49,13 +49,13 @@ def average(
 
 
 def _imported(name: str) -> Callable[[], Any]:
-    """What a "module:function" names; modules are looked for here first."""
+    """The function of "module:function". Modules of the current directory come first."""
     module, colon, function = name.partition(":")
     if not colon:
         raise click.UsageError(f"{name!r}: expected MODULE:FUNCTION")
     sys.path.insert(0, "")
     found = importlib.import_module(module)
     if not hasattr(found, function):
-        raise LookupError(f"{module} has no {function}")
+        raise LookupError(f"{module} has no {function}; expected MODULE:FUNCTION")
     made: Callable[[], Any] = getattr(found, function)
     return made

@@ -1,4 +1,4 @@
-"""`batteries blend`: files of predictions."""
+"""`batteries blend`: blend files of predictions."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from batteries.cli._group import main
     show_default=True,
 )
 @click.option("--power", type=float, default=2.0, show_default=True, help="For --method power.")
-@click.option("--id", "id_column", help="Default: the first column.")
-@click.option("--column", "columns", multiple=True, help="To blend; default: all but the ids.")
-@click.option("--weight", "weights", type=float, multiple=True, help="Of each file, in order.")
-@click.option("--renormalise", is_flag=True, help="Let the columns sum to one.")
+@click.option("--id", "id_column", help="The column of ids. Default: the first.")
+@click.option("--column", "columns", multiple=True, help="Blend this. Default: all but the ids.")
+@click.option("--weight", "weights", type=float, multiple=True, help="One for each file, in order.")
+@click.option("--renormalise", is_flag=True, help="Divide the columns by their sum.")
 def blend(
     paths: tuple[str, ...],
     output: str,

@@ -1,4 +1,4 @@
-"""Runs side by side, and whether their difference is more than noise."""
+"""`batteries compare`: runs side by side, and whether they differ by more than noise."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ _LONG = 2000  # letters in it
 @main.command()
 @click.argument("runs", type=click.Path(), nargs=-1, required=True)
 @logdir_option
-@click.option("--predictions", help="A file that all have, such as oof.parquet.")
+@click.option("--predictions", help="A file in each run, such as oof.parquet.")
 @click.option("--target", default="target", show_default=True, help="Its column of targets.")
-@click.option("--prediction", default="probability", show_default=True, help="And of predictions.")
+@click.option(
+    "--prediction", default="probability", show_default=True, help="Its column of predictions."
+)
 @click.option(
     "--metric",
     type=click.Choice(["accuracy", "log_loss", "roc_auc", "rmse", "mae"]),
@@ -45,7 +47,7 @@ def compare(
     metric: str,
     as_json: bool,
 ) -> None:
-    """Show what differs between two or more RUNS, and whether it is more than noise.
+    """Show how two or more RUNS differ, and whether their scores differ by more than noise.
 
     \b
     batteries compare 7 12 13
@@ -109,14 +111,14 @@ def _print_tables(found: Comparison) -> None:
             heads = (title, *found.names)
             print_table("", [dict(zip(heads, line, strict=True)) for line in lines])
             if len(pairs) > _MANY:
-                say(f"{len(pairs) - _MANY:,} more {title} differ: --json has all")
+                say(f"{len(pairs) - _MANY:,} more {title} differ: use --json to see all")
     say(f"\ncode: {found.code}\n")
 
 
 def _by_rows(
     found: Comparison, paths: list[Path], target: str, prediction: str, metric: str
 ) -> Comparison:
-    """The same runs, with the noise of the rows that they have predicted."""
+    """The same comparison, with the noise of the rows in files of predictions."""
     from batteries.scoreboard._noise import by_rows, decided
 
     targets, predicted = _predictions(paths, target, prediction)
@@ -129,7 +131,7 @@ def _by_rows(
 
 
 def _texts(values: Sequence[Any]) -> list[str]:
-    """Of one row: what differs looks different."""
+    """The cells of one row. Numbers that differ look different."""
     texts = iter(shown([value for value in values if isinstance(value, float)]))
     return [
         next(texts) if isinstance(value, float) else "" if value is None else str(value)[:_LONG]
@@ -138,7 +140,7 @@ def _texts(values: Sequence[Any]) -> list[str]:
 
 
 def _predictions(paths: list[Path], target: str, prediction: str) -> tuple[Any, list[Any]]:
-    """The targets, and what each file has predicted, in one order of rows."""
+    """The targets and the predictions of each file, in one order of rows."""
     import numpy as np
 
     from batteries.predictions import load
@@ -152,7 +154,10 @@ def _predictions(paths: list[Path], target: str, prediction: str) -> tuple[Any, 
     ids = [arrays["id"][order] for arrays, order in zip(files, orders, strict=True)]
     for path, own in zip(paths, ids, strict=True):
         if not np.array_equal(ids[0], own):
-            raise ValueError(f"{paths[0]} and {path} are predictions of different rows")
+            raise ValueError(
+                f"{paths[0]} and {path} have predictions of different rows; compare runs with the "
+                "same ids"
+            )
     predicted = [arrays[prediction][order] for arrays, order in zip(files, orders, strict=True)]
     return files[0][target][orders[0]], predicted
 
@@ -160,28 +165,23 @@ def _predictions(paths: list[Path], target: str, prediction: str) -> tuple[Any, 
 def _with_metric(
     name: str, target: Any, predicted: list[Any]
 ) -> tuple[Any, list[Any], Callable[[Any, Any], float]]:
-    """Target, predictions, and a metric that can be computed of some of their rows, too."""
+    """Target, predictions, and a metric that also works on some of their rows."""
     import numpy as np
 
+    from batteries._scoring import scoring_of
     from batteries.blend._metrics import as_problem
 
     classes = np.unique(target)
     is_flat = predicted[0].ndim == 1
     if name == "log_loss" or (name == "roc_auc" and len(classes) == 2 and is_flat):
         ours = as_problem(predicted, target, name.removeprefix("roc_"), None)
-        return ours.target, list(ours.columns), ours.score  # far faster than theirs
+        return ours.target, list(ours.columns), ours.score  # much faster than scikit-learn's
+    if name == "accuracy":
+        return target, predicted, scoring_of(name).of(target)
     metrics: Any = import_optional("sklearn.metrics", needs="scikit-learn", for_=f"--metric {name}")
     known = {
         "roc_auc": functools.partial(metrics.roc_auc_score, labels=classes, multi_class="ovr"),
         "rmse": metrics.root_mean_squared_error,
         "mae": metrics.mean_absolute_error,
     }
-
-    def accuracy(target: Any, prediction: Any) -> float:
-        if prediction.ndim > 1:
-            prediction = prediction.argmax(1)
-        elif prediction.dtype.kind == "f":
-            prediction = prediction >= 0.5
-        return float(np.mean(target == prediction))
-
-    return target, predicted, known.get(name, accuracy)
+    return target, predicted, known[name]

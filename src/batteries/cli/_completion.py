@@ -1,4 +1,4 @@
-"""`batteries completion`: of commands, in a shell."""
+"""`batteries completion`: completion of commands in a shell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from batteries.cli._group import main
 @main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what lets SHELL complete commands.
+    """Print a script that lets SHELL complete commands.
 
     \b
     batteries completion bash >> ~/.bashrc

@@ -1,4 +1,4 @@
-"""`batteries env`: what a bug report needs."""
+"""`batteries env`: information for a bug report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from batteries.cli._group import as_json_option, main
 @main.command()
 @as_json_option
 def env(as_json: bool) -> None:
-    """Show what a bug report needs: versions, machine, variables; secrets are masked.
+    """Show versions, machine and variables for a bug report. Secrets are masked.
 
     \b
     batteries env

@@ -14,10 +14,10 @@ from batteries.cli._tables import as_csv, dumped
 
 @main.command()
 @click.argument("logdir", default="runs", type=click.Path(exists=True, file_okay=False))
-@click.option("-o", "--output", required=True, help="A .csv, .json or .parquet.")
-@click.option("--metrics", is_flag=True, help="All logged values, a row each.")
+@click.option("-o", "--output", required=True, help="The .csv, .json or .parquet to write.")
+@click.option("--metrics", is_flag=True, help="Write all logged values, a row each.")
 def export(logdir: str, output: str, metrics: bool) -> None:
-    """Write the runs below LOGDIR as a table: one row a run, or with --metrics a logged value.
+    """Write a table of the runs below LOGDIR, or with --metrics of all logged values.
 
     \b
     batteries export runs -o runs.csv

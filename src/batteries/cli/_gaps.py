@@ -12,7 +12,7 @@ from batteries.cli._tables import dumped
 @click.argument("logdir", default="runs", type=click.Path(exists=True, file_okay=False))
 @as_json_option
 def gaps(logdir: str, as_json: bool) -> None:
-    """Whether test and leaderboard move with validation, over the runs below LOGDIR.
+    """Check whether test and leaderboard move with validation, over the runs below LOGDIR.
 
     \b
     batteries gaps runs

@@ -1,4 +1,4 @@
-"""The command itself, and what several of its commands take."""
+"""The command itself, and parts that several of its commands share."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _LONG = 5000  # letters of an error
 
 
 class _Named(click.Group):
-    """Errors that say what is wrong, without a traceback."""
+    """Shows errors as a message, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (ImportError, LookupError, MemoryError, OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, click.exceptions.Exit | click.Abort):  # RuntimeErrors too
+            if isinstance(error, click.exceptions.Exit | click.Abort):  # these are RuntimeErrors
                 raise
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:  # `| head`: click's own
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:  # click handles `| head`
                 raise
             text = error.args[0] if isinstance(error, KeyError) else error
             lines = str(text or type(error).__name__)[:_LONG].split("\n")
@@ -35,11 +35,11 @@ class _Named(click.Group):
 @click.group(cls=_Named, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="batteries")
 def main() -> None:
-    """Look at runs, score and compare them, average and blend, and begin new ones."""
+    """Look at runs, score and compare them, average and blend, and start new ones."""
 
 
 def say(text: str, err: bool = False) -> None:
-    r"""Print lines of what files say, of which no part reaches the terminal as a command."""
+    """Print lines that may come from files. Control characters are escaped."""
     click.echo("\n".join(map(printable, text.split("\n"))), err=err)
 
 
@@ -48,7 +48,7 @@ def read(
     minimization: dict[str, bool] | None = None,
     which: Literal["last", "best"] = "best",
 ) -> Runs:
-    """The runs below a directory, of which there is at least one."""
+    """The runs below a directory, or an error if there are none."""
     from batteries.scoreboard import Runs, read_runs
 
     found = read_runs(logdir)
@@ -62,5 +62,5 @@ def read(
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 logdir_option = click.option(
-    "--logdir", default=".", type=click.Path(file_okay=False), help="Where runs are looked for."
+    "--logdir", default=".", type=click.Path(file_okay=False), help="Where to look for runs."
 )

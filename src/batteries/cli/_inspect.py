@@ -39,7 +39,7 @@ def inspect(checkpoint: str, as_json: bool) -> None:
 def _for_json(value: Any) -> Any:
     try:
         json.dumps(value, default=str)
-    except TypeError:  # keys that are no texts
+    except TypeError:  # keys that are not texts
         return str(value)
     return value
 

@@ -1,4 +1,4 @@
-"""`batteries new`: an experiment to begin with."""
+"""`batteries new`: an experiment to start with."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class _Example(click.Choice[str]):
 @click.argument("kind", type=_Example())
 @click.argument("directory", type=click.Path())
 def new(kind: str, directory: str) -> None:
-    """Copy an experiment to edit, which runs as it is, to DIRECTORY.
+    """Copy an example experiment, which runs as it is, to DIRECTORY.
 
     \b
     batteries new ddp my-experiment
     """  # noqa: D301
     target = Path(directory)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} is there already: choose a new directory")
+        raise FileExistsError(f"{target} exists already: choose a new directory")
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted((_examples() / kind).iterdir()):
         if path.suffix in (".py", ".md"):

@@ -1,8 +1,7 @@
-"""`batteries prune`: checkpoints of runs that a rule names are removed."""
+"""`batteries prune`: remove the checkpoints of some runs."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,19 +24,21 @@ _NAMES = ("best.pth", "last.pth", "best.dcp", "last.dcp")
 @main.command()
 @click.argument("logdir", default="runs", type=click.Path(exists=True, file_okay=False))
 @click.option(
-    "--keep-best", type=click.IntRange(0), metavar="N", help="Those of all runs but the best N."
+    "--keep-best", type=click.IntRange(0), metavar="N", help="Select all runs except the best N."
 )
-@click.option("--state", type=click.Choice(_STATES), help="Those of runs in this state.")
-@click.option("--filter", "filters", multiple=True, metavar="CONDITION", help="As in `runs`.")
+@click.option("--state", type=click.Choice(_STATES), help="Select runs in this state.")
+@click.option(
+    "--filter", "filters", multiple=True, metavar="CONDITION", help="Select runs as in `runs`."
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def prune(
     logdir: str, keep_best: int | None, state: str | None, filters: tuple[str, ...], yes: bool
 ) -> None:
-    """List, and after a yes remove, checkpoints of the runs that all rules name.
+    """List the checkpoints of the runs that all rules select, and remove them after a yes.
 
-    Scores, logged lines, records and all other files stay. Runs that are running are never named,
-    and with --keep-best none whose score is not known. A run without a record may be running: only
-    --state unknown (or unreadable) names it. If runs have several metrics, the best N of each stay.
+    Scores, logged lines, records and all other files stay. Running runs are never selected. With
+    --keep-best, no run without a score is selected, and the best N of each metric stay. A run
+    without a record may be running: only --state unknown (or unreadable) selects it.
 
     \b
     batteries prune runs --keep-best 3
@@ -45,13 +46,15 @@ def prune(
     """  # noqa: D301
     if keep_best is None and state is None and not filters:
         raise click.UsageError("expected a rule: --keep-best, --state or --filter")
+    from batteries.scoreboard._info import size_of
+
     found = read(logdir)
     named = [run for run in found.where(*filters) if run.state != "running"]
     if state is None:
         sure = [run for run in named if run.state not in ("unknown", "unreadable")]
         if left_out := len(named) - len(sure):
-            say(f"{left_out} runs without a record that can be read are left out, as they may be "
-                "running: --state unknown or --state unreadable names them", err=True)  # fmt: skip
+            say(f"{left_out} runs without a readable record are left out, since they may be "
+                "running: use --state unknown or --state unreadable", err=True)  # fmt: skip
         named = sure
     else:
         named = [run for run in named if run.state == state]
@@ -61,7 +64,7 @@ def prune(
     files = {run.name: _files_or_why(run) for run in named}
     rows = [
         {"run": run.name, "validation": run.validation, "state": run.state}
-        | {"files": len(files[run.name]), "bytes": _size(files[run.name])}
+        | {"files": len(files[run.name]), "bytes": size_of(*files[run.name])}
         for run in named
         if files[run.name]
     ]
@@ -76,7 +79,7 @@ def prune(
 
 
 def _best(runs: list[RunInfo], number: int) -> set[str]:
-    """The names of the best runs of each metric, and of those that cannot be ranked."""
+    """The names of the best runs of each metric, and of runs that cannot be ranked."""
     kept: set[str] = set()
     counts: dict[tuple[str, bool], int] = {}
     for run in runs:
@@ -92,7 +95,7 @@ def _best(runs: list[RunInfo], number: int) -> set[str]:
 
 
 def _files_or_why(run: RunInfo) -> list[Path]:
-    """The checkpoints of a run; none, and a line that says why, where they cannot be listed."""
+    """The checkpoints of a run. If they cannot be listed, a line says why."""
     try:
         return list(_files(run))
     except (OSError, ValueError) as error:
@@ -101,7 +104,7 @@ def _files_or_why(run: RunInfo) -> list[Path]:
 
 
 def _files(run: RunInfo) -> Iterator[Path]:
-    """What a CheckpointManager writes, but its scores: links before what they lead to."""
+    """The checkpoints of a CheckpointManager: links first, then the directories of shards."""
     for stage in run.stages:
         folders = set[Path]()
         if stage.path != run.path:
@@ -115,22 +118,11 @@ def _files(run: RunInfo) -> Iterator[Path]:
         yield from sorted(folders)
 
 
-def _size(paths: list[Path]) -> int:
-    """Of all files, each counted once."""
-    known: dict[tuple[int, int], int] = {}
-    for path in paths:
-        inside = os.walk(path) if path.is_dir() and not path.is_symlink() else ()
-        for file in [path, *(Path(top, name) for top, _, names in inside for name in names)]:
-            found = file.lstat()
-            known[found.st_dev, found.st_ino] = found.st_size
-    return sum(known.values())
-
-
 def _remove(run: RunInfo, paths: list[Path]) -> None:
     from batteries.scoreboard import read_run
 
-    if paths and read_run(run.path).state == "running":  # it has begun since it was listed
-        raise RuntimeError(f"{run.path} is running now: nothing of it is removed")
+    if paths and read_run(run.path).state == "running":  # it was started since
+        raise RuntimeError(f"{run.path} is running now: its checkpoints were not removed")
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

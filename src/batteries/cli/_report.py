@@ -10,12 +10,12 @@ from batteries.cli._group import main
 @main.command()
 @click.argument("logdir", default="runs", type=click.Path(exists=True, file_okay=False))
 @click.option("-o", "--output", default="report.html", show_default=True)
-@click.option("--watch", is_flag=True, help="Serve it on this machine, as runs go on.")
+@click.option("--watch", is_flag=True, help="Serve the page on this machine, and update it.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="Of --watch; default: a free one."
+    "--port", type=click.IntRange(0, 65535), default=0, help="For --watch. Default: a free one."
 )
 def report(logdir: str, output: str, watch: bool, port: int) -> None:
-    """Write the runs below LOGDIR as one page, for a browser.
+    """Write a page about the runs below LOGDIR, for a browser.
 
     \b
     batteries report runs -o report.html
@@ -25,7 +25,7 @@ def report(logdir: str, output: str, watch: bool, port: int) -> None:
         from batteries.report._live import report_server
 
         server, address = report_server(logdir, port)
-        click.echo(f"{address} shows the runs in {logdir}; Ctrl-C ends it")
+        click.echo(f"{address} shows the runs in {logdir}; press Ctrl-C to stop")
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""`batteries rerun` and `resume`: the program of a run again, with its code."""
+"""`batteries rerun` and `resume`: start the program of a run again, with its code."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from batteries.cli._group import logdir_option, main, say
 if TYPE_CHECKING:
     from batteries.scoreboard import RunInfo
 
-_MASK = "***"  # what a record has in place of a secret
-_PLAIN = re.compile(  # what a repository may have configured, for git to run no program of its own
+_MASK = "***"  # replaces secrets in a record
+_PLAIN = re.compile(  # settings of a repository that do not make git run programs
     r"(core\.(repositoryformatversion|filemode|bare|logallrefupdates|ignorecase|symlinks|autocrlf|eol"
     r"|precomposeunicode)|user\.(name|email)|remote\..*\.(url|fetch)|branch\..*\.(remote|merge)"
     r"|init\.defaultbranch)",
@@ -33,20 +33,20 @@ _PLAIN = re.compile(  # what a repository may have configured, for git to run no
 
 @dataclass
 class _Plan:
-    """What is to be done: commands before, the program, and where it runs."""
+    """The commands to run first, the program, and its directory."""
 
     directory: str
     command: list[str]
     before: list[list[str]] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    obstacles: list[str] = field(default_factory=list)  # for which it is only shown
+    obstacles: list[str] = field(default_factory=list)  # reasons not to run it
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
-        click.option("--yes", is_flag=True, help="Run it; else it is printed."),
-        click.option("--current-code", is_flag=True, help="With the code as it is now."),
+        click.option("--yes", is_flag=True, help="Run the command instead of printing it."),
+        click.option("--current-code", is_flag=True, help="Use the code as it is now."),
         logdir_option,
         click.argument("words", nargs=-1, type=click.UNPROCESSED),
         click.argument("run", type=click.Path()),
@@ -60,9 +60,9 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 def rerun(run: str, words: tuple[str, ...], logdir: str, current_code: bool, yes: bool) -> None:
     """Print, or with --yes run, the command of RUN, in its directory and with its code.
 
-    If the code has changed since, it is checked out beside: a git worktree at the commit of the
-    run, with its diff applied. WORDS after -- are added at the end of the command, where argparse
-    and click take the last value of an option.
+    If the code has changed since, the run's code is checked out into a git worktree: its commit,
+    with its diff applied. WORDS after -- are added at the end of the command. argparse and click
+    use the last value of an option.
 
     \b
     batteries rerun 13
@@ -76,7 +76,7 @@ def rerun(run: str, words: tuple[str, ...], logdir: str, current_code: bool, yes
 @main.command()
 @_options
 def resume(run: str, words: tuple[str, ...], logdir: str, current_code: bool, yes: bool) -> None:
-    """Print, or with --yes run, what goes on with RUN: its command, and start_run takes that run.
+    """Print, or with --yes run, the command of RUN so that start_run continues this run.
 
     \b
     batteries resume 13 --yes
@@ -87,7 +87,7 @@ def resume(run: str, words: tuple[str, ...], logdir: str, current_code: bool, ye
     plan = _planned(found, words, current_code)
     plan.variables[RESUMED] = str(found.path.resolve())
     if found.state == "running":
-        plan.obstacles.append(f"{found.path} is running")
+        plan.obstacles.append(f"{found.path} is running: stop it first")
     _carry_out(plan, yes)
 
 
@@ -113,26 +113,26 @@ def _planned(run: RunInfo, words: Sequence[str], current_code: bool) -> _Plan:
     session = run.session
     launch = session.get("launch") or session.get("command")
     if not isinstance(launch, list) or not all(isinstance(word, str) for word in launch):
-        raise LookupError(
-            f"{run.path}/run.json has no command: the run was not recorded by start_run"
-        )
+        raise LookupError(f"{run.path}/run.json has no command: only runs of start_run have one")
     if len(launch) < 2 or any("ipykernel" in word for word in launch[:4]):
-        raise LookupError(f"{run.path} was made in a notebook or a console, which has no command")
+        raise LookupError(
+            f"{run.path} was started in a notebook or a console, so it has no command"
+        )
     directory = session.get("directory") or os.fspath(Path.cwd())
     known = _with_secrets(launch, words)
     plan = _Plan(directory, [*known, *words])
     masked = [word for word in known if _MASK in word]
     if masked:
         plan.obstacles.append(
-            f"secrets of the command were not recorded ({', '.join(masked)}): give them again "
-            "behind --, such as: batteries rerun RUN -- --token ..."
+            f"secrets of the command were not recorded ({', '.join(masked)}): pass them again "
+            "after --, such as: batteries rerun RUN -- --token ..."
         )
     if not session.get("directory"):
-        plan.notes.append("the directory was not recorded: it is taken to be this one")
+        plan.notes.append("the directory was not recorded: this one is used")
     if not Path(directory).is_dir():
-        plan.obstacles.append(f"its directory {directory} is not here: make it first")
+        plan.obstacles.append(f"its directory {directory} does not exist here: make it first")
     if not Path(launch[0]).exists():
-        plan.notes.append(f"{launch[0]} is not here: this Python is taken")
+        plan.notes.append(f"{launch[0]} does not exist here: this Python is used")
         plan.command[0] = sys.executable
     _note_ranks(session, plan)
     if not current_code:
@@ -141,7 +141,7 @@ def _planned(run: RunInfo, words: Sequence[str], current_code: bool) -> _Plan:
 
 
 def _with_secrets(launch: list[str], words: Sequence[str]) -> list[str]:
-    """The command without those masked options that are given again."""
+    """The command without the masked options that are passed again."""
     again = {word.partition("=")[0] for word in words}
     kept: list[str] = []
     for word in launch:
@@ -158,7 +158,7 @@ def _note_ranks(session: dict[str, Any], plan: _Plan) -> None:
     nodes = next((word for word in plan.command if word.startswith("--nnodes=")), "--nnodes=1")
     if nodes != "--nnodes=1":
         plan.obstacles.append(
-            f"it ran on several hosts ({nodes}): start this command on each of them, with "
+            f"it ran on several hosts ({nodes}): start this command on each host, with "
             "--node-rank and --master-addr"
         )
     if "SLURM_PROCID" in (session.get("variables") or {}):
@@ -166,28 +166,36 @@ def _note_ranks(session: dict[str, Any], plan: _Plan) -> None:
 
 
 def _check_out(run: RunInfo, plan: _Plan) -> None:
-    """Let the program be that of the run's commit and diff, in a worktree where it is another."""
+    """Use the run's commit and diff: in a worktree, unless the code here is the same."""
     git, program = run.session.get("git") or {}, run.session.get("program")
     commit = str(git.get("commit"))
     if not program or not re.fullmatch("[0-9a-f]{40,64}", commit):
-        plan.notes.append("its code was not in a git repository: the program is as it is now")
+        plan.notes.append("its code was not in a git repository: the present code is used")
         return
     top = _git(Path(program).parent, "rev-parse", "--show-toplevel")
     if top and Path(top).resolve().is_relative_to(run.path.resolve()):
-        raise ValueError(f"{run.path} has a git repository in it, which is not asked for its code")
+        raise ValueError(
+            f"the program is in a git repository inside of {run.path}, which is not trusted: add "
+            "--current-code to use the code as it is now"
+        )
     if top is not None and not _is_trusted(Path(top)):
         raise ValueError(
-            f"{top} has submodules or a configuration of its own, by which git may run programs: "
+            f"{top} has submodules or a configuration with which git may run programs: "
             f"cd {top} first if you trust it, or add --current-code"
         )
     if top is None or _git(Path(top), "cat-file", "-e", f"{commit}^{{commit}}") is None:
-        plan.notes.append(f"commit {commit[:8]} is not here: the program is as it is now")
+        plan.notes.append(
+            f"commit {commit[:8]} is not in this repository: the present code is used"
+        )
         return
     diff = read_regular(run.diff, inside=run.path) if run.diff and run.diff.exists() else b""
     if _is_at(Path(program).parent, run.path, commit, diff):
         return
     if diff.endswith(b" bytes more]\n"):
-        raise ValueError(f"{run.diff} was too long to be recorded whole: --current-code")
+        raise ValueError(
+            f"{run.diff} was too long and is incomplete: add --current-code to use the code as it "
+            "is now"
+        )
     known = hashlib.sha256(diff).hexdigest()[:8]
     above = Path(top, _git(Path(top), "rev-parse", "--git-common-dir") or ".git")
     worktree = above / "batteries" / f"{commit[:12]}-{known}"
@@ -198,7 +206,9 @@ def _check_out(run: RunInfo, plan: _Plan) -> None:
             apply = ["git", "-C", str(worktree), "apply", "--whitespace=nowarn"]
             plan.before.append([*apply, str(run.diff and run.diff.resolve())])
     elif not _is_at(worktree, run.path, commit, diff):
-        raise RuntimeError(f"{worktree} was changed: git worktree remove --force {worktree}")
+        raise RuntimeError(
+            f"{worktree} was changed: remove it with git worktree remove --force {worktree}"
+        )
     if _MASK.encode() in diff:
         plan.notes.append(f"secrets in {run.diff} are masked: put them into {worktree}")
     if untracked := git.get("untracked"):
@@ -207,7 +217,7 @@ def _check_out(run: RunInfo, plan: _Plan) -> None:
 
 
 def _is_trusted(top: Path) -> bool:
-    """Whether the user works in a repository, or git runs no program that it names."""
+    """Whether the user works in a repository, or it cannot make git run programs."""
     if Path.cwd().resolve().is_relative_to(top.resolve()):
         return True
     known = _git(top, "config", "--local", "--name-only", "--list")
@@ -218,26 +228,26 @@ def _is_trusted(top: Path) -> bool:
 
 
 def _move(plan: _Plan, session: dict[str, Any], program: Path, top: Path, worktree: Path) -> None:
-    """Run the program that is in the worktree, in the directory of the run."""
+    """Run the program of the worktree in the directory of the run."""
     top, here = top.resolve(), Path(plan.directory).resolve()
 
     def moved(place: Path) -> Path:
         place = place.resolve()
         return worktree / place.relative_to(top) if place.is_relative_to(top) else place
 
-    places = [worktree / "src", worktree]  # packages of the repository are imported from there
+    places = [worktree / "src", worktree]  # for imports of the repository's packages
     for number, word in enumerate(plan.command[1:], start=1):
         if here.joinpath(word).resolve() == program.resolve():
             plan.command[number] = str(moved(program))
             break
-    else:  # python -m, which looks where it runs
+    else:  # python -m, which imports from its directory
         if not here.is_relative_to(top):
             own = moved(program)
-            plan.obstacles.append(f"{program} is not named by the command: start it by {own}")
+            plan.obstacles.append(f"the command does not name {program}: start {own} yourself")
         if str(session.get("python")).startswith("3.10."):
             plan.obstacles.append(
-                "python -m of Python 3.10 takes the code of the directory where it runs: check out "
-                f"{top} there as it was, or add --current-code"
+                "python -m of Python 3.10 uses the code of the directory where it runs: check out "
+                f"commit and diff in {top} yourself, or add --current-code"
             )
         places.insert(0, moved(here))
         plan.variables["PYTHONSAFEPATH"] = "1"
@@ -257,6 +267,6 @@ def _git(directory: Path, *words: str) -> str | None:
     command = ["git", "-C", str(directory), "-c", "core.fsmonitor=false", *words]
     try:
         found = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    except OSError:  # no git here
+    except OSError:  # git is not installed
         return None
     return found.stdout.strip() if found.returncode == 0 else None

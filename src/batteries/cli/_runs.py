@@ -29,19 +29,19 @@ def _formats(command: Callable[..., None]) -> Callable[..., None]:
 @main.command()
 @click.argument("logdir", default="runs", type=click.Path(exists=True, file_okay=False))
 @click.option("--best", metavar="METRIC", help="Show and rank by the best value of a metric.")
-@click.option("--last", metavar="METRIC", help="Show and rank by its value at the last step.")
+@click.option("--last", metavar="METRIC", help="Show and rank by the last value of a metric.")
 @click.option("--minimize", multiple=True, metavar="METRIC", help="Lower is better.")
 @click.option("--maximize", multiple=True, metavar="METRIC", help="Higher is better.")
 @click.option(
     "--filter", "filters", multiple=True, metavar="CONDITION",
-    help="'lr=0.1', 'valid/loss<0.3', 'run~^dig': =, !=, <, <=, >, >=, ~ of any column.",
+    help="Such as 'lr=0.1', 'valid/loss<0.3', 'run~^dig'. Signs: =, !=, <, <=, >, >=, ~.",
 )  # fmt: skip
 @click.option(
-    "--sort", metavar="COLUMN", help="A metric: the best first; else the lowest. -COLUMN: highest."
+    "--sort", metavar="COLUMN", help="Best first for a metric, else lowest. -COLUMN: highest."
 )
-@click.option("--group-by", metavar="COLUMNS", help="Mean and spread over the others: seeds.")
-@click.option("--columns", metavar="COLUMNS", help="Show these, with commas between them.")
-@click.option("--all-columns", is_flag=True, help="Show all.")
+@click.option("--group-by", metavar="COLUMNS", help="Mean and spread of runs equal in these.")
+@click.option("--columns", metavar="COLUMNS", help="Show only these, separated by commas.")
+@click.option("--all-columns", is_flag=True, help="Show all columns.")
 @_formats
 def runs(
     logdir: str,
@@ -56,10 +56,10 @@ def runs(
     all_columns: bool,
     **formats: bool,
 ) -> None:
-    """List the runs below LOGDIR, the best first: what differs between them, and their scores.
+    """List the runs below LOGDIR, best first, with their scores and the arguments that differ.
 
-    Whether lower is better is what a CheckpointManager or record_scores has said, or --minimize
-    and --maximize. JSON and CSV have all columns.
+    CheckpointManager, record_scores, --minimize or --maximize say whether lower is better. JSON
+    and CSV have all columns.
 
     \b
     batteries runs --filter lr=0.1 --filter "valid/loss<0.3" --best valid/loss
@@ -83,9 +83,7 @@ def runs(
             names = _default(shown, rows, column)
         rows = [{name: row[name] for name in names} for row in rows]
     exact = {name.removesuffix("args.") for run in found for name in run.arguments}
-    if (
-        formats["as_csv"] and not group_by
-    ):  # "runs/001": of "001" its reader would make the number 1
+    if formats["as_csv"] and not group_by:  # "runs/001", since "001" would be read as a number
         paths = {run.name: str(run.path) for run in shown}
         rows = [{**row, "run": paths[row["run"]]} if "run" in row else row for row in rows]
     _print(_title(logdir, shown, column), rows, names, exact, **formats)
@@ -95,7 +93,7 @@ def runs(
 
 
 def _ranked(runs: Runs, best: str | None, last: str | None, sort: str | None) -> tuple[Runs, str]:
-    """In the order that was asked for, and the column of the score."""
+    """The runs in the order of --best, --last or --sort, and the column of the score."""
     metric = best or last
     column = f"{metric}.{'last' if last else 'best'}" if metric else "validation"
     if len(runs):
@@ -112,7 +110,6 @@ def _ranked(runs: Runs, best: str | None, last: str | None, sort: str | None) ->
 
 
 def _metric_of(runs: Runs, column: str) -> str:
-    """The metric whose values a column has."""
     if column == "validation":
         metrics = {run.metric for run in runs if run.validation is not None}
         return metrics.pop() if len(metrics) == 1 else ""
@@ -129,7 +126,7 @@ def _title(logdir: str, runs: Runs, column: str) -> str:
 
 
 def _default(runs: Runs, rows: Sequence[dict[str, Any]], column: str) -> list[str]:
-    """What differs between the runs, and what they came to."""
+    """The default columns: arguments that differ, scores and states."""
     arguments = dict.fromkeys(
         f"args.{name}" if f"args.{name}" in runs.columns else name
         for run in runs
@@ -171,4 +168,4 @@ def _print(
         gaps = [name for row in rows[:1] for name in row if name.endswith("- validation")]
         left_out = print_table(title, rows, [*gaps, "spread", "bytes", "seconds"], exact)
         if left_out:
-            say(f"no room for {', '.join(left_out)}: a wider terminal, --json or --csv")
+            say(f"no room for {', '.join(left_out)}: widen the terminal, or use --json or --csv")

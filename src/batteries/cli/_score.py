@@ -1,4 +1,4 @@
-"""`batteries score`: what a run is told."""
+"""`batteries score`: record the scores of a run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from batteries.cli._tables import dumped
 
 @main.command()
 @click.argument("run", type=click.Path())
-@click.option("--test", type=float, help="On the test set.")
-@click.option("--leaderboard", type=float, help="The score there.")
-@click.option("--name", default="public", show_default=True, help="Of the leaderboard.")
+@click.option("--test", type=float, help="The score on the test set.")
+@click.option("--leaderboard", type=float, help="The score on the leaderboard.")
+@click.option("--name", default="public", show_default=True, help="The name of the leaderboard.")
 @click.option("--private", type=float, help="The score on its private part.")
-@click.option("--validation", type=float, help="Instead of the best epoch's.")
-@click.option("--file", type=click.Path(exists=True, dir_okay=False), help="What was submitted.")
-@click.option("-m", "--message", help="What is to be known of the submission.")
-@click.option("--metric", help="What validation is the score of.")
+@click.option("--validation", type=float, help="The validation score, instead of the best epoch's.")
+@click.option("--file", type=click.Path(exists=True, dir_okay=False), help="The submitted file.")
+@click.option("-m", "--message", help="A note about the submission.")
+@click.option("--metric", help="The metric of the validation score.")
 @click.option("--minimize/--maximize", "lower", default=None, help="Whether lower is better.")
 @logdir_option
 @as_json_option
@@ -35,10 +35,10 @@ def score(
     logdir: str,
     as_json: bool,
 ) -> None:
-    """Write scores into RUN, and say how far they are from validation.
+    """Write scores into RUN, and print their gaps to validation.
 
-    Each submission is kept: its file, hash, time, message and scores. If the same file has got
-    another score since, such as the private one, its submission gets it.
+    Each submission is kept with its file, hash, time, message and scores. If you call this again
+    with the same file and another score, such as the private one, its submission gets the score.
 
     \b
     batteries score 3 --leaderboard 0.907 --file submission.csv -m "with warmup"

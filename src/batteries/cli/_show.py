@@ -1,4 +1,4 @@
-"""`batteries show`: one run, as far as its files tell it."""
+"""`batteries show`: everything about one run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from batteries.cli._group import as_json_option, logdir_option, main, say
 from batteries.cli._tables import dumped, duration, print_table, size
 
 _MACHINE = ("host", "platform", "cpu", "memory", "gpus", "driver", "python", "world_size")
-_TAIL = 4000  # bytes of the log, of which the last lines are shown
+_TAIL = 4000  # bytes at the end of the log that are read
 _LONG = 300  # letters of a value
 
 
@@ -20,11 +20,11 @@ _LONG = 300  # letters of a value
 @click.argument("run", type=click.Path())
 @logdir_option
 @click.option(
-    "--lines", type=click.IntRange(0), default=10, show_default=True, help="How many of the log."
+    "--lines", type=click.IntRange(0), default=10, show_default=True, help="Last lines of the log."
 )
 @as_json_option
 def show(run: str, logdir: str, lines: int, as_json: bool) -> None:
-    """Show how RUN was made, how it ended, what it scored, and its checkpoints.
+    """Show how RUN was started, how it ended, its scores and its checkpoints.
 
     RUN is a path, a name below --logdir, or a number.
 
@@ -62,7 +62,7 @@ def show(run: str, logdir: str, lines: int, as_json: bool) -> None:
         print_table("\nsubmissions", [_submission(each) for each in submissions])
     if checkpoints:
         print_table("\ncheckpoints", checkpoints)
-    for line in ["\nthe log ends with", *log] if log else []:
+    for line in ["\nlast lines of the log", *log] if log else []:
         say(line)
     for problem in found.problems:
         say(problem, err=True)
@@ -79,7 +79,7 @@ def _say_how(found: Any, session: dict[str, Any]) -> None:
     git = session.get("git") or {}
     code = {name: git.get(name) for name in ("commit", "branch", "remote")}
     machine = {name: session.get(name) for name in _MACHINE}
-    _say_values("\nmade by", {"command": told, "directory": session.get("directory")} | code)
+    _say_values("\nstarted by", {"command": told, "directory": session.get("directory")} | code)
     if found.diff:
         say(f"  changed after the commit: {found.diff}")
     _say_values("\narguments", found.arguments)

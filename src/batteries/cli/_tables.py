@@ -1,4 +1,4 @@
-"""Tables: as wide as the terminal, or as CSV, JSON, Markdown or LaTeX."""
+"""Tables for the terminal, or as CSV, JSON, Markdown or LaTeX."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import click
 from batteries._digits import shown
 from batteries._foreign import printable
 
-_WIDE = 10_000  # columns, where there is no terminal
+_WIDE = 10_000  # columns, if there is no terminal
 _LONG = 2000  # letters of a cell
 _LATEX = {each: f"\\{each}" for each in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"
@@ -30,10 +30,10 @@ Rows = Sequence[Mapping[str, Any]]
 def print_table(
     title: str, rows: Rows, spare: Sequence[str] = (), exact: Collection[str] = ()
 ) -> list[str]:
-    """Print rows; where they are too wide, without spare columns, which are returned.
+    """Print rows. Spare columns are left out if there is no room; their names are returned.
 
     Args:
-        exact: Columns of numbers that somebody has typed, such as learning rates.
+        exact: Columns whose numbers are shown in full, such as learning rates.
     """
     columns = _cells(rows, list(rows[0]) if rows else [], exact)
     columns = {name: cells for name, cells in columns.items() if any(cells[1:])}
@@ -57,7 +57,7 @@ def print_table(
 
 
 def dumped(value: Any) -> str:
-    """Values as JSON, which has null for what is not finite."""
+    """Values as JSON, with null for numbers that are not finite."""
     return json.dumps(_finite(value), indent=1, default=str, allow_nan=False)
 
 
@@ -90,7 +90,6 @@ def as_latex(rows: Rows, names: Sequence[str], exact: Collection[str] = ()) -> s
 
 
 def size(number: float) -> str:
-    """Of bytes."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.0f} B" if unit == "B" else f"{number:.3g} {unit}"
@@ -141,12 +140,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_right(rows: Rows, name: str) -> bool:
-    """Whether a column is one of numbers, by its first row."""
     return bool(rows) and _is_number(rows[0].get(name))
 
 
 def _width(text: str) -> int:
-    """Columns of a terminal."""
+    """The width in a terminal."""
     wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
     return len(text) + wide
 

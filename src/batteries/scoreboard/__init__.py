@@ -1,4 +1,4 @@
-"""Validation, test and leaderboard scores of runs, and what they say together."""
+"""Read runs, and compare their validation, test and leaderboard scores."""
 
 from batteries import _public
 from batteries._rundir.checksums import Parting, first_difference

@@ -1,4 +1,4 @@
-"""Runs side by side, and whether they differ by more than noise."""
+"""Compare runs, and find out whether they differ by more than noise."""
 
 from __future__ import annotations
 
@@ -31,23 +31,24 @@ _UNFINISHED = ("running", "failed", "stopped", "killed")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs between runs.
+    """The differences between runs.
 
     >>> Comparison(["001", "002"], {"lr": (0.1, 0.2)}, {}, "").arguments
     {'lr': (0.1, 0.2)}
 
     Attributes:
-        names: Of the runs.
-        arguments: By name, those of each run; None where it has none.
-        versions: Of packages, likewise.
-        code: What `git diff --stat` says between the commits of the first and the others.
-        scores: By name, and the last and the best of each logged metric.
-        differences: Of each two runs, the second's score less the first's: by runs of both with
-            other seeds where there are some, else by their folds; none without either.
-        metric: What is compared; "" where the runs say several, or none.
-        minimization: Whether lower is better; None where nothing says it.
-        only_seeds: The pairs of runs whose arguments are the same, but for seeds.
-        left_out: How many runs of `among` would tell the noise of seeds, but have not finished.
+        names: The names of the runs.
+        arguments: The arguments that differ: by name, the value of each run or None.
+        versions: The versions of packages that differ, in the same form.
+        code: The output of `git diff --stat` between the commits of the first and the others.
+        scores: By name, the score of each run, and the last and best of each logged metric.
+        differences: For each two runs, the second's score minus the first's. The noise is that of
+            seeds if there are runs with other seeds, else that of folds. Without both, no entry.
+        metric: The metric that is compared; "" if the runs have several, or none.
+        minimization: Whether lower is better; None if that is not known.
+        only_seeds: The pairs of runs whose arguments differ only in seeds.
+        left_out: The number of runs of `among` that would show the noise of seeds, but have not
+            finished.
     """
 
     names: Sequence[str]
@@ -63,42 +64,42 @@ class Comparison:
 
     @property
     def difference(self) -> Difference | None:
-        """The first of `differences`, which is the only one of two runs."""
+        """The first of `differences`. Two runs have only one."""
         return self.differences[0] if self.differences else None
 
     def verdicts(self) -> list[str]:
-        """What each difference says; one line that says what it takes, if there are none.
+        """A text for each difference. If there are none, the text says what is needed.
 
-        >>> Comparison(["001", "002"], {}, {}, "").verdicts()[0][:40]
-        'whether they differ is not known: it tak'
+        >>> Comparison(["001", "002"], {}, {}, "").verdicts()[0][:46]
+        'whether they differ is not known: this needs s'
         """
         same = [
-            f"{self.names[i]} and {self.names[j]} are two models of one configuration (their "
-            "arguments are the same but for the seed)"
+            f"{self.names[i]} and {self.names[j]} have one configuration (their arguments differ "
+            "only in the seed)"
             for i, j in self.only_seeds
         ]
         found = [self.verdict(each) for each in self.differences]
         if not found and not same:
             found = [
-                "whether they differ is not known: it takes several runs of each that differ in "
-                "the seed alone, the scores of folds (record_scores(run, folds=...)), or "
+                "whether they differ is not known: this needs several runs of each that differ "
+                "only in the seed, the scores of folds (record_scores(run, folds=...)), or "
                 "predictions (--predictions)"
             ]
         if self.left_out:
             found.append(
-                "runs of these configurations that have not finished are left out "
-                f"({self.left_out}): name a run to count it"
+                f"{self.left_out} unfinished runs of these configurations are left out: name a run "
+                "to count it"
             )
         return same + found
 
     def verdict(self, difference: Difference) -> str:
-        """What a difference says, and of what noise it does not speak.
+        """A difference in words, with the kind of noise that it does not include.
 
         >>> found = Comparison(["001", "002"], {}, {}, "", metric="auc", minimization=False)
         >>> print(found.verdict(Difference(0.02, (0.01, 0.03), "5 folds", (0.90, 0.92))))
         auc of 001 0.9000, of 002 0.9200: difference +0.0200, 95 % +0.0100 to +0.0300:
         002 is better, beyond the noise of 5 folds
-        (what other seeds would give is not in it: that takes more runs of both)
+        (this does not include the noise of seeds, which needs more runs of both)
         """
         first, second = (self.names[place] for place in difference.pair)
         value, low, high = shown([difference.value, *difference.interval], sign="+")
@@ -111,7 +112,7 @@ class Comparison:
             text += f" (of {difference.of} comparisons, by Holm)"
         by = difference.by
         if not is_known:
-            found = f"{by} have no spread, so that their noise is not known"
+            found = f"{by} have no spread, so their noise is not known"
         elif not difference.beyond_noise:
             found = f"the data cannot tell: not beyond the noise of {by}"
             if difference.needed:
@@ -119,30 +120,30 @@ class Comparison:
                 each = " of each" if unit == "seeds" else ""
                 found += f"; about {difference.needed:,} {unit}{each} would show such a difference"
         elif self.minimization is None:
-            found = f"beyond the noise of {by}; nothing says whether lower is better"
+            found = f"beyond the noise of {by}; whether lower is better is not known"
         else:
             better = second if (difference.value < 0) == self.minimization else first
             found = f"{better} is better, beyond the noise of {by}"
         text += f":\n{found}"
         if not by.endswith("seeds"):
-            text += "\n(what other seeds would give is not in it: that takes more runs of both)"
+            text += "\n(this does not include the noise of seeds, which needs more runs of both)"
         return text
 
 
 def compare(*runs: RunInfo | PathLike, among: Sequence[RunInfo | PathLike] = ()) -> Comparison:
-    """What differs between runs, and whether each two of them differ by more than noise.
+    """Compare runs, and say for each two of them whether they differ by more than noise.
 
     >>> compare(RunInfo("1", Path("1")), RunInfo("2", Path("2"))).code
     'the commit of one is not known'
 
-    A configuration is what runs share that differ in the seed alone. If there are several seeds of
-    two configurations, it is Welch's interval; if they have the same seeds, five or more, it is
-    that of the pairs, which is right whether or not a seed does the same in both. Of several
-    comparisons, Holm's procedure keeps the chance of one false verdict below 5 %.
+    Runs have one configuration if their arguments differ only in the seed. The interval of two
+    configurations with several seeds is Welch's. If both have the same five or more seeds, it is
+    the interval of the paired differences. With several comparisons, Holm's procedure keeps the
+    chance of any false verdict below 5 %.
 
     Args:
-        among: Runs, of which those with the arguments of one of the runs, but for the seed, tell
-            the noise of seeds. Those that have not finished are left out.
+        among: Other runs. Those with the configuration of one of the runs show the noise of seeds.
+            Unfinished ones are left out.
 
     Raises:
         ValueError: Fewer than two runs.
@@ -190,7 +191,7 @@ def compare(*runs: RunInfo | PathLike, among: Sequence[RunInfo | PathLike] = ())
 
 
 def _names(runs: Sequence[RunInfo]) -> list[str]:
-    """The last parts of their names that tell them apart."""
+    """The shortest last parts of their names that are all different."""
     parts = [Path(run.name).parts for run in runs]
     for length in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(each[-length:]) for each in parts]
@@ -239,13 +240,13 @@ def _content(path: Path) -> bytes | Path:
 
 def _diff_stat(one: str, other: str) -> str:
     for directory in (Path.cwd(), program_directory()):
-        # Without what the repository itself may have configured to be run.
+        # These options keep git from running programs that the repository has configured.
         command = ["git", "-C", str(directory), "-c", "core.fsmonitor=false", "diff", "--stat"]
         command += ["--no-ext-diff", "--no-textconv", one, other, "--"]
         try:
             found = subprocess.run(command, capture_output=True, text=True, errors="replace")
-        except OSError:  # no git here
+        except OSError:  # git is not installed
             break
         if found.returncode == 0:
             return found.stdout.rstrip() or "the same files"
-    return f"{one[:8]} and {other[:8]}, which are not in the repository here"
+    return f"{one[:8]} and {other[:8]}, which are not in this repository"

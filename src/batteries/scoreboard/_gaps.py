@@ -1,4 +1,4 @@
-"""Whether test and leaderboard move with validation."""
+"""Check whether test and leaderboard scores move with validation."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from batteries._optional import import_optional
 from batteries.scoreboard._info import RunInfo, folds_of
 from batteries.scoreboard._runs import run_info
 
-_FEW = 5  # runs, below which nothing is said
+_FEW = 5  # runs that a verdict needs
 _SEED = 42
 
 
 class GapCheck(NamedTuple):
-    """What a gap check found.
+    """Whether another score moves with validation.
 
     >>> print(GapCheck("test", "accuracy", 8, None, None, "test moves with validation"))
     8 runs by accuracy: test moves with validation
 
     Attributes:
-        metric: Of validation: runs with another one are another check.
-        correlation: Spearman's, of validation and the other score; None where it is not known.
-        interval: In which it lies with 95 % probability, by resampling the runs.
+        against: The other score: "test", or "leaderboard.public".
+        metric: The metric of validation. Each metric has a check of its own.
+        correlation: Spearman's correlation of validation and the other score, if known.
+        interval: The correlation's 95 % interval, by resampling the runs.
     """
 
     against: str
@@ -42,7 +43,7 @@ class GapCheck(NamedTuple):
 
 
 def check_gaps(runs: Sequence[RunInfo | PathLike]) -> list[GapCheck]:
-    """For test and each leaderboard: whether it moves with validation, over all runs.
+    """Check over all runs whether test and each leaderboard move with validation.
 
     >>> check_gaps([])
     []
@@ -62,7 +63,7 @@ def check_gaps(runs: Sequence[RunInfo | PathLike]) -> list[GapCheck]:
 
 
 def _others(run: RunInfo) -> dict[str, float]:
-    """The scores that validation is held against."""
+    """The scores that are compared with validation."""
     test = {"test": run.scores["test"]} if "test" in run.scores else {}
     boards = run.scores.get("leaderboard", {})
     return {**test, **{f"leaderboard.{name}": score for name, score in boards.items()}}
@@ -79,10 +80,10 @@ def _checked(
         if count and len(set(scores)) == 1
     ]
     if count >= _FEW and alike:
-        verdict = f"all have the same {' and '.join(alike)} score, so nothing moves with another"
+        verdict = f"all have the same {' and '.join(alike)} score, so no correlation can be seen"
         return GapCheck(against, metric, count, None, None, verdict)
     if count < _FEW:
-        verdict = f"too few to say whether {against} moves with validation: it takes {_FEW}"
+        verdict = f"too few to say whether {against} moves with validation: {_FEW} are needed"
         return GapCheck(against, metric, count, None, None, verdict)
     stats: Any = import_optional("scipy.stats", needs="scipy", for_="check_gaps")
     correlation = float(stats.spearmanr(known[:, 0], known[:, 1]).statistic)
@@ -91,22 +92,22 @@ def _checked(
     ranks = stats.rankdata(known[rows], axis=1)
     ranks -= ranks.mean(axis=1, keepdims=True)
     both = (ranks**2).sum(axis=1).prod(axis=1)
-    # Where all are alike, no rank says anything.
+    # If all drawn scores are equal, the correlation counts as 0.
     drawn = ranks.prod(axis=2).sum(axis=1) / np.sqrt(np.where(both == 0, np.inf, both))
     low, high = (float(value) for value in np.quantile(drawn, [0.025, 0.975]))
     if low > 0:
         verdict = f"{against} moves with validation"
     elif high < 0:
         verdict = f"{against} moves against validation"
-        if minimization:  # whether higher is better there is not known
-            verdict += f", whose {metric} is better when lower: right, if higher is better there"
+        if minimization:  # the direction of the other score is not known
+            verdict += f", whose {metric} is better when lower: right if {against} is better higher"
     else:
         verdict = f"{count} runs are too few to show that {against} follows validation"
     return GapCheck(against, metric, count, correlation, (low, high), verdict)
 
 
 def check_gap(run: RunInfo | PathLike) -> list[str]:
-    """For one run: whether its gaps are inside the spread of its folds.
+    """Check whether the gaps of one run are inside the spread of its folds.
 
     >>> check_gap(RunInfo("001", Path("001"), scores={"folds": [0.90, 0.92, 0.94], "test": 0.91}))
     ['test - validation is -0.0100, inside the spread of 3 folds (0.9000 to 0.9400)']

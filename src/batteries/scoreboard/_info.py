@@ -1,4 +1,4 @@
-"""What the files of one run say."""
+"""Read the files of one run."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from batteries._rundir.scores import read_scores
 from batteries.scoreboard._series import Logged, Metric, Series, read_logged
 
 _LONG = 500  # letters of a problem
-_FILES = 100_000  # of one run, whose sizes are added up
+_FILES = 100_000  # at most, whose sizes are added up
 _ARGUMENTS = 1000
-_FOREIGN = (ValueError, OSError, OverflowError, MemoryError)  # what files of others may raise
+_FOREIGN = (ValueError, OSError, OverflowError, MemoryError)  # raised by damaged files
 _FOLD = re.compile(r"(?i)(^|/)fold[_-]?\d+(?=/|$)")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The scores of the epochs of one stage, which has a directory of checkpoints.
+    """The scores of all epochs of one stage. A stage has a directory of checkpoints.
 
     >>> rows = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.4}, {"epoch": 3, "loss": None}]
     >>> Stage("", Path("checkpoints"), "loss", True, rows).best
     {'epoch': 2, 'loss': 0.4}
 
     Attributes:
-        name: Of the directory, "" where there is only one.
-        rows: `{"epoch": 1, "loss": 0.5, ...}`, with None for what is not finite.
-        epochs: How many there were. If the directory was removed, the best row alone is known.
+        name: The name of the directory; "" if there is only one.
+        rows: `{"epoch": 1, "loss": 0.5, ...}`. None stands for values that are not finite.
+        epochs: The number of epochs. If the directory was removed, only the best row is known.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Stage:
 
     @cached_property
     def best(self) -> dict[str, Any] | None:
-        """The row of the best epoch; of equal ones the earliest."""
+        """The row of the best epoch, the earliest of equal ones."""
         return best_row(self.metric, self.minimization, self.rows)
 
 
 class Checkpoint(NamedTuple):
-    """An epoch of which there is a file.
+    """The file of an epoch.
 
     >>> Checkpoint("", 3, 0.9, Path("exp_3.pth"), 1024).bytes
     1024
@@ -72,17 +72,17 @@ class Checkpoint(NamedTuple):
 
 
 class Validation(NamedTuple):
-    """The validation score of a run, and what it is the score of.
+    """The validation score of a run, and where it comes from.
 
     >>> Validation(0.91, "mean of 5 folds", 0.01).of
     'mean of 5 folds'
 
     Attributes:
-        of: "best epoch"; "mean of 5 folds", of each the best epoch; "told" (`record_scores`); or
-            "out-of-fold", which is one that was told beside scores of folds.
+        of: "best epoch"; "mean of 5 folds" (of their best epochs); "told" (by `record_scores`); or
+            "out-of-fold" (told together with scores of folds).
         spread: The standard deviation of the folds.
-        epoch: The best one.
-        stage: Where it was.
+        epoch: The best epoch.
+        stage: The stage of that epoch.
     """
 
     value: float
@@ -94,15 +94,15 @@ class Validation(NamedTuple):
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What the files of a run say.
+    """The information in the files of a run.
 
     >>> RunInfo("001", Path("runs/001")).state
     'unknown'
 
     Attributes:
-        name: Its directory, as seen from the log directory.
-        record: What is in `run.json`.
-        scores: What `record_scores` wrote.
+        name: Its directory, relative to the log directory.
+        record: The content of `run.json`.
+        scores: The scores of `record_scores`.
         problems: Files that could not be read, and why.
     """
 
@@ -119,60 +119,59 @@ class RunInfo:
 
     @property
     def session(self) -> dict[str, Any]:
-        """The record of its last start."""
+        """The record of the last start."""
         sessions = self.record.get("sessions")
         return dict(sessions[-1]) if sessions else {}
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
-        """Those of its last start, with joined names: "model.width"; lists as texts."""
+        """The arguments of the last start, with joined names: "model.width". Lists are texts."""
         pairs = _joined(self.session.get("args") or {}, "")
         return dict(pair for pair, _ in zip(pairs, range(_ARGUMENTS), strict=False))
 
     @property
     def commit(self) -> str:
-        """The first letters of the commit, with a * where something was changed."""
+        """The first letters of the commit, and a * if files were changed after it."""
         git = self.session.get("git") or {}
         return str(git.get("commit", ""))[:8] + ("*" if git.get("dirty") else "")
 
     @property
     def diff(self) -> Path | None:
-        """Where the changes after the commit of its last start are recorded, if there were some."""
-        # By its own name only: a record may come from elsewhere, and must not ask for other files.
+        """The file of the changes after the commit of the last start, if there were some."""
+        # Only names of such files are allowed: a foreign record must not name other files.
         name = str((self.session.get("git") or {}).get("diff"))
         return self.path / name if is_diff(name) else None
 
     @property
     def seconds(self) -> float | None:
-        """How long all its starts took together, as far as is known."""
+        """The duration of all starts together, as far as it is known."""
         spans = [_span(session) for session in self.record.get("sessions", [])]
         known = [span for span in spans if span is not None]
         return sum(known) if known else None
 
     @property
     def epochs(self) -> int:
-        """Of all stages."""
+        """The number of epochs of all stages."""
         return sum(stage.epochs or len(stage.rows) for stage in self.stages)
 
     @cached_property
     def bytes(self) -> int:
-        """What it takes on the disk; files with several names count once."""
-        left = [_FILES]
-        return sum(dict(_sizes(self.path, left)).values())
+        """The size on the disk. Files with several names count once."""
+        return size_of(self.path.resolve())
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
-        """What each logged metric came to, by its name."""
+        """A summary of each logged metric, by its name."""
         self._logged()
         found: dict[str, Metric] = vars(self)["metrics"]
         return found
 
     def series(self) -> dict[str, Series]:
-        """All that was logged, by the names of metrics; it is read anew."""
+        """All logged values, by the names of metrics. Each call reads the files again."""
         return self._logged().series
 
     def _logged(self) -> Logged:
-        """All that was logged; what the metrics came to is remembered."""
+        """All that was logged. The summaries of the metrics are kept."""
         problems: list[str] = []
         found = read_logged(self.path, problems)
         self.problems.extend(text[:_LONG] for text in problems if text[:_LONG] not in self.problems)
@@ -180,11 +179,11 @@ class RunInfo:
         return found
 
     def checkpoints(self) -> list[Checkpoint]:
-        """The epochs of which there is a file, and how large it is."""
+        """The files of epochs, with their sizes."""
         return [each for stage in self.stages for each in _checkpoints(self.path, stage)]
 
     def log(self, most: int) -> tuple[str, int]:
-        """The last so many bytes of `log.txt`, and how many are before them."""
+        """The last `most` bytes of `log.txt`, and the number of bytes before them."""
         problems: list[str] = []
         with _telling(self.path / LOG, problems):
             return read_text(self.path / LOG, most, tail=True)
@@ -206,20 +205,20 @@ class RunInfo:
 
     @property
     def metric(self) -> str:
-        """What validation is the score of; "" where nothing says it."""
+        """The metric of the validation score; "" if it is not known."""
         stage = self.best_stage
         return str(self.scores.get("metric") or (stage.metric if stage else ""))
 
     @property
     def minimization(self) -> bool | None:
-        """Whether lower is better; None where nothing says it."""
+        """Whether lower is better; None if it is not known."""
         told: bool | None = self.scores.get("minimization")
         stage = self.best_stage
         return told if told is not None or stage is None else stage.minimization
 
     @cached_property
     def validated(self) -> Validation | None:
-        """The score that the run was told, else that of its folds together or of its best epoch."""
+        """The score of `record_scores`, else the mean of the folds, else that of the best epoch."""
         told, folds = self.scores.get("validation"), self.scores.get("folds") or []
         spread = statistics.stdev(folds) if len(folds) > 1 else None
         if told is not None:
@@ -247,7 +246,7 @@ class RunInfo:
         return self.validated and self.validated.value
 
     def row(self) -> dict[str, Any]:
-        """The run as a line of a table, of plain values."""
+        """The run as a row of a table, with plain values."""
         boards: dict[str, float] = self.scores.get("leaderboard", {})
         test, told = self.scores.get("test"), self.validated
         value = told.value if told else None
@@ -274,7 +273,7 @@ class RunInfo:
 
 
 def read_run(path: PathLike, name: str | None = None) -> RunInfo:
-    """What the files of one run say.
+    """Read the files of one run.
 
     >>> read_run("runs/digits/001").stages
     []
@@ -299,7 +298,7 @@ def read_run(path: PathLike, name: str | None = None) -> RunInfo:
 
 
 def folds_of(run: RunInfo) -> list[float]:
-    """The scores of the folds: told, or of each the best epoch."""
+    """The scores of the folds: those of `record_scores`, or of each fold's best epoch."""
     told: list[float] = run.scores.get("folds") or []
     if told or run.validated is None or not run.validated.of.startswith("mean of"):
         return told
@@ -310,7 +309,7 @@ def folds_of(run: RunInfo) -> list[float]:
 
 
 def read_text(path: Path, most: int, tail: bool = False) -> tuple[str, int]:
-    """The beginning or the end of a file, and how many bytes there are besides; "" without one."""
+    """The beginning or the end of a file, and the number of other bytes; "" without a file."""
     if not os.path.lexists(path):
         return "", 0
     with open_regular(path, inside=path.parent) as file:
@@ -333,7 +332,7 @@ def _telling(file: Path, problems: list[str]) -> Iterator[None]:
 
 
 def _recorded(run: Path, record: dict[str, Any], problems: list[str]) -> Iterator[Stage]:
-    """What the record has of stages: the scores, if somebody removes the checkpoints."""
+    """The scores of stages in the record, in case the checkpoints were removed."""
     stages: dict[str, dict[str, Any]] = {}
     for session in record.get("sessions", []):
         stages |= {told.get("stage", ""): told for told in session.get("stages", [])}
@@ -344,7 +343,7 @@ def _recorded(run: Path, record: dict[str, Any], problems: list[str]) -> Iterato
             or ".." in Path(name).parts
             or not is_epoch(told.get("epoch", 0))
         ):
-            problems.append(f"{run / NAME} has a stage that no run has: {brief(name)}"[:_LONG])
+            problems.append(f"{run / NAME} has an impossible stage: {brief(name)}"[:_LONG])
         elif needed <= told.keys():
             rows = [{"epoch": told["epoch"], told["metric"]: told["score"]}]
             own = (told["metric"], told["minimization"], rows, told.get("epochs", 1))
@@ -377,7 +376,7 @@ def _checkpoints(run: Path, stage: Stage) -> Iterator[Checkpoint]:
         names += ["last.pth", "last.dcp"] if row is stage.rows[-1] else []
         path = next((stage.path / name for name in names if (stage.path / name).exists()), None)
         if path is not None and _is_inside(path, run):
-            size = sum(dict(_sizes(path.resolve(), [_FILES])).values())
+            size = size_of(path.resolve())
             yield Checkpoint(stage.name, epoch, row.get(stage.metric), path, size)
 
 
@@ -389,10 +388,16 @@ def _is_inside(path: Path, run: Path) -> bool:
     return True
 
 
+def size_of(*paths: Path) -> int:
+    """The size of files, and of those in directories. Files with several names count once."""
+    left = [_FILES]
+    return sum(dict(each for path in paths for each in _sizes(path, left)).values())
+
+
 def _sizes(path: Path, left: list[int]) -> Iterator[tuple[tuple[int, int], int]]:
-    """Files below a path, which no link leads to: what each is known by, and its size."""
+    """The identity and size of each file below a path. Links are not followed."""
     try:
-        if not path.is_dir():
+        if path.is_symlink() or not path.is_dir():
             found = path.lstat()
             yield (found.st_dev, found.st_ino), found.st_size
             return
@@ -406,14 +411,14 @@ def _sizes(path: Path, left: list[int]) -> Iterator[tuple[tuple[int, int], int]]
                 elif entry.is_file(follow_symlinks=False):
                     found = entry.stat(follow_symlinks=False)
                     yield (found.st_dev, entry.inode()), found.st_size
-    except OSError:  # removed meanwhile, or not to be read
+    except OSError:  # removed meanwhile, or not readable
         return
 
 
 def _changed(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except OSError:  # told when it is read
+    except OSError:  # becomes a problem when it is read
         return 0.0
 
 

@@ -1,4 +1,4 @@
-"""Whether a difference of scores is more than noise: of seeds, of folds, of rows."""
+"""Find out whether a difference of scores is more than the noise of seeds, folds or rows."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from batteries.scoreboard._info import RunInfo, folds_of
 
 _SAMPLES = 2000
 _SEED = 42
-_SEEDS = re.compile(r"(?i)(?:^|_)seeds?(?:_|$)|^random_state$")  # names of such arguments
+_SEEDS = re.compile(r"(?i)(?:^|_)seeds?(?:_|$)|^random_state$")  # names of arguments
 _ALPHA = 0.05
-_ROUNDED = 1e-12  # of a score
-_PAIRS = 5  # seeds, from which on the same ones are paired
-_POWER = 1.96 + 0.84  # standard errors that are seen in 80 of 100 cases
+_ROUNDED = 1e-12  # relative rounding error of scores
+_PAIRS = 5  # with so many equal seeds, runs are paired
+_POWER = 1.96 + 0.84  # a difference of so many standard errors is seen in 80 of 100 cases
 
 
 class Difference(NamedTuple):
@@ -33,17 +33,16 @@ class Difference(NamedTuple):
     True
 
     Attributes:
-        interval: It has the true difference with a probability of 95 %. Of several differences, all
-            that are called beyond noise are right with that probability (Holm 1979): their
-            intervals are wider. Without limits where the seeds or folds have no spread: their noise
-            is not known then.
-        by: Whose noise it is: "5 folds", "300 rows", "3 and 4 seeds", "5 pairs of seeds".
-        scores: Of the first and of the second: means, where there are several of each.
+        interval: The 95 % interval. It is wider if there are several comparisons: then all verdicts
+            "beyond noise" are right with 95 % probability (Holm 1979). It is infinite if the seeds
+            or folds have no spread, since their noise is then not known.
+        by: The source of the noise: "5 folds", "300 rows", "3 and 4 seeds", "5 pairs of seeds".
+        scores: The first and the second score, or their means.
         p: The probability of such a difference or a larger one, if there was none.
-        pair: Which of the runs.
-        of: How many comparisons were made together.
-        needed: About how many seeds of each, or folds, or rows would show a difference of this
-            size, in 80 of 100 cases. None where these do.
+        pair: The places of the two runs.
+        of: The number of comparisons that were made together.
+        needed: About how many seeds of each, folds or rows would show such a difference in 80 of
+            100 cases. None if these do.
     """
 
     value: float
@@ -57,20 +56,20 @@ class Difference(NamedTuple):
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether no difference lies outside the interval."""
+        """Whether 0 is outside of the interval."""
         low, high = self.interval
         return not low <= 0 <= high
 
 
 @dataclass
 class Evidence:
-    """What is known of a difference, before it is held against others."""
+    """A difference before the correction for several comparisons."""
 
     pair: tuple[int, int]
     scores: tuple[float, float]
     by: str
     p: float
-    interval: Callable[[float], tuple[float, float]]  # for a probability outside
+    interval: Callable[[float], tuple[float, float]]  # for a probability of being outside
     needed: float
 
 
@@ -78,7 +77,7 @@ def decided(found: Sequence[Evidence]) -> list[Difference]:
     """Holm's procedure: the smallest p against alpha / m, the next against alpha / (m - 1) ..."""
     alpha, order, level = 0.0, sorted(found, key=lambda each: each.p), dict[int, float]()
     for rank, each in enumerate(order):
-        # After the first difference that is not beyond noise, all others get its level.
+        # All differences after the first one that is not beyond noise get its level.
         alpha = (
             alpha if any(e.p > level[id(e)] for e in order[:rank]) else _ALPHA / (len(found) - rank)
         )
@@ -98,7 +97,7 @@ def _difference(each: Evidence, alpha: float, of: int) -> Difference:
 
 
 def configuration(run: RunInfo) -> Any:
-    """What a run is one of several of: all but its seed."""
+    """The arguments of a run without seeds, and its metric."""
     return _without_seed(run.session.get("args") or {}), run.metric
 
 
@@ -116,7 +115,7 @@ def _seed_of(run: RunInfo) -> Any:
 def by_seeds(
     pair: tuple[int, int], first: RunInfo, second: RunInfo, among: Sequence[RunInfo]
 ) -> Evidence | None:
-    """Of two configurations, each with two seeds or more: of each seed the mean of its runs."""
+    """Compare two configurations with two or more seeds each. Runs of one seed are averaged."""
     kinds = [configuration(run) for run in (first, second)]
     if kinds[0] == kinds[1] or not all(arguments for arguments, _ in kinds):
         return None
@@ -147,7 +146,7 @@ def by_seeds(
 
 
 def by_folds(pair: tuple[int, int], first: RunInfo, second: RunInfo) -> Evidence | None:
-    """Student's interval: a few folds are too few to be resampled."""
+    """Compare two runs by their folds, with Student's interval: few folds cannot be resampled."""
     folds = [folds_of(run) for run in (first, second)]
     return _paired(pair, folds, "folds") if len(folds[0]) == len(folds[1]) > 1 else None
 
@@ -164,7 +163,7 @@ def _paired(pair: tuple[int, int], scores: Sequence[Any], unit: str) -> Evidence
 
 
 def _has_spread(values: Any, scores: Any) -> bool:
-    """Whether values of scores differ by more than what the scores are rounded by."""
+    """Whether the values differ by more than the rounding error of scores."""
     return bool(np.ptp(values) > _ROUNDED * np.max(np.abs(scores)))
 
 
@@ -177,7 +176,7 @@ def _interval_of(test: Any) -> Callable[[float], tuple[float, float]]:
 
 
 def _without_spread(pair: tuple[int, int], means: tuple[float, float], by: str) -> Evidence:
-    """Equal values say nothing about noise: the interval has all differences in it."""
+    """Equal values do not show their noise, so the interval is infinite."""
     return Evidence(pair, means, by, 1.0, lambda _: (-math.inf, math.inf), math.inf)
 
 
@@ -185,22 +184,22 @@ def _without_spread(pair: tuple[int, int], means: tuple[float, float], by: str) 
 
 
 def paired_bootstrap(
-    target: ArrayLike,
-    first: ArrayLike,
-    second: ArrayLike,
-    metric: Metric,
+    target: ArrayLike, first: ArrayLike, second: ArrayLike, metric: Metric
 ) -> Difference:
-    """How much better the second predictions are, and within what, by resampling the rows.
+    """Compare two predictions, with an interval by resampling the rows.
 
     >>> target = np.arange(200) % 2
     >>> better = paired_bootstrap(target, 1 - target, target, "accuracy")
     >>> better.value, better.beyond_noise
     (1.0, True)
 
-    Both are resampled together, 2,000 times, so that rows which are hard for both cancel out.
+    Both are resampled together, 2,000 times, so rows that are hard for both cancel out.
 
     Args:
         metric: A name of scikit-learn's scorers, or any function of target and prediction.
+
+    Returns:
+        The second score minus the first.
 
     Raises:
         ValueError: Different numbers of rows.
@@ -212,11 +211,12 @@ def paired_bootstrap(
 def by_rows(
     target: ArrayLike, predictions: Sequence[ArrayLike], metric: Callable[[Any, Any], float]
 ) -> Iterator[Evidence]:
-    """Of each pair of predictions."""
     arrays = [np.asarray(array) for array in (target, *predictions)]
     lengths = {len(array) for array in arrays}
     if len(lengths) > 1:
-        raise ValueError(f"target and predictions have {sorted(lengths)} rows; expected the same")
+        raise ValueError(
+            f"target and predictions have {sorted(lengths)} rows; expected equal numbers of rows"
+        )
     y, *ours = arrays
     count, generator = len(y), np.random.default_rng(_SEED)
     samples = tqdm(range(_SAMPLES), "bootstrap", leave=False, disable=None)
@@ -244,5 +244,4 @@ def _quantiles(gains: Any) -> Callable[[float], tuple[float, float]]:
 
 
 def pairs_of(number: int) -> list[tuple[int, int]]:
-    """Each two of so many."""
     return [(i, j) for i in range(number) for j in range(i + 1, number)]

@@ -1,4 +1,4 @@
-"""All runs below a directory: the one reader that the command line and the page are made of."""
+"""Read all runs below a directory, for the command line and the page."""
 
 from __future__ import annotations
 
@@ -33,15 +33,19 @@ class Runs(Sequence[RunInfo]):
     >>> runs.where("lr=0.1", "valid/loss<0.35").table()["valid/loss.best"].to_list()
     [0.3]
 
-    A table has the columns of `RunInfo.row`; the arguments, with joined names ("model.width",
-    or "args.test" where a column is called "test"); and for each logged metric "valid/loss.last",
-    "valid/loss.best" and "valid/loss.best_step". The best is None where nothing says whether
-    lower is better. A name without an end, "valid/loss", stands for the argument of that name,
-    else for the best of the metric, or for its last if the best is not known.
+    A table has these columns:
+
+    - those of `RunInfo.row`;
+    - the arguments, with joined names: "model.width", or "args.test" if "test" is taken;
+    - for each logged metric "valid/loss.last", "valid/loss.best" and "valid/loss.best_step". The
+      best is None if it is not known whether lower is better.
+
+    "valid/loss" alone is the argument of that name, else the best of the metric, else its last.
 
     Attributes:
-        minimization: By the names of metrics, whether lower is better: what `CheckpointManager`,
-            `record_scores` and the reader's user have said. That of "loss" counts for "valid/loss".
+        minimization: Whether lower is better, by the names of metrics. It comes from
+            `CheckpointManager`, `record_scores` and the argument of `read_runs`. "loss" also
+            counts for "valid/loss".
     """
 
     def __init__(
@@ -73,11 +77,11 @@ class Runs(Sequence[RunInfo]):
                 pairs.append((run.metric, run.minimization))
             for metric, lower in pairs:
                 said.setdefault(metric, set()).add(lower)
-        # Where two runs contradict each other, nothing is known.
+        # If two runs contradict each other, the direction is not known.
         return {name: min(both) for name, both in said.items() if len(both) == 1} | self._told
 
     def lower_is_better(self, metric: str) -> bool | None:
-        """Whether lower values of a metric are better; None where nothing says it.
+        """Whether lower values of a metric are better; None if that is not known.
 
         >>> Runs([], {"loss": True}).lower_is_better("valid/loss")
         True
@@ -88,14 +92,14 @@ class Runs(Sequence[RunInfo]):
     # ---------------------------------------------------------------- tables
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table as plain values: each row has the same columns, None where a run has none."""
+        """The table as plain values. All rows have the same columns; missing values are None."""
         return [dict(row) for row in self._rows]
 
     def table(self) -> Table:
         """One row a run, as a polars frame.
 
         Raises:
-            ModuleNotFoundError: polars is not installed; `rows` does without.
+            ModuleNotFoundError: polars is not installed. `rows` does not need it.
         """
         pl: Any = import_optional("polars", needs="polars", for_="Runs.table")
         rows = self._rows
@@ -108,10 +112,10 @@ class Runs(Sequence[RunInfo]):
         """All logged values as one long frame: run, metric, step, time, value.
 
         Raises:
-            ModuleNotFoundError: polars is not installed; `RunInfo.series` does without.
+            ModuleNotFoundError: polars is not installed. `RunInfo.series` does not need it.
         """
         pl: Any = import_optional("polars", needs="polars", for_="Runs.metrics")
-        import numpy as np  # a list of runs needs none
+        import numpy as np  # not at the top: a list of runs does not need it
 
         parts = []
         for run in self._runs:
@@ -138,7 +142,7 @@ class Runs(Sequence[RunInfo]):
         KeyError: "there is no column 'los'; the nearest: epochs, metric, run, ..."
 
         Raises:
-            KeyError: There is none; with the nearest names.
+            KeyError: There is no such column, with the nearest names.
         """
         if name in self.columns or not self._runs:
             return name
@@ -173,7 +177,7 @@ class Runs(Sequence[RunInfo]):
             found[f"{name}.best_step"] = int(step) if step and step.is_integer() else step
         return found
 
-    # ---------------------------------------------------------------- some of them, in an order
+    # ---------------------------------------------------------------- filters, orders, groups
 
     def _of(self, rows: Sequence[Mapping[str, Any]]) -> Runs:
         known = {id(row): run for run, row in zip(self._runs, self._rows, strict=True)}
@@ -183,16 +187,17 @@ class Runs(Sequence[RunInfo]):
         return runs
 
     def where(self, *conditions: str) -> Runs:
-        """Those for which all conditions hold, of any columns.
+        """The runs for which all conditions hold.
 
         >>> Runs([RunInfo("1", Path("1"))]).where("state=unknown", "run~^1")[0].name
         '1'
 
-        A condition is a column; one of = != < <= > >=, or ~ for a pattern; and a value: a number,
-        true, false, or text, which may be quoted. Nothing after = asks for runs without a value.
+        A condition is a column, a sign and a value. The sign is one of = != < <= > >=, or ~ for a
+        pattern. The value is a number, true, false, or text, which may be quoted. An empty value
+        after = selects runs without a value.
 
         Raises:
-            ValueError: It compares text with a number, or is no condition.
+            ValueError: A condition has another form, or compares text with a number.
             KeyError: There is no such column.
         """
         rows: Sequence[Mapping[str, Any]] = self._rows
@@ -201,7 +206,7 @@ class Runs(Sequence[RunInfo]):
         return self._of(rows)
 
     def sorted(self, column: str, *, descending: bool = False) -> Runs:
-        """In the order of a column; those without a value come last.
+        """The runs in the order of a column. Runs without a value come last.
 
         >>> [run.name for run in Runs([RunInfo("1", Path("1"))]).sorted("run")]
         ['1']
@@ -213,13 +218,16 @@ class Runs(Sequence[RunInfo]):
         return self._of(in_order(self._rows, name, descending))
 
     def best_first(self, metric: str | None = None) -> Runs:
-        """By a metric or a column of one, best first; default: by their validation scores.
+        """The runs in the order of a metric, best first. Default: of their validation scores.
 
         >>> Runs([]).best_first()[:1]
         []
 
+        Args:
+            metric: "valid/loss", or a column of it: "valid/loss.last".
+
         Raises:
-            ValueError: Nothing says whether lower is better.
+            ValueError: It is not known whether lower is better.
         """
         if metric is None:
             known = {id(run): row for run, row in zip(self._runs, self._rows, strict=True)}
@@ -229,13 +237,13 @@ class Runs(Sequence[RunInfo]):
         lower = self.lower_is_better(name)
         if lower is None:
             raise ValueError(
-                f"nothing says whether lower {name} is better: say minimization={{{name!r}: "
+                f"it is not known whether lower {name} is better: pass minimization={{{name!r}: "
                 f"True}} to read_runs, or --minimize {name} or --maximize {name}"
             )
         return self._of(in_order(self._rows, column, descending=not lower))
 
     def groups(self, by: str | Sequence[str], of: str = "validation") -> list[dict[str, Any]]:
-        """What a column is over the runs that have the same arguments: of other seeds, mostly.
+        """Statistics of a column over groups of runs, such as runs that differ only in the seed.
 
         >>> runs = [RunInfo(str(i), Path(), scores={"validation": i / 10}) for i in (1, 3)]
         >>> found = Runs(runs).groups("state")[0]
@@ -243,27 +251,27 @@ class Runs(Sequence[RunInfo]):
         ('unknown', 2, 0.2)
 
         Args:
-            by: Columns whose values the runs of a group share.
-            of: The column. Each group has its `count` of finite values, `mean`, `std`, `sem` (the
-                standard error of the mean), `median`, `min` and `max`; `runs` counts all.
+            by: Columns. Runs with the same values in them are a group.
+            of: The column of the statistics: `count` of finite values, `mean`, `std`, `sem` (the
+                standard error of the mean), `median`, `min` and `max`. `runs` counts all runs.
         """
         names = [self.column(name) for name in ([by] if isinstance(by, str) else by)]
         return grouped(self._rows, names, self.column(of))
 
 
 def read_runs(logdir: PathLike, *, minimization: Mapping[str, bool] | None = None) -> Runs:
-    """The runs in a directory and those below it, in the order of their names.
+    """Read the runs in a directory and below it, in the order of their names.
 
     >>> len(read_runs("."))
     0
 
-    A run is a directory with a `run.json` or scores, or that of a `CheckpointManager`; links to
-    directories are not followed. What cannot be read is told in the run's `problems`. What was
-    logged is read when it is asked for.
+    A run is a directory with `run.json`, scores, or the files of a `CheckpointManager`. Links to
+    directories are not followed. Files that cannot be read are in the run's `problems`. Logged
+    values are read on demand.
 
     Args:
-        minimization: By the names of metrics, whether lower is better, where the runs do not say
-            it: `{"valid/loss": True}`.
+        minimization: Whether lower is better, by the names of metrics, if the runs do not say it:
+            `{"valid/loss": True}`.
 
     Raises:
         NotADirectoryError: There is no such directory.
@@ -282,17 +290,16 @@ def read_runs(logdir: PathLike, *, minimization: Mapping[str, bool] | None = Non
 
 
 def best_first(runs: Sequence[RunInfo | PathLike]) -> list[RunInfo]:
-    """Runs in the order of their validation scores, the best first.
+    """Runs in the order of their validation scores, best first.
 
     >>> told = [{"validation": x, "metric": "loss", "minimization": True} for x in (0.5, 0.4)]
     >>> runs = [RunInfo(str(i), Path(), scores=scores) for i, scores in enumerate(told)]
     >>> [run.name for run in best_first(runs)]
     ['1', '0']
 
-    Whether lower is better is what the run's `metrics.json` or scores say. Runs of different
-    metrics cannot be held against each other: the metric with the most runs comes first. Runs
-    without a score, or of which nothing says the direction, come last, in the order in which they
-    were.
+    `metrics.json` or the scores of a run say whether lower is better. Runs with different metrics
+    cannot be compared: the metric with the most runs comes first. Runs without a score or a known
+    direction come last, in their old order.
     """
     groups: dict[tuple[str, bool], list[tuple[float, RunInfo]]] = {}
     rest = []
@@ -307,7 +314,7 @@ def best_first(runs: Sequence[RunInfo | PathLike]) -> list[RunInfo]:
 
 
 def find_run(run: PathLike, logdir: PathLike = ".") -> RunInfo:
-    """A run by its path, by its name in a log directory, or by its number alone.
+    """Find a run by its path, by its name in a log directory, or by its number.
 
     >>> find_run("runs/digits/007")
     Traceback (most recent call last):
@@ -318,7 +325,7 @@ def find_run(run: PathLike, logdir: PathLike = ".") -> RunInfo:
             has this number.
 
     Raises:
-        LookupError: There is none, with the nearest names; or several have the number.
+        LookupError: There is no such run, with the nearest names; or several have the number.
     """
     for path in (Path(run), Path(logdir, run)):
         if path.is_dir() and path in _run_paths(path):
@@ -332,7 +339,9 @@ def find_run(run: PathLike, logdir: PathLike = ".") -> RunInfo:
             return read_run(numbers[0])
         if numbers:
             several = ", ".join(sorted(path.as_posix() for path in numbers)[:5])
-            raise LookupError(f"{len(numbers)} runs have the number {name}: {several}; name one")
+            raise LookupError(
+                f"{len(numbers)} runs have the number {name}: {several}; pass the name of one"
+            )
     likeness = {  # to its path, or to its name in the log directory
         path.as_posix(): max(_likeness(name, path.as_posix()), _likeness(name, inside.as_posix()))
         for path, inside in paths.items()
@@ -343,7 +352,6 @@ def find_run(run: PathLike, logdir: PathLike = ".") -> RunInfo:
 
 
 def run_info(run: RunInfo | PathLike) -> RunInfo:
-    """What the files of a run say, unless that is what was given."""
     return run if isinstance(run, RunInfo) else find_run(run)
 
 
@@ -357,7 +365,7 @@ def _run_paths(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
             inside = list(entries)
     except FileNotFoundError:  # removed meanwhile
         return
-    except PermissionError:  # told as the problem of a run
+    except PermissionError:  # becomes a problem of the run
         yield root
         return
     names = {entry.name for entry in inside}
@@ -372,12 +380,12 @@ def _run_paths(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
-    """Numbers by their value."""
+    """A key for sorting names, with numbers by their value."""
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in name.split("/")]
 
 
 def _column(pl: Any, name: str, values: list[Any]) -> Any:
-    """A column of one type: of several, all are texts."""
+    """A column of one type. Values of several types become text."""
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {int, float} and kinds:
         whole = kinds == {int} and all(abs(v) < 2**63 for v in values if v is not None)

@@ -1,4 +1,4 @@
-"""Rows of a table: filtered by expressions with types, sorted, put into groups."""
+"""Filter, sort and group the rows of a table."""
 
 from __future__ import annotations
 
@@ -21,43 +21,39 @@ _WORDS = {"true": True, "false": False}
 
 
 def select(rows: Sequence[Row], condition: str, column_of: Callable[[str], str]) -> list[Row]:
-    """Those rows for which `COLUMN SIGN VALUE` holds.
+    """The rows for which `COLUMN SIGN VALUE` holds.
 
     Args:
-        column_of: What a user's name of a column stands for.
-
-    Raises:
-        ValueError: It is no condition, or compares text with a number.
-        KeyError: There is no such column.
+        column_of: Returns the column for a user's name of it.
     """
     parts = re.fullmatch(r"\s*(.+?)\s*(!=|>=|<=|==|=|>|<|~)\s*(.*?)\s*", condition)
     if parts is None:
         raise ValueError(
-            f"{condition!r} is no condition: expected COLUMN, =, !=, <, <=, >, >= or ~ (a pattern),"
-            " and VALUE, such as 'lr=0.1' or 'valid/loss<0.3'"
+            f"{condition!r} is not a condition: expected COLUMN, =, !=, <, <=, >, >= or ~ (a "
+            "pattern), and VALUE, such as 'lr=0.1' or 'valid/loss<0.3'"
         )
     name, sign, text = parts.groups()
     sign = "=" if sign == "==" else sign
     column = column_of(name)
-    if text == "":  # "test=" asks for those without
+    if text == "":  # "test=" selects rows without a value
         return [row for row in rows if (row.get(column) in (None, "")) == (sign == "=")]
     known = [row[column] for row in rows if row.get(column) is not None]
     wanted = _wanted(condition, name, sign, text, known)
     try:
         return [row for row in rows if _holds(row.get(column), sign, wanted)]
     except re.error as error:
-        raise ValueError(f"{condition!r}: {text!r} is no pattern: {error}") from None
+        raise ValueError(f"{condition!r}: {text!r} is not a regular expression: {error}") from None
 
 
 def _wanted(condition: str, name: str, sign: str, text: str, known: list[Any]) -> Any:
-    """The value that is asked for, of the type that the column has."""
+    """The value of a condition, with the type of the column."""
     if sign == "~":
         return text
     quoted = re.fullmatch(r"(['\"])(.*)\1", text)
     value: Any = quoted[2] if quoted else _typed(text)
     kinds = {_KINDS[type(each)] for each in known if type(each) in _KINDS}
     if kinds == {"text"} and not quoted and sign in ("=", "!="):
-        return text  # as it is: run=002
+        return text  # not as a number: run=002
     found = _KINDS[type(value)]
     if kinds and found not in kinds:
         example = brief(known[0])
@@ -84,10 +80,10 @@ def _holds(value: Any, sign: str, wanted: Any) -> bool:
 
 
 def in_order(rows: Sequence[Row], column: str, descending: bool) -> list[Row]:
-    """Rows sorted by a column; those without a value, or with NaN, stay behind."""
+    """Rows sorted by a column. Rows without a value, or with NaN, come last."""
     known = [row for row in rows if not _is_missing(row.get(column))]
     missing = [row for row in rows if _is_missing(row.get(column))]
-    # Numbers before texts, both ways.
+    # Numbers come before texts in both directions.
     numbers = [row for row in known if not isinstance(row[column], str)]
     texts = [row for row in known if isinstance(row[column], str)]
     for some in (numbers, texts):
@@ -100,10 +96,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def grouped(rows: Sequence[Row], by: Sequence[str], column: str) -> list[dict[str, Any]]:
-    """For each combination of values: how many rows, and what a column is over them.
-
-    `count` is of the finite values; `runs` are all of them.
-    """
+    """Statistics of a column for each combination of values in the columns `by`."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row.get(name) for name in by), []).append(row)
@@ -131,7 +124,7 @@ def _spread(rows: Sequence[Row], column: str) -> dict[str, Any]:
 
 
 def finite(values: Iterable[Any]) -> list[float]:
-    """The numbers among them that can be computed with."""
+    """The finite numbers below 1e300."""
     return [
         float(value)
         for value in values

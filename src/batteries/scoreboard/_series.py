@@ -1,4 +1,4 @@
-"""What a run has logged, by metric: the lines of each `metrics.jsonl` in it."""
+"""The logged values of a run, by metric, from each `metrics.jsonl` in it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from batteries._foreign import LARGEST
 from batteries._rundir.lines import NAME, told_lines
 from batteries._rundir.record import files_of
 
-_METRICS = 1000  # of one run
-_ITEMS = 10_000  # figures, histograms and texts of one run
-_VALUES = 5_000_000  # of one run, of which each takes 24 bytes
+_METRICS = 1000  # at most, of one run
+_ITEMS = 10_000  # at most: figures, histograms and texts of one run
+_VALUES = 5_000_000  # at most, of one run; each takes 24 bytes
 _LONG = 200  # letters of a name
-_LAST = 2.0**53  # steps, which a float can count
+_LAST = 2.0**53  # the largest step that a float can count
 
 
 class Metric(NamedTuple):
-    """What a metric came to in a run.
+    """A summary of a metric in a run.
 
     >>> Metric(0.3, step=9, values=9, lowest=(0.2, 7), highest=(0.9, 1)).best(minimization=True)
     (0.2, 7)
 
     Attributes:
-        last: Its value at the last step; it may be NaN or infinite.
+        last: The value at the last step. It may be NaN or infinite.
         step: The last step.
-        values: How many there are.
-        lowest: The lowest finite value and its step; None without one.
-        highest: Likewise. Of equal values, these are the earliest.
+        values: The number of values.
+        lowest: The lowest finite value and its step, the earliest of equal ones; None without one.
+        highest: The highest finite value, in the same form.
     """
 
     last: float
@@ -60,8 +60,8 @@ class Series:
     0.4
 
     Attributes:
-        name: As it was logged; in a stage's own file behind the name of the stage: "head/loss".
-        times: When they were logged, in seconds since 1970; NaN where that is not known.
+        name: As it was logged, after the name of its stage, if any: "head/loss".
+        times: When they were logged, in seconds since 1970; NaN if that is not known.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Series:
     times: MutableSequence[float] = field(default_factory=lambda: array("d"))
 
     def metric(self) -> Metric:
-        """What it came to."""
+        """Its summary."""
         values = np.asarray(self.values)
         finite = np.flatnonzero(np.abs(values) < LARGEST)
         some, ends = values[finite], list[tuple[float, float] | None]([None, None])
@@ -81,11 +81,11 @@ class Series:
 
 
 class Item(NamedTuple):
-    """What was logged besides metrics.
+    """A logged value that is not a metric.
 
     Attributes:
         kind: "figure", "histogram" or "text".
-        value: Of a figure the path, of a text the text, of a histogram its counts and edges.
+        value: The path of a figure, the text, or the counts and edges of a histogram.
     """
 
     kind: str
@@ -97,21 +97,15 @@ class Item(NamedTuple):
 
 @dataclass
 class Logged:
-    """All that a run has logged."""
-
     series: dict[str, Series] = field(default_factory=dict)
     items: list[Item] = field(default_factory=list)
 
 
 def read_logged(run: Path, problems: list[str]) -> Logged:
-    """All that a run has logged, with the names of its series.
-
-    Args:
-        problems: What cannot be read is added to it.
-    """
+    """All that a run has logged. Problems with its files are added to `problems`."""
     reader = _Reader(run, problems)
     for path in sorted(files_of(run, NAME)):
-        # A stage has its own in metrics/<stage>.
+        # A stage has its own file in metrics/<stage>.
         place = [part for part in path.parent.relative_to(run).parts if part != "metrics"]
         for lines in told_lines(path, run, problems):
             reader.add("".join(f"{part}/" for part in place), lines, path.parent)
@@ -119,13 +113,13 @@ def read_logged(run: Path, problems: list[str]) -> Logged:
 
 
 class _Reader:
-    """Columns of numbers from lines: those with the same names are taken together."""
+    """Makes columns of numbers from lines. Lines with the same names are read together."""
 
     def __init__(self, run: Path, problems: list[str]) -> None:
         self._run, self._problems = run, problems
         self._parts: dict[str, list[_Columns]] = {}
         self._items: list[Item] = []
-        self._more: set[str] = set()  # metrics that there is no room for
+        self._more: set[str] = set()  # metrics over the limit
         self._left = _VALUES
         self._line = 0
 
@@ -161,7 +155,7 @@ class _Reader:
             told: Any = line.get(kind)
             step: Any = line.get("step")
             if type(told) is dict and _is_step(step) and len(self._items) < _ITEMS:
-                if kind == "figure":  # beside the lines
+                if kind == "figure":  # its path is relative to the file of lines
                     told = {n: str(folder / v) if type(v) is str else v for n, v in told.items()}
                 when = number_of(line.get("time"))
                 own = (step, math.nan if when is None else when)
@@ -171,11 +165,11 @@ class _Reader:
         if self._more:
             self._problems.append(
                 f"{self._run} has {_METRICS + len(self._more):,} metrics: {_METRICS:,} of them are "
-                "shown; are steps or names of files in their names?"
+                "shown; do not put steps or names of files into their names"
             )
         if self._left < 0:
             self._problems.append(
-                f"{self._run} has more than {_VALUES:,} values: the first of them are shown"
+                f"{self._run} has more than {_VALUES:,} values: only the first ones are shown"
             )
         found = {name: _series(name, parts) for name, parts in self._parts.items()}
         return Logged({name: each for name, each in found.items() if len(each.steps)}, self._items)
@@ -189,7 +183,7 @@ class _Columns(NamedTuple):
 
 
 def _series(name: str, parts: list[_Columns]) -> Series:
-    """In the order of its steps; what was logged last for a step is its value."""
+    """A series in the order of its steps. The value logged last for a step counts."""
     order, steps, values, times = map(np.concatenate, zip(*parts, strict=True))
     if not (np.diff(steps) > 0).all():
         kept = np.lexsort((order, steps))
@@ -199,7 +193,7 @@ def _series(name: str, parts: list[_Columns]) -> Series:
 
 
 def _numbers(column: Sequence[Any]) -> tuple[Any, Any]:
-    """Values as floats, and which of them are numbers."""
+    """The values as floats, and which of them are numbers."""
     if set(map(type, column)) <= {float, int, bool}:
         with suppress(OverflowError):
             return np.array(column, np.float64), slice(None)
@@ -213,7 +207,7 @@ def _is_step(value: Any) -> bool:
 
 
 def number_of(value: Any) -> float | None:
-    """A float, of the texts that stand for NaN and infinities too."""
+    """A float, also from the texts of NaN and infinities; None for other values."""
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""Folds that stay the same and are checked for leaks, a first look at data, out-of-fold scores."""
+"""Reproducible folds, checks for leaks, a first look at data, and out-of-fold scores."""
 
 from batteries import _public
 from batteries.splits._assignment import Folds, fold_indices

@@ -1,4 +1,4 @@
-"""Quick models that tell test from train, and the target from one column."""
+"""Quick models that distinguish test from train, and predict the target from one column."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 from batteries.splits._strata import strata
 from batteries.splits._tables import is_missing, sklearn_room
 
-PARTS = 5  # of the cross-validation
-_ROWS = 5000  # of each side, for the classifier
-_FEATURES = 64
-_LARGEST = 1e30  # for the classifier, which adds up all values as float32
+PARTS = 5  # folds of the cross-validation
+_ROWS = 5000  # at most, of each side
+_FEATURES = 64  # at most; more are projected onto so many
+_LARGEST = 1e30  # the classifier adds up all values as float32
 Table = dict[str, NDArray[Any]]
 
 
 def tell_apart(sides: list[Table], seed: int) -> tuple[list[float], dict[str, float]]:
-    """The area under the ROC curve of telling the sides apart, by fold; what each column is worth.
+    """The area under the ROC curve of a classifier of the sides, by fold; each column's importance.
 
-    A column is worth what is lost of the area when its values are permuted. In many columns of
-    which a model sees projections, as of pixels, none is told.
+    A column's importance is the loss of area when its values are permuted. Many columns, such as
+    pixels, are projected, and have no importance.
     """
     chance = np.random.default_rng(seed)
     rows = [len(next(iter(side.values()))) for side in sides]
@@ -57,7 +57,7 @@ def tell_apart(sides: list[Table], seed: int) -> tuple[list[float], dict[str, fl
 def tells(column: NDArray[Any] | None, targets: NDArray[Any] | None, seed: int) -> float | None:
     """How well a column alone predicts the targets of unseen rows: AUC of classes, R² of numbers.
 
-    None where that cannot be said: no column of single values, or targets of one kind.
+    None if this cannot be computed: too few rows, targets of one class, or several values a row.
     """
     if column is None or targets is None or column.ndim > 1 or len(targets) != len(column):
         return None
@@ -96,7 +96,7 @@ def _splitter(seed: int) -> Any:
 
 
 def _numeric(*columns: NDArray[Any]) -> NDArray[np.float64]:
-    """One column, of all sides, as numbers, (rows, features): texts by their place among all."""
+    """A column of all sides as numbers, (rows, features). Texts become their rank."""
     sides = [column.reshape(len(column), -1) for column in columns]
     try:
         both = np.concatenate(sides)

@@ -1,4 +1,4 @@
-"""Which rows each fold trains and validates on."""
+"""The rows that each fold trains and validates on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Part = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 @dataclass(frozen=True, eq=False)
 class Folds:
-    """In which fold each row is validated; to be looped over, and scikit-learn's `cv=`.
+    """The fold in which each row is validated. Loop over it, or pass it as scikit-learn's `cv=`.
 
     >>> folds = Folds(np.array([0, 1, 0]), "kfold")
     >>> for train, valid in folds:
@@ -29,11 +29,11 @@ class Folds:
     (2, 3)
 
     Attributes:
-        assignment: (rows,) int64, the column of a frame; -1 for rows that are in no validation
-            part, as the first ones in the order of time. (repeats, rows) of repeated folds.
+        assignment: (rows,) int64, or (repeats, rows) for repeated folds. -1 for rows that are never
+            validated, such as the first ones in the order of time.
         kind: The kind of `make_folds`.
-        left_out: (folds, rows), the rows that a fold neither trains nor validates on, beside a gap
-            for example; None where only the kind says it.
+        left_out: (folds, rows) bool, the rows that a fold neither trains nor validates on, such as
+            those in a gap. None: all rows are used, or for "time" all rows up to the fold's.
     """
 
     assignment: NDArray[np.int64]
@@ -47,7 +47,7 @@ class Folds:
         return (self[fold] for fold in range(self.n_folds))
 
     def __getitem__(self, fold: int) -> Part:
-        """The rows to train on and to validate on, in their order."""
+        """The rows to train on and to validate on, sorted."""
         if not -self.n_folds <= fold < self.n_folds:
             raise IndexError(f"there is no fold {fold}: they are 0 to {self.n_folds - 1}")
         fold = int(fold) % self.n_folds
@@ -61,49 +61,49 @@ class Folds:
         return np.flatnonzero(train), np.flatnonzero(valid)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """The assignment: with it a frame has folds as its column."""
+        """The assignment, so that folds can be a column of a frame."""
         return np.array(self.assignment, dtype=dtype, copy=True if copy else None)
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return int(self.assignment.shape[-1])
 
     @property
     def _of_one(self) -> int:
-        """The folds of one repeat."""
+        """The number of folds of one repeat."""
         return int(self.assignment.max()) + 1
 
     @property
     def n_folds(self) -> int:
-        """How many folds there are."""
+        """The number of folds, of all repeats together."""
         return self._of_one * (len(self.assignment) if self.assignment.ndim > 1 else 1)
 
     @cached_property
     def hash(self) -> str:
-        """A digest of which row is in which fold: a run keeps it, to say what it was trained on."""
+        """A digest of the folds. A run can record it to say which folds it was trained on."""
         data = self.kind.encode() + self.assignment.astype("<i8").tobytes()
         if self.left_out is not None:
             data += np.packbits(self.left_out).tobytes()
         return hashlib.blake2b(data, digest_size=8).hexdigest()
 
     def split(self, X: Any = None, y: Any = None, groups: Any = None) -> Iterator[Part]:  # noqa: ARG002, N803 (scikit-learn's names)
-        """Rows to train and to validate on, by fold, as of scikit-learn's splitters.
+        """The rows to train and to validate on, by fold, as scikit-learn's splitters return them.
 
         Raises:
             ValueError: `X` has another number of rows.
         """
         if X is not None and length_of(X) != self.rows:
-            raise ValueError(f"X has {length_of(X)} rows, the folds are of {self.rows}")
+            raise ValueError(f"X has {length_of(X)} rows, but the folds have {self.rows}")
         return iter(self)
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:  # noqa: ARG002, N803
-        """How many folds there are, as scikit-learn asks for it."""
+        """The number of folds, for scikit-learn."""
         return self.n_folds
 
 
 def fold_indices(folds: Folds, fold: int) -> Part:
-    """The rows to train on and to validate on, in their order: `folds[fold]`.
+    """The rows to train on and to validate on, sorted: `folds[fold]`.
 
     >>> train, valid = fold_indices(Folds(np.array([-1, 0, 1]), "time"), 0)
     >>> train.tolist(), valid.tolist()

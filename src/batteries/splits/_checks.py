@@ -1,4 +1,4 @@
-"""What is on both sides of a fold, and how folds differ."""
+"""Check folds for leaks, and compare their sizes and classes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from batteries.splits._tables import (
     refuse_missing,
 )
 
-_NAMED = 5  # in an error
-_CLASSES = 20  # with a column of their own
+_NAMED = 5  # rows or groups in an error
+_CLASSES = 20  # at most, with a column of their own
 
 
 @hints
@@ -36,33 +36,35 @@ def check_folds(
     ids: Sequence[str] | None = None,
     near: Near | None = None,
 ) -> Any:
-    """A short table of the folds, unless something is on both sides of one.
+    """Return a short table of the folds, or raise if a group or sample is on both sides of one.
 
     >>> check_folds(Folds(np.array([0, 1]), "kfold"), targets=["cat", "dog"]).rows()
     [(0, 1, 1, 1.0, 0.0), (1, 1, 1, 0.0, 1.0)]
 
     Args:
-        targets: Classes, (rows,) or the name of a column of `data`, for the part of each in the
-            validation rows: of the twenty most frequent, and of the others together. Of more
-            different numbers their mean, of labels, (rows, labels), the part of each.
-        groups: Groups, likewise, that are to be on one side only.
-        data: The samples, (rows, ...) or a table or a list of arrays, bytes or strings: exact
-            duplicates on both sides are found by their hashes.
-        ids: Columns of `data` that are not compared. Default: those of whole numbers, or of texts
-            without a blank, that are another one in each row; the error says which.
-        near: Also find rows that are nearly the same: "rounded", numbers that differ by less than
-            a twentieth of a column's standard deviation, and texts that differ in blanks and
-            capitals; "images", by a perceptual hash, also of other sizes. Not all are found.
+        targets: Classes, (rows,), or the name of a column of `data`. The table has the fraction of
+            each of the twenty most frequent classes in the validation rows, and of all others
+            together. For more different numbers it has their mean, for labels, (rows, labels), the
+            fraction of each.
+        groups: Groups, (rows,), or the name of a column of `data`. A group on both sides is a leak.
+        data: The samples, (rows, ...), a table, or a list of arrays, bytes or strings. Exact
+            duplicates on both sides are a leak.
+        ids: Columns of `data` that are not compared. Default: columns of whole numbers, or of texts
+            without a blank, that have a different value in each row. The error names them.
+        near: Also find nearly equal rows, though not all of them. "rounded": numbers that differ
+            by less than a twentieth of a column's standard deviation, and texts that differ in
+            blanks and capitals. "images": images with similar perceptual hashes, of any size.
 
     Returns:
         A polars frame, a row for each fold.
 
     Raises:
-        ValueError: Folds for another number of rows, targets or groups that are missing, a fold
-            that is empty, or leaks: which, how many and the first few.
+        TypeError: `folds` are not of `make_folds`.
+        ValueError: Folds for another number of rows, missing targets or groups, an empty fold, or
+            leaks, with their number and the first few.
     """
     if not isinstance(folds, Folds):
-        raise TypeError(f"folds is {brief(folds)}; expected what make_folds gives")
+        raise TypeError(f"folds is {brief(folds)}; expected what make_folds returns")
     targets, groups = column_of(data, targets), column_of(data, groups)
     _check_rows(folds, targets=targets, groups=groups, data=data)
     parts = list(folds)
@@ -103,21 +105,21 @@ def check_folds(
 def _check_rows(folds: Folds, **values: Any) -> None:
     for name, value in values.items():
         if value is not None and length_of(value) != folds.rows:
-            raise ValueError(f"{name} has {length_of(value)} rows, the folds are of {folds.rows}")
+            raise ValueError(f"{name} has {length_of(value)} rows, but the folds have {folds.rows}")
 
 
 def _compared(data: Any, ids: Sequence[str] | None, *given: Any) -> tuple[Any, str]:
-    """A table without its ids, and what is said of that."""
+    """A table without its ids, and a text that says so."""
     if data is None or not is_table(data):
         return data, ""
     table = as_table(data)
     used = [name for name, column in table.items() if any(np.array_equal(column, g) for g in given)]
     known = [name for name in (id_columns(table) if ids is None else ids) if name not in used]
     rest = {name: column for name, column in table.items() if name not in known}
-    if not known or not set(rest) - set(used):  # they are all there is to compare
+    if not known or not set(rest) - set(used):  # without the ids, no column would be left
         return table, ""
     named = ", ".join(map(repr, known))
-    return rest, f". Not compared: {named}; ids= says which columns are ids, [] that none is"
+    return rest, f". Not compared: {named}; pass the columns of ids as ids=, or [] for none"
 
 
 def _samples(data: Any) -> Any:
@@ -125,7 +127,7 @@ def _samples(data: Any) -> Any:
 
 
 def _shares(targets: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-    """Columns whose mean says how a fold is balanced."""
+    """Columns of whose validation rows the table has the mean."""
     if targets.ndim > 1:
         return {f"label {at}": column for at, column in enumerate(targets.T.astype(np.float64))}
     classes, counts = np.unique(targets, return_counts=True)

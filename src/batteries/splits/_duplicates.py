@@ -1,4 +1,4 @@
-"""Samples that are the same, or nearly: found by hashes."""
+"""Find samples that are equal, or nearly equal, by hashes."""
 
 from __future__ import annotations
 
@@ -14,24 +14,19 @@ from torch import Tensor
 from batteries.splits._tables import as_table, is_table
 
 Near = Literal["rounded", "images"]
-_STEP = 0.05  # standard deviations of a column, to which numbers are rounded
-_SIDE = 9  # an image's hash compares neighbours among so many by so many areas
-_BITS = 6  # of 144, in which the hashes of nearly the same image may differ
-_LEAST = 16  # pixels: the edges of smaller ones are alike
-_BLOCK = 4096  # images that are compared with all at once
+_STEP = 0.05  # numbers are rounded to so many standard deviations of their column
+_SIDE = 9  # an image's hash compares neighbours among 9 x 9 areas
+_BITS = 6  # so many of 144 bits may differ between nearly equal images
+_LEAST = 16  # pixels on a side: smaller images have too similar edges
+_BLOCK = 4096  # images that are compared with all others at once
 
 
 def rows_of(columns: list[NDArray[Any]]) -> list[tuple[Any, ...]]:
-    """The rows of columns."""
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def near_hashes(data: Any, near: Near) -> list[NDArray[Any]]:
-    """What rows that are nearly alike share, in one of the arrays: each (rows,).
-
-    Raises:
-        ValueError: Another kind, or data that has no such hashes.
-    """
+    """Arrays of hashes, (rows,) each. Nearly equal rows have equal hashes in one of the arrays."""
     if near == "images":
         return [_clusters(torch.stack([_edges(image) for image in data]))]
     if near != "rounded":
@@ -39,10 +34,10 @@ def near_hashes(data: Any, near: Near) -> list[NDArray[Any]]:
     if not is_table(data):
         rows = [_array(row).reshape(-1) for row in data]
         if len({len(row) for row in rows}) > 1 or any(row.dtype.kind not in "biuf" for row in rows):
-            raise ValueError("near='rounded' is of rows of equally many numbers, or of a table")
+            raise ValueError("near='rounded' needs a table, or rows of equally many numbers")
         data = dict(enumerate(np.array(rows).T))
     columns = list(as_table(data).values())
-    # Two that lie on both sides of a border of one grid lie on one side in the other.
+    # Two near numbers may be in different cells of one grid, but not of both.
     grids = [[_rounded(column, shift) for column in columns] for shift in (0.0, 0.5)]
     return [hashes(rows_of(grid)) for grid in grids]
 
@@ -60,13 +55,13 @@ def _array(row: Any) -> NDArray[Any]:
 
 
 def _edges(image: Any) -> Tensor:
-    """Where an image gets lighter, to the right and downwards: (bits,) of 1 and -1."""
+    """Where an image gets lighter, to the right and downwards: (bits,), 1 or -1."""
     gray = _array(image).astype(np.float32)
     if gray.ndim == 3:  # channels first or last
         gray = gray.mean(int(np.argmin(gray.shape)))
     if gray.ndim != 2 or min(gray.shape) < _LEAST:
         raise ValueError(
-            f"near='images' is of images of {_LEAST} x {_LEAST} pixels and more; found an array of "
+            f"near='images' needs images of at least {_LEAST} x {_LEAST} pixels; found an array of "
             f"shape {gray.shape}"
         )
     areas = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(gray)[None], _SIDE)[0]
@@ -75,7 +70,7 @@ def _edges(image: Any) -> Tensor:
 
 
 def _clusters(bits: Tensor) -> NDArray[np.int64]:
-    """The same number for hashes that differ in a few bits alone, by way of others too: (rows,)."""
+    """A number for each cluster of hashes that differ in few bits, also through others: (rows,)."""
     own = np.arange(len(bits))
 
     def root(row: int) -> int:
@@ -93,7 +88,6 @@ def _clusters(bits: Tensor) -> NDArray[np.int64]:
 
 
 def hashes(data: Any) -> NDArray[Any]:
-    """Of each sample, (samples,)."""
     return np.array([_hash_of(row) for row in data])
 
 
@@ -106,11 +100,11 @@ def _hash_of(row: Any) -> str:
         data = ",".join(map(_hash_of, row)).encode()
     elif isinstance(row, Mapping):
         data = ",".join(f"{key}={_hash_of(value)}" for key, value in row.items()).encode()
-    elif hasattr(row, "tobytes"):  # a picture
+    elif hasattr(row, "tobytes"):  # an image of PIL
         data = f"{getattr(row, 'mode', '')} {getattr(row, 'size', '')}".encode() + row.tobytes()
     elif isinstance(row, bytes):
         data = row
-    elif repr(row) == object.__repr__(row):  # it would say where it lies
+    elif repr(row) == object.__repr__(row):  # its repr has only its address
         raise TypeError(f"a {type(row).__name__} cannot be compared: pass arrays, bytes or texts")
     else:
         data = repr(row).encode()

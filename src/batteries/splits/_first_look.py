@@ -1,4 +1,4 @@
-"""A first look at data: what there is, what is missing, and whether test is like train."""
+"""A first look at data: its columns, missing values, and whether test is like train."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from batteries.splits._adversarial import PARTS, tell_apart, tells
 from batteries.splits._page import draw
 from batteries.splits._tables import as_table, column_of, id_columns, is_missing, polars_for
 
-_LEAK = 0.98  # the area under the ROC curve, or R², of a column that is the target in other words
+_LEAK = 0.98  # with more AUC or R², a column alone gives the target away
 Table = dict[str, NDArray[Any]]
 
 
 class Look(NamedTuple):
-    """What `look` has seen; `plot` draws it on one page.
+    """The result of `look`. `plot` draws it on one page.
 
     >>> Look(columns=None, classes=None, auc=0.5, spread=0.01).auc
     0.5
     """
 
     columns: Any  # a polars frame: a row for each column, or one for an array
-    classes: Any  # a polars frame: the part of each class; None without targets
-    auc: float  # of telling train from test: near 0.5 they are alike, near 1 they are not
+    classes: Any  # a polars frame: the fraction of each class; None without targets
+    auc: float  # of a classifier of train and test: near 0.5 they are alike, near 1 they differ
     spread: float  # the standard deviation of the auc over five folds
-    note: str = ""  # why there is no auc, where it is NaN
+    note: str = ""  # why the auc is NaN, if it is
     missing: Any = None  # a polars frame: which columns are missing together, in how many rows
 
     @property
     def leaks(self) -> list[str]:
-        """The columns that tell the target nearly alone: AUC or R² over 0.98."""
+        """The columns that nearly determine the target alone: AUC or R² over 0.98."""
         told = self.columns.filter(self.columns["tells target"].fill_null(0.0) > _LEAK)
         return list(told["column"])
 
     def plot(self, path: PathLike) -> None:
-        """Write a page: what tells train from test, or the target, what is missing, the classes.
+        """Draw the page as a PNG file: differing columns, leaks, missing values, and classes.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
@@ -58,33 +58,35 @@ def look(
     groups: Any = None,
     ids: Sequence[str] | None = None,
 ) -> Look:
-    """A first look at data: what there is, what is missing, and whether test is like train.
+    """Take a first look at data: its columns, missing values, and whether test is like train.
 
     >>> chance = np.random.default_rng(0)
     >>> seen = look({"a": chance.normal(size=300)}, {"a": chance.normal(size=200) + 3})
     >>> seen.columns.row(0, named=True)["missing in test"], round(seen.auc, 1)
     (0, 1.0)
 
-    The last is adversarial validation: a quick classifier learns to tell the two apart, on at most
-    5,000 rows of each, and its area under the ROC curve is measured by cross-validation. To it an
-    infinity is a missing value. With fewer than 5 rows on a side the area is NaN, and the note
-    says so. Of the columns, `columns` says:
+    The comparison is adversarial validation. A quick classifier learns to distinguish train from
+    test, on at most 5,000 rows of each. `auc` is its cross-validated area under the ROC curve. An
+    infinity counts as missing. With fewer than 5 rows of train or test, `auc` is NaN, and `note`
+    says why.
 
-    - "kind": "target", "id" (another one in each row), "group", or "feature". The classifier sees
-      features alone: ids and groups differ in any case.
-    - "tells test": how much of the area is lost when the column is permuted, over the folds.
-    - "tells target": how well the column alone predicts the target of unseen rows: the area under
-      the ROC curve (0.5 is chance), or R² of numbers. Near 1 it is a leak: see `Look.leaks`.
-    - "known in test": the part of test rows whose value is in train; of a group near 0, take folds
-      by group.
+    `Look.columns` has, for each column:
+
+    - "kind": "target", "id" (a different value in each row), "group", or "feature". The classifier
+      gets only features, since ids and groups always differ.
+    - "tells test": the loss of `auc` when the column is permuted.
+    - "tells target": how well the column alone predicts the target of unseen rows, as AUC (0.5 is
+      chance), or R² for numbers. Near 1 it is a leak: see `Look.leaks`.
+    - "known in test": the fraction of test rows whose value is in train. If it is near 0 for a
+      group, use folds by group.
 
     Args:
         train: A table, or an array or tensor, (rows, ...).
-        test: The same of the test data; columns that it lacks are left out of the comparison.
-        targets: Classes of train or numbers, (rows,), or the name of a column.
-        groups: The name of the column of groups, or names.
-        ids: The names of the columns of ids. Default: those of whole numbers, or texts without a
-            blank, that are another one in each row of both.
+        test: The test data in the same form. Only columns in both are compared.
+        targets: Classes or numbers of train, (rows,), or the name of a column.
+        groups: The name of the column of groups, or several names.
+        ids: The names of the columns of ids. Default: columns of whole numbers, or of texts without
+            a blank, that have a different value in each row of both.
 
     Raises:
         ValueError: Nothing to compare, or rows of different shapes.
@@ -112,7 +114,7 @@ def look(
         | {"tells target": tells(tables[0].get(key), truth, seed) if key != name else None}
         for key in dict.fromkeys([*tables[0], *tables[1]])
     ]
-    columns = polars.DataFrame(rows, infer_schema_length=None)  # the first may all lack in test
+    columns = polars.DataFrame(rows, infer_schema_length=None)  # the first rows may have None
     spread = float(np.std(aucs, ddof=1))
     return Look(columns, balance, float(np.mean(aucs)), spread, note, _together(tables))
 
@@ -146,13 +148,13 @@ def _check_shapes(tables: list[Table], shared: list[str]) -> None:
         shapes = [table[key].shape[1:] for table in tables]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"the rows of {key!r} have shape {shapes[0]} in train and {shapes[1]} in test: "
-                "bring them to one shape, or leave the column out"
+                f"the rows of {key!r} have shape {shapes[0]} in train but {shapes[1]} in test: "
+                "reshape them to one shape, or leave the column out"
             )
 
 
 def _known(train: NDArray[Any] | None, test: NDArray[Any] | None) -> float | None:
-    """The part of test's values that are in train, of a column with names or whole numbers."""
+    """The fraction of test's values that are in train, for names and whole numbers."""
     if train is None or test is None or train.ndim > 1 or train.dtype.kind not in "iubUSO":
         return None
     known = set(train.tolist())
@@ -160,7 +162,7 @@ def _known(train: NDArray[Any] | None, test: NDArray[Any] | None) -> float | Non
 
 
 def _together(tables: list[Table]) -> Any:
-    """The columns that are missing together, the most frequent first."""
+    """The sets of columns that are missing together, the most frequent first."""
     found: dict[str, dict[str, Any]] = {}
     for side, table in _named(tables):
         flat = [name for name, column in table.items() if column.ndim == 1]
@@ -197,7 +199,7 @@ def _infinite(column: NDArray[Any] | None) -> int | None:
 
 
 def _balance(classes: NDArray[Any]) -> dict[str, Any]:
-    """The rows and the part of each class, and of those that are missing."""
+    """The number and the fraction of rows of each class, and of missing ones."""
     absent = is_missing(classes)
     values, counts = np.unique(classes[~absent], return_counts=True)
     named, rows = values.tolist(), counts.tolist()

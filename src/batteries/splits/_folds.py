@@ -1,4 +1,4 @@
-"""Folds: made once, kept in a file, the same wherever they are made."""
+"""Make folds: the same for the same arguments, and kept in a file."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def make_folds(
     repeats: int = 1,
     path: PathLike | None = None,
 ) -> Folds:
-    """Divide rows into folds, with scikit-learn's splitters; the same for the same arguments.
+    """Divide rows into folds with scikit-learn's splitters: the same for the same arguments.
 
     >>> folds = make_folds([0, 0, 1, 1], n_folds=2, kind="stratified")
     >>> for train, valid in folds:
@@ -61,49 +61,49 @@ def make_folds(
     2 2
 
     Args:
-        data: The number of rows, or the targets, (rows,), or a table: a polars or pandas frame,
-            or a dict of columns.
-        kind: "kfold"; "stratified", alike in their targets; "group", a group on one side only;
-            "stratified_group", both; "time", trained on what came before.
-        targets: Classes, (rows,); numbers of a range, of which each fold has as many from between
-            two quantiles; labels, (rows, labels), 0 where a row does not have one. Or the name of
-            a column of the table, or names of the columns of labels.
+        data: The number of rows, the targets, (rows,), or a table: a polars or pandas frame, or a
+            dict of columns.
+        kind: "kfold"; "stratified": folds have the same fractions of classes; "group": no group is
+            on both sides; "stratified_group": both; "time": a fold trains on earlier rows only.
+        targets: Classes, (rows,); numbers, (rows,), which are binned by quantiles; or labels,
+            (rows, labels), 0 if a row does not have one. Or the name of a column of the table, or
+            the names of the columns of labels.
         groups: Groups, (rows,), or the name of a column of the table.
-        time: For "time": dates or numbers, (rows,), or the name of a column, by which rows are
-            ordered; rows of one time are in one fold. Default: rows are in their order.
-        gap: For "time": what is left out of training next to the rows of validation. A whole
-            number is of rows; a span of time is a `timedelta`, or a float if times are numbers.
-            Rows exactly so far away in time are trained on.
-        embargo: For "time": with it a fold trains on what comes later as well, except for the gap
-            and so much more behind its rows of validation. All rows are validated.
-        window: For "time": how much a fold trains on at most, before the gap. Default: all.
-        repeats: How often all folds are made, with the seeds `seed`, `seed + 1` and so on.
-        path: A `.csv` or `.parquet` file, in which the folds are kept. When it is there they are
-            loaded instead of made. Rank 0 reads and writes it, and all ranks make the call: they
-            get the same folds, or the same error.
+        time: For "time": dates or numbers that order the rows, (rows,), or the name of a column.
+            Rows of one time are in one fold. Default: the rows are in order.
+        gap: For "time": the span next to the validation rows that is not trained on. It is a whole
+            number of rows, a `timedelta`, or a float if times are numbers. Rows at exactly this
+            distance in time are trained on.
+        embargo: For "time": a fold trains on later rows, too, except for the gap and this span
+            after the validation rows. Every row is validated then.
+        window: For "time": the longest span to train on, before the gap. Default: all.
+        repeats: The number of times that all folds are made, with `seed`, `seed + 1` and so on.
+        path: A `.csv` or `.parquet` file of the folds. It is loaded if it exists, else written.
+            Rank 0 does this. All ranks make the call, and get the same folds or the same error.
 
     Raises:
-        OSError: Of the disk, on every rank.
-        TypeError: Another argument; of scikit-learn's, with its name here.
-        ValueError: Too few rows, or members of a class, or groups for so many folds; a group that
-            is missing; rows that are in no order of time; a file with folds of something else, or
-            that was changed.
+        OSError: An error of the disk, on every rank.
+        TypeError: A number or a span of another type, or an unknown argument. If it is one of
+            scikit-learn, the error has its name here.
+        ValueError: Too few rows, groups, or members of a class for so many folds; missing targets
+            or groups; rows that are not in the order of time; a file of other folds, or one that
+            was changed.
     """
     for name, value in (("n_folds", n_folds), ("seed", seed), ("repeats", repeats)):
         if not isinstance(value, int | np.integer):
-            labels = ": labels are passed as targets=" if np.ndim(value) else ""
+            labels = ": pass labels as targets=" if np.ndim(value) else ""
             raise TypeError(f"{name} is {brief(value)}; expected a whole number{labels}")
-    n_folds, seed, repeats = int(n_folds), int(seed), int(repeats)  # numpy's too: hashed
+    n_folds, seed, repeats = int(n_folds), int(seed), int(repeats)  # numpy's have another repr
     rows, targets = _rows_and_targets(data, targets)
     groups = column_of(data, groups)
     _check_request(rows, n_folds, kind, targets, groups)
-    targets = targets if "stratified" in kind else None  # others are not looked at
+    targets = targets if "stratified" in kind else None  # unused, so not part of the digest
     groups = groups if "group" in kind else None
     order = _Order(column_of(data, time), gap, embargo, window)
-    _check_order(order, kind, int(repeats), data)
+    _check_order(order, kind, repeats, data)
     if path is not None and Path(path).suffix not in (".csv", ".parquet"):
         raise ValueError(f"folds are saved as .csv or .parquet, not as {Path(path).name}")
-    made = partial(_made, rows, n_folds, kind, seed, targets, groups, order, int(repeats))
+    made = partial(_made, rows, n_folds, kind, seed, targets, groups, order, repeats)
     if path is None:
         return made()
     more = [*(order if order.asked else ()), *([repeats] if repeats > 1 else ())]
@@ -112,14 +112,14 @@ def make_folds(
     folds, theirs = on_rank_zero(kept)(Path(path), rows, kind, made_of, made)
     if theirs != made_of:
         raise ValueError(
-            f"rank {distributed.rank()} asks for other folds than rank 0 has from {path}: pass the "
-            "same data and arguments on all ranks"
+            f"rank {distributed.rank()} has other data or arguments than rank 0, which has made or "
+            f"read {path}: pass the same on all ranks"
         )
     return folds
 
 
 class _Order(NamedTuple):
-    """What folds of kind "time" are made of."""
+    """The arguments of folds of kind "time"."""
 
     time: NDArray[Any] | None
     gap: Span
@@ -128,7 +128,7 @@ class _Order(NamedTuple):
 
     @property
     def asked(self) -> list[str]:
-        """The arguments that were passed."""
+        """The names of those that were passed."""
         return [
             name
             for name, value, default in zip(self._fields, self, (None, 0, None, None), strict=True)
@@ -143,10 +143,8 @@ def _check_order(order: _Order, kind: str, repeats: int, data: Any) -> None:
     elif order.time is None and is_table(data):
         refuse_unsorted(as_table(data))
     if repeats < 1 or (repeats > 1 and kind == "time"):
-        many = (
-            "the order of time is one: leave out repeats=" if repeats > 1 else "expected 1 or more"
-        )
-        raise ValueError(f"repeats is {repeats}; {many}")
+        equal = "all repeats of kind='time' would be equal: leave out repeats="
+        raise ValueError(f"repeats is {repeats}; {equal if repeats > 1 else 'expected 1 or more'}")
 
 
 def _made(
@@ -191,7 +189,7 @@ def _check_request(rows: int, n_folds: int, kind: str, targets: Any, groups: Any
         raise ValueError(f"kind is {kind!r}; expected one of {', '.join(_KINDS)}")
     most = rows - 1 if kind == "time" else rows
     if not 2 <= n_folds <= most:
-        raise ValueError(f"n_folds is {n_folds}; expected 2 to {most}, for {rows} rows")
+        raise ValueError(f"n_folds is {n_folds}; expected 2 to {most} for {rows} rows")
     for name, value, needed in (
         ("targets", targets, "stratified" in kind),
         ("groups", groups, "group" in kind),
@@ -206,14 +204,17 @@ def _check_request(rows: int, n_folds: int, kind: str, targets: Any, groups: Any
             refuse_missing(name, value)
     if "stratified" in kind and targets.ndim > 1:
         if targets.ndim > 2 or kind != "stratified":
-            raise ValueError(f"targets of shape {targets.shape} are no labels for kind {kind!r}")
+            raise ValueError(
+                f"targets have shape {targets.shape}; kind {kind!r} needs (rows,)"
+                + (", or (rows, labels)" if kind == "stratified" else "")
+            )
     elif "stratified" in kind:
         values, counts = np.unique(strata(targets, n_folds), return_counts=True)
         rare = counts.argmin()
         if counts[rare] < n_folds:
             raise ValueError(
                 f"class {values[rare]} has {counts[rare]} members, fewer than the {n_folds} folds: "
-                "make fewer folds, or join rare classes; of numbers of a range, pass bins"
+                "make fewer folds, join rare classes, or bin the numbers"
             )
     if "group" in kind and len(np.unique(groups)) < n_folds:
         raise ValueError(f"there are {len(np.unique(groups))} groups for {n_folds} folds")

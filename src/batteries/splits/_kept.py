@@ -1,4 +1,4 @@
-"""The file in which folds are kept."""
+"""Folds in a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batteries._foreign import check_regular
 from batteries.splits._assignment import Folds
 from batteries.splits._tables import polars_for
 
-_LEFT = "left out"  # what the names of columns of rows that a fold does not use begin with
+_LEFT = "left out"  # prefix of the columns that say which rows a fold does not use
 
 
 def kept(
@@ -61,9 +61,15 @@ def _load(path: Path, rows: int, kind: str, made_of: str) -> Folds:
     polars = polars_for("folds in a file")
     frame = _read(path)
     if not {"row", "fold", "kind", "hash", "made_of"} <= set(frame.columns) or not len(frame):
-        raise ValueError(f"{path} has no folds of make_folds in it: it has {frame.columns}")
+        raise ValueError(
+            f"{path} is not a file of make_folds: it has the columns {frame.columns}; pass another "
+            "path"
+        )
     if len(frame) != rows:
-        raise ValueError(f"{path} has folds of {len(frame)} rows, and the data has {rows}")
+        raise ValueError(
+            f"{path} has folds of {len(frame)} rows, but the data has {rows}: pass the same data, "
+            "or remove the file to make new folds"
+        )
     repeats = _columns(frame, "fold", polars.Int64)
     left_out = _columns(frame, _LEFT, polars.Boolean)
     folds = Folds(
@@ -74,20 +80,20 @@ def _load(path: Path, rows: int, kind: str, made_of: str) -> Folds:
     in_order = frame["row"].to_list() == list(range(rows))
     if not in_order or folds.hash != frame["hash"][0]:
         raise ValueError(
-            f"{path} was changed since it was written: take it from a copy, or remove it"
+            f"{path} was changed since it was written: restore it from a copy, or remove it"
         )
     if frame["made_of"][0] != made_of:
         raise ValueError(
             f"{path} was made with another n_folds, kind, seed, targets, groups, time, gap, "
             "embargo, window or repeats (kind "
-            f"{folds.kind!r}, {folds.n_folds} folds; asked for: {kind!r}): ask for the same, or "
-            "remove it to make new folds"
+            f"{folds.kind!r}, {folds.n_folds} folds; asked for: {kind!r}): pass the same "
+            "arguments, or remove the file to make new folds"
         )
     return folds
 
 
 def _columns(frame: Any, kind: str, dtype: Any) -> NDArray[np.int64]:
-    """The numbers of all columns of a kind, (columns, rows); -2 for what is no number."""
+    """The numbers of all columns of a kind, (columns, rows); -2 for other values."""
     names = [name for name in frame.columns if name.startswith(kind)]
     numbers = [frame[name].cast(dtype, strict=False).cast(int, strict=False) for name in names]
     return np.array([each.fill_null(-2).to_numpy() for each in numbers], dtype=np.int64)
@@ -103,5 +109,5 @@ def _read(path: Path) -> Any:
         return polars.read_parquet(path)
     except (polars.exceptions.PolarsError, polars.exceptions.PanicException) as error:
         raise ValueError(
-            f"{path} cannot be read ({error}): take it from a copy, or remove it"
+            f"{path} cannot be read ({error}): restore it from a copy, or remove it"
         ) from error

@@ -1,4 +1,4 @@
-"""Predictions of all folds together: each row's by the model that has not seen it."""
+"""Out-of-fold predictions: each row is predicted by the model that has not seen it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from batteries.splits._assignment import Folds
 
 
 class Score(NamedTuple):
-    """The score of predictions that were made by folds.
+    """The score of out-of-fold predictions.
 
     >>> Score(value=0.5, folds=[0.4, 0.6], spread=0.14, rows=20).value
     0.5
     """
 
-    value: float  # of all rows at once
+    value: float  # on all rows at once
     folds: list[float]
     spread: float  # the standard deviation over the folds
-    rows: int  # that have a prediction
+    rows: int  # rows that have a prediction
 
 
 class OutOfFold:
-    """The predictions of all folds, each row's by the model that has not seen it.
+    """The predictions of all folds: each row is predicted by the model that has not seen it.
 
     >>> folds = make_folds(4, n_folds=2)
     >>> oof = OutOfFold(folds)
@@ -38,8 +38,7 @@ class OutOfFold:
     array([0.5])
 
     Args:
-        allow_missing: Whether folds may be missing: their rows have NaN, and what is scored are
-            the others.
+        allow_missing: Whether folds may be missing. Their rows are NaN and are not scored.
     """
 
     def __init__(self, folds: Folds, *, allow_missing: bool = False) -> None:
@@ -56,58 +55,59 @@ class OutOfFold:
         *,
         trained_on: str | None = None,
     ) -> None:
-        """Take in what the model of one fold predicts.
+        """Add the predictions of one fold's model.
 
         Args:
             predictions: (rows of the fold, ...), in the order of `folds[fold]`.
-            test: (test rows, ...), the same for each fold.
-            trained_on: The `hash` of the folds that the model was trained on, if a run kept it:
-                models of other folds are refused.
+            test: (test rows, ...), the same rows for each fold.
+            trained_on: The `hash` of the folds that the model was trained on, if the run has
+                recorded it. A model of other folds is refused.
 
         Raises:
-            ValueError: Other folds, a fold that is there already, or arrays of another shape.
+            ValueError: Other folds, a fold that was added before, or arrays of another shape.
         """
         _, rows = self._folds[fold]
         if trained_on is not None and trained_on != self._folds.hash:
             raise ValueError(
-                f"fold {fold} was trained on other splits ({trained_on}) than these "
-                f"({self._folds.hash}): it has seen rows that it is to predict; train it again"
+                f"the model of fold {fold} was trained on other folds ({trained_on}) than these "
+                f"({self._folds.hash}), so it has seen rows that it predicts: train it again"
             )
         if fold in self._valid:
-            raise ValueError(f"fold {fold} was added before")
+            raise ValueError(f"fold {fold} was added before: add each fold once")
         own = np.array(predictions)  # a copy: the caller may use its memory again
         if len(own) != len(rows):
             raise ValueError(
-                f"fold {fold} has {len(rows)} rows, and there are {len(own)} predictions"
+                f"fold {fold} has {len(rows)} rows, but there are {len(own)} predictions"
             )
         for kept, array, name in ((self._valid, own, "rows"), (self._test, test, "test rows")):
             if array is None:
                 continue
             new, first = np.asarray(array), next(iter(kept.values()), None)
-            skip = name == "rows"  # of which folds have different numbers
+            skip = name == "rows"  # their number differs between folds
             if first is not None and new.shape[skip:] != first.shape[skip:]:
                 raise ValueError(
-                    f"fold {fold} has {name} of shape {new.shape}, the ones before {first.shape}"
+                    f"fold {fold} has {name} of shape {new.shape}, but earlier folds have "
+                    f"{first.shape}"
                 )
         self._valid[fold] = own
         if test is not None:
             self._test[fold] = np.array(test)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """The predictions: they are blended as arrays are."""
+        """The predictions, so that they can be blended as an array."""
         return np.array(self.predictions, dtype=dtype, copy=True if copy else None)
 
     @property
     def missing(self) -> list[int]:
-        """The folds that are still to come."""
+        """The folds that were not added yet."""
         return [fold for fold in range(self._folds.n_folds) if fold not in self._valid]
 
     @property
     def predictions(self) -> NDArray[Any]:
-        """Of all rows, (rows, ...); the mean of repeats; NaN for rows without a prediction.
+        """The predictions of all rows, (rows, ...): the mean over repeats, NaN where there is none.
 
         Raises:
-            ValueError: Folds are missing; which.
+            ValueError: Folds are missing, with their numbers.
         """
         self._check_complete(self._valid)
         times = np.zeros(self._folds.rows, dtype=np.int64)
@@ -132,7 +132,7 @@ class OutOfFold:
         """The mean of the folds' test predictions, computed in float64.
 
         Raises:
-            ValueError: Folds are missing; which.
+            ValueError: Folds are missing, with their numbers.
         """
         self._check_complete(self._test)
         dtype = np.result_type(*self._test.values())
@@ -141,7 +141,7 @@ class OutOfFold:
         return np.asarray(mean, dtype=kept)
 
     def score(self, targets: ArrayLike, metric: Metric) -> Score:
-        """How good the predictions are: of all rows, of each fold, and the spread.
+        """The score on all rows, on each fold, and the spread.
 
         >>> folds = make_folds(4, n_folds=2)
         >>> oof = OutOfFold(folds)
@@ -152,7 +152,7 @@ class OutOfFold:
 
         Args:
             targets: (rows,) or (rows, ...).
-            metric: As of `find_weights`; here a function needs no direction.
+            metric: As for `find_weights`. A function needs no direction here.
 
         Raises:
             ValueError: Folds are missing, or targets of another length.
@@ -173,5 +173,6 @@ class OutOfFold:
         absent = [fold for fold in range(self._folds.n_folds) if fold not in kept]
         if absent and not (self._allow_missing and kept):
             raise ValueError(
-                f"fold {', '.join(map(str, absent))} of {self._folds.n_folds} is missing"
+                f"fold {', '.join(map(str, absent))} of {self._folds.n_folds} is missing: add it, "
+                "or pass allow_missing=True"
             )

@@ -11,34 +11,30 @@ _MOST = 15  # bars of a panel
 
 
 def draw(look: Any, path: PathLike) -> None:
-    """Write the page, whole or not at all.
-
-    Args:
-        look: A `Look`.
-    """
+    """Write the page of a `Look`, whole or not at all."""
     figures = import_optional("matplotlib.figure", needs="matplotlib", for_="Look.plot")
     figure = figures.Figure(figsize=(11, 8), layout="constrained")
     panels = figure.subplots(2, 2)
     columns = look.columns
     _bars(
         *(panels[0, 0], columns["column"], columns["tells test"]),
-        f"what tells test from train (AUC {look.auc:.3f} ± {look.spread:.3f}; lost if permuted)",
+        f"columns that differ between train and test (AUC {look.auc:.3f} ± {look.spread:.3f})",
     )
     _bars(
         *(panels[0, 1], columns["column"], columns["tells target"]),
-        "what one column tells of the target (AUC or R²)",
+        "how well one column predicts the target (AUC or R²)",
     )
     if look.missing is not None:
         for side, shift, color in (("train", 0.2, "C0"), ("test", -0.2, "C1")):
             rows = look.missing.head(_MOST)
             _bars(
                 *(panels[1, 0], rows["missing"], rows[f"in {side}"]),
-                "rows in which these are missing: train above, test below",
+                "rows in which these columns are missing: train above, test below",
                 shift=shift, color=color,
             )  # fmt: skip
     if look.classes is not None:
         rows = look.classes.sort("rows", descending=True)
-        _bars(panels[1, 1], rows["class"], rows["part"], "the part of each class")
+        _bars(panels[1, 1], rows["class"], rows["part"], "the fraction of each class")
     with write_whole(path) as file:
         figure.savefig(file, format="png", dpi=110)
 

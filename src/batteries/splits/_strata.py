@@ -1,4 +1,4 @@
-"""What folds are made alike in: classes, parts of a range of numbers, several labels at once."""
+"""Stratification: by classes, by bins of numbers, or by several labels at once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BINS = 20
-_CLASSES = 20  # of whole numbers: more, most of them rare, are a range
+_CLASSES = 20  # more whole numbers, most of them rare, are binned
 
 
 def strata(targets: NDArray[Any], n_folds: int) -> NDArray[Any]:
-    """Classes as they are; numbers of a range by the quantiles between which they lie, (rows,).
+    """Classes as they are, and numbers as bins between quantiles: (rows,).
 
-    There are as many bins, 20 at most, as have a row for each fold.
+    There are at most 20 bins, and each has at least a row for each fold.
     """
     values, place, counts = np.unique(targets, return_inverse=True, return_counts=True)
     kind = targets.dtype.kind
@@ -32,13 +32,13 @@ def strata(targets: NDArray[Any], n_folds: int) -> NDArray[Any]:
 
 
 def of_labels(labels: NDArray[Any], n_folds: int, seed: int) -> NDArray[np.int64]:
-    """The fold of each row, with as many rows of each label in each fold: (rows,).
+    """The fold of each row, (rows,). Each label has about as many rows in each fold.
 
     Iterative stratification (Sechidis et al. 2011): the label with the fewest rows left is divided
-    first, each row to the fold that lacks most of it.
+    first. Each of its rows goes to the fold that lacks most of it.
 
     Args:
-        labels: (rows, labels), 0 where a row does not have a label.
+        labels: (rows, labels), 0 if a row does not have a label.
     """
     has = np.asarray(labels).astype(bool)
     chance = np.random.default_rng(seed)

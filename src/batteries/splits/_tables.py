@@ -1,4 +1,4 @@
-"""Tables and arrays, as users have them."""
+"""Tables and arrays, in any form that users have them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from batteries._optional import import_optional
 
-_NAMED = 5  # in an error
+_NAMED = 5  # rows in an error
 
 
 def is_table(data: Any) -> bool:
@@ -19,42 +19,32 @@ def is_table(data: Any) -> bool:
 
 
 def column_of(data: Any, column: Any) -> Any:
-    """An array, as it is or by its name in a table; of several names (rows, names).
-
-    Raises:
-        ValueError: No such column.
-    """
+    """An array, or a column of a table by its name; for several names (rows, names)."""
     names = isinstance(column, list | tuple) and all(isinstance(each, str) for each in column)
     if names and column and is_table(data) and set(column) <= set(names_in(data)):
         return np.stack([column_of(data, name) for name in column], axis=1)
     if isinstance(column, str):
         if not is_table(data) or column not in names_in(data):
-            known = f"expected one of {names_in(data)}" if is_table(data) else "data is no table"
+            known = f"expected one of {names_in(data)}" if is_table(data) else "data is not a table"
             raise ValueError(f"there is no column {column!r}; {known}")
         column = data[column]
     if isinstance(column, list | tuple):
         mixed = np.array(column, dtype=object)
-        # As text or numbers, what is missing would be one more value.
+        # As text or numbers, a missing value would look like another class.
         return mixed if mixed.ndim == 1 and is_missing(mixed).any() else np.asarray(column)
     return None if column is None else np.asarray(column)
 
 
 def names_in(data: Any) -> list[str]:
-    """The names of a table's columns."""
     return list(data if isinstance(data, Mapping) else getattr(data, "columns", []))
 
 
 def length_of(data: Any) -> int:
-    """How many rows there are."""
     return len(next(iter(data.values()))) if isinstance(data, Mapping) else len(data)
 
 
 def as_table(data: Any) -> dict[str, NDArray[Any]]:
-    """The columns as arrays; an array is a table of one column.
-
-    Raises:
-        ValueError: Columns of different lengths.
-    """
+    """The columns as arrays. An array becomes a table of one column."""
     if is_table(data):
         table = {name: np.asarray(data[name]) for name in names_in(data)}
         lengths = {name: len(column) for name, column in table.items()}
@@ -65,7 +55,7 @@ def as_table(data: Any) -> dict[str, NDArray[Any]]:
 
 
 def id_columns(table: Mapping[str, NDArray[Any]]) -> list[str]:
-    """Columns of whole numbers, or of texts without a blank, with another one in each row."""
+    """Columns of whole numbers, or of texts without a blank, with a different value in each row."""
     return [name for name, column in table.items() if _names_rows(column)]
 
 
@@ -91,15 +81,10 @@ def is_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def refuse_missing(name: str, values: NDArray[Any]) -> None:
-    """Raise where values are missing.
-
-    Raises:
-        ValueError: Some are None or NaN: how many and the first few.
-    """
     absent = np.flatnonzero(is_missing(values.reshape(-1)).reshape(len(values), -1).any(1))
     if len(absent):
         raise ValueError(
-            f"{len(absent)} of the {name} are missing, first of all in row "
+            f"{len(absent)} of the {name} are missing, the first ones in rows "
             f"{', '.join(map(str, absent[:_NAMED]))}: fill them in, or leave the rows out"
         )
 
@@ -107,17 +92,15 @@ def refuse_missing(name: str, values: NDArray[Any]) -> None:
 def _is_absent(value: Any) -> bool:
     try:
         return value is None or bool(value != value)  # as NaN is
-    except TypeError:  # pandas' NA does not know
+    except TypeError:  # pandas' NA has no truth value
         return True
-    except ValueError:  # an array: it is there
+    except ValueError:  # an array is not missing
         return False
 
 
 def polars_for(for_: str) -> Any:
-    """Polars, which the core does without."""
     return import_optional("polars", needs="polars", for_=for_)
 
 
 def sklearn_room(room: str) -> Any:
-    """A part of scikit-learn, which the core does without."""
     return import_optional(f"sklearn.{room}", needs="scikit-learn", for_="batteries.splits")

@@ -1,4 +1,4 @@
-"""Folds in the order of time: blocks, and what is left out of training beside them."""
+"""Folds in the order of time: blocks, and the rows beside them that are not trained on."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ from numpy.typing import NDArray
 
 from batteries.splits._tables import is_missing, refuse_missing
 
-Span = int | float | datetime.timedelta | np.timedelta64  # rows, or a part of the time
+Span = int | float | datetime.timedelta | np.timedelta64  # a number of rows, or a span of time
 _Blocks = tuple[NDArray[np.int64], NDArray[np.bool_] | None]
 
 
 def as_times(values: Any, rows: int) -> NDArray[Any]:
-    """Numbers or dates that can be ordered, (rows,); without any, rows stand in their order.
-
-    Raises:
-        ValueError: Something is missing, or it is texts or of another length.
-    """
+    """Numbers or dates that can be ordered, (rows,). Without any, the rows are in order."""
     if values is None:
         return np.arange(rows)
     times = np.asarray(values)
     refuse_missing("times", times)
-    if times.dtype == object:  # of Python's dates, and of pandas' with a time zone
+    if times.dtype == object:  # Python's dates, or pandas' with a time zone
         utc = datetime.timezone.utc
         zoned = [each for each in times if getattr(each, "tzinfo", None)]
         if zoned:
@@ -34,16 +30,16 @@ def as_times(values: Any, rows: int) -> NDArray[Any]:
             times = times.astype("datetime64[us]")
     if times.dtype.kind not in "iufM":
         raise ValueError(
-            f"time is made of {times.dtype}, such as {times.ravel()[0]!r}; expected dates or "
-            "numbers: texts have another order"
+            f"time has the dtype {times.dtype}, such as {times.ravel()[0]!r}; expected dates or "
+            "numbers, since texts sort in another order"
         )
     if times.shape != (rows,):
-        raise ValueError(f"there are times of shape {times.shape} for {rows} rows")
+        raise ValueError(f"time has shape {times.shape}; expected ({rows},), one for each row")
     return times
 
 
 def refuse_unsorted(data: dict[str, NDArray[Any]]) -> None:
-    """Raise if a table has dates that are in no order: its rows stand in no order of time."""
+    """Raise if a table has a column of unsorted dates: its rows are not in the order of time."""
     for name, column in data.items():
         if column.dtype.kind == "M":
             known = column[~is_missing(column)]
@@ -55,13 +51,9 @@ def refuse_unsorted(data: dict[str, NDArray[Any]]) -> None:
 
 
 def in_blocks(times: NDArray[Any], n_folds: int, gap: Any, embargo: Any, window: Any) -> _Blocks:
-    """The block of each row, and of each fold the rows that are not trained on.
+    """The block of each row, and the rows that each fold does not use.
 
     Rows of one time are in one block.
-
-    Raises:
-        TypeError: A span that the times do not have.
-        ValueError: Too few different times, or nothing left to train on.
     """
     _check_spans(times, gap, embargo, window)
     rows, order = len(times), np.argsort(times, kind="stable")
@@ -73,8 +65,8 @@ def in_blocks(times: NDArray[Any], n_folds: int, gap: Any, embargo: Any, window:
     edges = np.append(np.searchsorted(ordered, ordered[cuts]), rows)
     if (np.diff(edges) <= 0).any() or (embargo is None and edges[0] == 0):
         raise ValueError(
-            f"there are {len(np.unique(times))} different times for {n_folds} folds, of which "
-            "some are of more rows than a fold has: make fewer folds"
+            f"there are {len(np.unique(times))} different times for {n_folds} folds, and some "
+            "times have more rows than a fold: make fewer folds"
         )
     assignment = np.empty(rows, dtype=np.int64)
     assignment[order] = np.searchsorted(edges[:-1], np.arange(rows), side="right") - 1
@@ -87,17 +79,17 @@ def in_blocks(times: NDArray[Any], n_folds: int, gap: Any, embargo: Any, window:
         start = 0 if window is None else _moved(ordered, stop, window, -1, of=max(stop - 1, 0))
         again = rows if after is None else _moved(ordered, end, after, 1)
         if start >= stop and again >= rows:
-            raise ValueError(f"fold {fold} has no rows to train on: take a smaller gap or embargo")
+            raise ValueError(f"fold {fold} has no rows to train on: use a smaller gap or embargo")
         for part in (order[start:stop], order[begin:end], order[again:]):
             left_out[fold, part] = False
     return assignment, left_out
 
 
 def _moved(ordered: NDArray[Any], row: int, span: Any, way: int, of: int | None = None) -> int:
-    """The first row behind a span after a row, or the one behind the last row before a span.
+    """The first row at least a span after `row - 1`, or the end of those at least a span before.
 
     Args:
-        of: The row whose time the span is measured from.
+        of: The row from whose time the span before is measured. Default: `row`.
     """
     if _is_rows(span):
         return int(min(max(row + way * span, 0), len(ordered)))
@@ -109,7 +101,7 @@ def _moved(ordered: NDArray[Any], row: int, span: Any, way: int, of: int | None 
 
 
 def _is_rows(span: Any) -> bool:
-    # numpy has its time spans among the whole numbers
+    # np.timedelta64 is a subclass of np.integer.
     return isinstance(span, int | np.integer) and not isinstance(span, bool | np.timedelta64)
 
 
@@ -120,12 +112,12 @@ def _check_spans(times: NDArray[Any], gap: Any, embargo: Any, window: Any) -> No
         if span is None or _is_rows(span):
             if span is not None and span < (name == "window"):
                 raise ValueError(f"{name} is {span}; expected a positive number of rows")
-        elif not isinstance(span, kinds) or not span >= type(span)(0):  # nor NaN
-            unit = "a datetime.timedelta" if dates else "a float, as the times are numbers"
+        elif not isinstance(span, kinds) or not span >= type(span)(0):  # NaN is refused, too
+            unit = "a datetime.timedelta" if dates else "a float, because the times are numbers"
             raise TypeError(f"{name} is {span!r}; expected a number of rows, or {unit}")
     if embargo is not None and window is not None:
-        raise ValueError("window= is for training on the past alone: leave out window= or embargo=")
+        raise ValueError("embargo= trains on later rows, window= does not: leave out one of them")
     if embargo and gap and _is_rows(gap) != _is_rows(embargo):
         raise ValueError(
-            f"gap is {gap!r} and embargo {embargo!r}: say both in rows or both in time"
+            f"gap is {gap!r} and embargo is {embargo!r}: give both in rows, or both in time"
         )
