@@ -123,14 +123,15 @@ def _extremes(values: Any, most: int) -> Any:
     finite = np.isfinite(inner)
     wide = int(np.diff(edges).max())
     places = np.minimum(edges[:-1, None] + np.arange(wide), edges[1:, None] - 1) - 1
-    kept = [np.array([0, count - 1])]
+    kept = np.zeros(count, bool)
+    kept[[0, -1]] = True
     for sign in (1, -1):
         grid = np.where(finite, sign * inner, np.inf)[places]
-        kept.append(1 + places[np.arange(parts), grid.argmin(1)])
+        kept[1 + places[np.arange(parts), grid.argmin(1)]] = True
     if not finite.all():
         lost = ~finite[places]
-        kept.append(1 + places[np.arange(parts), lost.argmax(1)][lost.any(1)])
-    return np.unique(np.concatenate(kept))
+        kept[1 + places[np.arange(parts), lost.argmax(1)][lost.any(1)]] = True
+    return np.flatnonzero(kept)
 
 
 def _steps(steps: Any) -> list[Any]:

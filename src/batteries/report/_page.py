@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -167,19 +167,18 @@ class _Shared:
 
     def __init__(self) -> None:
         self.values: list[Any] = []
-        self._places: dict[str, int] = {}
+        self._places: dict[Hashable, int] = {}
 
-    def add(self, value: Any) -> int:
+    def add(self, value: str | tuple[Any, ...]) -> int:
         """Where a value is."""
-        key = json.dumps(value)
-        if key not in self._places:
-            self._places[key] = len(self.values)
+        if value not in self._places:
+            self._places[value] = len(self.values)
             self.values.append(value)
-        return self._places[key]
+        return self._places[value]
 
-    def table(self, values: dict[str, str]) -> list[int]:
+    def table(self, values: dict[str, str]) -> tuple[int, ...]:
         """Where the pairs of a dict are."""
-        return [self.add(pair) for pair in values.items()]
+        return tuple(map(self.add, values.items()))
 
 
 def page_of(data: bytes, live: bool = False) -> bytes:
