@@ -5,11 +5,11 @@ let runKey = null;
 
 function startRun() {
   on(byId("which"), "change", () => change({ run: runs[byId("which").value].name }));
-  watchers.push(() => {
+  watchers.push(later(() => {
     const key = `${chosenRun()} ${data.written}`;
     if (key !== runKey) showRun(chosenRun());
     runKey = key;
-  });
+  }));
 }
 
 function showRun(index) {
@@ -27,7 +27,7 @@ function showRun(index) {
     if (pairs.length) parts.push(folded(title, true, box(title, pairsTable(pairs))));
   }
   if (run.sessions.length) {
-    const columns = ["started", "stopped", "state", "host", "error"];
+    const columns = ["started", "stopped", "state", "why", "host", "error"];
     const used = columns.filter((name) => run.sessions.some((session) => session[name] !== null));
     parts.push(folded("starts", true, box("starts", table(used, run.sessions))));
   }
@@ -100,7 +100,7 @@ function histogramOf([counts, low, high, lost], label) {
 function startCheckpoints() {
   const place = box("Top checkpoints");
   let chosen = "";
-  watchers.push(() => {
+  watchers.push(later(() => {
     if (byId("checkpoints").dataset.of === data.written) return;
     byId("checkpoints").dataset.of = data.written;
     const known = runs.flatMap((run, index) => run.checkpoints.map((each) => ({ ...each, index })))
@@ -122,5 +122,5 @@ function startCheckpoints() {
         selectOf("Metric", kinds, chosen, (name) => { chosen = name; fill(); }))), place]
       : [note("No run has checkpoint files with a score.")]));
     if (kinds.length) fill();
-  });
+  }));
 }

@@ -44,6 +44,20 @@ function change(values) {
   changed();
 }
 
+// What lies below the curves is drawn after the frame that shows them, one part at a time.
+const waiting = new Set();
+const later = (draw) => () => {
+  if (!waiting.size) requestAnimationFrame(() => setTimeout(drawNext));
+  waiting.add(draw);
+};
+
+function drawNext() {
+  const [draw] = waiting;
+  waiting.delete(draw);
+  if (waiting.size) setTimeout(drawNext);
+  draw();
+}
+
 let nowDrawn = null;  // found once a change
 
 function changed() {
