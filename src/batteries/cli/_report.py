@@ -25,8 +25,8 @@ def report(logdir: str, output: str, watch: bool, port: int) -> None:
         from batteries.report._live import report_server
 
         server, address = report_server(logdir, port)
-        click.echo(f"{address} shows the runs in {logdir}; Ctrl-C ends it")
         try:
+            click.echo(f"{address} shows the runs in {logdir}; Ctrl-C ends it")
             server.serve_forever()
         except KeyboardInterrupt:
             return

@@ -14,7 +14,7 @@ from batteries._rundir.names import LOG
 from batteries.report._curves import Curve, Pairs, clock_of, read_curves
 from batteries.report._media import Shown, media_of
 from batteries.scoreboard import RunInfo
-from batteries.scoreboard._info import read_text
+from batteries.scoreboard._info import logged_by, read_text
 
 _LONG = 2000  # characters of a value
 _SESSIONS = 20  # starts, the last ones
@@ -76,7 +76,7 @@ def contents_of(run: RunInfo) -> Contents:
     """Read a run for the page. What cannot be read is told in its problems."""
     found = Contents(run.name, str(run.path), run.state, [])
     with _telling(found, "its curves"):
-        logged = run._logged()
+        logged = logged_by(run)
         curves, found.epochs = read_curves(run, logged.series)
         found.curves = [curve.thinned(CURVE) for curve in curves]
         found.clock = clock_of(logged.series)
@@ -122,7 +122,7 @@ def _checkpoints(run: RunInfo) -> list[dict[str, Any]]:
 
 def _start(session: Any) -> dict[str, Any]:
     told = session if isinstance(session, dict) else {}
-    names = ("started", "stopped", "state", "error", "host")
+    names = ("started", "stopped", "state", "why", "error", "host")
     return {name: cell(told.get(name)) for name in names}
 
 

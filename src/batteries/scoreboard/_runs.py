@@ -258,8 +258,9 @@ def read_runs(logdir: PathLike, *, minimization: Mapping[str, bool] | None = Non
     0
 
     A run is a directory with a `run.json` or scores, or that of a `CheckpointManager`; links to
-    directories are not followed. What cannot be read is told in the run's `problems`. What was
-    logged is read when it is asked for.
+    directories are not followed. A run inside another run's directory is not listed: read that
+    directory by itself. What cannot be read is told in the run's `problems`. What was logged is
+    read when it is asked for.
 
     Args:
         minimization: By the names of metrics, whether lower is better, where the runs do not say
