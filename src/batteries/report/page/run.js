@@ -40,7 +40,7 @@ function showRun(index) {
   if (run.log) parts.push(folded("end of the log", true, box("end of the log", make("pre", null, run.log))));
   const packages = data.shared[run.packages].map((place) => data.shared[place]);
   if (packages.length) parts.push(folded("packages", false, box("packages", pairsTable(packages))));
-  if (parts.length === 1) parts.push(make("p", null, "Nothing else is recorded of it."));
+  if (parts.length === 1) parts.push(make("p", null, "Nothing else is recorded."));
   byId("detail").replaceChildren(...parts);
   const log = byId("detail").querySelector("[aria-label='end of the log']");
   if (log) log.scrollTop = log.scrollHeight;

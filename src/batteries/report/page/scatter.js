@@ -13,7 +13,7 @@ function scatterColumns() {
   return { numeric, x, y };
 }
 
-// Each axis by itself, unless somebody has said it for both.
+// Each axis decides for itself, unless the tick has decided for both.
 const isLog = (column) => (state.slog === null ? wide(numbersOf(column)) : state.slog) && numbersOf(column).some((v) => v > 0);
 
 function startScatter() {
