@@ -17,7 +17,7 @@ MATRIX ?= 3.10-2.10.0 3.11-2.13.0 3.12-2.11.0 3.13-2.14.1
 TEST_TOOLS := attrs ipykernel ipywidgets nbclient pandas pyarrow pydantic pytest pytest-timeout \
 	pytest-xdist sybil torchmetrics websockets
 
-.PHONY: demo test check docs docs-serve stress bench matrix floors ecosystem clean
+.PHONY: demo test check docs docs-serve pictures stress bench matrix floors ecosystem clean
 
 demo: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node=$(PROCESSES) examples/ddp/experiment.py \
@@ -39,6 +39,10 @@ docs: .venv/docs-ready
 
 docs-serve: docs
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory docs/_site 8000
+
+# The pictures of the manual, of real runs; it needs Chromium.
+pictures: .venv/ready
+	$(BIN)/python docs/_pictures.py
 
 # The promises of checkpoints and of resuming, many times: all parts, or PART="kills power-xfs".
 stress: .venv/ready

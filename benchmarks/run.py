@@ -1,7 +1,7 @@
 """Benchmarks against the libraries that do the same: python benchmarks/run.py [NAME ...].
 
 Names: loop, language_model, to_device, seed_all, import_time, checkpoints, training, predictions,
-collectives, record, averaging, blending, hugging_face. All take about half an hour.
+collectives, record, page, averaging, blending, hugging_face. All take about half an hour.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import hugging_face
 import import_time
 import language_model
 import loop
+import page
 import predictions
 import record
 import seed_all
@@ -40,6 +41,7 @@ BENCHMARKS = {
     "predictions": predictions.main,
     "collectives": collectives.main,
     "record": record.main,
+    "page": page.main,
     "averaging": averaging.main,
     "blending": blending.main,
     "hugging_face": hugging_face.main,

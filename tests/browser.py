@@ -60,8 +60,13 @@ class Page:
 
     def settle(self) -> None:
         """Wait until what follows from a change has been laid out and drawn."""
-        twice = "requestAnimationFrame(() => requestAnimationFrame(done))"
-        self.read(f"new Promise((done) => {twice})")
+        self.read("""new Promise((done) => {
+            const frame = () => requestAnimationFrame(() => {
+                if (typeof waiting === "undefined" || !waiting.size) done();
+                else frame();
+            });
+            requestAnimationFrame(frame);
+        })""")
 
     def read(self, script: str) -> Any:
         """The value of an expression in the page."""

@@ -25,7 +25,7 @@ from test_scoreboard import make_run
 from torch import nn
 
 import batteries
-from batteries import Predictions, make_checkpoint, save_checkpoint
+from batteries import Predictions, make_checkpoint, save_checkpoint, start_run
 from batteries.cli import main
 from batteries.scoreboard import record_scores
 
@@ -184,6 +184,13 @@ def test_a_damaged_run() -> None:
         "finished",
     ]
     assert result.stderr.startswith("002: runs/002/run.json is not the record of a run")
+
+
+def test_why_a_run_was_stopped() -> None:
+    """The table says why a run was stopped."""
+    with pytest.raises(KeyboardInterrupt), start_run("runs", {}):
+        raise KeyboardInterrupt
+    assert re.search(r"state +why .*\n.*\n.*stopped +SIGINT", run("runs").output)
 
 
 def test_no_runs() -> None:

@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -153,6 +154,28 @@ def test_no_torch(logdir: Path) -> None:
     command = [sys.executable, "-c", script, str(logdir)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (result.stdout, result.stderr) == ("False\n", "")
+
+
+def test_ctrl_c_ends_a_live_page(logdir: Path) -> None:
+    """Ctrl-C ends `report --watch` with exit code 0, and without a word."""
+    command = [sys.executable, "-m", "batteries", "report", str(logdir), "--watch"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().endswith("Ctrl-C ends it\n")
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 0
+
+
+def test_why_a_run_was_stopped() -> None:
+    """The page says why a run was stopped, in the table and among its starts."""
+    with pytest.raises(KeyboardInterrupt), start_run("runs", {}):
+        raise KeyboardInterrupt
+    data = data_of(write_report("runs"))
+    assert (data["columns"]["state"], data["columns"]["why"]) == (["stopped"], ["SIGINT"])
+    assert [start["why"] for start in data["runs"][0]["sessions"]] == ["SIGINT"]
 
 
 def test_size_of_a_hundred_runs() -> None:

@@ -60,13 +60,30 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
         yield connection
 
 
-@pytest.fixture
-def page(report: Path, chromium: Connection) -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def loaded(report: Path, chromium: Connection) -> Page:
     found = Page(chromium)
-    found.show(1280, 900, "light")
     found.open(report)
-    yield found
-    assert found.complaints() == []
+    return found
+
+
+@pytest.fixture
+def page(loaded: Page) -> Iterator[Page]:
+    """The page as it is when it is opened; it is loaded once for all tests."""
+    loaded.show(1280, 900, "light")
+    loaded.read("""{
+        history.replaceState(null, "", "#");
+        fromHash("");
+        renew(byId("data").textContent);
+        for (const plot of document.querySelectorAll("#panels .plot")) {
+            plot.dispatchEvent(new KeyboardEvent("keydown", { key: "End" }));
+        }
+        document.activeElement.blur();
+        scrollTo(0, 0);
+    }""")
+    loaded.settle()
+    yield loaded
+    assert loaded.complaints() == []
 
 
 NAMES = "[...document.querySelectorAll('#table tbody th')].map((cell) => cell.textContent)"

@@ -15,7 +15,8 @@ import pytest
 from test_scoreboard import add_stage, make_run
 
 from batteries import JsonLinesLogger, start_run
-from batteries.scoreboard import RunInfo, Runs, read_runs, record_scores
+from batteries._rundir.lines import read_lines
+from batteries.scoreboard import RunInfo, Runs, read_run, read_runs, record_scores
 
 LOSS = {"loss": True}
 
@@ -173,3 +174,34 @@ def test_directions_that_contradict() -> None:
     runs = read_runs("runs")
     assert runs.lower_is_better("valid/score") is None
     assert Runs(runs, {"score": True}).lower_is_better("valid/score") is True
+
+
+def test_lines_are_read_together() -> None:
+    """Many lines read together, with odd ones among them, have the values of each line alone."""
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/run.json").write_text('{"sessions": [{}]}')
+    odd = [
+        '{"step": %d, "time": 2.5, "metrics": {"b": 2, "a": 1}}',  # another order
+        '{"step":%d,"time":2.5,"metrics":{"a":1,"b":2}}',
+        '{"step": %d, "time": 2.5, "metrics": {"a": null, "b": 1}, "not_finite": {"a": "-inf"}}',
+        '{"step": %d, "time": 2.5, "metrics": {"a": true, "b": 1}}',
+        '{"step": %d, "time": 2.5, "metrics": {"a": 1e999, "b": -0.0}}',
+        '{"step": %d, "time": 2.5, "metrics": {"a": 1.0, "b": 01}}',
+        '{"step": %d, "time": 2.5, "metrics": {"a": 1.0, "b": 1-2}}',
+        '{"step": 9%d9e20, "time": 2.5, "metrics": {"a": 1.0, "b": 2}}',
+        '{"step": %d, "time": 2.5, "metrics": {"\\"é": 0.1, "b": 1E-7}}',
+        'x{"step": %d, "time": 2.5, "metrics": {"a": 1.0, "b": 2}}',
+    ]
+    usual = '{"step": %d, "time": 1.5, "metrics": {"a": 0.12345678901234567, "b": -3}}'
+    kinds = [[usual] * 40, *([kind] * 40 for kind in odd), [usual, *odd] * 20]
+    for number, some in enumerate(kinds):
+        text = "".join(f"{line % (step // 2)}\n" for step, line in enumerate(some))
+        Path("runs/a/metrics.jsonl").write_text(text)
+        expected: dict[str, dict[float, float]] = {}
+        for line in read_lines("runs/a"):
+            for name, value in line["metrics"].items():
+                if line["step"] < 2**53:
+                    expected.setdefault(name, {})[line["step"]] = float(value)
+        series = read_run("runs/a").series()
+        found = {n: dict(zip(s.steps, s.values, strict=True)) for n, s in series.items()}
+        assert found == expected, number

@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from batteries._files import PathLike, append_whole, write_whole
 from batteries._foreign import lines_of, open_regular, parse_json
@@ -18,6 +21,8 @@ BINS = 256  # of a histogram, at most
 _CHUNK = 2**20  # bytes that are parsed together
 _ODD = (b'"not_finite"', b'"nan"', b'inf"')  # marks of numbers that are not finite
 _OTHERS = ("nan", "inf", "-inf")  # numbers that JSON does not have
+_NUMBER = b"0123456789+-.eE"  # letters of numbers
+_ALIKE = 16, 100  # lines at least, and metrics at most, for which a pattern is worth its price
 
 
 def read_lines(logdir: PathLike) -> Iterator[dict[str, Any]]:
@@ -38,18 +43,38 @@ def read_lines(logdir: PathLike) -> Iterator[dict[str, Any]]:
             yield from filter(None, map(parse_line, lines_of(file)))
 
 
-def told_lines(path: Path, run: Path, problems: list[str]) -> Iterator[list[dict[str, Any]]]:
+class Rows(NamedTuple):
+    """Lines of a logger that have the same metrics, as rows of numbers.
+
+    Attributes:
+        places: Which lines of the file they are.
+        numbers: Step, time and values of one line after the other.
+    """
+
+    places: list[int]
+    names: Sequence[str]
+    numbers: array[float]
+
+
+Lines = list[tuple[int, dict[str, Any]]]  # with their places
+
+
+def told_lines(path: Path, run: Path, problems: list[str]) -> Iterator[tuple[list[Rows], Lines]]:
     """All whole lines of a file inside a run, some at a time. `problems` tells what is left out."""
-    foreign, torn = 0, False
+    foreign, torn, before = 0, False, 0
     try:
         with open_regular(path, inside=run) as file:
             for some in _some_lines(file):
-                found = [line for line in _parsed(some) if line is not None]
-                if len(found) < len(some):
+                rows, others = _rows_of(some, before)
+                parsed = _parsed([some[place - before] for place in others])
+                pairs = zip(others, parsed, strict=True)
+                found = [(place, line) for place, line in pairs if line is not None]
+                if len(found) < len(others):
                     last = some[-1].endswith(b"\n")
-                    foreign += len(some) - len(found) - (not last)
+                    foreign += len(others) - len(found) - (not last)
                     torn = not last
-                yield found
+                before += len(some)
+                yield rows, found
     except OSError as error:
         problems.append(f"{path} cannot be read: {error}")
     if foreign:
@@ -68,6 +93,44 @@ def _some_lines(file: BinaryIO) -> Iterator[list[bytes]]:
             some, size = [], 0
     if some:
         yield some
+
+
+def _rows_of(some: list[bytes], before: int) -> tuple[list[Rows], list[int]]:
+    """Rows of numbers, which takes a third of the time of JSON, and the places of other lines."""
+    alike: dict[bytes, list[int]] = {}
+    for place, line in enumerate(some):
+        alike.setdefault(line.translate(None, _NUMBER), []).append(place)
+    rows, others = [], []
+    for places in alike.values():
+        found = _numbers([some[place] for place in places]) if len(places) >= _ALIKE[0] else None
+        places = [before + place for place in places]
+        if found is None:
+            others += places
+        else:
+            rows.append(Rows(places, *found))
+    return rows, sorted(others)
+
+
+def _numbers(lines: list[bytes]) -> tuple[Sequence[str], array[float]] | None:
+    """Names and numbers of lines; None if one of them is not as a logger writes it."""
+    metrics = (parse_line(lines[0]) or {}).get("metrics")
+    if type(metrics) is not dict or not 0 < len(metrics) <= _ALIKE[1]:
+        return None
+    found = _pattern(tuple(metrics)).findall(b"".join(lines))
+    if len(found) == len(lines):
+        text = b",".join([b",".join(numbers) for numbers in found])
+        with suppress(ValueError, OverflowError):
+            return tuple(metrics), array("d", json.loads(b"[%b]" % text))
+    return None
+
+
+@lru_cache(maxsize=64)
+def _pattern(names: tuple[str, ...]) -> re.Pattern[bytes]:
+    """A line with a step, a time and these metrics, as `add_lines` writes it."""
+    number = "([-+.eE0-9]+)"
+    metrics = ", ".join(f"{re.escape(json.dumps(name))}: {number}" for name in names)
+    line = rf'^\{{"step": {number}, "time": {number}, "metrics": \{{{metrics}\}}\}}\n'
+    return re.compile(line.encode(), re.MULTILINE)
 
 
 def _parsed(some: list[bytes]) -> Iterable[dict[str, Any] | None]:

@@ -25,8 +25,8 @@ def report(logdir: str, output: str, watch: bool, port: int) -> None:
         from batteries.report._live import report_server
 
         server, address = report_server(logdir, port)
-        click.echo(f"{address} shows the runs in {logdir}; press Ctrl-C to stop")
         try:
+            click.echo(f"{address} shows the runs in {logdir}; press Ctrl-C to stop")
             server.serve_forever()
         except KeyboardInterrupt:
             return

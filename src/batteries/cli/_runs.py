@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from batteries.scoreboard import Runs
 
 _SCORES = ("validation", "validation of", "spread", "test")
-_LAST = ("state", "seconds", "bytes")
+_LAST = ("state", "why", "seconds", "bytes")
 
 
 def _formats(command: Callable[..., None]) -> Callable[..., None]:
@@ -166,6 +166,6 @@ def _print(
         click.echo(as_latex(rows, names, exact), nl=False)
     else:
         gaps = [name for row in rows[:1] for name in row if name.endswith("- validation")]
-        left_out = print_table(title, rows, [*gaps, "spread", "bytes", "seconds"], exact)
+        left_out = print_table(title, rows, [*gaps, "spread", "bytes", "seconds", "why"], exact)
         if left_out:
             say(f"no room for {', '.join(left_out)}: widen the terminal, or use --json or --csv")

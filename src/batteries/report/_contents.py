@@ -1,4 +1,4 @@
-"""What the page tells of a run, from its files: any of them may be missing, torn or foreign."""
+"""What the page shows of a run. Any of its files may be missing, torn or foreign."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from batteries._rundir.names import LOG
 from batteries.report._curves import Curve, Pairs, clock_of, read_curves
 from batteries.report._media import Shown, media_of
 from batteries.scoreboard import RunInfo
-from batteries.scoreboard._info import read_text
+from batteries.scoreboard._info import logged_by, read_text
 
 _LONG = 2000  # characters of a value
 _SESSIONS = 20  # starts, the last ones
@@ -28,8 +28,8 @@ class Text(NamedTuple):
     """The beginning or the end of a file.
 
     Attributes:
-        missing: Bytes that were not read.
-        tail: It is the end.
+        missing: How many bytes were not read.
+        tail: Whether it is the end.
     """
 
     text: str
@@ -37,7 +37,7 @@ class Text(NamedTuple):
     tail: bool = False
 
     def cut(self, most: int) -> str:
-        """Whole lines of about so many bytes, and a word about the rest."""
+        """Whole lines of about `most` bytes, and a note on how much is missing."""
         data = self.text.encode(errors="surrogateescape")
         kept = data[-most:] if self.tail else data[:most]
         if len(kept) < len(data):
@@ -54,7 +54,7 @@ _NOTHING = Text("")
 
 @dataclass
 class Contents:
-    """What the page tells of a run."""
+    """What the page shows of a run."""
 
     name: str
     path: str
@@ -73,10 +73,10 @@ class Contents:
 
 
 def contents_of(run: RunInfo) -> Contents:
-    """Read a run for the page. What cannot be read is told in its problems."""
+    """Read a run for the page. Its problems name what cannot be read."""
     found = Contents(run.name, str(run.path), run.state, [])
     with _telling(found, "its curves"):
-        logged = run._logged()
+        logged = logged_by(run)
         curves, found.epochs = read_curves(run, logged.series)
         found.curves = [curve.thinned(CURVE) for curve in curves]
         found.clock = clock_of(logged.series)
@@ -99,7 +99,7 @@ def contents_of(run: RunInfo) -> Contents:
 def _telling(found: Contents, what: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # whatever the files hold, the rest and the other runs are shown
+    except Exception as error:  # the rest and the other runs are shown nevertheless
         text = f"{what} cannot be shown: {type(error).__name__}: {error}"
         found.problems.append(_cut(text, _LONG))
 
@@ -122,7 +122,7 @@ def _checkpoints(run: RunInfo) -> list[dict[str, Any]]:
 
 def _start(session: Any) -> dict[str, Any]:
     told = session if isinstance(session, dict) else {}
-    names = ("started", "stopped", "state", "error", "host")
+    names = ("started", "stopped", "state", "why", "error", "host")
     return {name: cell(told.get(name)) for name in names}
 
 
@@ -164,7 +164,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def cell(value: Any) -> float | str | None:
-    """What a table shows: numbers are finite, all else is text."""
+    """A value for a table: a finite number, None, or text."""
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         finite = value is not None and -(10**300) < value < 10**300 and math.isfinite(value)
         return (float(f"{value:.9g}") if isinstance(value, float) else value) if finite else None

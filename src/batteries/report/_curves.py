@@ -1,4 +1,4 @@
-"""Curves of a run, the few of their points that are drawn, and how those are written."""
+"""Curves of a run: which of their points are drawn, and how the page stores them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Curve:
     """The values of one metric over steps or epochs.
 
     Args:
-        name: "valid/loss"; what is behind the last / is drawn together.
-        unit: What is counted: "step" or "epoch".
+        name: "valid/loss". Curves with the same part after the last / share a plot.
+        unit: "step" or "epoch".
     """
 
     name: str
@@ -45,22 +45,22 @@ class Curve:
         return len(self.steps)
 
     def thinned(self, most: int) -> Curve:
-        """With so many points at most: the first, the last and the extremes in between."""
+        """With `most` points or fewer: the first, the last and the extremes in between."""
         if len(self) <= most:
             return self
         kept = _extremes(self.values, most)
         return Curve(self.name, self.steps[kept], self.values[kept], self.unit, self.lost)
 
     def written(self) -> list[Any]:
-        """As the page has it: name, unit, how many are lost, steps and values."""
+        """As the page stores it: name, unit, how many values are lost, steps and values."""
         return [self.name, self.unit, self.lost, _steps(self.steps), _values(self.values)]
 
 
 def read_curves(run: RunInfo, series: dict[str, Series]) -> tuple[list[Curve], Pairs]:
-    """The curves of what a run has logged and of the scores of its checkpoints, none twice.
+    """The curves of all metrics and of the scores of checkpoints; equal ones once.
 
     Returns:
-        The curves; and steps with their epochs, as far as these are known.
+        The curves; and steps with their epochs, where these are known.
     """
     curves = [Curve(each.name, each.steps, each.values) for each in series.values()]
     told = next((each for each in curves if each.name.rpartition("/")[2] == "epoch"), None)
@@ -83,7 +83,7 @@ def read_curves(run: RunInfo, series: dict[str, Series]) -> tuple[list[Curve], P
 
 
 def clock_of(series: dict[str, Series]) -> Pairs:
-    """Steps and the seconds since the first one; exact at the longest breaks between two steps."""
+    """Steps and the seconds since the first one; the longest breaks are exact."""
     longest = max(series.values(), key=lambda each: len(each.steps), default=None)
     if longest is None:
         return [], []
@@ -114,7 +114,7 @@ def _is_same(logged: Curve, scores: Curve, metric: str) -> bool:
 def _extremes(values: Any, most: int) -> Any:
     """The indices of the first, the last, and the lowest and highest of equal parts in between.
 
-    Of a part with a value that is not finite, the first of these remains: a gap stays one.
+    A part with values that are not finite keeps the first of them, so a gap stays a gap.
     """
     count = len(values)
     parts = max((most - 2) // 2, 1)
@@ -123,14 +123,15 @@ def _extremes(values: Any, most: int) -> Any:
     finite = np.isfinite(inner)
     wide = int(np.diff(edges).max())
     places = np.minimum(edges[:-1, None] + np.arange(wide), edges[1:, None] - 1) - 1
-    kept = [np.array([0, count - 1])]
+    kept = np.zeros(count, bool)
+    kept[[0, -1]] = True
     for sign in (1, -1):
         grid = np.where(finite, sign * inner, np.inf)[places]
-        kept.append(1 + places[np.arange(parts), grid.argmin(1)])
+        kept[1 + places[np.arange(parts), grid.argmin(1)]] = True
     if not finite.all():
         lost = ~finite[places]
-        kept.append(1 + places[np.arange(parts), lost.argmax(1)][lost.any(1)])
-    return np.unique(np.concatenate(kept))
+        kept[1 + places[np.arange(parts), lost.argmax(1)][lost.any(1)]] = True
+    return np.flatnonzero(kept)
 
 
 def _steps(steps: Any) -> list[Any]:
@@ -146,7 +147,7 @@ def _steps(steps: Any) -> list[Any]:
 
 
 def _values(values: Any) -> str | list[float | None]:
-    """Floats as their first three bytes, which are five digits; or numbers, where none fits."""
+    """Floats as their first three bytes (five digits); as numbers, if one does not fit."""
     finite = np.abs(values[np.isfinite(values)])
     if ((finite < _FLOAT[0]) & ((finite > _FLOAT[1]) | (finite == 0))).all():
         bits = np.where(np.isfinite(values), values, np.nan).astype(">f4").view(">u4")
@@ -160,13 +161,13 @@ def _text(data: bytes) -> str:
 
 
 def _short(value: float) -> float:
-    """Without ".0", which each point would carry."""
+    """Without ".0", which would cost two bytes a point."""
     value = float(value)
     return int(value) if value.is_integer() and abs(value) < _LAST else value
 
 
 def evenly(items: Sequence[Any], most: int) -> list[Any]:
-    """So many of them, with the last one."""
+    """At most `most` of them, evenly spread; the last is one of them."""
     if len(items) <= most:
         return list(items)
     return [items[len(items) - 1 - index * len(items) // most] for index in range(most)][::-1]

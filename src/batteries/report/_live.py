@@ -1,4 +1,4 @@
-"""The page of runs that are going on: served on this machine, and read again where it changes."""
+"""The page of runs that are going on, served on this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Seen = tuple[tuple[str, int, int], ...]
 
 
 class LiveReport:
-    """What the runs below a directory say now: only those with a changed file are read again."""
+    """The runs below a directory as they are now. Only runs with a changed file are read again."""
 
     def __init__(self, logdir: PathLike) -> None:
         self.logdir = logdir
@@ -30,7 +30,7 @@ class LiveReport:
         self.reads = 0  # of runs
 
     def data(self) -> tuple[str, bytes]:
-        """The data of the page, and what it is known by."""
+        """A tag of the data, and the data of the page."""
         with self._lock:
             runs, changed = read_runs(self.logdir), not self._data[0]
             known = {}
@@ -59,7 +59,7 @@ def _seen(path: Path, deep: int = _DEEP) -> Seen:
                     found += _seen(Path(entry.path), deep - 1) if deep else ()
                 elif len(found) < _FILES:
                     told = entry.stat(follow_symlinks=False)
-                    # A record is touched as a sign of life, which changes nothing in it.
+                    # A touch of the record is a sign of life: its content is the same.
                     time = told.st_mtime_ns if entry.name != "run.json" else told.st_ino
                     found.append((entry.path, told.st_size, time))
     except OSError:  # removed meanwhile
@@ -70,13 +70,13 @@ def _seen(path: Path, deep: int = _DEEP) -> Seen:
 def report_server(logdir: PathLike, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
     """A server for this machine alone, and the address of its page.
 
-    The address has a secret, as other users of the machine reach its ports too.
+    The address has a secret, because other users of the machine can reach its ports.
     """
     live, secret = LiveReport(logdir), secrets.token_urlsafe(16)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            # By another name, a page of somebody else's could have led here.
+            # Another name may come from a foreign page that leads here.
             here = self.headers.get("Host") == f"127.0.0.1:{server.server_port}"
             name = {f"/{secret}/": "", f"/{secret}/data": "data"}.get(self.path) if here else None
             if name is None:
@@ -98,7 +98,7 @@ def report_server(logdir: PathLike, port: int = 0) -> tuple[ThreadingHTTPServer,
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Nothing is printed of a request."""
+            """Requests are not printed."""
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     return server, f"http://127.0.0.1:{server.server_port}/{secret}/"

@@ -22,10 +22,10 @@ _PIXELS = 2**25
 
 
 class Shown(NamedTuple):
-    """What is shown of an item: of a figure, its file.
+    """What is shown of an item; of a figure it is the file.
 
     Attributes:
-        rank: 0 for the last step of its name, which comes first where there is little room.
+        rank: 0 for the last step of its name. Low ranks come first if room is short.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Shown(NamedTuple):
 
 
 def media_of(items: Iterable[Item], problems: list[str]) -> list[Shown]:
-    """Some steps of each name, the last one among them; what is foreign is told."""
+    """Some steps of each name, with the last one. Foreign items become a problem."""
     names: dict[tuple[str, str], dict[float, Any]] = {}
     foreign: set[str] = set()
     for item in items:
@@ -76,7 +76,7 @@ def fitting(found: list[tuple[Path, list[Shown], list[str]]], room: int) -> list
     """What there is room for, the last steps first: `[kind, name, step, value]` by run.
 
     Args:
-        found: Of each run its directory, what it has, and its problems.
+        found: For each run its directory, its items, and its problems.
     """
     kept: list[list[list[Any]]] = [[] for _ in found]
     ranked = sorted((each.rank, place, each) for place, run in enumerate(found) for each in run[1])

@@ -1,11 +1,11 @@
-"""The page itself: everything is in it, and nothing is loaded."""
+"""The page itself: one file that loads nothing."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -40,13 +40,13 @@ def write_report(logdir: PathLike, output: PathLike = "report.html") -> Path:
     The page has the table of runs, curves, plots of any columns, what differs between runs, and
     for each run its arguments, environment, pictures, diff and the end of `log.txt`. It has under
     1 MB for 100 runs and 5 MB for 1,000, and 2 MB of pictures at most: curves keep their first,
-    last and extreme points, and long texts are cut with a word. What cannot be read is told on
+    last and extreme points, and long texts are cut, with a note. What cannot be read is named on
     the page, and the rest is shown.
 
     Raises:
         LookupError: There are no runs.
         NotADirectoryError: There is no such directory.
-        OSError: The page cannot be written; the one that was there before is as it was.
+        OSError: The page cannot be written. A page that was there before is unchanged.
     """
     page = page_of(data_of(logdir, *read_all(logdir)))
     output = Path(output)
@@ -57,7 +57,7 @@ def write_report(logdir: PathLike, output: PathLike = "report.html") -> Path:
 
 
 def read_all(logdir: PathLike) -> tuple[Runs, list[Contents]]:
-    """The runs below a directory, of which there is at least one, and what is told of each."""
+    """The runs below a directory, at least one, and what the page shows of each."""
     runs = read_runs(logdir)
     if not runs:
         raise LookupError(
@@ -68,7 +68,7 @@ def read_all(logdir: PathLike) -> tuple[Runs, list[Contents]]:
 
 
 def data_of(logdir: PathLike, runs: Runs, found: Sequence[Contents]) -> bytes:
-    """The data of the page, with as many points and lines as there is room for."""
+    """The data of the page, with as many points and lines as fit."""
     limit, share = _LIMIT * max(len(runs) / 200, 1), 1.0
     media = fitting([(run.path, own.media, own.problems)
                      for run, own in zip(runs, found, strict=True)], _PICTURES)  # fmt: skip
@@ -109,7 +109,7 @@ def _head(logdir: str, runs: Runs) -> dict[str, Any]:
 def _verdicts(runs: Sequence[RunInfo]) -> list[str]:
     try:
         return [str(check) for check in check_gaps(runs)]
-    except ModuleNotFoundError as error:  # of scipy, which the rest does without
+    except ModuleNotFoundError as error:  # scipy is missing; nothing else needs it
         return [str(error)]
 
 
@@ -153,7 +153,7 @@ def _written(head: dict[str, Any], bodies: dict[str, list[Any]]) -> bytes:
 
 
 def level(sizes: Sequence[int], total: float, most: int = 2**20) -> int:
-    """Under which the sizes are to be cut so that together they stay within a total."""
+    """The size to cut each to, so that all together stay within a total."""
     left = int(total)
     for count, size in zip(range(len(sizes), 0, -1), sorted(sizes), strict=True):
         if size > left // count:
@@ -163,43 +163,42 @@ def level(sizes: Sequence[int], total: float, most: int = 2**20) -> int:
 
 
 class _Shared:
-    """Values that are on the page once, whoever has them."""
+    """Values that several runs share; each is on the page once."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
-        self._places: dict[str, int] = {}
+        self._places: dict[Hashable, int] = {}
 
-    def add(self, value: Any) -> int:
-        """Where a value is."""
-        key = json.dumps(value)
-        if key not in self._places:
-            self._places[key] = len(self.values)
+    def add(self, value: str | tuple[Any, ...]) -> int:
+        """The place of a value."""
+        if value not in self._places:
+            self._places[value] = len(self.values)
             self.values.append(value)
-        return self._places[key]
+        return self._places[value]
 
-    def table(self, values: dict[str, str]) -> list[int]:
-        """Where the pairs of a dict are."""
-        return [self.add(pair) for pair in values.items()]
+    def table(self, values: dict[str, str]) -> tuple[int, ...]:
+        """The places of the pairs of a dict."""
+        return tuple(map(self.add, values.items()))
 
 
 def page_of(data: bytes, live: bool = False) -> bytes:
     """The page with its data.
 
     Args:
-        live: It asks the server that it came from for newer data.
+        live: Whether it asks its server for newer data.
     """
     folder = files("batteries.report")
     page, style = (folder.joinpath(f"page.{kind}").read_bytes() for kind in ("html", "css"))
     parts = [folder.joinpath("page").joinpath(f"{name}.js").read_bytes() for name in SCRIPT]
     script = b'"use strict";\n' + b"\n".join(parts)
-    # By their digests: no other style or script would work, even if one came in.
+    # Only the style and script with these digests work, even if a run brought others.
     page = page.replace(b"STYLE-DIGEST", _digest(style)).replace(b"SCRIPT-DIGEST", _digest(script))
     page = page.replace(b"CONNECT-TO", b"'self'" if live else b"'none'")
     page = page.replace(
         b"LIVE-MARK", b'\n<meta name="batteries-live" content="1">' if live else b""
     )
     page = page.replace(b"PAGE-STYLE", style).replace(b"PAGE-SCRIPT", script)
-    return page.replace(b"PAGE-DATA", data)  # last, as it may hold any of these words
+    return page.replace(b"PAGE-DATA", data)  # last, because the data may hold any of these words
 
 
 def _digest(text: bytes) -> bytes:

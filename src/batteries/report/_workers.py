@@ -17,15 +17,15 @@ from batteries._rundir.lines import NAME
 from batteries.report._contents import Contents, contents_of
 from batteries.scoreboard import RunInfo
 
-_SMALL = 16 * 2**20  # bytes of lines, which take as long as the start of a process
+_SMALL = 16 * 2**20  # bytes of lines that take as long to read as a process takes to start
 _MOST = 8
-# With the path of this process: by itself, -c looks for modules in the current directory first.
+# With the path of this process: -c alone looks for modules in the current directory first.
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from batteries.report._workers import work; "
 _PROGRAM += "work()"
 
 
 def read_contents(runs: Sequence[RunInfo]) -> list[Contents]:
-    """What the page tells of runs; their metrics are known after it."""
+    """What the page shows of runs. The metrics of the runs are known afterwards."""
     size = 0
     for run in runs:
         with suppress(OSError):
@@ -44,7 +44,7 @@ def read_contents(runs: Sequence[RunInfo]) -> list[Contents]:
 
 
 def _read(runs: list[RunInfo]) -> list[Contents]:
-    """By a process of its own; here, if that fails."""
+    """In a process of its own; in this one, if that fails."""
     done = subprocess.run([sys.executable, "-c", _PROGRAM, *sys.path], input=pickle.dumps(runs),
                           capture_output=True, check=False)  # fmt: skip
     if done.returncode:
@@ -58,8 +58,8 @@ def _read(runs: list[RunInfo]) -> list[Contents]:
 
 
 def work() -> None:
-    """Read the runs on the standard input; what is found goes to the standard output."""
-    gc.disable()  # a search for cycles would go through all lines, again and again
+    """Read runs from the standard input, and write their contents to the standard output."""
+    gc.disable()  # a search for cycles would visit all lines, again and again
     found = []
     for run in pickle.load(sys.stdin.buffer):
         contents = contents_of(run)

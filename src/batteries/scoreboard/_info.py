@@ -162,21 +162,13 @@ class RunInfo:
     @cached_property
     def metrics(self) -> dict[str, Metric]:
         """A summary of each logged metric, by its name."""
-        self._logged()
+        logged_by(self)
         found: dict[str, Metric] = vars(self)["metrics"]
         return found
 
     def series(self) -> dict[str, Series]:
         """All logged values, by the names of metrics. Each call reads the files again."""
-        return self._logged().series
-
-    def _logged(self) -> Logged:
-        """All that was logged. The summaries of the metrics are kept."""
-        problems: list[str] = []
-        found = read_logged(self.path, problems)
-        self.problems.extend(text[:_LONG] for text in problems if text[:_LONG] not in self.problems)
-        vars(self)["metrics"] = {name: series.metric() for name, series in found.series.items()}
-        return found
+        return logged_by(self).series
 
     def checkpoints(self) -> list[Checkpoint]:
         """The files of epochs, with their sizes."""
@@ -269,6 +261,7 @@ class RunInfo:
             "seconds": self.seconds,
             "bytes": self.bytes,
             "state": self.state,
+            "why": str(self.session.get("why") or "")[:_LONG],
         }
 
 
@@ -295,6 +288,15 @@ def read_run(path: PathLike, name: str | None = None) -> RunInfo:
     if problems and state == "unknown":
         state = "unreadable"
     return RunInfo(name or str(path), path, record, state, stages, scores, problems)
+
+
+def logged_by(run: RunInfo) -> Logged:
+    """All that a run has logged. The call also sets its `metrics` and adds to its `problems`."""
+    problems: list[str] = []
+    found = read_logged(run.path, problems)
+    run.problems.extend(text[:_LONG] for text in problems if text[:_LONG] not in run.problems)
+    vars(run)["metrics"] = {name: series.metric() for name, series in found.series.items()}
+    return found
 
 
 def folds_of(run: RunInfo) -> list[float]:

@@ -266,8 +266,9 @@ def read_runs(logdir: PathLike, *, minimization: Mapping[str, bool] | None = Non
     0
 
     A run is a directory with `run.json`, scores, or the files of a `CheckpointManager`. Links to
-    directories are not followed. Files that cannot be read are in the run's `problems`. Logged
-    values are read on demand.
+    directories are not followed. A run inside another run's directory is not listed: read that
+    directory by itself. Files that cannot be read are in the run's `problems`. Logged values are
+    read on demand.
 
     Args:
         minimization: Whether lower is better, by the names of metrics, if the runs do not say it:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from batteries._foreign import LARGEST
-from batteries._rundir.lines import NAME, told_lines
+from batteries._rundir.lines import NAME, Lines, Rows, told_lines
 from batteries._rundir.record import files_of
 
 _METRICS = 1000  # at most, of one run
@@ -107,8 +107,11 @@ def read_logged(run: Path, problems: list[str]) -> Logged:
     for path in sorted(files_of(run, NAME)):
         # A stage has its own file in metrics/<stage>.
         place = [part for part in path.parent.relative_to(run).parts if part != "metrics"]
-        for lines in told_lines(path, run, problems):
-            reader.add("".join(f"{part}/" for part in place), lines, path.parent)
+        prefix = "".join(f"{part}/" for part in place)
+        for rows, lines in told_lines(path, run, problems):
+            for each in rows:
+                reader.add_rows(prefix, each)
+            reader.add_lines(prefix, lines, path.parent)
     return reader.logged()
 
 
@@ -121,34 +124,43 @@ class _Reader:
         self._items: list[Item] = []
         self._more: set[str] = set()  # metrics over the limit
         self._left = _VALUES
-        self._line = 0
 
-    def add(self, prefix: str, lines: list[dict[str, Any]], folder: Path) -> None:
-        alike: dict[tuple[str, ...], list[int]] = {}
-        for index, line in enumerate(lines):
+    def add_rows(self, prefix: str, rows: Rows) -> None:
+        if self._left >= 0:
+            self._left -= len(rows.places) * len(rows.names)
+            table = np.frombuffer(rows.numbers).reshape(len(rows.places), -1)
+            kept = np.abs(table[:, 0]) < _LAST
+            steps, times, *columns = table[kept].T
+            order = np.asarray(rows.places)[kept]
+            for name, values in zip(rows.names, columns, strict=True):
+                self._add(prefix + name[:_LONG], _Columns(order, steps, values, times))
+
+    def add_lines(self, prefix: str, lines: Lines, folder: Path) -> None:
+        alike: dict[tuple[str, ...], list[tuple[int, dict[str, Any]]]] = {}
+        for place, line in lines:
             if type(metrics := line.get("metrics")) is dict:
                 if self._left >= 0 and _is_step(line.get("step")):
                     self._left -= len(metrics)
-                    alike.setdefault(tuple(metrics), []).append(index)
+                    alike.setdefault(tuple(metrics), []).append((place, line))
             else:
                 self._add_items(prefix, line, folder)
-        for names, indices in alike.items():
-            some = [lines[index] for index in indices]
-            order = np.asarray(indices) + self._line
-            steps = np.array([line["step"] for line in some], np.float64)
-            times = _numbers([line.get("time") for line in some])[0]
-            columns = zip(*[line["metrics"].values() for line in some], strict=True)
+        for names, some in alike.items():
+            order = np.array([place for place, _ in some])
+            steps = np.array([line["step"] for _, line in some], np.float64)
+            times = _numbers([line.get("time") for _, line in some])[0]
+            columns = zip(*[line["metrics"].values() for _, line in some], strict=True)
             for name, column in zip(names, columns, strict=True):
-                if (parts := self._parts_of(prefix + name[:_LONG])) is not None:
-                    values, known = _numbers(column)
-                    parts.append(_Columns(*(e[known] for e in (order, steps, values, times))))
-        self._line += len(lines)
+                values, known = _numbers(column)
+                self._add(
+                    prefix + name[:_LONG],
+                    _Columns(*(e[known] for e in (order, steps, values, times))),
+                )
 
-    def _parts_of(self, name: str) -> list[_Columns] | None:
+    def _add(self, name: str, columns: _Columns) -> None:
         if name not in self._parts and len(self._parts) == _METRICS:
             self._more.add(name)
-            return None
-        return self._parts.setdefault(name, [])
+        else:
+            self._parts.setdefault(name, []).append(columns)
 
     def _add_items(self, prefix: str, line: dict[str, Any], folder: Path) -> None:
         for kind in ("figure", "histogram", "text"):

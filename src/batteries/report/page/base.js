@@ -28,7 +28,7 @@ function number(value, digits = 5) {
     : String(Number(value.toPrecision(digits)));
 }
 
-// As few digits as tell apart what differs in a column.
+// The fewest digits that keep different values of a column apart.
 function digitsOf(values) {
   const exact = new Set(values.filter(Number.isFinite).map((value) => Number(value.toPrecision(12))));
   for (let digits = 5; digits < 12; digits += 1) {
@@ -67,7 +67,7 @@ function cell(column, value, digits = 5) {
 const natural = new Intl.Collator("en", { numeric: true });
 const isMissing = (value) => value === null || value === undefined || value === "";
 
-// Numbers before texts; what has no value comes last, either way.
+// Numbers before texts. Items without a value come last in both directions.
 function inOrder(items, valueOf, down) {
   const keyed = items.map((item, place) => [valueOf(item), place, item]);
   keyed.sort(([a, i], [b, j]) => {
@@ -116,7 +116,7 @@ function tickOf(text, checked, act) {
   return make("label", { class: "tick" }, tick, text);
 }
 
-// Ticks for some of many names, which are made when they are first looked at.
+// Ticks for names. They are made when they are first opened.
 function ticksOf(title, names, isChosen, act) {
   const node = folded(title, false);
   node.className = "ticks";

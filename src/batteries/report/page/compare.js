@@ -7,7 +7,7 @@ function startCompare() {
   const node = make("div");
   byId("compare").append(node);
   let pair = [0, 1];
-  watchers.push(() => {
+  watchers.push(later(() => {
     const some = drawn().flatMap((unit) => unit.runs).slice(0, SIDE);
     if (some.length < 2) {
       node.replaceChildren(note("Draw two or more runs to see what differs between them."));
@@ -27,7 +27,7 @@ function startCompare() {
       sideBySide("Scores and metrics", scores, some, false),
       make("h3", null, "Code"), make("p", { class: "tools" }, choose(0), choose(1)), code);
     showCode();
-  });
+  }));
 }
 
 function sideBySide(title, columns, some, differ) {

@@ -200,10 +200,9 @@ function panel(place) {
     if (found.places.length) found.move(x - found.places[before] < found.places[at] - x ? before : at, true);
   };
 
-  function redraw() {
-    const width = node.clientWidth - 24;
+  function redraw(width) {
     const name = group();
-    if (width < 80 || name === undefined) return;
+    if (name === undefined) return;
     if (tools.dataset.of !== JSON.stringify([curveGroups(), name])) {
       tools.dataset.of = JSON.stringify([curveGroups(), name]);
       tools.replaceChildren(
@@ -258,8 +257,7 @@ function panel(place) {
   }
 
   panels.push(own);
-  watchers.push(redraw);
-  redrawOnResize(node, redraw);
+  drawWide(node, redraw);
   return node;
 }
 

@@ -79,7 +79,7 @@ function defaultColumns(score) {
   of.delete("");
   const told = of.size ? ["validation of"] : [];
   const own = ["run", ...differing(), score, "validation", ...told, "spread", "test", ...boards,
-    "state", "seconds", "bytes"];
+    "state", "why", "seconds", "bytes"];
   return [...new Set(own)].filter((name) => Object.hasOwn(data.columns, name));
 }
 

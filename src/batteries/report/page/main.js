@@ -15,7 +15,7 @@ function showHead() {
   byId("which").replaceChildren(...runs.map((run, index) => make("option", { value: index }, run.name)));
 }
 
-// New data of the same runs: what is shown stays as it was chosen.
+// New data of the same runs; all choices stay.
 function renew(text) {
   take(text);
   runKey = null;

@@ -32,10 +32,8 @@ function startParallel() {
   const node = make("div", { class: "panel" }, tools, found.svg, found.readout);
   byId("parallel").append(node);
 
-  function redraw() {
-    const width = node.clientWidth - 24;
+  function redraw(width) {
     const names = axesOf();
-    if (width < 80) return;
     if (tools.dataset.of !== JSON.stringify(data.names)) {
       tools.dataset.of = JSON.stringify(data.names);
       tools.replaceChildren(
@@ -48,8 +46,7 @@ function startParallel() {
     drawParallel(found, width, names);
   }
 
-  watchers.push(redraw);
-  redrawOnResize(node, redraw);
+  drawWide(node, redraw, later);
 }
 
 function drawParallel(found, width, names) {

@@ -153,13 +153,16 @@ function dragging(svg, found, dragged) {
   on(svg, "dblclick", () => dragged(null, null));
 }
 
-function redrawOnResize(node, redraw) {
+// Draws now and whenever the width changes. The width is told, as asking for it would lay the page out.
+function drawWide(node, draw, when = (act) => act) {
   let width = 0;
-  new ResizeObserver(() => {
-    if (node.clientWidth === width) return;
-    width = node.clientWidth;
-    redraw();
+  const redraw = when(() => { if (width >= 80) draw(width); });
+  new ResizeObserver(([entry]) => {
+    const before = width;
+    width = Math.floor(entry.contentRect.width);
+    if (width !== before) redraw();
   }).observe(node);
+  watchers.push(redraw);
 }
 
 // ---------------------------------------------------------------- pictures of a plot

@@ -5,11 +5,11 @@ let runKey = null;
 
 function startRun() {
   on(byId("which"), "change", () => change({ run: runs[byId("which").value].name }));
-  watchers.push(() => {
+  watchers.push(later(() => {
     const key = `${chosenRun()} ${data.written}`;
     if (key !== runKey) showRun(chosenRun());
     runKey = key;
-  });
+  }));
 }
 
 function showRun(index) {
@@ -27,7 +27,7 @@ function showRun(index) {
     if (pairs.length) parts.push(folded(title, true, box(title, pairsTable(pairs))));
   }
   if (run.sessions.length) {
-    const columns = ["started", "stopped", "state", "host", "error"];
+    const columns = ["started", "stopped", "state", "why", "host", "error"];
     const used = columns.filter((name) => run.sessions.some((session) => session[name] !== null));
     parts.push(folded("starts", true, box("starts", table(used, run.sessions))));
   }
@@ -40,7 +40,7 @@ function showRun(index) {
   if (run.log) parts.push(folded("end of the log", true, box("end of the log", make("pre", null, run.log))));
   const packages = data.shared[run.packages].map((place) => data.shared[place]);
   if (packages.length) parts.push(folded("packages", false, box("packages", pairsTable(packages))));
-  if (parts.length === 1) parts.push(make("p", null, "Nothing else is recorded of it."));
+  if (parts.length === 1) parts.push(make("p", null, "Nothing else is recorded."));
   byId("detail").replaceChildren(...parts);
   const log = byId("detail").querySelector("[aria-label='end of the log']");
   if (log) log.scrollTop = log.scrollHeight;
@@ -100,7 +100,7 @@ function histogramOf([counts, low, high, lost], label) {
 function startCheckpoints() {
   const place = box("Top checkpoints");
   let chosen = "";
-  watchers.push(() => {
+  watchers.push(later(() => {
     if (byId("checkpoints").dataset.of === data.written) return;
     byId("checkpoints").dataset.of = data.written;
     const known = runs.flatMap((run, index) => run.checkpoints.map((each) => ({ ...each, index })))
@@ -122,5 +122,5 @@ function startCheckpoints() {
         selectOf("Metric", kinds, chosen, (name) => { chosen = name; fill(); }))), place]
       : [note("No run has checkpoint files with a score.")]));
     if (kinds.length) fill();
-  });
+  }));
 }

@@ -13,7 +13,7 @@ function scatterColumns() {
   return { numeric, x, y };
 }
 
-// Each axis by itself, unless somebody has said it for both.
+// Each axis decides for itself, unless the tick has decided for both.
 const isLog = (column) => (state.slog === null ? wide(numbersOf(column)) : state.slog) && numbersOf(column).some((v) => v > 0);
 
 function startScatter() {
@@ -24,9 +24,7 @@ function startScatter() {
   const node = make("div", { class: "panel narrow" }, tools, found.svg, found.readout, notes);
   byId("scatter").append(node);
 
-  function redraw() {
-    const width = node.clientWidth - 24;
-    if (width < 80) return;
+  function redraw(width) {
     const { numeric, x, y } = scatterColumns();
     if (x === undefined) return void found.empty(width, "no column has numbers");
     const [xlog, ylog] = [isLog(x), isLog(y)];
@@ -52,8 +50,7 @@ function startScatter() {
       ? [note("On the dashed line both are equal."), ...data.gaps.map(note)] : []));
   }
 
-  watchers.push(redraw);
-  redrawOnResize(node, redraw);
+  drawWide(node, redraw, later);
 }
 
 function drawPoints(found, width, points, { x, y, xlog, ylog }) {

@@ -1,4 +1,4 @@
-// What is shown: one object, which stands in the address behind the #, so that a link shows it.
+// What is shown: one object. The address has it after the #, so a link shows the same view.
 
 const NEW = {
   q: "", sort: "", of: "", cols: [], group: [], draw: null, x: "step", log: false, clip: true,
@@ -8,7 +8,7 @@ const BEST = 5;  // runs that are drawn at first
 const state = structuredClone(NEW);
 const watchers = [];  // what is drawn again when something changes
 
-// A list has its name several times, and once without a value where it is empty.
+// A list repeats its name; an empty list has its name once, without a value.
 function toHash() {
   const found = new URLSearchParams();
   for (const [name, value] of Object.entries(state)) {
@@ -42,6 +42,20 @@ function change(values) {
   Object.assign(state, values);
   history.replaceState(null, "", `#${toHash()}`);
   changed();
+}
+
+// What lies below the curves is drawn after the frame that shows them, one part at a time.
+const waiting = new Set();
+const later = (draw) => () => {
+  if (!waiting.size) requestAnimationFrame(() => setTimeout(drawNext));
+  waiting.add(draw);
+};
+
+function drawNext() {
+  const [draw] = waiting;
+  waiting.delete(draw);
+  if (waiting.size) setTimeout(drawNext);
+  draw();
 }
 
 let nowDrawn = null;  // found once a change
@@ -79,7 +93,7 @@ function spread(some, column) {
   };
 }
 
-// The best few, as long as nobody has chosen: of all runs or groups, with curves where some have.
+// The best few, until somebody chooses: of all runs or groups, those with curves first.
 function firstDrawn() {
   let found = unitsOf(bestFirst(all(), score()));
   if (state.group.length) {
@@ -93,7 +107,7 @@ function firstDrawn() {
   return found.slice(0, BEST).map((unit) => unit.key);
 }
 
-// `{ key, runs, slot }`: the slot is that of its colour, which it keeps when others go.
+// `{ key, runs, slot }`: the slot gives the colour, and stays when other runs are removed.
 function drawn() {
   nowDrawn ??= findDrawn();
   return nowDrawn;

@@ -82,7 +82,7 @@ function lineOf({ unit, row }, columns, numeric, digits) {
     const kind = numeric.has(name) ? "number" : name === "state" ? `state-${row[name]}` : null;
     return make("td", { class: kind }, cell(name, row[name], digits[name]));
   });
-  // The mark of what is drawn stands after the name, which stays in sight when the table moves.
+  // The mark comes after the name, because the name stays in sight when the table moves.
   cells.splice(1, 0, make("td", null, mark));
   return make("tr", null, ...cells);
 }
@@ -107,7 +107,7 @@ function makeTable() {
   byId("more").textContent = `Show all ${lines.length} lines`;
 }
 
-// Parts that stay, with their values: a field that somebody types in is not made anew.
+// Controls that stay: a field in which somebody types is not made anew.
 function makeTools() {
   const flip = (list, name, wanted) => (wanted ? [...list, name] : list.filter((each) => each !== name));
   const regroup = (name, wanted) => change({ group: flip(state.group, name, wanted), draw: null, sort: "" });
