@@ -86,6 +86,7 @@ def load_checkpoint(
     prefix: str = "",
     key: str = "model",
     map_location: torch.device | str = "cpu",
+    together: bool = False,
     **objects: Stateful,
 ) -> Loaded:
     """Read a checkpoint and put the state it holds into the objects that are passed.
@@ -116,6 +117,9 @@ def load_checkpoint(
             `ema=`, or that timm and torchvision have saved.
         map_location: Where the tensors of the returned checkpoint lie. The state goes to where
             the objects are in any case.
+        together: True if all ranks call it, for the same file. They divide the part of the file
+            that none of them needs and that is verified only; an error on one rank is raised on
+            all. Default: each rank verifies the whole file, and one may load alone.
         **objects: Others, by the names they had in `make_checkpoint`.
 
     Returns:
@@ -128,7 +132,7 @@ def load_checkpoint(
         RuntimeError: The ranks have read different files, when they first load this path.
     """
     options = ("strict", strict, bool), ("prefix", prefix, str), ("key", key, str)
-    for name, option, kind in options:
+    for name, option, kind in (*options, ("together", together, bool)):
         if not isinstance(option, kind):
             raise TypeError(
                 f"{name} is a {type(option).__name__}; expected a {kind.__name__}: it is an option "
@@ -138,8 +142,14 @@ def load_checkpoint(
     known = str(path) in _compared
     _compared.add(str(path))  # later one rank alone may load what has another content by then
     asked = _Asked(parts, key, known_device(map_location))
+    put = functools.partial(_put, parts=parts, path=path, strict=strict, prefix=prefix, key=key)
+    if together:
+        read = functools.partial(_alike, asked, path, together=True)
+        loaded = distributed.together(read)
+        loaded.report = distributed.together(functools.partial(put, loaded))
+        return loaded
     loaded = asked.read(path) if known else _alike(asked, path)
-    loaded.report = _put(loaded, parts, path, strict=strict, prefix=prefix, key=key)
+    loaded.report = put(loaded)
     return loaded
 
 
