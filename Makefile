@@ -13,7 +13,7 @@ PROCESSES = $$($(BIN)/python -c "import torch; print(torch.cuda.device_count() o
 # The versions of Python and torch that `make matrix` tests: python3.10 and so on are in PATH.
 MATRIX ?= 3.10-2.10.0 3.11-2.13.0 3.12-2.11.0 3.13-2.14.1
 
-.PHONY: demo test check docs docs-serve stress bench matrix ecosystem clean
+.PHONY: demo test check docs docs-serve stress bench gpu matrix ecosystem clean
 
 demo: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node=$(PROCESSES) examples/ddp/experiment.py \
@@ -42,6 +42,10 @@ stress: .venv/ready
 
 bench: .venv-bench/ready
 	.venv-bench/bin/python benchmarks/run.py
+
+# The tests and benchmarks that need a GPU, with the torch that PYTHON has itself.
+gpu: .venv-gpu/ready
+	.venv-gpu/bin/python benchmarks/gpu.py
 
 # Beside other libraries, which `make test` does without; writes what came out of it into the docs.
 ecosystem: .venv-ecosystem/ready
@@ -78,6 +82,14 @@ clean:
 	.venv-ecosystem/bin/$(INSTALL) $$(grep '^torch==' requirements.txt)
 	.venv-ecosystem/bin/$(INSTALL) --no-deps -r requirements.txt -r requirements-ecosystem.txt
 	.venv-ecosystem/bin/$(INSTALL) --no-deps --no-build-isolation -e .
+	touch $@
+
+# It sees PYTHON's own packages. torch and what CUDA needs are used from there, not installed.
+.venv-gpu/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv --system-site-packages .venv-gpu
+	grep -v '^torch==' requirements.txt > .venv-gpu/requirements.txt
+	.venv-gpu/bin/$(INSTALL) --no-deps -r .venv-gpu/requirements.txt
+	.venv-gpu/bin/$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
 .venv-bench/ready: requirements.txt requirements-bench.txt pyproject.toml

@@ -281,8 +281,8 @@ class _Pairs:
         _check_alike(own, theirs)
         self._model = model
         # As long as each place holds the object that it held, these are the model's tensors.
-        self._places = list(_places(model))
-        self._values = list(_values_in(self._places))
+        self._views = [place.values() for place in _places(model)]
+        self._values = list(_values_in(self._views))
         frozen = {
             name
             for name, tensor in theirs.items()
@@ -311,11 +311,9 @@ class _Pairs:
 
     def are_those_of(self, model: nn.Module) -> bool:
         """Whether nothing was replaced, thawed, written to or moved since they were found."""
-        values = list(_values_in(self._places))
         return (
             self._model is model
-            and len(values) == len(self._values)
-            and all(map(operator.is_, values, self._values))
+            and all(map(operator.is_, _values_in(self._views), self._values))
             and all(
                 _versions(tensor) == version and not tensor.requires_grad
                 for tensor, version in self._frozen
@@ -341,7 +339,8 @@ class _Pairs:
                 torch._foreach_lerp_(ours, theirs, weight)
             else:
                 torch._foreach_lerp_(ours, [tensor.to(*key[:2]) for tensor in theirs], weight)
-        _copy(*self._halves)
+        if self._halves[0]:
+            _copy(*self._halves)
 
 
 @torch.no_grad()
@@ -398,8 +397,11 @@ def _places(module: nn.Module) -> Iterator[dict[str, Any]]:
                 yield place
 
 
-def _values_in(places: list[dict[str, Any]]) -> Iterator[Any]:
-    return itertools.chain.from_iterable(map(dict.values, places))  # 50 us for 750 of them
+_END = object()  # of all values: one more or one less is found by it
+
+
+def _values_in(views: list[Any]) -> Iterator[Any]:
+    return itertools.chain(itertools.chain.from_iterable(views), (_END,))
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
