@@ -148,13 +148,13 @@ def meters() -> list[Row]:
 def saves() -> list[Row]:
     """How long training is held by a save of 400 MB."""
     weights = {str(number): torch.rand(1 << 20, device="cuda") for number in range(100)}
-    checkpoint = {"epoch": 1, "model_state_dict": weights}
     held: dict[str, list[float]] = {"torch.save": [], "background=True": []}
     with (
         tempfile.TemporaryDirectory() as folder,
         CheckpointManager(f"{folder}/logs", background=True, save_n_best=0) as manager,
     ):
         for epoch in range(1, 7):
+            checkpoint = {"epoch": epoch, "model_state_dict": weights}
             torch.cuda.synchronize()
             begun = time.perf_counter()
             torch.save(checkpoint, f"{folder}/a.pth")

@@ -92,7 +92,7 @@ def trained(
 
 
 def loss_of_all(model: nn.Module, device: Any) -> float:
-    x, y = to_device(loader().dataset[:], device)  # type: ignore[index]
+    x, y = to_device(loader().dataset[:], device)
     return F.cross_entropy(model(x), y).item()
 
 
@@ -287,7 +287,7 @@ def save_shards(directory: str) -> tuple[Tensor, Tensor, Tensor]:
     from torch.distributed.fsdp import fully_shard
 
     device = torch.device("cuda", distributed.local_rank())
-    model: nn.Module = fully_shard(network().to(device))
+    model: Any = fully_shard(network().to(device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     ema = EMA(model, 0.5)
     model(torch.ones(4, 8, device=device)).square().mean().backward()
@@ -295,7 +295,7 @@ def save_shards(directory: str) -> tuple[Tensor, Tensor, Tensor]:
     ema.update(model)
     manager = CheckpointManager(directory, sharded=True)
     manager.process(0.5, 1, make_checkpoint("train", 1, model, optimizer, ema=ema))
-    other: nn.Module = fully_shard(nn.Sequential(*network()).to(device))
+    other: Any = fully_shard(nn.Sequential(*network()).to(device))
     average = EMA(other, 0.5)
     load_checkpoint(manager.last_path, other, ema=average)
     whole = read_checkpoint(manager.last_path)["model_state_dict"]
