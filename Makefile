@@ -17,7 +17,7 @@ MATRIX ?= 3.10-2.10.0 3.11-2.13.0 3.12-2.11.0 3.13-2.14.1
 TEST_TOOLS := attrs ipykernel ipywidgets nbclient pandas pyarrow pydantic pytest pytest-timeout \
 	pytest-xdist sybil torchmetrics websockets
 
-.PHONY: demo test check docs docs-serve pictures stress bench matrix floors ecosystem clean
+.PHONY: demo test check docs docs-serve pictures stress bench gpu matrix floors ecosystem clean
 
 demo: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node=$(PROCESSES) examples/ddp/experiment.py \
@@ -50,6 +50,10 @@ stress: .venv/ready
 
 bench: .venv-bench/ready
 	.venv-bench/bin/python benchmarks/run.py
+
+# The tests and benchmarks that need a GPU, with the torch that PYTHON has itself.
+gpu: .venv-gpu/ready
+	.venv-gpu/bin/python benchmarks/gpu.py
 
 # Beside other libraries, which `make test` does without; writes what came out of it into the docs.
 ecosystem: .venv-ecosystem/ready
@@ -97,6 +101,14 @@ clean:
 	.venv-ecosystem/bin/$(INSTALL) $$(grep '^torch==' requirements.txt)
 	.venv-ecosystem/bin/$(INSTALL) --no-deps -r requirements.txt -r requirements-ecosystem.txt
 	.venv-ecosystem/bin/$(INSTALL) --no-deps --no-build-isolation -e .
+	touch $@
+
+# It sees PYTHON's own packages. torch and what CUDA needs are used from there, not installed.
+.venv-gpu/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv --system-site-packages .venv-gpu
+	grep -v '^torch==' requirements.txt > .venv-gpu/requirements.txt
+	.venv-gpu/bin/$(INSTALL) --no-deps -r .venv-gpu/requirements.txt
+	.venv-gpu/bin/$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
 .venv-bench/ready: requirements.txt requirements-bench.txt pyproject.toml

@@ -124,7 +124,7 @@ def test_memory(what: str, most: int) -> None:
     assert float(told) < most
 
 
-def resumed(directory: str) -> tuple[float, str, bool]:
+def resumed(directory: str, function: str) -> tuple[float, str, bool]:
     """MiB that this rank has read, what it was told, and whether its model is another one."""
     os.chdir(directory)
     model = nn.Linear(1024, 1024)
@@ -133,7 +133,10 @@ def resumed(directory: str) -> tuple[float, str, bool]:
     read = int(Path("/proc/self/io").read_text().split("rchar:")[1].split()[0])
     text = ""
     try:
-        resume("logs", model)
+        if function == "resume":
+            resume("logs", model)
+        else:
+            load_checkpoint("logs/last.pth", model, together=True)
     except CheckpointError as error:
         text = str(error)
     read = int(Path("/proc/self/io").read_text().split("rchar:")[1].split()[0]) - read
@@ -142,18 +145,19 @@ def resumed(directory: str) -> tuple[float, str, bool]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc how much was read")
 @pytest.mark.filterwarnings("ignore:.*resume got no optimizer=", "ignore:.*an older one is taken")
-def test_ranks_divide_the_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize("function", ["resume", "load_checkpoint"])
+def test_ranks_divide_the_work(function: str, tmp_path: Path) -> None:
     """Each of three ranks reads its model and a third of the rest; damage is told to all."""
     model, optimizer = trained()
     (tmp_path / "logs").mkdir()
     path = tmp_path / "logs/last.pth"
     save_checkpoint(make_checkpoint("train", 1, model, optimizer), path)  # 4 + 8 MiB
-    told = run_ranks(resumed, str(tmp_path), world_size=3)
+    told = run_ranks(resumed, str(tmp_path), function, world_size=3)
     assert all(text == "" and changed for _, text, changed in told)
     assert max(read for read, _, _ in told) < 4 + 8 / 3 + 2
     data = bytearray(path.read_bytes())
     data[len(data) * 9 // 10] ^= 1
     path.write_bytes(data)
-    for _, text, changed in run_ranks(resumed, str(tmp_path), world_size=3):
-        assert "cannot be read" in text or "can be read" in text
+    for _, text, changed in run_ranks(resumed, str(tmp_path), function, world_size=3):
+        assert any(told in text for told in ("cannot be read", "can be read", "is damaged"))
         assert not changed

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import pytest
@@ -158,6 +159,22 @@ def test_distribute_complex_and_sparse_parameters() -> None:
     (errors, table), (other_errors, other_table) = run_ranks(train_odd_parameters)
     assert max(errors + other_errors) < 1e-6
     assert table.equal(other_table)
+
+
+def train_channels_last() -> list[bool]:
+    last: Any = {"memory_format": torch.channels_last}
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1, stride=2)).to(**last)
+    images = torch.randn(2, 3, 9, 9).contiguous(**last)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wrapped = distribute(model, "cpu")
+        wrapped(images).sum().backward()
+    return [p.grad is not None and p.grad.stride() == p.stride() for p in model.parameters()]
+
+
+def test_distribute_channels_last() -> None:
+    """Gradients of a model that is channels last have its strides, and DDP warns of none."""
+    assert run_ranks(train_channels_last, world_size=1) == [[True] * 4]
 
 
 def train_with_batch_norm() -> bool:

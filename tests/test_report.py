@@ -163,7 +163,7 @@ def test_ctrl_c_ends_a_live_page(logdir: Path) -> None:
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline().endswith("Ctrl-C ends it\n")
+        assert process.stdout.readline().endswith("press Ctrl-C to stop\n")
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60) == ("", "")
     assert process.returncode == 0

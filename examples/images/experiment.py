@@ -165,15 +165,10 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
     seed_all(args.seed)  # alike on every rank: identical weights
 
     # ---------------------------------------------------------------- 3. data loaders
-    options: dict[str, Any] = {"num_workers": args.num_workers, "pin_memory": device.type == "cuda"}
-    if args.num_workers:
-        options["persistent_workers"] = True
-    images = ImageFolder(root / "train", augment)
+    options: dict[str, Any] = {"num_workers": args.num_workers, "prefetch_to": device}
+    options["persistent_workers"] = args.num_workers > 0
     loader: Batches = DataLoader(images, args.batch_size, shuffle=True, drop_last=True, **options)
-    valid, test = (
-        DataLoader(ImageFolder(root / part), batch_size=128, **options)
-        for part in ("valid", "test")
-    )
+    valid, test = (DataLoader(ImageFolder(root / p), 128, **options) for p in ("valid", "test"))
     if len(loader) == 0:
         raise SystemExit(f"{root}/train has fewer images than a batch: {len(images)}")
 
@@ -246,10 +241,9 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
 if __name__ == "__main__":
     arguments = parse_args()
     logdir = Path(arguments.logdir) / arguments.exp_name
+    free = ["resume", "num_workers"]
     with (
         distributed.setup() as own_device,
-        start_run(
-            logdir, arguments, new=not arguments.resume, may_differ=["resume", "num_workers"]
-        ) as own_run,
+        start_run(logdir, arguments, new=not arguments.resume, may_differ=free) as own_run,
     ):
         experiment(own_run.path, arguments, own_device)

@@ -37,7 +37,7 @@ class Block(nn.Module):
             conv(outputs, outputs),
             nn.BatchNorm2d(outputs),
         )
-        # Its side is the stride, 2: with sides of 1 that are channels last, DDP warns of strides.
+        # Its side is the stride, so that no pixel is left out.
         same = stride == 1 and inputs == outputs
         shorter = nn.Conv2d(inputs, outputs, stride, stride, bias=False)
         self.shortcut = nn.Identity() if same else shorter

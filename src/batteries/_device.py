@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 T = TypeVar("T")
-Move = Callable[[Any, torch.device, bool], Any]
+Copy = Callable[[Tensor, torch.device], Tensor]
+Move = Callable[[Any, torch.device, bool | Copy], Any]
 
 
 def to_device(data: T, device: torch.device | str | int, *, non_blocking: bool = False) -> T:
@@ -45,50 +46,60 @@ def to_device(data: T, device: torch.device | str | int, *, non_blocking: bool =
 t2d = to_device
 
 
-def _keep(data: T, device: torch.device, non_blocking: bool) -> T:  # noqa: ARG001
+def moved_by(copy: Copy, data: T, device: torch.device) -> T:
+    """As `to_device` has it, but each tensor that is elsewhere goes through `copy`."""
+    moved: T = _MOVES[type(data)](data, device, copy)
+    return moved
+
+
+def _keep(data: T, device: torch.device, how: bool | Copy) -> T:  # noqa: ARG001
     return data
 
 
-def _move_tensor(data: Tensor, device: torch.device, non_blocking: bool) -> Tensor:
-    return data if data.device == device else data.to(device, non_blocking=non_blocking)
+def _move_tensor(data: Tensor, device: torch.device, how: bool | Copy) -> Tensor:
+    if data.device == device:
+        return data
+    if how is True or how is False:
+        return data.to(device, non_blocking=how)
+    return how(data, device)
 
 
-def _move_itself(data: Any, device: torch.device, non_blocking: bool) -> Any:  # noqa: ARG001
+def _move_itself(data: Any, device: torch.device, how: bool | Copy) -> Any:  # noqa: ARG001
     return data.to(device)
 
 
-def _move_itself_non_blocking(data: Any, device: torch.device, non_blocking: bool) -> Any:
-    return data.to(device, non_blocking=non_blocking)
+def _move_itself_non_blocking(data: Any, device: torch.device, how: bool | Copy) -> Any:
+    return data.to(device, non_blocking=bool(how))
 
 
-def _move_list(data: list[Any], device: torch.device, non_blocking: bool) -> list[Any]:
-    return [_MOVES[type(value)](value, device, non_blocking) for value in data]
+def _move_list(data: list[Any], device: torch.device, how: bool | Copy) -> list[Any]:
+    return [_MOVES[type(value)](value, device, how) for value in data]
 
 
-def _move_tuple(data: tuple[Any, ...], device: torch.device, non_blocking: bool) -> Any:
-    return tuple([_MOVES[type(value)](value, device, non_blocking) for value in data])
+def _move_tuple(data: tuple[Any, ...], device: torch.device, how: bool | Copy) -> Any:
+    return tuple([_MOVES[type(value)](value, device, how) for value in data])
 
 
-def _move_dict(data: dict[Any, Any], device: torch.device, non_blocking: bool) -> dict[Any, Any]:
-    return {key: _MOVES[type(value)](value, device, non_blocking) for key, value in data.items()}
+def _move_dict(data: dict[Any, Any], device: torch.device, how: bool | Copy) -> dict[Any, Any]:
+    return {key: _MOVES[type(value)](value, device, how) for key, value in data.items()}
 
 
-def _move_namedtuple(data: Any, device: torch.device, non_blocking: bool) -> Any:
-    return type(data)(*[_MOVES[type(value)](value, device, non_blocking) for value in data])
+def _move_namedtuple(data: Any, device: torch.device, how: bool | Copy) -> Any:
+    return type(data)(*[_MOVES[type(value)](value, device, how) for value in data])
 
 
-def _move_own_tuple(data: Any, device: torch.device, non_blocking: bool) -> Any:
-    return _rebuilt(data, [_MOVES[type(value)](value, device, non_blocking) for value in data])
+def _move_own_tuple(data: Any, device: torch.device, how: bool | Copy) -> Any:
+    return _rebuilt(data, [_MOVES[type(value)](value, device, how) for value in data])
 
 
-def _move_own_list(data: Any, device: torch.device, non_blocking: bool) -> Any:
+def _move_own_list(data: Any, device: torch.device, how: bool | Copy) -> Any:
     same = copy.copy(data)  # with its attributes
-    same[:] = [_MOVES[type(value)](value, device, non_blocking) for value in data]
+    same[:] = [_MOVES[type(value)](value, device, how) for value in data]
     return same
 
 
-def _move_mapping(data: Any, device: torch.device, non_blocking: bool) -> Any:
-    moved = {key: _MOVES[type(value)](value, device, non_blocking) for key, value in data.items()}
+def _move_mapping(data: Any, device: torch.device, how: bool | Copy) -> Any:
+    moved = {key: _MOVES[type(value)](value, device, how) for key, value in data.items()}
     if not isinstance(data, dict | UserDict):  # of others a copy may share the items
         return _rebuilt(data, moved)
     try:
@@ -115,12 +126,12 @@ def _no_way(data: Any) -> TypeError:
     )
 
 
-def _move_dataclass(data: Any, device: torch.device, non_blocking: bool) -> Any:
+def _move_dataclass(data: Any, device: torch.device, how: bool | Copy) -> Any:
     same = copy.copy(data)
     for field in dataclasses.fields(data):
         if hasattr(data, field.name):
             value = getattr(data, field.name)
-            moved = _MOVES[type(value)](value, device, non_blocking)
+            moved = _MOVES[type(value)](value, device, how)
             object.__setattr__(same, field.name, moved)  # also where the dataclass is frozen
     return same
 

@@ -133,7 +133,8 @@ def _settled(model: DistributedDataParallel) -> DistributedDataParallel:
             row = torch.zeros(1, dtype=torch.long, device=parameter.device)
             return nn.functional.embedding(row, parameter, sparse=True).sum() * 0
         real = torch.view_as_real(parameter) if parameter.is_complex() else parameter
-        return (real * 0).sum()
+        # The gradient has the strides of the zeros: DDP expects those of the parameter.
+        return (real * torch.zeros_like(real)).sum()
 
     parameters = [parameter for parameter in inner.parameters() if parameter.requires_grad]
     inner.forward = lambda: sum(map(zero_of, parameters))

@@ -283,9 +283,9 @@ class _Pairs:
         own, theirs = _tensors_of(average.module), _tensors_of(model)
         _check_alike(own, theirs)
         self._model = model
-        # While each place has the same object, these are the model's tensors.
-        self._places = list(_places(model))
-        self._values = list(_values_in(self._places))
+        # While each place holds the same object, these are the model's tensors.
+        self._views = [place.values() for place in _places(model)]
+        self._values = list(_values_in(self._views))
         frozen = {
             name
             for name, tensor in theirs.items()
@@ -314,11 +314,9 @@ class _Pairs:
 
     def are_those_of(self, model: nn.Module) -> bool:
         """Whether no tensor was replaced, moved or unfrozen since, and no frozen one written to."""
-        values = list(_values_in(self._places))
         return (
             self._model is model
-            and len(values) == len(self._values)
-            and all(map(operator.is_, values, self._values))
+            and all(map(operator.is_, _values_in(self._views), self._values))
             and all(
                 _versions(tensor) == version and not tensor.requires_grad
                 for tensor, version in self._frozen
@@ -343,7 +341,8 @@ class _Pairs:
                 torch._foreach_lerp_(ours, theirs, weight)
             else:
                 torch._foreach_lerp_(ours, [tensor.to(*key[:2]) for tensor in theirs], weight)
-        _copy(*self._halves)
+        if self._halves[0]:
+            _copy(*self._halves)
 
 
 @torch.no_grad()
@@ -399,8 +398,11 @@ def _places(module: nn.Module) -> Iterator[dict[str, Any]]:
                 yield place
 
 
-def _values_in(places: list[dict[str, Any]]) -> Iterator[Any]:
-    return itertools.chain.from_iterable(map(dict.values, places))  # 50 us for 750 places
+_END = object()  # of all values: one more or one less is found by it
+
+
+def _values_in(views: list[Any]) -> Iterator[Any]:
+    return itertools.chain(itertools.chain.from_iterable(views), (_END,))
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: Any) -> Any: ...
 
 
-_OPTIONS = {"key", "path", "logdir", "strict", "prefix", "map_location"}
+_OPTIONS = {"key", "path", "logdir", "strict", "prefix", "map_location", "together"}
 
 
 def make_checkpoint(

@@ -60,6 +60,7 @@ def load_checkpoint(
     prefix: str = "",
     key: str = "model",
     map_location: torch.device | str = "cpu",
+    together: bool = False,
     **objects: Stateful,
 ) -> Loaded:
     """Read a checkpoint and put the state it holds into the objects that are passed.
@@ -91,6 +92,9 @@ def load_checkpoint(
         key: Which of the file's weights `model` gets: "ema" for the average that was saved as
             `ema=`, or by timm and torchvision.
         map_location: The device of the tensors in the result. The objects stay on their own.
+        together: True if all ranks call it, for the same file. Each rank reads what its objects
+            need, the ranks divide the rest among them to verify it, and an error on one rank is
+            raised on all. Default: each rank verifies the whole file, and one rank may load alone.
         **objects: Others, by the names they had in `make_checkpoint`.
 
     Returns:
@@ -103,7 +107,7 @@ def load_checkpoint(
         RuntimeError: The ranks read different files when they first load this path.
     """
     options = ("strict", strict, bool), ("prefix", prefix, str), ("key", key, str)
-    for name, option, kind in options:
+    for name, option, kind in (*options, ("together", together, bool)):
         if not isinstance(option, kind):
             raise TypeError(
                 f"{name} is a {type(option).__name__}; expected a {kind.__name__}: it is an option "
@@ -113,8 +117,14 @@ def load_checkpoint(
     known = str(path) in _compared
     _compared.add(str(path))  # later one rank may load the path alone, with another content
     asked = _Asked(parts, key, known_device(map_location))
+    put = functools.partial(put_in, parts=parts, path=path, strict=strict, prefix=prefix, key=key)
+    if together:
+        read = functools.partial(_alike, asked, path, together=True)
+        loaded = distributed.together(read)
+        loaded.report = distributed.together(functools.partial(put, loaded))
+        return loaded
     loaded = asked.read(path) if known else _alike(asked, path)
-    loaded.report = put_in(loaded, parts, path, strict=strict, prefix=prefix, key=key)
+    loaded.report = put(loaded)
     return loaded
 
 

@@ -23,6 +23,7 @@ from batteries._seeding import chosen_seed, isolated_rng, next_number, numbered_
 from batteries.data._failing import Failed, Going
 from batteries.data._generators import difference
 from batteries.data._orders import AsItIs, Order, Sampled, Shuffled
+from batteries.data._prefetch import Prefetch
 from batteries.data._samples import Ask, Samples, draws
 from batteries.data._streams import Sharded, Stream, followed, fresh_parts, thawed
 from batteries.data._workers import (
@@ -123,6 +124,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         batches_per_pass: Let a pass, and so an epoch, be this many batches. The next pass goes on
             where the last stopped; when all samples have come, they come in the next order, and
             the ranks stay in step. Default: a pass is all samples.
+        prefetch_to: A device, as `to_device` takes it. Batches come to the loop on this device, and
+            the next one is copied there during the step: from pinned memory, on a CUDA stream of
+            its own. Before its first batch the loop waits for two. Default: batches come as
+            `collate_fn` made them.
 
     Attributes:
         epoch: The epoch that comes next, or is under way; a completed pass advances it.
@@ -147,10 +152,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         sharded: Sharded = None,
         group: Group = None,
         batches_per_pass: int | None = None,
+        prefetch_to: torch.device | str | int | None = None,
         worker_init_fn: Callable[[int], None] | None = None,
         **options: Any,
     ) -> None:
-        options.update(num_workers=num_workers, pin_memory=pin_memory)
+        self._prefetch = Prefetch(prefetch_to)
+        options.update(num_workers=num_workers, pin_memory=pin_memory or self._prefetch.pins)
         super().__init__(  # checks what was passed, and has it as attributes
             dataset, batch_size, shuffle, sampler, batch_sampler,
             collate_fn=collate_fn, drop_last=drop_last, worker_init_fn=worker_init_fn, **options,
@@ -181,9 +188,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         # where each worker is in a stream, the one whose turn comes next first
         self._begin_parts = self._parts = fresh_parts(num_workers or 1)
         self._unsettled: list[Arrival] = []
-        own = self._read_by(
-            dataset, batch_size, drop_last, sharded, draws_too=collate_fn is not None
-        )
+        own = self._read_by(dataset, batch_size, drop_last, sharded, collate_fn is not None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it has just been said
             self._inner: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
@@ -289,7 +294,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
     def _read(self) -> Iterator[Arrival]:
         plan = self._asked.plan = _Plan(self._planned())
-        return (plan.awaited.popleft()._replace(batch=batch) for batch in self._started())
+        came = self._prefetch((batch, None) for batch in self._started())
+        return (plan.awaited.popleft()._replace(batch=batch) for batch, _ in came)
 
     def _streamed(self) -> Generator[Arrival, None, None]:
         """A stream from where the pass begins; with batches_per_pass without an end."""
@@ -301,9 +307,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             if not self._stream.begin(turn, parts, self._key):
                 self._inner._iterator = None  # persistent workers, which would go on elsewhere
             stop = begin
-            for came in self._started():
+            came = ((received(batch), part) for batch, part in self._started())
+            for batch, part in self._prefetch(came):
                 start, stop = stop, stop + 1
-                yield Arrival(received(came[0]), [], start, stop, came[1], turn, stop)
+                yield Arrival(batch, [], start, stop, part, turn, stop)
             if self.batches_per_pass is None:
                 return
             if not stop:
