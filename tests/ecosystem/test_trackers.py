@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_loggers import query_mlflow, read_wandb
+from trackers import query_mlflow, read_wandb
 from torch import nn
 
 from batteries import MLflowLogger, WandbLogger
