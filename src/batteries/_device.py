@@ -1,4 +1,4 @@
-"""Move batches to a device, whatever they are made of."""
+"""Move batches of any structure to a device."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ def to_device(data: T, device: torch.device | str | int, *, non_blocking: bool =
     >>> batch["name"]
     ['a', 'b']
 
-    Walks dicts, lists, tuples, namedtuples, dataclasses and Mappings, and keeps their types.
-    An object with a `.to(device)` of its own moves itself. Everything else (strings, numbers,
-    None, numpy arrays) passes as it is. `non_blocking` reaches those that know it.
+    Dicts, lists, tuples, namedtuples, dataclasses and Mappings are searched and keep their types.
+    An object with its own method `to` is moved by that method. Everything else (strings, numbers,
+    None, numpy arrays) stays the same.
 
     Args:
-        device: A `torch.device`, a name, or a rank: that GPU, or the CPU where there is no GPU.
-        non_blocking: Do not wait for copies from pinned memory.
+        device: A `torch.device`, a name, or a rank: the GPU of that number, or the CPU if there is
+            no GPU.
+        non_blocking: Do not wait for copies from pinned memory. An object's own `to` gets it if it
+            has such an argument.
 
     Raises:
         ValueError: There is no such device.
@@ -82,17 +84,17 @@ def _move_own_tuple(data: Any, device: torch.device, non_blocking: bool) -> Any:
 
 
 def _move_own_list(data: Any, device: torch.device, non_blocking: bool) -> Any:
-    same = copy.copy(data)  # with its attributes
+    same = copy.copy(data)  # keeps its attributes
     same[:] = [_MOVES[type(value)](value, device, non_blocking) for value in data]
     return same
 
 
 def _move_mapping(data: Any, device: torch.device, non_blocking: bool) -> Any:
     moved = {key: _MOVES[type(value)](value, device, non_blocking) for key, value in data.items()}
-    if not isinstance(data, dict | UserDict):  # of others a copy may share the items
+    if not isinstance(data, dict | UserDict):  # the copy of another Mapping may share the items
         return _rebuilt(data, moved)
     try:
-        same = copy.copy(data)  # keeps what is not an item, such as the factory of a defaultdict
+        same = copy.copy(data)  # keeps attributes, such as the factory of a defaultdict
         for key, value in moved.items():
             same[key] = value
     except Exception as error:
@@ -121,12 +123,12 @@ def _move_dataclass(data: Any, device: torch.device, non_blocking: bool) -> Any:
         if hasattr(data, field.name):
             value = getattr(data, field.name)
             moved = _MOVES[type(value)](value, device, non_blocking)
-            object.__setattr__(same, field.name, moved)  # also where the dataclass is frozen
+            object.__setattr__(same, field.name, moved)  # also for a frozen dataclass
     return same
 
 
 class _Moves(dict[type, Move]):
-    """How each type moves; one that is new is looked at once."""
+    """The function that moves each type; a new type is examined once."""
 
     def __missing__(self, kind: type) -> Move:
         self[kind] = _move_for(kind)
@@ -142,7 +144,7 @@ def _move_for(kind: type) -> Move:
     own = getattr(kind, "to", None)
     if callable(own):
         return _move_itself_non_blocking if _takes_non_blocking(kind, own) else _move_itself
-    if issubclass(kind, Mapping):  # before dataclasses: some are both, and items are what counts
+    if issubclass(kind, Mapping):  # before dataclasses: if a class is both, its items are moved
         return _move_mapping
     if dataclasses.is_dataclass(kind):
         return _move_dataclass
@@ -154,7 +156,7 @@ def _move_for(kind: type) -> Move:
 
 
 def _takes_non_blocking(kind: type, to: Callable[..., Any]) -> bool:
-    # torch's own take it as one of *args, **kwargs
+    # torch's own methods take it in *args, **kwargs
     return issubclass(kind, PackedSequence | nn.Module) or (
         "non_blocking" in inspect.signature(to).parameters
     )
@@ -162,11 +164,7 @@ def _takes_non_blocking(kind: type, to: Callable[..., Any]) -> bool:
 
 @lru_cache(maxsize=256)
 def known_device(device: torch.device | str | int) -> torch.device:
-    """A device that this machine has.
-
-    Raises:
-        ValueError: It has none of that name.
-    """
+    """The device, or a ValueError if this machine does not have it."""
     gpus = torch.cuda.device_count()
     if isinstance(device, int) and gpus == 0:
         return torch.device("cpu")
