@@ -47,20 +47,8 @@ def to_device(data: T, device: torch.device | str | int, *, non_blocking: bool =
 t2d = to_device
 
 
-def _keep(data: T, device: torch.device, non_blocking: bool) -> T:  # noqa: ARG001
-    return data
-
-
 def _move_tensor(data: Tensor, device: torch.device, non_blocking: bool) -> Tensor:
     return data if data.device == device else data.to(device, non_blocking=non_blocking)
-
-
-def _move_itself(data: Any, device: torch.device, non_blocking: bool) -> Any:  # noqa: ARG001
-    return data.to(device)
-
-
-def _move_itself_non_blocking(data: Any, device: torch.device, non_blocking: bool) -> Any:
-    return data.to(device, non_blocking=non_blocking)
 
 
 def _move_list(data: list[Any], device: torch.device, non_blocking: bool) -> list[Any]:
@@ -75,22 +63,14 @@ def _move_dict(data: dict[Any, Any], device: torch.device, non_blocking: bool) -
     return {key: _MOVES[type(value)](value, device, non_blocking) for key, value in data.items()}
 
 
-def _move_namedtuple(data: Any, device: torch.device, non_blocking: bool) -> Any:
-    return type(data)(*[_MOVES[type(value)](value, device, non_blocking) for value in data])
-
-
-def _move_own_tuple(data: Any, device: torch.device, non_blocking: bool) -> Any:
-    return _rebuilt(data, [_MOVES[type(value)](value, device, non_blocking) for value in data])
-
-
 def _move_own_list(data: Any, device: torch.device, non_blocking: bool) -> Any:
     same = copy.copy(data)  # keeps its attributes
-    same[:] = [_MOVES[type(value)](value, device, non_blocking) for value in data]
+    same[:] = _move_list(data, device, non_blocking)
     return same
 
 
 def _move_mapping(data: Any, device: torch.device, non_blocking: bool) -> Any:
-    moved = {key: _MOVES[type(value)](value, device, non_blocking) for key, value in data.items()}
+    moved = _move_dict(data, device, non_blocking)
     if not isinstance(data, dict | UserDict):  # the copy of another Mapping may share the items
         return _rebuilt(data, moved)
     try:
@@ -143,16 +123,20 @@ def _move_for(kind: type) -> Move:
         return _move_tensor
     own = getattr(kind, "to", None)
     if callable(own):
-        return _move_itself_non_blocking if _takes_non_blocking(kind, own) else _move_itself
+        if _takes_non_blocking(kind, own):
+            return lambda data, device, non_blocking: data.to(device, non_blocking=non_blocking)
+        return lambda data, device, _: data.to(device)
     if issubclass(kind, Mapping):  # before dataclasses: if a class is both, its items are moved
         return _move_mapping
     if dataclasses.is_dataclass(kind):
         return _move_dataclass
     if issubclass(kind, tuple):
-        return _move_namedtuple if hasattr(kind, "_fields") else _move_own_tuple
+        if hasattr(kind, "_fields"):
+            return lambda data, *to: type(data)(*_move_list(data, *to))
+        return lambda data, *to: _rebuilt(data, _move_list(data, *to))
     if issubclass(kind, list):
         return _move_own_list
-    return _keep
+    return lambda data, *_: data
 
 
 def _takes_non_blocking(kind: type, to: Callable[..., Any]) -> bool:

@@ -37,12 +37,8 @@ def environment() -> dict[str, Any]:
         "gpus": [name for name, _ in gpus],
         "driver": gpus[0][1] if gpus else None,
         "packages": packages(),
-        "variables": masked(_told_variables()),
+        "variables": masked({n: v for n, v in os.environ.items() if n.startswith(_TOLD)}),
     }
-
-
-def _told_variables() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(_TOLD)}
 
 
 def packages() -> dict[str, str]:

@@ -206,7 +206,9 @@ class PreemptionGuard:
         while not self._closing:
             for number in self._heard():
                 first = told.setdefault(number, time.monotonic())
-                if time.monotonic() - first > _SAME and not self._excused(number):
+                # A repeated SIGTERM may be torchrun's, because another rank has exited.
+                excused = self._leaving and number == signal.SIGTERM
+                if time.monotonic() - first > _SAME and not excused:
                     self._leave(f"{signal.Signals(number).name} came a second time")
                 self.request(signal.Signals(number).name)
             self._keep_deadlines()
@@ -220,10 +222,6 @@ class PreemptionGuard:
             return [number for number in self._read.recv(4096) if number in _SIGNALS]
         except TimeoutError:
             return []
-
-    def _excused(self, number: int) -> bool:
-        """Whether a repeated signal may be torchrun's, because another rank has exited."""
-        return self._leaving and number == signal.SIGTERM
 
     def _keep_deadlines(self) -> None:
         if self._asked is None:

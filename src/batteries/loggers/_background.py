@@ -279,7 +279,11 @@ class BackgroundLogger:
 
     def _begin(self) -> bool:
         """Open the tracker; False if the logger was closed before that was possible."""
-        while not self._try_to_open():
+        while True:
+            opened = self._try(self._open)
+            self._tried.set()
+            if opened:
+                break
             if self._ending.wait(_RETRY):  # meanwhile the calls wait in the queue
                 self._lost += self._calls.qsize()  # the first call is out of it, "_end" is in it
                 return False
@@ -292,11 +296,6 @@ class BackgroundLogger:
         if not self._ending.is_set():  # the logger was deleted without `close`
             atexit.unregister(self._exit)
             self._report()
-
-    def _try_to_open(self) -> bool:
-        opened = self._try(self._open)
-        self._tried.set()
-        return opened
 
     def _write_calls(self, calls: list[Call]) -> None:
         lost = 0

@@ -140,7 +140,7 @@ class MLflowLogger(BackgroundLogger):
         """A different name in MLflow for each logged name."""
         for name in names:
             if name not in self._names:
-                cleaned = _cleaned(name)
+                cleaned = _REFUSED.sub("_", re.sub("/+", "/", name))[:200] or "_"
                 number, own = 1, cleaned
                 while own in self._names.values():
                     number += 1
@@ -209,10 +209,6 @@ def _make_store(path: Path, artifacts: Path) -> None:
             temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
             stores.SqlAlchemyStore(f"sqlite:///{temporary}", artifacts.as_uri()).engine.dispose()
             temporary.replace(path)
-
-
-def _cleaned(name: str) -> str:
-    return _REFUSED.sub("_", re.sub("/+", "/", name))[:200] or "_"
 
 
 def _parts(values: list[Any], length: int) -> Iterator[list[Any]]:

@@ -6,7 +6,7 @@ import gc
 import operator
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -78,16 +78,13 @@ def find_batch_size(step: Callable[[int], object], start: int, *, group: Group =
 def _fits(step: Callable[[int], object], size: int) -> bool:
     try:
         step(size)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_memory(error):
-            raise
+    except (MemoryError, torch.OutOfMemoryError):
         return False  # after this block nothing refers to the step's tensors
+    except RuntimeError as error:
+        if not any(text in str(error).lower() for text in _TEXTS):
+            raise
+        return False
     return True
-
-
-def _is_memory(error: BaseException) -> bool:
-    known: tuple[Any, ...] = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, known) or any(text in str(error).lower() for text in _TEXTS)
 
 
 def _free() -> None:

@@ -116,9 +116,6 @@ class Throughput:
     def _begin(self) -> None:
         self._watched, self._mark = True, time.perf_counter()
 
-    def _waited(self, seconds: float) -> None:
-        self._waiting += seconds
-
 
 class Watched(Generic[T]):
     """The batches of `Throughput.watch`.
@@ -149,7 +146,7 @@ class _Timed(Iterator[T]):
         try:
             return next(self._batches)
         finally:
-            self._of._waited(time.perf_counter() - begun)
+            self._of._waiting += time.perf_counter() - begun
 
 
 def _attention_on_cpu() -> dict[Any, Any]:
