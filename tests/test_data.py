@@ -330,7 +330,7 @@ def test_another_kind_of_loader() -> None:
 
 def test_positions_out_of_range() -> None:
     """A position that the epoch does not have is refused."""
-    with pytest.raises(ValueError, match="position 38 is not in 37 samples"):
+    with pytest.raises(ValueError, match="position is 38; expected 0 to 37"):
         loader().load_state_dict({**loader().state_dict(), "position": 38})
 
 

@@ -148,7 +148,7 @@ def test_what_cannot_be_keyed_is_told(workers: int) -> None:
     assert torch.initial_seed() == 0
     assert data.state_dict() == loader(int).state_dict()
     steps = itertools.count()
-    with pytest.raises(ValueError, match="an earlier sample has left behind"):
+    with pytest.raises(ValueError, match="an earlier sample has changed"):
         loader(lambda: next(steps)).check()
 
 

@@ -160,7 +160,7 @@ def test_positions_that_a_sampler_does_not_have() -> None:
     """Going on beyond the end of what a sampler yields is an error with both numbers."""
     data = loader(Noisy(), sampler=Often())
     data.load_state_dict({**data.state_dict(), "position": 37})
-    with pytest.raises(ValueError, match="position 37, and the sampler yields 36 samples"):
+    with pytest.raises(ValueError, match="position 37, but the sampler yields only 36 samples"):
         next(iter(data))
     sampler = WeightedRandomSampler([1.0] * 12, 48)
     data = loader(Noisy(), sampler=sampler)
@@ -255,7 +255,7 @@ def test_a_stop_iteration_ends_no_stream() -> None:
     """A StopIteration out of a transform is an error; that of an iterator is the end."""
     items = iter(DataLoader(Parsed(), batch_size=None))
     assert list(itertools.islice(items, 5)) == [0, 1, 2, 3, 4]
-    with pytest.raises(RuntimeError, match="__getitem__, of which Parsed makes its items, raised"):
+    with pytest.raises(RuntimeError, match="__getitem__, which makes the items of Parsed, raised"):
         next(items)
     assert list(items) == [6, 7]
 

@@ -105,10 +105,10 @@ def test_every_item_comes_once_on_ranks() -> None:
 
 def test_what_is_not_clear_is_asked() -> None:
     """A dataset that asks for its id alone may divide itself or not: an error asks."""
-    with pytest.raises(ValueError, match=r"Range asks get_worker_info\(\) for its id\. It is not"):
+    with pytest.raises(ValueError, match=r"Range reads id of get_worker_info\(\)\. It is not"):
         of(Range("is curious"), num_workers=2)
     init = partial(divide, asks=False)
-    with pytest.raises(ValueError, match="worker_init_fn takes Range from get_worker_info"):
+    with pytest.raises(ValueError, match="worker_init_fn reads Range from get_worker_info"):
         of(Range(), num_workers=2, worker_init_fn=init)
     once = of(Range("is curious"), num_workers=2, sharded=False)
     assert sorted(item for item, _ in once) == list(range(12))
@@ -209,7 +209,7 @@ def test_a_state_that_needs_arguments() -> None:
     data: DataLoader[Any] = DataLoader(Told(), 2, collate_fn=as_it_is, seed=3)
     assert len([item for batch in data for item in batch]) == 12
     next(iter(data))
-    with pytest.raises(ValueError, match=r"Told has .* no state_dict that needs no arguments"):
+    with pytest.raises(ValueError, match=r"Told has .* no state_dict\(\) without arguments"):
         data.load_state_dict({**data.state_dict(), "position": 1})
     data.load_state_dict({**data.state_dict(), "position": 0})
 

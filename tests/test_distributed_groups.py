@@ -118,7 +118,7 @@ def pass_the_wrong_ones() -> None:
     mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "tp"))
     with pytest.raises(ValueError, match=r'the mesh has 2 dimensions.*\(mesh, "dp"\)'):
         ranks_of(mesh)
-    with pytest.raises(ValueError, match=r"dimensions \('dp', 'tp'\), and not 'data'"):
+    with pytest.raises(ValueError, match=r"no dimension 'data'; .* are \('dp', 'tp'\)"):
         AverageMeter().all_reduce((mesh, "data"))
     with pytest.raises(TypeError, match="group is a str; expected a ProcessGroup"):
         accumulate([], nn.Linear(1, 1), group="dp")

@@ -201,7 +201,7 @@ def test_links_that_are_refused(error: int) -> None:
     """Where hard links are refused, for whatever reason, copies stand in, and that is said once."""
     *calls, told = run_with_faults(refuse_calls, "link", error)
     assert {call[:5] for call in calls} == {"!link"}
-    assert f"({os.strerror(error)}): copies stand in for them" in told
+    assert f"({os.strerror(error)}): files are copied" in told
 
 
 def test_link_replaces() -> None:

@@ -299,7 +299,7 @@ def test_columns_that_a_file_cannot_hold() -> None:
     """Objects of mixed kinds, and a list called as the ids are, are errors that name the column."""
     outputs = Predictions(2)
     outputs.add(range(2), id=["a", "b"])
-    with pytest.raises(ValueError, match="the arrays have one called 'id', as the ids are"):
+    with pytest.raises(ValueError, match="an array is called 'id', which is the column of ids"):
         outputs.save("a.parquet")
     for mixed in ([1, "a"], [[torch.zeros(1)], [torch.zeros(2)]]):
         outputs = Predictions(2)
@@ -339,7 +339,9 @@ def test_bad_files() -> None:
     with pytest.raises(ValueError, match="there are 3 ids for 2 samples"):
         outputs.save("a.parquet", ids=range(3))
     np.save("b.npy", np.zeros(3))
-    with pytest.raises(ValueError, match=r"b\.npy has no ids: it has one plain array"):
+    with pytest.raises(
+        ValueError, match=r"b\.npy has no \"id\" column, .*; it has one plain array"
+    ):
         predictions.load("b.npy")
     with pytest.raises(ValueError, match="duplicates is 'keep'; expected 'raise' or 'drop'"):
         Predictions(2, "keep")  # type: ignore[arg-type]
@@ -361,7 +363,7 @@ def test_different_destinations() -> None:
 
 def test_nothing_to_add() -> None:
     """Indices without predictions are an error: another's would stand in their place."""
-    with pytest.raises(ValueError, match="there are indices, and no predictions for them"):
+    with pytest.raises(ValueError, match="add got indices but no predictions"):
         Predictions(2).add([0])
 
 

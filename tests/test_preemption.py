@@ -409,7 +409,7 @@ def test_only_in_the_main_thread() -> None:
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert "enter it there" in str(errors[0])
+    assert "enter it in the main thread" in str(errors[0])
 
 
 def stop_by(told: int, *, time_limit: float | None = None) -> tuple[int, int, str | None]:

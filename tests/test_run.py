@@ -231,7 +231,7 @@ def test_nothing_is_clobbered() -> None:
         assert (second.path.name, third.path.name) == ("002", "003")
     with start_run("runs/001") as run:
         assert run.resumed
-    with pytest.raises(ValueError, match="runs/001 is a run itself"):
+    with pytest.raises(ValueError, match="runs/001 is a run: with new=True"):
         start_run("runs/001", new=True)
 
 
@@ -383,7 +383,7 @@ def test_cells_that_run_again() -> None:
 def test_a_program_that_begins_a_run_twice() -> None:
     """Elsewhere a second call is refused, with what to close."""
     with start_run("runs") as run:
-        with pytest.raises(RuntimeError, match=r"runs/001 is recorded by this program already.*cl"):
+        with pytest.raises(RuntimeError, match=r"this program records runs/001 already.*close"):
             start_run("runs")
         assert start_run("runs", new=True).path != run.path
 
@@ -416,7 +416,9 @@ def test_a_full_disk(tmp_path: Path) -> None:
     """A record that cannot be written hides no error of the training."""
     with tmpfs(tmp_path / "small", 2**20) as small:
         with (
-            pytest.warns(UserWarning, match="small/001 ended is not recorded: .*No space left"),
+            pytest.warns(
+                UserWarning, match="the end of .*small/001 is not recorded: .*No space left"
+            ),
             pytest.raises(ValueError, match="no data"),
         ):
             run_on_a_full_disk(small)

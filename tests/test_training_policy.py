@@ -54,7 +54,7 @@ def test_ranks_decide_alike() -> None:
     """What is not finite on one rank is so for all, and the error says on which."""
     for found, told in run_ranks(on_ranks):
         assert found == [True, True, False, False, False]
-        assert "step 1 is not taken: on rank 1 the norm is 0.5, the loss nan. Go on" in told
+        assert "step 1 is not taken: on rank 1 the norm is 0.5, the loss nan. Resume" in told
 
 
 def test_with_a_scaler() -> None:

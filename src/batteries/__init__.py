@@ -118,39 +118,26 @@ __all__ = [
     "update_bn",
 ]
 
-# Loaded when first asked for: the command line needs no torch.
+# Names are loaded when they are first used, because the command line needs no torch.
 _ROOMS = {
-    "averaging": ("EMA", "SWA", "average_checkpoints", "update_bn"),
-    "_backends": ("set_backends",),
-    "checkpoint": (
-        "CheckpointError",
-        "CheckpointManager",
-        "load_checkpoint",
-        "make_checkpoint",
-        "resume",
-        "save_checkpoint",
-    ),
-    "_device": ("t2d", "to_device"),
-    "_early_stopping": ("EarlyStopping",),
-    "loggers": (
-        "JsonLinesLogger",
-        "Loggers",
-        "MLflowLogger",
-        "TensorBoardLogger",
-        "TensorBoardXLogger",
-        "TrackioLogger",
-        "WandbLogger",
-    ),
-    "_logs": ("get_logger",),
-    "_meters": ("AverageMeter", "AverageMetter", "all_reduce_meters"),
-    "_modules": ("check_in_sync", "distribute", "share_buffers", "unwrap"),
-    "predictions": ("Predictions",),
-    "_preemption": ("PreemptionGuard",),
-    "_run": ("Run", "run_directory", "start_run"),
-    "_seeding": ("isolated_rng", "rng_state", "seed_all", "seed_worker", "set_rng_state"),
-    "training": ("Window", "Windows", "accumulate"),
+    "averaging": "EMA SWA average_checkpoints update_bn",
+    "_backends": "set_backends",
+    "checkpoint": "CheckpointError CheckpointManager load_checkpoint make_checkpoint resume "
+    "save_checkpoint",
+    "_device": "t2d to_device",
+    "_early_stopping": "EarlyStopping",
+    "loggers": "JsonLinesLogger Loggers MLflowLogger TensorBoardLogger TensorBoardXLogger "
+    "TrackioLogger WandbLogger",
+    "_logs": "get_logger",
+    "_meters": "AverageMeter AverageMetter all_reduce_meters",
+    "_modules": "check_in_sync distribute share_buffers unwrap",
+    "predictions": "Predictions",
+    "_preemption": "PreemptionGuard",
+    "_run": "Run run_directory start_run",
+    "_seeding": "isolated_rng rng_state seed_all seed_worker set_rng_state",
+    "training": "Window Windows accumulate",
 }
-_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> object:

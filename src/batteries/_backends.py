@@ -1,4 +1,4 @@
-"""Torch's switches, in one call and with their reasons."""
+"""Torch's global settings in one call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-_CHOSEN = "BATTERIES_BACKENDS"  # known to processes that start later
+_CHOSEN = "BATTERIES_BACKENDS"  # a variable, which processes that start later inherit
 _PRECISIONS = ("highest", "high", "medium")
 
 
@@ -22,29 +22,30 @@ def set_backends(
     sharing_strategy: Literal["file_descriptor", "file_system"] | None = None,
     ignore_warnings: Sequence[str] = (),
 ) -> None:
-    """Set what torch has switches for; what is not given stays as it is.
+    """Change torch's global settings. Settings that you do not pass keep their values.
 
     >>> set_backends(matmul_precision="highest", ignore_warnings=["a message that is known"])
 
-    The choice reaches the workers of `batteries.data.DataLoader`, and those of torch's that have
-    `worker_init_fn=seed_all` or `seed_worker`, however they are started. Determinism is
-    `seed_all`'s, which leaves a `cudnn_benchmark` that was chosen here.
+    The settings also apply in the workers of `batteries.data.DataLoader`, and of torch's loaders
+    with `worker_init_fn=seed_all` or `seed_worker`. `seed_all` sets determinism, and keeps a
+    `cudnn_benchmark` that was set here.
 
     Args:
-        matmul_precision: "high" multiplies float32 matrices and convolves as TF32 on GPUs since
-            Ampere: several times faster, with 10 bits of mantissa instead of 23. "medium" may use
-            bfloat16. "highest", torch's default for matrices, is for what 10 bits would spoil.
-        cudnn_benchmark: Try all algorithms for each new shape, and keep the fastest: worth it
-            where the shapes stay the same. The choice may differ from run to run.
-        anomaly_mode: Stop at the operation whose gradient is NaN, with its line. Several times
-            slower: for finding a bug.
-        sharing_strategy: How workers hand over tensors. "file_descriptor" is faster, "file_system"
-            is for "too many open files".
-        ignore_warnings: Beginnings of messages, as regular expressions, besides those of before.
+        matmul_precision: "high" uses TF32 for float32 matrix products and convolutions on GPUs
+            since Ampere, which is several times faster and has 10 bits of mantissa, not 23.
+            "medium" may use bfloat16. "highest" is torch's default for matrices.
+        cudnn_benchmark: Try all algorithms for each new shape, and keep the fastest. It helps if
+            the shapes stay the same. Its choice may differ between runs.
+        anomaly_mode: Raise at the operation whose gradient is NaN, with its line. Training is
+            several times slower, so use it only to find an error.
+        sharing_strategy: How workers send tensors. "file_descriptor" is faster. Use "file_system"
+            if you see "too many open files".
+        ignore_warnings: Regular expressions for the beginnings of messages, in addition to those
+            of earlier calls.
 
     Raises:
-        ValueError: A precision that torch does not know, or a sharing strategy that this system
-            does not have.
+        ValueError: Torch does not know the precision, or this system does not have the sharing
+            strategy.
     """
     strategies = torch.multiprocessing.get_all_sharing_strategies()  # type: ignore[no-untyped-call]
     if sharing_strategy is not None and sharing_strategy not in strategies:
@@ -70,13 +71,13 @@ def set_backends(
 
 
 def chosen_backends() -> dict[str, Any]:
-    """What `set_backends` was told, here or in the process that started this one."""
+    """The arguments of `set_backends`, here or in the process that started this one."""
     chosen: dict[str, Any] = json.loads(os.environ.get(_CHOSEN, "{}"))
     return chosen
 
 
 def adopt_backends() -> None:
-    """Set, in a process that was started later, what was chosen before."""
+    """Apply the settings in a process that was started later."""
     _apply(chosen_backends())
 
 

@@ -1,4 +1,4 @@
-"""Move batches to a device, whatever they are made of."""
+"""Move batches of any structure to a device."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ def to_device(data: T, device: torch.device | str | int, *, non_blocking: bool =
     >>> batch["name"]
     ['a', 'b']
 
-    Walks dicts, lists, tuples, namedtuples, dataclasses and Mappings, and keeps their types.
-    An object with a `.to(device)` of its own moves itself. Everything else (strings, numbers,
-    None, numpy arrays) passes as it is. `non_blocking` reaches those that know it.
+    Dicts, lists, tuples, namedtuples, dataclasses and Mappings are searched and keep their types.
+    An object with its own method `to` is moved by that method. Everything else (strings, numbers,
+    None, numpy arrays) stays the same.
 
     Args:
-        device: A `torch.device`, a name, or a rank: that GPU, or the CPU where there is no GPU.
-        non_blocking: Do not wait for copies from pinned memory.
+        device: A `torch.device`, a name, or a rank: the GPU of that number, or the CPU if there is
+            no GPU.
+        non_blocking: Do not wait for copies from pinned memory. An object's own `to` gets it if it
+            has such an argument.
 
     Raises:
         ValueError: There is no such device.
@@ -47,7 +49,7 @@ t2d = to_device
 
 
 def moved_by(copy: Copy, data: T, device: torch.device) -> T:
-    """As `to_device` has it, but each tensor that is elsewhere goes through `copy`."""
+    """Move as `to_device` does, but copy each tensor on another device by `copy`."""
     moved: T = _MOVES[type(data)](data, device, copy)
     return moved
 
@@ -93,17 +95,17 @@ def _move_own_tuple(data: Any, device: torch.device, how: bool | Copy) -> Any:
 
 
 def _move_own_list(data: Any, device: torch.device, how: bool | Copy) -> Any:
-    same = copy.copy(data)  # with its attributes
-    same[:] = [_MOVES[type(value)](value, device, how) for value in data]
+    same = copy.copy(data)  # keeps its attributes
+    same[:] = _move_list(data, device, how)
     return same
 
 
 def _move_mapping(data: Any, device: torch.device, how: bool | Copy) -> Any:
-    moved = {key: _MOVES[type(value)](value, device, how) for key, value in data.items()}
-    if not isinstance(data, dict | UserDict):  # of others a copy may share the items
+    moved = _move_dict(data, device, how)
+    if not isinstance(data, dict | UserDict):  # the copy of another Mapping may share the items
         return _rebuilt(data, moved)
     try:
-        same = copy.copy(data)  # keeps what is not an item, such as the factory of a defaultdict
+        same = copy.copy(data)  # keeps attributes, such as the factory of a defaultdict
         for key, value in moved.items():
             same[key] = value
     except Exception as error:
@@ -132,12 +134,12 @@ def _move_dataclass(data: Any, device: torch.device, how: bool | Copy) -> Any:
         if hasattr(data, field.name):
             value = getattr(data, field.name)
             moved = _MOVES[type(value)](value, device, how)
-            object.__setattr__(same, field.name, moved)  # also where the dataclass is frozen
+            object.__setattr__(same, field.name, moved)  # also for a frozen dataclass
     return same
 
 
 class _Moves(dict[type, Move]):
-    """How each type moves; one that is new is looked at once."""
+    """The function that moves each type; a new type is examined once."""
 
     def __missing__(self, kind: type) -> Move:
         self[kind] = _move_for(kind)
@@ -152,20 +154,24 @@ def _move_for(kind: type) -> Move:
         return _move_tensor
     own = getattr(kind, "to", None)
     if callable(own):
-        return _move_itself_non_blocking if _takes_non_blocking(kind, own) else _move_itself
-    if issubclass(kind, Mapping):  # before dataclasses: some are both, and items are what counts
+        if _takes_non_blocking(kind, own):
+            return lambda data, device, non_blocking: data.to(device, non_blocking=non_blocking)
+        return lambda data, device, _: data.to(device)
+    if issubclass(kind, Mapping):  # before dataclasses: if a class is both, its items are moved
         return _move_mapping
     if dataclasses.is_dataclass(kind):
         return _move_dataclass
     if issubclass(kind, tuple):
-        return _move_namedtuple if hasattr(kind, "_fields") else _move_own_tuple
+        if hasattr(kind, "_fields"):
+            return lambda data, *to: type(data)(*_move_list(data, *to))
+        return lambda data, *to: _rebuilt(data, _move_list(data, *to))
     if issubclass(kind, list):
         return _move_own_list
-    return _keep
+    return lambda data, *_: data
 
 
 def _takes_non_blocking(kind: type, to: Callable[..., Any]) -> bool:
-    # torch's own take it as one of *args, **kwargs
+    # torch's own methods take it in *args, **kwargs
     return issubclass(kind, PackedSequence | nn.Module) or (
         "non_blocking" in inspect.signature(to).parameters
     )
@@ -173,11 +179,7 @@ def _takes_non_blocking(kind: type, to: Callable[..., Any]) -> bool:
 
 @lru_cache(maxsize=256)
 def known_device(device: torch.device | str | int) -> torch.device:
-    """A device that this machine has.
-
-    Raises:
-        ValueError: It has none of that name.
-    """
+    """The device, or a ValueError if this machine does not have it."""
     gpus = torch.cuda.device_count()
     if isinstance(device, int) and gpus == 0:
         return torch.device("cpu")

@@ -1,19 +1,19 @@
-"""Numbers as texts, with as many digits as tell them apart."""
+"""Numbers as texts with enough digits to tell them apart."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
-_EXACT = 12  # significant digits in which numbers differ; after them comes what was rounded
+_EXACT = 12  # significant digits that count; later digits are rounding errors
 
 
 def shown(values: Iterable[float], least: int = 4, sign: str = "") -> list[str]:
-    """Numbers of one column: those that differ look different, and none looks like 0 that is not.
+    """The numbers of a column, so that different numbers look different, and only 0 looks like 0.
 
     Args:
-        least: Digits after the point, where they are enough.
-        sign: "+": positive numbers have one too.
+        least: Digits after the point, if they are enough.
+        sign: With "+", positive numbers have a sign too.
     """
     exact = [float(f"{value:.{_EXACT}g}") for value in values]
     finite = [abs(value) for value in exact if math.isfinite(value) and value]

@@ -1,4 +1,4 @@
-"""Whether lower or higher is better: it is said, and never guessed."""
+"""Whether lower or higher scores are better, which users must say."""
 
 from __future__ import annotations
 
@@ -8,14 +8,7 @@ import numpy as np
 
 
 def said_direction(metric_minimization: Any, of: str) -> bool:
-    """The direction that a user has said, as a bool.
-
-    Args:
-        of: What needs it, for the error.
-
-    Raises:
-        TypeError: Nothing, or no bool, was said.
-    """
+    """The user's `metric_minimization` as a bool, or a TypeError that names `of`."""
     if isinstance(metric_minimization, bool | np.bool_):
         return bool(metric_minimization)
     found = "" if metric_minimization is None else f"; found {metric_minimization!r}"

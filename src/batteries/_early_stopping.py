@@ -1,4 +1,4 @@
-"""When to stop, because the score no longer gets better."""
+"""Stop training when the score no longer improves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batteries._direction import said_direction
 
 
 class EarlyStopping:
-    """Says when the score has not become better for `patience` checks in a row.
+    """Says when the score has not improved for `patience` checks in a row.
 
     >>> stopper = EarlyStopping(patience=2, metric_minimization=True)
     >>> [stopper.step(loss) for loss in [0.5, 0.4, 0.4, float("nan")]]
@@ -21,22 +21,22 @@ class EarlyStopping:
     >>> stopper.best_score, stopper.best_epoch
     (0.4, 2)
 
-    As in Keras and Lightning, a score counts as better when it beats the best one by more than
-    `min_delta`. NaN and infinities are never better. In a process group all ranks call `step`,
-    and rank 0's score decides for all.
+    As in Keras and Lightning, a score is an improvement if it is better than the best score by
+    more than `min_delta`. NaN and infinities are never an improvement. In a process group, all
+    ranks call `step`, and rank 0's score decides for all.
 
     Args:
-        patience: Checks without an improvement after which to stop.
-        metric_minimization: Whether lower is better: of a loss it is True, of accuracy False.
-        min_delta: How much better counts, 0 or more.
+        patience: The number of checks without an improvement after which to stop.
+        metric_minimization: Whether lower is better: True for a loss, False for accuracy.
+        min_delta: The smallest difference that counts, 0 or more.
 
     Attributes:
-        best_score: The best score so far; None before the first finite one.
-        best_epoch: The check at which it came, counted from 1.
+        best_score: The best score so far; None before the first finite score.
+        best_epoch: The number of the check with the best score, counted from 1.
 
     Raises:
-        TypeError: No `metric_minimization`.
-        ValueError: A negative `patience` or `min_delta`.
+        TypeError: `metric_minimization` is missing.
+        ValueError: `patience` or `min_delta` is negative.
     """
 
     def __init__(
@@ -58,12 +58,9 @@ class EarlyStopping:
         self._checks = 0
 
     def step(self, score: float | Tensor | None) -> bool:
-        """Take in the score of an epoch; whether to stop.
+        """Add the score of an epoch; return whether to stop.
 
-        >>> EarlyStopping(metric_minimization=True).step(0.5)
-        False
-
-        Also spelled `stopper(score)`. On ranks other than 0 the score may be None.
+        `stopper(score)` does the same. On ranks other than 0 the score may be None.
         """
         main = distributed.is_main()
         own = distributed.together(lambda: float(score) if main else 0.0)  # type: ignore[arg-type]
@@ -85,11 +82,7 @@ class EarlyStopping:
         return gain > self.min_delta
 
     def state_dict(self) -> dict[str, Any]:
-        """What is known, as plain numbers.
-
-        >>> EarlyStopping(metric_minimization=True).state_dict()
-        {'best_score': None, 'best_epoch': None, 'checks': 0}
-        """
+        """The state as plain numbers: best_score, best_epoch and checks."""
         return {
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
@@ -97,10 +90,6 @@ class EarlyStopping:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`.
-
-        >>> stopper = EarlyStopping(metric_minimization=True)
-        >>> stopper.load_state_dict({"best_score": 0.5, "best_epoch": 3, "checks": 4})
-        """
+        """Restore a `state_dict`."""
         self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
         self._checks = state["checks"]

@@ -1,4 +1,4 @@
-"""What a program runs on and with: versions, machine, code. Secrets are masked."""
+"""The machine, the versions and the code of a program, with secrets masked."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import Any
 
 from batteries._masking import masked, masked_patch, masked_text
 
-_TOLD = (  # beginnings of the variables that are recorded
+_TOLD = (  # the beginnings of variables to record
     *("CUDA_", "GLOO_", "MASTER_", "MKL_", "MLFLOW_", "NCCL_", "NVIDIA_", "OMP_", "PYTHON"),
     *("PYTORCH_", "SLURM_", "TORCH", "WANDB_", "WORLD_SIZE"),
 )
-_PATCH = (  # one that applies, however git is configured
+_PATCH = (  # options for a patch that applies, whatever git's configuration is
     *("diff", "HEAD", "--binary", "-U3", "--src-prefix=a/", "--dst-prefix=b/"),
     *("--no-color", "--no-ext-diff", "--no-textconv"),
 )
-_DIFF = 2**22  # bytes that are kept of a diff
+_DIFF = 2**22  # the most bytes of a diff
 
 
 def environment() -> dict[str, Any]:
-    """What a bug report needs, as plain values."""
+    """The facts for a bug report, as plain values."""
     gpus = _gpus()
     return {
         "python": platform.python_version(),
@@ -37,20 +37,16 @@ def environment() -> dict[str, Any]:
         "gpus": [name for name, _ in gpus],
         "driver": gpus[0][1] if gpus else None,
         "packages": packages(),
-        "variables": masked(_told_variables()),
+        "variables": masked({n: v for n, v in os.environ.items() if n.startswith(_TOLD)}),
     }
-
-
-def _told_variables() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(_TOLD)}
 
 
 def packages() -> dict[str, str]:
     """The installed distributions and their versions."""
     found: dict[str, str] = {}
-    for each in importlib.metadata.distributions():  # first what is imported
+    for each in importlib.metadata.distributions():  # of two versions, the imported one is first
         text = each.read_text("METADATA") or each.read_text("PKG-INFO") or ""
-        # By hand: `each.name` and `each.version` parse long descriptions too, for half a second.
+        # `each.name` and `each.version` would parse long descriptions too, which takes 0.5 s.
         fields = dict(re.findall(r"^(Name|Version): *(.*)", text.partition("\n\n")[0], re.M))
         if len(fields) == 2:
             found.setdefault(fields["Name"].lower(), fields["Version"])
@@ -60,17 +56,17 @@ def packages() -> dict[str, str]:
 def code(
     directory: str | os.PathLike[str], run: Path | None = None
 ) -> tuple[dict[str, Any] | None, bytes]:
-    """The git commit of a directory, and what was changed since as a patch; (None, b"") without.
+    """The git commit of a directory, and the changes since as a patch; (None, b"") without git.
 
     Args:
-        run: Where a run is recorded, with others beside it perhaps: no change of the code.
+        run: The directory of a run. Neither it nor its sibling runs count as changes.
     """
     top = _output("git", "-C", str(directory), "rev-parse", "--show-toplevel")
     commit = _output("git", "-C", str(directory), "rev-parse", "HEAD")
     if not top or not commit:
         return None, b""
     root = os.fsdecode(top.removesuffix(b"\n"))
-    git = ("git", "-C", root, "-c", "core.fsmonitor=false")  # no program of the repository's
+    git = ("git", "-C", root, "-c", "core.fsmonitor=false")  # runs no program of the repository
     besides = () if run is None else _besides(Path(os.path.relpath(run.resolve(), root)))
     status = _output(*git, "status", "--porcelain", "--", ".", *besides)
     changes = status.decode(errors="replace").splitlines()
@@ -89,7 +85,7 @@ def code(
 
 
 def _besides(run: Path) -> list[str]:
-    """What tells git to leave out a directory, and if it is numbered the others."""
+    """Arguments that let git leave out a run's directory, and its siblings if it is numbered."""
     if run.parts[:1] == ("..",):
         return []
     if run.name.isdecimal():
@@ -99,7 +95,7 @@ def _besides(run: Path) -> list[str]:
 
 
 def program_directory() -> Path:
-    """Where the running program lies, or the current directory."""
+    """The directory of the running program, or the current directory."""
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     return Path(script).resolve().parent if script else Path.cwd()
 
@@ -108,7 +104,7 @@ def program_directory() -> Path:
 
 
 def _output(*command: str) -> bytes:
-    """What a command prints; nothing where it fails or is not there."""
+    """The output of a command; empty if it fails or does not exist."""
     try:
         return subprocess.run(command, capture_output=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
@@ -132,7 +128,7 @@ def _memory() -> str | None:
 
 
 def _gpus() -> list[tuple[str, str]]:
-    """Names and drivers, without a context on each."""
+    """Names and drivers of the GPUs, without creating a CUDA context."""
     query = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
     lines = _output(*query).decode().splitlines()
     pairs = (line.rpartition(", ") for line in lines)

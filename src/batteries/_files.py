@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever happens while they are written."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,22 +22,18 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 PathLike = str | os.PathLike[str]
-_LONG = 64  # bytes of a name that temporary names no longer contain, for they may not be longer
+_LONG = 64  # bytes; temporary names contain only shorter names, because they are longer
 _NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
-_CLONE = 0x40049409  # FICLONE of Linux: the copy shares its data until one of the two changes
+_CLONE = 0x40049409  # Linux's FICLONE: the copy shares its data until one file changes
 
 
 def listed(paths: PathLike | Iterable[PathLike]) -> list[Path]:
-    """Several paths, or one alone."""
+    """A list of paths, also for a single one."""
     return [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(one) for one in paths]
 
 
 def make_directory(path: PathLike) -> Path:
-    """Create a directory with its parents; any number of processes may do so at once.
-
-    Raises:
-        NotADirectoryError: the path, or one of its parents, is a file.
-    """
+    """Create a directory with its parents. Several processes may do so at once."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -51,19 +47,16 @@ def make_directory(path: PathLike) -> Path:
 
 
 def check_inside(path: PathLike, directory: PathLike) -> Path:
-    """The end of a path's symbolic links, which lies in a directory.
+    """The end of a path's symbolic links; an error if it is not in a directory.
 
-    A directory that is a link itself is as good.
-
-    Raises:
-        PermissionError: It lies elsewhere.
+    The directory itself may be a link.
     """
     real, own = Path(os.path.realpath(path)), Path(os.path.realpath(directory))
     if own not in real.parents:
         raise PermissionError(
             errno.EPERM,
-            f"it leads out of {directory}, to {real}: put a file in its place, or make a link of "
-            "the whole directory",
+            f"it leads out of {directory}, to {real}: put a file in its place, or make the "
+            "whole directory a link",
             str(path),
         )
     return real
@@ -73,20 +66,18 @@ def check_inside(path: PathLike, directory: PathLike) -> Path:
 def write_whole(
     path: PathLike, size: int = 0, inside: PathLike | None = None
 ) -> Iterator[BinaryIO]:
-    """Open a file for writing that appears under its name when it is complete and on the disk.
+    """Open a file for writing that gets its name when it is complete and on the disk.
 
-    An error inside the block leaves the previous file as it was, and nothing beside it. A
-    symbolic link is followed: its target is replaced, and the link stays.
+    After an error in the block, the previous file is unchanged, and no other file is left. If the
+    path is a symbolic link, its target is replaced, and the link stays.
 
     Args:
-        size: Bytes that are about to be written, for the error when there is no room.
-        inside: The directory that no link may lead out of.
+        size: The number of bytes to write, for the error if there is no room.
+        inside: A directory out of which no link may lead.
 
     Raises:
-        IsADirectoryError: The path is a directory.
-        PermissionError: A link leads out of the directory.
-        OSError: With the path, the cause, the bytes needed and the bytes free; or the path is a
-            device, a pipe or a socket. Nothing has been written then.
+        OSError: The message has the path, the cause, the bytes needed and the bytes free. Or the
+            path is a directory, a device, a pipe or a socket.
     """
     with _replacement(_followed(path, inside), size) as temporary, temporary.open("x+b") as file:
         yield file
@@ -95,11 +86,7 @@ def write_whole(
 
 
 def append_whole(path: PathLike, data: bytes, inside: PathLike | None = None) -> None:
-    """Append to a file, which is made if need be: all of it, or nothing where there is no room.
-
-    Raises:
-        OSError: With the path; as `write_whole`.
-    """
+    """Append to a file, or create it; if there is no room, append nothing and raise."""
     path = _followed(path, inside)
     _check_replaceable(path)
     with naming(path):
@@ -107,7 +94,7 @@ def append_whole(path: PathLike, data: bytes, inside: PathLike | None = None) ->
         end = os.fstat(file).st_size
         try:
             written = os.write(file, data)
-            if written < len(data):  # the disk is full: the rest says so
+            if written < len(data):  # the disk is full: the next write raises
                 os.write(file, data[written:])
         except OSError:
             os.ftruncate(file, end)
@@ -118,7 +105,7 @@ def append_whole(path: PathLike, data: bytes, inside: PathLike | None = None) ->
 
 @contextmanager
 def naming(path: PathLike) -> Iterator[None]:
-    """Let an error of the disk in a block say which file it is about, where it does not."""
+    """Add the path to an OSError of the block that names no file."""
     try:
         yield
     except OSError as error:
@@ -128,29 +115,23 @@ def naming(path: PathLike) -> Iterator[None]:
 
 
 def link_or_copy(source: PathLike, target: PathLike) -> None:
-    """Make `target` the same file as `source`: a hard link, or a copy where links are impossible.
+    """Make `target` a hard link to `source`, or a copy if links are impossible.
 
-    `target` is replaced in one step: at every moment it is the old file or the new one. Symbolic
-    links are followed. A copy is on the disk before it has its name, shares its data where the
-    file system can do that, and is warned about once for each directory.
-
-    Raises:
-        OSError: With the path, the cause, the bytes needed and the bytes free.
+    `target` is replaced in one step, so at every moment it is the old file or the new one. Symbolic
+    links are followed. A copy is on the disk before it gets its name, and shares its data if the
+    file system can do that. A warning tells of copies once for each directory.
     """
     _link_or_copy(_followed(source), _followed(target))
 
 
 def replace_link(link: PathLike) -> None:
-    """Put the file that a symbolic link stands for in the place of the link.
-
-    `link` is replaced in one step, as `link_or_copy` does it.
-    """
+    """Replace a symbolic link, in one step, by the file to which it leads."""
     _link_or_copy(_followed(link), Path(link), over_links=True)
 
 
 def _link_or_copy(source: Path, target: Path, over_links: bool = False) -> None:
     impossible = None
-    # Renaming one hard link onto another of the same file does nothing, and leaves both.
+    # Renaming a hard link to another name of the same file does nothing, and leaves both names.
     if target.is_symlink() or not (target.exists() and target.samefile(source)):
         with _replacement(target, source.stat().st_size, over_links) as temporary:
             try:
@@ -165,48 +146,40 @@ def _link_or_copy(source: Path, target: Path, over_links: bool = False) -> None:
 
 
 def point_to(destination: PathLike, link: PathLike) -> None:
-    """Make `link` a symbolic link, in place of the file or link that has that name.
-
-    `link` is replaced in one step.
-    """
+    """Replace `link`, in one step, by a symbolic link to `destination`."""
     with _replacement(Path(link), over_links=True) as temporary:
         temporary.symlink_to(destination)
 
 
 def temporary_name(path: PathLike) -> Path:
-    """A name beside a path that nobody has; `remove_leftovers` knows whose it is."""
-    # In the same directory: a rename across file systems is a copy, and a copy can be cut short.
+    """A new name in the directory of a path; `remove_leftovers` recognises it."""
+    # In the same directory, because a rename across file systems would be a copy.
     path = Path(path)
     name = f".{path.name}" if len(os.fsencode(path.name)) <= _LONG else ""
     return path.with_name(f"{name}.{uuid.uuid4().hex}.tmp")
 
 
 def remove_leftovers(directory: PathLike, own: Callable[[str], object]) -> None:
-    """Remove the temporary files of processes that were killed; hold the directory meanwhile.
+    """Remove the temporary files of killed processes. The caller must hold the directory.
 
     Args:
-        own: Whether a name is that of a file whose leftovers are to go. Others may be being
-            written by somebody who does not hold the directory.
+        own: Whether the leftovers of a file name may be removed. Processes that do not hold the
+            directory may be writing other files.
     """
     for path in Path(directory).glob(".*.tmp"):
         written = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}\.tmp", path.name)
         if written and own(written[1]):
-            with suppress(OSError):  # it does no harm where it cannot be removed
+            with suppress(OSError):  # a leftover does no harm
                 path.unlink()
 
 
 @contextmanager
 def locked_directory(path: PathLike, timeout: float = 60) -> Iterator[None]:
-    """Hold a directory against other processes that ask for it; the system lets go of the dead.
+    """Lock a directory. The system releases the lock of a process that ends.
 
-    The lock is on the directory itself: there is no lock file. On systems and file systems
-    without such locks nothing is held.
-
-    Args:
-        timeout: Seconds to wait for another process.
-
-    Raises:
-        TimeoutError: Another process holds it.
+    The lock is on the directory itself, without a lock file. On systems and file systems without
+    such locks, nothing is locked. If another process has the lock for `timeout` seconds, a
+    TimeoutError is raised.
     """
     if fcntl is None:
         yield
@@ -224,7 +197,8 @@ def _lock(descriptor: int, path: PathLike, timeout: float) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"{path} has been held by another process for {timeout} s: is it stopped?"
+                    f"{path} has been locked by another process for {timeout} s: end that process "
+                    "if it hangs"
                 ) from None
             time.sleep(0.01)
         except OSError:  # a file system without locks
@@ -235,7 +209,7 @@ def _lock(descriptor: int, path: PathLike, timeout: float) -> None:
 
 
 def _followed(path: PathLike, inside: PathLike | None = None) -> Path:
-    """The file that a path stands for: itself, or the end of its symbolic links."""
+    """The path, or the end of its symbolic links."""
     path = Path(path)
     if inside is not None:
         check_inside(path, inside)
@@ -253,12 +227,12 @@ _KINDS = {
 
 
 def kind_of(mode: int) -> str:
-    """What a path is that is no regular file, by its mode."""
+    """What a path is, by its mode, if it is no regular file."""
     return _KINDS.get(stat.S_IFMT(mode), "special file")
 
 
 def _check_replaceable(path: Path, over_links: bool = False) -> None:
-    """Raise if a path is neither a regular file nor free: nothing else is ever replaced."""
+    """Raise if a path exists and is not a regular file: only regular files are replaced."""
     try:
         kind = stat.S_IFMT(path.lstat().st_mode)
     except FileNotFoundError:
@@ -267,7 +241,7 @@ def _check_replaceable(path: Path, over_links: bool = False) -> None:
                 errno.ENOENT, f"there is no directory {path.parent} for {path.name}; make it first"
             ) from None
         return
-    except OSError:  # told when it is written
+    except OSError:  # writing will raise it
         return
     if kind == stat.S_IFREG or (over_links and kind == stat.S_IFLNK):
         return
@@ -278,8 +252,7 @@ def _check_replaceable(path: Path, over_links: bool = False) -> None:
         )
     raise OSError(
         errno.EINVAL,
-        f"{path} is a {kind_of(kind)}; only a file can be written whole or not "
-        "at all: choose the name of one",
+        f"{path} is a {kind_of(kind)}; expected a file or a new name",
     )
 
 
@@ -291,7 +264,7 @@ def _replacement(path: Path, size: int = 0, over_links: bool = False) -> Iterato
         yield temporary
         temporary.replace(path)
     except BaseException as error:
-        with suppress(OSError):  # what went wrong first is what is told
+        with suppress(OSError):  # the first error is raised
             temporary.unlink()
         if isinstance(error, OSError):
             raise _described(error, path, size) from error
@@ -303,8 +276,8 @@ def _described(error: OSError, path: Path, size: int) -> OSError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return type(error)(
             error.errno,
-            f"{error.strerror}: {path} cannot be written; what was {path} before is as it was; get "
-            f"the right to write to the directory {path.parent}, or choose another one",
+            f"{error.strerror}: {path} cannot be written; the previous file {path} is as it was; "
+            f"get the right to write to the directory {path.parent}, or choose another one",
         )
     try:
         directory = next(part for part in path.parents if part.exists())
@@ -316,8 +289,8 @@ def _described(error: OSError, path: Path, size: int) -> OSError:
         free = "an unknown number of bytes are free"
     return type(error)(
         error.errno,
-        f"{error.strerror or error}: {path} takes about {size:,} bytes, and {free}; what was "
-        f"{path} before is as it was",
+        f"{error.strerror or error}: {path} takes about {size:,} bytes, and {free}; the previous "
+        f"file {path} is as it was",
     )
 
 
@@ -342,16 +315,16 @@ def _cloned(file: BinaryIO, copy: BinaryIO) -> bool:
 @functools.cache  # once for each directory
 def _tell_of_copies(directory: Path, reason: str) -> None:
     warnings.warn(
-        f"there are no hard links in {directory} ({reason}): copies stand in for them, as safe "
-        "but slower and larger; another file system, or fewer checkpoints to keep, helps",
+        f"there are no hard links in {directory} ({reason}): files are copied, which is as safe "
+        "but takes more time and space; use another file system, or keep fewer checkpoints",
         stacklevel=3,
     )
 
 
 def sync(path: PathLike) -> None:
-    """Put a file, or the names in a directory, on the disk.
+    """Write a file, or the names in a directory, to the disk.
 
-    A file system that does not offer that for directories, as some network mounts, is believed.
+    Some file systems, such as network mounts, cannot sync directories. This is no error.
     """
     if os.name != "posix":
         return
@@ -370,8 +343,7 @@ def _sync_name(path: Path) -> None:
     except OSError as error:
         raise type(error)(
             error.errno,
-            f"{error.strerror}: {path} is in place, but a power cut may take it back; look after "
-            "the disk",
+            f"{error.strerror}: {path} is in place, but a power cut may undo that; check the disk",
         ) from error
 
 

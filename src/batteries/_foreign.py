@@ -1,4 +1,4 @@
-"""Files that anybody may have written: read within bounds, and checked before they are believed."""
+"""Untrusted files: they are read within limits and checked before use."""
 
 from __future__ import annotations
 
@@ -15,30 +15,25 @@ from typing import Any, BinaryIO, NamedTuple
 from batteries._files import PathLike, check_inside, kind_of
 
 _MOST = 64 * 2**20  # bytes of JSON: 100,000 epochs of ten metrics take 50 MB
-_VALUES = 4_000_000  # in them, of which each takes up to 100 bytes of memory
-_DEEP = 64  # containers in each other
+_VALUES = 4_000_000  # values in JSON; each takes up to 100 bytes of memory
+_DEEP = 64  # levels of nested containers
 _NAME = 1000  # letters of a name
 _LINE = 16 * 2**20  # bytes of a line
-LARGEST = 10.0**300  # of numbers: their differences and sums are floats
-LAST_EPOCH = 10**18  # below which a whole number is an epoch
+LARGEST = 10.0**300  # numbers are smaller, so their differences and sums are finite
+LAST_EPOCH = 10**18  # epochs are smaller
 
 
 @contextmanager
 def open_regular(path: PathLike, inside: PathLike | None = None) -> Iterator[BufferedReader]:
-    """Open a file to be read; whatever else has that name is refused, and never waited for.
+    """Open a regular file for reading; raise an OSError, and never wait, for anything else.
 
     Args:
-        inside: The directory in which the file has to be, at the end of all symbolic links.
-
-    Raises:
-        IsADirectoryError: It is a directory.
-        OSError: It is a pipe, a device or a socket; a link leads out of the directory; and what
-            the disk says.
+        inside: The directory that must contain the file, at the end of all symbolic links.
     """
     _check_regular(path, Path(path).stat().st_mode)
     if inside is not None:
         check_inside(path, inside)
-    # Another may take the name meanwhile: a pipe does not block then.
+    # Another file may get the name before it is opened. O_NONBLOCK avoids waiting for a pipe.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(path, flags), "rb") as file:
         _check_regular(path, os.fstat(file.fileno()).st_mode)
@@ -46,16 +41,12 @@ def open_regular(path: PathLike, inside: PathLike | None = None) -> Iterator[Buf
 
 
 def check_regular(path: PathLike) -> None:
-    """Raise if a path is no file with data: before it is handed to a library that takes its time.
-
-    Raises:
-        OSError: It is something else, or a hole: bytes that the disk does not have.
-    """
+    """Raise if a path is no regular file or mostly a hole, which libraries would read for long."""
     found = Path(path).stat()
     _check_regular(path, found.st_mode)
     held = getattr(found, "st_blocks", found.st_size) * 512  # a file system may compress
     if found.st_size > max(2**26, 1000 * held):
-        told = f"of its {found.st_size:,} bytes the disk has {held:,}: it is a hole"
+        told = f"it claims {found.st_size:,} bytes, but the disk has {held:,}: it is a sparse file"
         raise OSError(errno.EFBIG, told, str(path))
 
 
@@ -67,12 +58,7 @@ def _check_regular(path: PathLike, mode: int) -> None:
 
 
 def read_regular(path: PathLike, inside: PathLike | None = None, most: int = _MOST) -> bytes:
-    """The bytes of a file, if they are no more than that.
-
-    Raises:
-        ValueError: They are more.
-        OSError: As `open_regular`.
-    """
+    """The bytes of a file, or a ValueError if there are more than `most`."""
     with open_regular(path, inside) as file:
         data = file.read(most + 1) if (size := os.fstat(file.fileno()).st_size) <= most else b""
         if max(size, len(data)) > most:
@@ -81,21 +67,12 @@ def read_regular(path: PathLike, inside: PathLike | None = None, most: int = _MO
 
 
 def read_json(path: PathLike, inside: PathLike | None = None) -> Any:
-    """The value in a file of JSON, of bounded size, depth and number of values.
-
-    Raises:
-        ValueError: It is not JSON, or beyond a bound.
-        OSError: As `open_regular`.
-    """
+    """The value in a JSON file, within the limits of `parse_json`."""
     return parse_json(read_regular(path, inside))
 
 
 def parse_json(data: bytes) -> Any:
-    """The value that is written as JSON.
-
-    Raises:
-        ValueError: It is not JSON, or beyond a bound.
-    """
+    """The value of JSON, or a ValueError if it is not JSON, has too many values or is too deep."""
     if sum(map(data.count, (b",", b"[", b"{"))) > _VALUES:
         raise ValueError(f"it has more than {_VALUES:,} values")
     try:
@@ -116,34 +93,31 @@ def parse_json(data: bytes) -> Any:
 
 
 def lines_of(file: BinaryIO) -> Iterator[bytes]:
-    r"""The lines of a file, up to one that is longer than any that is written."""
+    """The lines of a file, up to the first that is too long."""
     while line := file.readline(_LINE):
         yield line
         if len(line) == _LINE:
             return
 
 
-# ---------------------------------------------------------------- what values may be
+# ---------------------------------------------------------------- the schema of values
 
 
 class Most(NamedTuple):
-    """A text, list or dict of at most so many letters or values."""
+    """A text, list or dict with at most `number` letters or values."""
 
     type: type
     number: int
-    each: Any = object  # what its values are
+    each: Any = object  # the kind of its values
 
 
 def check(value: Any, kind: Any, place: str = "it") -> None:
-    """Raise if a value of JSON is not what it should be.
+    """Raise a ValueError, with its place, if a value of JSON is not of a kind.
 
     Args:
-        kind: A type, where `float` is any finite number, and a bool is no number; a dict of the
-            kinds of some names, none of which has to be there; a list with the kind of all
-            items; `Most`; or a tuple of None and a kind.
-
-    Raises:
-        ValueError: With the place, what was expected and what was found.
+        kind: A type, where `float` means any finite number, and a bool is no number. Or a dict
+            with the kinds of names that may be missing, a list with the kind of all its items,
+            `Most`, or a tuple (None, kind) that also allows None.
     """
     if type(kind) is tuple and value is None:
         return
@@ -178,17 +152,16 @@ def _is(value: Any, kind: type) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number that can be computed with."""
     return type(value) in (int, float) and -LARGEST < value < LARGEST
 
 
 def is_epoch(value: Any) -> bool:
-    """Whether a value is an epoch, of which names of files are made."""
+    """Whether a value can be an epoch, which becomes part of file names."""
     return type(value) is int and -LAST_EPOCH < value < LAST_EPOCH
 
 
 def brief(value: Any) -> str:
-    """What a message says of a value, however large that is."""
+    """A short text for a value in a message."""
     if isinstance(value, dict | list) and len(value) > 3:
         return f"a {type(value).__name__} of {len(value):,}"
     text = repr(value[:100] if isinstance(value, str) else value)
@@ -196,5 +169,5 @@ def brief(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    r"""A text that a terminal shows as it is: no command for it, and no line of its own."""
+    """A text without line ends and without characters that a terminal would obey."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)

@@ -1,4 +1,4 @@
-"""Text logs: one line format, to the console and a file, whole on rank 0."""
+"""Text logs on the console and in a file, written by rank 0."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def get_logger(
     >>> logger = get_logger("experiment", log_file="runs/digits/log.txt")
     >>> logger.info("epoch 1")
 
-    Rank 0 writes everything; the other ranks write errors only, with their rank in the line.
-    However often it is called, a line is written once: a second call adds its file, and sets the
-    level. An existing file is continued.
+    Rank 0 writes all messages. The other ranks write only errors, with their rank in the line. A
+    second call with the same name adds its file and sets the level, and no line is written twice.
+    New lines are appended to an existing file.
 
     Args:
-        log_file: Written besides the console (stderr). Its directory is created. A device or a
-            pipe, such as /dev/stdout, will do.
-        disable: Write nothing at all.
+        log_file: A file to write in addition to the console (stderr). Its directory is created. It
+            may be a device or a pipe, such as /dev/stdout.
+        disable: Write nothing.
 
     Raises:
         NotADirectoryError: The directory of the file is a file.
@@ -46,16 +46,16 @@ def get_logger(
         _add(logger, _ConsoleHandler())
     if log_file is None:
         return logger
-    path = os.path.realpath(log_file)  # one file, by whatever path
+    path = os.path.realpath(log_file)  # the same for all paths of one file
     if Path(log_file).is_dir():
         raise IsADirectoryError(
             f"{log_file} is a directory; expected a file in it, such as log.txt"
         )
     if not Path(path).exists() and Path(log_file).exists():
-        path = os.path.abspath(log_file)  # of a pipe: the end of its links has a name, and no path
+        path = os.path.abspath(log_file)  # the links of a pipe end in a name that is no path
     if not any(getattr(handler, "baseFilename", None) == path for handler in logger.handlers):
         make_directory(Path(path).parent)
-        # delay: a rank without errors opens nothing
+        # With delay, a rank without errors does not open the file.
         _add(logger, logging.FileHandler(path, mode="a", encoding="utf-8", delay=True))
     return logger
 
@@ -67,7 +67,7 @@ def _add(logger: logging.Logger, handler: logging.Handler) -> None:
 
 
 def _from_rank(record: logging.LogRecord) -> bool:
-    # Asked at every record: the logger may be older than the process group.
+    # Called for every record, because the logger may be older than the process group.
     return record.levelno >= logging.ERROR or distributed.is_main()
 
 
@@ -80,10 +80,10 @@ class _RankFormatter(logging.Formatter):
 
 
 class _ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # subscripts need 3.11
-    """Writes to what sys.stderr is at the moment, above the progress bars rather than into them."""
+    """Writes to the current sys.stderr, above the progress bars and not into them."""
 
     def __init__(self) -> None:
-        logging.Handler.__init__(self)  # the stream is not ours to keep
+        logging.Handler.__init__(self)  # StreamHandler's own would keep the stream
 
     @property
     def stream(self) -> TextIO:

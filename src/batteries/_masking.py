@@ -1,4 +1,4 @@
-"""Secrets masked, wherever a record is written: by name, by place and by what they look like."""
+"""Masks secrets in records: by their names, their places and their forms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ import numpy as np
 
 MASK = "***"
 _SECRET = re.compile(
-    # Whole words: a tokenizer, max_tokens and an author are none; nor is what tokenizers have.
+    # Whole words, so that tokenizer, max_tokens and author do not match. Special tokens of a
+    # tokenizer, such as pad_token, do not match either.
     r"(?i)(?<![a-z])(?:auth|authorization|bearer|cookie|jwt|pass|passcode|passphrase|pwd"
     + "|"
     + "".join(rf"(?<!{word}[_-])" for word in ("pad", "bos", "eos", "unk", "cls", "sep", "mask"))
@@ -28,25 +29,25 @@ _SECRET = re.compile(
     r"|(?:access|account|api|auth|encryption|private|service|signing|ssh|wandb)[_-]?key"
 )
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # in apiKey
-_NO_SECRETS = ("PWD", "SSH_AUTH_SOCK")  # variables with such names
+_NO_SECRETS = ("PWD", "SSH_AUTH_SOCK")  # variables that only look like secrets
 _NO_VALUES = ("", MASK, "None", "null", "True", "False", "true", "false")
-_SHORTEST = 6  # of values that are looked for everywhere; shorter ones are words too often
-_MOST = 10_000  # values of arguments that are recorded
-_ITEMS = 1000  # of one list
+_SHORTEST = 6  # letters of values that are masked in all texts; shorter ones are often words
+_MOST = 10_000  # values in the recorded arguments
+_ITEMS = 1000  # items of one list
 _DEPTH = 20
 _LISTS = (list, tuple, set, frozenset)
 _LONGEST = 2**16  # characters of a text
 
-_PLACE = re.compile(r" at 0x[0-9a-fA-F]+")  # in the memory of one process
+_PLACE = re.compile(r" at 0x[0-9a-fA-F]+")  # an address in memory, which differs in each process
 _IN_ADDRESSES = (
     re.compile(r"(?<=://)[^/\s]+(?=@)"),  # https://user:p@ss@host
     re.compile(r"(?<=://)[^\s/@:]*:(?!\d*(?:[/?#\s]|$))[^\s@]*(?=@)"),  # user:p/ss
-    re.compile(  # user:p@ss@host, but no digest of an image
+    re.compile(  # user:p@ss@host, but not the digest of a container image
         r"(?<![\w/@:.+-])(?!mailto:)[\w.%+-]+:[^\s/:\"'()\[\]{}]{3,}"
         r"(?=@(?!sha\d+:)[\w-]+(?:\.[\w-]+)*(?:[:/\s\"']|$))"
     ),
 )
-_KNOWN = re.compile(  # what can be nothing else
+_KNOWN = re.compile(  # forms of well-known tokens
     r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[a-z]_[A-Za-z0-9]{16,}"
     r"|github_pat_\w{16,}|glpat-[\w-]{16,}|xox[a-z]-[\w-]{10,}|A[KS]IA[0-9A-Z]{16}"
     r"|AIza[\w-]{30,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)"
@@ -60,7 +61,7 @@ _SENT = re.compile(  # in the header of a request
 _IN_QUERY = re.compile(
     r"(?i)((?<=[?&])(?:key|sig|code|session)=|(?<=;)pwd=(?!/))(?!\*)[^\s\"'&#`;]+"
 )
-_HOOK = re.compile(  # addresses that whoever knows them may post to
+_HOOK = re.compile(  # secret addresses of webhooks
     r"(hooks\.slack\.com/\w+/|webhook\.office\.com/\w+/|/api/webhooks/|/bot(?=\d+:))[^\s\"'`*]{8,}"
 )
 _LOGIN = re.compile(  # curl -u me:word
@@ -80,20 +81,20 @@ _PAIR = re.compile(  # a name and its value: in JSON, in source, in a repr, in a
       |(?P<bare>[^\s"'`]+))""",
     re.VERBOSE,
 )
-_ENDS = re.compile(r"[,;&)\]}|<>]")  # what ends a bare value in source
-_seen: set[str] = set()  # values that had a secret's name, in this process
+_ENDS = re.compile(r"[,;&)\]}|<>]")  # the end of a value without quotes in source
+_seen: set[str] = set()  # values that this process has seen under a secret's name
 
 
 def masked(values: Any) -> dict[str, Any]:
-    """Named values as plain ones, without secrets.
+    """Plain values for JSON, by their names, without secrets.
 
-    What has a secret's name is masked, and so is, in every text, what `masked_text` finds. Objects
-    with fields (dataclasses, attrs, pydantic, named tuples, namespaces) become mappings; what JSON
-    does not know is its `repr`, and numbers that are not finite are "nan", "inf" and "-inf". A
-    cycle, and what is longer than a record should be, is said and left out.
+    Values with a secret's name are masked, and so are the parts of texts that `masked_text` finds.
+    Objects with fields (dataclasses, attrs, pydantic, named tuples, namespaces) become mappings.
+    Other objects become their `repr`, and numbers that are not finite "nan", "inf" and "-inf". For
+    cycles and for values beyond the limits, "..." is written.
 
     Args:
-        values: A mapping, an object with fields or with attributes.
+        values: A mapping, or an object with fields or attributes.
     """
     named = _named(values)
     if named is None:
@@ -101,14 +102,14 @@ def masked(values: Any) -> dict[str, Any]:
     if named is None:
         try:
             named = dict(values)
-        except (TypeError, ValueError):  # no pairs
+        except (TypeError, ValueError):  # the values are no pairs
             named = {"args": values}
     found: dict[str, Any] = _Plain().of(dict(named), "")
     return found
 
 
 class _Plain:
-    """Values as JSON has them."""
+    """Turns values into plain values for JSON, and masks secrets."""
 
     def __init__(self) -> None:
         self._above: list[int] = []  # the containers around a value
@@ -139,7 +140,7 @@ class _Plain:
         listed = value if isinstance(value, _LISTS) else parts_of(value)
         if listed is not None:
             return self._list(listed, name, secret)
-        if callable(getattr(type(value), "get_secret_value", None)):  # pydantic's
+        if callable(getattr(type(value), "get_secret_value", None)):  # a secret of pydantic
             return MASK
         if value is None or isinstance(value, bool | np.bool_):
             return None if value is None else bool(value)
@@ -165,17 +166,17 @@ class _Plain:
             self._left -= len(kept)
         else:
             found = [self.of(each, name, secret) for each in kept]
-        if isinstance(value, set | frozenset):  # its order is another one in each process
+        if isinstance(value, set | frozenset):  # the order of a set differs in each process
             found.sort(key=str)
         cut = len(values) - len(kept)
         return [*found, f"... ({cut:,} more)"] if cut else found
 
 
 def parts_of(value: Any) -> Mapping[Any, Any] | list[Any] | None:
-    """What a configuration has by names or in order; None of what is not made of parts.
+    """The values inside a configuration, by name or in order; None for a plain value.
 
-    Mappings, dataclasses, attrs, pydantic, msgspec, named tuples, namespaces, and omegaconf with
-    its interpolations resolved.
+    It knows mappings, dataclasses, attrs, pydantic, msgspec, named tuples, namespaces, and
+    omegaconf with its interpolations resolved.
     """
     kind = type(value)
     if isinstance(value, type):
@@ -198,7 +199,7 @@ def parts_of(value: Any) -> Mapping[Any, Any] | list[Any] | None:
 
 def _resolved(value: Any) -> Any:
     omegaconf = sys.modules["omegaconf"].OmegaConf
-    for resolve in (True, False):  # what refers to nothing is shown as it is written
+    for resolve in (True, False):  # unresolved if an interpolation refers to nothing
         with suppress(Exception):
             return omegaconf.to_container(value, resolve=resolve)
     return None
@@ -212,7 +213,7 @@ def _named(value: Any) -> Mapping[Any, Any] | None:
 def _attributes(value: Any, names: Iterable[str]) -> dict[str, Any]:
     found = {}
     for name in names:
-        with suppress(AttributeError):  # it was never set
+        with suppress(AttributeError):  # the attribute was never set
             found[name] = getattr(value, name)
     return found
 
@@ -237,17 +238,17 @@ def _hidden(value: Any) -> Any:
 
 
 def _looks_made(value: Any) -> bool:
-    """Whether a text is no word of a language."""
+    """Whether a text has a digit and is long enough, so that it is probably no word."""
     return isinstance(value, str) and len(value) >= _SHORTEST and bool(re.search(r"\d", value))
 
 
 def finite(value: float) -> float | str:
-    """JSON has no numbers for what is not finite; these are strings."""
+    """The number, or a text if it is not finite, which JSON does not allow."""
     return value if math.isfinite(value) else str(value)
 
 
 def distinct(name: str, taken: Mapping[str, Any] | set[str]) -> str:
-    """A name that is not taken yet."""
+    """The name, with a number if it is taken."""
     number, own = 1, name
     while own in taken:
         number += 1
@@ -259,7 +260,7 @@ def distinct(name: str, taken: Mapping[str, Any] | set[str]) -> str:
 
 
 def masked_command(words: Iterable[str]) -> list[str]:
-    """A command line without secrets."""
+    """The words of a command line, without secrets."""
     found: list[str] = []
     secret = False
     for word in words:
@@ -276,12 +277,13 @@ def masked_command(words: Iterable[str]) -> list[str]:
 
 
 def masked_text(text: str, source: bool = False) -> str:
-    r"""A text without what looks like a secret in it.
+    """A text without secrets.
 
-    It also finds the values of the environment's secrets, and those that had a secret's name.
+    It masks values after a secret's name, texts in the form of well-known secrets, the values of
+    secret environment variables, and values that this process has seen under a secret's name.
 
     Args:
-        source: It is source text, in which `token = words[0]` and `password: str` are no secrets.
+        source: The text is a program, in which `token = words[0]` and `password: str` are allowed.
     """
     plain = _of_json(text)
     if plain is not None:
@@ -302,7 +304,7 @@ def _values() -> set[str]:
 
 
 def _of_json(text: str) -> str | None:
-    """A text that is JSON, where something in it has a secret's name."""
+    """The masked text if it is JSON with a secret in it, else None."""
     if text.lstrip()[:1] not in ("{", "[") or len(text) > _LONGEST:
         return None
     try:
@@ -314,12 +316,11 @@ def _of_json(text: str) -> str | None:
 
 
 def _masked_line(line: str, source: bool) -> str:
-    if ":" in line:
-        line = _SENT.sub(rf"\1{MASK}", line) if "earer" in line or "Basic" in line else line
-        for pattern in _IN_ADDRESSES if "@" in line else ():
-            line = pattern.sub(MASK, line)
-    elif "earer" in line or "Basic" in line:
+    # The checks for single characters save time.
+    if "earer" in line or "Basic" in line:
         line = _SENT.sub(rf"\1{MASK}", line)
+    for pattern in _IN_ADDRESSES if ":" in line and "@" in line else ():
+        line = pattern.sub(MASK, line)
     line = _KNOWN.sub(MASK, line)
     if "=" in line:
         line = _IN_QUERY.sub(rf"\1{MASK}", line)
@@ -364,13 +365,13 @@ def _masked_pairs(line: str, source: bool) -> str:
 
 
 def _is_value(value: str, found: re.Match[str], source: bool) -> bool:
-    """Whether what stands after a secret's name is a secret, and not a part of a program."""
+    """Whether the text after a secret's name is a secret, and not code."""
     if value.rstrip(",;)]}") in _NO_VALUES or value.startswith(MASK):
         return False
     if not source:
         return True
     if found["call"] and not re.match(r"(?i)\w*secret|str\(|bytes\(", found["call"]):
-        return False  # of what a call takes, a secret is part only in these
+        return False  # arguments of other calls are no secrets
     if found["quote"]:
         return len(value) >= 4 and not re.fullmatch(r"\{[^}]*\}|%\w|\$\{?\w+\}?", value)
     if re.search(r"[(\[${]", value) or len(value) < 4:
@@ -380,12 +381,9 @@ def _is_value(value: str, found: re.Match[str], source: bool) -> bool:
 
 
 def masked_patch(diff: bytes) -> bytes:
-    r"""A patch without secrets; without any in it, it is the same."""
-    # Whatever the encodings; the data of a binary file is no text.
-    pieces = re.split(
-        r"(?m)(^GIT binary patch\n(?:.+\n|\n(?!diff ))*)",
-        diff.decode(errors="surrogateescape"),
-    )
+    """A patch without secrets. The data of binary files stays the same."""
+    text = diff.decode(errors="surrogateescape")  # reversible for any encoding
+    pieces = re.split(r"(?m)(^GIT binary patch\n(?:.+\n|\n(?!diff ))*)", text)
     texts = [
         piece if number % 2 else masked_text(piece, source=True)
         for number, piece in enumerate(pieces)
@@ -394,7 +392,7 @@ def masked_patch(diff: bytes) -> bytes:
 
 
 def masked_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a run, without secrets in anything that a user or the machine has put there."""
+    """The record of a run, without secrets in the sessions."""
     sessions = [
         {name: _PARTS.get(name, _every_text)(value) for name, value in session.items()}
         for session in record.get("sessions", [])
@@ -413,7 +411,7 @@ def _every_text(value: Any) -> Any:
 
 
 def _recorded(value: Any, name: str = "", secret: bool = False) -> Any:
-    """The same for arguments, which are plain values by now."""
+    """Plain recorded arguments, without secrets in values, names or command lines."""
     secret = secret or _is_secret(name)
     if isinstance(value, dict):
         return {key: _recorded(each, key, secret) for key, each in value.items()}
@@ -429,7 +427,7 @@ _PARTS: dict[str, Callable[[Any], Any]] = {
     "args": _recorded,
     "variables": _recorded,
     "command": lambda words: masked_command(words) if isinstance(words, list) else words,
-    "packages": lambda versions: versions,  # names of packages are no secrets' names
+    "packages": lambda versions: versions,  # the names of packages do not count
 }
 
 

@@ -1,4 +1,4 @@
-"""What an object remembers: its state dict, or what that leaves out."""
+"""The state of an object, also the parts that its state dict leaves out."""
 
 from __future__ import annotations
 
@@ -8,24 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_COUNT = "_update_count"  # of a metric; its averages go on from it
+_COUNT = "_update_count"  # the number of a metric's updates, which its averages need
 
 
 def memory_of(part: Any) -> Any:
-    """The object itself if its `state_dict()` is what it remembers, else one that has it all.
+    """The object itself, or for metrics of torchmetrics an object with their whole state.
 
-    The states of torchmetrics' metrics are in no state dict, unless they are made persistent.
+    torchmetrics leaves states out of the state dict unless they are persistent.
     """
     lists = isinstance(part, nn.ModuleDict | nn.ModuleList) and any(_metrics_in(part))
     return _Metrics(part) if _is_metric(part) or lists else part
 
 
 def check_remembers(name: str, part: Any, state: Any) -> None:
-    """Raise if an object has tensors, and its state is empty.
-
-    Raises:
-        TypeError: With what to do.
-    """
+    """Raise a TypeError if an object has tensors and its state is empty."""
     if not isinstance(state, Mapping) or state or not hasattr(part, "__dict__"):
         return
     held = {**vars(part), **dict(vars(part).get("_buffers") or {})}
@@ -44,7 +40,7 @@ def _has_tensors(value: Any) -> bool:
 
 
 class _Metrics:
-    """The states of all metrics in a module of torchmetrics, as its state dict would have them."""
+    """The whole state of all metrics of torchmetrics in a module."""
 
     def __init__(self, part: nn.Module) -> None:
         self._part = part
@@ -59,14 +55,14 @@ class _Metrics:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         own = self.state_dict()
-        # One that torchmetrics wrote, of persistent states, has no counts.
+        # A state dict that torchmetrics itself wrote has no counts.
         odd = [key for key in {**own, **state} if not (key in own and key in state)]
         odd = [key for key in odd if not (key in own and key.endswith(_COUNT))]
         shapes = [key for key in own if key in state and _differs(own[key], state[key])]
         if odd or shapes:
             raise ValueError(
-                f"the metric has {', '.join(own)}, its state {', '.join(state)}; they differ in "
-                f"{', '.join(odd or shapes)}: make the metric as it was when it was saved"
+                f"the metric has {', '.join(own)}, but the saved state {', '.join(state)}; they "
+                f"differ in {', '.join(odd or shapes)}: make the metric as it was when saved"
             )
         metrics = dict(_metrics_in(self._part))
         values = {key: value for key, value in state.items() if not key.endswith(_COUNT)}
@@ -80,7 +76,7 @@ class _Metrics:
 
 
 def _is_metric(part: Any) -> bool:
-    """Whether it is a metric of torchmetrics, which need not be installed."""
+    """Whether it is a metric of torchmetrics, without importing torchmetrics."""
     kind = type(part)
     return isinstance(part, nn.Module) and all(
         hasattr(kind, name) for name in ("metric_state", "persistent", "update_count")
@@ -90,7 +86,7 @@ def _is_metric(part: Any) -> bool:
 def _metrics_in(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, part in module.named_modules():
         if hasattr(part, "compute_groups"):
-            part.items()  # a collection: its metrics get common states
+            part.items()  # lets the metrics of a collection share their states
         if _is_metric(part):
             yield f"{name}." if name else "", part
 
@@ -102,7 +98,7 @@ def _copied(value: Any, device: torch.device | None = None) -> Any:
 
 
 def _differs(own: Any, other: Any) -> bool:
-    """Whether a state is of another metric. One number may have become many since."""
+    """Whether a state has another type or shape. A scalar may have grown to any shape."""
     if isinstance(own, Tensor) and isinstance(other, Tensor):
         return own.ndim > 0 and own.shape != other.shape
     return type(own) is not type(other)

@@ -22,8 +22,9 @@ class AverageMeter:
     >>> meter.average, meter.sum, meter.counter, meter.value
     (1.0, 3.0, 3, 2.0)
 
-    What lies on a device is added up there: `update` does not wait for it, reading does. Sums are
-    float64 (float32 on a device without it). Fresh or reset, the average is NaN; the rest reads 0.
+    Tensors on a device are added up there: `update` does not wait for the device, reading does.
+    Sums are float64, or float32 on a device without float64. Without numbers, the average is NaN,
+    and the other attributes are 0.
     """
 
     __slots__ = ("_counter", "_sum", "_value")
@@ -32,33 +33,29 @@ class AverageMeter:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything.
-
-        >>> meter = AverageMeter()
-        >>> meter.reset()
-        """
+        """Forget all numbers."""
         self._value: float | Tensor = 0.0
         self._sum: float | Tensor = 0.0
         self._counter: float | Tensor = 0
 
     def update(self, value: float | Tensor, times: float | Tensor = 1) -> None:
-        """Take in one number.
+        """Add one number.
 
         >>> AverageMeter().update(torch.tensor(0.5), times=32)
 
         Args:
-            value: One number, such as the mean loss of a batch; a tensor has one element.
-            times: How many elements the value is the mean of, its weight. 0 changes nothing.
+            value: A number or a tensor of one element, such as the mean loss of a batch.
+            times: The weight: the number of elements in the mean. 0 changes nothing.
 
         Raises:
-            ValueError: More than one number, or a negative weight.
+            ValueError: The value has more than one element, or the weight is negative.
         """
-        # `type(...) is` first: asking whether an int is a Tensor takes as long as adding it up.
+        # `type(...) is` is fast. isinstance(value, Tensor) takes as long as the addition.
         if type(value) is not float:
             value = _one_number(value)
         if type(times) is not int:
             times = _one_number(times)
-        if type(times) is Tensor:  # on a device, where 0 must be handled unseen
+        if type(times) is Tensor:  # on a device: reading it to handle 0 would wait
             times = times.clamp(min=0)
             value = torch.where(times > 0, value, self._value)
             self._sum = self._sum + torch.where(times > 0, value * times, 0)
@@ -67,61 +64,54 @@ class AverageMeter:
         elif times == 0:
             return
         else:
-            raise ValueError(f"times is {times}; expected how many elements the value stands for")
+            raise ValueError(f"times is {times}; expected the number of elements, 0 or more")
         self._value = value
         self._counter = self._counter + times
 
     @property
     def value(self) -> float:
-        """The number last taken in."""
+        """The last number."""
         return float(self._value)
 
     @property
     def sum(self) -> float:
-        """The numbers, each times its weight, added up."""
+        """The sum of all numbers, each multiplied by its weight."""
         return float(self._sum)
 
     @property
     def counter(self) -> float:
-        """The weights added up: an int where they are ints."""
+        """The sum of the weights; an int if it is whole."""
         counter = float(self._counter)
         return int(counter) if counter.is_integer() else counter
 
     @property
     def average(self) -> float:
-        """The sum over the counter; NaN while nothing was taken in."""
+        """`sum / counter`; NaN without numbers."""
         counter = self.counter
         return self.sum / counter if counter else math.nan
 
     def all_reduce(self, group: Group = None) -> float:
-        """The average over all ranks; all of them call it.
+        """The average over all ranks. All ranks call it, and the meter does not change.
 
         >>> meter = AverageMeter()
         >>> meter.update(0.5, times=2)
         >>> meter.all_reduce()
         0.5
 
-        The meter stays as it is. Several at once: `all_reduce_meters`.
+        `all_reduce_meters` reduces several meters in one exchange.
 
         Args:
             group: The ranks: a `ProcessGroup`, a `DeviceMesh` of one dimension, or `(mesh, "dp")`.
-                Default: all.
+                Default: all ranks.
         """
         return all_reduce_meters({"average": self}, group)["average"]
 
     def state_dict(self) -> dict[str, float]:
-        """What is known, as plain numbers.
-
-        >>> AverageMeter().state_dict()
-        {'value': 0.0, 'sum': 0.0, 'counter': 0}
-        """
+        """The state as plain numbers: value, sum and counter."""
         return {"value": self.value, "sum": self.sum, "counter": self.counter}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on from a `state_dict`.
-
-        >>> AverageMeter().load_state_dict({"value": 1.0, "sum": 2.0, "counter": 2})
-        """
+        """Restore a `state_dict`."""
         self._value, self._sum, self._counter = state["value"], state["sum"], state["counter"]
 
 
@@ -129,27 +119,30 @@ AverageMetter = AverageMeter  # the specification's spelling
 
 
 def all_reduce_meters(meters: Mapping[str, AverageMeter], group: Group = None) -> dict[str, float]:
-    """The averages of meters over all ranks, in one exchange; all ranks call it.
+    """The averages of meters over all ranks, in one exchange. All ranks call it.
 
     >>> meter = AverageMeter()
     >>> meter.update(0.5, times=2)
     >>> all_reduce_meters({"loss": meter})
     {'loss': 0.5}
 
-    Sums and weights are added up, in float64 and without an error of rounding, so the result is
-    the weighted average, bit by bit the same on every rank. The meters stay as they are.
+    The ranks' sums and weights are added exactly (`math.fsum`), so every rank gets the same bits.
+    The meters do not change.
 
     Args:
         group: As in `AverageMeter.all_reduce`.
 
     Raises:
-        KeyError: A rank has other meters.
+        KeyError: A rank has meters with other names.
     """
     own = {name: (meter.sum, meter.counter) for name, meter in meters.items()}
     ranks = distributed.all_gather(own, group=group)
     for rank, theirs in enumerate(ranks):
         if set(theirs) != set(own):
-            raise KeyError(f"rank {rank} has meters {sorted(theirs)}, this one {sorted(own)}")
+            raise KeyError(
+                f"rank {rank} has meters {sorted(theirs)}, this rank {sorted(own)}: pass meters "
+                "with the same names on all ranks"
+            )
     totals = {
         name: [_total(part) for part in zip(*(theirs[name] for theirs in ranks), strict=True)]
         for name in own
@@ -168,17 +161,17 @@ def _total(parts: Iterable[float]) -> float:
 
 
 def _one_number(value: float | Tensor) -> float | Tensor:
-    """A python number from the CPU, a wide copy on a device: the caller may reuse the tensor."""
-    if type(value) is Tensor and value.is_cpu and value.numel() == 1:  # the usual, and fast
+    """A python number, or for a tensor on a device a copy there, as float64 if possible."""
+    if type(value) is Tensor and value.is_cpu and value.numel() == 1:  # the usual case, fast
         return value.item()
     if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) != 1:
         raise ValueError(
-            f"AverageMeter takes one number at a time, got one of shape {tuple(value.shape)}; "
-            "pass its mean, and how many elements it has as `times`"
+            f"AverageMeter takes one number at a time, but got a tensor of shape "
+            f"{tuple(value.shape)}; pass its mean, and its number of elements as `times`"
         )
     if isinstance(value, Tensor) and not value.is_cpu:
         wide = torch.float32 if value.device.type == "mps" else torch.float64
         return value.detach().reshape(()).to(wide, copy=True)
-    # of numpy too: float32 plus float32 would be float32
+    # Numbers of numpy too, because numpy adds float32 numbers in float32.
     number: float = value.item() if hasattr(value, "item") else value
     return number

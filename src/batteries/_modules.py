@@ -16,53 +16,53 @@ from batteries.distributed._messages import is_fsdp, is_sharded, refuse_sharded
 
 
 def unwrap(model: nn.Module, *, keep_compile: bool = False) -> nn.Module:
-    """Return the module that the user wrote, from under every wrapper.
+    """Return the module inside all its wrappers.
 
     >>> model = nn.Linear(2, 1)
     >>> unwrap(nn.DataParallel(nn.DataParallel(model))) is model
     True
 
-    Evaluate the unwrapped module: if one rank has fewer batches, the others do not hang. A model of
-    FSDP2 has no wrapper, and every rank has to run it as often.
+    Evaluate the unwrapped module. If one rank has fewer batches, the others do not hang. A model of
+    FSDP2 has no wrapper, so every rank must call it equally often.
 
     Args:
-        keep_compile: Take off DDP and DataParallel alone. A compiled model is evaluated as it was
-            trained then: compiled, with the same bits.
+        keep_compile: Remove only DDP and DataParallel. A compiled model stays compiled, and has the
+            same bits in evaluation as in training.
     """
     compiled: Any = None
     while True:
         if isinstance(model, DistributedDataParallel | DataParallel):
             model = model.module
-        elif "_orig_mod" in model._modules:  # torch.compile; its class is costly to import
+        elif "_orig_mod" in model._modules:  # torch.compile, whose class takes long to import
             compiled, model = model, model.get_submodule("_orig_mod")
         elif not keep_compile or compiled is None:
             return model
         elif compiled._orig_mod is model:
             return compiled  # type: ignore[no-any-return]
-        else:  # around DDP: the same around the module alone
+        else:  # DDP was inside the compiled module
             return type(compiled)(model, compiled.dynamo_ctx)  # type: ignore[no-any-return]
 
 
 def reshard(model: nn.Module, *, after_error: bool = False) -> None:
-    """Let the modules of FSDP2 hold their own parts again, which some do not after a forward pass.
+    """Let modules of FSDP2 release whole parameters that a forward pass has left in memory.
 
-    Nothing is sent. Behind an error in a forward pass their state has to be told of it.
+    Nothing is sent. With `after_error`, the state of an interrupted forward pass is reset first.
     """
     parts = [part for part in model.modules() if is_fsdp(part)]
     for part in parts:
-        with suppress(RuntimeError, AttributeError):  # only roots that have run can be told
+        with suppress(RuntimeError, AttributeError):  # only roots that have run have the method
             getattr(part, "reset_iter_state", int)() if after_error else None
     for part in parts:
         part.reshard()  # type: ignore[operator]
 
 
 def own_part(tensor: Any) -> Tensor:
-    """The memory that this rank has of a DTensor; another tensor as it is."""
+    """This rank's part of a DTensor; another tensor unchanged."""
     return tensor._local_tensor if is_sharded(tensor) else tensor  # type: ignore[no-any-return]
 
 
 def sharded_like(value: Tensor, own: Any) -> Tensor:
-    """Of a tensor that every rank has, the part that it has of another; nothing is sent."""
+    """A whole tensor, sharded like `own`, without sending data."""
     if not is_sharded(own) or is_sharded(value):
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -76,8 +76,8 @@ def share_buffers(model: nn.Module) -> None:
 
     >>> share_buffers(nn.BatchNorm1d(3))
 
-    On the CPU the ranks' statistics differ after an epoch, and rank 0's are those that are saved:
-    share them before evaluating, or the score is that of no saved model. All ranks call it.
+    All ranks call it. On the CPU the ranks' statistics differ after an epoch, and checkpoints have
+    those of rank 0. Share them before you evaluate, so that the score is that of the saved model.
     """
     for name, buffer in unwrap(model).named_buffers():
         refuse_sharded(buffer, f"buffer {name}")
@@ -85,23 +85,22 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def distribute(model: nn.Module, device: torch.device | str) -> nn.Module:
-    """Move a model to its device and let it train together with the other ranks' copies.
+    """Move a model to its device and, in a process group, wrap it in `DistributedDataParallel`.
 
     >>> model = distribute(nn.Linear(2, 1), "cpu")  # no process group: the bare model
 
-    In a process group: `DistributedDataParallel`, on GPUs with synchronised batch norm (which
-    does not exist on the CPU). A model without trainable parameters stays bare.
-
-    Every rank must pass the same weights: seed all ranks alike before the model is made.
+    Every rank must pass the same weights: call `seed_all` on all ranks before you create the model.
+    On GPUs, batch norm is synchronised, which torch does not offer on the CPU. A model without
+    trainable parameters is not wrapped.
 
     Raises:
-        TypeError: FSDP2 or tensor parallelism has divided the model already.
+        TypeError: FSDP2 or tensor parallelism has sharded the model already.
     """
     for name, parameter in model.named_parameters():
         if is_sharded(parameter):
             raise TypeError(
-                f"{name} is a DTensor: FSDP2 or tensor parallelism has divided the model, and "
-                "shares its gradients; use it as it is, without distribute()"
+                f"{name} is a DTensor: FSDP2 or tensor parallelism has sharded the model, and "
+                "reduces its gradients; use the model without distribute()"
             )
     device = torch.device(device)
     model = model.to(device)
@@ -115,10 +114,10 @@ def distribute(model: nn.Module, device: torch.device | str) -> nn.Module:
 
 
 def _settled(model: DistributedDataParallel) -> DistributedDataParallel:
-    """Let DDP put its buckets in order now.
+    """Let DDP order its buckets now.
 
-    It does so after its first backward pass, by the order in which gradients came. The first step
-    of a run that was resumed would be summed up in another order than that of one that was not.
+    DDP orders them after its first backward pass, by the order of the gradients. The first step of
+    a resumed run would otherwise add up in another order than an undisturbed run.
     """
     inner = model.module
     own = inner.__dict__.get("forward")
@@ -129,7 +128,7 @@ def _settled(model: DistributedDataParallel) -> DistributedDataParallel:
     }
 
     def zero_of(parameter: Tensor) -> Tensor:
-        if id(parameter) in tables:  # DDP expects sparse gradients of these
+        if id(parameter) in tables:  # DDP expects sparse gradients here
             row = torch.zeros(1, dtype=torch.long, device=parameter.device)
             return nn.functional.embedding(row, parameter, sparse=True).sum() * 0
         real = torch.view_as_real(parameter) if parameter.is_complex() else parameter
@@ -150,18 +149,18 @@ def _settled(model: DistributedDataParallel) -> DistributedDataParallel:
 
 
 def check_in_sync(model: nn.Module, **values: object) -> None:
-    """Raise on every rank if the ranks' models differ, with the first tensor that does.
+    """Raise on every rank if the ranks' models differ, with the name of the first such tensor.
 
     >>> check_in_sync(nn.Linear(2, 1), step=100)
 
-    Compares a digest of the bits of every parameter and buffer; all ranks call it. The part that a
-    rank has of a DTensor is compared with the same part of other ranks, if some have it too.
+    All ranks call it. It compares digests of the bits of every parameter and buffer. A rank's part
+    of a DTensor is compared with ranks that have the same part.
 
     Args:
-        **values: Others that are to be equal, such as `step=step`.
+        **values: Other values that must be equal, such as `step=step`.
 
     Raises:
-        RuntimeError: They differ; with the name and the ranks.
+        RuntimeError: The ranks differ. The message has the name and the ranks.
     """
     own = {name: ("", repr(value)) for name, value in values.items()}
     for name, tensor in unwrap(model).state_dict().items():
@@ -179,12 +178,12 @@ def check_in_sync(model: nn.Module, **values: object) -> None:
         if others:
             raise RuntimeError(
                 f"{name} differs between the ranks: {', '.join(map(str, others))} have another one "
-                "than rank 0; were they seeded alike, and did each take every step?"
+                "than rank 0. Check that all ranks had the same seed and took the same steps"
             )
 
 
 def _part_of(tensor: Any) -> str:
-    """Which part of a tensor this rank has; the same for ranks that have the same."""
+    """A text for the part of a tensor on this rank, the same on ranks with the same part."""
     if not is_sharded(tensor):
         return ""
     here = tensor.device_mesh.get_coordinate()
@@ -197,6 +196,6 @@ def _part_of(tensor: Any) -> str:
 
 
 def digest(tensor: Any) -> str:
-    """Of the bits of a tensor, or of the part that this rank has of it."""
+    """A digest of the bits of a tensor, or of this rank's part of a DTensor."""
     data = own_part(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""Optional dependencies: loaded on first use, named with their install command when missing."""
+"""Optional dependencies, which are imported on first use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def import_optional(
     needs: str,  # the package that may be missing, as pip names it
     for_: str,  # what the user called: "TensorBoardLogger"
 ) -> ModuleType:
-    """Import a module that the core does without."""
+    """Import a module, or raise an error with the command that installs it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Stop at the boundary of a step, all ranks at the same one, before the machine is taken away."""
+"""Stop all ranks after the same step, before the machine is taken away."""
 
 from __future__ import annotations
 
@@ -24,60 +24,61 @@ from batteries.distributed._waiting import seconds_between
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
 ]
-_SAME = 1.0  # seconds within which signals are one: Slurm and torchrun send both
-_POKE = b"\0"  # no signal has this number
+_SAME = 1.0  # seconds in which repeated signals count once: Slurm and torchrun may both send it
+_POKE = b"\0"  # wakes the thread; no signal has this number
 
-AT_ONCE, NEVER = 0.0, math.inf
+AT_ONCE, NEVER = 0.0, math.inf  # steps at which to stop
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_saves: deque[float] = deque(maxlen=5)  # seconds that the last saves of this process took
+_saves: deque[float] = deque(maxlen=5)  # the durations of this process's last saves, in seconds
 
 
 class _Code(int):
-    """An exit code that knows why."""
+    """An exit code with the reason."""
 
     why: str
 
 
 class PreemptionGuard:
-    """Lets the loop end where it can be resumed: at SIGTERM, SIGINT or SIGUSR1, or in time.
+    """Tells the loop to stop after SIGTERM, SIGINT or SIGUSR1, or before a time limit.
 
     >>> with PreemptionGuard() as guard:
     ...     for step in range(3):
     ...         if guard.stop():  # after each step, on every rank
     ...             raise SystemExit(guard.exit_code)  # having saved with `manager.save_last(...)`
 
-    All ranks stop after the same step, whichever of them was told. That costs nothing while nobody
-    is: each rank counts its steps, and the count is compared when the signal has come. In
-    evaluation, where ranks have different numbers of batches, look at `guard.requested` and leave.
+    A signal to one rank stops all ranks after the same step. Before a signal comes, `stop` costs
+    nothing. In evaluation, where ranks may have different numbers of batches, leave the loop when
+    `guard.requested` is True.
 
-    When a rank is dead or stopped, the others do not wait for it: the next `stop()` is True, and a
-    rank that hangs in a collective leaves after `patience` seconds. The same signal again, a second
-    or more after the first, leaves at once. All leave with `exit_code`.
+    If a rank is dead or does not answer, the next `stop()` of the others is True, and a rank that
+    hangs in a collective exits after `patience` seconds. If the same signal comes again after a
+    second or more, the process exits at once. Each exit has `exit_code`.
 
-    With a time limit, all stop so early that a step and a save fit in: the longest time between two
-    calls of `stop`, twice that of the longest of the last five saves, and `reserve`. Saves of a
-    `CheckpointManager` and `save_checkpoint` are measured. The limit of a Slurm job is known from
-    `SLURM_JOB_END_TIME`; the earlier of the two counts.
+    With a time limit, the ranks stop while a step and a save still fit: they keep the longest time
+    between two calls of `stop`, twice the longest of the last five saves, and `reserve`. Saves of
+    `CheckpointManager` and `save_checkpoint` are measured. A Slurm job's limit is read from
+    `SLURM_JOB_END_TIME`, and the earlier limit counts.
 
     Args:
-        patience: Seconds for the ranks to agree, before they are taken for dead. Steps may be
-            longer: a rank answers in the middle of one.
-        time_limit: "8h50m", seconds or a timedelta, counted from the start of this process.
-        reserve: Seconds to spare before the limit, for what was not measured.
+        patience: Seconds in which the ranks must agree. Steps may take longer, because a rank
+            answers in the middle of a step.
+        time_limit: "8h50m", seconds or a timedelta, from the start of this process.
+        reserve: Seconds to keep before the limit for everything that is not measured.
 
     Attributes:
-        exit_code: 75: start it again. A run's record has the reason, if it ends with this code.
+        exit_code: 75, for "start again". If a run ends with this code, its record has the reason.
 
     Raises:
-        RuntimeError: It was entered outside the main thread, which alone gets signals.
-        ValueError: A time limit that is none.
+        RuntimeError: It was not entered in the main thread, which alone gets signals.
+        ValueError: The time limit cannot be read.
     """
 
     exit_code: int = 75  # EX_TEMPFAIL: try again later
 
-    # The handlers do next to nothing. Python writes each signal to a socket, from C, though the
-    # program hangs in a collective. One thread reads the socket, and never waits for anything but
-    # a deadline; another talks to the ranks' store, and may hang there when its host is gone.
+    # The signal handlers only set attributes. Python also writes each signal to a socket, from C,
+    # even if the program hangs in a collective. One thread reads the socket and handles deadlines;
+    # it waits for nothing else. Another thread talks to the ranks' store, and may hang there if the
+    # store's host is gone.
 
     def __init__(
         self,
@@ -87,36 +88,36 @@ class PreemptionGuard:
         reserve: float = 30.0,
     ) -> None:
         self._patience = patience
-        self._ends = _ends(time_limit)  # by the monotonic clock, and whose limit it is
+        self._ends = _ends(time_limit)  # the end by the monotonic clock, and the limit's name
         self._reserve = reserve
-        self._longest = 0.0  # seconds between two boundaries
-        self._at: float | None = None  # when the last one was
+        self._longest = 0.0  # seconds between two calls of stop()
+        self._at: float | None = None  # the time of the last call
         self._why: str | None = None
         self._changed = threading.Condition()
-        self._passed = 0  # boundaries
-        self._offer: int | None = None  # the first boundary at which this rank can stop
-        self._last: float | None = None  # the boundary at which to stop, once it is known
+        self._passed = 0  # calls of stop(), each after a step
+        self._offer: int | None = None  # the first step after which this rank can stop
+        self._last: float | None = None  # the step after which all stop, once it is known
         self._requested = False
-        self._asked: float | None = None  # when the ranks began to agree, as seen here
+        self._asked: float | None = None  # when this rank began to agree with the others
         self._leaving = False  # stop() was True
         self._closing = False
-        self._failed = False  # the block is left by an error, or SystemExit
+        self._failed = False  # an error or SystemExit has left the block
         self._store: Any = None
         self._look = threading.Event()
 
     @property
     def requested(self) -> bool:
-        """Whether this rank, or another, was told to stop, or the time is over."""
+        """Whether a rank was asked to stop, or the time limit is near."""
         self._look_at_the_clock(time.monotonic())
         return self._requested
 
     @property
     def why(self) -> str | None:
-        """What asks the ranks to stop: "SIGTERM (rank 0)"; None before."""
+        """The reason to stop, such as "SIGTERM (rank 0)"; None before."""
         return self._why
 
     def request(self, why: str = "the program asked for it") -> None:
-        """Let all ranks stop, as a signal would; one of them is enough.
+        """Ask all ranks to stop, as a signal does. A call on one rank is enough.
 
         >>> guard = PreemptionGuard()
         >>> guard.request("the disk is nearly full")
@@ -136,18 +137,14 @@ class PreemptionGuard:
             self.request(f"{limit}, which ends in {max(end - now, 0):.0f} s")
 
     def stop(self) -> bool:
-        """Whether to stop here; once True, always True. Every rank calls it after every step.
-
-        >>> PreemptionGuard().stop()
-        False
-        """
+        """Whether to stop now; once True, always True. Every rank calls it after every step."""
         now = time.monotonic()
         self._longest = max(self._longest, now - (self._at or now))
         self._at = now
         self._look_at_the_clock(now)
         with self._changed:
             self._passed += 1
-            if self._offer is not None:  # the threads see to it that this ends
+            if self._offer is not None:  # the threads end this wait
                 self._changed.wait_for(lambda: self._last is not None)
             elif self._requested and self._last is None and _alone():
                 self._last = AT_ONCE
@@ -160,8 +157,8 @@ class PreemptionGuard:
     def __enter__(self) -> PreemptionGuard:
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError(
-                "PreemptionGuard was entered in another thread than the main one, which alone gets "
-                "signals: enter it there"
+                "PreemptionGuard was not entered in the main thread, but only that thread gets "
+                "signals: enter it in the main thread"
             )
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
@@ -174,7 +171,7 @@ class PreemptionGuard:
         ]
         for thread in self._threads:
             thread.start()
-        self._at = time.monotonic()  # the first interval, which may compile, counts too
+        self._at = time.monotonic()  # so the first interval counts, in which a model may compile
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
@@ -184,14 +181,14 @@ class PreemptionGuard:
         self._poke()
         listening, following = self._threads
         listening.join()
-        following.join(timeout=1.0)  # it hangs when the store's host is gone
+        following.join(timeout=1.0)  # it hangs if the store's host is gone
         self._restore()
         self._read.close()
         self._write.close()
 
     def _handle(self, number: int, _: object) -> None:
         self._why = self._why or signal.Signals(number).name
-        self._requested = True  # no lock: the code that it interrupts may hold it
+        self._requested = True  # without a lock, which the interrupted code may hold
 
     def _restore(self) -> None:
         signal.set_wakeup_fd(self._fd_before)
@@ -199,7 +196,7 @@ class PreemptionGuard:
             signal.signal(number, handler)
         ending = self._leaving and self._failed  # by SystemExit
         if ending and self._before[signal.SIGTERM] is signal.SIG_DFL:
-            # torchrun sends it when another rank has left before; this one may still be writing.
+            # torchrun sends SIGTERM when another rank has exited; this rank may still be writing.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     # ---------------------------------------------------------------- the thread of the signals
@@ -209,30 +206,28 @@ class PreemptionGuard:
         while not self._closing:
             for number in self._heard():
                 first = told.setdefault(number, time.monotonic())
-                if time.monotonic() - first > _SAME and not self._excused(number):
+                # A repeated SIGTERM may be torchrun's, because another rank has exited.
+                excused = self._leaving and number == signal.SIGTERM
+                if time.monotonic() - first > _SAME and not excused:
                     self._leave(f"{signal.Signals(number).name} came a second time")
                 self.request(signal.Signals(number).name)
             self._keep_deadlines()
 
     def _heard(self) -> list[int]:
-        """Signals of ours that have come, or none when there is a deadline to look at."""
+        """The signals that came; empty if it is time to check a deadline."""
         due = self._asked is not None and self._last in (None, AT_ONCE) and not self._leaving
         self._read.settimeout(0.1 if due else None)
         try:
-            # Those of others arrive here too, such as torch's when a worker has ended.
+            # Other signals arrive here too, such as SIGCHLD when a worker has ended.
             return [number for number in self._read.recv(4096) if number in _SIGNALS]
         except TimeoutError:
             return []
-
-    def _excused(self, number: int) -> bool:
-        """Whether a repeated signal may be torchrun's, because another rank has left already."""
-        return self._leaving and number == signal.SIGTERM
 
     def _keep_deadlines(self) -> None:
         if self._asked is None:
             return
         taken = time.monotonic() - self._asked
-        if taken > 0.7 * self._patience:  # the other thread hangs, or this is settled
+        if taken > 0.7 * self._patience:  # no effect if the ranks have agreed; else the store hangs
             self._settle(AT_ONCE)
         if taken > self._patience and self._last == AT_ONCE and not (self._leaving or _alone()):
             self._leave(f"not all ranks answered, and no step ended in {self._patience:g} s")
@@ -243,7 +238,7 @@ class PreemptionGuard:
             os._exit(self.exit_code)
 
     def _begin(self) -> None:
-        """From now on the ranks have `patience` to agree."""
+        """Start the time in which the ranks must agree."""
         with self._changed:
             if self._asked is None and self._store is not None:
                 self._asked = time.monotonic()
@@ -256,7 +251,7 @@ class PreemptionGuard:
                 self._changed.notify_all()
 
     def _poke(self) -> None:
-        with suppress(OSError):  # full: it has enough to read
+        with suppress(OSError):  # a full socket wakes the thread too
             self._write.send(_POKE)
 
     # ---------------------------------------------------------------- the thread of the store
@@ -264,7 +259,7 @@ class PreemptionGuard:
     def _follow(self) -> None:
         pause = seconds_between(1)
         while not self._closing:
-            with suppress(Exception):  # the store's host may be gone: collectives will tell
+            with suppress(Exception):  # if the store's host is gone, collectives raise
                 if self._store is None and (store := _own_store()) is not None:
                     pause = seconds_between(dist.get_world_size())
                     self._store = store
@@ -276,14 +271,14 @@ class PreemptionGuard:
             self._look.clear()
         with suppress(Exception):
             if self._store is not None and not self._failed:
-                # No step follows: the others, which have as many, are not to wait for this rank.
+                # No step follows, on the other ranks neither, so they need not wait for this rank.
                 _decide(self._store, NEVER)
 
     def _agree(self) -> None:
-        """Settle where to stop: the latest of the boundaries that the ranks can still stop at.
+        """Agree on the last step: the latest of the steps after which the ranks can stop.
 
-        A rank in the next step has offered the end of that step, so none waits for it in vain.
-        Who gives up says so in the same place, and whoever comes first decides for all.
+        Each rank offers the end of its current step, so no rank waits in vain. A rank that gives up
+        writes AT_ONCE under the same key. The first value under the key counts for all.
         """
         self._requested = True
         self._begin()
@@ -291,7 +286,7 @@ class PreemptionGuard:
             if self._offer is None:
                 self._offer = self._passed + 1
         own = f"{self._why} (rank {dist.get_rank()})"
-        self._why = self._store.compare_set("told", "", own).decode()  # the first word counts
+        self._why = self._store.compare_set("told", "", own).decode()  # the first reason counts
         self._store.set(f"offer/{dist.get_rank()}", str(self._offer))
         ranks = dist.get_world_size()
         offers = [f"offer/{rank}" for rank in range(ranks)]
@@ -299,7 +294,7 @@ class PreemptionGuard:
         assert self._asked is not None
         while not self._closing:
             if self._store.check(["last"]):
-                return self._settle(_decide(self._store, NEVER))  # it is decided
+                return self._settle(_decide(self._store, NEVER))  # reads the decision
             if dist.get_rank() == 0 and self._store.check(offers):
                 latest = max(int(self._store.get(offer)) for offer in offers)
                 return self._settle(_decide(self._store, latest))
@@ -310,7 +305,7 @@ class PreemptionGuard:
 
 
 def _ends(time_limit: str | float | timedelta | None) -> tuple[float, str] | None:
-    """When the time is over, by the monotonic clock, and whose limit that is."""
+    """The end of the time by the monotonic clock, and the limit's name; None without a limit."""
     now, ends = time.monotonic(), []
     if time_limit is not None:
         seconds = _seconds(time_limit)
@@ -338,7 +333,7 @@ def _seconds(time_limit: str | float | timedelta) -> float:
 
 @contextmanager
 def timed_save() -> Iterator[None]:
-    """Measure a save, for a guard that has a time limit."""
+    """Measure a save, for guards with a time limit."""
     begun = time.monotonic()
     yield
     _saves.append(time.monotonic() - begun)
@@ -349,10 +344,10 @@ def _alone() -> bool:
 
 
 def _own_store() -> Any:
-    """A connection of our own, where there are ranks to agree with.
+    """An own connection to the ranks' store; None for a single rank.
 
-    A wait in the group's own one would hold it. Each guard has its part of the store: this rank's
-    third shares one with the third of the others.
+    A wait on the group's connection would block it. Each guard has its own part of the store, by
+    its number: the third guard of each rank shares one part.
     """
     if _alone():
         return None
@@ -362,16 +357,16 @@ def _own_store() -> Any:
 
 
 def _decide(store: Any, last: float) -> float:
-    """Where all stop: the first word counts, and is returned to all who come later."""
+    """Write the last step if no rank has written one; return the first that was written."""
     return float(store.compare_set("last", "", str(float(last))))
 
 
 @functools.cache  # once for the process
 def _undo_in_children() -> None:
-    """A forked child has its own signals: `terminate()` ends it, and does not tell the parent.
+    """Restore the signal handlers in forked children, so that `terminate()` ends them.
 
-    Signals wait while a fork is under way: one that came to the child before its handlers are its
-    own would be the parent's.
+    Signals are blocked during a fork. Otherwise a signal to the new child could reach the parent's
+    socket.
     """
     if not hasattr(os, "register_at_fork"):
         return
@@ -396,7 +391,7 @@ def _undo_in_children() -> None:
 
 @contextmanager
 def holding_signals() -> Iterator[None]:
-    """Let children that a block starts have no signal before `ignore_signals`."""
+    """Block signals for children that start in the block, until they call `ignore_signals`."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -408,10 +403,10 @@ def holding_signals() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """Let a DataLoader worker live through the signals that tell the program to stop.
+    """Let a DataLoader worker survive the signals that ask the program to stop.
 
-    SIGINT and SIGUSR1 are ignored, and so is the first SIGTERM; another one, a second or more
-    later, ends the worker, though it hangs in a library's code.
+    SIGINT, SIGUSR1 and the first SIGTERM are ignored. A SIGTERM a second or more later ends the
+    worker, even if it hangs in a library.
     """
     read, write = socket.socketpair()
     write.setblocking(False)
@@ -425,14 +420,13 @@ def ignore_signals() -> None:
 
 
 def _end_at_the_second(read: socket.socket, write: socket.socket) -> None:
-    """Torch expects a worker that it terminates to leave with 0."""
     first = None
     while write.fileno() >= 0:
         if signal.SIGTERM in read.recv(4096):
             first = first or time.monotonic()
             if time.monotonic() - first > _SAME:
-                os._exit(0)
+                os._exit(0)  # torch expects 0 from a worker that it terminates
 
 
 def _nothing(*_: object) -> None:
-    """What a signal does to the program itself."""
+    """A signal handler; the signal reaches the socket all the same."""

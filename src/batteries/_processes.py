@@ -1,4 +1,4 @@
-"""Which process is which, also in containers and after a reboot."""
+"""Identify processes, also in containers and after a reboot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _IMPORTED = time.monotonic()
 
 
 def own_process() -> dict[str, Any]:
-    """What this process is known by."""
+    """The identity of this process."""
     numbers = _numbers()
     return {
         "host": platform.node(),
@@ -25,35 +25,35 @@ def own_process() -> dict[str, Any]:
 
 
 def is_own(process: dict[str, Any]) -> bool:
-    """Whether it is this process that is described."""
+    """Whether a description is that of this process."""
     return all(process.get(name) == value for name, value in own_process().items())
 
 
 def is_alive(process: dict[str, Any]) -> bool | None:
-    """Whether a process is there; None where that cannot be known from here.
+    """Whether a process is alive; None if this process cannot know.
 
-    Names of hosts do not tell: containers share one, and number their processes anew. Of two
-    processes under the same start of a system, in the same namespace, the number and the time of
-    birth tell all.
+    The host's name is not enough, because containers share it and number their processes
+    separately. With the same boot and the same namespace of numbers, the pid and the time of birth
+    identify a process.
     """
     own = own_process()
     told = ("boot", "numbers") if own["boot"] and process.get("boot") else ("host",)
     if os.name != "posix" or any(process.get(name) != own[name] for name in told):
-        return None  # on Windows signal 0 is Ctrl-C
+        return None  # on Windows os.kill(pid, 0) would send Ctrl-C
     pid = process.get("pid")
     if not isinstance(pid, int) or pid <= 0:
         return False
     try:
         os.kill(pid, 0)
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's process
         return True
     except (OSError, OverflowError):
         return False
-    return process.get("born") in (None, _born(pid))  # the number may be another's now
+    return process.get("born") in (None, _born(pid))  # a new process may have the same number
 
 
 def _born(pid: int | str) -> str | None:
-    """When a process began, in the system's counting; None where that is not known, "" if dead."""
+    """When a process began, in clock ticks; None if not known, "" if it is dead."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -62,7 +62,7 @@ def _born(pid: int | str) -> str | None:
 
 
 def seconds_lived() -> float:
-    """Since this process began; where that is not known, since it imported this."""
+    """Seconds since this process began or, if that is not known, since it imported this module."""
     born = _born("self")
     if born and int(born) and hasattr(time, "CLOCK_BOOTTIME"):
         began = int(born) / os.sysconf("SC_CLK_TCK")
@@ -72,7 +72,7 @@ def seconds_lived() -> float:
 
 @functools.cache
 def _boot() -> str | None:
-    """The start of this system; None where it does not say."""
+    """The id of this system's boot; None if not known."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -80,7 +80,7 @@ def _boot() -> str | None:
 
 
 def _numbers() -> str | None:
-    """The namespace that numbers the processes, if /proc shows that one."""
+    """The namespace of process numbers, if /proc shows this process's own namespace."""
     try:
         own = Path("/proc/self").readlink().name == str(os.getpid())
         return str(Path("/proc/self/ns/pid").readlink()) if own else None

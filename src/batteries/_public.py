@@ -1,4 +1,4 @@
-"""What a user may hold says where it is imported from, not which file it stands in."""
+"""Sets `__module__` of public names to the module from which users import them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 
 
 def own(room: dict[str, Any]) -> None:
-    """Make a room, by its `globals()`, the module of all its public names."""
+    """Make a room, given by its `globals()`, the module of its public names."""
     for name in room["__all__"]:
         value = room[name]
         if str(getattr(value, "__module__", "")).startswith("batteries."):
@@ -17,7 +17,7 @@ def own(room: dict[str, Any]) -> None:
 def move(value: Any, module: str) -> None:
     """Change the module of a function or class."""
     if isinstance(value, type) and "__annotations__" in vars(value):
-        # Texts, which are looked up in the module of the class.
+        # Annotations are texts, which get_type_hints looks up in the class's old module.
         with suppress(NameError):
             hints = get_type_hints(value)
             value.__annotations__ = {name: hints[name] for name in value.__annotations__}

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 from batteries._environment import code, environment, program_directory
@@ -31,13 +30,13 @@ from batteries._rundir.record import NAME, read_record, write_record
 from batteries.distributed import is_main, rank_zero_only, world_size
 from batteries.distributed._causes import with_cause
 
-_LENGTH = re.compile(r"(?i)epoch|step|iter")  # in the name of an argument
-_runs: dict[str, Run] = {}  # that this process records, by their sessions
+_LENGTH = re.compile(r"(?i)epoch|step|iter")  # in names of arguments for the length of a run
+_runs: dict[str, Run] = {}  # the runs that this process records, by session
 
 
 @rank_zero_only(share=True)
 def run_directory(logdir: PathLike, *, resume: bool = False, unless: str | None = None) -> Path:
-    """Create the next numbered directory of `logdir`; no run ever writes into another's.
+    """Create the next numbered directory in `logdir`, so that no two runs share one.
 
     >>> run_directory("runs/digits").as_posix()
     'runs/digits/001'
@@ -46,13 +45,13 @@ def run_directory(logdir: PathLike, *, resume: bool = False, unless: str | None 
     >>> run_directory("runs/digits", resume=True).as_posix()
     'runs/digits/002'
 
-    All ranks call it and get the same directory. Nothing is ever deleted.
+    All ranks call it and get the same directory. Nothing is deleted.
 
     Args:
-        resume: Return the newest one instead, if there is one that has not finished. It is asked
-            for: with which arguments that run began is not looked at, as `start_run` does.
-        unless: A file that a run writes when it is finished: such a run is not resumed, as one
-            that `start_run` has recorded as finished.
+        resume: Return the newest directory if its run has not finished. The arguments of that run
+            are not checked, which `start_run` does.
+        unless: The name of a file that a run writes when it is finished. A run with this file, or
+            one that `start_run` has recorded as finished, is not resumed.
 
     Raises:
         NotADirectoryError: `logdir` is a file.
@@ -65,7 +64,7 @@ def run_directory(logdir: PathLike, *, resume: bool = False, unless: str | None 
 
 
 def _unfinished(logdir: Path) -> Path | None:
-    """The newest run, unless it is recorded as finished."""
+    """The newest run, or None if it is recorded as finished."""
     runs = (path for path in logdir.glob("[0-9]*") if path.name.isdecimal() and path.is_dir())
     newest = max(runs, key=lambda path: int(path.name), default=None)
     record = read_record(newest) if newest else None
@@ -79,27 +78,27 @@ def _new_directory(logdir: Path) -> Path:
         path = logdir / f"{number:03d}"
         try:
             path.mkdir()
-        except FileExistsError:  # another program took the number in between
+        except FileExistsError:  # another program took the number
             number += 1
         else:
             return path
 
 
 class Run:
-    """A run that is recorded; `start_run` makes it.
+    """A recorded run; `start_run` makes it.
 
     >>> with start_run("runs/digits", {"lr": 0.1}) as run:
     ...     print(run, run.resumed)
     runs/digits/001 False
-    >>> start_run("runs/digits").path.name  # that one is finished
+    >>> start_run("runs/digits").path.name  # 001 is finished
     '002'
 
-    It is a path: whatever takes a directory takes the run, such as `JsonLinesLogger(run)`.
+    You can pass a run in place of its directory, for example `JsonLinesLogger(run)`.
 
     Attributes:
         path: The directory of the run, the same on every rank.
-        id: What it is known by, also when it goes on.
-        resumed: Whether it goes on.
+        id: The run's id, which stays the same when the run is resumed.
+        resumed: Whether an earlier run was resumed.
     """
 
     def __init__(self, path: Path, id: str, resumed: bool, session: str) -> None:  # noqa: A002
@@ -107,7 +106,7 @@ class Run:
         self.id = id
         self.resumed = resumed
         self._session = session
-        self._ended = threading.Event()  # and that is recorded
+        self._ended = threading.Event()  # set when the end is recorded
         self._end: dict[str, Any] = {}
         if is_main():
             run_record.hold(path, session)
@@ -129,10 +128,11 @@ class Run:
 
         Args:
             state: "finished", "stopped" or "failed".
-            why: What stopped it, such as `guard.why`.
+            error: The text of the error.
+            why: The reason for "stopped", such as `guard.why`.
 
         Raises:
-            OSError: It could not be written. It is tried again at the end of the program.
+            OSError: The record could not be written. The program tries again at its end.
         """
         if self._ended.is_set() or not is_main():
             return
@@ -144,8 +144,8 @@ class Run:
             if not own:
                 raise FileNotFoundError(
                     errno.ENOENT,
-                    f"how the run ended is not recorded ({self._end['state']}): its {NAME} was "
-                    "removed, or its whole directory, in the meantime",
+                    f"the end of the run is not recorded ({self._end['state']}): its {NAME} was "
+                    "removed, or the whole directory",
                     str(self.path / NAME),
                 )
             own[0].update(self._end, stages=summaries(self.path))
@@ -157,63 +157,57 @@ class Run:
 
     def _close_at_exit(self) -> None:
         if self._program.is_this():
-            with suppress(FileNotFoundError):  # its directory was removed
+            with suppress(FileNotFoundError):  # the directory was removed
                 self.close(*_state_after(self._program.error()))
 
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             self.close(*_state_after(error))
         except OSError as failure:
             if error is None:
                 raise
-            # What the training ended with is what is told.
-            warnings.warn(f"how {self.path} ended is not recorded: {failure}", stacklevel=2)
+            # The error of the training is the one to raise.
+            warnings.warn(f"the end of {self.path} is not recorded: {failure}", stacklevel=2)
 
 
 def start_run(
     logdir: PathLike, args: Any = None, *, new: bool = False, may_differ: Iterable[str] = ()
 ) -> Run:
-    """Begin to record a run, or go on with one: what made it, when, and how it ended.
+    """Start a new run, or resume an unfinished one, and record its program and its end.
 
     >>> with start_run("runs/digits", {"lr": 0.1}) as run:
     ...     logger = get_logger("experiment", log_file=run.path / "log.txt")
 
     Each start adds a session to `run.json` in the run's directory: arguments, command line, git
-    commit (with `diff-1.patch` beside it, where something was changed), versions, machine, world
-    size and times. At the end of the `with`, or of the program, it is "finished", "stopped" (a
-    signal, Ctrl-C) or "failed"; what says nothing more was killed, as by a SIGTERM without a
-    `PreemptionGuard`. Without a `with`, a program that a `raise SystemExit(...)` ends is "stopped",
-    whatever its code: Python does not tell it. Secrets are masked.
+    commit (and changes, in `diff-1.patch`), versions, machine, world size and times. Secrets are
+    masked. At the end of the `with` or of the program, the session becomes "finished", "stopped" (a
+    signal or Ctrl-C) or "failed". A session that stays "running" was killed, for example by a
+    SIGTERM without a `PreemptionGuard`. Without a `with`, a program that ends with
+    `raise SystemExit(...)` is "stopped", because Python hides the exit code.
 
-    A run goes on with the arguments that it has, or where that is asked for by its own directory;
-    with others it is an error that says which differ. A finished run goes on only by its own
-    directory; otherwise a new run begins. A warning says so if the new run differs from the
-    finished one only in more epochs or steps. In a notebook, a call ends the run that an earlier
-    call began there ("stopped"), and goes on with it. All ranks call it and get the same directory;
-    rank 0 writes.
+    A run is resumed only with its own arguments; an error names those that differ. A finished run
+    is resumed only if `logdir` is its own directory; otherwise a new run begins. If the new run
+    differs from the finished one only in more epochs or steps, there is a warning. In a notebook, a
+    second call stops the run of the first call and resumes it.
+
+    All ranks call it and get the same directory. Rank 0 writes.
 
     Args:
-        logdir: The directory of numbered runs, of which the newest goes on, unless it has finished;
-            or that of one run, which goes on in any case, whatever its arguments are.
+        logdir: The directory of numbered runs, whose newest run is resumed unless it has finished.
+            Or the directory of one run, which is resumed in any case, whatever its arguments are.
         args: A mapping, an `argparse.Namespace`, a dataclass, a named tuple, or a configuration of
-            attrs, pydantic or omegaconf; any of them may be inside. Without them, the options of
-            the program's command line are compared.
-        new: Begin the next one.
-        may_differ: Names of arguments with which a run goes on, also when they are others now:
-            "num_workers", or "data.num_workers" of one inside another.
+            attrs, pydantic or omegaconf, also nested. Without `args`, the options of the command
+            line are compared.
+        new: Start a new run in any case.
+        may_differ: Names of arguments that may differ in a resumed run: "num_workers", or
+            "data.num_workers" for a nested one.
 
     Raises:
-        RuntimeError: Another process is recording into it; it says which.
-        ValueError: The run that would go on has other arguments; or its `run.json` is not the
-            record of a run.
+        RuntimeError: Another process is recording the run; the message names it.
+        ValueError: The run to resume has other arguments, or its `run.json` is no record of a run.
     """
     same = [may_differ] if isinstance(may_differ, str) else [*may_differ]
     path, name, resumed, session, host = _begin(Path(logdir), args, new, same, world_size())
@@ -228,7 +222,7 @@ def _begin(
 ) -> tuple[Path, str, bool, str, str]:
     asked = _asked_for(logdir)
     path = asked or _chosen(logdir, new)
-    recorded = masked({} if args is None else args)  # first: what it masks is masked in all
+    recorded = masked({} if args is None else args)  # first, so that its secrets are masked in all
     about, diff = code(program_directory(), path)
     session = {
         "id": uuid.uuid4().hex[:16],
@@ -262,8 +256,8 @@ def _begin(
 
 @contextmanager
 def _left(path: Path) -> Iterator[dict[str, Any] | None]:
-    """Hold the directory of a run that nobody records, and give its record."""
-    dead: list[Any] = [None]  # sessions that are known to have ended
+    """Lock the directory of a run that no process records, and return its record."""
+    dead: list[Any] = [None]  # sessions that have ended
     while True:
         with locked_directory(path):
             record = read_record(path)
@@ -272,39 +266,39 @@ def _left(path: Path) -> Iterator[dict[str, Any] | None]:
                 yield record
                 return
         assert last is not None
-        if last.get("id") in _runs and hasattr(sys, "ps1"):  # a cell that is run again
+        if last.get("id") in _runs and hasattr(sys, "ps1"):  # a cell of a notebook was run again
             _runs[last["id"]].close("stopped")
             continue
-        alive = is_alive(last)  # and while it is watched nobody holds the directory
+        alive = is_alive(last)  # the directory is not locked while the process is watched
         who = f"process {last.get('pid')} on {last.get('host')}"
         if last.get("id") in _runs:
             raise RuntimeError(
-                f"{path} is recorded by this program already, since {last.get('started')}: close "
-                "that run first (run.close()), or begin another one with new=True"
+                f"this program records {path} already, since {last.get('started')}: close "
+                "that run first (run.close()), or start another one with new=True"
             )
         if alive or (alive is None and run_record.shows_life(path)):
             raise RuntimeError(
                 f"{path} is recorded by {who} since {last.get('started')}: wait for its end, or "
-                "begin another run with new=True"
+                "start another run with new=True"
             )
         if alive is None:
             warnings.warn(
                 f"{path} was recorded by {who}, which gave no sign of life for "
-                f"{run_record.WATCH:g} s: it counts as killed, and its run goes on",
+                f"{run_record.WATCH:g} s: it counts as killed, and its run is resumed",
                 stacklevel=6,
             )
         dead.append(last)
 
 
 def _launch() -> dict[str, Any]:
-    """How the program was started, in which directory, and where it lies: to start it again."""
+    """The command, the directory and the file of the program, to start it again."""
     words, own = sys.orig_argv[1:], sys.argv[1:]
     if words[len(words) - len(own) :] != own or "--multiprocessing-fork" in words:
-        words = sys.argv  # by another process, or it has changed them
+        words = sys.argv  # the program has changed them, or is the child of another
     if "TORCHELASTIC_RUN_ID" in os.environ:
         here, all_ = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
         nodes = [f"--nproc-per-node={here}", f"--nnodes={all_ // here}"]
-        before = [word for word in words[: len(words) - len(own)] if word != "-u"]  # the launcher's
+        before = [word for word in words[: len(words) - len(own)] if word != "-u"]  # of torchrun
         words = ["-m", "torch.distributed.run", *nodes, *before, *own]
     program = getattr(sys.modules.get("__main__"), "__file__", None)
     return {
@@ -315,14 +309,14 @@ def _launch() -> dict[str, Any]:
 
 
 def _asked_for(logdir: Path) -> Path | None:
-    """The run that `batteries resume` goes on with, if it is in the log directory; once."""
+    """The run of `batteries resume`, at the first call, if it is in the log directory."""
     run = os.environ.get(RESUMED)
     if run and logdir.resolve() in (Path(run).parent.resolve(), Path(run).resolve()):
         del os.environ[RESUMED]
         return Path(run)
     if run:
         warnings.warn(
-            f"{RESUMED} asks for {run}, which is not in {logdir.resolve()}: another run begins "
+            f"{RESUMED} asks for {run}, which is not in {logdir.resolve()}, so another run begins "
             "there. If the log directory of the program is relative, start the program in the "
             "directory that `batteries resume` prints",
             stacklevel=5,
@@ -331,10 +325,9 @@ def _asked_for(logdir: Path) -> Path | None:
 
 
 def _chosen(logdir: Path, new: bool) -> Path:
-    """The directory of the run."""
     if (logdir / NAME).exists():
         if new:
-            raise ValueError(f"{logdir} is a run itself: new=True takes the directory above it")
+            raise ValueError(f"{logdir} is a run: with new=True, pass the directory above it")
         return logdir
     newest = None if new else _unfinished(logdir)
     return newest if newest and read_record(newest) else _new_directory(logdir)
@@ -343,7 +336,7 @@ def _chosen(logdir: Path, new: bool) -> Path:
 def _check_same(
     path: Path, before: dict[str, Any], now: dict[str, Any], may_differ: list[str]
 ) -> None:
-    """An experiment that went on in another's directory would load its weights and optimizer."""
+    """Raise if a run has other arguments: its weights and optimizer would be loaded."""
     differing = _differing(before, now)
     names = [name for name in differing if not _is_free(name, may_differ)]
     if names:
@@ -351,8 +344,8 @@ def _check_same(
         pairs = ((name, [each or none for each in differing[name]]) for name in names)
         differ = "; ".join(f"{name} was {old}, is {new}" for name, (old, new) in pairs)
         raise ValueError(
-            f"{path} is not finished and has other arguments: {differ}. Begin another run with "
-            f"new=True; or go on with this one, by its own directory or with may_differ={names}"
+            f"{path} is not finished and has other arguments: {differ}. Start another run with "
+            f"new=True; or resume this one, by its own directory or with may_differ={names}"
         )
 
 
@@ -363,7 +356,7 @@ def _is_free(name: str, may_differ: list[str]) -> bool:
 def _differing(
     before: dict[str, Any], now: dict[str, Any]
 ) -> dict[str, tuple[str | None, str | None]]:
-    """The arguments of two sessions that differ, as texts; None where one has none."""
+    """The arguments of two sessions that differ, as texts; None for a missing one."""
     if before.get("args") or now.get("args"):
         old, new = (dict(_flat(each.get("args") or {})) for each in (before, now))
     else:
@@ -375,7 +368,7 @@ def _differing(
 
 
 def _tell_longer(path: Path, now: dict[str, Any], may_differ: list[str]) -> None:
-    """Warn if a new run is the last one, which has finished, with more epochs or steps."""
+    """Warn if a new run is the last, finished run with more epochs or steps."""
     before = [each for each in path.parent.iterdir() if each.name.isdecimal() and each != path]
     last = max(before, key=lambda each: int(each.name), default=None)
     with suppress(ValueError):
@@ -386,8 +379,8 @@ def _tell_longer(path: Path, now: dict[str, Any], may_differ: list[str]) -> None
             told = ", ".join(f"{name} was {old}, is {new}" for name, (old, new) in pairs.items())
             warnings.warn(
                 f"{last} has finished ({told}), and {path} is a new run, from the beginning. To "
-                f"extend the finished one, begin with its own directory, start_run({str(last)!r}), "
-                "and resume from its last checkpoint; new=True leaves out this warning",
+                f"extend the finished run, pass its own directory, start_run({str(last)!r}), "
+                "and resume from its last checkpoint; new=True avoids this warning",
                 stacklevel=5,
             )
 
@@ -398,12 +391,12 @@ def _is_longer(name: str, old: str | None, new: str | None) -> bool:
 
 
 def _is_program(command: list[str]) -> bool:
-    """Not a notebook, or what was typed."""
+    """Whether a command runs a program, and not a notebook or typed code."""
     return len(command) > 1 and command[1].endswith(".py") and "ipykernel" not in command[1]
 
 
 def _options(command: list[str]) -> dict[str, str]:
-    """The words after a program, by names."""
+    """The words after a program, by the names of the options."""
     found: dict[str, str] = {}
     name = ""
     for number, word in enumerate(command[2:], start=1):
@@ -431,7 +424,7 @@ def _now() -> str:
 
 
 def _state_after(error: BaseException | None) -> tuple[str, str | None, str | None]:
-    """How a run ended, by the error that ended it: a state, an error, and why it was stopped."""
+    """The state, the error and the reason of a run's end, from the exception that ended it."""
     code = error.code if isinstance(error, SystemExit) else None
     if error is None or (isinstance(error, SystemExit) and code in (None, 0)):
         return "finished", None, None
@@ -443,14 +436,16 @@ def _state_after(error: BaseException | None) -> tuple[str, str | None, str | No
 
 
 class _Program:
-    """How the program ends, asked at its exit; Python does not say it there of a SystemExit."""
+    """Finds out in an exit function how the program ends, which Python does not say."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
-        self._last = getattr(sys, "last_value", None)  # of an error that is over
-        self._code: object = PreemptionGuard.exit_code  # of a `raise SystemExit`: to be on the safe
-        self._frame = frame = sys._getframe()  # side, it goes on
-        while frame.f_back:  # up to the program, or to what has called it
+        self._last = getattr(sys, "last_value", None)  # an older error
+        self._code: object = (
+            PreemptionGuard.exit_code
+        )  # the code of a `raise SystemExit` is unknown
+        self._frame = frame = sys._getframe()
+        while frame.f_back:  # up to the program's outermost frame, or its caller's
             frame = frame.f_back
             if self._frame.f_globals is not vars(sys.modules["__main__"]) or (
                 frame.f_globals is self._frame.f_globals
@@ -472,17 +467,17 @@ class _Program:
         return os.getpid() == self._process
 
     def error(self) -> BaseException | None:
-        """What ends it."""
+        """The exception that ends the program, or None."""
         last: BaseException | None = getattr(sys, "last_value", None)
         if last is not None and last is not self._last:
             return last
-        # The instruction that its outermost frame has left with.
+        # The last instruction of the outermost frame tells a return from an exception.
         left = dis.opname[self._frame.f_code.co_code[self._frame.f_lasti]]
         return None if left.startswith("RETURN") else SystemExit(self._code)
 
 
 def _beat(run: Path, ended: threading.Event) -> None:
-    """Say that this process lives, to those that cannot ask for it."""
+    """Write signs of life, for processes on other hosts."""
     while not ended.wait(run_record.BEAT):
         with suppress(OSError, ValueError):
             run_record.beat(run)

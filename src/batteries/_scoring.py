@@ -1,4 +1,4 @@
-"""Metrics by name or as functions: one set of names everywhere."""
+"""Metrics by name or as functions, with the same names everywhere."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from numpy.typing import NDArray
 from batteries._direction import said_direction
 from batteries._optional import import_optional
 
-Metric = Callable[[Any, Any], float] | str  # of target and prediction, as scikit-learn's
+Metric = Callable[[Any, Any], float] | str  # a function of target and prediction, or a name
 Function = Callable[[Any, Any], float]
 
 
 class Scoring(NamedTuple):
-    """A metric, and which way it is better."""
+    """A metric and its direction."""
 
     name: str  # for errors
-    fast: str | None  # which of our own it is
-    sign: int  # with which the score is told: -1 of "neg_log_loss"
+    fast: str | None  # the name of our own fast implementation
+    sign: int  # -1 for scores such as "neg_log_loss"
     minimized: bool
-    function: Function | None = None  # of one that is not ours
-    of_labels: bool = False  # whether the function takes classes in place of probabilities
+    function: Function | None = None  # a function that is not ours
+    of_labels: bool = False  # whether the function takes classes and not probabilities
 
     def of(self, target: Any) -> Function:
-        """The function for rows of some target, which says what the classes are."""
+        """The function for predictions; `target` has the classes."""
         function = self.function
-        if function is None:  # ours, where it is not fast: of several targets, and so on
+        if function is None:  # our fast one does not apply, for example to several targets
             function = _of_sklearn(self)
         if not self.of_labels:
             return lambda y, p: float(function(y, p))
@@ -36,7 +36,7 @@ class Scoring(NamedTuple):
         return lambda y, p: float(function(y, _labels(np.asarray(p), classes)))
 
 
-_FAST = {  # by scikit-learn's name of the scorer, by ours, by the function's
+_FAST = {  # by the names of scikit-learn's scorers, of scikit-learn's functions, and ours
     "roc_auc": ("auc", 1, False),
     "auc": ("auc", 1, False),
     "roc_auc_score": ("auc", 1, False),
@@ -52,16 +52,16 @@ _NAMES = ("auc", "log_loss", "accuracy", "rmse")
 
 
 def as_scoring(metric: Metric, metric_minimization: bool | None, of: str) -> Scoring:
-    """What a metric is, and whether it is better when it is lower.
+    """The metric that a user passed, with its direction.
 
     Args:
         metric: "auc", "log_loss", "accuracy", "rmse"; a name of scikit-learn's scorers, such as
             "neg_log_loss" or "f1_macro"; a scorer; or any function of target and prediction.
-        of: Who asks, for the error.
+        of: The name of the caller, for errors.
 
     Raises:
-        TypeError: A function without its direction.
-        ValueError: An unknown metric, or the wrong direction for a known one.
+        TypeError: A function has no direction.
+        ValueError: The metric is not known, or its direction is wrong.
     """
     name = metric if isinstance(metric, str) else getattr(metric, "__name__", "")
     ours = isinstance(metric, str) or _is_of_sklearn(metric)
@@ -83,7 +83,7 @@ def as_scoring(metric: Metric, metric_minimization: bool | None, of: str) -> Sco
 
 
 def scoring_of(metric: Metric) -> Scoring:
-    """What a metric is, where nobody needs to know which way it is better."""
+    """The metric that a user passed, if its direction does not matter."""
     if isinstance(metric, str) or hasattr(metric, "_score_func"):
         return as_scoring(metric, None, "it")
     return Scoring("the metric", None, 1, False, metric)
@@ -94,7 +94,7 @@ def _is_of_sklearn(function: Any) -> bool:
 
 
 def _of_scorer(metric: Any) -> Scoring:
-    """What a scorer of scikit-learn does with predictions, without the model that it asks for."""
+    """The function of a scikit-learn scorer, which takes predictions and not a model."""
     name = metric if isinstance(metric, str) else "the scorer"
     if isinstance(metric, str):
         metrics = import_optional("sklearn.metrics", needs="scikit-learn", for_=f"metric {name!r}")
@@ -111,20 +111,16 @@ def _of_scorer(metric: Any) -> Scoring:
 
 
 def _of_sklearn(scoring: Scoring) -> Function:
-    if scoring.fast == "accuracy":  # the same, in a tenth of the time
+    if scoring.fast == "accuracy":  # the same result in a tenth of the time
         return lambda y, p: float(np.mean(np.asarray(y) == np.asarray(p)))
     metrics = import_optional("sklearn.metrics", needs="scikit-learn", for_=scoring.name)
-    functions: dict[str, str] = {
-        "auc": "roc_auc_score",
-        "log_loss": "log_loss",
-        "rmse": "root_mean_squared_error",
-    }
-    function = getattr(metrics, functions[str(scoring.fast)])
+    functions = {"auc": "roc_auc_score", "rmse": "root_mean_squared_error"}
+    function = getattr(metrics, functions.get(str(scoring.fast), "log_loss"))
     return lambda y, p: scoring.sign * function(y, p)
 
 
 def _labels(prediction: NDArray[Any], classes: NDArray[Any]) -> NDArray[Any]:
-    """The classes that probabilities say; classes are taken as they are."""
+    """The most probable classes; predictions that are classes already stay the same."""
     if prediction.dtype.kind != "f":
         return prediction
     if prediction.ndim == 2 and prediction.shape[1] == len(classes):

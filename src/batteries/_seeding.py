@@ -1,4 +1,4 @@
-"""Seeds: one call for every generator, and streams that never meet across ranks and workers."""
+"""Seeds for all random generators, different on each rank and in each worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from batteries import distributed
 from batteries._backends import adopt_backends, chosen_backends
 
 _SEED = "BATTERIES_SEED"
-_numbered: Counter[Hashable] = Counter()  # since the last `seed_all(seed)`
+_numbered: Counter[Hashable] = Counter()  # counts since the last `seed_all(seed)`
 
 
 def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = None) -> None:
@@ -30,22 +30,22 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
     >>> torch.initial_seed()
     42
 
-    Call it twice in a distributed program. Without `rank` before the model is made: every rank
-    starts from identical weights. With `rank=distributed.rank()` once it is made: the ranks draw
-    different dropout masks and augmentations. The second call's seeds depend on both numbers, so
-    it may be repeated for each epoch, with the epoch in the seed.
+    Call it twice in a distributed program. First, before the model is created, without `rank`:
+    every rank gets the same weights. Then, after the model is created, with
+    `rank=distributed.rank()`: the ranks get different dropout masks and augmentations. You can
+    repeat the second call in each epoch, with the epoch in the seed.
 
-    As `DataLoader(..., worker_init_fn=seed_all)` it does what `seed_worker` does. Workers know
-    the rank from the launcher's environment; without a launcher (`mp.spawn`) give it to them:
+    `DataLoader(..., worker_init_fn=seed_all)` does the same as `seed_worker`. Workers read the rank
+    from the launcher's environment. Without a launcher (`mp.spawn`), pass it:
     `worker_init_fn=functools.partial(seed_all, rank=rank)`.
 
     Args:
-        seed: From 0 to 2**64 - 1. `torch.manual_seed` gets the number itself where there is no
-            `rank`; so do python and numpy (which takes numbers over 2**32 as two words).
-        deterministic: Choose deterministic algorithms where there are some, in cudnn, cuBLAS and
-            torch, and let torch warn of operations that have none. False lets cudnn benchmark for
-            the fastest, unless `set_backends` was told otherwise.
-        rank: Give each rank a stream of its own.
+        seed: From 0 to 2**64 - 1. Without `rank`, python, numpy and torch get this number itself
+            (numpy as two words if it is 2**32 or more).
+        deterministic: Use deterministic algorithms of cudnn, cuBLAS and torch, and let torch warn
+            of operations that have none. With False, cudnn searches for the fastest algorithms,
+            unless `set_backends` has set `cudnn_benchmark`.
+        rank: Seed each rank differently.
 
     Raises:
         TypeError, ValueError: The seed is not an integer, or out of range.
@@ -57,7 +57,7 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
         adopt_backends()
         base_seed = worker.seed - worker.id
         rank = distributed.rank() if rank is None else rank
-        # The argument is mixed in, so that a worker may be seeded again.
+        # With the argument, so that a worker can be seeded again with another number.
         _seed_from(_entropy(base_seed, rank, worker.id, seed))
     elif rank is not None:
         _seed_from(_entropy(seed, rank))
@@ -70,29 +70,28 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
 
 
 def _choose_algorithms(deterministic: bool) -> None:
-    """What https://docs.pytorch.org/docs/stable/notes/randomness.html names, besides seeds."""
+    """Set all of https://docs.pytorch.org/docs/stable/notes/randomness.html except seeds."""
     torch.backends.cudnn.deterministic = deterministic
     benchmark = chosen_backends().get("cudnn_benchmark", not deterministic)
     torch.backends.cudnn.benchmark = benchmark
-    # As torch.use_deterministic_algorithms does, which takes a second to import the compiler.
+    # Like torch.use_deterministic_algorithms, which would import the compiler for a second.
     torch.set_deterministic_debug_mode("warn" if deterministic else "default")
     if deterministic:
-        # An empty tensor is to be overwritten: filling it first would cost, and change no result.
+        # torch would fill new empty tensors, which takes time and changes no result.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first use of CUDA
 
 
 def seed_worker(worker_id: int) -> None:
-    """Give a DataLoader worker streams of its own, as `worker_init_fn=seed_worker`.
+    """Seed a DataLoader worker differently on each rank, as `worker_init_fn=seed_worker`.
 
     >>> data = torch.utils.data.DataLoader(range(8), num_workers=2, worker_init_fn=seed_worker)
 
-    Torch seeds its own and python's generators in a worker, but from numbers that are equal on
-    ranks seeded alike. Here the streams are a function of the loader's base seed (new in each
-    epoch), the rank and the worker.
+    Torch also seeds its workers, but equally on ranks that have the same seed. Here the seed
+    depends on the loader's base seed (which is new in each epoch), the rank and the worker.
 
     Raises:
-        RuntimeError: It was called outside a worker.
+        RuntimeError: It was not called in a worker.
     """
     if get_worker_info() is None:
         raise RuntimeError(
@@ -103,45 +102,42 @@ def seed_worker(worker_id: int) -> None:
 
 
 def chosen_seed(seed: int | None = None) -> int:
-    """The seed that was asked for: here, else by the last `seed_all(seed)` without a rank, else 42.
+    """The seed, or by default that of the last `seed_all(seed)` without a rank, else 42.
 
-    It is in the environment, so that processes started later know it too.
+    Processes that start later read it from the environment.
     """
     return _checked(int(os.environ.get(_SEED, 42)) if seed is None else seed)
 
 
 def next_number(kind: Hashable) -> int:
-    """How many of a kind have been numbered since the last `seed_all(seed)` without a rank."""
+    """The next number of a kind, from 0 after each `seed_all(seed)` without a rank."""
     _numbered[kind] += 1
     return _numbered[kind] - 1
 
 
 def numbered_seed(seed: int, number: int) -> int:
-    """The seed of the n-th of several things that have the same seed; the first has it itself."""
+    """The seed for the n-th of several objects with the same seed; for 0, the seed itself."""
     return int.from_bytes(_entropy(seed, number)[:8], "little") if number else seed
 
 
-# What `random.seed` does with an integer, without its look at what else could have been passed.
+# `random.seed` for integers only, which is faster.
 _seed_python = super(random.Random, random._inst).seed
 
 
 def rekey(*numbers: int) -> None:
-    """Make what python, numpy, torch and CUDA draw next a function of these numbers alone.
+    """Seed python, numpy, torch and CUDA by numbers from -2**63 to 2**64 - 1.
 
-    The same as seeding, in some ten microseconds: it can be done for each sample.
-
-    Args:
-        *numbers: From -2**63 to 2**64 - 1.
+    It takes about ten microseconds, so it can be called for each sample.
     """
     try:
         packed = struct.pack(f"<{len(numbers)}Q", *numbers)
-    except struct.error:  # one of them is negative
+    except struct.error:  # a number is negative
         packed = struct.pack(f"<{len(numbers)}Q", *(number % 2**64 for number in numbers))
     words = struct.unpack("<QQQ", hashlib.blake2b(packed, digest_size=24).digest())
     _seed_python(words[0])
     random._inst.gauss_next = None  # type: ignore[attr-defined]
     np.random.seed(words[1] % 2**32)
-    word = words[2] >> 1  # so that `torch.tensor(torch.initial_seed())` holds it
+    word = words[2] >> 1  # 63 bits, so that `torch.tensor(torch.initial_seed())` works
     torch.default_generator.manual_seed(word)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         for generator in torch.cuda.default_generators:
@@ -149,7 +145,7 @@ def rekey(*numbers: int) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of python's, numpy's, torch's and the GPUs' generators, of this process.
+    """The states of this process's generators: python's, numpy's, torch's and the GPUs'.
 
     >>> state = rng_state()
     >>> first = random.random(), torch.rand(1)
@@ -157,8 +153,8 @@ def rng_state() -> dict[str, Any]:
     >>> first == (random.random(), torch.rand(1))
     True
 
-    Plain values and tensors: `make_checkpoint(..., rng=rng_state())` stores them, those of all
-    ranks with `rng=distributed.all_gather(rng_state())`.
+    They are plain values and tensors. `make_checkpoint(..., rng=rng_state())` stores them, and
+    `rng=distributed.all_gather(rng_state())` those of all ranks.
     """
     kind, words, *rest = np.random.get_state(legacy=True)
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
@@ -171,18 +167,18 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Put back what `rng_state` returned.
+    """Restore the generators from a result of `rng_state`.
 
     >>> set_rng_state(rng_state())
 
     Raises:
-        KeyError: Not a state of `rng_state`.
-        ValueError: There are fewer GPUs than the state has.
+        KeyError: It is no state of `rng_state`.
+        ValueError: The state has more GPUs than this machine.
     """
     if len(state["cuda"]) > torch.cuda.device_count():
         raise ValueError(
-            f"the state has the generators of {len(state['cuda'])} GPUs, and there are "
-            f"{torch.cuda.device_count()} here"
+            f"the state has the generators of {len(state['cuda'])} GPUs, but there are "
+            f"{torch.cuda.device_count()} here: use as many GPUs, or do not load the state"
         )
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
@@ -195,7 +191,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def isolated_rng() -> Iterator[None]:
-    """Leave all generators, at the end of a block, as they were at its beginning.
+    """Restore all generators at the end of a block.
 
     >>> with isolated_rng():
     ...     noise = torch.randn(3)
@@ -208,7 +204,7 @@ def isolated_rng() -> Iterator[None]:
 
 
 def _checked(seed: int) -> int:
-    seed = operator.index(seed)  # numpy's integers too
+    seed = operator.index(seed)  # also for numpy's integers
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed is {seed}; expected an integer from 0 to 2**64 - 1")
     return seed
@@ -220,8 +216,8 @@ def _entropy(*numbers: int) -> bytes:
 
 
 def _seed_from(entropy: bytes) -> None:
-    # Torch gets 63 bits, which its tensors hold, python and numpy 96 each: with numpy's usual 32,
-    # some of 400,000 streams would be equal.
+    # Torch gets 63 bits, which fit into a tensor. Python and numpy get 96 bits each: with numpy's
+    # usual 32 bits, some of 400,000 streams would be equal.
     torch.manual_seed(int.from_bytes(entropy[:8], "little") >> 1)
     random.seed(int.from_bytes(entropy[8:20], "little"))
     np.random.seed(np.frombuffer(entropy[20:], dtype="<u4"))

@@ -1,4 +1,4 @@
-"""Names of arguments that other libraries have for the same thing: said where one is passed."""
+"""Hints for calls that use another library's name of an argument."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# What is passed in place of a name: the first of these that the function has is said.
+# For another library's name, our possible names. The hint is the first that the function has.
 _OURS: dict[str, tuple[str, ...]] = {
     "n_splits": ("n_folds", "folds"),
     "cv": ("n_folds", "folds"),
@@ -36,7 +36,7 @@ _OURS: dict[str, tuple[str, ...]] = {
     "sample_weight": ("weights",),
     "p": ("power",),
 }
-_SAID = {  # what is done otherwise, by the name that the function has instead
+_SAID = {  # hints for other names, if the function has the argument that is named first
     "shuffle": ("kind", "nothing: rows are shuffled, except those of kind='time'"),
     "stratify": ("kind", "targets=, with kind='stratified'"),
     "test_size": ("kind", "n_folds=: each fold validates one part of n_folds"),
@@ -44,7 +44,7 @@ _SAID = {  # what is done otherwise, by the name that the function has instead
 
 
 def hints(function: Callable[P, R]) -> Callable[P, R]:
-    """Say which name is meant, where a call passes one that the function does not have."""
+    """Let calls with an unknown argument raise an error that names the right one."""
     known = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""Progress bars: tqdm's own, on rank 0 alone, and readable in a log file."""
+"""Progress bars of tqdm, on rank 0 only, and readable in a log file."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from batteries._meters import AverageMeter
 
 __all__ = ["tqdm"]
 
-_TQDM_INTERVAL = 0.1  # seconds: tqdm's own default for `mininterval`
-_LINE_INTERVAL = 10.0
+_TQDM_INTERVAL = 0.1  # seconds, tqdm's default for `mininterval`
+_LINE_INTERVAL = 10.0  # seconds between two lines of a log file
 
 
 class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
-    """`tqdm.auto.tqdm` with all its arguments, and two.
+    """`tqdm.auto.tqdm` with two more arguments.
 
     >>> loss = AverageMeter()
     >>> for batch in tqdm([1, 2, 3], "epoch 1", batch_size=32, meters={"loss": loss}, disable=True):
     ...     loss.update(0.5)
 
-    Other ranks than 0 show nothing. In a terminal it is a bar, in a notebook a widget. Anywhere
-    else (a log file, a pipe) it writes a line every 10 seconds, or every `mininterval`, and one at
-    the end.
+    Only rank 0 shows it: in a terminal as a bar, in a notebook as a widget. In a log file or a pipe
+    it writes a line every 10 seconds, or every `mininterval`, and a line at the end.
 
     Args:
-        batch_size: Of a step, on all ranks together: shows samples a second.
-        meters: Shown with their names. They are read when something is drawn, ten times a second
-            at most, and not at each step: reading one waits for its device.
+        batch_size: The samples of a step on all ranks together. With it, samples a second are
+            shown.
+        meters: Meters to show, by name. Reading a meter waits for its device, so they are read only
+            when the bar is drawn, at most ten times a second.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
 
     @property
     def format_dict(self) -> Any:
-        """What is drawn, by its name; tqdm asks for it each time."""
+        """The values to draw; tqdm reads them each time."""
         found = super().format_dict
         told = [found["postfix"]] if found["postfix"] else []
         if self._batch_size and found["elapsed"]:
@@ -66,7 +66,7 @@ class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
         told += [
             f"{name} {average:.4g}"
             for name, average in averages.items()
-            if average == average or self._meters[name].counter  # NaN of nothing is left out
+            if average == average or self._meters[name].counter  # a meter without numbers is hidden
         ]
         found["postfix"] = ", ".join(told)
         return found
@@ -78,9 +78,9 @@ class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
     def display(self, msg: str | None = None, pos: int | None = None, **kwargs: Any) -> Any:
         if self._redraws():
             return super().display(msg, pos, **kwargs)
-        if msg == "":  # what closing a bar with leave=False asks for: take it from the screen
+        if msg == "":  # close() of a bar with leave=False clears the screen so
             return True
-        closing = self.disable  # close() has set it by now, and ends the line itself
+        closing = self.disable  # close() has set it, and writes the line's end
         if closing:
             self.fp.write(str(self))
         elif self._between() and time() - self._last_line >= self.mininterval:
@@ -90,7 +90,7 @@ class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
         return True
 
     def _between(self) -> bool:
-        """Neither at the start nor at the end, which has a line of its own."""
+        """Whether it is neither the start nor the end, which has its own line."""
         return self.n > self.initial and self.n != self.total
 
     def clear(self, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""A DataLoader whose every batch is a function of (seed, epoch, step), and which can go on."""
+"""A DataLoader that can be resumed, and whose batches depend only on (seed, epoch, step)."""
 
 from batteries import _public
 from batteries.data._loader import Arrival, DataLoader

@@ -9,17 +9,17 @@ T = TypeVar("T")
 
 
 class Failed:
-    """An error in the place of what it prevented."""
+    """The error of a batch, in the batch's place."""
 
     def __init__(self, error: Exception, bare: bool = False) -> None:
-        """Of what raised it, the frame that caught it is left out; all frames if `bare`."""
+        """Drop the traceback's outermost frame; with `bare`, the whole traceback."""
         trace = error.__traceback__
         self._error: Exception | None = error.with_traceback(
             None if bare or trace is None else trace.tb_next
         )
 
     def throw(self) -> NoReturn:
-        """Raise it. Who keeps the error keeps nothing of the pass, and so no workers, by it."""
+        """Raise the error. Its traceback then keeps no frame of the pass, and so no workers."""
         error, self._error = self._error, None
         assert error is not None
         try:
@@ -29,7 +29,7 @@ class Failed:
 
 
 class Going(Iterator[T], Generic[T]):
-    """What a generator yields; a `Failed` is raised, and the next call goes on behind it."""
+    """An iterator over a generator's items that raises each `Failed` and can go on after it."""
 
     def __init__(self, items: Generator[Any, None, None], of: Any = None) -> None:
         self._items = items
@@ -44,7 +44,7 @@ class Going(Iterator[T], Generic[T]):
 
     @property
     def _workers(self) -> list[Any]:
-        """The processes, from the first batch on, as torch's iterators have them."""
+        """The worker processes, from the first batch on; torch's iterators have this name too."""
         running = self._of and self._of.running()
         return getattr(running, "_workers", [])
 

@@ -1,4 +1,4 @@
-"""Generators that a dataset has of its own: found, and keyed like those of all."""
+"""Random generators that a dataset owns: they are found, and seeded like the global ones."""
 
 from __future__ import annotations
 
@@ -17,29 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_MOST = 5000  # objects that are looked at
-_WIDE = 100  # things in a container: what is longer are data
-_DATA = (
-    str,
-    bytes,
-    int,
-    float,
-    complex,
-    bool,
-    type(None),
-    Tensor,
-    np.ndarray,
-    type,
-    types.ModuleType,
-)
+_MOST = 5000  # objects to look at
+_WIDE = 100  # items of a container to look at: longer ones hold data
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType)
+_DATA = (*_PLAIN, Tensor, np.ndarray)
 _KINDS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 
 
 def generators_in(**roots: Any) -> dict[str, Any]:
     """The generators that can be reached from some objects, by their places.
 
-    Through attributes, containers, closures, what a function of the user names in its module, and
-    the methods of classes. Those that `rekey` keys are left out.
+    The search follows attributes, containers, closures, methods of classes, and names of its own
+    module that a function uses. The global generators, which `rekey` seeds, are left out.
     """
     found: dict[str, Any] = {}
     seen: dict[int, Any] = {}
@@ -50,17 +39,17 @@ def generators_in(**roots: Any) -> dict[str, Any]:
             continue
         seen[id(thing)] = thing
         if isinstance(thing, _KINDS):
-            if not _is_of_all(thing):
+            if not _is_global(thing):
                 found[place] = thing
         else:
             queue.extend((place + name, part) for name, part in _parts(thing))
     return found
 
 
-def _is_of_all(generator: Any) -> bool:
+def _is_global(generator: Any) -> bool:
     bits = getattr(generator, "_bit_generator", None)
-    of_all = [random._inst, np.random.mtrand._rand, torch.default_generator]
-    return any(generator is one for one in of_all) or (
+    known = [random._inst, np.random.mtrand._rand, torch.default_generator]
+    return any(generator is one for one in known) or (
         bits is not None and bits is np.random.mtrand._rand._bit_generator
     )
 
@@ -104,14 +93,14 @@ def _parts_of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]
 
 @functools.cache
 def _of_class(kind: type) -> list[tuple[str, Any]]:
-    """Generators, slots and functions in the user's own classes."""
+    """The generators, slots and functions in the user's own classes."""
     wanted = (*_KINDS, types.FunctionType, types.MemberDescriptorType)
     own = [c for c in kind.__mro__ if c.__module__.partition(".")[0] not in ("builtins", "torch")]
     return [pair for c in own for pair in vars(c).items() if isinstance(pair[1], wanted)]
 
 
 def rekey_each(generators: Mapping[str, Any], *numbers: int) -> None:
-    """Make what each draws next a function of these numbers, and of which of them it is."""
+    """Seed each generator by these numbers and by its place among the generators."""
     for which, generator in enumerate(generators.values()):
         packed = struct.pack(f"<{len(numbers)}Q", *(number % 2**64 for number in numbers))
         key = hashlib.blake2b(packed, digest_size=32, salt=struct.pack("<Q", which)).digest()
@@ -129,14 +118,14 @@ def rekey_each(generators: Mapping[str, Any], *numbers: int) -> None:
 def _bits(bits: Any, key: bytes, seed: int) -> Any:
     if type(bits) is not np.random.PCG64:
         return type(bits)(seed).state
-    state, step = (int.from_bytes(half, "little") for half in (key[:16], key[16:]))  # ten times as
-    # fast as by a seed; the step is odd
+    # Ten times as fast as a seed. The step must be odd.
+    state, step = (int.from_bytes(half, "little") for half in (key[:16], key[16:]))
     inner = {"state": state, "inc": step | 1}
     return {"bit_generator": "PCG64", "state": inner, "has_uint32": 0, "uinteger": 0}
 
 
 def difference(one: Any, two: Any, place: str = "") -> str | None:
-    """Where two samples differ; None: nowhere."""
+    """The first place where two samples differ; None if they are equal."""
     if type(one) is not type(two):
         return place or "the whole"
     pairs: Iterator[tuple[Any, Any, str]] | None = None
@@ -159,6 +148,6 @@ def _same(one: Any, two: Any) -> bool:
     try:
         if one == two:
             return True
-    except Exception:  # an array in it: its answer is no yes or no
+    except Exception:  # for example, an array inside has no single truth value
         pass
     return pickle.dumps(one) == pickle.dumps(two)

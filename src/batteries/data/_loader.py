@@ -1,4 +1,4 @@
-"""torch's DataLoader, with a memory of where it is."""
+"""torch's DataLoader, with a state."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from batteries.distributed._groups import Group, Ranks, ranks_of
 
 T = TypeVar("T", covariant=True)
 
-_SHUFFLE, _SAMPLER, _STEP = 0, 1, 3  # what a key is for; samples and streams have others
+_SHUFFLE, _SAMPLER, _STEP = 0, 1, 3  # the uses of keys; samples and streams have other numbers
 
 
 class Arrival(NamedTuple):
-    """A batch, and what it is.
+    """A batch and its place in the epoch.
 
     >>> Arrival(batch="images", indices=[3, 1], start=0, stop=4).indices
     [3, 1]
@@ -50,27 +50,29 @@ class Arrival(NamedTuple):
     indices: list[Any]  # in the dataset
     start: int  # positions in the order of the epoch, over all ranks
     stop: int
-    part: Any = None  # where the worker that read it is in its stream, or the sampler
-    turn: int = 0  # the round through the data, which is the epoch unless batches_per_pass is set
-    done: int = 0  # batches of the pass, this one too
+    part: Any = None  # the state of the worker's stream, or of the sampler, after this batch
+    turn: int = 0  # the round through the data; it is the epoch unless batches_per_pass is set
+    done: int = 0  # batches of the pass, including this one
 
 
 class _Place(NamedTuple):
-    turn: int = 0  # of the rounds through the data
-    position: int = 0  # in it
+    turn: int = 0  # the round through the data
+    position: int = 0  # in the order of the round
     done: int = 0  # batches of the pass
-    sampler: Any = None  # its state there, if it has one
+    sampler: Any = None  # the sampler's state, if it has one
 
 
 def _check(options: dict[str, Any], batches_per_pass: int | None) -> None:
     if options.get("in_order") is False:
-        raise ValueError("in_order=False would yield batches in an order that nobody knows")
+        raise ValueError(
+            "in_order is False, which yields batches in an unknown order; leave it out"
+        )
     if batches_per_pass is not None and operator.index(batches_per_pass) < 1:
         raise ValueError(f"batches_per_pass is {batches_per_pass}; expected 1 or more")
 
 
 class DataLoader(torch.utils.data.DataLoader[T]):
-    """torch's DataLoader, whose every batch is a function of (seed, epoch, step).
+    """torch's DataLoader, with batches that depend only on (seed, epoch, step).
 
     >>> loader = DataLoader(range(10), batch_size=4, shuffle=True, seed=42)
     >>> first = [batch.tolist() for batch in loader]
@@ -80,60 +82,59 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     >>> loader.epoch, loader.state_dict()["position"]
     (1, 0)
 
-    The order depends on the seed and the epoch alone: not on workers, ranks or what was drawn
-    before. So does what `dataset[i]` draws from python's, numpy's and torch's generators, for each
-    `i` (anew when it comes again in an epoch), and what the loop draws between two batches, where
-    the rank counts too. `state_dict()` is right for what the loop has received, and another run
-    goes on from it at the next sample, with any number of workers and of ranks.
+    The order depends only on the seed and the epoch, not on workers, ranks or earlier random
+    numbers. The random numbers in `dataset[i]` depend only on the seed, the epoch and `i`; an index
+    that is repeated in an epoch gets new ones. This holds for python's, numpy's and torch's global
+    generators, and for generators that are found from the dataset, also those of albumentations.
+    `check()` reads some samples twice and says where they differ. The random numbers of the loop
+    between two batches also depend on the rank.
 
-    So does what it draws from generators of its own (python's, numpy's, torch's, those of
-    albumentations) that are found from the dataset. `check()` draws some samples twice, and says
-    where they differ.
+    `state_dict()` counts the batches that the loop has received, not those read ahead. Another run
+    resumes from it at the next sample, with any number of workers and ranks.
 
-    A dataset with `__getitems__` is asked for whole batches, as torch does. What it draws depends
-    on all indices of the batch, so on `batch_size` and the number of ranks too.
+    A dataset with `__getitems__` is asked for whole batches, as in torch. Its random numbers then
+    depend on all indices of the batch, and so on `batch_size` and the number of ranks.
 
-    Where there is a process group each rank gets its part of `batch_size` samples. With
-    `shuffle=False` and no sampler, nothing is repeated and nothing left out: the last batches of
-    the ranks may differ in size, and a rank may have one batch less. Otherwise the ranks stay in
-    step: when the last step has fewer samples than there are ranks, some of them are repeated.
+    In a process group, each rank gets its part of every step's samples, `batch_size` on each rank.
+    With `shuffle=False` and no sampler, each sample comes once: the ranks' last batches may differ
+    in size, and a rank may get one batch fewer. Otherwise all ranks get the same number of batches:
+    if the last step has fewer samples than ranks, some samples are repeated.
 
-    A pass that is broken off does not count: the next one begins where it began, with the same
-    batches, as torch's does. Pass `batches_per_pass=100` in place of `islice(loader, 100)`.
-
-    Besides torch's arguments:
+    If you leave a pass early, the next pass begins at the same place, with the same batches, as in
+    torch. For short passes use `batches_per_pass=100`, not `islice(loader, 100)`.
 
     Args:
-        seed: The same on every rank. Loaders of one seed draw alike, and shuffle alike if they are
-            equally long. Default: one that depends on the seed of the last `seed_all(seed)` and on
-            how many loaders were made since without a seed: those of the same ranks, shuffled (or
-            with a sampler) and in order counted apart. So two loaders differ, and a program that
-            makes its loaders in the same order repeats itself, without `seed_all` too: the seed is
-            42 then. Make them on all ranks of their group, in the same order. A loaded state
-            brings its number along.
-        sharded: Whether an iterable dataset divides itself. False: every rank and worker yields
-            all items, of which each takes every n-th. "workers": the workers of a rank divide them,
-            and the items of a worker are divided among the ranks. "ranks": the other way round.
-            True: nothing is divided here. Default: where there are several workers, the dataset
-            is watched: one that reads `id` and `num_workers` of `get_worker_info()`, in its
-            `__iter__` or through `worker_init_fn`, divides itself among workers. Where there are
-            several ranks it has to be said.
+        seed: The same on every rank. Loaders with the same seed and length have the same order.
+            Default: derived from the seed of the last `seed_all` (42 without it) and the number of
+            loaders made since without a seed. Loaders of other ranks are not counted, and loaders
+            with and without shuffling (or a sampler) are counted separately. So two loaders differ,
+            and a program that makes its loaders in the same order on all ranks of their group can
+            be repeated. A loaded state restores the number.
+        sharded: Which parts of the data an iterable dataset yields. False: every rank and worker
+            yields all items, and each keeps every n-th. "workers": the workers of a rank yield
+            different parts, and the loader divides these among the ranks. "ranks": the ranks yield
+            different parts, and the loader divides these among the workers. True: every rank and
+            worker yields a different part. Default: a dataset that reads both `id` and
+            `num_workers` of `get_worker_info()`, in `__iter__` or through `worker_init_fn`, counts
+            as "workers", any other as False. With several ranks, you must pass `sharded`.
         group: The ranks that divide the samples: a `ProcessGroup`, a `DeviceMesh` of one dimension
-            or `(mesh, "dp")`. Ranks of other groups get the same samples, as tensor and context
-            parallelism need it. A group of rank 0 alone lets rank 0 evaluate alone. Default: all.
-        batches_per_pass: Let a pass, and so an epoch, be this many batches. The next pass goes on
-            where the last stopped; when all samples have come, they come in the next order, and
-            the ranks stay in step. Default: a pass is all samples.
-        prefetch_to: A device, as `to_device` takes it. Batches come to the loop on this device, and
-            the next one is copied there during the step: from pinned memory, on a CUDA stream of
-            its own. Before its first batch the loop waits for two. Default: batches come as
+            or `(mesh, "dp")`. Ranks of other groups get the same samples, which tensor and context
+            parallelism need. With a group of rank 0 alone, rank 0 can evaluate alone. Default: all
+            ranks.
+        batches_per_pass: The number of batches in a pass, and so in an epoch. The next pass goes on
+            where the last one stopped, through one order of the data after another. All ranks get
+            the same number of batches. Default: a pass has all samples.
+        prefetch_to: A device, as `to_device` takes it. Batches are on this device when the loop
+            gets them: the next one is copied during the step, from pinned memory, on a CUDA stream
+            of its own. The loop waits for two batches before its first. Default: batches stay as
             `collate_fn` made them.
+        **options: Other arguments of torch's loader, which are passed on.
 
     Attributes:
-        epoch: The epoch that comes next, or is under way; a completed pass advances it.
-        indices: The indices in the dataset of the batch last received.
-        in_step: Whether all ranks get equally many batches.
-        group: As it was passed.
+        epoch: The epoch of the pass under way, or of the next pass. A complete pass adds 1.
+        indices: The indices in the dataset of the last received batch.
+        in_step: Whether all ranks get the same number of batches.
+        group: The argument.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     ) -> None:
         self._prefetch = Prefetch(prefetch_to)
         options.update(num_workers=num_workers, pin_memory=pin_memory or self._prefetch.pins)
-        super().__init__(  # checks what was passed, and has it as attributes
+        super().__init__(  # checks the arguments, and keeps them as attributes
             dataset, batch_size, shuffle, sampler, batch_sampler,
             collate_fn=collate_fn, drop_last=drop_last, worker_init_fn=worker_init_fn, **options,
         )  # fmt: skip
@@ -167,30 +168,30 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self.seed = chosen_seed(seed)
         self.epoch = 0
         self.group = group
-        members = tuple(ranks_of(group).members)  # says what is wrong with it
+        members = tuple(ranks_of(group).members)  # raises if the group is not usable
         self.indices: list[Any] = []
         self._rank = 0  # of the pass under way
-        self._place = self._begin = _Place()  # what the loop has received; where a pass begins
-        self._broken = (_Place(), _Place())  # from where to where a pass went that was broken off
-        self._open: Iterator[Arrival] | None = None  # a stream between passes of so many batches
-        self._pass: object = None  # the one under way
+        self._place = self._begin = _Place()  # after the last received batch; where a pass begins
+        self._broken = (_Place(), _Place())  # where the last unfinished pass began and stopped
+        self._open: Iterator[Arrival] | None = None  # a stream between two passes
+        self._pass: object = None  # the pass under way
         self._unit = "batches" if batch_sampler is not None else "samples"
         self._sampler = batch_sampler if batch_sampler is not None else sampler
         self._shuffled = bool(shuffle)
         self.in_step = bool(shuffle) or self._sampler is not None
-        # of the loaders that the same ranks make without a seed
+        # counted among the loaders that the same ranks make without a seed
         self._number = next_number((self.in_step, members)) if seed is None else 0
         self.in_step = self.in_step or batches_per_pass is not None
         self._key = numbered_seed(self.seed, self._number)
         self._asked = _Asked()
         self._running: Callable[[], Any] = lambda: None
         self._keeps_samples = collate_fn is None and batch_size is not None
-        # where each worker is in a stream, the one whose turn comes next first
+        # the place of each worker in a stream; the worker of the next batch is first
         self._begin_parts = self._parts = fresh_parts(num_workers or 1)
         self._unsettled: list[Arrival] = []
         own = self._read_by(dataset, batch_size, drop_last, sharded, collate_fn is not None)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it has just been said
+            warnings.simplefilter("ignore")  # the call of super() has warned already
             self._inner: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
                 worker_init_fn=functools.partial(_begin_worker, worker_init_fn),
                 **own,
@@ -205,7 +206,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         sharded: Sharded,
         draws_too: bool,
     ) -> dict[str, Any]:
-        """What torch's own loader is given in place of the user's arguments."""
+        """The arguments of the inner torch loader that differ from the user's."""
         if isinstance(dataset, IterableDataset):
             self._stream = Stream(dataset, self._key, sharded, self.group)
             collate = functools.partial(self._stream.collated, self.collate_fn)
@@ -223,7 +224,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
     @property
     def _is_accelerate_prepared(self) -> bool:
-        # accelerate asks this, and would make a plain loader of this one: its order would be lost
+        # accelerate reads this attribute. It would replace this loader, whose order would be lost.
         raise TypeError(
             "leave a batteries.data.DataLoader out of accelerator.prepare(): it divides the "
             "samples between the ranks itself; move its batches with "
@@ -242,14 +243,11 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self.complete()
 
     def running(self) -> Any:
-        """Torch's iterator of the pass under way, if there is one.
-
-        >>> DataLoader(range(4)).running()
-        """
+        """Torch's iterator of the pass under way, or None."""
         return self._running()
 
     def arrivals(self) -> Iterator[Arrival]:
-        """One pass, as batches that the loop has not received yet, or `Failed` in their place.
+        """One pass, without counting its batches as received; a failed batch is a `Failed`.
 
         >>> loader = DataLoader(range(4), batch_size=2)
         >>> [arrival.indices for arrival in loader.arrivals()]
@@ -275,18 +273,19 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         finally:
             if self._pass is this:
                 self._pass = None
-                # The plan refers to this loader. A collection of the circle would close the queues
-                # of persistent workers before these are told to end, and wait 5 s for each.
+                # The plan refers to this loader. If the garbage collector freed this cycle, it
+                # would close the queues of persistent workers before these end, and wait 5 s for
+                # each worker.
                 self._asked.plan.close()
 
     def _say_what_repeats(self) -> None:
-        """Warn when passes are broken off at one place, again and again."""
+        """Warn if two passes in a row were left at the same place."""
         broken = self._begin, self._place
         count = self._place.done - self._begin.done
         if broken == self._broken and count > 1:
             warnings.warn(
-                f"the last two passes over the loader were broken off after the same {count} "
-                "batches, and this one begins with them again: pass batches_per_pass="
+                f"the last two passes over the loader were left after the same {count} batches, "
+                "and this pass begins with them again: pass batches_per_pass="
                 f"{count} if each pass should go on where the last one stopped",
                 stacklevel=3,
             )
@@ -298,14 +297,14 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         return (plan.awaited.popleft()._replace(batch=batch) for batch, _ in came)
 
     def _streamed(self) -> Generator[Arrival, None, None]:
-        """A stream from where the pass begins; with batches_per_pass without an end."""
+        """The batches of a stream from the pass's beginning; endless with `batches_per_pass`."""
         (turn, begin, *_), parts = self._begin, self._begin_parts
         if begin:
             self._stream.check_memory()
         self._parts = parts
         while True:
             if not self._stream.begin(turn, parts, self._key):
-                self._inner._iterator = None  # persistent workers, which would go on elsewhere
+                self._inner._iterator = None  # persistent workers would go on at another place
             stop = begin
             came = ((received(batch), part) for batch, part in self._started())
             for batch, part in self._prefetch(came):
@@ -332,21 +331,21 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                 except StopIteration:
                     return
                 except Exception as error:
-                    # Of the sampler, a timeout, a worker's death: none is that of one batch.
-                    # Streams send those as batches.
+                    # An error of the sampler, a timeout or a worker's death ends the pass: it is
+                    # not the error of one batch. Streams send a batch's error in its place.
                     none = getattr(inner, "_rcvd_idx", None) == before or self._asked.plan.broken
                     if none or isinstance(self.dataset, IterableDataset):
                         raise
                     failed = [Failed(error, bare=self.num_workers > 0)]
                 yield failed.pop()
-        finally:  # an error's traceback holds them: a collection waits 5 s for each
+        finally:  # an error's traceback would keep the workers, and freeing it waits 5 s for each
             if self.num_workers and not self.persistent_workers:
                 inner._shutdown_workers()  # type: ignore[attr-defined]
 
     def receive(
         self, arrival: Arrival, settled: bool = True, failed: Iterable[Arrival] = ()
     ) -> None:
-        """Let the loop have a batch: from now on it counts; one that failed, with the next.
+        """Count a batch as received. A failed batch counts with the next good one.
 
         >>> loader = DataLoader(range(4), batch_size=2)
         >>> loader.receive(next(loader.arrivals()))
@@ -354,9 +353,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         ([0, 1], 2)
 
         Args:
-            settled: False leaves the state where it is, for batches that a run which goes on from
-                it is to have again.
-            failed: Those behind it that count with it.
+            settled: False does not advance the state yet: a run that resumes gets the batch again.
+            failed: Failed batches after this one that count with it.
         """
         self._unsettled += [one._replace(batch=None) for one in (arrival, *failed)]
         if isinstance(arrival.batch, Failed):
@@ -395,15 +393,15 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             self._begin_parts = self._parts
 
     def sizes(self, arrival: Arrival, steps: int) -> list[tuple[int, int]] | None:
-        """The samples of a step and those after it: on this rank, and on all together.
+        """The number of samples in this step and the next ones: on this rank, and on all ranks.
 
         >>> loader = DataLoader(range(5), batch_size=2, shuffle=True)
         >>> arrivals = loader.arrivals()
         >>> loader.sizes(next(arrivals), steps=8)
         [(2, 2), (2, 2), (1, 1)]
 
-        None where only the batches know: those of streams and of batch samplers, those that a
-        `collate_fn` makes, and those of ranks that are not in step.
+        The result is None if the numbers are not known before the batches are read: for streams,
+        batch samplers, a `collate_fn`, and ranks with different numbers of batches.
         """
         ranks = self._ranks()
         stream = isinstance(self.dataset, IterableDataset)
@@ -415,24 +413,25 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         sizes = []
         for step in (arrival, *self._asked.plan.next_steps(steps - 1)):
             together = step.stop - step.start
-            own = len(range(ranks.rank, together, ranks.size)) or 1  # which is a repeated one
+            own = len(range(ranks.rank, together, ranks.size)) or 1  # 1: a repeated sample
             sizes.append((own, max(together, ranks.size)))
         return sizes
 
     def check(self, n: int = 8) -> None:
-        """Draw the first samples of the epoch twice under the same keys, where passes draw them.
+        """Read the first samples of the epoch twice, and raise if they differ.
 
         >>> DataLoader(range(10), shuffle=True).check()
 
-        Where there are workers, two of them read, each sample once in each. It is for the user to
-        call: it reads samples, which may be slow, or leave something behind in a dataset.
+        With workers, two workers read each sample once. No other method calls this one, because
+        reading samples may be slow or change a dataset.
 
         Args:
-            n: How many samples.
+            n: The number of samples.
 
         Raises:
-            ValueError: Some differ; with their indices, the place in them, and what to do.
-            TypeError: An iterable dataset, which cannot be asked for a sample again.
+            ValueError: Some samples differ. The message has their indices, the places that differ
+                and a remedy.
+            TypeError: The dataset is iterable, so a sample cannot be read again.
         """
         if isinstance(self.dataset, IterableDataset):
             raise TypeError(
@@ -448,7 +447,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                 self._sampler.load_state_dict(before)
             indices = [i for one in first for i in one] if self._unit == "batches" else first
             asks = [Ask(self._key, self._begin.turn, [index]) for index in indices[:n]]
-            drawn = list(self._drawn([*asks, *reversed(asks)]))  # the other way: another history
+            drawn = list(self._drawn([*asks, *reversed(asks)]))  # the second time in reverse order
         pairs = zip(asks, drawn, reversed(drawn), strict=False)
         unlike = [(ask.indices[0], difference(*pair)) for ask, *pair in pairs]
         told = [f"dataset[{index!r}] at {place}" for index, place in unlike if place is not None]
@@ -456,8 +455,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             found = self._samples.generators()
             keyed = ", ".join(f"{at} ({type(own).__name__})" for at, own in found.items()) or "none"
             raise ValueError(
-                f"{len(told)} of {len(asks)} samples differ when they are drawn again under the "
-                f"same key: {', '.join(told)}. {_REMEDY} Found from there: {keyed}"
+                f"{len(told)} of {len(asks)} samples differ when they are read again with the same "
+                f"seed, epoch and index: {', '.join(told)}. {_REMEDY} Generators found: {keyed}"
             )
 
     def _drawn(self, asks: list[Ask]) -> Iterator[Any]:
@@ -471,7 +470,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             return iter(inner)
 
     def __len__(self) -> int:
-        """The batches of a whole pass on this rank."""
+        """The number of batches in a whole pass, on this rank."""
         if self.batches_per_pass is not None:
             return self.batches_per_pass
         if isinstance(self.dataset, IterableDataset):
@@ -480,13 +479,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         more = self.in_step or self._ranks().rank < rest
         return steps + bool(rest and not self._drops and more)
 
-    # ---------------------------------------------------------------- memory
+    # ---------------------------------------------------------------- the state
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next pass be that of an epoch; the epoch of a loaded state goes on where it was.
-
-        >>> DataLoader(range(4)).set_epoch(3)
-        """
+        """Set the epoch of the next pass. The epoch of a loaded state resumes at its position."""
         if epoch != self.epoch:
             self._begin = self._place = self._place_of(epoch)
             self.epoch, self._open = epoch, None
@@ -498,16 +494,16 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         sized = self._sampler is None or hasattr(self._sampler, "__len__")
         if isinstance(self.dataset, IterableDataset) or not sized:
             raise ValueError(
-                f"set_epoch({epoch}): the next pass is number {self.epoch}, and with "
-                "batches_per_pass another one can only be found where the length is known; "
-                "load_state_dict goes on at any place"
+                f"set_epoch({epoch}): the next pass is number {self.epoch}. With batches_per_pass, "
+                "the place of another pass is known only if the length is known; use "
+                "load_state_dict to go on at any place"
             )
         starts = self._starts(self._length())
         turn, step = divmod(epoch * self.batches_per_pass, len(starts) or 1)
         return _Place(turn, step * self._group())
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loop is: a few integers.
+        """The place of the loop in the data: a few integers.
 
         >>> DataLoader(range(4), batch_size=2, seed=42).state_dict()
         {'seed': 42, 'epoch': 0, 'position': 0, 'length': 4, 'order': 'as it is', 'step': 2}
@@ -533,18 +529,18 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another loader was.
+        """Resume at the place of a `state_dict`.
 
         >>> loader = DataLoader(range(4), seed=42)
         >>> loader.load_state_dict({**loader.state_dict(), "epoch": 1, "position": 3})
         >>> [batch.item() for batch in loader]
         [3]
 
-        With another number of ranks, or another batch size, the samples that are left come in
-        other steps, each once.
+        With another number of ranks or another batch size, the remaining samples are divided
+        into other steps, and each comes once.
 
         Raises:
-            ValueError: The state of a loader with another seed, length or order.
+            ValueError: The state's loader had another seed, length or order.
             RuntimeError: A pass is under way.
         """
         if self._pass is not None:
@@ -556,7 +552,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             if state.get(name) != own.get(name):
                 raise ValueError(
                     f"the state is that of a loader with {name} {state.get(name)!r}, and this one "
-                    f"has {own.get(name)!r}: make it as it was, or leave it out of what is loaded"
+                    f"has {own.get(name)!r}: make the loader as before, or do not load its state"
                 )
         if isinstance(self.dataset, IterableDataset):
             begun = state["position"] > 0
@@ -565,7 +561,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             self._begin_parts = state["workers"] if begun else fresh_parts(len(self._parts))
             self._parts = self._begin_parts
         elif self._sampler is None and not 0 <= state["position"] <= self._length():
-            raise ValueError(f"position {state['position']} is not in {self._length()} samples")
+            raise ValueError(
+                f"the state's position is {state['position']}; expected 0 to {self._length()}"
+            )
         self.epoch, self._number = state["epoch"], state.get("loader", 0)
         self._key = numbered_seed(self.seed, self._number)
         turn, done = state.get("turn", self.epoch), state.get("done", 0)
@@ -580,14 +578,14 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         return self.drop_last and self._unit == "samples"
 
     def _length(self) -> int:
-        """Positions of an epoch."""
+        """The number of positions in an epoch."""
         return len(self.dataset if self._sampler is None else self._sampler)  # type: ignore[arg-type]
 
     def _ranks(self) -> Ranks:
         return ranks_of(self.group)
 
     def _group(self) -> int:
-        """Positions of a step, over all ranks."""
+        """The number of positions in a step, over all ranks."""
         return self._ranks().size * (1 if self._unit == "batches" else self.batch_size or 1)
 
     def _order_name(self) -> str:
@@ -596,12 +594,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         return "shuffled" if self._shuffled else "as it is"
 
     def _starts(self, length: int) -> range:
-        """The positions at which the steps of a turn begin."""
+        """The positions at which the steps of a round begin."""
         group = self._group()
         return range(0, length - length % group if self._drops else length, group)
 
     def _planned(self) -> Generator[tuple[Any, Arrival], None, None]:
-        """What the workers are asked for, batch by batch, and what will arrive."""
+        """For each batch, the request to a worker and the arrival to expect."""
         (rank, world_size, _), group = self._ranks(), self._group()
         first, position, done, _ = self._begin
         for turn in itertools.count(first):
@@ -632,11 +630,11 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             position = 0
 
     def _check_reach(self, order: Order, start: int) -> None:
-        """Whether a turn has the place where it is to go on."""
+        """Raise if the round ends before the position at which it must resume."""
         length = order.reach(start, start)
         if length < start:
             raise ValueError(
-                f"the loader is to go on at position {start}, and the sampler yields "
+                f"the loader resumes at position {start}, but the sampler yields only "
                 f"{length} {self._unit}: use the sampler with which the state was saved"
             )
 
@@ -662,9 +660,9 @@ def _collated(collate: Callable[[Any], Any], samples: Any) -> Any:
 
 
 _REMEDY = (
-    "The loader keys random, numpy.random, torch, and the generators that it finds from dataset "
-    "and collate_fn through attributes, containers and closures. Draw from one of these; not from "
-    "random.SystemRandom, os.urandom, the time, or what an earlier sample has left behind."
+    "The loader seeds random, numpy.random, torch, and the generators that it finds from dataset "
+    "and collate_fn through attributes, containers and closures. Use one of these. Do not use "
+    "random.SystemRandom, os.urandom, the time, or values that an earlier sample has changed."
 )
 
 
@@ -673,13 +671,13 @@ def _alone(samples: Any) -> Any:
 
 
 class _Plan:
-    """The batches that a pass asks for: those that are awaited, and some of those behind them."""
+    """The batches that a pass requests: those awaited, and some after them."""
 
     def __init__(self, steps: Generator[tuple[Any, Arrival], None, None]) -> None:
         self._steps = steps
         self._ahead: deque[tuple[Any, Arrival]] = deque()
         self.awaited: deque[Arrival] = deque()
-        self.broken = False  # by an error of the sampler, behind which nothing is known
+        self.broken = False  # after an error of the sampler the next batches are not known
 
     def __iter__(self) -> _Plan:
         return self
@@ -701,7 +699,7 @@ class _Plan:
             raise
 
     def next_steps(self, count: int) -> list[Arrival]:
-        """What will arrive next, so many batches or all that are left."""
+        """The next arrivals: `count` of them, or all that are left."""
         self._look(max(0, count - len(self.awaited) - len(self._ahead)))
         ahead = (arrival for _, arrival in self._ahead)
         return list(itertools.islice(itertools.chain(self.awaited, ahead), count))
@@ -712,7 +710,7 @@ class _Plan:
 
 
 class _Asked:
-    """The batch sampler of torch's loader: what the pass under way asks for."""
+    """The batch sampler of torch's loader; it yields the requests of the pass under way."""
 
     def __init__(self) -> None:
         self.plan = _Plan(_ for _ in ())
@@ -723,11 +721,12 @@ class _Asked:
 
 @functools.cache
 def _ended_at_exit(pid: int) -> weakref.WeakSet[Any]:
-    """Passes with workers, which are told of the program's end: they ignore its signals.
+    """Passes with workers, which are ended at the program's end.
 
-    Python would terminate them, once, and wait for them for ever. A program ends with atexit, of
-    which this has to come before torch's own part; a process that multiprocessing has started ends
-    without it. Passes of another process, which this one is a fork of, are not its own to end.
+    Workers ignore the program's signals, so Python would terminate them in vain and wait for ever.
+    A program calls atexit, and this handler must come before torch's. A process that
+    multiprocessing has started does not call it. Passes of the process from which this one was
+    forked are left alone.
     """
     passes: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -736,7 +735,7 @@ def _ended_at_exit(pid: int) -> weakref.WeakSet[Any]:
             workers._shutdown_workers()
 
     atexit.register(end)
-    multiprocessing.util.Finalize(None, end, exitpriority=100)  # before its queues are closed
+    multiprocessing.util.Finalize(None, end, exitpriority=100)  # before the queues are closed
     return passes
 
 

@@ -1,4 +1,4 @@
-"""The order of an epoch: indices at positions, found when they are asked for."""
+"""The order of an epoch: the indices at its positions, computed when they are needed."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _AHEAD = 8192  # positions whose indices are computed at once
 
 
 class Order(Protocol):
-    """Indices at positions; `again` says how often each came before, None: never."""
+    """The indices at positions."""
 
-    def reach(self, start: int, stop: int) -> int: ...  # how far it goes, at most to `stop`
+    def reach(self, start: int, stop: int) -> int: ...  # the order's end, at most `stop`
     def take(self, positions: range) -> list[Any]: ...  # between the last start and stop
-    def again(self, positions: range) -> list[Any] | None: ...
-    def state(self) -> Any: ...  # of the sampler, after what has been reached
+    def again(self, positions: range) -> list[Any] | None: ...  # earlier uses; None: all are new
+    def state(self) -> Any: ...  # the sampler's state after the positions reached
 
 
 class AsItIs:
-    """Positions are indices."""
+    """The order of the dataset: positions are indices."""
 
     def __init__(self, length: int) -> None:
         self._length = length
 
-    def reach(self, start: int, stop: int) -> int:  # noqa: ARG002  # for those that are read
+    def reach(self, start: int, stop: int) -> int:  # noqa: ARG002
         return min(stop, self._length)
 
     def take(self, positions: range) -> list[int]:
         return list(positions)
 
-    def again(self, positions: range) -> None:  # noqa: ARG002  # none comes twice
+    def again(self, positions: range) -> None:  # noqa: ARG002
         return None
 
     def state(self) -> None:
@@ -47,7 +47,7 @@ class AsItIs:
 
 
 class Shuffled(AsItIs):
-    """The indices at equally spaced positions of a shuffle, computed ahead, many at a time."""
+    """A shuffled order; the indices of equally spaced positions are computed many at a time."""
 
     def __init__(self, length: int, key: tuple[int, ...]) -> None:
         super().__init__(length)
@@ -58,31 +58,28 @@ class Shuffled(AsItIs):
     def take(self, positions: range) -> list[int]:
         if not positions:
             return []
-        if (
-            positions.step != self._known.step
-            or positions[0] not in self._known
-            or positions[-1] not in self._known
-        ):
+        known = self._known
+        inside = positions[0] in known and positions[-1] in known
+        if not (inside and positions.step == known.step):
             count = max(_AHEAD, len(positions))
             end = min(positions.start + count * positions.step, self._length)
             self._known = range(positions.start, end, positions.step)
-            self._indices = self._shuffle(
-                np.arange(self._known.start, end, positions.step)
-            ).tolist()
+            self._indices = self._shuffle(np.array(self._known)).tolist()
         first = self._known.index(positions[0])
         return self._indices[first : first + len(positions)]
 
 
 class Sampled:
-    """What a sampler of the user yields, as a function of a key, read when it is needed.
+    """The order of the user's sampler, which is read when needed and seeded by a key.
 
-    Between two reads others draw, so it has its own state of all generators. A sampler with
-    `state_dict` and `load_state_dict` is begun by these anywhere, and draws by position.
+    Other code uses the random generators between two reads, so their states are switched for each
+    read. A sampler with `state_dict` and `load_state_dict` resumes at any position, and is seeded
+    for each position.
 
     Args:
-        counts: Whether anybody asks for `again`.
-        batches: Whether it yields lists of indices.
-        begun: A state of the sampler, after so many positions.
+        counts: Whether `again` is needed.
+        batches: Whether the sampler yields lists of indices.
+        begun: A state of the sampler, and the position to which it belongs.
     """
 
     def __init__(
@@ -123,7 +120,7 @@ class Sampled:
             set_rng_state(self._draws)
             while self._base + len(self._values) < stop and not self._ended:
                 self._read()
-                if self._base < start:  # on the way to where the pass begins
+                if self._base < start:  # skipped on the way to the pass's beginning
                     self._values.clear()
                     self._before.clear()
                     self._base += 1 - self._ended
@@ -148,7 +145,7 @@ class Sampled:
 
     def _came(self, index: Any, position: int) -> int:
         if self._remembers:
-            return position + 1  # what came before a state is not known
+            return position + 1  # after resuming, the earlier indices are not known
         number = index if type(index) is int else number_of(index)
         self._seen[number] += 1
         return self._seen[number] - 1

@@ -1,4 +1,4 @@
-"""Map-style datasets, read so that what a sample draws depends on its key alone."""
+"""Map-style datasets, read so that a sample's random numbers depend only on its key."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from batteries._seeding import rekey
 from batteries.data._generators import generators_in, rekey_each
 from batteries.data._workers import ends_nothing, stopped
 
-_SAMPLE, _SAMPLES = 2, 5  # what a key is for
+_SAMPLE, _SAMPLES = 2, 5  # the uses of keys
 
 
 class Ask(NamedTuple):
-    """What a worker is asked for."""
+    """The request for a batch."""
 
     seed: int
     epoch: int
     indices: list[Any]
-    again: list[int] | None = None  # how often each came before in the epoch; None: never
+    again: list[int] | None = None  # how often each index came before in the epoch; None: never
 
 
 class Samples(Dataset[Any]):
-    """A dataset whose samples draw by seed, epoch and index alone, asked for as a batch.
+    """A dataset whose samples are seeded by seed, epoch and index.
 
-    An index that comes again in an epoch draws anew. A dataset that reads whole batches, by
-    `__getitems__`, draws by all of their indices.
+    An index that is repeated in an epoch gets another seed. A dataset with `__getitems__` is seeded
+    once for all indices of a batch.
 
     Args:
-        exact: Refuse batches of another number of samples than was asked for.
-        collate: What makes batches of them, which may have generators of its own too.
+        exact: Raise if a batch has another number of samples than indices.
+        collate: The user's `collate_fn`, which may own generators too.
     """
 
     def __init__(self, dataset: Any, exact: bool = False, collate: Any = None) -> None:
@@ -50,7 +50,7 @@ class Samples(Dataset[Any]):
         self._collate = collate
         self._collates_only = collate in (None, default_collate, default_convert)
         self._reads_batches = reads_batches(dataset)
-        self._own: dict[str, Any] = {}  # the generators that were found in this process
+        self._own: dict[str, Any] = {}  # the dataset's own generators, in this process
         self._pid, self._first = 0, True
 
     def __getstate__(self) -> dict[str, Any]:
@@ -64,25 +64,24 @@ class Samples(Dataset[Any]):
         return self._together(ask) if self._reads_batches else self._one_by_one(ask)
 
     def generators(self) -> dict[str, Any]:
-        """Those that dataset and `collate_fn` have of their own, by their places."""
+        """The generators that dataset and `collate_fn` own, by their places."""
         return generators_in(dataset=self.dataset, collate_fn=self._collate)
 
     def _keyed(self, read: Callable[[Any], Any], what: Any, *key: int) -> Any:
-        """What is read under a key."""
         rekey(*key)
         if self._own:
             rekey_each(self._own, *key)
         value = read(what)
         if not self._first:
             return value
-        # A dataset may make its generators when it is first read in a worker.
+        # A dataset may create its generators at its first read in a worker.
         self._first, known = False, {id(generator) for generator in self._own.values()}
         self._own = self.generators()
         new = {id(generator) for generator in self._own.values()} - known
         return self._keyed(read, what, *key) if new else value
 
     def _look(self) -> None:
-        """Find the generators, once in each process."""
+        """Find the dataset's own generators, once in each process."""
         if self._pid != os.getpid():
             self._pid, self._first, self._own = os.getpid(), True, self.generators()
 
@@ -106,14 +105,9 @@ class Samples(Dataset[Any]):
         seed, epoch, indices, again = ask
         if self._collates_only and _is_plain(self.dataset):
             return self._whole(self.dataset.__getitems__(indices), indices)
-        plain = set(map(type, indices)) == {int}  # for all at once: it is done for each batch
-        key = (
-            _SAMPLES,
-            seed,
-            epoch,
-            *(indices if plain else map(number_of, indices)),
-            *(again or ()),
-        )
+        plain = set(map(type, indices)) == {int}  # faster than number_of for each index
+        numbers = indices if plain else map(number_of, indices)
+        key = _SAMPLES, seed, epoch, *numbers, *(again or ())
         self._look()
         with ends_nothing(f"dataset.__getitems__({indices!r})"):
             samples = self._keyed(self.dataset.__getitems__, indices, *key)
@@ -129,13 +123,13 @@ class Samples(Dataset[Any]):
 
 
 def number_of(index: Any) -> int:
-    """The integer by which a sample of an index draws."""
+    """The integer that stands for an index in a key."""
     whole = isinstance(index, int | np.integer)
     return int(index) if whole else zlib.crc32(repr(index).encode())
 
 
 def reads_batches(dataset: Any) -> bool:
-    """Whether a dataset has a `__getitems__` of its own; torch's `Subset` only passes it on."""
+    """Whether a dataset has its own `__getitems__`; torch's `Subset` only calls the inner one's."""
     if type(dataset) is Subset:
         return reads_batches(dataset.dataset)
     if type(dataset) is StackDataset:
@@ -145,13 +139,13 @@ def reads_batches(dataset: Any) -> bool:
 
 
 def draws(dataset: Any) -> bool:
-    """Whether the samples of a dataset may draw; those of tensors do not."""
+    """Whether reading a sample may use random numbers; a `TensorDataset` uses none."""
     while type(dataset) is Subset:
         dataset = dataset.dataset
     return type(dataset) is not TensorDataset
 
 
 def _is_plain(dataset: Any) -> bool:
-    """Whether it is Hugging Face's, without a transform at the moment: rows draw nothing."""
+    """Whether it is a Hugging Face dataset without a transform, which uses no random numbers."""
     own = type(dataset).__module__ == "datasets.arrow_dataset"
     return own and getattr(dataset, "_format_type", "custom") != "custom"

@@ -1,4 +1,4 @@
-"""A shuffle that is computed where it is needed: no list of all indices."""
+"""A shuffle whose indices are computed when needed, without a list of all of them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-_ROUNDS = 16  # from 12 on, all orders of few elements are equally frequent
+_ROUNDS = 16  # with 12 or more, all orders of a few elements are equally frequent
 _HALF = np.uint64(32)
 _MULTIPLIERS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
 
 class Shuffle:
-    """An order of the numbers below `length`, chosen by a key: a bijection, and no list.
+    """A random order of the numbers below `length`, chosen by a key and never stored as a list.
 
     >>> order = Shuffle(10**9, key=(42, 0))
     >>> order(np.arange(3))
@@ -22,12 +22,13 @@ class Shuffle:
     >>> sorted(Shuffle(5, key=(42, 0))(np.arange(5)).tolist())
     [0, 1, 2, 3, 4]
 
-    A Feistel network over pairs of digits: in each round one digit is shifted by a keyed hash of
-    the other, which can be undone, so no two positions meet. What falls outside the length goes
-    through once more. (The idea: "Bandwidth-Optimal Random Shuffling for GPUs", arXiv 2106.06161.)
+    It is a Feistel network over pairs of digits. Each round shifts one digit by a keyed hash of the
+    other. A round can be undone, so no two positions get the same number. A result outside the
+    length goes through the network again. (The idea is from "Bandwidth-Optimal Random Shuffling
+    for GPUs", arXiv 2106.06161.)
 
     Args:
-        length: Up to 2**62.
+        length: The number of elements, up to 2**62.
         key: Any integers.
     """
 
@@ -35,12 +36,12 @@ class Shuffle:
         self._length = length
         first = math.isqrt(max(length - 1, 0)) + 1
         second = max(1, -(-length // first))
-        self._sides = np.uint64(first), np.uint64(second)  # digits; hardly more pairs than numbers
+        self._sides = np.uint64(first), np.uint64(second)  # few more pairs of digits than numbers
         digest = hashlib.shake_128(repr([int(n) for n in key]).encode()).digest(8 * _ROUNDS)
         self._keys = np.frombuffer(digest, "<u8")
 
     def __call__(self, positions: NDArray[np.integer]) -> NDArray[np.int64]:
-        """What stands at positions of the order, (n,) int64."""
+        """The numbers at positions of the order, (n,) int64."""
         values = self._through(positions.astype(np.uint64))
         while (outside := values >= self._length).any():
             values[outside] = self._through(values[outside])
@@ -50,13 +51,13 @@ class Shuffle:
         digits = list(np.divmod(values, self._sides[1]))
         for number, key in enumerate(self._keys):
             moved = number % 2
-            shift = digits[1 - moved] + key  # wraps around, as all of this does
+            shift = digits[1 - moved] + key  # all operations wrap around
             shift *= _MULTIPLIERS[0]
             shift ^= shift >> _HALF
             shift *= _MULTIPLIERS[1]
             shift >>= _HALF
             shift *= self._sides[moved]
-            shift >>= _HALF  # 32 random bits to below the side
+            shift >>= _HALF  # from 32 random bits to a number below the side
             shift += digits[moved]
             shift %= self._sides[moved]
             digits[moved] = shift

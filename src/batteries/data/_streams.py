@@ -1,4 +1,4 @@
-"""Iterable datasets: divided among ranks and workers, seeded, and resumed where they can be."""
+"""Iterable datasets: divided among ranks and workers, seeded, and resumed if they have a state."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from batteries.data._workers import (
 )
 from batteries.distributed._groups import Group, Ranks, ranks_of
 
-_ITEM = 4  # what a key is for
-_SPACING = 20  # a state is taken again after so many times the time that it took
-# Where a worker is: which it is, the items it read, whether that was all, whether it was found to
-# divide the dataset itself; and a state of the dataset, after as many items as `since` says.
+_ITEM = 4  # the use of keys
+_SPACING = 20  # pause between two states of the dataset, in multiples of the time that one takes
+# The place of a worker: its number, the items it read, whether it has read all, and whether the
+# dataset was seen to divide itself. Also a state of the dataset, after `since` items.
 Part = dict[str, Any]
 Sharded: TypeAlias = bool | Literal["workers", "ranks"] | None
 
 
 class Stream(IterableDataset[Any]):
-    """An iterable dataset of which this rank and worker takes its part."""
+    """The part of an iterable dataset that this rank and worker reads."""
 
     def __init__(
         self,
@@ -50,28 +50,28 @@ class Stream(IterableDataset[Any]):
         self._sharded = sharded
         self._of = group
         self._rank, self._world_size = 0, 1
-        self._epoch = -1  # of the pass last begun
-        self._parts: list[Part] = []  # where its workers begin
-        self._again = False  # in the middle of it
-        self._own = sharded in (True, "workers")  # whether its workers divide it
-        self._part: Part = {}  # where this worker is
-        self._due = 0.0  # when its state is taken again
+        self._epoch = -1  # of the last pass
+        self._parts: list[Part] = []  # where the workers of the last pass began
+        self._again = False  # whether the last pass was resumed
+        self._own = sharded in (True, "workers")  # whether the workers yield different items
+        self._part: Part = {}  # this worker's place
+        self._due = 0.0  # the time of the next state
 
     def begin(self, epoch: int, parts: list[Part], seed: int | None = None) -> bool:
-        """Let the next pass be that of an epoch; whether workers of the last one know that.
+        """Prepare the pass of an epoch; return whether persistent workers would begin there too.
 
         Raises:
-            ValueError: Whether each rank has a part of its own has to be said.
+            ValueError: There are several ranks, and `sharded` was not passed.
         """
         again = parts != fresh_parts(len(parts))
-        seed = self._seed if seed is None else seed  # another one after a state was loaded
+        seed = self._seed if seed is None else seed  # a loaded state may change the seed
         known = (epoch, seed) == (self._epoch + 1, self._seed) and not (again or self._again)
         self._seed = seed
         self._rank, self._world_size, _ = self._ranks()
         if self._world_size > 1 and self._sharded is None:
             raise ValueError(
-                f"{self._name} is an iterable dataset that {self._world_size} ranks read. Say "
-                f"which part each of them gets. {_CHOICES}"
+                f"{self._name} is an iterable dataset that {self._world_size} ranks read, and "
+                f"sharded does not say which part each rank gets. {_CHOICES}"
             )
         self._epoch, self._parts, self._again = epoch, parts, again
         return known
@@ -89,8 +89,8 @@ class Stream(IterableDataset[Any]):
     # ---------------------------------------------------------------- in a worker
 
     def begin_worker(self, then: Callable[[int], None] | None, number: int) -> None:
-        """What `worker_init_fn` is for: the dataset may be divided there, as torch's pages show."""
-        # The first may go on where the third was, whose turn it is.
+        """Call the user's `worker_init_fn`, which may divide the dataset, as in torch's manual."""
+        # After resuming, the first worker may go on at the place of the third.
         info: Any = get_worker_info()
         own, workers = self._parts[number]["worker"], info.num_workers
         change_worker(id=own, seed=info.seed - number + own, dataset=self.dataset)
@@ -100,13 +100,13 @@ class Stream(IterableDataset[Any]):
         if self._sharded is None and workers > 1 and "dataset" in asked:
             if "num_workers" not in asked:
                 raise ValueError(
-                    f"worker_init_fn takes {self._name} from get_worker_info(), and may have "
+                    f"worker_init_fn reads {self._name} from get_worker_info(), so it may have "
                     f"given each worker a part of it. {_CHOICES}"
                 )
             self._own = True
 
     def __iter__(self) -> Iterator[Any]:
-        """The items of this part, and `Failed` where one could not be read."""
+        """The items of this part; an item that cannot be read is a `Failed`."""
         worker = get_worker_info()
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
         self._part = part = next(dict(part) for part in self._parts if part["worker"] == number)
@@ -114,14 +114,14 @@ class Stream(IterableDataset[Any]):
         own = self._own or part.get("own", False)
         self._due = 0
         epoch = self._epoch
-        self._epoch += 1  # a persistent worker is told of no other
+        self._epoch += 1  # a persistent worker gets no other sign of the next pass
         asked.clear()
         items, known = self._items(part, epoch), part["items"]
         part["items"] = part.get("since", known)
         last = None
         while True:
-            # Alike for all that must see the same items, and for all before the first item: what
-            # a dataset that divides itself draws there is the order that it divides.
+            # The same key for all that read the same items. Before the first item, the same key
+            # for all: a dataset may shuffle there what it then divides among workers.
             key = (self._rank * by_ranks * workers + number * own) if part["items"] else 0
             rekey(_ITEM, self._seed, epoch, key, part["items"])
             failed = None
@@ -134,7 +134,7 @@ class Stream(IterableDataset[Any]):
                     if last is not None:
                         yield last
                     return
-                failed = Failed(stopped(f"{culprit}, of which {self._name} makes its items,"))
+                failed = Failed(stopped(f"{culprit}, which makes the items of {self._name},"))
             except Exception as error:
                 failed = Failed(error)
             if self._sharded is None and workers > 1 and not own and asked & {"id", "num_workers"}:
@@ -146,11 +146,11 @@ class Stream(IterableDataset[Any]):
             shard += 0 if own else number
             part["items"] += 1
             last = None
-            if part["items"] > known:  # not on the way to where it was
+            if part["items"] > known:  # items up to `known` are skipped
                 if (part["items"] - 1) % shards == shard:
                     yield item if failed is None else failed
                 else:
-                    last = failed  # all tell of it if it ends the stream
+                    last = failed  # if this error ends the stream, all ranks and workers yield it
             asked.clear()
 
     def _items(self, part: Part, epoch: int) -> Iterator[Any]:
@@ -162,24 +162,21 @@ class Stream(IterableDataset[Any]):
         return iter(self.dataset) if not part["ended"] else iter(())
 
     def _check_asked(self, items: int) -> None:
-        """Whether it is clear that a dataset which asks for its worker divides itself."""
-        if items and not self._part.get("own"):
-            when = f"after {items} items asks"
-        elif not asked >= {"id", "num_workers"}:
-            when = "asks"
-        else:
+        """Raise if a dataset that reads `get_worker_info` may or may not divide itself."""
+        if not items and asked >= {"id", "num_workers"}:
             return
+        when = f" after {items} items" if items else ""
         names = " and ".join(sorted(asked & {"id", "num_workers"}))
         raise ValueError(
-            f"{self._name} {when} get_worker_info() for its {names}. It is not clear whether it "
-            f"gives each worker a part of its own. {_CHOICES}"
+            f"{self._name} reads {names} of get_worker_info(){when}. It is not clear whether it "
+            f"gives each worker a different part. {_CHOICES}"
         )
 
     def collated(self, collate: Callable[[Any], Any], items: Any) -> tuple[Any, Part]:
-        """A batch or what failed, and where the dataset is then: a worker goes on to read ahead.
+        """A batch or its error, with the worker's place after it, because workers read ahead.
 
-        A state of the dataset comes along now and then. To go on, what was read since is read
-        again.
+        A state of the dataset is taken from time to time. A run that resumes reads the items after
+        the state again.
         """
         failed = [
             item
@@ -194,7 +191,7 @@ class Stream(IterableDataset[Any]):
         part = {name: self._part[name] for name in self._part if name not in _STATE}
         now = time.perf_counter()
         if remembers(self.dataset) and (now >= self._due or part["ended"]):
-            # Not as it is: each of its tensors would take a file descriptor.
+            # As bytes: each tensor would need a file descriptor on its way to the program.
             state = self.dataset.state_dict()  # type: ignore[attr-defined]
             torch.save(state, frozen := io.BytesIO())
             part.update(frozen=frozen.getvalue(), since=part["items"])
@@ -202,59 +199,51 @@ class Stream(IterableDataset[Any]):
             self._due = after + _SPACING * (after - now)
         return batch, part
 
-    # ---------------------------------------------------------------- going on
+    # ---------------------------------------------------------------- resuming
 
     def check(self, state: dict[str, Any], workers: int) -> None:
-        """Whether this stream can go on in the middle of a pass.
-
-        Raises:
-            ValueError: It cannot; the message says why.
-        """
+        """Raise if this stream cannot resume from a state in the middle of a pass."""
         self.check_memory()
         name, own = self._name, self._ranks()[:2]
         if (state["rank"], state["ranks"]) != own:
             raise ValueError(
                 f"the state is that of rank {state['rank']} of {state['ranks']}, and this is rank "
-                f"{own[0]} of {own[1]}: each has its own place in {name}; start as many ranks, and "
-                "save and load the loader as loader=PerRank(loader)"
+                f"{own[0]} of {own[1]}, but each rank has its own place in {name}: start as many "
+                "ranks, and save and load the loader as loader=PerRank(loader)"
             )
         if len(state["workers"]) != workers:
             raise ValueError(
-                f"{name} was read by {len(state['workers'])} workers (one is the program itself), "
-                f"and there are {workers}: each has its own place in it; use as many to go on in "
-                "the middle of an epoch"
+                f"{name} was read by {len(state['workers'])} workers (1 without workers), and "
+                f"there are {workers}, but each worker has its own place in it: use as many "
+                "workers as before to resume in the middle of an epoch"
             )
 
     def check_memory(self) -> None:
-        """Whether this stream can begin anywhere but at its start.
-
-        Raises:
-            ValueError: It cannot.
-        """
+        """Raise if the dataset has no state to resume from."""
         if not remembers(self.dataset):
             raise ValueError(
-                f"{self._name} has no load_state_dict, or no state_dict that needs no arguments: "
-                "an iterable dataset without a memory cannot go on in the middle of an epoch; give "
-                "it state_dict() and load_state_dict(state), or save at the end of epochs"
+                f"{self._name} has no load_state_dict(state), or no state_dict() without "
+                "arguments, so it cannot resume in the middle of an epoch: give it both methods, "
+                "or save at the end of epochs"
             )
 
 
 _STATE = {"dataset", "frozen", "since"}
 _CHOICES = (
-    "Pass sharded=False if every rank and worker yields all items (they are divided here), "
-    "sharded='workers' if the workers of a rank divide them and all ranks do alike (Hugging "
-    "Face's IterableDataset, and what asks get_worker_info), 'ranks' if the ranks divide them "
-    "and the workers of a rank do not, True if both do"
+    "Pass sharded=False if every rank and worker yields all items (the loader divides them), "
+    "sharded='workers' if only the workers of a rank yield different items (Hugging Face's "
+    "IterableDataset, and datasets that read get_worker_info), sharded='ranks' if only the ranks "
+    "do, sharded=True if both do"
 )
 
 
 def fresh_parts(workers: int) -> list[Part]:
-    """Where the workers of a pass begin."""
+    """The places at which the workers of a new pass begin."""
     return [{"worker": worker, "items": 0, "ended": False} for worker in range(workers)]
 
 
 def followed(parts: list[Part], part: Part) -> list[Part]:
-    """The parts after one of them has moved on, which is the last to have its next turn."""
+    """The parts after one has moved on; it goes to the end, because its next turn is the last."""
     before = next(other for other in parts if other["worker"] == part["worker"])
     if "since" not in part:
         part = {**part, **{name: before[name] for name in _STATE if name in before}}
@@ -262,9 +251,9 @@ def followed(parts: list[Part], part: Part) -> list[Part]:
 
 
 def remembers(thing: Any) -> bool:
-    """Whether something has `state_dict()` and `load_state_dict(state)`, to be called just so.
+    """Whether an object has `state_dict()` and `load_state_dict(state)` with these arguments.
 
-    There are datasets whose `state_dict` needs to be told how far the loop is: it is another one.
+    Some datasets have a `state_dict` that needs the loop's position. They do not count.
     """
     return _takes(thing, "state_dict") and _takes(thing, "load_state_dict", {})
 
@@ -277,14 +266,14 @@ def _takes(thing: Any, name: str, *arguments: Any) -> bool:
         inspect.signature(method).bind(*arguments)
     except TypeError:
         return False
-    except ValueError:  # a builtin that does not say what it takes
+    except ValueError:  # a builtin without a signature
         return True
     return True
 
 
 def thawed(part: Part) -> Part:
-    """A part with its dataset's state as the dataset returned it."""
+    """A part in which the dataset's state is an object, not bytes."""
     if "frozen" not in part:
         return part
-    state = torch.load(io.BytesIO(part["frozen"]), weights_only=False)  # our own worker's
+    state = torch.load(io.BytesIO(part["frozen"]), weights_only=False)  # from our own worker
     return {**{n: value for n, value in part.items() if n != "frozen"}, "dataset": state}

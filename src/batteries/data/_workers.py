@@ -1,4 +1,4 @@
-"""Inside a worker: how it begins, what it is asked, and what becomes of what it cannot send."""
+"""Inside a worker: what the dataset reads of its worker, and errors that reach the program."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.utils.data._utils.worker import WorkerInfo
 
 from batteries.data._failing import Failed
 
-asked: set[str] = set()  # attributes of `get_worker_info()` that were read since it was cleared
+asked: set[str] = set()  # attributes of `get_worker_info()` that were read since the last clear()
 _WATCHED = {"id", "num_workers", "dataset"}
 
 
 class _Watched(WorkerInfo):
-    """What `get_worker_info` returns, however it was imported, noting what is read of it."""
+    """The result of `get_worker_info`, which notes the attributes that are read."""
 
     __slots__ = ()
 
@@ -29,7 +29,7 @@ class _Watched(WorkerInfo):
 
 
 def change_worker(**values: Any) -> None:
-    """Let `get_worker_info` tell the truth about a dataset that is read through a wrapper."""
+    """Let `get_worker_info` return the user's dataset and not our wrapper."""
     info = get_worker_info()
     if info is not None:
         for name, value in values.items():
@@ -37,8 +37,8 @@ def change_worker(**values: Any) -> None:
         object.__setattr__(info, "__class__", _Watched)
 
 
-class ends_nothing:  # noqa: N801  # contextlib's own lets a StopIteration through
-    """Make a StopIteration of the user's an error: torch takes it for the end of the epoch."""
+class ends_nothing:  # noqa: N801  # contextlib.contextmanager lets a StopIteration pass
+    """Turn the user's StopIteration into an error: torch would take it for the epoch's end."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -55,26 +55,27 @@ def stopped(name: str) -> RuntimeError:
     """The error for a StopIteration that is not the end of the epoch."""
     return RuntimeError(
         f"{name} raised StopIteration, which would have ended the epoch as if it were complete; "
-        "an iterator inside it, taken from with next(), may be exhausted"
+        "a next() inside it may have met the end of an iterator: give next() a default or catch "
+        "the end"
     )
 
 
 def leaked_by(end: StopIteration) -> str | None:
-    """The function of a transform that raised a StopIteration; None of an iterator's own end."""
+    """The transform's function that raised a StopIteration; None if an iterator has ended."""
     names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(end.__traceback__)][1:]
     return names[0] if names and not {"__next__", "next"} & {*names} else None
 
 
 def report_what_cannot_be_sent() -> None:
-    """Send an error in place of a batch, or of an error, that cannot be pickled.
+    """Send an error in place of a batch or an error that cannot be pickled.
 
-    The thread that sends would print a traceback and drop it, and the program wait for ever.
+    Otherwise the sending thread prints a traceback, and the program waits for ever.
     """
     multiprocessing.queues.Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
 
 
 def sendable(failed: Failed) -> Any:
-    """An error as it comes through a queue; outside of a worker as it is."""
+    """In a worker, an error that a queue can carry; else the error itself."""
     info = get_worker_info()
     if info is None:
         return failed
@@ -91,7 +92,7 @@ def sendable(failed: Failed) -> Any:
 
 
 def received(sent: Any) -> Any:
-    """What `sendable` made, as an error that can be thrown again; all else as it is."""
+    """A `Failed` for an error that `sendable` made; anything else unchanged."""
     if not isinstance(sent, ExceptionWrapper):
         return sent
     try:
@@ -102,7 +103,7 @@ def received(sent: Any) -> Any:
 
 def _send_error(queue: Any, error: Exception, what: Any) -> None:
     if not (isinstance(what, tuple) and len(what) == 2 and isinstance(what[0], int)):
-        traceback.print_exception(error)  # a queue of the user's
+        traceback.print_exception(error)  # the user's own queue
         return
     number, batch = what
     if isinstance(batch, ExceptionWrapper):  # an error whose class cannot be sent
@@ -112,9 +113,8 @@ def _send_error(queue: Any, error: Exception, what: Any) -> None:
         text = f"a worker could not send a batch, a {type(batch).__name__}: {lines}"
     wrapper: Any = ExceptionWrapper
     told = RuntimeError(text)
-    # In its place: behind the end of its stream, torch no longer listens to this worker.
+    # First in the queue: after the stream's end, torch does not read from this worker.
     with queue._notempty:
         queue._sem.acquire(False)
-        queue._buffer.appendleft(
-            (number, wrapper((RuntimeError, told, None), "in a DataLoader worker"))
-        )
+        wrapped = wrapper((RuntimeError, told, None), "in a DataLoader worker")
+        queue._buffer.appendleft((number, wrapped))

@@ -1,4 +1,4 @@
-"""Ranks, process groups and collectives; with one process and no group, all of it is right too."""
+"""Ranks, process groups and collectives, which also work in one process without a group."""
 
 from batteries import _public
 from batteries.distributed._collectives import all_gather, all_reduce, barrier, broadcast, together

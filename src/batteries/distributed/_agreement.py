@@ -1,4 +1,4 @@
-"""What the ranks tell each other before they do something together, and who does not come."""
+"""The ranks agree before they exchange data, and find out which rank is missing."""
 
 from __future__ import annotations
 
@@ -35,31 +35,32 @@ from batteries.distributed._launch import in_group, rank
 from batteries.distributed._messages import Header, as_tensor, transport_device
 from batteries.distributed._waiting import StoreGoneError, rarely, seconds_between, wait_until
 
-_PLACES = 3  # callers, from the inside
-_SHOWN = 60  # characters of each
+_PLACES = 3  # callers in a place, the innermost first
+_SHOWN = 60  # characters of each caller
 _FEW = 8  # ranks
-_ROOM = 2**13  # bytes in which each of few ranks tells what it is about to do
-_MOMENTS = 3  # in which what a rank sent before it left may still arrive
-_OTHERS = 2.0  # seconds for the others to say that they wait too, when they have looked
-_GRACE = 5.0  # seconds for gloo to say itself that the time is over
-# Not the caller's own: a bar of rank 0 alone is at another line of tqdm's than one that is hidden.
+_ROOM = 2**13  # bytes of a message, if there are few ranks
+_MOMENTS = 3  # checks after a rank has left, in which its last data may still arrive
+_OTHERS = 2.0  # seconds in which the other ranks can say that they wait too
+_GRACE = 5.0  # seconds after the timeout, in which gloo can raise its own error
+# Callers in these files are left out. For example, the visible progress bar of rank 0 and the
+# hidden ones of other ranks call from different lines of tqdm.
 _BETWEEN = (str(Path(__file__).parent.parent), str(Path(tqdm.__file__).parent), contextlib.__file__)
-_FAILED = "failed"  # the last word of a rank at a call
+_FAILED = "failed"  # the last word of a rank whose call has failed
 
 
 class Call(NamedTuple):
-    """What a rank is about to do."""
+    """The collective that a rank is about to do."""
 
-    number: int  # how many it has done, with this one
+    number: int  # of this rank's collectives in the group, counted from 1
     operation: str
-    place: str  # "": not to be compared
+    place: str  # "": not compared
 
 
 class Told(NamedTuple):
-    """What a rank told of its data before this travels."""
+    """What a rank sends before its data."""
 
     header: Header
-    payload: Tensor | None  # has come with the header
+    payload: Tensor | None  # small data, sent with the header
 
 
 def agree(
@@ -70,19 +71,19 @@ def agree(
     src: int | None = None,
     payload: Tensor | None = None,
 ) -> list[Told]:
-    """The headers of all ranks, which are about to do the same thing; a collective.
+    """Exchange headers, if all ranks are about to do the same. All ranks call it.
 
-    Few ranks tell each other all of it at once, and payloads that are small. Each of many ranks
-    tells rank 0 four numbers and hears three; only what differs is then told in words.
+    Up to 8 ranks send each other everything at once, with small payloads. If there are more, each
+    sends four numbers to rank 0 and receives three; texts are sent only if something differs.
 
     Args:
-        check: Whether all must have come from the same place in the program.
+        check: Whether all ranks must call from the same place in the program.
         ranks: Default: the world.
-        src: The rank whose header alone counts, and comes.
+        src: Only the header of this rank is needed and returned.
 
     Raises:
-        RuntimeError: They are not, on every rank, with what each was about to do. Or some did not
-            come: with who they are.
+        RuntimeError: The ranks are not doing the same, or some ranks are missing. The message
+            names the ranks and what each was about to do.
     """
     transfer = Transfer(operation, check, ranks)
     with transfer.sending():
@@ -126,13 +127,13 @@ def _told_by_way_of_zero(
 
 
 def _compared(transfer: Transfer, header: Header, length: int) -> list[int]:
-    """Whether all do the same, whether their headers are alike, and the most bytes of words."""
+    """Whether all do the same, whether all headers are equal, and the longest text in bytes."""
     call, ranks, device = transfer.call, transfer.ranks, transport_device(transfer.ranks.group)
     own = [_digest(call[:2]), _digest(call.place) if call.place else 0, _digest(header), length]
     mine = torch.tensor(own, device=device)
     result = torch.empty(3, dtype=torch.int64, device=device)
     rows = [torch.empty_like(mine) for _ in range(ranks.size)] if ranks.rank == 0 else None
-    # Faster than a reduction, for which gloo goes around all ranks twice.
+    # Faster than a reduction, for which gloo passes through all ranks twice.
     work = dist.gather(mine, rows, group=ranks.group, group_dst=0, async_op=True)
     transfer.wait(work, device, mine, *(rows or ()), here=True)
     if rows:
@@ -145,7 +146,7 @@ def _compared(transfer: Transfer, header: Header, length: int) -> list[int]:
 
 
 def _told_by(transfer: Transfer, words: bytes, src: int | None) -> Iterator[bytes]:
-    """The words of one rank, or of all; they are of one length."""
+    """The words of rank `src`, or of all ranks. All have the same length."""
     ranks, device = transfer.ranks, transport_device(transfer.ranks.group)
     mine = as_tensor(words).to(device)
     parts = [mine] if src is not None else [torch.empty_like(mine) for _ in range(ranks.size)]
@@ -158,7 +159,7 @@ def _told_by(transfer: Transfer, words: bytes, src: int | None) -> Iterator[byte
 
 
 def _digest(value: object) -> int:
-    """63 bits that are never 0."""
+    """63 bits, never 0."""
     data = hashlib.blake2b(json.dumps(value).encode(), digest_size=8).digest()
     return int.from_bytes(data, "big") >> 1 | 1
 
@@ -169,12 +170,9 @@ class _Left(NamedTuple):
 
 
 def check_same(what: str, value: str, remedy: str) -> None:
-    """Raise if another rank has said something else at the same moment; nobody waits.
+    """Raise if another rank has another value between the same two collectives.
 
-    A moment is the time between two collectives. The first rank that comes says it.
-
-    Raises:
-        RuntimeError: With both ranks, their hosts, and what they said.
+    No rank waits: the first rank writes its value to the store, the others compare theirs.
     """
     if not in_group():
         return
@@ -186,33 +184,25 @@ def check_same(what: str, value: str, remedy: str) -> None:
 
 
 class Transfer:
-    """What ranks send each other, and how each of them comes to an end.
+    """One exchange of data between ranks, in which every wait ends.
 
-    Each rank makes one, also one that neither sends nor receives. A wait ends by the data, by an
-    error of the connection, by a rank that is known to have left or failed, or by the group's
-    timeout. Who ends it by an error closes its connections, which ends it for the others.
-
-    Args:
-        check: As `agree` had it.
-        ranks: Default: the world.
+    Every rank makes one, even if it neither sends nor receives. A wait ends when the data arrives,
+    the connection fails, a rank is known to have left or failed, or the group's timeout is over. A
+    rank whose wait fails closes its connections, so the waits of the other ranks end too.
     """
 
     def __init__(self, operation: str, check: bool = True, ranks: Ranks | None = None) -> None:
         self.ranks = ranks_of() if ranks is None else ranks
         group = self.ranks.group or dist.group.WORLD
         number = 0
-        if group is not None:  # there is none in an example
+        if group is not None:  # one process may have no group
             number = counts[group] = counts.get(group, 0) + 1
         self.call = Call(number, operation, _place() if check else "")
         self._words = 0
 
     @contextmanager
     def sending(self) -> Iterator[None]:
-        """A block whose errors are of the connection: they say who left in the middle.
-
-        Raises:
-            RuntimeError: Of a rank that is missing; it says who.
-        """
+        """Add the missing ranks to errors of the connection that are raised in the block."""
         try:
             yield
         except RuntimeError as error:
@@ -220,11 +210,9 @@ class Transfer:
             raise MissingRankError(f"{_told(self.call)} failed: {why}") from error
 
     def wait(self, work: Any, device: torch.device, *tensors: Tensor, here: bool = False) -> None:
-        """Wait inside the block for what was begun.
+        """Wait, inside `sending`, for work that sends or receives `tensors`.
 
-        Args:
-            tensors: Those that travel.
-            here: False lets the next kernels of a GPU wait instead of the program.
+        With `here=False`, tensors on a GPU make its next kernels wait, not the program.
         """
         lend(*tensors)
         moments, now_and_then, pause = 0, rarely(), seconds_between(self.ranks.size)
@@ -233,10 +221,10 @@ class Transfer:
             nonlocal moments
             if _done_within(pause, work, device):
                 return True
-            with suppress(StoreGoneError):  # no word of anybody; the connection will tell
-                if notes().check([ANY_LEFT]):  # else one question is all that the store is asked
+            with suppress(StoreGoneError):  # the connection then raises the error
+                if notes().check([ANY_LEFT]):  # usually the only question to the store
                     self._say()
-                    moments = moments + 1 if self._gone() else 0  # since one left
+                    moments = moments + 1 if self._gone() else 0  # since a rank has left
             if moments == _MOMENTS:
                 raise RuntimeError("a rank has left")
             if next(now_and_then):
@@ -245,7 +233,7 @@ class Transfer:
 
         if (device.type == "cpu" or here) and not wait_until(over, timeout() + _GRACE, pause=0):
             raise RuntimeError(f"it was not over in {timeout():g} s")
-        work.wait()  # raises what went wrong, if anything did
+        work.wait()  # raises the error of the work, if it has one
 
     def _check_connections(self) -> None:
         for other in closed(self.ranks):
@@ -253,10 +241,10 @@ class Transfer:
             if not (left and left.done):
                 raise RuntimeError(f"the connection to rank {other} is closed")
 
-    # ---------------------------------------------------------------- who does not come
+    # ---------------------------------------------------------------- missing ranks
 
     def _say(self, word: str = "") -> None:
-        """That this rank waits, in other words each time, as only a rank can that is there."""
+        """Write that this rank waits. The word is new each time, which proves that it is alive."""
         self._words += 1
         store, me = notes(), self.ranks.members[self.ranks.rank]
         if word:
@@ -264,12 +252,12 @@ class Transfer:
         store.set(f"waits/{self.ranks.name}/{me}", f"{self.call.number} {word or self._words}")
 
     def _said(self, other: int) -> tuple[int, str]:
-        """The call at which a rank last said that it waits, and its word."""
+        """The number of the call at which a rank last wrote that it waits, and its word."""
         number, _, word = (notes().get(f"waits/{self.ranks.name}/{other}") or "0 ").partition(" ")
         return int(number), word
 
     def _gone(self) -> dict[int, str]:
-        """Why ranks will not come to this, or will not bring it to its end."""
+        """The ranks that left before they had done their part in this call or failed, and why."""
         gone = {}
         for other in self.ranks.members:
             left = self._left(other)
@@ -278,7 +266,7 @@ class Transfer:
         return gone
 
     def _left(self, other: int) -> _Left | None:
-        """Whether a rank has left, and whether it had done its part in this before."""
+        """Why a rank has left, and whether it had done its part in this call; None: it is here."""
         left = notes().get(f"left/{other}")
         if left is None:
             return None
@@ -294,7 +282,7 @@ class Transfer:
             gone = {other: why for other, why in self._gone().items() if other in absent}
         except StoreGoneError as error:
             return str(error)
-        # Who failed here for want of a rank that has left is no cause beside it.
+        # A rank that failed here because another had left is no cause.
         causes = {other: why for other, why in gone.items() if why != _FAILED} or gone
         told = [f"rank {other} has left: {why}" for other, why in causes.items()]
         told += [
@@ -304,10 +292,10 @@ class Transfer:
         return "; ".join(told)
 
     def _absent(self) -> set[int]:
-        """The ranks that do not say now that they wait for the others at this call, or a later one.
+        """The ranks that do not write now that they wait at this call or a later one.
 
-        What a rank said before does not count: it may be dead by now. One that says that it failed
-        is there: it was left alone too.
+        Older words do not count, because their ranks may be dead. A rank that writes that it failed
+        is present: it misses another rank too.
         """
         first = {other: self._said(other) for other in self.ranks.members}
         absent = set(first)
@@ -351,15 +339,15 @@ def _difference(calls: list[Call]) -> str:
         for (told, number), ranks in by_call.items()
     ]
     return (
-        f"the ranks are not doing the same: {'; '.join(parts)}. Let all come to the same calls in "
-        "the same order, or pass check=False where they call from different places on purpose"
+        f"the ranks are not doing the same: {'; '.join(parts)}. Let all ranks make the same calls "
+        "in the same order, or pass check=False if they call from different places on purpose"
     )
 
 
 def _done_within(seconds: float, work: Any, device: torch.device) -> bool:
     if device.type == "cpu":
-        with suppress(RuntimeError):  # of the time, or of the work: `is_completed` knows
+        with suppress(RuntimeError):  # the wait timed out, or the work has failed
             work.wait(timedelta(seconds=seconds))
         return bool(work.is_completed())
-    # A wait that ends early would end the whole group of nccl.
+    # With nccl, a wait that times out would end the whole group.
     return wait_until(work.is_completed, seconds, pause=0.001)

@@ -1,4 +1,4 @@
-"""The ranks that were started together find each other in a store that has seen others."""
+"""The ranks of one start find each other in a store that earlier starts have used."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from batteries.distributed._waiting import Notes, StoreGoneError, wait_until
 
-_PATIENCE = 30.0  # seconds of a wait, after which it is told for whom
+_PATIENCE = 30.0  # seconds of a wait, after which a warning names the missing ranks
 
 
 def attempt_store(store: Store, rank: int, world_size: int, timeout: timedelta) -> Store:
-    """The part of a store that belongs to the processes that were started together.
+    """A part of a store for the processes that were started together.
 
-    torchrun keeps one store for all its restarts, and PyTorch puts a group's addresses under the
-    same keys each time: a worker that is quicker than its peers would connect to dead ones. What
-    torchrun says of the attempt does not tell them apart: on several hosts
-    TORCHELASTIC_RESTART_COUNT may differ, because a host that restarts for another's sake does not
-    count it. So rank 0 makes up a name and tells it to those it meets.
+    torchrun keeps one store for all its restarts, and PyTorch writes a group's addresses under the
+    same keys each time. So a worker that starts before the others could connect to dead ones.
+    TORCHELASTIC_RESTART_COUNT does not help: it may differ between hosts, because a host that
+    restarts after another's failure does not count it. So rank 0 makes up a name for the start.
 
-    Each process puts a number of its own under its rank and waits for an answer to that number;
-    rank 0 answers what it finds, old or new, until every rank has confirmed the name.
+    Each process writes a number of its own under its rank and waits for an answer to that number.
+    Rank 0 answers all numbers, old and new, until every rank has confirmed the name.
 
     Raises:
-        TimeoutError: Not all ranks came in time; the message names those that did not.
+        TimeoutError: Not all ranks came in time; the message names those that are missing.
     """
     meeting = Notes(store, "attempts")
     name = str(uuid.uuid4()) if rank == 0 else _ask(meeting, rank, timeout)
@@ -72,12 +71,12 @@ def _answer(store: Notes, name: str, world_size: int, timeout: timedelta) -> Non
     if not wait_until(asked, timeout.total_seconds()):
         raise TimeoutError(
             f"rank 0 waited {timeout.total_seconds():g} s for ranks {sorted(missing)}, which "
-            "did not come: their logs may say why they ended or did not start"
+            "did not come: read in their logs why they ended or did not start"
         )
 
 
 def _telling(over: Callable[[], bool], who: Callable[[], str]) -> Callable[[], bool]:
-    """Ask the same question, and warn once if the answer has been no for long."""
+    """Ask the same question, and warn once if the answer is still no after 30 seconds."""
     late: float | None = time.monotonic() + _PATIENCE
 
     def asked() -> bool:

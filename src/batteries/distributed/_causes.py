@@ -1,4 +1,4 @@
-"""The first error of all ranks: the ranks that fail because of it report it, too."""
+"""The first error of all ranks, which the ranks that fail because of it report too."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from batteries.distributed._groups import closed, notes, ranks_of
 from batteries.distributed._launch import in_group, rank
 from batteries.distributed._waiting import StoreGoneError
 
-_LONG = 500  # characters of an error
+_LONG = 500  # characters of an error text
 
 
 class MissingRankError(RuntimeError):
-    """Some ranks did not come, or have left. The text says which ones, and why."""
+    """Some ranks did not come, or have left. The text says which ranks, and why."""
 
 
 def first_cause(error: BaseException) -> str:
-    """What ended the ranks: the report of the first rank that ended with an error.
+    """The report of the first rank that ended with an error; no rank waits.
 
-    Where a connection is closed to a rank that said nothing, that rank was killed: it is the cause
-    of the errors of the others. Does nothing but ask; nobody waits.
+    If the connection to a rank is closed and the rank has left no report, it was killed. Then it is
+    the cause of the other errors.
     """
     own = f"rank {rank()} on {platform.node()}: {type(error).__name__}: {error}"[:_LONG]
     if not in_group():
         return own
-    says_who = isinstance(error, MissingRankError)  # and has closed all connections
+    says_who = isinstance(error, MissingRankError)  # this rank has then closed its connections
     gone = closed(ranks_of()) if isinstance(error, RuntimeError) and not says_who else []
     try:
         store = notes()
@@ -40,8 +40,8 @@ def first_cause(error: BaseException) -> str:
 
 
 def with_cause(error: BaseException) -> str:
-    """An error as text, with what ended the ranks first where that is another."""
+    """An error as text, followed by the first cause if that is another error."""
     own, cause = f"{type(error).__name__}: {error}", first_cause(error)
-    if "; the first cause: " in own:  # it has been told
+    if "; the first cause: " in own:
         return own
     return own if own[: _LONG // 2] in cause else f"{own}; the first cause: {cause}"

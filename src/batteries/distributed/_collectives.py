@@ -1,4 +1,4 @@
-"""What all ranks do together. One process alone gets what a group of one would get."""
+"""Collectives. One process without a group gets the result of a group of one."""
 
 from __future__ import annotations
 
@@ -31,14 +31,12 @@ from batteries.distributed._messages import (
 from batteries.distributed._sending import send
 
 T = TypeVar("T")
-
-
-# Whether this code is where the ranks are not together: a collective there would pair with another.
+# Whether only some ranks execute this code. A collective here would pair with another one.
 _apart: ContextVar[bool] = ContextVar("_apart", default=False)
 
 
 def alone(what: str, ranks: Ranks | None = None) -> bool:
-    """Whether this process is the only one. Several processes without a group are an error."""
+    """Whether the group has one rank; raises if a collective is not possible here."""
     ranks = ranks_of() if ranks is None else ranks
     if ranks.size == 1:
         return True
@@ -57,7 +55,7 @@ def alone(what: str, ranks: Ranks | None = None) -> bool:
 
 @contextmanager
 def being_apart() -> Iterator[None]:
-    """A block that only some ranks execute: collectives in it are errors."""
+    """A block that only some ranks execute. Collectives raise in it."""
     token = _apart.set(True)
     try:
         with on_one_rank():
@@ -66,15 +64,15 @@ def being_apart() -> Iterator[None]:
         _apart.reset(token)
 
 
-# Whether other ranks do something else meanwhile.
+# Whether other ranks do something else at the same time.
 _one_rank: ContextVar[bool] = ContextVar("_one_rank", default=False)
 
 
 @contextmanager
 def on_one_rank() -> Iterator[None]:
-    """A block in which a sharded model is refused, because it would wait for all ranks.
+    """A block in which calling a sharded model raises, because the call would wait for all ranks.
 
-    The user's own collectives are not refused: another rank may call the same one elsewhere.
+    The user's own collectives are allowed, because another rank may call the same one elsewhere.
     """
     if not in_group():
         yield
@@ -93,29 +91,24 @@ def on_one_rank() -> Iterator[None]:
 
 
 def check_together(*tensors: Any) -> None:
-    """Raise inside `on_one_rank` if some tensor has parts on other ranks.
-
-    Raises:
-        RuntimeError: This rank would wait for the others.
-    """
+    """Raise inside `on_one_rank` if some tensor has parts on other ranks."""
     if _one_rank.get() and any(is_sharded(t) and t.device_mesh.size() > 1 for t in tensors):
         raise RuntimeError(
-            "a model that fully_shard has divided was called on some ranks alone (inside of "
-            "rank_zero_first or a rank_zero_only function): it needs its parts on the others. "
-            "Call it on all ranks, each with its part of the samples, and put the results "
-            "together with Predictions or all_reduce_meters"
+            "a model of fully_shard was called on some ranks alone (inside rank_zero_first or a "
+            "rank_zero_only function), but it needs its parts on the other ranks. Call it on all "
+            "ranks, each with its part of the samples, and combine the results with Predictions "
+            "or all_reduce_meters"
         )
 
 
 def barrier(group: Group = None) -> None:
-    """Wait until every rank is here.
+    """Wait until every rank has called it.
 
     >>> barrier()
 
     Args:
         group: The ranks that take part: a `ProcessGroup`, a `DeviceMesh` of one dimension, or
-            `(mesh, "dp")`. Ranks are numbered as in the group. Default: all ranks. The `group`
-            of the other collectives means the same.
+            `(mesh, "dp")`. Ranks are numbered as in the group. Default: all ranks.
     """
     ranks = ranks_of(group)
     if not alone("barrier", ranks):
@@ -129,16 +122,16 @@ def all_gather(data: T, *, check: bool = True, group: Group = None) -> list[T]:
     [{'name': 'a'}]
 
     Tensors may differ in shape and dtype, and arrive on the device of this rank's own tensor.
-    Other data is pickled; tensors inside it arrive on the CPU. Use it among processes that trust
-    each other: unpickling runs code.
+    Other data is pickled, and tensors inside it arrive on the CPU. Unpickling runs code, so the
+    processes must trust each other.
 
     Args:
-        check: False lets the ranks call from different places.
+        check: False lets the ranks call from different places in the program.
         group: As in `barrier`.
 
     Raises:
-        Exception: The error of a rank whose data cannot be pickled, on every rank.
-        RuntimeError: The ranks are not doing the same, or some do not come; it says who.
+        Exception: The data of a rank cannot be pickled. All ranks raise that rank's error.
+        RuntimeError: The ranks are not doing the same, or some are missing; the message names them.
     """
     ranks = ranks_of(group)
     return [data] if alone("all_gather", ranks) else _all_gather(data, "all_gather", check, ranks)
@@ -172,7 +165,7 @@ def _carry(own: Tensor, payloads: list[Tensor], transfer: Transfer) -> None:
 
 
 def together(function: Callable[[], T], group: Group = None) -> T:
-    """Call a function on every rank. If it raises on one rank, all ranks raise that error.
+    """Call a function on every rank. If it raises on one rank, all ranks raise its error.
 
     >>> together(lambda: 3)
     3
@@ -183,7 +176,7 @@ def together(function: Callable[[], T], group: Group = None) -> T:
     try:
         result = function()
     except BaseException as error:
-        with suppress(BaseException):  # all_gather raises what it has told; so do we, below
+        with suppress(BaseException):  # it raises the error that it sends; so do we, below
             _all_gather(Failure.of(error), "together", True, ranks)
         raise
     _all_gather(None, "together", True, ranks)
@@ -196,16 +189,17 @@ def broadcast(data: T, src: int = 0, *, check: bool = True, group: Group = None)
     >>> broadcast("runs/003")
     'runs/003'
 
-    A tensor arrives on the device of the tensor that the receiving rank passed, else on the CPU.
+    A tensor arrives on the device of the tensor that the receiving rank passed, or on the CPU if it
+    passed none. Other data is pickled, as in `all_gather`.
 
     Args:
-        src: Its number in the group.
-        check: False lets the ranks call from different places.
+        src: The number of the sending rank in the group.
+        check: False lets the ranks call from different places in the program.
         group: As in `barrier`.
 
     Raises:
-        Exception: The error of rank `src` if its data cannot be pickled, on every rank.
-        RuntimeError: The ranks are not doing the same, or some do not come; it says who.
+        Exception: The data of rank `src` cannot be pickled. All ranks raise its error.
+        RuntimeError: The ranks are not doing the same, or some are missing; the message names them.
     """
     ranks = ranks_of(group)
     if alone("broadcast", ranks):
@@ -247,22 +241,22 @@ def all_reduce(
     >>> all_reduce(torch.tensor([True, False]))
     tensor([1, 0])
 
-    Numbers may be ints on some ranks and floats on others. The tensors have equal shapes and
-    dtypes. They are not changed. As in torch, booleans count as integers, the mean of
-    integers is float64, and NaN wins over any number.
+    Numbers may be ints on some ranks and floats on others. Tensors need the same shape and dtype
+    on all ranks, and are not changed. Booleans count as integers, the mean of integers is float64,
+    and the result is NaN if some rank has NaN.
 
     Args:
         op: "sum", "mean", "min", "max" or "product".
-        check: False lets the ranks call from different places, and leaves out the exchange in
-            which they agree, where the value is a tensor: the same on all ranks.
+        check: False lets the ranks call from different places in the program. For tensors it also
+            skips the exchange in which the ranks agree, so all ranks must pass the same `check`.
         group: As in `barrier`.
 
     Raises:
         ValueError: An unknown operation.
-        RuntimeError: The ranks are not doing the same, or some do not come; it says who.
+        RuntimeError: The ranks are not doing the same, or some are missing; the message names them.
     """
     if op not in _REDUCTIONS:
-        raise ValueError(f"all_reduce knows {', '.join(_REDUCTIONS)}, not {op!r}")
+        raise ValueError(f"op is {op!r}; all_reduce knows {', '.join(_REDUCTIONS)}")
     ranks = ranks_of(group)
     if not isinstance(value, Tensor):
         operation = f"all_reduce({op}) of a number"
@@ -287,7 +281,7 @@ def all_reduce(
 def _all_reduced(own: Tensor, op: str, transfer: Transfer) -> Tensor:
     group = transfer.ranks.group
     transport = transport_device(group)
-    if transport.type == "cuda":  # nccl alone does not carry what lies on the CPU
+    if transport.type == "cuda":  # nccl alone cannot send tensors of the CPU
         own = own.to(transport)
     nan = own.isnan() if op in ("min", "max") else None
     counts = None if nan is None else nan.to(torch.uint8)
@@ -298,7 +292,7 @@ def _all_reduced(own: Tensor, op: str, transfer: Transfer) -> Tensor:
         if counts is not None:
             work = dist.all_reduce(counts, op=dist.ReduceOp.MAX, group=group, async_op=True)
             transfer.wait(work, counts.device, counts)
-    if counts is not None:  # which of NaN and a number is larger depends on the rank
+    if counts is not None:  # whether NaN is larger than a number would depend on the rank
         own[counts.bool()] = torch.nan if own.is_floating_point() else 0
     return own
 

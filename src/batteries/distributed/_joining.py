@@ -31,36 +31,36 @@ from batteries.distributed._launch import Launch, launched, local_rank, number, 
 from batteries.distributed._waiting import seconds_between, wait_until
 
 _AT_ITS_END = "it came to its end"
-_LET_GO = 1.0  # seconds for gloo's threads to let go of tensors
-_LEAVE = 10.0  # seconds for the others to come to their end
+_LET_GO = 1.0  # seconds for gloo's threads to release tensors
+_LEAVE = 10.0  # seconds for the other ranks to reach the end of the block
 
 
 @contextmanager
 def setup(backend: str | None = None, timeout: timedelta | None = None) -> Iterator[torch.device]:
-    """Join the process group of the launcher, and leave it at the end of the block, also on errors.
+    """Join the launcher's process group, and leave it at the end of the block or after an error.
 
     >>> with setup() as device:
     ...     weight = torch.zeros(1, device=device)
 
-    Started by torchrun, `python -m torch.distributed.launch` or srun, each process gets its own
-    GPU, or the CPU on a machine without GPUs. Started by hand there is no group, and the device is
-    the first GPU or the CPU.
+    If torchrun, `python -m torch.distributed.launch` or srun has started the program, each process
+    gets its own GPU, or the CPU on a machine without GPUs. Without a launcher there is no group,
+    and the device is the first GPU or the CPU.
+
+    If a rank raises or dies, the connections are closed. Every wait of the other ranks then ends
+    with an error that names the first cause, its rank and its host. Errors of torch's own
+    collectives get this text when they leave the block. A rank that ends without an error waits up
+    to 10 seconds for the others. If the ranks' store does not answer in 10 seconds, it counts as
+    gone.
 
     Args:
-        backend: Default: "gloo" for the CPU, with "nccl" for the GPUs where there are some. "gloo"
-            alone keeps to the CPU.
-        timeout: How long a collective may take, with the wait for the other ranks; default:
-            torch's own, 30 minutes.
-
-    When a rank raises, or a collective fails because a rank is gone, the connections are closed:
-    all that the others wait for ends, with an error that names the first cause, its rank and its
-    host. Errors of torch's own collectives get that when they leave the block. A rank that
-    ends well waits up to 10 seconds for the others to end. A question to the ranks' store has 10
-    seconds; one that does not answer is taken for gone.
+        backend: Default: "gloo" for the CPU, and "nccl" for GPUs if there are some. With "gloo",
+            the device is the CPU.
+        timeout: The longest time of a collective, including the wait for other ranks. Default:
+            torch's, 30 minutes.
 
     Raises:
-        ValueError: More processes were started on this host than it has GPUs; a variable of the
-            launcher is missing, or `torch.multiprocessing.spawn` has set none.
+        ValueError: More processes were started on this host than it has GPUs. Or a variable of the
+            launcher is missing, for example under `torch.multiprocessing.spawn`, which sets none.
     """
     launch = launched()
     gpus = torch.cuda.device_count()
@@ -83,7 +83,7 @@ def setup(backend: str | None = None, timeout: timedelta | None = None) -> Itera
     why, well = _AT_ITS_END, True
     try:
         if "gloo" in dist.get_backend_config():
-            # A rank that ends at once would close a connection that another is still making.
+            # A rank that ends at once would close a connection that another rank still opens.
             connected = torch.zeros(1)
             lend(connected)
             dist.all_reduce(connected)
@@ -102,25 +102,25 @@ def setup(backend: str | None = None, timeout: timedelta | None = None) -> Itera
 
 def _leave(why: str, well: bool) -> None:
     together = False
-    with suppress(RuntimeError):  # of the store: then nobody waits for this rank
+    with suppress(RuntimeError):  # if the store is gone, no rank waits for this one
         together = _take_leave(why, well)
     if not together:
         for group in list(dist.distributed_c10d._world.pg_map):
             break_off(ranks_of(group))
-            # It is never freed. It would wait for gloo's threads, and one of them may wait to its
-            # timeout: gloo can tell a collective nothing about a connection that it found closed.
+            # The group is never freed. Freeing it would wait for gloo's threads, and a thread that
+            # found its connection closed may wait to its timeout.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
     dist.destroy_process_group()
-    # Where something has the group still, such as a model in DDP, its threads live on.
+    # If something still holds the group, such as a DDP model, its threads live on.
     take_back(_LET_GO)
-    time.sleep(0.01)  # for the program's own collectives, whose tensors nobody here knows
+    time.sleep(0.01)  # for the program's own collectives, whose tensors are not in the list
 
 
 def _take_leave(why: str, well: bool) -> bool:
-    """Say that this rank will not come again; whether all have said so.
+    """Write that this rank leaves; return whether all ranks have written so.
 
-    A rank that ends well waits for the others a while. What the last collective sent to them may
-    still be on its way, and is lost when this rank closes its connections.
+    A rank that ends without an error waits for the others. Data of the last collective may still
+    be on its way to them, and is lost when this rank closes its connections.
     """
     store = notes()
     done = {str(group.group_name): number for group, number in counts.items()}
@@ -136,20 +136,20 @@ def _take_leave(why: str, well: bool) -> bool:
 
 
 def _refuse_spawned() -> None:
-    """Refuse processes of torch's `spawn` without variables: each would believe it is alone."""
+    """Refuse processes of torch's `spawn` without variables: each would run alone."""
     frame: Any = sys._getframe()
     while frame is not None:
         if frame.f_globals.get("__name__") == "torch.multiprocessing.spawn":
             raise ValueError(
-                "torch.multiprocessing.spawn has started this process, and the environment does "
-                "not say which it is: set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and "
-                "MASTER_PORT in it before setup(), or start the program with torchrun"
+                "torch.multiprocessing.spawn has started this process, and the environment has "
+                "no rank: set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in it "
+                "before setup(), or start the program with torchrun"
             )
         frame = frame.f_back
 
 
 def _meeting_place(launch: Launch, timeout: timedelta | None) -> dict[str, Any]:
-    """The store in which the ranks find each other: torchrun's (it outlives them) or a new one."""
+    """The store in which the ranks find each other: torchrun's, or a new one."""
     if launch.init_method != "env://":
         return {"init_method": launch.init_method}
     address, port = said("MASTER_ADDR"), number("MASTER_PORT")
@@ -161,8 +161,8 @@ def _meeting_place(launch: Launch, timeout: timedelta | None) -> dict[str, Any]:
 
 
 def _gpu_index(local_rank: int, local_world_size: int, gpus: int) -> int:
-    """The GPU of a process among those it can see."""
-    if local_world_size == 0 and gpus == 1:  # srun --gpus-per-task=1 shows each its own
+    """The GPU of a process among those that it can see."""
+    if local_world_size == 0 and gpus == 1:  # srun --gpus-per-task=1 shows each process one GPU
         return 0
     wanted = local_world_size or local_rank + 1
     if wanted > gpus:

@@ -10,22 +10,17 @@ import torch.distributed as dist
 
 
 class Launch(NamedTuple):
-    """What the launcher said about this process."""
+    """What the launcher's environment variables say about this process."""
 
     rank: int
     world_size: int
-    local_rank: int | None  # None, 0: the launcher does not say
-    local_world_size: int
+    local_rank: int | None  # None: not known
+    local_world_size: int  # 0: not known
     init_method: str
 
 
 def launched() -> Launch | None:
-    """Read what torchrun, torch.distributed.launch or Slurm put in the environment.
-
-    Raises:
-        ValueError: A variable that is missing beside others, is no number, or too large; with its
-            name.
-    """
+    """Read the variables of torchrun, torch.distributed.launch or Slurm; None if there are none."""
     launch = _read()
     if launch is not None and launch.rank >= launch.world_size:
         raise ValueError(
@@ -45,12 +40,12 @@ def _read() -> Launch | None:
             local_world_size=number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in env else 0,
             init_method="env://",
         )
-    # A step's variable, not a job's: in a batch script outside srun there is one process only.
+    # The variable of a step, not of the job: a batch script outside srun is one process.
     if "SLURM_STEP_NUM_TASKS" in env and number("SLURM_STEP_NUM_TASKS") > 1:
         # "node[07-09,12],other3" begins with node07
         host = env.get("MASTER_ADDR") or said("SLURM_STEP_NODELIST")
         host = re.sub(r"\[(\w+)[^]]*\]", r"\1", host).split(",")[0]
-        # The same on every rank, different for jobs that share a host.
+        # The same port on every rank, and different ports for jobs that share a host.
         port = env.get("MASTER_PORT") or 20_000 + number("SLURM_JOB_ID") % 10_000
         return Launch(
             rank=number("SLURM_PROCID"),
@@ -66,7 +61,7 @@ def _read() -> Launch | None:
 
 
 def said(name: str) -> str:
-    """The value of a variable that a launcher sets together with others."""
+    """The value of a variable; an error if it is missing or empty."""
     if not os.environ.get(name):
         found = "empty" if name in os.environ else "missing"
         raise ValueError(
@@ -77,7 +72,7 @@ def said(name: str) -> str:
 
 
 def number(name: str) -> int:
-    """The same, as a whole number."""
+    """The value of a variable as a whole number."""
     text = said(name)
     if not text.strip().isdecimal():
         raise ValueError(f"{name} is {text!r} in the environment; expected a number, 0 or more")
@@ -90,7 +85,7 @@ def in_group() -> bool:
 
 
 def rank() -> int:
-    """The number of this process among all, from 0; what the launcher said where there is no group.
+    """The number of this process among all, from 0. Without a group, the launcher's.
 
     >>> rank()
     0
@@ -102,7 +97,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes there are; what the launcher said where there is no group.
+    """The number of processes. Without a group, the launcher's.
 
     >>> world_size()
     1
@@ -114,13 +109,13 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """The number of this process among those of its host, from 0.
+    """The number of this process among the processes of its host, from 0.
 
     >>> local_rank()
     0
 
     Raises:
-        RuntimeError: There are several processes, and no launcher that said it.
+        RuntimeError: There are several processes, and the environment has no local rank.
     """
     launch = launched()
     if launch and launch.local_rank is not None:
@@ -134,7 +129,7 @@ def local_rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints, logs and writes: global rank 0.
+    """Whether this is global rank 0, the process that prints, logs and writes.
 
     >>> is_main()
     True

@@ -1,4 +1,4 @@
-"""How a value travels between ranks: a header that says what it is, and bytes."""
+"""A value as a message between ranks: a header, and a payload of bytes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from batteries.distributed._launch import rank
 
 
 class Failure(NamedTuple):
-    """An error on its way to other ranks."""
+    """An error that is sent to other ranks."""
 
     rank: int
-    pickled: bytes | None  # None: this error cannot travel as itself
+    pickled: bytes | None  # None: the error cannot be pickled
     text: str
 
     @classmethod
@@ -27,7 +27,7 @@ class Failure(NamedTuple):
         text = "".join(traceback.format_exception(error))
         try:
             pickled = pickle.dumps(error)
-            # An exception with arguments of its own may fail here, or come back as another.
+            # An exception with arguments of its own may fail here, or be another afterwards.
             same = str(pickle.loads(pickled)) == str(error)
         except Exception:
             same = False
@@ -45,7 +45,7 @@ class Failure(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a payload of bytes is."""
+    """The kind and size of a payload."""
 
     size: int  # bytes of payload
     failed: bool
@@ -55,7 +55,7 @@ class Header(NamedTuple):
 
 
 def encode(data: object) -> tuple[Header, Tensor]:
-    """The header and the payload of a value, which stays where it is."""
+    """The header and the payload of a value, on the value's device."""
     dtype, shape, on = None, [], "cpu"
     failure = data if isinstance(data, Failure) else None
     try:
@@ -74,9 +74,9 @@ def encode(data: object) -> tuple[Header, Tensor]:
 
 
 class _Pickler(pickle.Pickler):
-    """Takes tensors to the CPU, and of a view the view alone.
+    """Copies tensors to the CPU, and only the part of a storage that a view shows.
 
-    Torch would unpickle rank 1's on the receiver's second GPU, and send all that a view is part of.
+    Torch would unpickle a tensor of rank 1 on the receiver's second GPU, and send whole storages.
     """
 
     def reducer_override(self, value: Any) -> Any:
@@ -90,22 +90,19 @@ class _Pickler(pickle.Pickler):
 
 
 def is_sharded(value: object) -> bool:
-    """Whether a tensor is a DTensor, of which each rank has its own part."""
-    tensors = sys.modules.get("torch.distributed.tensor")  # takes long to import
+    """Whether a tensor is a DTensor, of which each rank has a part."""
+    tensors = sys.modules.get("torch.distributed.tensor")  # importing it takes long
     return tensors is not None and isinstance(value, tensors.DTensor)
 
 
 def is_fsdp(module: object) -> bool:
-    """Whether `fully_shard` has divided the parameters of a module, or of one in it."""
+    """Whether `fully_shard` was applied to a module."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 def refuse_sharded(value: object, name: str) -> None:
-    """Raise where a whole tensor is needed, and a DTensor was passed.
-
-    On another rank its local part would be taken for that rank's.
-    """
+    """Raise for a DTensor: the receiver would take the sender's part for its own."""
     if is_sharded(value):
         raise TypeError(
             f"{name} is or has a DTensor, of which each rank has its own part: pass "
@@ -114,33 +111,33 @@ def refuse_sharded(value: object, name: str) -> None:
 
 
 def pickled(data: object) -> bytes:
-    """A pickle whose tensors are on the CPU, and no larger than they look."""
+    """A pickle whose tensors are on the CPU, without the rest of their storages."""
     file = io.BytesIO()
     _Pickler(file).dump(data)
     return file.getvalue()
 
 
 def as_tensor(data: bytes) -> Tensor:
-    """Bytes, in memory of their own."""
+    """A copy of the bytes as a tensor."""
     return torch.frombuffer(bytearray(data or b" "), dtype=torch.uint8)[: len(data)]
 
 
 def transport_device(group: Any = None) -> torch.device:
-    """The device whose tensors the group can carry: the CPU, unless the group is nccl alone."""
+    """The device whose tensors the group can send: the CPU, unless nccl is its only backend."""
     if "gloo" in dist.get_backend_config(group) or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 
 def carrying_device(metas: list[Header], group: Any = None) -> torch.device:
-    """The device that carries the payloads: the GPU when they all lie there and nccl is at hand."""
+    """The device from which payloads are sent: the GPU if all are there and the group has nccl."""
     if all(meta.on == "cuda" for meta in metas) and "nccl" in dist.get_backend_config(group):
         return torch.device("cuda", torch.cuda.current_device())
     return transport_device(group)
 
 
 def decode(meta: Header, payload: Tensor, device: torch.device) -> Any:
-    """The value that a header and a payload are; one that is an error is raised."""
+    """The value of a message; raises it if it is an error."""
     if meta.dtype is not None:
         return payload.view(getattr(torch, meta.dtype)).reshape(meta.shape).to(device)
     data = pickle.loads(payload.cpu().numpy().tobytes())
@@ -150,5 +147,5 @@ def decode(meta: Header, payload: Tensor, device: torch.device) -> Any:
 
 
 def device_of(data: object) -> torch.device:
-    """Where a tensor lies; the CPU for other values."""
+    """The device of a tensor; the CPU for other values."""
     return data.device if isinstance(data, Tensor) else torch.device("cpu")

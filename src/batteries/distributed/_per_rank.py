@@ -18,28 +18,28 @@ class PerRank:
     >>> checkpoint["meter_state_dict"]
     {'ranks': [{'value': 3.0, 'sum': 3.0, 'counter': 1}]}
 
-    A checkpoint is written by rank 0; what it holds of other objects is rank 0's. All ranks call
-    `make_checkpoint` then. Load it through `PerRank(meter)` too.
+    Rank 0 writes checkpoints, and without `PerRank` they hold only rank 0's state. With it, all
+    ranks must call `make_checkpoint`. Pass `PerRank(meter)` also when you load.
     """
 
     def __init__(self, part: Any) -> None:
         self._part = memory_of(part)
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of all ranks; a collective."""
+        """The states of all ranks. All ranks call it."""
         state = self._part.state_dict()
         check_remembers("PerRank", self._part, state)
         return {"ranks": all_gather(state)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take this rank's state.
+        """Load this rank's state.
 
         Raises:
-            ValueError: It was saved by another number of ranks.
+            ValueError: Another number of ranks has saved the state.
         """
         if len(state["ranks"]) != world_size():
             raise ValueError(
                 f"the state was saved by {len(state['ranks'])} ranks, and there are "
-                f"{world_size()}: start as many ranks, or leave this object out of the load"
+                f"{world_size()}: start as many ranks, or do not load this object"
             )
         self._part.load_state_dict(state["ranks"][rank()])

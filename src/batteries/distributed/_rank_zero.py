@@ -1,4 +1,4 @@
-"""What rank 0 does alone, first, or for long."""
+"""Code that rank 0 runs alone, first, or for a long time."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from batteries.distributed._waiting import Notes, StoreGoneError, rarely, wait_u
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_SAY_EVERY = 5.0  # seconds between two words of a rank 0 that works alone
-_SILENCE = 60.0  # seconds without a word, after which rank 0 is taken for dead
-_LONGEST = 86_400.0  # seconds that the others wait for it in any case
+_SAY_EVERY = 5.0  # seconds between two signs of life of a rank 0 that works alone
+_SILENCE = 60.0  # seconds without a sign of life, after which rank 0 counts as dead
+_LONGEST = 86_400.0  # seconds that the others wait at most
 
 
 @overload
@@ -36,8 +36,8 @@ def rank_zero_only(function: Callable[P, T] | None = None, *, share: bool = Fals
     >>> announce()
     once
 
-    The other ranks get None and do not wait. With `@rank_zero_only(share=True)` they wait and get
-    the result, or raise the error that rank 0 raised; all ranks must then call it.
+    The other ranks get None and do not wait. With `@rank_zero_only(share=True)`, all ranks must
+    call the function: the others wait for rank 0 and get its result, or raise its error.
     """
     if function is None:
         return functools.partial(_rank_zero_only, share=share)
@@ -63,12 +63,12 @@ def _rank_zero_only(function: Callable[P, T], share: bool) -> Callable[P, T | No
 
 @contextmanager
 def rank_zero_first() -> Iterator[None]:
-    """Let rank 0 go through a block first, then all the others together.
+    """Let rank 0 execute a block first, then all other ranks together.
 
     >>> with rank_zero_first():
     ...     data = "downloaded by rank 0, read from the disk by the others"
 
-    When rank 0 raises inside the block, the others raise the same error instead of entering it.
+    If rank 0 raises inside the block, the others raise the same error and do not enter it.
     """
     if alone("rank_zero_first"):
         yield
@@ -89,18 +89,19 @@ def _sharing_errors() -> Iterator[None]:
         with being_apart():
             yield
     except BaseException as error:
-        with suppress(BaseException):  # `broadcast` raises what it has told; so do we, below
+        with suppress(BaseException):  # it raises the error that it sends; so do we, below
             broadcast(Failure.of(error), check=False)
         raise
 
 
 @contextmanager
 def others_wait() -> Iterator[list[str]]:
-    """A block in which rank 0 may take longer than collectives wait for each other.
+    """A block in which rank 0 may take longer than a collective's timeout.
 
-    The others wait at its end until rank 0 is through, for up to a day. Those that do not come do
-    not matter. When rank 0 does not come they wait as long as a collective would; when it has left,
-    is dead, or says nothing for a minute, they go on, and the next collective names it.
+    The others wait at its end until rank 0 has left the block, for up to a day. Rank 0 waits for
+    no other rank. If rank 0 does not enter the block, the others wait for a collective's timeout.
+    If it has left, is dead, or gives no sign of life for a minute, they go on, and the next
+    collective raises an error that names it.
     """
     told: list[str] = []
     if not in_group():

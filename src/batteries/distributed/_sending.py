@@ -1,4 +1,4 @@
-"""What one rank sends to another, or to all, while both do something else."""
+"""Tensors that one rank sends to another, or to all, in the background."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from batteries.distributed._messages import transport_device
 
 
 def send(transfer: Transfer, data: Tensor, src: int, dst: int | None = None) -> Callable[[], None]:
-    """Begin to bring a tensor from one rank to another, or to all; the ranks concerned call it.
+    """Begin to send a tensor from rank `src` to rank `dst`, or to all; these ranks call it.
 
     Args:
-        data: What the rank `src` sends; elsewhere the memory that it comes into.
+        data: The tensor of rank `src`. On the other ranks, the memory for it.
 
     Returns:
-        To be called before the data is used: it waits until all is there, or says who left.
+        A function that waits until the data has arrived, or raises and names the missing rank.
     """
     ranks = transfer.ranks
     group, sends = ranks.group, ranks.rank == src
     if not data.numel():
         return lambda: None
-    # The same, unless it lies on the CPU and the group has nccl alone.
+    # A copy only if the data is on the CPU and nccl is the group's only backend.
     carrier = data if data.is_cuda else data.to(transport_device(group))
     with transfer.sending():
         if dst is None:
@@ -48,9 +48,9 @@ def send(transfer: Transfer, data: Tensor, src: int, dst: int | None = None) -> 
 
 
 class _Posted:
-    """A message that was sent or asked for, and can say whether it is through.
+    """A message that can tell whether it is complete.
 
-    Gloo's own cannot, and a wait for it that ends early closes the whole group's connections.
+    A message of gloo cannot, and a wait for it that times out closes all connections of the group.
     """
 
     def __init__(self, work: Any) -> None:
@@ -66,11 +66,9 @@ class _Posted:
             self._errors.append(error)
 
     def is_completed(self) -> bool:
-        """Whether it is through, or has failed."""
         return not self._thread.is_alive()
 
     def wait(self, limit: timedelta | None = None) -> None:
-        """Wait for it, or for a moment."""
         self._thread.join(None if limit is None else limit.total_seconds())
         if self._errors:
             raise self._errors[0]

@@ -1,4 +1,4 @@
-"""The one loop in which ranks wait for each other, and questions to their store that all end."""
+"""The loop in which ranks wait for each other, and bounded requests to their store."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
-ANSWER = 10.0  # seconds in which the ranks' store answers, or is taken for gone
-_silent: weakref.WeakSet[Any] = weakref.WeakSet()  # stores that owe an answer
+ANSWER = 10.0  # seconds in which the ranks' store must answer
+_silent: weakref.WeakSet[Any] = weakref.WeakSet()  # stores with an open request
 
 
 class StoreGoneError(RuntimeError):
@@ -20,11 +20,11 @@ class StoreGoneError(RuntimeError):
 
 
 def wait_until(over: Callable[[], bool], seconds: float, pause: float = 0.5) -> bool:
-    """Whether something came true in time.
+    """Whether a condition became true in time.
 
     Args:
-        over: It may wait a moment itself, and may raise to end the wait.
-        pause: The longest between two looks, in seconds. The first ones are short.
+        over: The condition. It may wait a moment itself, and may raise to end the wait.
+        pause: The longest pause between two checks, in seconds. The first pauses are shorter.
     """
     deadline, next_pause = time.monotonic() + seconds, 0.001
     while not over():
@@ -36,20 +36,20 @@ def wait_until(over: Callable[[], bool], seconds: float, pause: float = 0.5) -> 
 
 
 def seconds_between(ranks: int, least: float = 0.5) -> float:
-    """Seconds between two questions of a rank: all ask their store 2,000 times a second at most."""
+    """Seconds between two requests of a rank, so that all ranks make at most 2,000 a second."""
     return max(least, ranks / 2000)
 
 
 def rarely() -> Iterator[bool]:
-    """Whether it is time for what leaves a trace each time: more and more seldom."""
+    """True for the 1st, 2nd, 4th, 8th, ... item: for checks that leave an open message behind."""
     return ((number & (number - 1)) == 0 for number in itertools.count(1))
 
 
 class Notes:
-    """A store in which ranks leave word for each other.
+    """A store in which ranks leave notes for each other.
 
-    Torch's own client waits for ever where the store's host has stopped. Here each question ends:
-    by an answer, or by `StoreGoneError` after 10 seconds, and at once while an older one is open.
+    Torch's own client waits for ever if the store's host has stopped. Here each request ends with
+    an answer, or with `StoreGoneError`: after 10 seconds, or at once if an older request is open.
     """
 
     def __init__(self, store: Store, prefix: str = "notes") -> None:
@@ -63,15 +63,15 @@ class Notes:
         return int(self._ask(lambda: self._store.add(key, number)))
 
     def first(self, key: str, value: str) -> str:
-        """What the first rank has said under a key, this one perhaps."""
+        """Write a value if the key has none; return the key's value."""
         return str(self._ask(lambda: self._store.compare_set(key, "", value)).decode())
 
     def check(self, keys: list[str]) -> bool:
-        """Whether all of them are there."""
+        """Whether all keys have a value."""
         return bool(self._ask(lambda: self._store.check(keys)))
 
     def get(self, key: str) -> str | None:
-        """None where it is not there: nothing waits for it to come."""
+        """The value, or None at once if there is none."""
         return str(self._ask(lambda: self._store.get(key)).decode()) if self.check([key]) else None
 
     def _ask(self, question: Callable[[], Any]) -> Any:

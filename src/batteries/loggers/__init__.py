@@ -1,4 +1,4 @@
-"""Metrics to trackers, without waiting for them."""
+"""Loggers that send metrics to trackers in the background."""
 
 from batteries import _public
 from batteries._rundir.lines import read_lines

@@ -1,4 +1,4 @@
-"""What the loggers have in common: a queue, a thread that writes, and a place to go on from."""
+"""The base class of the loggers: a queue, a thread that writes, and a state to resume from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -32,14 +31,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Metrics = Mapping[str, "float | Tensor | Metrics"]
-# Whose it is, a method and its arguments.
-Call = tuple["BackgroundLogger", str, tuple[Any, ...]]
-_BOUND = 10_000  # calls that may wait to be written
-_MANY = _BOUND // 2  # calls that are not gathered any longer
-_GATHER = 0.1  # seconds in which calls come together, to be written at once
-_IDLE = 600  # times nothing came together, after which the thread sleeps until something does
-_RETRY = 5.0  # seconds until a tracker that could not be opened is tried again
-_PATIENCE = 60.0  # seconds that `close`, and once a full queue, waits for a tracker
+Call = tuple["BackgroundLogger", str, tuple[Any, ...]]  # a logger, a method, its arguments
+_BOUND = 10_000  # calls that may wait in the queue
+_MANY = _BOUND // 2  # calls in the queue that wake the thread at once
+_GATHER = 0.1  # seconds in which calls are gathered, to be written together
+_IDLE = 600  # intervals without a call, after which the thread sleeps until the next call
+_RETRY = 5.0  # seconds until the next attempt to open a tracker
+_PATIENCE = 60.0  # seconds that `close` waits for a tracker; a full queue waits once as long
 
 
 class Row(NamedTuple):
@@ -51,30 +49,29 @@ class Row(NamedTuple):
 
 
 class BackgroundLogger:
-    """A tracker that is written to by a thread of its own; the trackers' loggers are its children.
+    """The base class of the loggers, which write to a tracker in a thread.
 
-    Rank 0 writes; on the other ranks nothing happens. A call returns when its numbers are read,
-    and what it logs is with the tracker within a second. A tracker that fails is warned about at
-    the next call, once, and stops nothing. When 10,000 calls wait for one that does not answer,
-    more are lost, and `close` says how many. One that is dropped without `close` writes what it
-    has, and its thread ends.
+    Rank 0 writes; on the other ranks the calls do nothing. A call returns when it has read its
+    numbers, and they reach the tracker within a second. If a tracker fails, the next call warns
+    once, and training goes on. If 10,000 calls wait for a tracker that does not answer, further
+    calls are lost, and `close` says how many. A logger that is deleted without `close` still writes
+    what it has.
 
-    `state_dict` has the id of the run and the highest step. Who loads it goes on with that run, and
-    steps after it are not there twice: so it belongs in the checkpoint.
+    `state_dict` has the id of the run and the highest step. Save it in the checkpoint: a run that
+    loads it continues in the tracker, and no step is there twice.
 
     Args:
-        run_id: What the tracker is to know the run by; default: a new one, or that of the
-            checkpoint.
+        run_id: The run's id for the tracker. Default: a new id, or the checkpoint's.
     """
 
-    # The thread has the calls, and they the logger: an idle thread keeps nothing alive, and a
-    # logger that is dropped stays until what was logged is written.
+    # The thread refers to the calls, and each call to its logger. So an idle thread keeps no logger
+    # alive, and a logger that is deleted lives until its calls are written.
 
     def __init__(self, logdir: PathLike, *, run_id: str | None = None) -> None:
         self.logdir = Path(logdir)
         self.run_id = run_id or uuid.uuid4().hex[:16]
         self._step: int | None = None  # the highest so far
-        self._continues: int | None = None  # after which step; None: begins
+        self._continues: int | None = None  # the last step of the run to continue; None: a new run
         self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self._hurry, self._room, self._ending, self._tried = (threading.Event() for _ in range(4))
         self._patient = True
@@ -82,62 +79,62 @@ class BackgroundLogger:
         self._told = False
         self._error: Exception | None = None
         self._lost = 0
-        self._failed = False  # the run, not the logger
+        self._failed = False  # whether the run failed, not the logger
         self._closed = False
         self._exit = _closing(weakref.ref(self))
         atexit.register(self._exit)
 
-    # ---------------------------------------------------------------- what is called in the loop
+    # ---------------------------------------------------------------- called in the loop
 
     def log_metrics(self, metrics: Metrics, step: int) -> None:
         """Write each number under its name; nested names are joined: "train/loss".
 
         Args:
             metrics: Numbers or tensors of one element. Those on a device are read together.
-            step: In the user's own counting: epochs, updates or samples.
+            step: Your own count of epochs, updates or samples.
 
         Raises:
-            TypeError: A value that is not a number, with its name.
-            ValueError: Two of them have the same name when they are joined.
+            TypeError: A value is not one number; the message has its name.
+            ValueError: Two values have the same joined name.
         """
-        if isinstance(metrics, Numbers) or distributed.is_main():  # who has read them has asked
+        if isinstance(metrics, Numbers) or distributed.is_main():  # `Loggers` has asked is_main()
             step = _whole(step)
             self._step = step if self._step is None else max(step, self._step)
             self._put("_write_metrics", Row(step, time.time(), read_together(metrics)))
 
     def log_params(self, params: Any) -> None:
-        """Write what the run was started with; nested names are joined, secrets are masked.
+        """Write the run's parameters; nested names are joined, secrets are masked.
 
         Raises:
-            ValueError: Two of them have the same name when they are joined.
+            ValueError: Two values have the same joined name.
         """
         self._call("_write_params", flatten(masked(params)))
 
     def log_figure(self, name: str, figure: Any, step: int) -> None:
-        """Write a picture of a matplotlib figure (or of anything with its `savefig`)."""
+        """Write a matplotlib figure, or another object with `savefig`, as an image."""
         if distributed.is_main():
             image = io.BytesIO()
             figure.savefig(image, format="png")
             self._put("_write_figure", name, image.getvalue(), _whole(step))
 
     def log_image(self, name: str, image: Any, step: int) -> None:
-        """Write an image: uint8, or floats from 0 to 1.
+        """Write an image of uint8, or of floats from 0 to 1.
 
         Args:
-            image: A tensor (channels, height, width) or (height, width), as torchvision has it; an
-                array (height, width, channels) or (height, width), or one of Pillow.
+            image: A tensor (channels, height, width) or (height, width); an array (height, width,
+                channels) or (height, width); or an image of Pillow.
 
         Raises:
-            ValueError: Another shape, another type, or floats outside of 0 to 1.
+            ValueError: The image has another shape or dtype, or floats outside of 0 to 1.
         """
         if distributed.is_main():
             self._put("_write_figure", name, png_of(name, image), _whole(step))
 
     def log_histogram(self, name: str, values: Any, step: int, bins: int = 64) -> None:
-        """Write how many of the values of a tensor or array lie where.
+        """Write a histogram of the values of a tensor or array.
 
-        What is NaN, infinite or as large as 1e300 is not counted in the bins. The values are copied
-        from the device, so this waits for it.
+        Values that are NaN, infinite or as large as 1e300 are in no bin. The call waits for the
+        device, because it copies the values.
 
         Raises:
             ValueError: Fewer than 1 or more than 256 bins.
@@ -150,7 +147,7 @@ class BackgroundLogger:
         self._call("_write_text", name, str(text), _whole(step))
 
     def close(self) -> None:
-        """Write out what still waits. Calling it again has no effect."""
+        """Write all waiting calls and end the thread. Calling it again has no effect."""
         atexit.unregister(self._exit)
         self._closed = True
         if self._thread is not None:
@@ -170,26 +167,21 @@ class BackgroundLogger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._failed = error is not None
         self.close()
 
-    # ---------------------------------------------------------------- memory
+    # ---------------------------------------------------------------- the state
 
     def state_dict(self) -> dict[str, Any]:
         """The id of the run, and the highest step that was logged."""
         return {"run_id": self.run_id, "step": self._step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with a run, after the step of its state.
+        """Continue the run of a state, after its step.
 
         Raises:
-            RuntimeError: Something was logged already.
+            RuntimeError: The logger has logged already.
         """
         if self._thread is not None:
             raise RuntimeError(
@@ -199,18 +191,20 @@ class BackgroundLogger:
         self._continues = -1 if self._step is None else self._step
 
     def start_over(self) -> None:
-        """Begin with a run of which no checkpoint was kept: its steps are to come again.
+        """Begin a run again whose steps will come again, because it has no checkpoint.
 
-        `resume` calls it, which has found none. After the first call it does nothing.
+        `resume` calls it if it finds no checkpoint. After the first logging call it does nothing.
         """
         if self._thread is None:
             self._continues = -1
 
-    # ---------------------------------------------------------------- what the trackers do
+    # ---------------------------------------------------------------- defined by each tracker
 
-    _opens_at_once = False  # whether the first call waits until the tracker was opened
+    _opens_at_once = False  # whether the first call waits until the tracker is open
 
-    def _look_around(self) -> None: ...  # in the program's own thread, before it is opened
+    def _look_around(
+        self,
+    ) -> None: ...  # runs in the program's thread, before the tracker is opened
     def _open(self) -> None: ...
     def _write_metrics(self, rows: list[Row]) -> None: ...
     def _write_params(self, params: dict[str, Any]) -> None: ...
@@ -232,7 +226,7 @@ class BackgroundLogger:
 
     def _put(self, what: str, *arguments: Any) -> None:
         if self._closed:
-            raise RuntimeError(f"{self._name} was closed: log before that")
+            raise RuntimeError(f"{self._name} was closed: log before close()")
         if self._error is not None:
             self._report()
         if self._thread is None:
@@ -249,7 +243,7 @@ class BackgroundLogger:
         else:
             self._lost += 1
             self._error = self._error or TimeoutError(
-                f"{_BOUND:,} calls wait for it; more are lost"
+                f"{_BOUND:,} calls wait for it; further calls are lost"
             )
         if self._opens_at_once and not self._tried.is_set():
             self._tried.wait(_PATIENCE)
@@ -266,9 +260,9 @@ class BackgroundLogger:
             )
 
     def _has_room(self) -> bool:
-        """Whether there is room in the queue; for a tracker that works it is waited for, a while.
+        """Whether the queue has room; if the tracker works, wait for room.
 
-        A loop that logs faster than can be written is held up, and loses nothing.
+        So a loop that logs faster than the tracker writes is slowed down and loses nothing.
         """
         self._room.clear()
         if self._calls.qsize() >= _BOUND and self._patient and self._error is None:
@@ -281,28 +275,27 @@ class BackgroundLogger:
             if self._thread is None:
                 atexit.unregister(self._exit)
             else:
-                self._calls.put((self, "_end", ()))  # for the last time: it lives until then
+                self._calls.put((self, "_end", ()))  # the logger lives until this call is done
 
     def _begin(self) -> bool:
-        """Open the tracker; False if the logger was closed before that could be done."""
-        while not self._try_to_open():
-            if self._ending.wait(_RETRY):  # what was called meanwhile waits in the queue
-                self._lost += self._calls.qsize()  # with the first, without the end
+        """Open the tracker; False if the logger was closed before that was possible."""
+        while True:
+            opened = self._try(self._open)
+            self._tried.set()
+            if opened:
+                break
+            if self._ending.wait(_RETRY):  # meanwhile the calls wait in the queue
+                self._lost += self._calls.qsize()  # the first call is out of it, "_end" is in it
                 return False
-        if not self._closed:  # again: before what the tracker has registered, if anything
+        if not self._closed:  # registered again, to run before the tracker's own exit function
             atexit.register(self._exit)
         return True
 
     def _end(self) -> None:
         self._try(self._close)
-        if not self._ending.is_set():  # it was dropped: nobody asks any more
+        if not self._ending.is_set():  # the logger was deleted without `close`
             atexit.unregister(self._exit)
             self._report()
-
-    def _try_to_open(self) -> bool:
-        opened = self._try(self._open)
-        self._tried.set()
-        return opened
 
     def _write_calls(self, calls: list[Call]) -> None:
         lost = 0
@@ -330,7 +323,7 @@ def _work(calls: queue.SimpleQueue[Call], hurry: threading.Event) -> None:
         return
     while some[-1][1] != "_end":
         some[0][0]._write_calls(some)
-        some.clear()  # whoever drops the logger now frees it
+        some.clear()  # no reference to the logger remains here
         some = _gathered(calls, hurry)
         some[0][0]._patient = True
         some[0][0]._room.set()
@@ -339,10 +332,10 @@ def _work(calls: queue.SimpleQueue[Call], hurry: threading.Event) -> None:
 
 
 def _gathered(calls: queue.SimpleQueue[Call], hurry: threading.Event) -> list[Call]:
-    """Calls that have come together.
+    """The calls of the last interval.
 
-    To wake a thread takes a call tens of microseconds, so it looks by itself now and then; it
-    is woken when there are many.
+    Waking the thread would take each call tens of microseconds. So the thread checks the queue in
+    intervals, and a call wakes it only if the queue is long.
     """
     for _ in range(_IDLE):
         hurry.wait(_GATHER)
@@ -356,7 +349,7 @@ def _gathered(calls: queue.SimpleQueue[Call], hurry: threading.Event) -> list[Ca
 
 
 def _closing(own: Callable[[], BackgroundLogger | None]) -> Callable[[], None]:
-    """What closes a logger at the end of the program, if it is still there then."""
+    """A function that closes a logger at the end of the program if the logger still exists."""
 
     def close() -> None:
         logger = own()
@@ -367,17 +360,17 @@ def _closing(own: Callable[[], BackgroundLogger | None]) -> Callable[[], None]:
 
 
 class Numbers(dict[str, float]):
-    """Metrics that have been read."""
+    """The result of `read_together`."""
 
 
 def read_together(metrics: Metrics) -> dict[str, float]:
-    """Numbers by their joined names; those on a device are fetched from it together.
+    """Metrics as numbers by joined names; one copy for each device fetches its tensors.
 
     >>> read_together({"train": {"loss": torch.tensor(0.5)}, "lr": 1})
     {'train/loss': 0.5, 'lr': 1.0}
 
     Raises:
-        TypeError: A value that is not one number, with its name.
+        TypeError: A value is not one number; the message has its name.
     """
     if isinstance(metrics, Numbers):
         return metrics
@@ -387,7 +380,7 @@ def read_together(metrics: Metrics) -> dict[str, float]:
         if type(number) is float:
             read[name] = number
         else:
-            read[name], away[name] = math.nan, number  # to be fetched; in its order
+            read[name], away[name] = math.nan, number  # NaN keeps the place in the order
     for device in {tensor.device for tensor in away.values()}:
         there = {name: tensor for name, tensor in away.items() if tensor.device == device}
         exact = torch.float32 if device.type == "mps" else torch.float64
@@ -397,7 +390,7 @@ def read_together(metrics: Metrics) -> dict[str, float]:
 
 
 def _number(name: str, value: Any) -> float | Tensor:
-    if type(value) is float:  # the usual case: a tenth of the time of what follows
+    if type(value) is float:  # the usual case, which takes a tenth of the time
         return value
     if isinstance(value, Tensor):
         value = value.detach()
@@ -420,11 +413,7 @@ def _whole(step: Any) -> int:
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of nested mappings, with joined names.
-
-    Raises:
-        ValueError: Two of them have the same name when they are joined.
-    """
+    """The values of nested mappings, with joined names."""
     if not isinstance(values, Mapping):
         raise TypeError(f"{brief(values)} was logged; expected values by their names: {{'a': 0.5}}")
     found: dict[str, Any] = {}
@@ -447,7 +436,7 @@ def _joined(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
 
 
 def file_name(name: str) -> str:
-    """A name that any file system takes, another one for each."""
+    """A name for files on any file system; different names stay different."""
     cleaned = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:150]
     if cleaned == name:
         return name

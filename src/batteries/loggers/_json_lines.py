@@ -1,4 +1,4 @@
-"""One JSON object a line: the record that needs no tracker."""
+"""Metrics as JSON objects, one a line, without a tracker."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from batteries.loggers._pictures import Histogram
 
 
 class JsonLinesLogger(BackgroundLogger):
-    """Metrics as lines of `metrics.jsonl`: the local truth.
+    """Writes metrics as lines of `metrics.jsonl`.
 
     >>> with JsonLinesLogger("runs/digits") as lines:
     ...     lines.log_metrics({"train": {"loss": 0.5}}, step=1)
     >>> json.loads(Path("runs/digits/metrics.jsonl").read_text())["metrics"]
     {'train/loss': 0.5}
 
-    A line is a JSON object with a `time` (seconds since 1970) and `metrics`, `params`, `text`,
-    `histogram` or `figure` (a file in `figures`), and a `step` where there is one. A run that goes
-    on first cuts the lines after its checkpoint; where nothing was kept, all are put aside, in
-    `metrics.1.jsonl`. A metric that is not finite is null, and `not_finite` has "nan", "inf" or
-    "-inf" by its name: so a column stays one of numbers in polars, pandas, jq and JavaScript.
+    A line is a JSON object with a `time` (seconds since 1970), one of `metrics`, `params`, `text`,
+    `histogram` and `figure` (a file in `figures`), and a `step` except for `params`. A metric that
+    is not finite is null, so its column has only numbers for polars, pandas, jq and JavaScript;
+    `not_finite` has "nan", "inf" or "-inf" under the metric's name.
+
+    A resumed run first removes the lines after its checkpoint. If it has no checkpoint, the old
+    file becomes `metrics.1.jsonl`.
     """
 
     def _open(self) -> None:
@@ -51,8 +53,7 @@ class JsonLinesLogger(BackgroundLogger):
         self._write([{"step": step, "time": time.time(), "figure": {name: file}}])
 
     def _write_histogram(self, name: str, histogram: Histogram, step: int) -> None:
-        told = {"counts": histogram.counts, "edges": histogram.edges, "lost": histogram.lost}
-        self._write([{"step": step, "time": time.time(), "histogram": {name: told}}])
+        self._write([{"step": step, "time": time.time(), "histogram": {name: histogram.plain()}}])
 
     def _write_text(self, name: str, text: str, step: int) -> None:
         self._write([{"step": step, "time": time.time(), "text": {name: text}}])

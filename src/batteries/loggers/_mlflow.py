@@ -17,31 +17,31 @@ from batteries.loggers._background import BackgroundLogger, Row, file_name
 from batteries.loggers._pictures import Histogram
 
 _TAG = "batteries.run_id"
-_REFUSED = re.compile(r"[^\w\-. /]|^[./]|(?<=/)\.+(?=/|$)|/$")  # it makes paths of names
-_NAME_TAG = "batteries.name."  # before a name that had to change: what it was
-_UNSAFE = re.compile(r"[^\w./ +@,=:~-]")  # in the address of a database: read as part of it
+_REFUSED = re.compile(r"[^\w\-. /]|^[./]|(?<=/)\.+(?=/|$)|/$")  # MLflow makes paths of names
+_NAME_TAG = "batteries.name."  # the beginning of tags that hold the names before a change
+_UNSAFE = re.compile(r"[^\w./ +@,=:~-]")  # characters with a meaning in a database's address
 _PLAIN = re.compile(r"[\w.-]+")
-_AT_ONCE = 1000  # metrics in a call, MLflow's limit; of params it is 100
+_AT_ONCE = 1000  # MLflow's limit of metrics in a call; of params it is 100
 
 
 class MLflowLogger(BackgroundLogger):
-    """Metrics to MLflow.
+    """Writes metrics to MLflow.
 
     >>> mlflow = MLflowLogger("runs/digits", experiment="digits")
     >>> mlflow.close()
 
-    A run that goes on is found by its id, in the tag `batteries.run_id`; numbers that MLflow has
-    already are not sent again. What MLflow allows in no name is written as _: "acc@5" is "acc_5",
-    or "acc_5_2" where that is another metric's; a tag, `batteries.name.acc_5`, has what it was.
+    A resumed run is found by its id in the tag `batteries.run_id`, and numbers that MLflow already
+    has are not sent again. Characters that MLflow allows in no name become _: "acc@5" is "acc_5",
+    or "acc_5_2" if another metric has that name. The tag `batteries.name.acc_5` has the old name.
 
-    If the program has an active run at the first call, and no argument asks for another one, the
-    logger writes into that run and does not end it.
+    If the program has an active run at the first call, and you pass none of `tracking_uri`,
+    `experiment` and `run_id`, the logger writes into that run and does not end it.
 
     Args:
-        tracking_uri: A tracking server, "http://host:5000"; default: what MLFLOW_TRACKING_URI or
-            `mlflow.set_tracking_uri` say, else `mlflow.db` in `logdir`.
-        experiment: What MLflow groups runs by; default: what MLFLOW_EXPERIMENT_NAME or
-            `mlflow.set_experiment` say where that is the address, else "batteries".
+        tracking_uri: A tracking server, "http://host:5000". Default: the address in
+            MLFLOW_TRACKING_URI or of `mlflow.set_tracking_uri`, else `mlflow.db` in `logdir`.
+        experiment: The MLflow experiment of the run. Default: "batteries". With an address, the
+            experiment of MLFLOW_EXPERIMENT_NAME or `mlflow.set_experiment` comes first.
 
     Raises:
         ModuleNotFoundError: mlflow is not installed.
@@ -72,7 +72,7 @@ class MLflowLogger(BackgroundLogger):
 
     def _open(self) -> None:
         uri, artifacts = self._uri, None
-        # It tells of new tables, and of each error that it raises.
+        # This logger reports new tables, and each error that it also raises.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         if uri is None:
             here = make_directory(self.logdir).resolve()
@@ -82,16 +82,15 @@ class MLflowLogger(BackgroundLogger):
             _make_store(safe / "mlflow.db", here / "mlartifacts")
         self._client = self._tracking.MlflowClient(uri)
         number = "" if self._active else self._experiment_id(artifacts)
-        run = (
-            self._client.get_run(self._active.info.run_id) if self._active else self._found(number)
-        )
-        self._last: dict[str, int] = {}  # steps that MLflow has
-        self._names: dict[str, str] = {}  # that MLflow takes, by those that were logged
+        active = self._active and self._client.get_run(self._active.info.run_id)
+        run = active or self._found(number)
+        self._last: dict[str, int] = {}  # the last step of each metric in MLflow
+        self._names: dict[str, str] = {}  # the name in MLflow of each logged name
         if run:
             self._run_there = run.info.run_id
             if not self._active:
                 self._client.update_run(self._run_there, status="RUNNING")
-            # What the program itself logged into its run is no step of ours.
+            # Steps that the program itself logged into its run do not count.
             own = not self._active or self._continues is not None
             for name in run.data.metrics if own else ():
                 history = self._client.get_metric_history(self._run_there, name)
@@ -117,18 +116,18 @@ class MLflowLogger(BackgroundLogger):
         return str(made)
 
     def _under_another_name(self, directory: Path) -> Path:
-        """A link to a directory whose name cannot be in the address of a database."""
+        """A link to a directory whose name is not allowed in the address of a database."""
         self._link = tempfile.TemporaryDirectory(prefix="batteries-")
         link = Path(self._link.name, "logdir")
         link.symlink_to(directory, target_is_directory=True)
         return link
 
     def _found(self, experiment: str) -> Any:
-        """The run that is known by our id, if there is one."""
+        """The run with our id, or None."""
         if _PLAIN.fullmatch(self.run_id):
             runs = self._client.search_runs([experiment], f"tags.`{_TAG}` = '{self.run_id}'")
             return runs[0] if runs else None
-        token = None  # no filter can have all characters in it
+        token = None  # a filter allows only some characters
         while True:
             runs = self._client.search_runs([experiment], page_token=token)
             for run in runs:
@@ -138,10 +137,10 @@ class MLflowLogger(BackgroundLogger):
                 return None
 
     def _allowed(self, names: Iterable[str]) -> dict[str, str]:
-        """The names that MLflow takes, another one for each."""
+        """A different name in MLflow for each logged name."""
         for name in names:
             if name not in self._names:
-                cleaned = _cleaned(name)
+                cleaned = _REFUSED.sub("_", re.sub("/+", "/", name))[:200] or "_"
                 number, own = 1, cleaned
                 while own in self._names.values():
                     number += 1
@@ -163,7 +162,7 @@ class MLflowLogger(BackgroundLogger):
             self._client.log_batch(self._run_there, metrics=part)
 
     def _write_params(self, params: dict[str, Any]) -> None:
-        # MLflow lets no parameter change: what differs now is a tag.
+        # MLflow does not let a parameter change: a changed value becomes a tag.
         allowed = self._allowed(params)
         params = {allowed[name]: value for name, value in params.items()}
         new = {name: str(value) for name, value in params.items() if name not in self._params}
@@ -182,9 +181,8 @@ class MLflowLogger(BackgroundLogger):
             self._client.log_artifact(self._run_there, str(path), "figures")
 
     def _write_histogram(self, name: str, histogram: Histogram, step: int) -> None:
-        told = {"counts": histogram.counts, "edges": histogram.edges, "lost": histogram.lost}
-        file = f"histograms/{file_name(name)}_{step}.json"  # MLflow draws none
-        self._client.log_dict(self._run_there, told, file)
+        file = f"histograms/{file_name(name)}_{step}.json"  # MLflow draws no histograms
+        self._client.log_dict(self._run_there, histogram.plain(), file)
 
     def _write_text(self, name: str, text: str, step: int) -> None:
         self._client.log_text(self._run_there, text, f"texts/{file_name(name)}_{step}.txt")
@@ -197,13 +195,13 @@ class MLflowLogger(BackgroundLogger):
 
 
 def _make_store(path: Path, artifacts: Path) -> None:
-    """Create an SQLite file that has its name when it has all its tables.
+    """Create an SQLite file under another name, and rename it when it has all its tables.
 
-    MLflow creates them in dozens of steps, and cannot open a file of which some are missing.
+    MLflow creates the tables in dozens of steps, and cannot open a file without some of them.
     """
     module = "mlflow.store.tracking.sqlalchemy_store"
     stores = import_optional(module, needs="mlflow", for_="MLflowLogger")
-    # Its own directory, so that nothing else waits; the artifacts' is there to stay.
+    # The lock is on the artifacts' directory, which no other code locks.
     with locked_directory(make_directory(artifacts), timeout=600):
         for leftover in path.parent.glob(f".{path.name}.*"):
             leftover.unlink()
@@ -211,11 +209,6 @@ def _make_store(path: Path, artifacts: Path) -> None:
             temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
             stores.SqlAlchemyStore(f"sqlite:///{temporary}", artifacts.as_uri()).engine.dispose()
             temporary.replace(path)
-
-
-def _cleaned(name: str) -> str:
-    """A name that MLflow takes."""
-    return _REFUSED.sub("_", re.sub("/+", "/", name))[:200] or "_"
 
 
 def _parts(values: list[Any], length: int) -> Iterator[list[Any]]:

@@ -1,7 +1,8 @@
-"""Pictures and histograms as plain data, that every tracker can take."""
+"""Images and histograms as plain data for every tracker."""
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from typing import Any, NamedTuple
@@ -11,28 +12,25 @@ import torch
 from torch import Tensor
 
 from batteries._foreign import LARGEST
+from batteries._optional import import_optional
 from batteries._rundir.lines import BINS
 
-_KINDS = {1: 0, 3: 2, 4: 6}  # of pixels in a PNG file, by their channels
+_KINDS = {1: 0, 3: 2, 4: 6}  # PNG's color types by the number of channels
 
 
 class Histogram(NamedTuple):
-    """How many values lie between two edges each.
-
-    Attributes:
-        counts: One fewer than edges.
-        moments: The number of counted values, their sum, and the sum of their squares.
-        lost: Values that are NaN, infinite, or as large as 1e300.
-    """
+    """The number of values between each two edges."""
 
     counts: list[int]
-    edges: list[float]
-    moments: tuple[int, float, float]
-    lost: int
+    edges: list[float]  # one more than counts
+    moments: tuple[int, float, float]  # number of counted values, their sum, and that of squares
+    lost: int  # values that are NaN, infinite, or as large as 1e300
+
+    def plain(self) -> dict[str, Any]:
+        return {"counts": self.counts, "edges": self.edges, "lost": self.lost}
 
 
 def histogram_of(name: str, values: Any, bins: int) -> Histogram:
-    """The histogram of an array or a tensor of any shape."""
     if not 1 <= bins <= BINS:
         raise ValueError(f"the histogram {name!r} has {bins} bins; expected 1 to {BINS}")
     if isinstance(values, Tensor):
@@ -50,14 +48,14 @@ def histogram_of(name: str, values: Any, bins: int) -> Histogram:
 
 
 def _wide_enough(values: Any, bins: int) -> tuple[float, float] | None:
-    """Ends between which there are floats for all edges; None where those of the values do."""
+    """A range with enough floats for all edges; None if the values' own range has enough."""
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
     room = bins * float(np.spacing(max(abs(low), abs(high))))
     return (low - room, high + room) if (high - low or 1) < 2 * room else None
 
 
 def png_of(name: str, image: Any) -> bytes:
-    """An image as the bytes of a PNG file, which needs no other library."""
+    """An image as the bytes of a PNG file, without another library."""
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         image = image.float() if image.is_floating_point() else image
@@ -82,10 +80,16 @@ def png_of(name: str, image: Any) -> bytes:
         raise ValueError(f"the image {name!r} is of {pixels.dtype}; expected uint8 or floats")
     height, width, channels = pixels.shape
     head = struct.pack(">IIBBBBB", width, height, 8, _KINDS[channels], 0, 0, 0)
-    lines = np.zeros((height, 1 + width * channels), np.uint8)  # a 0 before each: as it is
+    lines = np.zeros((height, 1 + width * channels), np.uint8)  # the leading 0 means "no filter"
     lines[:, 1:] = pixels.reshape(height, -1)
     parts = ((b"IHDR", head), (b"IDAT", zlib.compress(lines.tobytes(), 6)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(_part(kind, data) for kind, data in parts)
+
+
+def pixels_of(png: bytes) -> Any:
+    """The pixels of a PNG file, (height, width, 3) uint8."""
+    images = import_optional("PIL.Image", needs="pillow", for_="log_figure")
+    return np.asarray(images.open(io.BytesIO(png)).convert("RGB"))
 
 
 def _part(kind: bytes, data: bytes) -> bytes:

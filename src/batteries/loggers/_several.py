@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from batteries import distributed
@@ -17,10 +16,10 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Logger(Protocol):
-    """What a logger is; yours may be one too.
+    """The methods that a logger needs, also one of yours.
 
-    It may also have log_params, log_figure, log_image, log_histogram and log_text. `Loggers` leaves
-    out what it does not have.
+    It may also have log_params, log_figure, log_image, log_histogram and log_text. `Loggers` calls
+    only the methods that it has.
     """
 
     def log_metrics(self, metrics: Any, step: int) -> None: ...
@@ -28,17 +27,17 @@ class Logger(Protocol):
 
 
 class Loggers:
-    """Several loggers as one; one that fails stops neither the training nor the others.
+    """Calls several loggers. If one fails, training and the other loggers go on.
 
     >>> with Loggers(JsonLinesLogger("runs/digits"), TensorBoardLogger("runs/tb")) as loggers:
     ...     loggers.log_metrics({"train": {"loss": 0.5}, "lr": 1e-3}, step=1)
 
-    An error is warned about once for each logger, which goes on being called. Numbers on a device
-    are read once for all. `make_checkpoint(..., loggers=loggers)` and `resume(...,
-    loggers=loggers)` let each go on where it was.
+    The first error of each logger is a warning, and the logger is still called afterwards. Numbers
+    on a device are read once for all loggers. With `make_checkpoint(..., loggers=loggers)` and
+    `resume(..., loggers=loggers)`, each logger continues its run.
 
     Args:
-        *loggers: Ours, or any objects with the same methods.
+        *loggers: Loggers of this room, or other objects with the methods of `Logger`.
     """
 
     def __init__(self, *loggers: Logger) -> None:
@@ -48,53 +47,42 @@ class Loggers:
     def log_metrics(self, metrics: Metrics, step: int) -> None:
         """Write each number under its name.
 
-        >>> Loggers().log_metrics({"loss": 0.5}, step=1)
-
         Raises:
-            TypeError: A value that is not a number, with its name.
+            TypeError: A value is not one number; the message has its name.
         """
         if distributed.is_main():
             self._on_each("log_metrics", read_together(metrics), step)
 
     def log_params(self, params: Any) -> None:
-        """Write what the run was started with.
-
-        >>> Loggers().log_params({"lr": 1e-3})
-        """
-        flatten(masked(params))  # an error of the names is the program's, not a tracker's
+        """Write the run's parameters."""
+        flatten(masked(params))  # an error in the names raises here; it is no tracker's failure
         self._each("log_params", params)
 
     def log_figure(self, name: str, figure: Any, step: int) -> None:
-        """Write a picture of a figure."""
+        """Write a matplotlib figure as an image."""
         self._each("log_figure", name, figure, step)
 
     def log_image(self, name: str, image: Any, step: int) -> None:
         """Write an image: a tensor (channels, height, width) or an array (height, width, channels).
 
-        >>> Loggers().log_image("batch/0", torch.rand(3, 8, 8), step=1)
+        The values are uint8, or floats from 0 to 1.
         """
         self._each("log_image", name, image, step)
 
     def log_histogram(self, name: str, values: Any, step: int, bins: int = 64) -> None:
-        """Write how many of the values of a tensor or array lie where.
-
-        >>> Loggers().log_histogram("weights", torch.randn(100), step=1)
-        """
+        """Write a histogram of the values of a tensor or array."""
         self._each("log_histogram", name, values, step, bins)
 
     def log_text(self, name: str, text: str, step: int) -> None:
-        """Write a text.
-
-        >>> Loggers().log_text("note", "as before, with warmup", step=1)
-        """
+        """Write a text."""
         self._each("log_text", name, text, step)
 
     def close(self) -> None:
-        """Close each of them, on every rank."""
+        """Close each logger, on every rank."""
         self._on_each("close")
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of each logger that has one, by its class.
+        """The state of each logger that has one, by the name of its class.
 
         >>> Loggers(JsonLinesLogger("runs", run_id="a")).state_dict()
         {'JsonLinesLogger': {'run_id': 'a', 'step': None}}
@@ -103,19 +91,13 @@ class Loggers:
         return {name: each.state_dict() for name, each in named if hasattr(each, "state_dict")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let each logger go on where it was; those that the state does not know begin.
-
-        >>> Loggers().load_state_dict({})
-        """
+        """Let each logger continue its run. Loggers that are not in the state begin a new one."""
         for name, each in self._named().items():
             if name in state:
                 each.load_state_dict(state[name])
 
     def start_over(self) -> None:
-        """Let each logger begin with a run of which no checkpoint was kept.
-
-        >>> Loggers().start_over()
-        """
+        """Let each logger begin a run again that has no checkpoint."""
         for each in self._loggers:
             if hasattr(each, "start_over"):
                 each.start_over()
@@ -152,14 +134,9 @@ class Loggers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, each in enumerate(self._loggers):
             if hasattr(each, "__exit__"):
-                self._try(number, each.__exit__, kind, error, traceback)
+                self._try(number, each.__exit__, *error)
             else:
                 self._try(number, each.close)

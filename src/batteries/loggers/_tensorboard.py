@@ -1,34 +1,29 @@
-"""TensorBoard's event files, of torch's events or tensorboardX's."""
+"""TensorBoard's event files, made with torch or tensorboardX."""
 
 from __future__ import annotations
 
-import io
 import platform
 import struct
 import time
 from typing import Any
 
-import numpy as np
-
 from batteries._files import PathLike, append_whole, make_directory
 from batteries._optional import import_optional
 from batteries.loggers._background import BackgroundLogger, Row
-from batteries.loggers._pictures import Histogram
+from batteries.loggers._pictures import Histogram, pixels_of
 
-_VERSION = "brain.Event:2"  # what TensorBoard expects first in a file
+_VERSION = "brain.Event:2"  # TensorBoard expects it at the beginning of a file
 
 
 class TensorBoardLogger(BackgroundLogger):
-    """Metrics as TensorBoard event files.
+    """Writes metrics as TensorBoard event files.
 
     >>> with TensorBoardLogger("runs/digits/tensorboard") as tensorboard:
     ...     tensorboard.log_metrics({"train": {"loss": 0.5}, "lr": 1e-3}, step=1)
 
-    A run that goes on writes into the same directory, and TensorBoard forgets the steps after
-    the checkpoint that were there before.
-
-    The events are made by `torch.utils.tensorboard`, and written here: its `SummaryWriter` has a
-    thread that ends with the first error of the disk, and is dead when there is room again.
+    A resumed run writes into the same directory, and TensorBoard hides the older steps after its
+    checkpoint. After an error of the disk, the logger goes on, which torch's `SummaryWriter` does
+    not.
 
     Raises:
         ModuleNotFoundError: tensorboard is not installed.
@@ -51,7 +46,7 @@ class TensorBoardLogger(BackgroundLogger):
         super().__init__(logdir, run_id=run_id)
 
     def _open(self) -> None:
-        # Two of the same second must not have the same file; readers sort them by name.
+        # Two loggers of the same second need different files. Readers sort the files by name.
         name = f"events.out.tfevents.{self._born // 10**9}.{platform.node()}.{self._born}"
         self._file = make_directory(self.logdir) / name
         self._pieces: list[bytes] = []
@@ -74,7 +69,7 @@ class TensorBoardLogger(BackgroundLogger):
         for row in rows:
             for name, value in row.metrics.items():
                 summary = self._summary.scalar(name, value)
-                summary.value[0].tag = name  # tensorboardX makes one of "a b" and "a_b"
+                summary.value[0].tag = name  # tensorboardX would merge "a b" and "a_b"
                 self._add(row.step, row.time, summary=summary)
 
     def _write_params(self, params: dict[str, Any]) -> None:
@@ -82,16 +77,10 @@ class TensorBoardLogger(BackgroundLogger):
         self._write_text("params", f"| name | value |\n| --- | --- |{rows}", 0)
 
     def _write_figure(self, name: str, png: bytes, step: int) -> None:
-        images = import_optional("PIL.Image", needs="pillow", for_="log_figure")
-        pixels = np.asarray(images.open(io.BytesIO(png)).convert("RGB"))
-        self._add(step, summary=self._summary.image(name, pixels, dataformats="HWC"))
+        self._add(step, summary=self._summary.image(name, pixels_of(png), dataformats="HWC"))
 
     def _write_histogram(self, name: str, histogram: Histogram, step: int) -> None:
-        edges, counts, (number, total, squares) = (
-            histogram.edges,
-            histogram.counts,
-            histogram.moments,
-        )
+        counts, edges, (number, total, squares), _ = histogram
         ends = {"min": edges[0], "max": edges[-1], "num": number, "sum": total}
         own = {"bucket_limits": edges[1:], "bucket_counts": counts, "sum_squares": squares}
         self._add(step, summary=self._summary.histogram_raw(name, **ends, **own))
@@ -105,7 +94,7 @@ class TensorBoardLogger(BackgroundLogger):
 
 
 class TensorBoardXLogger(TensorBoardLogger):
-    """The same files, of tensorboardX's events.
+    """Writes the same files with tensorboardX.
 
     >>> with TensorBoardXLogger("runs/digits/tensorboardx") as tensorboard:
     ...     tensorboard.add_metric("loss", 0.5, global_step=1)
@@ -122,5 +111,5 @@ class TensorBoardXLogger(TensorBoardLogger):
     )
 
     def add_metric(self, tag: str, value: Any, global_step: int) -> None:
-        """`log_metrics` of one number, as the specification spells it."""
+        """Write one number, with the names of tensorboardX's arguments."""
         self.log_metrics({tag: value}, global_step)

@@ -1,8 +1,7 @@
-"""Trackio: a local-first tracker with a dashboard of its own."""
+"""Trackio: a local tracker with its own dashboard."""
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
@@ -10,24 +9,23 @@ import numpy as np
 from batteries._files import PathLike
 from batteries._optional import import_optional
 from batteries.loggers._background import BackgroundLogger, Row
-from batteries.loggers._pictures import Histogram
+from batteries.loggers._pictures import Histogram, pixels_of
 
 
 class TrackioLogger(BackgroundLogger):
-    """Metrics to Trackio, which `trackio show` draws.
+    """Writes metrics to Trackio; `trackio show` draws them.
 
     >>> TrackioLogger("runs/digits", project="digits").close()
 
-    Trackio keeps its files where its own variable TRACKIO_DIR says, by default in the cache of
-    Hugging Face. The run is called after `logdir` and `run_id`, so a run that goes on is the same
-    run there; steps that Trackio has already are not sent again. A run that the program itself has
-    begun stays as it is.
+    Trackio keeps its files in TRACKIO_DIR, by default in the cache of Hugging Face. The run's name
+    is made of `logdir` and `run_id`, so a resumed run continues under the same name. Steps that
+    Trackio already has are not sent again. A run that the program itself has begun is not changed.
 
     Args:
-        project: Whose runs are drawn together.
+        project: The project of the run, whose runs are drawn together.
 
     Raises:
-        ModuleNotFoundError: trackio is not installed; at the first call.
+        ModuleNotFoundError: trackio is not installed. The first call raises it.
     """
 
     def __init__(
@@ -57,12 +55,10 @@ class TrackioLogger(BackgroundLogger):
                 self._run_there.log(dict(row.metrics), step=row.step)
 
     def _write_params(self, params: dict[str, Any]) -> None:
-        self._run_there.config.update({name: params[name] for name in params})
+        self._run_there.config.update(params)
 
     def _write_figure(self, name: str, png: bytes, step: int) -> None:
-        images = import_optional("PIL.Image", needs="pillow", for_="log_figure")
-        pixels = np.asarray(images.open(io.BytesIO(png)).convert("RGB"))
-        self._run_there.log({name: self._trackio.Image(pixels)}, step=step)
+        self._run_there.log({name: self._trackio.Image(pixels_of(png))}, step=step)
 
     def _write_histogram(self, name: str, histogram: Histogram, step: int) -> None:
         both = (np.asarray(histogram.counts), np.asarray(histogram.edges))

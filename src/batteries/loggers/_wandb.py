@@ -1,4 +1,4 @@
-"""Weights & Biases, offline unless told otherwise."""
+"""Weights & Biases, offline by default."""
 
 from __future__ import annotations
 
@@ -18,40 +18,41 @@ from batteries._optional import import_optional
 from batteries.loggers._background import BackgroundLogger, Row
 from batteries.loggers._pictures import Histogram
 
-_HEADER, _BLOCK = 7, 32768  # bytes, of the files it writes offline
+_HEADER, _BLOCK = 7, 32768  # bytes in the files that wandb writes offline
 _SECOND = "%Y%m%d_%H%M%S"
-_SETTLE = 5.0  # seconds after its end in which its server may still be writing
+_SETTLE = 5.0  # seconds after a run's end, in which wandb's server may still write
 _STEP = "global_step"
-_INTERVAL = "x_transaction_log_flush_interval"  # 15 seconds, unless told
-_BARE = "x_disable_meta"  # it records the command line as it is
+_INTERVAL = "x_transaction_log_flush_interval"  # 15 seconds by default
+_BARE = "x_disable_meta"  # leaves out the command line, which may hold secrets
 
 
 class WandbLogger(BackgroundLogger):
-    """Metrics to Weights & Biases.
+    """Writes metrics to Weights & Biases.
 
     >>> wandb = WandbLogger("runs/digits", project="digits")
     >>> wandb.close()
 
-    The step is the metric `global_step`, which the charts are drawn over; your own metric of that
-    name, and names that begin with _, which W&B keeps for itself, are "metrics/global_step". A run
-    that goes on has the same id; offline it is one more directory in `logdir`/wandb, which
-    `wandb sync` adds to the run. Steps that W&B has already are not written again. The first
-    call waits, as `wandb.init` does, until W&B has begun the run.
+    The step is the metric `global_step`, over which W&B draws its charts. Your own metric of that
+    name becomes "metrics/global_step". Names that begin with _, which W&B reserves, get the same
+    prefix. The first call waits until W&B has begun the run.
 
-    If the program has an active run at the first call, and no argument asks for another one, the
-    logger writes into that run and does not finish it. Log there without W&B's own `step=`, which
-    counts the rows of both.
+    A resumed run keeps its id, and steps that W&B already has are not written again. Offline it is
+    a new directory in `logdir`/wandb, which `wandb sync` adds to the run.
+
+    If the program has an active run at the first call, and you pass none of `project`, `mode` and
+    `run_id`, the logger writes into that run and does not finish it. In such a program, do not
+    pass W&B's own `step=`, because it counts the logger's rows too.
 
     Args:
-        project: Default: the environment's WANDB_PROJECT, else "batteries".
-        mode: "offline" writes files; "online" sends them. Default: the environment's WANDB_MODE,
-            else "offline".
+        project: Default: the variable WANDB_PROJECT, else "batteries".
+        mode: "offline" writes files; "online" sends them. Default: the variable WANDB_MODE, else
+            "offline".
 
     Raises:
         ModuleNotFoundError: wandb is not installed.
     """
 
-    # It begins threads. At the end of a program that can no longer be done, from Python 3.12 on.
+    # wandb starts threads. From Python 3.12 on, this is not possible at the end of a program.
     _opens_at_once = True
 
     def __init__(
@@ -72,27 +73,27 @@ class WandbLogger(BackgroundLogger):
         active = self._wandb.run
         self._is_guest = active is not None and not self._asks
         self._run_there = active if self._is_guest else self._begun(beside=active is not None)
-        self.run_id = self._run_there.id  # an agent of a sweep has its own
+        self.run_id = self._run_there.id  # an agent of a sweep chooses the id
         self._file = Path(self._run_there.dir).parent / f"run-{self.run_id}.wandb"
         self._rows = 0
         self._drawn: set[str] = set()
         if not self._is_guest:
-            # wandb's own step takes numbers in only when the next step comes: a kill would lose
-            # them.
+            # With wandb's own step, a row is written only when the next step begins, and a kill
+            # would lose it.
             self._run_there.define_metric("*", step_metric=_STEP)
         self._last = _last_steps(self._file.parents[1], self.run_id)
         self._last_of_others = -1
-        if not self._run_there.offline:  # where it may have less than the files say
+        if not self._run_there.offline:  # the server may have fewer steps than the files
             there = self._run_there.summary.get(_STEP, -1)
             self._last_of_others = -1 if self._last else there
             self._last = {name: min(step, there) for name, step in self._last.items()}
 
     def _begun(self, beside: bool) -> Any:
-        directory = make_directory(self.logdir).resolve()  # its server has another cwd
-        # It names the files of a session by the second, and would write over another's.
+        directory = make_directory(self.logdir).resolve()  # wandb's server has another cwd
+        # wandb names a session's files by the second, and would overwrite those of another session.
         while [*directory.glob(f"wandb/*run-{time.strftime(_SECOND)}-{self.run_id}")]:
             time.sleep(0.1)
-        known = self._wandb.Settings.model_fields  # earlier releases have no such interval
+        known = self._wandb.Settings.model_fields  # older releases lack the interval
         options: dict[str, Any] = {_INTERVAL: 0.5, _BARE: masked_command(sys.argv) != sys.argv}
         options = {name: value for name, value in options.items() if name in known}
         return self._wandb.init(
@@ -143,7 +144,7 @@ class WandbLogger(BackgroundLogger):
         if self._is_guest:
             return
         self._run_there.finish(exit_code=int(self._failed))
-        if self._mode == "offline":  # its server says nothing of a disk that was full
+        if self._mode == "offline":  # wandb's server does not report a full disk
             lost = self._missing()
             deadline = time.monotonic() + _SETTLE
             while lost and time.monotonic() < deadline:
@@ -159,7 +160,7 @@ class WandbLogger(BackgroundLogger):
 
 
 def _named(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Under names that are not W&B's own."""
+    """The metrics without names that W&B reserves."""
     own = [name for name in metrics if name == _STEP or name.startswith("_")]
     if not own:
         return metrics
@@ -170,7 +171,7 @@ def _named(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _last_steps(directory: Path, run_id: str) -> dict[str, int]:
-    """The last step of each name in the files of a run."""
+    """The last step of each metric in the files of a run."""
     last: dict[str, int] = {}
     for file in directory.glob(f"*run-*-{run_id}/run-{run_id}.wandb"):
         for record in read_offline(file):
@@ -182,7 +183,7 @@ def _last_steps(directory: Path, run_id: str) -> dict[str, int]:
 
 
 def read_offline(path: PathLike) -> list[Any]:
-    """The records of a file that wandb wrote offline, as far as it is whole."""
+    """The records of a file that wandb wrote offline, up to the first torn one."""
     messages = import_optional("wandb.proto.wandb_internal_pb2", needs="wandb", for_="read_offline")
     records: list[Any] = []
     for data in _logged(Path(path).read_bytes()):
@@ -193,14 +194,14 @@ def read_offline(path: PathLike) -> list[Any]:
 
 
 def _logged(data: bytes) -> Iterator[bytes]:
-    """The records of a log of LevelDB's format, which wandb puts 7 bytes before.
+    """The records of a log in LevelDB's format, which begins with 7 bytes of wandb.
 
-    In blocks of 32 KiB there are parts of records, each after 7 bytes: a checksum, its length, and
-    whether it is a whole one (1), or one's beginning, middle or end (2, 3, 4).
+    Blocks of 32 KiB hold parts of records. Each part has a header of 7 bytes: a checksum, the
+    length, and the kind: a whole record (1), or its beginning, middle or end (2, 3, 4).
     """
     start, record = _HEADER, b""
     while start + _HEADER <= len(data):
-        if _BLOCK - start % _BLOCK < _HEADER:  # no room for a part: the block's end is empty
+        if _BLOCK - start % _BLOCK < _HEADER:  # the rest of a block is empty if no header fits
             start += _BLOCK - start % _BLOCK
             continue
         _, length, kind = struct.unpack_from("<IHB", data, start)

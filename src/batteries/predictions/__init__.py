@@ -1,4 +1,4 @@
-"""Predictions in the order of the dataset, each sample once, whichever rank made them."""
+"""Predictions of all ranks, in the order of the dataset, each sample once."""
 
 from batteries import _public
 from batteries.predictions._collected import Gathered, Predictions

@@ -1,4 +1,4 @@
-"""What ranks have predicted, and how it comes together."""
+"""Predictions of all ranks, gathered in the order of the dataset."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from batteries.predictions._result import Form, Indices, Result, each_once
 
 
 class Gathered(tuple[Any, ...]):
-    """Arrays of all samples, in the order of `add`'s arguments, and by their names.
+    """Arrays of all samples: a tuple in the order of `add`'s arguments, whose names are attributes.
 
     >>> arrays = Gathered({"logits": torch.zeros(8, 10), "labels": torch.arange(8)})
     >>> logits, labels = arrays
@@ -34,7 +34,7 @@ class Gathered(tuple[Any, ...]):
 
     def __new__(cls, arrays: Mapping[str, Any]) -> Gathered:
         gathered = super().__new__(cls, arrays.values())
-        vars(gathered).update(arrays)  # before what a tuple has: an array may be called "count"
+        vars(gathered).update(arrays)  # an array called "count" hides the tuple's own method
         return gathered
 
     def __getattr__(self, name: str) -> Any:
@@ -54,19 +54,19 @@ class Predictions:
     >>> probability
     tensor([0.2500, 0.7500, 0.5000])
 
-    Each rank adds what it has predicted, with the indices of the samples in the dataset:
+    Each rank adds its predictions with the indices of their samples in the dataset, such as
     `loader.indices` of `batteries.data.DataLoader`. `gather` puts the rows of all ranks in the
-    order of the dataset. A metric of what it returns is that of one process.
+    order of the dataset, so a metric of the result is the metric of one process.
 
     Args:
-        length: The samples of the dataset.
-        duplicates: "drop" lets a sample come more than once, as torch's `DistributedSampler`
-            makes it, if its predictions agree: arrays as `np.allclose` has it, objects to the bit.
-        group: The ranks that put their predictions together, as the loader's `group`: those of
-            another group have the same ones. Default: all.
+        length: The number of samples in the dataset.
+        duplicates: "raise" refuses a sample that was added twice. "drop" keeps its first row: use
+            it with torch's `DistributedSampler`, which repeats samples. The rows must then agree:
+            floats as `torch.isclose` says, everything else exactly.
+        group: The ranks that gather together: the loader's `group`. Default: all ranks.
 
     Raises:
-        ValueError: Anything else for `duplicates`.
+        ValueError: `duplicates` is neither "raise" nor "drop".
     """
 
     def __init__(
@@ -81,31 +81,31 @@ class Predictions:
         self._length = length
         self._drops = duplicates == "drop"
         self._group = group
-        ranks_of(group)  # says what is wrong with it
+        ranks_of(group)  # raises if the group is not usable
         self._forms: list[Form] = []
         self._indices: list[Indices] = []
         self._rows: dict[str, list[Any]] = {}  # batches of tensors, or of objects
-        # Of a row's place, 4 bytes are as much as a float32 has.
+        # int64 would take twice the memory of a float32 prediction.
         self._places = np.dtype(np.int32 if length < 2**31 else np.int64)
 
     def add(self, indices: Iterable[int] | Tensor, **arrays: Any) -> None:
-        """Take in a batch.
+        """Add the predictions for a batch.
 
         >>> Predictions(8).add(range(2), logits=torch.zeros(2, 10), name=["a", "b"])
 
         Args:
-            indices: Of the samples in the dataset, (batch,).
-            **arrays: Tensors or numpy arrays, (batch, ...), which keep their dtype and arrive on
-                the CPU; or a list of objects that pickle knows, one for each sample.
+            indices: The indices of the samples in the dataset, (batch,).
+            **arrays: Tensors or numpy arrays, (batch, ...), which keep their dtype and are copied
+                to the CPU. Or a list with one object a sample, which pickle can store.
 
         Raises:
-            IndexError: An index outside of the dataset.
-            ValueError: Arrays of another length than the indices, or which are not what they were
-                in the batches before.
+            IndexError: An index lies outside of the dataset.
+            ValueError: The arrays have another length than the indices, or other names, dtypes or
+                shapes than in the batches before.
         """
         own = _as_indices(indices)
         if not arrays:
-            raise ValueError("there are indices, and no predictions for them")
+            raise ValueError("add got indices but no predictions: pass arrays by name")
         if len(own) and not (own.min() >= 0 and own.max() < self._length):
             outside = own[(own < 0) | (own >= self._length)]
             raise IndexError(
@@ -126,26 +126,27 @@ class Predictions:
             self._rows.setdefault(name, []).append(value)
 
     def gather(self, dst: int | None = None) -> Gathered:
-        """The arrays in the order of the dataset, and of `add`'s arguments; all ranks call it.
+        """Return the arrays in the order of the dataset. All ranks call it.
 
-        Tensors travel as they are, in pieces: beside the result, a rank needs memory for its own
-        rows and one piece. Objects are pickled, among processes that trust each other.
+        Tensors are sent in pieces: beside the result, a rank needs memory for its own rows and
+        one piece. Objects are pickled, so the processes must trust each other.
 
         Args:
-            dst: The rank of the group that gets them; the others get None for each. Default: all.
+            dst: The rank of the group that gets the arrays. The others get None for each array.
+                Default: all ranks get them.
 
         Returns:
-            Tensors, (length, ...), on the CPU, and lists of objects: to unpack, or by name.
+            Tensors, (length, ...), on the CPU, and lists of objects. Unpack them in the order of
+            `add`'s arguments, or take them by name.
 
         Raises:
-            ValueError: Samples that are missing or came more than once, with how many and the
-                first few; duplicates that do not agree; ranks that added different arrays. On
-                every rank.
+            ValueError: Samples are missing or were added more than once, duplicates do not agree,
+                or the ranks have added different arrays. Every rank raises it.
         """
         return Gathered(self._gathered(dst))
 
     def save(self, path: PathLike, ids: Sequence[Any] | NDArray[Any] | None = None) -> None:
-        """Write the arrays to one file, whole or not at all; all ranks of the group call it.
+        """Write the arrays to one file, whole or not at all. All ranks of the group call it.
 
         >>> outputs = Predictions(2)
         >>> outputs.add([0, 1], probability=torch.tensor([[0.25, 0.75], [0.5, 0.5]]))
@@ -154,13 +155,15 @@ class Predictions:
         array([0.25, 0.75], dtype=float32)
 
         Args:
-            path: `.parquet`, or `.npy` for large arrays: one structured array, which `load` maps
-                into memory. Floats of 16 bits and less become float32. Rank 0 of the group writes.
-            ids: What the samples are called, (length,). Default: their indices.
+            path: A file `.parquet`, or `.npy` for large arrays: one structured array, which `load`
+                maps into memory. Floats of 16 bits or fewer become float32. Rank 0 of the group
+                writes the file.
+            ids: The samples' ids, (length,). Default: their indices.
 
         Raises:
-            ValueError: Another suffix, or ids of another length; what `gather` raises.
-            TypeError: Objects that the file cannot hold.
+            ValueError: The path has another suffix, the ids have another length, or `gather`
+                raises it.
+            TypeError: The file cannot hold the objects.
         """
         columns = self._gathered(0)
         main = ranks_of(self._group).rank == 0
@@ -187,7 +190,7 @@ class Predictions:
         here = dst in (None, group.rank)
         result = Result(self._length, forms, self._drops, whole) if here else None
         bring(parts, indices, rows, result, dst, Transfer("Predictions.gather", ranks=group))
-        if dst is None:  # all have put the same together, and see the same in it
+        if dst is None:  # all ranks have the same result, so all raise the same error
             assert result is not None
             return result.checked()
         nothing = dict.fromkeys(form.name for form in forms)
@@ -196,7 +199,7 @@ class Predictions:
         )
 
     def _joined(self) -> tuple[Indices, list[Any]]:
-        """This rank's indices and rows, each in one piece, and from now on kept so."""
+        """Join this rank's batches in place; return its indices and rows."""
         if len(self._indices) > 1 or not all(isinstance(part, range) for part in self._indices):
             parts = [np.asarray(part, dtype=self._places) for part in self._indices]
             self._indices = [_spaced(np.concatenate(parts))]
@@ -207,7 +210,7 @@ class Predictions:
         return self._indices[0] if self._indices else range(0), rows
 
 
-# ---------------------------------------------------------------- rows as they come
+# ---------------------------------------------------------------- the arguments of `add`
 
 
 def _as_indices(indices: Iterable[int] | Tensor) -> NDArray[np.int64]:
@@ -220,14 +223,14 @@ def _as_indices(indices: Iterable[int] | Tensor) -> NDArray[np.int64]:
 
 
 def _as_rows(name: str, value: Any) -> Any:
-    """A copy on the CPU: the caller may use its memory again."""
+    """A copy on the CPU, because the caller may overwrite its memory."""
     if isinstance(value, list | tuple):
-        # Pickled now, so that what cannot travel is an error here, and a view is sent alone.
+        # Pickled now, so that an object that cannot be pickled raises here.
         return [_pickle(item) for item in value]
     if isinstance(value, np.ma.MaskedArray):
         raise ValueError(f"{name} is a masked array: pass {name}.filled(...)")
     if isinstance(value, np.ndarray):
-        try:  # not read-only, nor backwards, nor of another machine's order of bytes
+        try:  # the copy is writable, has positive strides and the native byte order
             value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
         except TypeError as error:
             raise ValueError(f"{name} is an array of {value.dtype}: pass a list") from error
@@ -262,7 +265,7 @@ def _described(forms: list[Form]) -> str:
 
 
 def _spaced(indices: NDArray[np.integer]) -> Indices:
-    """The same indices, as a range where they are equally spaced."""
+    """The same indices, as a range if they are equally spaced."""
     if not len(indices):
         return range(0)
     first, last = int(indices[0]), int(indices[-1])

@@ -1,4 +1,4 @@
-"""Predictions in one file, with the ids of their samples."""
+"""Predictions in one file, with the samples' ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batteries._optional import import_optional
 
 
 def load(path: PathLike) -> dict[str, NDArray[Any]]:
-    """Read a file of `Predictions.save`: the ids, as "id", and the arrays.
+    """Read a file that `Predictions.save` wrote: the ids as "id", and the arrays by name.
 
     >>> outputs = Predictions(2)
     >>> outputs.add([0, 1], score=torch.tensor([0.25, 0.5]))
@@ -24,16 +24,19 @@ def load(path: PathLike) -> dict[str, NDArray[Any]]:
     memmap([0.25, 0.5 ], dtype=float32)
 
     Raises:
-        ValueError: A file of something else, or a damaged one.
+        ValueError: The file is damaged, or holds no predictions.
     """
     try:
         columns = _read(Path(path))
     except (OSError, ImportError):
         raise
-    except Exception as error:  # of a damaged file numpy and polars raise what they please
+    except Exception as error:  # numpy and polars raise many kinds for a damaged file
         raise ValueError(f"{path} cannot be read as predictions: {error}") from error
     if "id" not in columns:
-        raise ValueError(f"{path} has no ids: it has {', '.join(columns) or 'one plain array'}")
+        found = ", ".join(columns) or "one plain array"
+        raise ValueError(
+            f'{path} has no "id" column, which Predictions.save writes; it has {found}'
+        )
     return columns
 
 
@@ -45,10 +48,10 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     polars = _polars()
     try:
         frame = polars.read_parquet(path)
-    except polars.exceptions.PanicException as error:  # no Exception
+    except polars.exceptions.PanicException as error:  # it derives from BaseException
         raise ValueError(str(error)) from error
     return {
-        # As an array, dicts would lose their keys.
+        # to_numpy would drop the keys of dicts.
         name: np.array(frame[name].to_list(), dtype=object)
         if frame[name].dtype == polars.Struct
         else frame[name].to_numpy()
@@ -61,12 +64,6 @@ def _polars() -> Any:
 
 
 def write(path: Path, columns: dict[str, Any], ids: Any) -> None:
-    """Write arrays to one file, with ids.
-
-    Raises:
-        ValueError: Another suffix, or ids of another length.
-        TypeError: Objects that the file cannot hold.
-    """
     length = len(next(iter(columns.values()), ()))
     ids = np.arange(length) if ids is None else np.asarray(ids)
     if len(ids) != length:
@@ -107,7 +104,9 @@ def _series(name: str, values: Any) -> Any:
 
 def _as_column(name: str, value: Any) -> Any:
     if name == "id":
-        raise ValueError("the arrays have one called 'id', as the ids are: give it another name")
+        raise ValueError(
+            "an array is called 'id', which is the column of ids: give it another name"
+        )
     if isinstance(value, list):
         return [item.tolist() if isinstance(item, Tensor | np.ndarray) else item for item in value]
     small = value.is_floating_point() and value.itemsize < 4

@@ -1,4 +1,4 @@
-"""What a rank has, and how it comes to the others: small with its header, else in pieces."""
+"""The rows of a rank on their way to the others: few rows in the header, many in pieces."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from batteries.distributed._messages import as_tensor
 from batteries.distributed._sending import send
 from batteries.predictions._result import Form, Indices, Result
 
-_PIECE = 2**22  # bytes of an array that travel at once
-_TOGETHER = 2  # pieces on their way, while as many are put away
-_OBJECTS = 4096  # objects that travel at once
-_SMALL = 2**16  # bytes that come with the header
+_PIECE = 2**22  # bytes of an array in one piece
+_TOGETHER = 2  # pieces that are sent while as many are put into the result
+_OBJECTS = 4096  # objects in one piece
+_SMALL = 2**16  # rows with fewer bytes are sent in the header
 
 
 class Part(NamedTuple):
-    """What a rank tells of its rows before they travel."""
+    """The header that a rank sends before its rows."""
 
-    asked: tuple[Any, ...]  # of `gather`
+    asked: tuple[Any, ...]  # the arguments, which must be the same on all ranks
     forms: list[Form]
     size: int  # rows
-    spaced: range | None  # the indices; None: they travel
-    sizes: list[list[int]]  # of each piece, bytes of the objects of each array that has them
-    small: list[bytes] | None  # all tensors of all pieces; None: they travel
+    spaced: range | None  # the indices; None: they are sent with the rows
+    sizes: list[list[int]]  # for each piece, the bytes of each array of objects
+    small: list[bytes] | None  # all tensors of all pieces; None: they are sent in pieces
 
     @classmethod
     def of(
@@ -52,14 +52,14 @@ class Part(NamedTuple):
         )
 
     def pieces(self) -> Iterator[slice]:
-        """Rows that travel together."""
+        """The rows of each piece."""
         most = max([1, *(_bytes(f) if f.dtype else _PIECE // _OBJECTS for f in self.forms)])
         rows = max(1, _PIECE // most)
         for start in range(0, self.size, rows):
             yield slice(start, min(start + rows, self.size))
 
     def packed(self, piece: slice, indices: Indices, rows: list[Any]) -> list[Tensor]:
-        """The tensors that a piece is."""
+        """The tensors that are sent for a piece."""
         tensors = [] if isinstance(indices, range) else [torch.from_numpy(indices[piece])]
         for values in (values[piece] for values in rows):
             if isinstance(values, list):
@@ -69,7 +69,7 @@ class Part(NamedTuple):
         return tensors
 
     def rooms(self, number: int, piece: slice, result: Result) -> list[Tensor]:
-        """Memory for the tensors of a piece."""
+        """Memory into which the tensors of a piece are received."""
         count, sizes = piece.stop - piece.start, iter(self.sizes[number])
         tensors = [] if self.spaced is not None else [torch.empty(count, dtype=result.places)]
         for form in self.forms:
@@ -83,7 +83,6 @@ class Part(NamedTuple):
         return tensors
 
     def unpacked(self, piece: slice, tensors: list[Tensor]) -> tuple[Indices, list[Any]]:
-        """The indices and the rows in the tensors of a piece."""
         left = iter(tensors)
         there = self.spaced[piece] if self.spaced is not None else next(left).numpy()
         return there, [
@@ -99,11 +98,9 @@ def bring(
     dst: int | None,
     transfer: Transfer,
 ) -> None:
-    """Put the rows of all ranks into the result, in the same order on all ranks.
+    """Put the rows of all ranks into the result (None on a rank that gets nothing).
 
-    Args:
-        indices: Of this rank's rows.
-        result: None on a rank that gets nothing.
+    All ranks send the pieces in the same order.
     """
     small = [iter(part.small or ()) for part in parts]
 
@@ -134,7 +131,8 @@ def bring(
         if result is not None:
             result.put(arrived)
 
-    # By turns: what ranks have of one part of the dataset is put away while it is in the cache.
+    # The ranks take turns: their pieces are close in the dataset, so the cache has the result's
+    # memory.
     turns = zip_longest(*(enumerate(part.pieces()) for part in parts))
     found = ((source, *piece) for turn in turns for source, piece in enumerate(turn) if piece)
     before: list[Callable[[], tuple[Indices, list[Any]]]] = []
@@ -145,7 +143,7 @@ def bring(
 
 
 def _bytes(form: Form) -> int:
-    """Bytes of a row; 0 for objects, which have each their own."""
+    """Bytes of a row; 0 for objects, whose sizes differ."""
     return math.prod(form.shape) * getattr(torch, form.dtype).itemsize if form.dtype else 0
 
 

@@ -1,4 +1,4 @@
-"""Arrays that rows of all ranks are put into, each once."""
+"""The arrays into which the rows of all ranks are put, each once."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from torch import Tensor
 
 _NAMED = 5  # indices in an error
 _BLOCK = 2**16  # rows
-Indices = range | NDArray[np.integer]  # a range where they are equally spaced: it takes no room
+Indices = range | NDArray[np.integer]  # a range takes no memory
 
 
 class Form(NamedTuple):
-    """What one row of an array is."""
+    """The name, dtype and shape of one row of an array."""
 
     name: str
-    dtype: str  # "" where the rows are objects
+    dtype: str  # "" for objects
     shape: tuple[int, ...]
 
 
 def each_once(parts: list[range | None], length: int) -> bool:
-    """Whether the indices of all ranks are known to be each of the dataset's once."""
+    """Whether the ranges of all ranks contain each index of the dataset once.
+
+    False also if a rank has no range: then the rows are counted as they arrive.
+    """
     ranges = [part for part in parts if part is not None and len(part)]
     if None in parts or sum(map(len, ranges)) != length:
         return False
@@ -38,13 +41,8 @@ def each_once(parts: list[range | None], length: int) -> bool:
 
 
 class Result:
-    """Arrays that rows are put into, each once.
-
-    Args:
-        whole: Whether they are known to be all of them, and each once.
-    """
-
     def __init__(self, length: int, forms: list[Form], drops: bool, whole: bool) -> None:
+        """`whole` is the answer of `each_once`: nothing has to be counted."""
         self.places = torch.int32 if length < 2**31 else torch.int64
         self._whole = whole
         self._drops = drops
@@ -60,19 +58,19 @@ class Result:
         }
 
     def room(self, form: Form, count: int, there: range | None) -> Tensor:
-        """Memory for rows that arrive: their own place where it is in one piece."""
+        """Memory for rows that arrive: their place in the result if it is contiguous."""
         array: Tensor = self._arrays[form.name]
         if self._whole and there is not None and there.step == 1:
             return array[there.start : there.stop]
         return array.new_empty(count, *form.shape)
 
     def put(self, parts: list[tuple[Indices, list[Any]]]) -> None:
-        """Put rows where they belong, and compare those that are there already."""
+        """Put rows into their places, or compare them with rows that came before."""
         if not self._whole:
             for there, values in parts:
                 self._put(there if isinstance(there, range) else there.astype(np.intp), values)
             return
-        # In blocks: what lies side by side is written while it is in the cache.
+        # In blocks, so that neighbouring rows of all ranks are written while they are in the cache.
         for start in range(0, max((len(there) for there, _ in parts), default=0), _BLOCK):
             block = slice(start, start + _BLOCK)
             for there, values in parts:
@@ -92,9 +90,9 @@ class Result:
             self._differing[name].extend(there[again][~same].tolist())
 
     def _claim(self, there: Indices) -> NDArray[np.bool_] | None:
-        """Which of the rows came before; None where none did."""
+        """Mark the rows as seen; return which of them came before, or None if none did."""
         where = _selector(there)
-        again: NDArray[np.bool_] = self._seen[where]  # of a range it is a view
+        again: NDArray[np.bool_] = self._seen[where]  # a view if `there` is a range
         if isinstance(there, range) and not again.any():
             again[:] = True
             self._count += len(there)
@@ -105,7 +103,7 @@ class Result:
         new, self._count = total - self._count, total
         if new == len(again):
             return None
-        if not isinstance(there, range):  # twice in this piece: the first one counts
+        if not isinstance(there, range):  # an index may be twice in this piece: the first counts
             later = np.ones(len(again), dtype=bool)
             later[np.unique(there, return_index=True)[1]] = False
             again |= later
@@ -116,18 +114,18 @@ class Result:
             if isinstance(array, list):
                 for place, item in zip(there, value, strict=True):
                     array[place] = item
-            elif value.data_ptr() != array[there[0] :].data_ptr():  # else it came into its room
+            elif value.data_ptr() != array[there[0] :].data_ptr():  # else it was received in place
                 _bits(array)[_selector(there)] = _bits(value)
 
     def checked(self) -> dict[str, Any]:
-        """The arrays, if each row came once."""
+        """The arrays, or an error if rows are missing, repeated or different."""
         total, told = len(self._seen), []
         if self._count < total and not self._whole:
             told.append(f"{_few(np.flatnonzero(~self._seen))} of {total} samples are missing")
         if self._repeated and not self._drops:
             told.append(
                 f"{_few(self._repeated)} came more than once: with torch's DistributedSampler, "
-                "which repeats some, pass duplicates='drop'"
+                "which repeats some samples, pass duplicates='drop'"
             )
         if self._drops:
             told += [
@@ -148,7 +146,7 @@ def _selector(there: Indices) -> Any:
 
 
 def _bits(rows: Tensor) -> NDArray[Any]:
-    """The same memory as numpy has it, which knows fewer dtypes and scatters faster."""
+    """The same memory as integers in numpy, which scatters faster and has no bfloat16."""
     if rows.is_complex():
         rows = torch.view_as_real(rows)
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -156,7 +154,6 @@ def _bits(rows: Tensor) -> NDArray[Any]:
 
 
 def _few(indices: Any) -> str:
-    """How many there are, and the first of them."""
     first = sorted({int(index) for index in indices[: 10 * _NAMED]})[:_NAMED]
     more = ", ..." if len(indices) > len(first) else ""
     return f"{len(indices)} ({', '.join(map(str, first))}{more})"

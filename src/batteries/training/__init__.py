@@ -1,4 +1,4 @@
-"""What a training loop has besides the loop: windows, steps, groups, rates."""
+"""Tools for a training loop: accumulation, clipping, parameter groups, learning rates, speed."""
 
 from batteries import _public
 from batteries.training._accumulation import Window, Windows, accumulate

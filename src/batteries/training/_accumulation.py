@@ -1,4 +1,4 @@
-"""Gradient accumulation: many small batches, the gradient of the big one."""
+"""Gradient accumulation: small batches with the gradient of one large batch."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from batteries.training._clipping import clip
 
 T = TypeVar("T")
 Count = Callable[[Any], Any]
-_learned: WeakSet[nn.Module] = WeakSet()  # models in DDP that have learned their static graph
+_learned: WeakSet[nn.Module] = WeakSet()  # DDP models that have recorded their static graph
 
 
 class Window:
-    """One micro-batch of a window whose gradients add up; `accumulate` makes them.
+    """One micro-batch of a window, whose gradients are added up; `accumulate` makes it.
 
     >>> loss = nn.Linear(2, 1)(torch.ones(4, 2)).mean()
     >>> for x, window in accumulate([torch.ones(4, 2)], nn.Linear(2, 1)):
@@ -40,8 +40,9 @@ class Window:
     True
 
     Attributes:
-        closed: Whether this is the window's last micro-batch, after which the optimizer steps.
-        weight: The part of the window that this micro-batch is, times the number of ranks.
+        closed: Whether this is the window's last micro-batch. The optimizer steps after it.
+        weight: The factor of this micro-batch's loss: its share of the window of all ranks, times
+            the number of ranks.
     """
 
     __slots__ = ("_pass", "_sharing", "_step", "_unscaled", "closed", "weight")
@@ -55,7 +56,7 @@ class Window:
         self.weight = weight
 
     def __enter__(self) -> Window:
-        """Let DDP and FSDP2 share gradients in the window's last backward pass alone."""
+        """Let DDP and FSDP2 reduce gradients only in the window's last backward pass."""
         of = self._pass
         if of.set_sync is not None:
             of.set_sync(self.closed)
@@ -70,27 +71,27 @@ class Window:
             self._sharing = None
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of this micro-batch, weighted so that the window's is the big batch's.
+        """Add the gradient of this micro-batch, weighted by its share of the window.
 
         Args:
-            loss: The mean over what is counted, a scalar. With nothing counted it may be NaN: the
-                gradient is zero then.
+            loss: A scalar: the mean over what `accumulate` counts, by default the samples. If
+                nothing is counted in the batch, the loss may be NaN, and its gradient is zero.
 
         Raises:
-            ValueError: A loss that is not a scalar.
+            ValueError: The loss is not a scalar, or DDP cannot reduce its gradient.
         """
         if loss.dim():
             raise ValueError(
-                f"the loss has shape {tuple(loss.shape)}; expected one number, the mean over what "
-                "is counted in the batch: loss.mean()"
+                f"the loss has shape {tuple(loss.shape)}; expected one number, the mean over the "
+                "batch: loss.mean()"
             )
         if self.weight == 0:
             shares = self._pass.no_sync is not None or self._pass.set_sync is not None
             if self.closed and shares and loss.grad_fn is None:
                 raise ValueError(
                     "nothing is counted in the batch, and its loss does not depend on the model, "
-                    "for whose gradients the other ranks wait: compute it from the model's output "
-                    "as always, even if it is NaN then, or pass output.sum() * 0"
+                    "but the other ranks wait for gradients: compute the loss from the model's "
+                    "output as always (it may be NaN), or pass output.sum() * 0"
                 )
             _backward_of_zero(loss)
             return
@@ -114,34 +115,34 @@ class Window:
         ...         norm = window.clip(optimizer, max_norm=1.0)
         ...         stepped = window.step(optimizer)
 
-        As `torch.nn.utils.clip_grad_norm_` does with the gradients of the big batch. With a scaler
-        it unscales them first, once. Of DTensors, as of FSDP2, it is the norm of the whole
-        gradients, so all ranks call it. Nothing waits for a GPU.
+        The result is that of `torch.nn.utils.clip_grad_norm_`. With a scaler, the gradients are
+        unscaled first, once. For DTensors (FSDP2) it is the norm of the whole gradients, so all
+        ranks call it. The call does not wait for the GPU.
 
         Args:
             gradients_of: The optimizer, or parameters.
-            max_norm: `math.inf` clips nothing, and gives the norm.
-            scaler: The one that scaled the loss, if `accumulate` was not given it.
+            max_norm: The largest norm allowed. `math.inf` clips nothing and returns the norm.
+            scaler: The scaler of the loss, if you did not pass it to `accumulate`.
 
         Returns:
-            The norm before clipping, the same on all ranks that share gradients.
+            The norm before clipping, a scalar, the same on all ranks that share gradients.
 
         Raises:
-            RuntimeError: The window is not closed: its gradient is not complete. Or the optimizer
-                was unscaled before, or has left out a step without `scaler.update()`.
-            TypeError: Parameters in place of the optimizer, with a scaler.
+            RuntimeError: The window is not closed, so its gradient is not complete. Or you have
+                unscaled the optimizer yourself, or skipped a step without `scaler.update()`.
+            TypeError: There is a scaler, and you passed parameters, not the optimizer.
         """
         if not self.closed:
             raise RuntimeError(
-                "clip was called in the middle of a window, whose gradient is not complete: call "
-                "it after the last micro-batch, `if window.closed:`, before step"
+                "clip was called in the middle of a window, where the gradient is not complete: "
+                "call it after the last micro-batch, `if window.closed:`, before step"
             )
         scaler = self._pass.scaler if scaler is None else scaler
         if not isinstance(gradients_of, Optimizer):
             if scaler is not None and scaler.is_enabled():
                 raise TypeError(
-                    "clip was given parameters, and their gradients are scaled: pass the "
-                    "optimizer, whose gradients the scaler can unscale"
+                    "clip got parameters whose gradients are scaled: pass the optimizer, so that "
+                    "the scaler can unscale its gradients"
                 )
             return clip(gradients_of, max_norm)
         if scaler is not None and not any(gradients_of is other for other in self._unscaled):
@@ -151,13 +152,13 @@ class Window:
         return clip((p for group in groups for p in group["params"]), max_norm)
 
     def step(self, *optimizers: Optimizer) -> bool:
-        """Step, through the scaler where there is one; whether the optimizers really did.
+        """Step the optimizers, through the scaler if there is one; return whether they stepped.
 
-        A scheduler steps only when this is True: the scaler leaves out a step whose gradients
-        overflow. Pass several optimizers together: the scaler is updated once, behind all of them.
+        Step the scheduler only if this returns True: the scaler skips a step whose gradients
+        overflow. Pass all optimizers in one call, because the scaler is updated after it.
 
         Raises:
-            RuntimeError: An optimizer that was clipped is left out, and there is a scaler.
+            RuntimeError: There is a scaler, and an optimizer that was clipped is missing.
         """
         scaler = self._pass.scaler
         if scaler is None:
@@ -166,8 +167,8 @@ class Window:
             return True
         if any(all(one is not other for other in optimizers) for one in self._unscaled):
             raise RuntimeError(
-                "step was not given all optimizers whose gradients clip has unscaled: the scaler "
-                "would unscale the others again; step all at once, window.step(first, second)"
+                "step did not get all optimizers that clip has unscaled: the scaler would unscale "
+                "the others again; pass all of them, window.step(first, second)"
             )
         before = scaler.get_scale()
         for optimizer in optimizers:
@@ -178,7 +179,7 @@ class Window:
 
 
 class _Pass:
-    """What the windows of a pass have in common."""
+    """The state that all windows of one pass share."""
 
     def __init__(self, model: Any, scaler: Any, epoch: int | None) -> None:
         self._model = model
@@ -189,14 +190,14 @@ class _Pass:
         self._queue: deque[tuple[torch.cuda.Event, Tensor, int]] = deque()
 
     def learns(self) -> bool:
-        """Whether DDP shares now to learn its static graph, once: without it torch fails."""
+        """Whether DDP must reduce now to record its static graph: torch fails otherwise."""
         if not getattr(self._model, "static_graph", False) or self._model in _learned:
             return False
         _learned.add(self._model)
         return True
 
     def watch(self, loss: Tensor, step: int) -> None:
-        """Tell of a loss that is not finite; of one on a GPU when it has computed it."""
+        """Warn of a loss that is not finite; for a loss on a GPU later, so as not to wait."""
         if not loss.is_cuda:
             self._tell(loss.item(), step)
             return
@@ -221,7 +222,7 @@ class _Pass:
 
 
 class Windows(Generic[T]):
-    """The pairs of `accumulate`: batches and their windows, with their number.
+    """The pairs of batch and window that `accumulate` returns; `len` is that of the loader.
 
     >>> len(accumulate([torch.ones(4, 2)] * 3, nn.Linear(2, 1), 2))
     3
@@ -252,14 +253,15 @@ class Windows(Generic[T]):
     def _pairs(self) -> Generator[tuple[T, Window] | Failed, None, None]:
         own = self._loader if isinstance(self._loader, DataLoader) else None
         place = _Place(self._loader, self._steps)
-        arrivals = _arrivals(self._loader) if own is None else own.arrivals()
+        # iter is called at once, because some loaders have no state before it.
+        arrivals = _fetched(iter(self._loader)) if own is None else own.arrivals()
         this = _Pass(self._model, self._scaler, None if own is None else own.epoch)
         steps = itertools.count()
         for first in place.held(arrivals):
             for arrival, weight, closing in _closed(self._window(first, arrivals, own)):
                 step, closed = next(steps), closing is not None
                 failed = isinstance(arrival.batch, Failed)
-                # A window that was cut short is to come again as a whole.
+                # Failed batches after the closing one were received with it.
                 if own is not None and not (failed and closed):
                     own.receive(arrival, settled=closed, failed=closing or ())
                 if closed:
@@ -274,10 +276,10 @@ class Windows(Generic[T]):
     def _window(
         self, first: Arrival, others: Iterator[Arrival], own: DataLoader[Any] | None
     ) -> Iterator[tuple[Arrival, float]]:
-        """Batches, and the part of each in the window of all ranks, times their number."""
+        """The batches of a window and their weights."""
         ranks = ranks_of(self._group)
         sizes = own.sizes(first, self._steps) if own is not None and self._count is None else None
-        if sizes is not None:  # known before they are fetched
+        if sizes is not None:  # known before the batches are fetched
             counts: list[float] = [mine for mine, _ in sizes]
             total: float = sum(together for _, together in sizes)
             window: Iterable[Arrival] = chain([first], islice(others, len(sizes) - 1))
@@ -306,7 +308,7 @@ def accumulate(
     scaler: Any = None,
     group: Group = None,
 ) -> Windows[T]:
-    """Group batches into windows whose gradient is that of all their samples in one batch.
+    """Group batches into windows; a window has the gradient of all its samples in one batch.
 
     >>> model, batches = nn.Linear(2, 1), [torch.randn(4, 2), torch.randn(4, 2), torch.randn(3, 2)]
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -318,27 +320,30 @@ def accumulate(
     ...         optimizer.step()
     ...         optimizer.zero_grad(set_to_none=True)
 
-    The last window may be shorter, batches may differ in size, and so may those of the ranks: each
-    counts by its samples. DDP and FSDP2 share gradients once a window. A window's batches are
-    fetched together, unless the loader is ours and neither `count` nor a `collate_fn` of its own
-    says how large they are: then the next one is fetched ahead. When a batch fails, `next` raises
-    its error, and the call after it goes on; the last good batch of a window closes it. A
-    checkpoint of the loader made inside a window goes on with that window's first batch, one made
-    after its last batch with the next.
+    The last window may be shorter, and batches may differ in size, also between ranks: each is
+    weighted by its number of samples. DDP and FSDP2 reduce gradients once a window.
+
+    All batches of a window are fetched before the first is returned. With `batteries.data`'s
+    loader, only one batch is fetched ahead if the sizes of batches are known: without `count`,
+    `collate_fn` and `batch_sampler`, and not for an iterable dataset.
+
+    If a batch fails, `next` raises its error, and the next call goes on with the next batch. The
+    last good batch closes the window. A checkpoint of the loader that is made inside a window
+    resumes with the window's first batch. One that is made after it resumes with the next window.
 
     Args:
-        loader: Any iterable of batches; of several ranks all have equally many. Progress bars go
-            around `accumulate`, not inside it.
-        model: Bare or wrapped: what is called in the loop.
-        count: What the loss of a batch is a mean over, by the batch: for tokens
-            `lambda batch: (batch[1] != PAD).sum()`. Default: its samples.
+        loader: Any iterable of batches. All ranks need the same number of batches. Put a progress
+            bar around `accumulate`, not around the loader.
+        model: The model that the loop calls, wrapped or not.
+        count: Returns the number of items over which a batch's loss is a mean. For tokens:
+            `lambda batch: (batch[1] != PAD).sum()`. Default: the number of samples.
         scaler: A `torch.amp.GradScaler`, for `window.backward` and `window.step(optimizer)`.
-        group: The ranks whose gradients are averaged, as the loader's `group`. Default: that of
-            the loader if it is ours, else all.
+        group: The ranks whose gradients are averaged. Default: the group of the loader if it is
+            `batteries.data`'s, else all ranks.
 
     Raises:
-        ValueError: `accumulation_steps` below 1, or a negative count.
-        TypeError: `accumulation_steps` that is no whole number.
+        ValueError: `accumulation_steps` is below 1, or `count` returned a negative number.
+        TypeError: `accumulation_steps` is not a whole number.
     """
     try:
         accumulation_steps = operator.index(accumulation_steps)
@@ -350,12 +355,8 @@ def accumulate(
         raise ValueError(f"accumulation_steps is {accumulation_steps}; expected 1 or more")
     if group is None and isinstance(loader, DataLoader):
         group = loader.group
-    ranks_of(group)  # says what is wrong with it
+    ranks_of(group)  # raises if the group is not usable
     return Windows(loader, model, accumulation_steps, count, scaler, group)
-
-
-def _arrivals(loader: Iterable[Any]) -> Iterator[Arrival]:
-    return _fetched(iter(loader))  # at once: before it, a loader has no state of its own
 
 
 def _fetched(batches: Iterator[Any]) -> Iterator[Arrival]:
@@ -364,13 +365,16 @@ def _fetched(batches: Iterator[Any]) -> Iterator[Arrival]:
             batch = next(batches)
         except StopIteration:
             return
-        except Exception as error:  # torch's loaders go on behind it
+        except Exception as error:  # torch's loaders can go on after an error
             batch = Failed(error, bare=True)
-        yield Arrival(batch, [], 0, 0)  # nothing else is known
+        yield Arrival(batch, [], 0, 0)
 
 
 class _Place:
-    """Where a loader of others is: inside a window that was fetched together, at its beginning."""
+    """Keeps another library's loader at the beginning of a window for checkpoints.
+
+    The window's batches have all been fetched, so the loader's own state would skip them.
+    """
 
     def __init__(self, loader: Any, steps: int) -> None:
         foreign = not isinstance(loader, DataLoader)
@@ -378,7 +382,7 @@ class _Place:
         self.let_go()
 
     def held(self, arrivals: Iterator[Arrival]) -> Iterator[Arrival]:
-        """The first batches of windows, fetched when the loader holds its place."""
+        """The first batch of each window; before it is fetched, the loader's state is kept."""
         own = self._of if hasattr(self._of, "__dict__") else None
         while True:
             if own is not None:
@@ -404,11 +408,12 @@ class _Place:
 def _closed(
     window: Iterable[tuple[Arrival, float]],
 ) -> Iterator[tuple[Arrival, float, list[Arrival] | None]]:
-    """The batches of a window; with the last that did not fail, which closes it, those behind it.
+    """The batches of a window; the last good one comes with the failed ones after it.
 
-    Each waits until the next one has been fetched: that one may be the last, and fail.
+    A batch is returned once the next good one is known, because the last good one closes the
+    window.
     """
-    waiting: list[tuple[Arrival, float]] = []  # a batch, and those behind it that failed
+    waiting: list[tuple[Arrival, float]] = []  # a batch, and the failed ones after it
     for pair in window:
         if not isinstance(pair[0].batch, Failed):
             yield from ((*other, None) for other in waiting)
@@ -431,16 +436,16 @@ def _size(batch: Any) -> int:
     if isinstance(batch, list | tuple) and batch:
         return _size(batch[0])
     raise ValueError(
-        f"a {type(batch).__name__} does not say how many samples it has; pass "
+        f"the batch is a {type(batch).__name__} whose number of samples is unknown; pass "
         "count=lambda batch: ... to accumulate"
     )
 
 
 def _backward_of_zero(loss: Tensor) -> None:
-    """Give a gradient of zero to all that a loss depends on, whatever its own would be.
+    """Give a zero gradient to every parameter that the loss depends on, even if the loss is NaN.
 
-    It goes the whole way, past the hooks of every wrapper: DDP waits for each gradient, and FSDP2
-    shares them on the way. Each step is made zero behind it, because 0 * NaN is NaN.
+    The backward pass must run, because DDP and FSDP2 wait for its hooks. Each node's result is
+    replaced by zeros, because 0 * NaN is NaN.
     """
     if loss.grad_fn is None:
         return

@@ -1,4 +1,4 @@
-"""The largest batch that fits in memory, and the accumulation that keeps the effective size."""
+"""The largest batch that fits in memory, with the accumulation that keeps the effective size."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import operator
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -18,14 +18,14 @@ _TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_
 
 
 class BatchSize(NamedTuple):
-    """What `find_batch_size` has found.
+    """The result of `find_batch_size`.
 
     >>> BatchSize(batch_size=16, accumulation_steps=4)
     BatchSize(batch_size=16, accumulation_steps=4)
 
     Attributes:
-        batch_size: Samples of a micro-batch, on each rank.
-        accumulation_steps: Of them in a window: together they are as many as was asked for.
+        batch_size: Samples in a micro-batch, on each rank.
+        accumulation_steps: Micro-batches in a window. The product of both is `start`.
     """
 
     batch_size: int
@@ -42,21 +42,21 @@ def find_batch_size(step: Callable[[int], object], start: int, *, group: Group =
     >>> find_batch_size(step, start=64)
     BatchSize(batch_size=64, accumulation_steps=1)
 
-    All ranks call it, and get the same sizes. Of sizes, those that divide `start` are tried, so
-    that `accumulate(loader, model, accumulation_steps)` has exactly its samples. Generators are
-    left as they were.
+    All ranks call it and get the same sizes. Only divisors of `start` are tried, so a window of
+    `accumulate(loader, model, accumulation_steps)` has exactly `start` samples. The random
+    generators keep their states.
 
     Args:
-        step: A forward and backward pass on so many samples, of the largest shape that there is,
-            and the optimizer's step if its state is not there yet: what needs the memory. Nothing
-            in it waits for other ranks, since one may run out of memory before: call
-            `unwrap(model)`, not DDP; a model of FSDP2 cannot be tried on one rank alone.
-        start: The effective size: samples of a window, on each rank.
+        step: Runs a forward and a backward pass on so many samples of the largest shape, and the
+            optimizer's step if it has no state yet. It must not wait for other ranks, because
+            another rank may have run out of memory: call `unwrap(model)`, not DDP. A model of
+            FSDP2 cannot be tried.
+        start: The effective batch size: the samples of a window, on each rank.
 
     Raises:
-        ValueError: `start` below 1.
+        ValueError: `start` is below 1.
         RuntimeError: Not even one sample fits.
-        Exception: Another error of `step`, on any rank, on all of them.
+        Exception: Any other error of `step`; all ranks raise it.
     """
     start = size = operator.index(start)
     if start < 1:
@@ -78,16 +78,13 @@ def find_batch_size(step: Callable[[int], object], start: int, *, group: Group =
 def _fits(step: Callable[[int], object], size: int) -> bool:
     try:
         step(size)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_memory(error):
+    except (MemoryError, torch.OutOfMemoryError):
+        return False  # after this block nothing refers to the step's tensors
+    except RuntimeError as error:
+        if not any(text in str(error).lower() for text in _TEXTS):
             raise
-        return False  # behind this block nothing holds what the step had made
+        return False
     return True
-
-
-def _is_memory(error: BaseException) -> bool:
-    known: tuple[Any, ...] = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, known) or any(text in str(error).lower() for text in _TEXTS)
 
 
 def _free() -> None:

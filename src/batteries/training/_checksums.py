@@ -1,4 +1,4 @@
-"""Checksums of a step: what it saw, and what it made."""
+"""Checksums of a step's batch, parameters, buffers and gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from batteries._rundir.checksums import add_checksums
 
 
 def log_checksums(run: PathLike, step: int, model: nn.Module, batch: Any = None) -> None:
-    """Note the checksums of a step: of the batch, parameters, buffers and gradients.
+    """Write the checksums of a step's batch, parameters, buffers and gradients.
 
     >>> model, x = nn.Linear(2, 1), torch.ones(4, 2)
     >>> model(x).sum().backward()
@@ -25,12 +25,12 @@ def log_checksums(run: PathLike, step: int, model: nn.Module, batch: Any = None)
     >>> print(scoreboard.first_difference("runs/a", "runs/a"))
     the checksums are equal at all steps (1)
 
-    To find where two runs part that should be equal: `batteries compare` and
-    `scoreboard.first_difference` say at which step, and in which tensor. They go to
-    `checksums.jsonl` in the run's directory. All ranks call it, and rank 0 writes; what is another
-    one on some rank, such as its batch or its part of a DTensor, has a checksum for each.
+    `batteries compare` and `scoreboard.first_difference` use them: they name the first step and
+    tensor in which two runs differ. Every tensor is copied to the host, which takes time, so call
+    it every few steps.
 
-    Every tensor is read to the host: call it for some steps only where that takes long.
+    All ranks call it, and rank 0 writes `checksums.jsonl` in the run's directory. A value that
+    differs between ranks, such as the batch, has a checksum for each rank.
 
     Args:
         batch: Tensors, arrays and plain values, in lists and dicts.
@@ -48,7 +48,7 @@ def log_checksums(run: PathLike, step: int, model: nn.Module, batch: Any = None)
 
 
 def _sums(model: nn.Module, batch: Any) -> Iterator[tuple[str, str]]:
-    """In the order in which a step makes them: what differs first is the cause of the rest."""
+    """In the order in which a step computes them: the first difference causes the others."""
     yield from _sums_in(batch, "batch")
     for name, parameter in model.named_parameters():
         yield f"parameter {name}", _sum(parameter)

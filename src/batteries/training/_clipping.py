@@ -1,4 +1,4 @@
-"""The norm of all gradients, whichever rank has them, and gradients made smaller by it."""
+"""Clipping by the norm of all gradients, also of those that are sharded among ranks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from batteries.distributed._messages import is_sharded
 
 @torch.no_grad()
 def clip(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale gradients so that their norm is at most `max_norm`; the norm that they had.
+    """Scale gradients so that their norm is at most `max_norm`; return the norm before it.
 
-    Those of each mesh are summed up by their own ranks. The rest is arithmetic on local memory.
+    The ranks of each mesh add up the squares of its DTensors. The rest is local arithmetic.
     """
     meshes: dict[Any, list[Any]] = defaultdict(list)
     for parameter in parameters:
@@ -31,7 +31,7 @@ def clip(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     norms: list[Tensor] = [whole(torch.nn.utils.get_total_norm(part)) for part in meshes.values()]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     if max_norm < math.inf:
-        # As torch does it: a product with 1 where there is nothing to clip waits for no device.
+        # As in torch: multiplying by 1 needs no wait for the device, a condition would.
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         devices: dict[torch.device, list[Tensor]] = defaultdict(list)
         for gradient in map(own_part, chain.from_iterable(meshes.values())):
@@ -42,5 +42,5 @@ def clip(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 def whole(number: Any) -> Any:
-    """A number of a DTensor as every rank has it; all ranks of its mesh ask for it."""
+    """The full value if the number is a DTensor. All ranks of its mesh call it."""
     return number.full_tensor() if is_sharded(number) else number

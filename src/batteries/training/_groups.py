@@ -1,4 +1,4 @@
-"""Parameters as an optimizer takes them: with and without weight decay, and layer by layer."""
+"""Parameter groups for an optimizer: with and without weight decay, and layer by layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def parameter_groups(
     layers: Sequence[nn.Module] = (),
     layer_decay: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Group parameters for an optimizer: norms, biases and embeddings are without weight decay.
+    """Group parameters for an optimizer: norms, biases and embeddings get no weight decay.
 
     >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.LayerNorm(4))
     >>> groups = parameter_groups(model, weight_decay=0.1)
@@ -29,21 +29,22 @@ def parameter_groups(
     [(0.1, 1), (0.0, 4)]
     >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
 
-    Every parameter is in one group, in the model's order. A frozen one is in none, and a tied
-    weight in one: without decay, if any of its places is. Vectors and numbers have none either, as
-    have the parameters of a class whose name has "Norm" in it.
+    Each trainable parameter is in one group, in the model's order. Frozen ones are left out. No
+    weight decay applies to parameters with fewer than 2 dimensions, to those of a class whose name
+    contains "Norm", and to a tied weight if one of its places has none.
 
     Args:
-        no_decay: Names of other parameters without decay, or patterns: `["pos_embed", "*.scale"]`.
-        lr: The learning rate of what is in no layer, such as the head.
-        layers: The modules from the input to the output, each with a lower rate than the next:
-            `[model.embed, *model.blocks]`.
-        layer_decay: The factor between two of them, such as 0.75: of n layers the last has
-            `lr * layer_decay` and the first `lr * layer_decay**n` (ELECTRA, BEiT).
+        no_decay: Names or patterns of more parameters without weight decay, such as
+            `["pos_embed", "*.scale"]`.
+        lr: The learning rate of parameters that are in no layer, such as the head.
+        layers: The modules from the input to the output, such as `[model.embed, *model.blocks]`.
+            Earlier layers get lower learning rates.
+        layer_decay: The factor from one layer to the layer before it, such as 0.75. Of n layers,
+            the last has `lr * layer_decay` and the first `lr * layer_decay**n` (ELECTRA, BEiT).
 
     Raises:
-        ValueError: One of `lr`, `layers` and `layer_decay` without the others; a pattern that is
-            no parameter's; a parameter in two layers; nothing that can be trained.
+        ValueError: Some of `lr`, `layers` and `layer_decay` are missing; no parameter matches a
+            pattern; a parameter is in two layers; no parameter is trainable.
     """
     if len({lr is None, not layers, layer_decay is None}) > 1:
         raise ValueError("layer-wise decay needs all three of lr=, layers= and layer_decay=")
@@ -79,21 +80,21 @@ def _without_decay(model: nn.Module, patterns: list[str]) -> set[Tensor]:
             if apart or matching or "bias" in name or parameter.ndim < 2:
                 free.add(parameter)
     if unused:
-        raise ValueError(f"no_decay has {', '.join(sorted(unused))}: no parameter has such a name")
+        raise ValueError(f"no parameter's name matches no_decay's {', '.join(sorted(unused))}")
     return free
 
 
 def _depths(model: nn.Module, layers: Sequence[nn.Module]) -> dict[Tensor, int]:
-    """The layer of each parameter that is in one; of one tied to what is in none, too."""
+    """The layer of each parameter that is in one. A tied weight needs only one place in a layer."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     depths: dict[Tensor, int] = {}
     for depth, layer in enumerate(layers):
         for parameter in layer.parameters():
             if parameter not in names:
-                raise ValueError(f"layer {depth} has parameters that are not the model's")
+                raise ValueError(f"layers[{depth}] has parameters that are not in the model")
             if depths.setdefault(parameter, depth) != depth:
                 raise ValueError(
-                    f"{names[parameter]} is in layers {depths[parameter]} and {depth}: a parameter "
-                    "has one learning rate, so name the modules that have it once"
+                    f"{names[parameter]} is in layers {depths[parameter]} and {depth}, but a "
+                    "parameter has one learning rate: pass modules that share no parameter"
                 )
     return depths

@@ -1,4 +1,4 @@
-"""Steps that are better not taken: a loss or a gradient that is not finite, or far too large."""
+"""A rule for skipping steps: the loss or the gradient is not finite, or far too large."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from batteries.training._clipping import whole
 
 
 class StepPolicy:
-    """Says whether to take a step, by the norm of its gradient and by its loss, on all ranks alike.
+    """Decides whether to take a step, from the gradient's norm and the loss, for all ranks.
 
     >>> policy = StepPolicy("skip", spike=4.0, history=3)
     >>> [policy.accepts(norm) for norm in [1.0, 1.1, 0.9, 8.0, float("nan"), 1.0]]
@@ -25,24 +25,25 @@ class StepPolicy:
     >>> policy.skipped
     {'not finite': 1, 'spike': 1}
 
-    In a loop, `if policy.accepts(window.clip(optimizer, 1.0), loss): window.step(optimizer)`, and
-    `optimizer.zero_grad()` in either case. The decision needs the norm: on a GPU it waits for the
-    window's gradient, once, as a `GradScaler` does. Ranks share three numbers in one all-reduce.
+    In a loop, write `if policy.accepts(window.clip(optimizer, 1.0), loss): window.step(optimizer)`
+    and call `optimizer.zero_grad()` in either case. On a GPU, the decision waits once a window for
+    the gradient, as a `GradScaler` does. The ranks share three numbers in one all-reduce.
 
     Args:
-        action: "raise" an error where a number is not finite or the norm is a spike, or "skip" the
-            step.
-        spike: A norm above so many times the median of the last ones is a spike. Default: none is.
-        history: The norms that the median is of. The rule begins when it has as many. Spikes are
-            among them: a lasting change is followed after half of `history`, if `at_most` allows
-            so many skipped steps in a row.
-        at_most: An error after more skipped steps in a row: the weights may be damaged.
-        scaler: The `GradScaler` of the loop. A gradient that overflows is left to it, if the loss
-            is finite; and it is updated where a step is skipped.
+        action: What happens if a number is not finite or the norm is a spike: "raise" an error, or
+            "skip" the step.
+        spike: A norm is a spike if it is above `spike` times the median of the last norms.
+            Default: no norm is a spike.
+        history: The number of norms in the median. The rule begins when it has that many. Spikes
+            count too, so the median follows a lasting change after half of `history` steps, if
+            `at_most` allows that many skipped steps.
+        at_most: The most skipped steps in a row. More raise an error: the weights may be damaged.
+        scaler: The `GradScaler` of the loop. If the gradient overflows and the loss is finite, the
+            scaler skips the step itself. After other skipped steps the scaler is updated.
         group: The ranks that step together, as in `accumulate`.
 
     Attributes:
-        skipped: The number of steps skipped for each reason.
+        skipped: The number of skipped steps for each reason.
 
     Raises:
         ValueError: An unknown action, or a number out of range.
@@ -75,21 +76,19 @@ class StepPolicy:
         self._group = group
 
     def accepts(self, norm: Tensor | float, loss: Tensor | float | None = None) -> bool:
-        """Whether to take this step; all ranks call it, and get the same answer.
-
-        >>> StepPolicy().accepts(torch.tensor(0.5), loss=0.1)
-        True
+        """Whether to take this step. All ranks call it and get the same answer.
 
         Args:
-            norm: Of the whole gradient, unscaled: what `window.clip` returns.
-            loss: Of this rank. Where `count` counts nothing in the batch it may be NaN: leave it
-                out.
+            norm: The norm of the whole, unscaled gradient, which `window.clip` returns.
+            loss: The loss of this rank. Leave it out if `count` counts nothing in the batch,
+                because it may be NaN.
 
         Raises:
-            FloatingPointError: By the rules above; it says at which step and on which ranks.
+            FloatingPointError: The step is refused under `action="raise"`, or too many were
+                skipped. The message has the step and the ranks.
         """
         own, ranks = _numbers(norm, loss), ranks_of(self._group)
-        if ranks.size > 1:  # a norm that is not finite, a loss, and the sum of norms
+        if ranks.size > 1:  # how many norms and losses are not finite, and the sum of the norms
             finite = own.isfinite()
             own = torch.cat([1 - finite.float(), own[:1].nan_to_num(0.0, 0.0, 0.0)])
             own = distributed.all_reduce(own, check=False, group=self._group)
@@ -99,7 +98,7 @@ class StepPolicy:
             bad_norm, bad_loss = not math.isfinite(total), not math.isfinite(lost)
         self._steps += 1
         if bad_norm and not bad_loss and self._scales():
-            return True  # the scaler leaves out the step, and scales less from now on
+            return True  # the scaler skips the step and lowers its scale
         reason, norm_of_all = "", total / ranks.size
         if bad_norm or bad_loss:
             reason = "not finite"
@@ -125,7 +124,7 @@ class StepPolicy:
         if self._action == "skip" and self._in_a_row <= self._at_most:
             self.skipped[reason] += 1
             if self._scales():
-                self._scaler.update()  # else it would take the next gradient for unscaled
+                self._scaler.update()  # else it would not unscale the next gradient
             return
         if reason == "spike":
             told = f"the norm {norm_of_all:g} is above {self._spike:g} times the median of the last"
@@ -140,35 +139,24 @@ class StepPolicy:
             )
         many = f", and {self._at_most} steps before it were skipped in a row"
         raise FloatingPointError(
-            f"step {self._steps} is not taken: {told}{many * (self._action == 'skip')}. Go on from "
-            "a checkpoint, with a lower learning rate or without the batch"
+            f"step {self._steps} is not taken: {told}{many * (self._action == 'skip')}. Resume "
+            "from a checkpoint, with a lower learning rate or without the batch"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What is known, as plain numbers.
-
-        >>> StepPolicy(history=2).state_dict()
-        {'skipped': {'not finite': 0, 'spike': 0}, 'norms': [], 'steps': 0, 'in_a_row': 0}
-        """
-        return {
-            "skipped": dict(self.skipped),
-            "norms": list(self._norms),
-            "steps": self._steps,
-            "in_a_row": self._in_a_row,
-        }
+        """The history and the counts, as plain numbers."""
+        counts = {"steps": self._steps, "in_a_row": self._in_a_row}
+        return {"skipped": dict(self.skipped), "norms": list(self._norms), **counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`.
-
-        >>> StepPolicy().load_state_dict(StepPolicy().state_dict())
-        """
+        """Restore a `state_dict`."""
         self.skipped = dict(state["skipped"])
         self._norms = deque(state["norms"], maxlen=self._norms.maxlen)
         self._steps, self._in_a_row = state["steps"], state["in_a_row"]
 
 
 def _numbers(norm: Any, loss: Any) -> Tensor:
-    """Norm and loss, which is 0 where it is not told, on the device of the norm."""
+    """Norm and loss (0 if it is None), (2,), on the device of the norm."""
     norm = torch.as_tensor(whole(norm)).detach().float()
     if loss is None:
         return torch.stack([norm, norm.new_zeros(())])

@@ -1,4 +1,4 @@
-"""A range of learning rates, tried on a model that is left as it was."""
+"""A learning rate range test, after which the model is restored."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _MEMORY = 0.9  # of the running mean of losses
 
 
 class LearningRates:
-    """Learning rates and the losses that they led to; `lr_range_test` makes it.
+    """Learning rates and their losses, as `lr_range_test` returns them.
 
     >>> found = LearningRates([0.01, 0.1, 1.0], [0.5, 0.4, 9.0])
     >>> round(found.suggestion, 3)
     0.01
 
     Attributes:
-        lr: The rates, rising.
-        loss: The loss of each step, before it was taken; the mean of all ranks.
+        lr: The rates, in rising order.
+        loss: The loss before each step, as the mean of all ranks.
     """
 
     def __init__(self, lr: list[float], loss: list[float]) -> None:
@@ -37,7 +37,7 @@ class LearningRates:
 
     @property
     def smoothed(self) -> list[float]:
-        """The running means of the losses, which the suggestion is of."""
+        """The running means of the losses, from which the suggestion is made."""
         means, mean = [], 0.0
         for number, loss in enumerate(self.loss, start=1):
             mean = _MEMORY * mean + (1 - _MEMORY) * loss
@@ -51,7 +51,7 @@ class LearningRates:
         return self.lr[smoothed.index(min(smoothed))] / 10
 
     def plot(self) -> Any:
-        """A figure of matplotlib: the losses over the rates.
+        """A matplotlib figure of the losses over the rates.
 
         >>> figure = LearningRates([0.01, 0.1, 1.0], [0.5, 0.4, 9.0]).plot()
 
@@ -79,7 +79,7 @@ def lr_range_test(
     steps: int = 100,
     diverged: float = 4.0,
 ) -> LearningRates:
-    """Take steps at rising learning rates, note the losses, and put everything back.
+    """Take steps at rising learning rates, keep the losses, and restore everything.
 
     >>> model = nn.Linear(2, 1)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -93,23 +93,26 @@ def lr_range_test(
     >>> found.suggestion < 10, optimizer.param_groups[0]["lr"]
     (True, 0.1)
 
-    The test of Smith, 2017 (https://arxiv.org/abs/1506.01186), exponentially. Afterwards the model
-    (parameters, gradients, buffers, modes), the optimizer and all generators have the bits that
-    they had, also if `step` has raised. All ranks call it: the mean of their losses ends it.
+    The test of Smith, 2017 (https://arxiv.org/abs/1506.01186), with rates that rise exponentially.
+    Afterwards, even if `step` raised, the model (parameters, gradients, buffers, modes), the
+    optimizer and all random generators have the same bits as before. All ranks call it, and the
+    mean of their losses decides when it ends.
 
     Args:
-        step: One step of training on the next batch; it returns the loss before the step. Take the
-            batches from an iterator of their own, such as `iter(loader)` of another loader.
-        others: What else a step changes, and has `state_dict` and `load_state_dict`: a scaler, an
-            average.
-        lowest: The first rate. Of several groups it is the largest one's; the others keep their
-            ratio to it.
-        highest: The last one, if the loss does not diverge before.
-        diverged: End where the smoothed loss is above so many times its lowest; where the loss is
-            not finite it always ends.
+        step: Takes one training step on the next batch and returns the loss before the step. Use
+            a separate loader for its batches: the loader of the training is not restored.
+        others: Other objects that a step changes, such as a scaler or an average. They need
+            `state_dict` and `load_state_dict`.
+        lowest: The first rate. If the optimizer has several groups, it applies to the group with
+            the largest rate, and the others keep their ratio to it.
+        highest: The last rate, unless the loss diverges before.
+        diverged: The test ends if the smoothed loss is above `diverged` times its lowest value. It
+            always ends if the loss is not finite.
 
     Raises:
-        ValueError: Rates that do not rise, or fewer than 2 steps; the first loss is not finite.
+        ValueError: The rates do not rise, there are fewer than 2 steps, or the first loss is not
+            finite.
+        TypeError: `step` returned None.
     """
     if not (0 < lowest < highest and steps >= 2):
         raise ValueError(
@@ -118,7 +121,7 @@ def lr_range_test(
         )
     found = LearningRates([], [])
     rates = [float(group["lr"]) for group in optimizer.param_groups]
-    ratios = [rate / max(rates) if any(rates) else 1.0 for rate in rates]  # a warm-up begins at 0
+    ratios = [rate / max(rates) if any(rates) else 1.0 for rate in rates]  # all 0 before a warm-up
     with isolated_rng(), _kept(model, optimizer, others):
         for number in range(steps):
             rate = lowest * (highest / lowest) ** (number / (steps - 1))
@@ -145,13 +148,13 @@ def lr_range_test(
 
 @contextmanager
 def _kept(model: nn.Module, optimizer: Optimizer, others: tuple[Any, ...]) -> Iterator[None]:
-    """Put back, in place, what steps change."""
+    """Restore, in place, everything that steps change."""
     modules = [(module, module.training, dict(module._buffers)) for module in model.modules()]
     all_tensors = [*model.parameters(), *model.buffers()]
     gradients = [(p, p.grad) for p in model.parameters()]
     all_tensors += [gradient for _, gradient in gradients if gradient is not None]
     tensors = [(tensor, tensor.detach().clone()) for tensor in all_tensors]
-    # Not by load_state_dict: it turns states into the parameters' dtype.
+    # Not with load_state_dict, which casts states to the parameters' dtype.
     state = {key: _copied(value) for key, value in optimizer.state.items()}
     plain = [{n: v for n, v in group.items() if n != "params"} for group in optimizer.param_groups]
     groups = [_copied(group) for group in plain]
@@ -186,7 +189,7 @@ def _copied(value: Any) -> Any:
 
 
 def _set(group: dict[str, Any], name: str, value: Any) -> None:
-    """A value of a group; where it is a tensor, which compiled code may hold, in place."""
+    """Set a value of a group; a tensor is changed in place, because compiled code may hold it."""
     if isinstance(group[name], Tensor):
         group[name].copy_(torch.as_tensor(value))
     else:

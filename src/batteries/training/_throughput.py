@@ -1,4 +1,4 @@
-"""How fast a job trains: items a second, waiting for data, and the use of the hardware."""
+"""The speed of training: items a second, time spent waiting for data, and hardware use (MFU)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Throughput:
-    """Measures the speed of training without waiting for a device.
+    """Measures the speed of training without waiting for the GPU.
 
     >>> throughput = Throughput()
     >>> for x in throughput.watch([torch.ones(4, 2)] * 3):
@@ -24,17 +24,17 @@ class Throughput:
     >>> sorted(throughput.compute())
     ['data_share', 'items_per_second', 'step_seconds']
 
-    The clock is the host's, which runs a few steps ahead of a GPU: over some ten steps, or where
-    the loop reads a loss before `compute`, that does not count. What lies between two passes, such
-    as evaluation, is left out.
+    The time is measured on the host, which runs a few steps ahead of the GPU. This does not matter
+    over ten steps or more, or if the loop reads a loss before `compute`. The time between two
+    passes, such as an evaluation, is left out.
 
     Args:
-        peak_flops: FLOPs a second of one device in the dtype of the matrix products, by its data
-            sheet, for "mfu": 989e12 for an H100 SXM in bfloat16.
-        group: The ranks that are one job, as in `accumulate`.
+        peak_flops: The FLOPs a second of one device in the dtype of the matrix products, from its
+            data sheet: 989e12 for an H100 SXM in bfloat16. "mfu" needs it.
+        group: The ranks of the job, as in `accumulate`.
 
     Attributes:
-        flops_per_item: FLOPs of the forward and backward pass of an item, once they were counted.
+        flops_per_item: FLOPs of the forward and backward pass of one item; None until counted.
     """
 
     def __init__(self, *, peak_flops: float | None = None, group: Group = None) -> None:
@@ -42,26 +42,20 @@ class Throughput:
         self._peak = peak_flops
         self._group = group
         self._watched = False
-        self._mark: float | None = None  # up to when time was added up
+        self._mark: float | None = None  # the end of the last measured step
         self._reset()
 
     def _reset(self) -> None:
         self._items, self._steps, self._elapsed, self._waiting = 0.0, 0, 0.0, 0.0
 
     def watch(self, batches: Iterable[T]) -> Watched[T]:
-        """Measure how long the loop waits for batches: put it around the loader, or `accumulate`.
-
-        >>> len(Throughput().watch([1, 2]))
-        2
-        """
+        """Measure how long the loop waits for batches of the loader, or of `accumulate`."""
         return Watched(batches, self)
 
     def update(self, items: int) -> None:
-        """Note a step, at its end, with the samples or tokens that this rank has taken.
+        """Record the end of a step, with the number of samples or tokens on this rank.
 
-        >>> Throughput().update(32)
-
-        Without `watch`, the first call starts the clock.
+        Without `watch`, the first call only starts the clock.
         """
         now = time.perf_counter()
         if self._mark is not None:
@@ -72,7 +66,7 @@ class Throughput:
 
     @contextmanager
     def count_flops(self, items: int) -> Iterator[None]:
-        """Count the FLOPs of a forward and backward pass over some items; once is enough.
+        """Count the FLOPs of a forward and backward pass over some items. Once is enough.
 
         >>> throughput, model = Throughput(peak_flops=1e12), nn.Linear(8, 4)
         >>> with throughput.count_flops(items=2):
@@ -80,11 +74,11 @@ class Throughput:
         >>> throughput.flops_per_item  # a product forward, and one for the weight's gradient
         128.0
 
-        `torch.utils.flop_counter` counts products, convolutions and attention, as MFU has it. Run
-        the bare model, `unwrap(model)`, on a batch of the usual shape.
+        `torch.utils.flop_counter` counts matrix products, convolutions and attention, as MFU does.
+        Run `unwrap(model)` on a batch of the usual shape.
 
         Raises:
-            ValueError: No FLOPs were seen.
+            ValueError: No FLOPs were counted.
         """
         from torch.utils.flop_counter import FlopCounterMode
 
@@ -98,15 +92,12 @@ class Throughput:
         self.flops_per_item = counter.get_total_flops() / items
 
     def compute(self) -> dict[str, float]:
-        """The means since the last call, of the whole job; all ranks call it.
-
-        >>> Throughput().compute()  # nothing was measured
-        {}
+        """The means of the whole job since the last call, or {}. All ranks call it.
 
         Returns:
-            "items_per_second" of all ranks together, "step_seconds", and where they are known,
-            "data_share", the part of the time in which the loop waited for batches, and "mfu", the
-            part of `peak_flops` that was used.
+            "items_per_second" of all ranks together and "step_seconds". With `watch` also
+            "data_share", the share of the time in which the loop waited for batches. With
+            `peak_flops` and `count_flops` also "mfu", the share of `peak_flops` that was used.
         """
         own = [self._items, self._steps, self._elapsed, self._waiting]
         own += [self._items * (self.flops_per_item or 0.0), float(self._watched), 1.0]
@@ -124,9 +115,6 @@ class Throughput:
 
     def _begin(self) -> None:
         self._watched, self._mark = True, time.perf_counter()
-
-    def _waited(self, seconds: float) -> None:
-        self._waiting += seconds
 
 
 class Watched(Generic[T]):
@@ -158,11 +146,11 @@ class _Timed(Iterator[T]):
         try:
             return next(self._batches)
         finally:
-            self._of._waited(time.perf_counter() - begun)
+            self._of._waiting += time.perf_counter() - begun
 
 
 def _attention_on_cpu() -> dict[Any, Any]:
-    """Torch counts attention on GPUs alone."""
+    """Formulas for attention on the CPU, which torch does not count."""
     from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
     def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
