@@ -303,7 +303,7 @@ class _Asked:
             if not _is_loader(part):
                 rebuilt({state_key(name): state_of(part)}, self._keep)
             # An optimizer has its states only after the first step: most are like its parameters.
-            parameters = [p for group in getattr(part, "param_groups", ()) for p in group["params"]]
+            parameters = [p for group in _param_groups(part) for p in group["params"]]
             for index, parameter in enumerate(parameters):
                 self._keep(parameter, f"{state_key(name)}.state[{index}]")
 
@@ -522,9 +522,14 @@ def _realised(module: nn.Module, state: Any, path: PathLike) -> Iterator[tuple[T
         yield tensor, other
 
 
+def _param_groups(part: Any) -> list[Any]:
+    found = getattr(part, "param_groups", None)  # ignite's metrics have any name that is asked for
+    return found if isinstance(found, list) else []
+
+
 def _check_real(part: Any) -> None:
     """Raise if the state of an optimizer would go to where there are no numbers."""
-    groups = getattr(part, "param_groups", None) or []
+    groups = _param_groups(part)
     if any(
         getattr(parameter, "is_meta", False) for group in groups for parameter in group["params"]
     ):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, RandomSampler, get_worker_info
 
 from batteries._backends import adopt_backends
 from batteries._preemption import holding_signals, ignore_signals
@@ -66,6 +66,17 @@ def _check(options: dict[str, Any], batches_per_pass: int | None) -> None:
         raise ValueError("in_order=False would yield batches in an order that nobody knows")
     if batches_per_pass is not None and operator.index(batches_per_pass) < 1:
         raise ValueError(f"batches_per_pass is {batches_per_pass}; expected 1 or more")
+
+
+class _Shuffled(RandomSampler):
+    """What others find in the place of torch's order, which would be another one."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise TypeError(
+            "the order of a batteries.data.DataLoader is its own: a loader that other libraries "
+            "make of its parts would have another one. Iterate over the loader itself; to go on in "
+            "the middle of an epoch, load its state"
+        )
 
 
 class DataLoader(torch.utils.data.DataLoader[T]):
@@ -151,8 +162,11 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         **options: Any,
     ) -> None:
         options.update(num_workers=num_workers, pin_memory=pin_memory)
+        ours = shuffle and not isinstance(dataset, IterableDataset)
+        ours = ours and sampler is None and batch_sampler is None
         super().__init__(  # checks what was passed, and has it as attributes
-            dataset, batch_size, shuffle, sampler, batch_sampler,
+            dataset, batch_size, None if ours else shuffle,
+            _Shuffled(cast(Any, dataset)) if ours else sampler, batch_sampler,
             collate_fn=collate_fn, drop_last=drop_last, worker_init_fn=worker_init_fn, **options,
         )  # fmt: skip
         _check(options, batches_per_pass)
