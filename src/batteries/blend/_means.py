@@ -280,7 +280,7 @@ def _raised(rows: Array, power: float) -> Array:
     if power in (2, 3, 4):
         square: Array = rows * rows
         return square if power == 2 else np.asarray(square * (square if power == 4 else rows))
-    out = rows.copy()
+    out: Array = rows.copy()
     if power != 1:
         _raise(out, power)
     return out
