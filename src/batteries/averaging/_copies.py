@@ -48,7 +48,8 @@ def copy_of(model: nn.Module) -> nn.Module:
     for part, other in zip(model.modules(), same.modules(), strict=True):
         for name, value in [*vars(part).items()]:
             if isinstance(value, list | tuple | dict):  # functions, hooks too, are not copied
-                vars(other)[name] = _bound_anew(vars(other)[name], memo, {})
+                if name in vars(other):  # what divides a model is taken off
+                    vars(other)[name] = _bound_anew(vars(other)[name], memo, {})
             elif callable(value) and not isinstance(value, nn.Module):
                 bound = _bound_anew(value, memo, {})
                 if bound is not value:
