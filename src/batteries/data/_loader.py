@@ -79,6 +79,16 @@ class _Shuffled(RandomSampler):
         )
 
 
+def _shown(
+    dataset: Any, shuffle: bool | None, sampler: Any, batch_sampler: Any
+) -> tuple[bool | None, Any]:
+    """What torch's class is told of the order: what the user said, or a sampler that is not read."""
+    own = sampler is not None or batch_sampler is not None
+    if own or not shuffle or isinstance(dataset, IterableDataset):
+        return shuffle, sampler
+    return None, _Shuffled(dataset)
+
+
 class DataLoader(torch.utils.data.DataLoader[T]):
     """torch's DataLoader, whose every batch is a function of (seed, epoch, step).
 
@@ -162,11 +172,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         **options: Any,
     ) -> None:
         options.update(num_workers=num_workers, pin_memory=pin_memory)
-        ours = shuffle and not isinstance(dataset, IterableDataset)
-        ours = ours and sampler is None and batch_sampler is None
         super().__init__(  # checks what was passed, and has it as attributes
-            dataset, batch_size, None if ours else shuffle,
-            _Shuffled(cast(Any, dataset)) if ours else sampler, batch_sampler,
+            dataset, batch_size, *_shown(dataset, shuffle, sampler, batch_sampler), batch_sampler,
             collate_fn=collate_fn, drop_last=drop_last, worker_init_fn=worker_init_fn, **options,
         )  # fmt: skip
         _check(options, batches_per_pass)
