@@ -82,7 +82,7 @@ class _Shuffled(RandomSampler):
 def _shown(
     dataset: Any, shuffle: bool | None, sampler: Any, batch_sampler: Any
 ) -> tuple[bool | None, Any]:
-    """What torch's class is told of the order: what the user said, or a sampler that is not read."""
+    """What torch's class is told: what the user said, or a sampler that is not read."""
     own = sampler is not None or batch_sampler is not None
     if own or not shuffle or isinstance(dataset, IterableDataset):
         return shuffle, sampler
