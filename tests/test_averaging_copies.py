@@ -35,9 +35,34 @@ def _both(model: Any) -> None:
     _compiled(model)
 
 
-@pytest.mark.parametrize("replace", [_compiled, _closed_over, _both])
+def _default(model: Any) -> None:
+    model.forward = lambda x, own=model: nn.functional.linear(x, own.weight)
+
+
+def _partial(model: Any) -> None:
+    model.forward = functools.partial(lambda own, x: x @ own.weight.T, model)
+
+
+def _in_a_list(model: Any) -> None:
+    model.steps = {"all": [(lambda x: x @ model.weight.T,)]}
+    model.forward = lambda x: model.steps["all"][0][0](x)
+
+
+def _hook(model: Any) -> None:
+    model.register_forward_hook(lambda _, __, output: output * model.weight.sum())
+
+
+def _hook_of_a_tensor(model: Any) -> None:
+    weight = model.weight
+    model.register_forward_pre_hook(lambda _, inputs: (inputs[0] * weight.sum(),))
+
+
+WAYS = [_compiled, _closed_over, _both, _default, _partial, _in_a_list, _hook, _hook_of_a_tensor]
+
+
+@pytest.mark.parametrize("replace", WAYS)
 def test_replaced_forward(replace: Callable[[Any], None]) -> None:
-    """A `forward` that was replaced runs in the average with the average's weights."""
+    """What uses a model in its forward pass uses the average's weights in that of the average."""
     model = nn.Linear(3, 2)
     outer = nn.Sequential(model)
     replace(model)

@@ -496,3 +496,12 @@ def test_accelerate_may_not_prepare_it() -> None:
     """The question that accelerate asks before it makes a plain loader is an error with advice."""
     with pytest.raises(TypeError, match=r"out of accelerator.prepare\(\).*to_device\(batch, acc"):
         getattr(DataLoader(Noisy(4)), "_is_accelerate_prepared", False)
+
+
+def test_loaders_that_others_make_of_one() -> None:
+    """A loader made of a shuffled one's parts, which would have another order, says so."""
+    own: DataLoader[Any] = DataLoader(range(10), 2, shuffle=True)  # type: ignore[arg-type]
+    other = torch.utils.data.DataLoader(own.dataset, batch_sampler=own.batch_sampler)
+    with pytest.raises(TypeError, match="Iterate over the loader itself; to go on in the middle"):
+        next(iter(other))
+    assert len(other) == len(own)

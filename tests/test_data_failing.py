@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -194,3 +196,17 @@ def test_the_workers_of_a_pass() -> None:
     assert next(itertools.islice(batches, 1))
     del batches
     assert worker.exitcode == 0
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have no notes")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_say_which_sample(workers: int) -> None:
+    """An error in a dataset says at which index, or item, with workers and without."""
+    both: list[tuple[Dataset[Any], str]] = [
+        (Samples({5}), "in dataset[5]\n"),
+        (Ends(), "in item 7 of Ends\n"),
+    ]
+    for data, place in both:
+        with pytest.raises(OSError, match=r"damaged|ends") as caught:
+            list(DataLoader(data, 2, num_workers=workers))
+        assert place in "".join(traceback.format_exception(caught.value))

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
@@ -86,13 +87,18 @@ class Forgetful:
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
 
+class InADict(Forgetful):
+    def __init__(self) -> None:
+        self.total = {"all": [np.zeros(3)]}  # type: ignore[assignment]
+
+
 class Hidden(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("total", torch.zeros(3), persistent=False)
 
 
-@pytest.mark.parametrize("kind", [Forgetful, Hidden])
+@pytest.mark.parametrize("kind", [Forgetful, InADict, Hidden])
 def test_empty_memory_is_refused(kind: type) -> None:
     """An object that has tensors and an empty state is refused with what to do."""
     with pytest.raises(TypeError, match=r"state_dict\(\) of meter, a \w+, is empty.*\(total\)"):
@@ -101,3 +107,48 @@ def test_empty_memory_is_refused(kind: type) -> None:
         PerRank(kind()).state_dict()
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     assert not make_checkpoint("train", 1, nn.Linear(1, 1), scaler=scaler)["scaler_state_dict"]
+
+
+class Counts(Forgetful):
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self.number = 0
+
+
+def test_changes_outside_of_an_empty_state_are_refused() -> None:
+    """An object that has changed since the last checkpoint, and has an empty state, is refused."""
+    model, meter = nn.Linear(1, 1), Counts()
+    for _ in range(2):
+        make_checkpoint("train", 1, model, meter=meter, loss=nn.CrossEntropyLoss())
+    meter.number, meter.seen = 1, [3]
+    with pytest.raises(
+        TypeError, match=r"meter, a Counts, is empty, .* \(number, seen\) have chang"
+    ):
+        make_checkpoint("train", 2, model, meter=meter)
+
+
+class Answers:
+    """As ignite's metrics: they have any name that is asked for."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda: self
+
+    def state_dict(self) -> dict[str, int]:
+        return {"total": self.total}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.total = state["total"]
+
+
+def test_objects_with_any_attribute() -> None:
+    """An object whose `__getattr__` has an answer to every name goes on as any other."""
+    before, after = Answers(), Answers()
+    before.total = 3
+    save_checkpoint(make_checkpoint("train", 1, nn.Linear(1, 1), meter=before), "last.pth")
+    load_checkpoint("last.pth", meter=after)
+    assert after.total == 3

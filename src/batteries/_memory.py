@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,22 +23,49 @@ def memory_of(part: Any) -> Any:
 
 
 def check_remembers(name: str, part: Any, state: Any) -> None:
-    """Raise a TypeError if an object has tensors and its state is empty."""
+    """Raise a TypeError if a state is empty, and its object has tensors or has changed since."""
     if not isinstance(state, Mapping) or state or not hasattr(part, "__dict__"):
         return
     held = {**vars(part), **dict(vars(part).get("_buffers") or {})}
-    kept = [key for key, value in held.items() if _has_tensors(value)]
+    kept = [key for key, value in held.items() if key != "_buffers" and _has_tensors(value)]
     if kept:
         raise TypeError(
             f"state_dict() of {name}, a {type(part).__name__}, is empty, but it has tensors "
             f"({', '.join(kept)}): they would be lost. Let its state_dict() return them "
             "(register_buffer with persistent=True), or leave it out"
         )
+    changed = _changed(part)
+    if changed:
+        raise TypeError(
+            f"state_dict() of {name}, a {type(part).__name__}, is empty, but its attributes "
+            f"({', '.join(changed)}) have changed since the last time: they would be lost. Let its "
+            "state_dict() return them, or leave it out"
+        )
 
 
 def _has_tensors(value: Any) -> bool:
-    values = value if isinstance(value, list | tuple) else [value]
-    return any(isinstance(each, Tensor) for each in values)
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return any(map(_has_tensors, value))
+    return isinstance(value, Tensor | np.ndarray)
+
+
+# Plain attributes of objects with an empty state, when it was last asked for.
+_SEEN: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+_PLAIN = int, float, complex, str, bytes, bool, type(None)
+
+
+def _changed(part: Any) -> list[str]:
+    """The attributes of an object that are others than when it was last looked at."""
+    held = {key: value for key, value in vars(part).items() if key != "training"}
+    now = {key: value for key, value in held.items() if isinstance(value, _PLAIN)}
+    now |= {key: len(value) for key, value in held.items() if isinstance(value, list | dict | set)}
+    try:
+        before, _SEEN[part] = _SEEN.get(part, now), now
+    except TypeError:  # it cannot be remembered
+        return []
+    return [key for key, value in now.items() if before.get(key, value) != value]
 
 
 class _Metrics:

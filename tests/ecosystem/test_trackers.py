@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from trackers import query_mlflow, read_wandb
 from torch import nn
+from trackers import query_mlflow, read_wandb
 
-from batteries import MLflowLogger, WandbLogger
+from batteries import MLflowLogger, TrackioLogger, WandbLogger
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries, about themselves
 
@@ -53,3 +55,23 @@ def test_mlflow_autolog(monkeypatch: pytest.MonkeyPatch) -> None:
     found = query_mlflow(uri)
     assert found["loss"] == [(3, 0.5)]
     assert found["training_mean_squared_error"][0][1] == pytest.approx(0.0)
+
+
+@pytest.mark.beside("Trackio", package="trackio")
+def test_trackio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our logger has a run of its own; the program's stays the program's, and the active one."""
+    monkeypatch.setenv("TRACKIO_DIR", str(Path("trackio").resolve()))
+    trackio: Any = pytest.importorskip("trackio")
+    trackio.init(project="beside", name="mine", embed=False, auto_log_cpu=False)
+    with TrackioLogger("logs", project="beside", run_id="a" * 16) as logger:
+        logger.log_metrics({"loss": 0.5}, step=3)
+        logger.log_image("batch", np.zeros((4, 4)), step=3)
+        trackio.log({"own": 1.0}, step=4)
+    trackio.log({"own": 2.0}, step=5)
+    trackio.finish()
+    storage = importlib.import_module("trackio.sqlite_storage").SQLiteStorage
+    rows = {run.name: storage.get_logs("beside", run.name) for run in trackio.Api().runs("beside")}
+    assert [(row["step"], row["own"]) for row in rows["mine"]] == [(4, 1.0), (5, 2.0)]
+    ours = rows["logs-aaaaaaaa"]
+    assert [(row["step"], row["loss"]) for row in ours if "loss" in row] == [(3, 0.5)]
+    assert any("batch" in row for row in ours)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import operator
 from types import CellType, FunctionType, MethodType
 from typing import Any
@@ -16,8 +17,9 @@ from batteries.averaging._shards import finish_copy, prepare_copy
 def copy_of(model: nn.Module) -> nn.Module:
     """A copy of a model whose forward pass uses only its own weights.
 
-    A replaced `forward` is bound to the copy. Compiled functions are copied uncompiled. Tensors
-    that the last forward pass has left in the model are copied without their history.
+    A `forward` that was replaced is bound to the copy, and so are hooks and functions in attributes
+    that use the model. Compiled functions are copied uncompiled. Tensors that the last forward pass
+    has left in the model are copied without their history.
     """
     for name, tensor in model.named_parameters():
         if is_lazy(tensor):
@@ -42,7 +44,10 @@ def copy_of(model: nn.Module) -> nn.Module:
         ) from error
     for part, other in zip(model.modules(), same.modules(), strict=True):
         for name, value in [*vars(part).items()]:
-            if callable(value) and not isinstance(value, nn.Module):
+            if isinstance(value, list | tuple | dict):  # functions, hooks too, are not copied
+                if name in vars(other):  # what divides a model is taken off
+                    vars(other)[name] = _bound_anew(vars(other)[name], memo, {})
+            elif callable(value) and not isinstance(value, nn.Module):
                 bound = _bound_anew(value, memo, {})
                 if bound is not value:
                     vars(other)[name] = bound
@@ -50,8 +55,8 @@ def copy_of(model: nn.Module) -> nn.Module:
 
 
 def _bound_anew(value: Any, memo: dict[int, Any], done: dict[int, Any]) -> Any:
-    """A function or module, bound to the copy instead of the model."""
-    if isinstance(value, nn.Module):
+    """A function, module or tensor, bound to the copy instead of the model."""
+    if isinstance(value, nn.Module | Tensor):
         return memo.get(id(value), value)
     if id(value) not in done:
         done[id(value)] = value  # a function may call itself
@@ -59,14 +64,37 @@ def _bound_anew(value: Any, memo: dict[int, Any], done: dict[int, Any]) -> Any:
         if compiled is not None:
             done[id(value)] = _bound_anew(compiled, memo, done)
         elif isinstance(value, MethodType):
-            function, owner = value.__func__, value.__self__
-            done[id(value)] = MethodType(
-                _bound_anew(function, memo, done), _bound_anew(owner, memo, done)
-            )
+            both = value.__func__, value.__self__
+            anew = [_bound_anew(part, memo, done) for part in both]
+            if not all(map(operator.is_, both, anew)):
+                done[id(value)] = MethodType(*anew)
         elif isinstance(value, FunctionType):
             _check_globals(value, memo)
             done[id(value)] = _with_cells(value, memo, done)
+        elif isinstance(value, functools.partial):
+            parts = value.func, value.args, value.keywords
+            anew = [_bound_anew(part, memo, done) for part in parts]
+            if not all(map(operator.is_, parts, anew)):
+                done[id(value)] = functools.partial(anew[0], *anew[1], **anew[2])
+        elif isinstance(value, list | tuple | dict):
+            done[id(value)] = _filled_anew(value, memo, done)
     return done[id(value)]
+
+
+def _filled_anew(value: Any, memo: dict[int, Any], done: dict[int, Any]) -> Any:
+    """A list, tuple or dict whose values are bound anew; the same where none has to be."""
+    old = list(value.values()) if isinstance(value, dict) else list(value)
+    anew = [_bound_anew(each, memo, done) for each in old]
+    if all(map(operator.is_, old, anew)):
+        return value
+    if isinstance(value, tuple):
+        return type(value)(*anew) if hasattr(value, "_fields") else tuple(anew)
+    same = copy.copy(value)
+    if isinstance(value, dict):
+        same.update(zip(value, anew, strict=True))
+    else:
+        same[:] = anew
+    return same
 
 
 def _check_globals(function: FunctionType, memo: dict[int, Any]) -> None:
@@ -93,14 +121,17 @@ def _with_cells(function: FunctionType, memo: dict[int, Any], done: dict[int, An
         else:
             bound = _bound_anew(inside, memo, done)
             anew.append(cell if bound is inside else CellType(bound))
-    if all(map(operator.is_, cells, anew)):
+    defaults = _bound_anew(function.__defaults__, memo, done)
+    keywords = _bound_anew(function.__kwdefaults__, memo, done)
+    unlike = defaults is not function.__defaults__ or keywords is not function.__kwdefaults__
+    if all(map(operator.is_, cells, anew)) and not unlike:
         return function
     same = FunctionType(
         function.__code__,
         function.__globals__,
         function.__name__,
-        function.__defaults__,
+        defaults,
         tuple(anew),
     )
-    same.__kwdefaults__ = function.__kwdefaults__
+    same.__kwdefaults__ = keywords
     return same

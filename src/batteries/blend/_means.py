@@ -15,10 +15,10 @@ from batteries._spellings import hints
 from batteries.blend._models import BLOCK, Array, Models, as_models, as_weights, in_blocks
 
 Weights = Mapping[str, float] | Sequence[float] | NDArray[Any] | None
-_Room = tuple[Array, Array]  # two float64 arrays of a block's length
-_FEW = 2**13  # with fewer numbers, torch's calls take longer than their work
-_Parts = list[Array] | Array  # a block of each model, or all numbers, (models, numbers)
-_Blend = Callable[[_Parts, _Room | None], Array]  # without a room it gets all numbers
+_FEW = 2**11  # numbers, below which torch's calls take longer than their work
+_Together = Callable[[Array], Array]  # all numbers, (models, numbers)
+# Of each model a block; where the result may be, and room for one term of it, both of float64.
+_ByBlock = Callable[[list[Array], Array, Array], Array]
 
 
 @hints
@@ -48,7 +48,11 @@ def mean(predictions: Any, *more: Any, weights: Weights = None) -> Array:
 
 def weighted(models: Models, own: Array) -> Array:
     """The mean with weights that add up to 1."""
-    return _blended(models, lambda parts, room: _weighted_sum(parts, own, room))
+    return _blended(
+        models,
+        lambda rows: np.dot(own, rows),
+        lambda parts, total, term: _weighted_sum(parts, own, total, term),
+    )
 
 
 @hints
@@ -87,7 +91,11 @@ def power_average(
         used = np.flatnonzero(own)
         told = [models.names[at] for at in used]
         counted, own = Models([models.arrays[at] for at in used], (), models.rows, told), own[used]
-    return _blended(counted, _power_mean(power, own, counted))
+    return _blended(
+        counted,
+        lambda rows: _power_together(rows, power, own, counted),
+        lambda parts, total, term: _power_by_block(parts, power, own, counted, total, term),
+    )
 
 
 @hints
@@ -150,38 +158,36 @@ def _candidates(labels: list[Array]) -> Iterable[Any]:
     return labels
 
 
-# ---------------------------------------------------------------- block by block
+# ---------------------------------------------------------------- all at once, or block by block
 
 
-def _blended(models: Models, blend: _Blend) -> Array:
-    """Blend all rows, block by block. The result has the dtype of `mean`."""
-    size = models.arrays[0].size
-    if 0 < size * len(models.arrays) <= BLOCK:  # one call for all models
-        rows = np.concatenate(models.arrays, dtype=np.float64).reshape(len(models.arrays), -1)
+def _blended(models: Models, together: _Together, by_block: _ByBlock) -> Array:
+    """What becomes of all rows, in the dtype of the predictions."""
+    arrays, shape = models.arrays, models.shape
+    size = arrays[0].size
+    if 0 < size * len(arrays) <= BLOCK:
+        rows = np.concatenate(arrays, dtype=np.float64).reshape(len(arrays), size)
         with np.errstate(all="ignore"):
-            value = blend(rows, None)
+            value = together(rows)
             if not math.isfinite(np.add.reduce(value)):
                 models.refuse()
-        return value.astype(models.dtype, copy=False).reshape(models.shape)
-    flat = [array.reshape(-1) for array in models.arrays]
-    out = np.empty(flat[0].shape, dtype=models.dtype)
+        return value.astype(models.dtype, copy=False).reshape(shape)
+    flat = [array.reshape(-1) for array in arrays]
+    out = np.empty(size, dtype=models.dtype)
 
     def work(start: int, stop: int) -> None:
-        room = np.empty(stop - start), np.empty(stop - start)
+        total, term = np.empty(stop - start), np.empty(stop - start)
         with np.errstate(all="ignore"):
-            value = blend([array[start:stop] for array in flat], room)
+            value = by_block([array[start:stop] for array in flat], total, term)
             if not math.isfinite(np.add.reduce(value)):
                 models.refuse(start, stop)
         out[start:stop] = value
 
-    in_blocks(len(out), work)
-    return out.reshape(models.shape)
+    in_blocks(size, work)
+    return out.reshape(shape)
 
 
-def _weighted_sum(parts: _Parts, weights: Array, room: _Room | None) -> Array:
-    if room is None:
-        return np.asarray(np.matmul(weights, parts))
-    total, term = room
+def _weighted_sum(parts: list[Array], weights: Array, total: Array, term: Array) -> Array:
     if (weights == weights[0]).all():
         np.copyto(total, parts[0])
         for part in parts[1:]:
@@ -195,6 +201,17 @@ def _weighted_sum(parts: _Parts, weights: Array, room: _Room | None) -> Array:
     return total
 
 
+# ---------------------------------------------------------------- powers
+
+
+def _checked(part: Array, power: float, models: Models) -> Array:
+    """Numbers that have such a mean; of negative powers an infinity would not be seen in it."""
+    if not np.minimum.reduce(part) >= 0 or (power < 0 and not np.isfinite(part).all()):
+        models.refuse()
+        _refuse_negative(models)
+    return part
+
+
 def _refuse_negative(models: Models) -> None:
     for name, array in zip(models.names, models.arrays, strict=True):
         flat = array.reshape(-1)
@@ -206,51 +223,79 @@ def _refuse_negative(models: Models) -> None:
             )
 
 
-def _power_mean(power: float, weights: Array, models: Models) -> _Blend:
-    def checked(part: Array) -> Array:
-        # With a negative power the result would hide an infinity.
-        fine = np.minimum.reduce(part.reshape(-1)) >= 0
-        if not fine or (power < 0 and not np.isfinite(part).all()):
-            models.refuse()
-            _refuse_negative(models)
-        return part
-
-    def blend(parts: _Parts, room: _Room | None) -> Array:
-        # A part is checked just before it is used: it is in the cache then.
-        each: Any = map(checked, parts) if room else checked(np.asarray(parts))
-        if abs(power) < 1e-8:  # equal to the geometric mean in float64
-            return _geometric(each, parts, weights, room)
-        if math.isinf(power):
-            choose = np.maximum if power > 0 else np.minimum
-            return np.asarray(functools.reduce(choose, each))
-        return _power(power, each, parts, weights, room)
-
-    return blend
+def _is_geometric(power: float) -> bool:
+    return abs(power) < 1e-8  # nearer to the geometric mean than float64 can tell
 
 
-def _power(power: float, each: Any, parts: _Parts, weights: Array, room: _Room | None) -> Array:
-    if room is None:
-        total: Array = np.matmul(weights, _raised(each, power, np.empty(np.shape(parts))))
+def _power_together(rows: Array, power: float, weights: Array, models: Models) -> Array:
+    _checked(rows.reshape(-1), power, models)
+    if math.isinf(power):
+        return np.asarray((np.maximum if power > 0 else np.minimum).reduce(rows))
+    if not _is_geometric(power):
+        return _root(np.dot(weights, _raised(rows, power)), power, rows, weights)
+    if _all_the_same(weights):
+        return _geometric_root(np.multiply.reduce(rows), rows)
+    return np.asarray(np.exp(np.dot(weights, np.log(rows))))
+
+
+def _power_by_block(
+    parts: list[Array], power: float, weights: Array, models: Models, total: Array, term: Array
+) -> Array:
+    # A part is looked at where it is used: it is at hand then.
+    each = (_checked(part, power, models) for part in parts)
+    if math.isinf(power):
+        return np.asarray(functools.reduce(np.maximum if power > 0 else np.minimum, each))
+    if _is_geometric(power) and _all_the_same(weights):
+        total[:] = 1
+        for part in each:
+            total *= part
+        return _geometric_root(total, parts)
+    total[:] = 0
+    added, factor = torch.from_numpy(total), torch.from_numpy(term)
+    for part, weight in zip(each, weights.tolist(), strict=True):
+        np.copyto(term, part)
+        if _is_geometric(power):
+            added.add_(factor.log_(), alpha=weight)
+        elif power in (2, 3, 4):  # of the square there is one pass less
+            square = factor if power == 2 else factor * factor
+            added.addcmul_(square, square if power == 4 else factor, value=weight)
+        else:
+            if power != 1:
+                _raise(term, power)
+            added.add_(factor, alpha=weight)
+    if _is_geometric(power):
+        added.exp_()
+        return total
+    return _root(total, power, parts, weights)
+
+
+def _all_the_same(weights: Array) -> bool:
+    return len(set(weights.tolist())) == 1
+
+
+def _raised(rows: Array, power: float) -> Array:
+    """A new array of powers."""
+    if power == -1:
+        return np.asarray(1.0 / rows)
+    if power in (2, 3, 4):
+        square: Array = rows * rows
+        return square if power == 2 else np.asarray(square * (square if power == 4 else rows))
+    out: Array = rows.copy()
+    if power != 1:
+        _raise(out, power)
+    return out
+
+
+def _raise(values: Array, power: float) -> None:
+    """The same as a power, as exact as 64 bits have it, and in a third of its time."""
+    if power == 0.5:
+        np.sqrt(values, out=values)
+    elif power == -1:
+        np.divide(1.0, values, out=values)
+    elif values.size < _FEW:
+        np.exp(np.multiply(np.log(values, out=values), power, out=values), out=values)
     else:
-        total, term = room
-        total[:] = 0
-        added, factor = torch.from_numpy(total), torch.from_numpy(term)
-        for part, weight in zip(each, weights.tolist(), strict=True):
-            np.copyto(term, part)
-            if power in (2, 3, 4):  # squares save one pass
-                square = factor if power == 2 else factor * factor
-                added.addcmul_(square, square if power == 4 else factor, value=weight)
-            else:
-                _raised(term, power, term)
-                added.add_(factor, alpha=weight)
-    lost = _not_held(total)
-    if power == 2:
-        np.sqrt(total, out=total)
-    elif power != 1:
-        _raise(total, 1 / power)
-    if lost is not None:
-        total[lost] = _scaled_power(power, [part[lost] for part in parts], weights)
-    return total
+        torch.from_numpy(values).log_().mul_(power).exp_()
 
 
 def _not_held(total: Array) -> Array | None:
@@ -260,27 +305,14 @@ def _not_held(total: Array) -> Array | None:
     return (total < 1e-290) | (total > 1e290)
 
 
-def _raised(values: Any, power: float, out: Array) -> Array:
-    if power == 0.5:
-        np.sqrt(values, out=out)
-    elif power == -1:
-        np.divide(1.0, values, out=out)
-    elif power in (2, 3, 4):
-        square = values if power == 2 else values * values
-        np.multiply(square, square if power == 4 else values, out=out)
-    else:
-        np.copyto(out, values)
-        if power != 1:
-            _raise(out, power)
-    return out
-
-
-def _raise(values: Array, power: float) -> None:
-    """`values **= power`, as exact as float64 allows, in a third of the time."""
-    if values.size < _FEW:
-        np.exp(np.multiply(np.log(values, out=values), power, out=values), out=values)
-    else:
-        torch.from_numpy(values).log_().mul_(power).exp_()
+def _root(total: Array, power: float, parts: list[Array] | Array, weights: Array) -> Array:
+    """Of a mean of powers."""
+    lost = _not_held(total)
+    if power != 1:
+        _raise(total, 1 / power)
+    if lost is not None:
+        total[lost] = _scaled_power(power, [part[lost] for part in parts], weights)
+    return total
 
 
 def _scaled_power(power: float, parts: list[Array], weights: Array) -> Array:
@@ -291,32 +323,10 @@ def _scaled_power(power: float, parts: list[Array], weights: Array) -> Array:
     return np.where(unit == 0, 0.0, unit * mean)
 
 
-def _geometric(each: Any, parts: _Parts, weights: Array, room: _Room | None) -> Array:
-    if not (weights == weights[0]).all():
-        return _weighted_geometric(each, weights, room)
-    if room is None:
-        total: Array = np.multiply.reduce(each, axis=0)
-    else:
-        total = room[0]
-        total[:] = 1
-        for part in each:
-            total *= part
-    lost = _not_held(total)  # elsewhere one logarithm, of the product, is enough
-    _raise(total, weights[0])
+def _geometric_root(product: Array, parts: list[Array] | Array) -> Array:
+    lost = _not_held(product)  # else there is one logarithm, of the product of all
+    _raise(product, 1 / len(parts))
     if lost is not None:
         few = np.stack([part[lost] for part in parts]).astype(np.float64)
-        total[lost] = np.exp(np.log(few).mean(0))
-    return total
-
-
-def _weighted_geometric(each: Any, weights: Array, room: _Room | None) -> Array:
-    if room is None:
-        return np.asarray(np.exp(np.matmul(weights, np.log(each))))
-    total, term = room
-    total[:] = 0
-    logarithm, own = torch.from_numpy(total), torch.from_numpy(term)
-    for part, weight in zip(each, weights.tolist(), strict=True):
-        np.copyto(term, part)
-        logarithm.add_(own.log_(), alpha=weight)
-    logarithm.exp_()
-    return total
+        product[lost] = np.exp(np.log(few).mean(0))
+    return product

@@ -23,7 +23,7 @@ from batteries.checkpoint._contents import (
     state_key,
     state_of,
 )
-from batteries.checkpoint._load_states import LoadReport, find, is_loader, put_in
+from batteries.checkpoint._load_states import LoadReport, find, is_loader, param_groups, put_in
 from batteries.checkpoint._read import checkpoint_of, newest_first, opened
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._seal import digest_read
@@ -221,7 +221,7 @@ class _Asked:
             if not is_loader(part):
                 rebuilt({state_key(name): state_of(part)}, self._keep)
             # Before its first step an optimizer has no state; most of it is like its parameters.
-            parameters = [p for group in getattr(part, "param_groups", ()) for p in group["params"]]
+            parameters = [p for group in param_groups(part) for p in group["params"]]
             for index, parameter in enumerate(parameters):
                 self._keep(parameter, f"{state_key(name)}.state[{index}]")
 

@@ -279,8 +279,13 @@ def _realised(module: nn.Module, state: Any, path: PathLike) -> Iterator[tuple[T
         yield tensor, other
 
 
+def param_groups(part: Any) -> list[Any]:
+    found = getattr(part, "param_groups", None)  # ignite's metrics have any name that is asked for
+    return found if isinstance(found, list) else []
+
+
 def _check_real(part: Any) -> None:
-    groups = getattr(part, "param_groups", None) or []
+    groups = param_groups(part)
     if any(
         getattr(parameter, "is_meta", False) for group in groups for parameter in group["params"]
     ):

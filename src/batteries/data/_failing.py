@@ -8,6 +8,13 @@ from typing import Any, Generic, NoReturn, TypeVar
 T = TypeVar("T")
 
 
+def say_where(error: Exception, call: str) -> None:
+    """Note on an error of the user's code in which call it came; from Python 3.11 on."""
+    note = f"in {call}"
+    if hasattr(error, "add_note") and note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+
+
 class Failed:
     """The error of a batch, in the batch's place."""
 

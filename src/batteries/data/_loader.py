@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, RandomSampler, get_worker_info
 
 from batteries._backends import adopt_backends
 from batteries._preemption import holding_signals, ignore_signals
@@ -69,6 +69,27 @@ def _check(options: dict[str, Any], batches_per_pass: int | None) -> None:
         )
     if batches_per_pass is not None and operator.index(batches_per_pass) < 1:
         raise ValueError(f"batches_per_pass is {batches_per_pass}; expected 1 or more")
+
+
+class _Shuffled(RandomSampler):
+    """What others find in the place of torch's order, which would be another one."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise TypeError(
+            "the order of a batteries.data.DataLoader is its own: a loader that other libraries "
+            "make of its parts would have another one. Iterate over the loader itself; to go on in "
+            "the middle of an epoch, load its state"
+        )
+
+
+def _shown(
+    dataset: Any, shuffle: bool | None, sampler: Any, batch_sampler: Any
+) -> tuple[bool | None, Any]:
+    """What torch's class is told: what the user said, or a sampler that is not read."""
+    own = sampler is not None or batch_sampler is not None
+    if own or not shuffle or isinstance(dataset, IterableDataset):
+        return shuffle, sampler
+    return None, _Shuffled(dataset)
 
 
 class DataLoader(torch.utils.data.DataLoader[T]):
@@ -160,7 +181,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._prefetch = Prefetch(prefetch_to)
         options.update(num_workers=num_workers, pin_memory=pin_memory or self._prefetch.pins)
         super().__init__(  # checks the arguments, and keeps them as attributes
-            dataset, batch_size, shuffle, sampler, batch_sampler,
+            dataset, batch_size, *_shown(dataset, shuffle, sampler, batch_sampler), batch_sampler,
             collate_fn=collate_fn, drop_last=drop_last, worker_init_fn=worker_init_fn, **options,
         )  # fmt: skip
         _check(options, batches_per_pass)

@@ -18,6 +18,7 @@ from torch.utils.data import (
 )
 
 from batteries._seeding import rekey
+from batteries.data._failing import say_where
 from batteries.data._generators import generators_in, rekey_each
 from batteries.data._workers import ends_nothing, stopped
 
@@ -100,6 +101,9 @@ class Samples(Dataset[Any]):
             return self.dataset[index]
         except StopIteration as error:
             raise stopped(f"dataset[{index!r}]") from error
+        except Exception as error:
+            say_where(error, f"dataset[{index!r}]")
+            raise
 
     def _together(self, ask: Ask) -> Any:
         seed, epoch, indices, again = ask
@@ -109,8 +113,13 @@ class Samples(Dataset[Any]):
         numbers = indices if plain else map(number_of, indices)
         key = _SAMPLES, seed, epoch, *numbers, *(again or ())
         self._look()
-        with ends_nothing(f"dataset.__getitems__({indices!r})"):
-            samples = self._keyed(self.dataset.__getitems__, indices, *key)
+        call = f"dataset.__getitems__({indices!r})"
+        with ends_nothing(call):
+            try:
+                samples = self._keyed(self.dataset.__getitems__, indices, *key)
+            except Exception as error:
+                say_where(error, call)
+                raise
         return self._whole(samples, indices)
 
     def _whole(self, samples: Any, indices: list[Any]) -> Any:

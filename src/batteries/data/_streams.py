@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from batteries._seeding import rekey
-from batteries.data._failing import Failed
+from batteries.data._failing import Failed, say_where
 from batteries.data._workers import (
     asked,
     change_worker,
@@ -136,6 +136,7 @@ class Stream(IterableDataset[Any]):
                     return
                 failed = Failed(stopped(f"{culprit}, which makes the items of {self._name},"))
             except Exception as error:
+                say_where(error, f"item {part['items']} of {self._name}")
                 failed = Failed(error)
             if self._sharded is None and workers > 1 and not own and asked & {"id", "num_workers"}:
                 self._check_asked(part["items"])
