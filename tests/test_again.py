@@ -131,7 +131,7 @@ def test_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     variable = run("resume", "1", "--current-code").output.splitlines()[1].split()[0]
     name, path = variable.split("=")
     monkeypatch.setenv(name, path)
-    with pytest.warns(match="asks for .*001, which is not in .*elsewhere: another run begins"):
+    with pytest.warns(match="asks for .*001, which is not in .*elsewhere, so another run begins"):
         other = start_run("elsewhere", new=True)
     with other:
         assert not other.resumed
