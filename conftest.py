@@ -1,5 +1,6 @@
 """Fixtures for the unit tests and for the examples in docstrings."""
 
+import gc
 import json
 import os
 import random
@@ -54,6 +55,11 @@ LONG = ("loggers", "documentation", "examples", "hostile", "splits", "report", "
 
 def is_long(item: pytest.Item) -> bool:
     return item.path.name.removeprefix("test_").startswith(LONG)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # no later collection looks at the modules of all tests again
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -65,7 +65,7 @@ def run(
     return result
 
 
-@pytest.mark.parametrize("example", [sweep(name) if name == "dp" else name for name in SINGLE])
+@pytest.mark.parametrize("example", [name if name == "ddp" else sweep(name) for name in SINGLE])
 def test_readme_command(example: str) -> None:
     """The README's command, with fewer epochs, leaves exactly the files that it lists."""
     run_and_look(example, "--num-epochs=3", score=0.8)
@@ -335,7 +335,8 @@ def test_kill_and_continue() -> None:
         assert_same_checkpoints(*(Path(f"runs/{n}/001/checkpoints/{stage}") for n in NAMES))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, sweep(signal.SIGINT)])
+@pytest.mark.sweep
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_ranks_continue(number: signal.Signals) -> None:
     """Two ranks stopped in an epoch, by SIGTERM or Ctrl-C, go on as two that never were."""
     script = f"{ROOT}/examples/ddp/experiment.py"
