@@ -5,9 +5,7 @@ from __future__ import annotations
 import atexit
 import dis
 import errno
-import json
 import os
-import re
 import sys
 import threading
 import uuid
@@ -18,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn
 
+from batteries._arguments import differing, is_free, is_longer
 from batteries._environment import code, environment, program_directory
 from batteries._files import PathLike, locked_directory, make_directory, write_whole
 from batteries._masking import masked, masked_command
@@ -30,7 +29,6 @@ from batteries._rundir.record import NAME, read_record, write_record
 from batteries.distributed import is_main, rank_zero_only, world_size
 from batteries.distributed._causes import with_cause
 
-_LENGTH = re.compile(r"(?i)epoch|step|iter")  # in names of arguments for the length of a run
 _runs: dict[str, Run] = {}  # the runs that this process records, by session
 
 
@@ -337,34 +335,16 @@ def _check_same(
     path: Path, before: dict[str, Any], now: dict[str, Any], may_differ: list[str]
 ) -> None:
     """Raise if a run has other arguments: its weights and optimizer would be loaded."""
-    differing = _differing(before, now)
-    names = [name for name in differing if not _is_free(name, may_differ)]
+    pairs = differing(before, now)
+    names = [name for name in pairs if not is_free(name, may_differ)]
     if names:
         none = "not given"
-        pairs = ((name, [each or none for each in differing[name]]) for name in names)
-        differ = "; ".join(f"{name} was {old}, is {new}" for name, (old, new) in pairs)
+        found = ((name, [each or none for each in pairs[name]]) for name in names)
+        differ = "; ".join(f"{name} was {old}, is {new}" for name, (old, new) in found)
         raise ValueError(
             f"{path} is not finished and has other arguments: {differ}. Start another run with "
             f"new=True; or resume this one, by its own directory or with may_differ={names}"
         )
-
-
-def _is_free(name: str, may_differ: list[str]) -> bool:
-    return any(f"{name}.".startswith(f"{free}.") for free in may_differ)
-
-
-def _differing(
-    before: dict[str, Any], now: dict[str, Any]
-) -> dict[str, tuple[str | None, str | None]]:
-    """The arguments of two sessions that differ, as texts; None for a missing one."""
-    if before.get("args") or now.get("args"):
-        old, new = (dict(_flat(each.get("args") or {})) for each in (before, now))
-    else:
-        old, new = (_options(each.get("command") or []) for each in (before, now))
-        if not all(_is_program(each.get("command") or []) for each in (before, now)):
-            return {}
-    names = {**old, **new}
-    return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
 
 
 def _tell_longer(path: Path, now: dict[str, Any], may_differ: list[str]) -> None:
@@ -373,9 +353,9 @@ def _tell_longer(path: Path, now: dict[str, Any], may_differ: list[str]) -> None
     last = max(before, key=lambda each: int(each.name), default=None)
     with suppress(ValueError):
         record = read_record(last) if last is not None else None
-        pairs = _differing(record["sessions"][-1], now) if record else {}
-        pairs = {name: pair for name, pair in pairs.items() if not _is_free(name, may_differ)}
-        if pairs and all(_is_longer(name, *pair) for name, pair in pairs.items()):
+        pairs = differing(record["sessions"][-1], now) if record else {}
+        pairs = {name: pair for name, pair in pairs.items() if not is_free(name, may_differ)}
+        if pairs and all(is_longer(name, *pair) for name, pair in pairs.items()):
             told = ", ".join(f"{name} was {old}, is {new}" for name, (old, new) in pairs.items())
             warnings.warn(
                 f"{last} has finished ({told}), and {path} is a new run, from the beginning. To "
@@ -383,40 +363,6 @@ def _tell_longer(path: Path, now: dict[str, Any], may_differ: list[str]) -> None
                 "and resume from its last checkpoint; new=True avoids this warning",
                 stacklevel=5,
             )
-
-
-def _is_longer(name: str, old: str | None, new: str | None) -> bool:
-    length = _LENGTH.search(name.rpartition(".")[2])
-    return bool(length) and None not in (old, new) and float(new or 0) > float(old or 0)
-
-
-def _is_program(command: list[str]) -> bool:
-    """Whether a command runs a program, and not a notebook or typed code."""
-    return len(command) > 1 and command[1].endswith(".py") and "ipykernel" not in command[1]
-
-
-def _options(command: list[str]) -> dict[str, str]:
-    """The words after a program, by the names of the options."""
-    found: dict[str, str] = {}
-    name = ""
-    for number, word in enumerate(command[2:], start=1):
-        option, equals, value = word.partition("=")
-        if option.strip("-") and option.startswith("-"):
-            name = option.lstrip("-").replace("-", "_")
-            found[name] = value
-        else:
-            name, value = name or f"argument {number}", word
-            found[name] = value
-        name = "" if equals or name not in found or found[name] else name
-    return found
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", json.dumps(value)
 
 
 def _now() -> str:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import itertools
-import multiprocessing.util
 import operator
 import os
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-from torch.utils.data import Dataset, IterableDataset, RandomSampler, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from batteries._backends import adopt_backends
 from batteries._preemption import holding_signals, ignore_signals
@@ -23,6 +20,7 @@ from batteries._seeding import chosen_seed, isolated_rng, next_number, numbered_
 from batteries.data._failing import Failed, Going
 from batteries.data._generators import difference
 from batteries.data._orders import AsItIs, Order, Sampled, Shuffled
+from batteries.data._plan import Arrival, Asked, Plan, ended_at_exit, shown_to_torch
 from batteries.data._prefetch import Prefetch
 from batteries.data._samples import Ask, Samples, draws
 from batteries.data._streams import Sharded, Stream, followed, fresh_parts, thawed
@@ -39,22 +37,6 @@ T = TypeVar("T", covariant=True)
 _SHUFFLE, _SAMPLER, _STEP = 0, 1, 3  # the uses of keys; samples and streams have other numbers
 
 
-class Arrival(NamedTuple):
-    """A batch and its place in the epoch.
-
-    >>> Arrival(batch="images", indices=[3, 1], start=0, stop=4).indices
-    [3, 1]
-    """
-
-    batch: Any
-    indices: list[Any]  # in the dataset
-    start: int  # positions in the order of the epoch, over all ranks
-    stop: int
-    part: Any = None  # the state of the worker's stream, or of the sampler, after this batch
-    turn: int = 0  # the round through the data; it is the epoch unless batches_per_pass is set
-    done: int = 0  # batches of the pass, including this one
-
-
 class _Place(NamedTuple):
     turn: int = 0  # the round through the data
     position: int = 0  # in the order of the round
@@ -69,27 +51,6 @@ def _check(options: dict[str, Any], batches_per_pass: int | None) -> None:
         )
     if batches_per_pass is not None and operator.index(batches_per_pass) < 1:
         raise ValueError(f"batches_per_pass is {batches_per_pass}; expected 1 or more")
-
-
-class _Shuffled(RandomSampler):
-    """What others find in the place of torch's order, which would be another one."""
-
-    def __iter__(self) -> Iterator[int]:
-        raise TypeError(
-            "the order of a batteries.data.DataLoader is its own: a loader that other libraries "
-            "make of its parts would have another one. Iterate over the loader itself; to go on in "
-            "the middle of an epoch, load its state"
-        )
-
-
-def _shown(
-    dataset: Any, shuffle: bool | None, sampler: Any, batch_sampler: Any
-) -> tuple[bool | None, Any]:
-    """What torch's class is told: what the user said, or a sampler that is not read."""
-    own = sampler is not None or batch_sampler is not None
-    if own or not shuffle or isinstance(dataset, IterableDataset):
-        return shuffle, sampler
-    return None, _Shuffled(dataset)
 
 
 class DataLoader(torch.utils.data.DataLoader[T]):
@@ -180,8 +141,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     ) -> None:
         self._prefetch = Prefetch(prefetch_to)
         options.update(num_workers=num_workers, pin_memory=pin_memory or self._prefetch.pins)
+        told = shown_to_torch(dataset, shuffle, sampler, batch_sampler)
         super().__init__(  # checks the arguments, and keeps them as attributes
-            dataset, batch_size, *_shown(dataset, shuffle, sampler, batch_sampler), batch_sampler,
+            dataset, batch_size, *told, batch_sampler,
             collate_fn=collate_fn, drop_last=drop_last, worker_init_fn=worker_init_fn, **options,
         )  # fmt: skip
         _check(options, batches_per_pass)
@@ -196,27 +158,26 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._broken = (_Place(), _Place())  # where the last unfinished pass began and stopped
         self._open: Iterator[Arrival] | None = None  # a stream between two passes
         self._pass: object = None  # the pass under way
-        self._unit = "batches" if batch_sampler is not None else "samples"
-        self._sampler = batch_sampler if batch_sampler is not None else sampler
+        self._sampler = sampler if batch_sampler is None else batch_sampler
+        self._unit = "samples" if batch_sampler is None else "batches"
         self._shuffled = bool(shuffle)
-        self.in_step = bool(shuffle) or self._sampler is not None
-        # counted among the loaders that the same ranks make without a seed
+        self.in_step = self._shuffled or self._sampler is not None
+        # a count of the loaders that the same ranks make without a seed
         self._number = next_number((self.in_step, members)) if seed is None else 0
         self.in_step = self.in_step or batches_per_pass is not None
         self._key = numbered_seed(self.seed, self._number)
-        self._asked = _Asked()
+        self._asked = Asked()
         self._running: Callable[[], Any] = lambda: None
         self._keeps_samples = collate_fn is None and batch_size is not None
-        # the place of each worker in a stream; the worker of the next batch is first
+        # of each worker in a stream; the worker of the next batch is first
         self._begin_parts = self._parts = fresh_parts(num_workers or 1)
         self._unsettled: list[Arrival] = []
         own = self._read_by(dataset, batch_size, drop_last, sharded, collate_fn is not None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the call of super() has warned already
+            begin = functools.partial(_begin_worker, worker_init_fn)
             self._inner: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
-                worker_init_fn=functools.partial(_begin_worker, worker_init_fn),
-                **own,
-                **options,
+                worker_init_fn=begin, **own, **options
             )
 
     def _read_by(
@@ -313,7 +274,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._broken = broken
 
     def _read(self) -> Iterator[Arrival]:
-        plan = self._asked.plan = _Plan(self._planned())
+        plan = self._asked.plan = Plan(self._planned())
         came = self._prefetch((batch, None) for batch in self._started())
         return (plan.awaited.popleft()._replace(batch=batch) for batch, _ in came)
 
@@ -342,7 +303,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             inner = iter(self._inner)
         self._running = weakref.ref(inner)
         if self.num_workers:
-            _ended_at_exit(os.getpid()).add(inner)
+            ended_at_exit(os.getpid()).add(inner)
         try:
             while True:
                 before = getattr(inner, "_rcvd_idx", -1)  # with workers: the next batch
@@ -689,75 +650,6 @@ _REMEDY = (
 
 def _alone(samples: Any) -> Any:
     return samples[0] if type(samples) is list and len(samples) == 1 else samples
-
-
-class _Plan:
-    """The batches that a pass requests: those awaited, and some after them."""
-
-    def __init__(self, steps: Generator[tuple[Any, Arrival], None, None]) -> None:
-        self._steps = steps
-        self._ahead: deque[tuple[Any, Arrival]] = deque()
-        self.awaited: deque[Arrival] = deque()
-        self.broken = False  # after an error of the sampler the next batches are not known
-
-    def __iter__(self) -> _Plan:
-        return self
-
-    def __next__(self) -> Any:
-        if not self._ahead:
-            self._look(1)
-        if not self._ahead:
-            raise StopIteration
-        ask, arrival = self._ahead.popleft()
-        self.awaited.append(arrival)
-        return ask
-
-    def _look(self, count: int) -> None:
-        try:
-            self._ahead.extend(itertools.islice(self._steps, count))
-        except BaseException:
-            self.broken = True
-            raise
-
-    def next_steps(self, count: int) -> list[Arrival]:
-        """The next arrivals: `count` of them, or all that are left."""
-        self._look(max(0, count - len(self.awaited) - len(self._ahead)))
-        ahead = (arrival for _, arrival in self._ahead)
-        return list(itertools.islice(itertools.chain(self.awaited, ahead), count))
-
-    def close(self) -> None:
-        self._steps.close()
-        self._ahead.clear()
-
-
-class _Asked:
-    """The batch sampler of torch's loader; it yields the requests of the pass under way."""
-
-    def __init__(self) -> None:
-        self.plan = _Plan(_ for _ in ())
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.plan
-
-
-@functools.cache
-def _ended_at_exit(pid: int) -> weakref.WeakSet[Any]:
-    """Passes with workers, which are ended at the program's end.
-
-    Workers ignore the program's signals, so Python would terminate them in vain and wait for ever.
-    A program calls atexit, and this handler must come before torch's. A process that
-    multiprocessing has started does not call it. Passes of the process from which this one was
-    forked are left alone.
-    """
-    passes: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def end() -> None:
-        for workers in list(passes) if os.getpid() == pid else ():
-            workers._shutdown_workers()
-
-    atexit.register(end)
-    multiprocessing.util.Finalize(None, end, exitpriority=100)  # before the queues are closed
-    return passes
 
 
 def _begin_worker(then: Callable[[int], None] | None, worker_id: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import operator
@@ -20,9 +19,9 @@ from torch.optim import Optimizer
 from batteries import distributed
 from batteries.data import Arrival, DataLoader
 from batteries.data._failing import Failed, Going
-from batteries.data._streams import remembers
 from batteries.distributed._groups import Group, ranks_of
 from batteries.training._clipping import clip
+from batteries.training._foreign_loaders import Place, fetched
 
 T = TypeVar("T")
 Count = Callable[[Any], Any]
@@ -252,9 +251,9 @@ class Windows(Generic[T]):
 
     def _pairs(self) -> Generator[tuple[T, Window] | Failed, None, None]:
         own = self._loader if isinstance(self._loader, DataLoader) else None
-        place = _Place(self._loader, self._steps)
+        place = Place(self._loader, self._steps)
         # iter is called at once, because some loaders have no state before it.
-        arrivals = _fetched(iter(self._loader)) if own is None else own.arrivals()
+        arrivals = fetched(iter(self._loader)) if own is None else own.arrivals()
         this = _Pass(self._model, self._scaler, None if own is None else own.epoch)
         steps = itertools.count()
         for first in place.held(arrivals):
@@ -357,52 +356,6 @@ def accumulate(
         group = loader.group
     ranks_of(group)  # raises if the group is not usable
     return Windows(loader, model, accumulation_steps, count, scaler, group)
-
-
-def _fetched(batches: Iterator[Any]) -> Iterator[Arrival]:
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except Exception as error:  # torch's loaders can go on after an error
-            batch = Failed(error, bare=True)
-        yield Arrival(batch, [], 0, 0)
-
-
-class _Place:
-    """Keeps another library's loader at the beginning of a window for checkpoints.
-
-    The window's batches have all been fetched, so the loader's own state would skip them.
-    """
-
-    def __init__(self, loader: Any, steps: int) -> None:
-        foreign = not isinstance(loader, DataLoader)
-        self._of = loader if steps > 1 and foreign and remembers(loader) else None
-        self.let_go()
-
-    def held(self, arrivals: Iterator[Arrival]) -> Iterator[Arrival]:
-        """The first batch of each window; before it is fetched, the loader's state is kept."""
-        own = self._of if hasattr(self._of, "__dict__") else None
-        while True:
-            if own is not None:
-                state = copy.deepcopy(own.state_dict())
-                vars(own)["state_dict"] = lambda state=state: copy.deepcopy(state)
-                vars(own)["load_state_dict"] = self._load
-            first = next(arrivals, None)
-            if first is None:
-                self.let_go()
-                return
-            yield first
-
-    def _load(self, *arguments: Any, **options: Any) -> Any:
-        self.let_go()
-        assert self._of is not None
-        return self._of.load_state_dict(*arguments, **options)
-
-    def let_go(self) -> None:
-        for name in ("state_dict", "load_state_dict") if hasattr(self._of, "__dict__") else ():
-            vars(self._of).pop(name, None)
 
 
 def _closed(

@@ -1,0 +1,121 @@
+"""The batches that a pass requests from torch's loader, and the end of a pass with the program."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import itertools
+import multiprocessing.util
+import os
+import weakref
+from collections import deque
+from collections.abc import Generator, Iterator
+from typing import Any, NamedTuple
+
+from torch.utils.data import IterableDataset, RandomSampler
+
+
+class Arrival(NamedTuple):
+    """A batch and its place in the epoch.
+
+    >>> Arrival(batch="images", indices=[3, 1], start=0, stop=4).indices
+    [3, 1]
+    """
+
+    batch: Any
+    indices: list[Any]  # in the dataset
+    start: int  # positions in the order of the epoch, over all ranks
+    stop: int
+    part: Any = None  # the state of the worker's stream, or of the sampler, after this batch
+    turn: int = 0  # the round through the data; it is the epoch unless batches_per_pass is set
+    done: int = 0  # batches of the pass, including this one
+
+
+class Plan:
+    """The batches that a pass requests: those awaited, and some after them."""
+
+    def __init__(self, steps: Generator[tuple[Any, Arrival], None, None]) -> None:
+        self._steps = steps
+        self._ahead: deque[tuple[Any, Arrival]] = deque()
+        self.awaited: deque[Arrival] = deque()
+        self.broken = False  # after an error of the sampler the next batches are not known
+
+    def __iter__(self) -> Plan:
+        return self
+
+    def __next__(self) -> Any:
+        if not self._ahead:
+            self._look(1)
+        if not self._ahead:
+            raise StopIteration
+        ask, arrival = self._ahead.popleft()
+        self.awaited.append(arrival)
+        return ask
+
+    def _look(self, count: int) -> None:
+        try:
+            self._ahead.extend(itertools.islice(self._steps, count))
+        except BaseException:
+            self.broken = True
+            raise
+
+    def next_steps(self, count: int) -> list[Arrival]:
+        """The next arrivals: `count` of them, or all that are left."""
+        self._look(max(0, count - len(self.awaited) - len(self._ahead)))
+        ahead = (arrival for _, arrival in self._ahead)
+        return list(itertools.islice(itertools.chain(self.awaited, ahead), count))
+
+    def close(self) -> None:
+        self._steps.close()
+        self._ahead.clear()
+
+
+class Asked:
+    """The batch sampler of torch's loader; it yields the requests of the pass under way."""
+
+    def __init__(self) -> None:
+        self.plan = Plan(_ for _ in ())
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.plan
+
+
+class _Shuffled(RandomSampler):
+    """What others find in the place of torch's order, which would be another one."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise TypeError(
+            "the order of a batteries.data.DataLoader is its own: a loader that other libraries "
+            "make of its parts would have another one. Iterate over the loader itself; to go on in "
+            "the middle of an epoch, load its state"
+        )
+
+
+def shown_to_torch(
+    dataset: Any, shuffle: bool | None, sampler: Any, batch_sampler: Any
+) -> tuple[bool | None, Any]:
+    """What torch's class is told: what the user said, or a sampler that is not read."""
+    own = sampler is not None or batch_sampler is not None
+    if own or not shuffle or isinstance(dataset, IterableDataset):
+        return shuffle, sampler
+    return None, _Shuffled(dataset)
+
+
+@functools.cache
+def ended_at_exit(pid: int) -> weakref.WeakSet[Any]:
+    """Passes with workers, which are ended at the program's end.
+
+    Workers ignore the program's signals, so Python would terminate them in vain and wait for ever.
+    A program calls atexit, and this handler must come before torch's. A process that
+    multiprocessing has started does not call it. Passes of the process from which this one was
+    forked are left alone.
+    """
+    passes: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def end() -> None:
+        for workers in list(passes) if os.getpid() == pid else ():
+            workers._shutdown_workers()
+
+    atexit.register(end)
+    multiprocessing.util.Finalize(None, end, exitpriority=100)  # before the queues are closed
+    return passes

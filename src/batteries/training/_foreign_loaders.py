@@ -1,0 +1,57 @@
+"""The batches and the position of loaders of other libraries."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from batteries.data import Arrival, DataLoader
+from batteries.data._failing import Failed
+from batteries.data._streams import remembers
+
+
+def fetched(batches: Iterator[Any]) -> Iterator[Arrival]:
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:  # torch's loaders can go on after an error
+            batch = Failed(error, bare=True)
+        yield Arrival(batch, [], 0, 0)
+
+
+class Place:
+    """Keeps another library's loader at the beginning of a window for checkpoints.
+
+    The window's batches have all been fetched, so the loader's own state would skip them.
+    """
+
+    def __init__(self, loader: Any, steps: int) -> None:
+        foreign = not isinstance(loader, DataLoader)
+        self._of = loader if steps > 1 and foreign and remembers(loader) else None
+        self.let_go()
+
+    def held(self, arrivals: Iterator[Arrival]) -> Iterator[Arrival]:
+        """The first batch of each window; before it is fetched, the loader's state is kept."""
+        own = self._of if hasattr(self._of, "__dict__") else None
+        while True:
+            if own is not None:
+                state = copy.deepcopy(own.state_dict())
+                vars(own)["state_dict"] = lambda state=state: copy.deepcopy(state)
+                vars(own)["load_state_dict"] = self._load
+            first = next(arrivals, None)
+            if first is None:
+                self.let_go()
+                return
+            yield first
+
+    def _load(self, *arguments: Any, **options: Any) -> Any:
+        self.let_go()
+        assert self._of is not None
+        return self._of.load_state_dict(*arguments, **options)
+
+    def let_go(self) -> None:
+        for name in ("state_dict", "load_state_dict") if hasattr(self._of, "__dict__") else ():
+            vars(self._of).pop(name, None)
