@@ -62,7 +62,8 @@ class Folds:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """The assignment, so that folds can be a column of a frame."""
-        return np.array(self.assignment, dtype=dtype, copy=True if copy else None)
+        make = np.array if copy else np.asarray  # numpy 1 has no copy=None
+        return make(self.assignment, dtype=dtype)
 
     @property
     def rows(self) -> int:

@@ -95,7 +95,8 @@ class OutOfFold:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """The predictions, so that they can be blended as an array."""
-        return np.array(self.predictions, dtype=dtype, copy=True if copy else None)
+        make = np.array if copy else np.asarray  # numpy 1 has no copy=None
+        return make(self.predictions, dtype=dtype)
 
     @property
     def missing(self) -> list[int]:
