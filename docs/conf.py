@@ -20,6 +20,7 @@ html_theme = "furo"
 html_title = f"batteries {version}"
 html_copy_source = False
 html_show_sphinx = False
+html_search_scorer = str(Path(__file__).with_name("_scorer.js"))
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
