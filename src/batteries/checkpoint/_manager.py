@@ -157,7 +157,7 @@ class CheckpointManager:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The scores of all epochs, in their order: `[{"epoch": 1, "loss": 0.5}, ...]`."""
+        """The scores of all epochs, in their order, one dict each, with `epoch` and the metric."""
         return [
             {name: math.nan if value is None else value for name, value in row.items()}
             for row in self._all.rows

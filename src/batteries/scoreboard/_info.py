@@ -125,7 +125,7 @@ class RunInfo:
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
-        """The arguments of the last start, with joined names: "model.width". Lists are texts."""
+        """The arguments of the last start, with joined names ("model.width"). Lists are texts."""
         pairs = _joined(self.session.get("args") or {}, "")
         return dict(pair for pair, _ in zip(pairs, range(_ARGUMENTS), strict=False))
 

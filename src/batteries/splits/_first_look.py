@@ -35,7 +35,7 @@ class Look(NamedTuple):
 
     @property
     def leaks(self) -> list[str]:
-        """The columns that nearly determine the target alone: AUC or R² over 0.98."""
+        """The columns that nearly determine the target alone (AUC or R² over 0.98)."""
         told = self.columns.filter(self.columns["tells target"].fill_null(0.0) > _LEAK)
         return list(told["column"])
 

@@ -105,7 +105,7 @@ class OutOfFold:
 
     @property
     def predictions(self) -> NDArray[Any]:
-        """The predictions of all rows, (rows, ...): the mean over repeats, NaN where there is none.
+        """The predictions of all rows, (rows, ...). The mean over repeats; NaN if there is none.
 
         Raises:
             ValueError: Folds are missing, with their numbers.
