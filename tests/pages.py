@@ -97,7 +97,7 @@ def _run(line: str) -> str:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = warm.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, f"{line}: {done.stderr}"
-    return str(done.stdout)
+    return "".join(warm.told_by(done.stdout.splitlines(keepends=True)))
 
 
 def _difference(expected: str, found: str) -> str | None:

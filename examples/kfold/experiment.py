@@ -155,7 +155,7 @@ def assemble(folds: Folds, root: Path, args: argparse.Namespace) -> bool:
         logger.info("fold %s to come", ", ".join(map(str, collected.missing)))
         return False
     score = collected.score(labels, lambda y, p: accuracy_score(y, p.argmax(1)))
-    test = accuracy_score(test_labels, collected.test.argmax(1))
+    test = accuracy_score(test_labels.numpy(), collected.test.argmax(1))
     logger.info(
         "out-of-fold accuracy %.4f, folds %.4f to %.4f (spread %.4f)",
         *(score.value, min(score.folds), max(score.folds), score.spread),
