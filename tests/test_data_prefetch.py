@@ -9,40 +9,14 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from test_data_passes import Lines, Noisy
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
 from batteries import accumulate, t2d
 from batteries.data import DataLoader
 
-LENGTH, SIZE = 23, 2
-
-
-class Samples(Dataset[Any]):
-    def __len__(self) -> int:
-        return LENGTH
-
-    def __getitem__(self, index: int) -> Any:
-        return index, random.random()
-
-
-class Lines(IterableDataset[Any]):
-    """Items whose memory is where they are."""
-
-    def __init__(self) -> None:
-        self.at = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        while self.at < LENGTH:
-            self.at += 1
-            yield self.at - 1, random.random()
-        self.at = 0
-
-    def state_dict(self) -> dict[str, int]:
-        return {"at": self.at}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.at = state["at"]
+SIZE = 2
 
 
 class Box:
@@ -63,7 +37,7 @@ def too_large(samples: list[Any]) -> Box:
 
 
 def made(kind: Any, prefetch_to: str | None = "meta", **options: Any) -> DataLoader[Any]:
-    options = {"shuffle": True if kind is Samples else None, "collate_fn": Box, **options}
+    options = {"shuffle": True if kind is Noisy else None, "collate_fn": Box, **options}
     return DataLoader(kind(), SIZE, seed=3, prefetch_to=prefetch_to, **options)
 
 
@@ -84,7 +58,7 @@ def going_on(loader: DataLoader[Any], count: int | None = None) -> list[Any]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", [Samples, Lines])
+@pytest.mark.parametrize("kind", [Noisy, Lines])
 def test_only_the_device_differs(kind: Any, workers: int) -> None:
     """Batches, draws, and where another loader goes on are those of a loader without it."""
     plain = made(kind, None, num_workers=workers)
@@ -101,7 +75,7 @@ def test_only_the_device_differs(kind: Any, workers: int) -> None:
         assert [rest for _, *rest in going_on(other)] == expected[5:12]
 
 
-@pytest.mark.parametrize("kind", [Samples, Lines])
+@pytest.mark.parametrize("kind", [Noisy, Lines])
 def test_passes_of_so_many_batches(kind: Any) -> None:
     """A pass goes on where the last one stopped, though a batch more was read."""
     whole = [rest for _, *rest in going_on(made(kind))]
@@ -115,14 +89,14 @@ def test_windows(count: Any) -> None:
     """The weights of windows, and the state inside of one, are those of a loader without it."""
     seen = []
     for device in ("meta", None):
-        loader = made(Samples, device, collate_fn=None if count is None else Box)
+        loader = made(Noisy, device, collate_fn=None if count is None else Box)
         windows = accumulate(loader, nn.Linear(1, 1), 4, count=count)
         seen.append([(w.weight, w.closed, loader.state_dict(), loader.indices) for _, w in windows])
     assert len(seen[0]) == 12
     assert seen[0] == seen[1]
 
 
-@pytest.mark.parametrize("kind", [Samples, Lines])
+@pytest.mark.parametrize("kind", [Noisy, Lines])
 def test_a_batch_that_cannot_be_copied(kind: Any) -> None:
     """The error comes in the place of its batch, after which the pass goes on."""
     loader = made(kind, collate_fn=too_large)
@@ -151,7 +125,7 @@ class Broken:
 
 def test_an_error_of_the_sampler() -> None:
     """The batches before it come first."""
-    batches = iter(DataLoader(Samples(), sampler=Broken(), collate_fn=Box, prefetch_to="meta"))
+    batches = iter(DataLoader(Noisy(), sampler=Broken(), collate_fn=Box, prefetch_to="meta"))
     assert [next(batches).samples[0][0] for _ in range(5)] == list(range(5))
     with pytest.raises(LookupError, match="no more"):
         next(batches)
@@ -167,7 +141,7 @@ class Noted(Box):
         return moved
 
 
-@pytest.mark.parametrize("kind", [Samples, Lines])
+@pytest.mark.parametrize("kind", [Noisy, Lines])
 def test_the_loop_ends_early(kind: Any) -> None:
     """One batch is moved ahead, and none is held when the iterator has gone."""
     batches = iter(made(kind, collate_fn=Noted))
@@ -182,7 +156,7 @@ def test_the_loop_ends_early(kind: Any) -> None:
 
 def test_workers_of_a_loop_that_ends_early() -> None:
     """The workers end with the iterator."""
-    batches: Any = iter(made(Samples, num_workers=1))
+    batches: Any = iter(made(Noisy, num_workers=1))
     next(batches)
     [worker] = batches._workers
     del batches
@@ -202,7 +176,7 @@ def test_nested_batches() -> None:
 def test_a_device_that_is_not_there() -> None:
     """It is told where the loader is made."""
     with pytest.raises(ValueError, match="unknown device 'gpu'"):
-        made(Samples, "gpu")
+        made(Noisy, "gpu")
 
 
 # ---------------------------------------------------------------- on a GPU

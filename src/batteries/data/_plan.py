@@ -81,20 +81,20 @@ class Asked:
 
 
 class _Shuffled(RandomSampler):
-    """What others find in the place of torch's order, which would be another one."""
+    """The `sampler` that other libraries see. They would shuffle by it in another order."""
 
     def __iter__(self) -> Iterator[int]:
         raise TypeError(
-            "the order of a batteries.data.DataLoader is its own: a loader that other libraries "
-            "make of its parts would have another one. Iterate over the loader itself; to go on in "
-            "the middle of an epoch, load its state"
+            "a batteries.data.DataLoader computes its own order. A loader that another library "
+            "makes from its parts would have another order. Iterate over the loader itself; to go "
+            "on in the middle of an epoch, load its state"
         )
 
 
 def shown_to_torch(
     dataset: Any, shuffle: bool | None, sampler: Any, batch_sampler: Any
 ) -> tuple[bool | None, Any]:
-    """What torch's class is told: what the user said, or a sampler that is not read."""
+    """The arguments `shuffle` and `sampler` for torch's class. It never reads that sampler."""
     own = sampler is not None or batch_sampler is not None
     if own or not shuffle or isinstance(dataset, IterableDataset):
         return shuffle, sampler
