@@ -304,6 +304,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         came = self._taken(inner)
         if self.num_workers and self._running() is not inner:
             ended_at_exit(os.getpid()).add(inner)
+            for worker in inner._workers:  # they ignore SIGTERM, which is for the program
+                worker.terminate = functools.partial(type(worker).kill, weakref.proxy(worker))
             # In a cycle of references, the garbage collector would close the workers' queues
             # first. The workers would not learn of the end, and each would be waited for 5 s.
             Finalize(self if self.persistent_workers else came, inner._shutdown_workers)
