@@ -6,16 +6,15 @@ With `--runs DIRECTORY` the runs are kept there, and drawn again without trainin
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
-import os
 import re
 import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from batteries.loggers import read_lines
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs/pictures"
 BLUE, ORANGE, GREEN, GREY = "#2563eb", "#ea580c", "#059669", "#6b7280"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -75,6 +74,7 @@ def digits(axes: Any, run: Path, stages: tuple[str, ...] = ("",)) -> None:
     scores = json.loads((run / "scores.json").read_text())
     accuracy.axhline(scores["test"], color=ORANGE, linestyle=":", label="test, best epoch")
     loss.set(title="Loss", xlabel="epoch", yscale="log")
+    loss.yaxis.set_major_formatter("{x:g}")
     accuracy.set(title="Accuracy", xlabel="epoch", ylim=(0.88, 1.002))
     loss.legend()
     accuracy.legend(loc="lower right")
@@ -94,11 +94,12 @@ def kfold(axes: Any, run: Path) -> None:
     epochs.set(title="Validation accuracy of each fold", xlabel="epoch", ylim=(0.9, 1.002))
     epochs.legend(loc="lower right")
     scores = json.loads((run / "scores.json").read_text())
-    folds.bar(range(5), scores["folds"], color=BLUE, alpha=0.35, width=0.6)
+    for fold, score in enumerate(scores["folds"]):
+        folds.scatter(fold, score, s=45)
     folds.axhline(scores["validation"], color=BLUE, label="out of fold, all rows")
     folds.axhline(scores["test"], color=ORANGE, linestyle=":", label="test, mean of the folds")
-    folds.set(title="Accuracy at the best epoch", xlabel="fold", ylim=(0.96, 1.0))
-    folds.legend(loc="upper right")
+    folds.set(title="Accuracy at the best epoch", xlabel="fold", ylim=(0.97, 1.0), xticks=range(5))
+    folds.legend(loc="lower right")
 
 
 def submission(axes: Any, run: Path) -> None:
@@ -113,11 +114,13 @@ def submission(axes: Any, run: Path) -> None:
         axis.set_title(title)
     best = min(names, key=lambda name: table[name]["OOF"])
     axes[0].axhspan(names.index(best) - 0.4, names.index(best) + 0.4, color=BLUE, alpha=0.12)
-    axes[0].set(xscale="log", xticks=[0.05, 0.1, 0.2, 0.5, 1, 2], xticklabels=[0.05, 0.1, 0.2, 0.5, 1, 2])
-    axes[0].minorticks_off()
-    axes[0].annotate("chosen", (0.2, names.index(best)), va="center", color=BLUE)
+    axes[0].annotate("chosen", (0.07, names.index(best)), va="center", color=BLUE)
+    axes[0].set_xlim(0.04, 0.1)
+    for place, name in enumerate(names):
+        if table[name]["OOF"] > 0.1:
+            axes[0].annotate(f"{table[name]['OOF']:.1f} →", (0.099, place), ha="right", va="center")
     axes[1].set_yticklabels([])
-    axes[1].legend(loc="lower left")
+    axes[0].legend(loc="upper right")
 
 
 def lm(axes: Any, run: Path) -> None:
@@ -202,10 +205,16 @@ def main() -> None:
         here = args.runs or Path(temporary)
         for name in args.names:
             panels = 1 if name == "tabular" else 2
-            figure, axes = plt.subplots(1, panels, figsize=(8, 2.9), layout="constrained", squeeze=False)
+            figure, axes = plt.subplots(
+                1, panels, figsize=(8, 2.9), layout="constrained", squeeze=False
+            )
             DRAW[name](axes[0], trained(name, here.resolve()))
-            figure.savefig(PICTURES / f"example-{name}.svg", metadata={"Date": None})
+            text = io.StringIO()
+            figure.savefig(text, format="svg", metadata={"Date": None})
             plt.close(figure)
+            (PICTURES / f"example-{name}.svg").write_text(
+                re.sub(r"\s*\n\s*", "\n", text.getvalue())
+            )
 
 
 if __name__ == "__main__":

@@ -50,9 +50,7 @@ Batches = DataLoader[tuple[Tensor, Tensor]]
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--exp-name", default="device", help="the runs are LOGDIR/EXP_NAME/001, …"
-    )
+    parser.add_argument("--exp-name", default="device", help="the runs are LOGDIR/EXP_NAME/001, …")
     parser.add_argument("--logdir", default="runs")
     parser.add_argument("--dataset", choices=["digits", "mnist"], default="digits")
     parser.add_argument("--fold", type=int, choices=range(5), default=0, help="fold for validation")

@@ -2,7 +2,7 @@
 
     python examples/submission/experiment.py
 
-Takes one to two minutes on two CPU cores. Test accuracy of the chosen candidate: 0.99.
+Takes one to two minutes on two CPU cores. Test accuracy of the chosen candidate: 0.99 or more.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def collect(name: str, source: str, folds: Folds, root: Path) -> Path:
     return root / f"{name}_{source}"
 
 
-def blended(candidate: dict[str, Any], part: str) -> pl.DataFrame:
+def blended(candidate: dict[str, Any], part: str) -> Any:
     """Blend the files of a candidate; `part` is "oof" or "test"."""
     paths = [f"{source}_{part}.parquet" for source in candidate["sources"]]
     return blend_files(paths, **candidate["options"], renormalise=True)

@@ -18,8 +18,8 @@ import vision
 
 HEAD = """# Beside other libraries
 
-This page has the results of the tests in `tests/ecosystem`. `make ecosystem` installs the libraries,
-runs the tests and writes this page. Python {python}, torch {torch}.
+This page has the results of the tests in `tests/ecosystem`. `make ecosystem` installs the
+libraries, runs the tests and writes this page. Python {python}, torch {torch}.
 
 - **works**: the last column says what was tested.
 - **with a remedy**: it works if you do what the last column says.

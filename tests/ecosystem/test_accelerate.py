@@ -14,8 +14,8 @@ from batteries.data import DataLoader
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries, about themselves
 PREPARE = (
-    "Do not pass our loader to `accelerator.prepare()`; an error says so if you do. Move its batches "
-    "with `to_device(batch, accelerator.device)`. You can prepare the model and the optimizer."
+    "Do not pass our loader to `accelerator.prepare()`; an error says so if you do. Move its "
+    "batches with `to_device(batch, accelerator.device)`. You can prepare model and optimizer."
 )
 
 

@@ -248,7 +248,7 @@ class SWA(_Running):
     ...     swa.update(model)
     >>> update_bn(swa.module, loader=[torch.zeros(8, 2)])
 
-    The update is just: `average.lerp_(weight, 1 / (n + 1))`. Everything else is as in `EMA`. Compute the
+    The update is just: `average.lerp_(weight, 1 / (n + 1))`. The rest is as in `EMA`. Compute the
     statistics of batch norm again for the averaged weights: `update_bn`.
 
     Args:
