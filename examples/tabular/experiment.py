@@ -207,8 +207,9 @@ def main(args: argparse.Namespace, root: Path) -> None:
     honest = [name for name in rows if name not in doubtful or doubtful[name].beats_both]
     best = max(honest, key=lambda name: rows[name]["validation"])
     explain(rows, best, spreads[best], len(targets) / FOLDS, len(test))
+    table_of_scores = {name: {**row, "spread": spreads[name]} for name, row in rows.items()}
     with write_whole(root / "table.json") as file:
-        file.write(json.dumps(rows, indent=2).encode())
+        file.write(json.dumps(table_of_scores, indent=2).encode())
     chosen = root / "submissions" / best / "submission.csv"
     number = check_submission(chosen, data / "sample_submission.csv")
     record_scores(root, validation=rows[best]["validation"], metric="F1", minimization=False)
