@@ -1,6 +1,7 @@
-"""Runs the examples and draws what came out: `make pictures`, or `python docs/_examples.py lm`.
+"""Runs the examples, and draws a picture of each run: `python docs/_examples.py lm images`.
 
-With `--runs DIRECTORY` the runs are kept there, and drawn again without training.
+`make pictures` does this for all examples. With `--runs DIRECTORY`, the runs are kept there. A
+second start with the same directory draws them again without training.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "lines.linewidth": 1.6,
+    "figure.constrained_layout.h_pad": 0.1,
+    "figure.constrained_layout.w_pad": 0.1,
     "svg.hashsalt": "batteries",  # the same file for the same numbers
 }
 
@@ -51,7 +54,7 @@ def logged(run: Path, name: str) -> tuple[list[float], list[float]]:
 
 
 def curve(axis: Any, run: Path, name: str, start: int = 0, **how: Any) -> int:
-    """Draw a metric, moved by some epochs; return the last step."""
+    """Draw a metric from the step `start` on, and return its last step."""
     steps, values = logged(run, name)
     axis.plot([start + step for step in steps], values, **how)
     return start + int(steps[-1])
@@ -189,7 +192,7 @@ DRAW: dict[str, Callable[[Any, Path], None]] = {
 
 
 def trained(name: str, here: Path) -> Path:
-    """The run of an example's own command, in a directory of runs."""
+    """Run the command of an example's README, unless it has run here. Return the run."""
     run = here / "runs" / name / "001"
     if not (run / "scores.json").exists():
         text = (ROOT / "examples" / name / "README.md").read_text()
