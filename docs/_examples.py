@@ -204,7 +204,7 @@ def trained(name: str, here: Path) -> Path:
 
 
 def save(figure: Any, name: str) -> None:
-    """Write a small file: SVG, or PNG if the picture has photographs."""
+    """Write a small file: SVG, or PNG if the picture contains images."""
     if name == "images":
         data = io.BytesIO()
         figure.savefig(data, dpi=140)
@@ -214,8 +214,8 @@ def save(figure: Any, name: str) -> None:
         return
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
-    short = re.sub(r"\s*\n\s*", "\n", text.getvalue())
-    (PICTURES / f"example-{name}.svg").write_text(short)
+    short = re.sub(r"\s+", " ", text.getvalue())
+    (PICTURES / f"example-{name}.svg").write_text(f"{short}\n")
 
 
 def main() -> None:
