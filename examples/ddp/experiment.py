@@ -65,7 +65,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--continue", dest="resume", action="store_true", help="resume the newest unfinished run"
     )
-    # torch.distributed.launch passes this option. The value is not needed: it is in LOCAL_RANK.
+    # torch.distributed.launch passes this option. It is not needed: LOCAL_RANK has the value.
     parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -55,7 +55,7 @@ def load_splits(dataset: str, fold: int) -> Splits:
 
 
 def load_images(dataset: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Load images, (n, 1, height, width), and classes: first those of the folds, then the test."""
+    """Load images, (n, 1, height, width), and classes of the folds, then those of the test."""
     if dataset == "mnist":
         return load_mnist()
     pixels, targets = load_digits(return_X_y=True)

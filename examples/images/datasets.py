@@ -44,7 +44,7 @@ class ImageFolder(Dataset[tuple[Tensor, Tensor]]):
 
 
 def augment(image: Image.Image) -> Image.Image:
-    """Crop an image and resize it to its old size, flip it at random, and change its light.
+    """Augment an image: a random crop at the old size, a flip, other contrast and brightness.
 
     The loader seeds numpy before each sample. So the random numbers depend only on the seed, the
     epoch and the index.
@@ -61,7 +61,7 @@ def augment(image: Image.Image) -> Image.Image:
 
 
 def torchvision_transforms(side: int = 32) -> Change:
-    """Make a similar augmentation of torchvision's transforms. The loader seeds torch, too."""
+    """Make a similar augmentation with torchvision, whose generator the loader seeds too."""
     try:
         from torchvision.transforms import v2  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:

@@ -22,7 +22,7 @@ class Tokens(Dataset[Tensor]):
         self.path = path
         self.length = length
         self.number = number
-        self.starts = path.stat().st_size // np.dtype(DTYPE).itemsize - length  # of crops
+        self.starts = path.stat().st_size // np.dtype(DTYPE).itemsize - length  # possible starts
         if self.starts < 1:
             raise SystemExit(f"{path} has at most {length} tokens, which is too short for a crop")
 
