@@ -19,7 +19,9 @@ from ranks import run_ranks
 from scipy.stats import chisquare
 from sweeps import sweep
 from torch.utils.data import (
+    BatchSampler,
     Dataset,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     TensorDataset,
@@ -198,6 +200,33 @@ def test_len() -> None:
     """`len` is the number of batches that this rank gets."""
     assert lengths_are_right()
     assert run_ranks(lengths_are_right) == [True, True]
+
+
+def divided_twice() -> list[Any]:
+    told: list[Any] = []
+    data: Any = range(8)
+    sampler: Any = DistributedSampler(data, shuffle=False)
+    for own in ({"sampler": sampler}, {"batch_sampler": BatchSampler(sampler, 2, False)}):
+        try:
+            told.append(list(DataLoader(data, **own)))
+        except ValueError as error:
+            told.append(str(error))
+    alone: Any = DistributedSampler(data, num_replicas=1, rank=0, shuffle=False)
+    return [
+        *told,
+        [int(each) for batch in DataLoader(data, 2, sampler=alone) for each in batch],
+    ]
+
+
+def test_a_sampler_that_divides_the_samples() -> None:
+    """A sampler that gives each rank its part is refused: parts of the parts would be lost."""
+    for *told, rest in run_ranks(divided_twice):
+        for text in told:
+            assert "DistributedSampler divides the samples among 2 ranks, and the loader" in text
+        assert len(rest) == 4
+    data: Any = range(8)
+    sampler: Any = DistributedSampler(data, num_replicas=2, rank=1, shuffle=False)
+    assert [int(each) for each in DataLoader(data, sampler=sampler)] == [1, 3, 5, 7]
 
 
 def test_drop_last() -> None:

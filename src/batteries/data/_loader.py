@@ -19,7 +19,7 @@ from batteries._preemption import holding_signals, ignore_signals
 from batteries._seeding import chosen_seed, isolated_rng, next_number, numbered_seed, rekey
 from batteries.data._failing import Failed, Going
 from batteries.data._generators import difference
-from batteries.data._orders import AsItIs, Order, Sampled, Shuffled
+from batteries.data._orders import AsItIs, Order, Sampled, Shuffled, check_undivided
 from batteries.data._plan import Arrival, Asked, Plan, ended_at_exit, shown_to_torch
 from batteries.data._prefetch import Prefetch
 from batteries.data._samples import Ask, Samples, draws
@@ -628,6 +628,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
     def _order(self, turn: int) -> Order:
         if self._sampler is not None:
+            check_undivided(self._sampler, self._ranks().size)
             batches, begin = self._unit == "batches", self._begin
             begun = (begin.sampler, begin.position) if turn == begin.turn else (None, 0)
             key = _SAMPLER, self._key, turn
