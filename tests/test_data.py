@@ -527,10 +527,19 @@ def test_accelerate_may_not_prepare_it() -> None:
         getattr(DataLoader(Noisy(4)), "_is_accelerate_prepared", False)
 
 
-def test_loaders_that_others_make_of_one() -> None:
-    """A loader made of a shuffled one's parts, which would have another order, says so."""
-    own: DataLoader[Any] = DataLoader(range(10), 2, shuffle=True)  # type: ignore[arg-type]
-    other = torch.utils.data.DataLoader(own.dataset, batch_sampler=own.batch_sampler)
-    with pytest.raises(TypeError, match="Iterate over the loader itself; to go on in the middle"):
-        next(iter(other))
-    assert len(other) == len(own)
+@pytest.mark.parametrize("shuffle", [True, False, None])
+def test_loaders_that_others_make_of_one(shuffle: bool | None) -> None:
+    """A loader made of another one's parts, which would have another order or place, says so."""
+    data: Any = range(10)
+    sampler: Any = RandomSampler(data) if shuffle is None else None
+    own: DataLoader[Any] = DataLoader(data, 2, shuffle, sampler)
+    parts: list[dict[str, Any]] = [{"batch_sampler": own.batch_sampler}]
+    parts += [{"sampler": own.sampler, "batch_size": 2}] if sampler is None else []
+    for part in parts:
+        other: Any = torch.utils.data.DataLoader(data, **part)
+        with pytest.raises(TypeError, match="Iterate over the loader itself; to go on in the mid"):
+            next(iter(other))
+        assert len(other) == len(own)
+    assert own.sampler is sampler or isinstance(
+        own.sampler, DistributedSampler
+    )  # nothing to divide

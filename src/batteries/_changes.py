@@ -20,7 +20,8 @@ from torch import Tensor, nn
 PLAIN = (int, float, complex, str, bytes, bool, type(None), np.generic, Enum, PurePath)
 PLAIN += (date, time, timedelta)  # type: ignore[assignment]
 CONTAINERS = (list, tuple, dict, set, frozenset, deque)
-_CODE = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
+# Schedulers refer to an optimizer, which the program saves or not.
+_APART = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, torch.optim.Optimizer)
 _OF_MODULES = {*vars(nn.Module()), "_compiled_call_impl", "_forward_hooks_with_kwargs"}
 _VALUES, _BYTES = 5000, 2**22  # what a digest looks at
 _OBJECTS = 1000  # whose digests are kept
@@ -35,10 +36,11 @@ class _Seen(NamedTuple):
 _SEEN: dict[int, _Seen] = {}
 
 
-def changed(part: Any, state: Any, beside: Iterable[Any]) -> list[str]:
+def changed(part: Any, held: dict[str, Any], state: Any, beside: Iterable[Any]) -> list[str]:
     """The attributes that have changed since the last call, if the state has not.
 
     Args:
+        held: The attributes to look at.
         beside: Objects whose changes do not count.
     """
     now = _Digest()
@@ -47,16 +49,16 @@ def changed(part: Any, state: Any, beside: Iterable[Any]) -> list[str]:
         _SEEN.pop(id(part), None)
         return []
     apart = _ids_in(beside, part)
-    held = {name: _digest_of(value, apart) for name, value in attributes(part).items()}
+    own = {name: _digest_of(value, apart) for name, value in held.items()}
     before = _SEEN.get(id(part))
     if before is None or before.part() is not part:
-        before = _Seen(_reference(part), held, now.text())
+        before = _Seen(_reference(part), own, now.text())
     if len(_SEEN) >= _OBJECTS:
         _SEEN.clear()
-    _SEEN[id(part)] = _Seen(before.part, held, now.text())
+    _SEEN[id(part)] = _Seen(before.part, own, now.text())
     if before.state != now.text():
         return []
-    return [name for name in sorted(held) if before.held.get(name, held[name]) != held[name]]
+    return [name for name in sorted(own) if before.held.get(name, own[name]) != own[name]]
 
 
 def attributes(part: Any) -> dict[str, Any]:
@@ -121,7 +123,7 @@ class _Digest:
             self.whole = False
         elif isinstance(value, PLAIN):
             self._note(value)
-        elif id(value) not in self._known and not isinstance(value, _CODE):
+        elif id(value) not in self._known and not isinstance(value, _APART):
             self._known.add(id(value))
             self._kept.append(value)
             self._add_parts(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from batteries._changes import CONTAINERS, PLAIN, attributes, changed
 
+_SIMPLE = (*PLAIN, *CONTAINERS)
 _COUNT = "_update_count"  # the number of a metric's updates, which its averages need
 
 
@@ -45,8 +46,10 @@ def check_remembers(name: str, part: Any, state: Any, beside: Iterable[Any] = ()
             f"{told} empty, but it has tensors ({', '.join(kept)}): they would be lost. Let its "
             "state_dict() return them (register_buffer with persistent=True), or leave it out"
         )
-    new = [] if _is_known(type(part)) else changed(part, state, beside)
-    own = [key for key in new if isinstance(held[key], (*PLAIN, *CONTAINERS))]
+    if is_loader(part):  # the state is the same after each pass, and its iterators are not
+        held = {key: value for key, value in held.items() if isinstance(value, _SIMPLE)}
+    new = [] if _is_known(type(part)) else changed(part, held, state, beside)
+    own = [key for key in new if isinstance(held[key], _SIMPLE)]
     if empty and own:
         raise TypeError(
             f"{told} empty, but its attributes ({', '.join(own)}) have changed since the last "
@@ -59,6 +62,12 @@ def check_remembers(name: str, part: Any, state: Any, beside: Iterable[Any] = ()
             "return them and load_state_dict() set them",
             stacklevel=3,
         )
+
+
+def is_loader(part: Any) -> bool:
+    """Some loaders begin a pass when `state_dict` is called, and then lose what they load."""
+    kind = isinstance(part, Iterable) and not isinstance(part, Container | nn.Module)
+    return kind and hasattr(part, "__dict__")
 
 
 def _is_known(kind: type) -> bool:

@@ -20,7 +20,14 @@ from batteries._seeding import chosen_seed, isolated_rng, next_number, numbered_
 from batteries.data._failing import Failed, Going
 from batteries.data._generators import difference
 from batteries.data._orders import AsItIs, Order, Sampled, Shuffled, check_undivided
-from batteries.data._plan import Arrival, Asked, Plan, ended_at_exit, shown_to_torch
+from batteries.data._plan import (
+    Arrival,
+    Asked,
+    BorrowedBatches,
+    Plan,
+    ended_at_exit,
+    shown_to_torch,
+)
 from batteries.data._prefetch import Prefetch
 from batteries.data._samples import Ask, Samples, draws
 from batteries.data._streams import Sharded, Stream, followed, fresh_parts, thawed
@@ -146,6 +153,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             dataset, batch_size, *told, batch_sampler,
             collate_fn=collate_fn, drop_last=drop_last, worker_init_fn=worker_init_fn, **options,
         )  # fmt: skip
+        if batch_sampler is None and self.batch_sampler is not None:
+            shown = BorrowedBatches(self.sampler, self.batch_size or 1, drop_last)
+            vars(self)["batch_sampler"] = shown  # torch lets nobody set this attribute
         _check(options, batches_per_pass)
         self.batches_per_pass = batches_per_pass
         self.seed = chosen_seed(seed)
