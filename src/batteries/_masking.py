@@ -208,14 +208,11 @@ def parts_of(value: Any) -> Mapping[Any, Any] | list[Any] | None:
 def _resolved(value: Any) -> Any:
     """Plain containers. An interpolation that refers to nothing, or a missing value, stays text."""
     omegaconf = sys.modules["omegaconf"].OmegaConf
+    if not omegaconf.is_config(value) or not isinstance(value._value(), dict | list):
+        return None
     with suppress(Exception):
         return omegaconf.to_container(value, resolve=True)
-    try:
-        plain = omegaconf.to_container(value, resolve=False)
-    except Exception:  # it is a single value, not a container
-        return None
-    if not isinstance(plain, dict | list):
-        return None
+    plain = omegaconf.to_container(value, resolve=False)
     for key in plain if isinstance(plain, dict) else range(len(plain)):
         with suppress(Exception):
             each = value[key]
@@ -233,6 +230,8 @@ def plain_value(value: Any) -> Any:
         return plain_value(value.value)
     if isinstance(value, date | clock):  # a datetime is a date
         return value.isoformat()
+    if type(value).__module__.startswith("omegaconf."):  # a single value, or what is missing
+        return value if isinstance(found := value._value(), dict | list) else plain_value(found)
     known = isinstance(value, PurePath) or type(value).__module__ in _TEXTS
     return str(value) if known and not isinstance(value, type) else value
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,8 @@ def test_fabric() -> None:
 
 def of_each_rank(distributed_sampler: bool) -> list[Any]:
     vision.prepare()  # lightning imports torchvision
-    from lightning.fabric import Fabric
-
-    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    fabrics: Any = importlib.import_module("lightning.fabric")
+    fabric = fabrics.Fabric(accelerator="cpu", devices=2, strategy="ddp")
     fabric.launch()
     theirs = fabric.setup_dataloaders(loader(), use_distributed_sampler=distributed_sampler)
     return [each for (x,) in theirs for each in x.flatten().tolist()]

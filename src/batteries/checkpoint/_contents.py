@@ -60,7 +60,7 @@ def make_checkpoint(
     |---|---|
     | numpy scalar, array | number or string, tensor |
     | `Path`, `UUID`, `Decimal`, `timedelta`, addresses of pydantic | string |
-    | `datetime`, `date`, `time`; `bytearray`; `frozenset` | ISO 8601 string; bytes; set |
+    | `datetime`, `date`, `time`; `bytearray` | ISO 8601 string; bytes |
     | `Namespace`, dataclass, named tuple, attrs, pydantic, omegaconf, other mappings | dict |
     | `Enum` member | its value |
 
@@ -150,10 +150,8 @@ def rebuilt(value: Any, leaf: Leaf) -> Any:
             same = OrderedDict(items(value.items(), place))
             same.__dict__.update(value.__dict__)
             return same
-        if kind in (list, tuple, set, frozenset):
-            return (set if kind is frozenset else kind)(
-                [rebuild(part, f"{place}[{i}]") for i, part in enumerate(value)]
-            )
+        if kind in (list, tuple, set):
+            return kind([rebuild(part, f"{place}[{i}]") for i, part in enumerate(value)])
         parts = None if isinstance(value, Tensor) else parts_of(value)
         if isinstance(parts, list):
             return [rebuild(part, f"{place}[{i}]") for i, part in enumerate(parts)]

@@ -23,9 +23,9 @@ from batteries.data._orders import AsItIs, Order, Sampled, Shuffled, check_undiv
 from batteries.data._plan import (
     Arrival,
     Asked,
-    BorrowedBatches,
     Plan,
     ended_at_exit,
+    hide_batches_of,
     shown_to_torch,
 )
 from batteries.data._prefetch import Prefetch
@@ -153,9 +153,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             dataset, batch_size, *told, batch_sampler,
             collate_fn=collate_fn, drop_last=drop_last, worker_init_fn=worker_init_fn, **options,
         )  # fmt: skip
-        if batch_sampler is None and self.batch_sampler is not None:
-            shown = BorrowedBatches(self.sampler, self.batch_size or 1, drop_last)
-            vars(self)["batch_sampler"] = shown  # torch lets nobody set this attribute
+        hide_batches_of(self, batch_sampler)
         _check(options, batches_per_pass)
         self.batches_per_pass = batches_per_pass
         self.seed = chosen_seed(seed)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
-from torch.utils.data import BatchSampler, DistributedSampler, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
 
 class Arrival(NamedTuple):
@@ -90,6 +90,8 @@ _BORROWED = (
 class _Borrowed(DistributedSampler[Any]):
     """The `sampler` that other libraries see: it cannot be read, and needs no division by ranks."""
 
+    dataset: Any
+
     def __init__(self, dataset: Any, shuffle: bool) -> None:  # torch's would ask for the length
         self.dataset, self.shuffle = dataset, shuffle
         self.num_replicas, self.rank, self.epoch, self.seed, self.drop_last = 1, 0, 0, 0, False
@@ -101,7 +103,7 @@ class _Borrowed(DistributedSampler[Any]):
         raise TypeError(_BORROWED)
 
 
-class BorrowedBatches(BatchSampler):
+class _BorrowedBatches(BatchSampler):
     """The `batch_sampler` that other libraries see."""
 
     def __iter__(self) -> Iterator[Any]:
@@ -116,6 +118,13 @@ def shown_to_torch(
     if own or isinstance(dataset, IterableDataset):
         return shuffle, sampler
     return None, _Borrowed(dataset, bool(shuffle))
+
+
+def hide_batches_of(loader: DataLoader[Any], own: Any) -> None:
+    """Let no library read the order from torch's `batch_sampler`; the user's own one stays."""
+    if own is None and loader.batch_sampler is not None:
+        shown = _BorrowedBatches(loader.sampler, loader.batch_size or 1, loader.drop_last)
+        vars(loader)["batch_sampler"] = shown  # torch refuses to set this attribute
 
 
 @functools.cache
