@@ -157,8 +157,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         _check(options, batches_per_pass)
         self.batches_per_pass = batches_per_pass
         self.seed = chosen_seed(seed)
-        self.epoch = 0
-        self.group = group
+        self.epoch, self.group = 0, group
         members = tuple(ranks_of(group).members)  # raises if the group is not usable
         self.indices: list[Any] = []
         self._rank = 0  # of the pass under way
