@@ -229,6 +229,20 @@ def test_generators_of_a_sampler(workers: int) -> None:
         assert begun + list(other) == expected[1]
 
 
+def test_loaders_that_share_their_parts() -> None:
+    """A dataset and a sampler of two loaders draw the same if one loader reads between."""
+
+    def made() -> list[DataLoader[Any]]:
+        rng = random.Random()
+        data, sampler = Own(rng.random), Shuffling(rng)
+        options: dict[str, Any] = {"sampler": sampler, "collate_fn": as_it_is}
+        return [DataLoader(data, 2, seed=seed, **options) for seed in (3, 4)]
+
+    alone = [list(data) for data in made()]
+    assert alone[0] != alone[1]
+    assert [list(batches) for batches in zip(*zip(*made(), strict=True), strict=True)] == alone
+
+
 def test_generators_of_a_collate_fn() -> None:
     """A `collate_fn` that draws from its own generator does so by the samples of its batch."""
 

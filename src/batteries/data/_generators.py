@@ -8,6 +8,7 @@ import pickle
 import random
 import re
 import struct
+import sys
 import sysconfig
 import types
 from collections import deque
@@ -19,13 +20,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+
+class _OpenCV:
+    """The generator of OpenCV in this thread, which is no object."""
+
+    names = frozenset({"randn", "randu", "randShuffle", "kmeans"})  # the functions that use it
+
+    def seed(self, number: int) -> None:
+        sys.modules["cv2"].setRNGSeed(number % 2**31)
+
+
+_of_opencv = _OpenCV()
 _MOST = 5000  # objects to look at
 _WIDE = 100  # items of a container to look at: longer ones hold data
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType)
 _DATA = (*_PLAIN, Tensor, np.ndarray)
 _KINDS = (
     random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator,
-    torch.Generator,
+    torch.Generator, _OpenCV,
 )  # fmt: skip
 _LISTS = (list, tuple, set, frozenset, deque)
 _LIBRARY = re.compile(
@@ -35,19 +47,22 @@ _FOREIGN = ("builtins", "torch")
 Parts = Iterator[tuple[str, Any]]
 
 
-def generators_in(**roots: Any) -> dict[str, Any]:
+def generators_in(*, beyond: tuple[type, ...] = (), **roots: Any) -> dict[str, Any]:
     """The generators that can be reached from some objects, by their places.
 
     The search follows attributes, containers, closures, classes with their methods, and the globals
-    that a function uses. It does not enter functions of installed libraries that the user's code
-    calls. The global generators, which `rekey` seeds, are left out.
+    that a function uses. It enters functions of installed libraries only where they are found in
+    attributes. The global generators, which `rekey` seeds, are left out.
+
+    Args:
+        beyond: Kinds of objects that are not entered.
     """
     found: dict[str, Any] = {}
     seen: dict[int, Any] = {}
     queue = deque(roots.items())
     while queue and len(seen) < _MOST:
         place, thing = queue.popleft()
-        if id(thing) in seen or isinstance(thing, _DATA):
+        if id(thing) in seen or isinstance(thing, (*_DATA, *beyond)):
             continue
         seen[id(thing)] = thing
         if isinstance(thing, _KINDS):
@@ -108,16 +123,19 @@ def _parts_of_function(function: types.FunctionType) -> Parts:
     yield ".__defaults__", function.__defaults__
     yield ".__kwdefaults__", function.__kwdefaults__
     here, names = function.__module__, _names_in(function.__code__)
+    foreign = _is_library(function.__code__.co_filename)
     for name in names:
         value = function.__globals__.get(name)
-        if isinstance(value, types.ModuleType) and not _is_library(
-            getattr(value, "__file__", None)
-        ):
-            inside = ((each, vars(value).get(each)) for each in names)
-            yield from ((f" -> {value.__name__}.{each}", part) for each, part in inside)
-        elif not isinstance(value, types.FunctionType) or (
-            value.__module__ == here or not _is_library(value.__code__.co_filename)
-        ):
+        if getattr(value, "__name__", None) == "cv2" and _OpenCV.names & {*names}:
+            yield " -> cv2", _of_opencv
+        elif isinstance(value, types.FunctionType):
+            if value.__module__ == here or not _is_library(value.__code__.co_filename):
+                yield f" -> {here}.{name}", value
+        elif isinstance(value, types.ModuleType):
+            if not _is_library(getattr(value, "__file__", None)):
+                inside = ((each, vars(value).get(each)) for each in names)
+                yield from ((f" -> {value.__name__}.{each}", part) for each, part in inside)
+        elif isinstance(value, _KINDS) or not foreign:
             yield f" -> {here}.{name}", value
 
 
@@ -153,7 +171,7 @@ def rekey_each(generators: Mapping[str, Any], *numbers: int) -> None:
         packed = struct.pack(f"<{len(numbers)}Q", *(number % 2**64 for number in numbers))
         key = hashlib.blake2b(packed, digest_size=32, salt=struct.pack("<Q", which)).digest()
         seed = int.from_bytes(key[:8], "little")
-        if isinstance(generator, random.Random):
+        if isinstance(generator, random.Random | _OpenCV):
             generator.seed(seed)
         elif isinstance(generator, np.random.RandomState):
             generator.seed(seed % 2**32)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from batteries._seeding import rekey, rng_state, set_rng_state
 from batteries.data._generators import generators_in, rekey_each
@@ -120,7 +121,7 @@ class Sampled:
         generator = getattr(sampler, "generator", None)
         if isinstance(generator, torch.Generator):
             generator.manual_seed(int(torch.randint(2**62, ())))
-        found = generators_in(sampler=sampler)
+        found = generators_in(sampler=sampler, beyond=(Dataset,))
         self._own = {place: own for place, own in found.items() if own is not generator}
         state, position = begun
         if self._remembers and state is not None:
