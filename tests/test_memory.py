@@ -80,6 +80,27 @@ def test_metric_per_rank() -> None:
     assert run_ranks(_metric_of_each_rank, world_size=2) == [[0.0], [1.0]]
 
 
+class Scores(nn.Module):
+    """The user's own module of metrics, which has parameters, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accuracy, self.scale = BinaryAccuracy(), nn.Linear(1, 1)
+
+
+def test_metrics_in_a_module() -> None:
+    """Metrics in a module of the user's own are saved and loaded with it."""
+    first, second = Scores(), Scores()
+    first.accuracy.update(torch.tensor([0.9, 0.1]), torch.tensor([1, 1]))
+    save_checkpoint(make_checkpoint("valid", 1, nn.Linear(1, 1), scores=first), "last.pth")
+    load_checkpoint("last.pth", scores=second)
+    second.accuracy.update(torch.tensor([0.9, 0.9]), torch.tensor([1, 1]))
+    assert second.accuracy.compute() == 0.75
+    assert torch.equal(second.scale.weight, first.scale.weight)
+    save_checkpoint(make_checkpoint("train", 1, first), "model.pth")
+    load_checkpoint("model.pth", Scores(), strict=False)  # as a model it is one like others
+
+
 class Forgetful:
     def __init__(self) -> None:
         self.total = torch.zeros(3)

@@ -21,8 +21,8 @@ def memory_of(part: Any) -> Any:
 
     torchmetrics leaves states out of the state dict unless they are persistent.
     """
-    lists = isinstance(part, nn.ModuleDict | nn.ModuleList) and any(_metrics_in(part))
-    return _Metrics(part) if _is_metric(part) or lists else part
+    holds = isinstance(part, nn.Module) and any(_metrics_in(part))
+    return _Metrics(part) if holds else part
 
 
 def check_remembers(name: str, part: Any, state: Any, beside: Iterable[Any] = ()) -> None:

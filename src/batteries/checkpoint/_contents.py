@@ -49,6 +49,9 @@ def make_checkpoint(
     The model is saved without its wrappers (DDP, DataParallel, torch.compile). Call
     `scheduler.step()` first: a scheduler saved before its step is one step behind when resumed.
 
+    If an object has changed since it was last saved, and its `state_dict()` has not, a warning
+    names the attributes that a resumed run will not get back.
+
     Args:
         epoch: The epoch, or the step if there are no epochs.
         **kwargs: Stored under their names. The state of an object that has `state_dict()` (an EMA,

@@ -207,7 +207,7 @@ def _given(model: Any, optimizer: Any, scheduler: Any, objects: dict[str, Any]) 
     parts = {name: part for name, part in given.items() if part is not None}
     for name, part in parts.items():
         check_stateful(name, part)
-    return {name: memory_of(part) for name, part in parts.items()}
+    return {name: part if name == "model" else memory_of(part) for name, part in parts.items()}
 
 
 class _Asked:
