@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import functools
+import types
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +59,57 @@ def _hook_of_a_tensor(model: Any) -> None:
     model.register_forward_pre_hook(lambda _, inputs: (inputs[0] * weight.sum(),))
 
 
+class Helper:
+    def __init__(self, model: Any, scale: float = 2.0) -> None:
+        self.parts, self.scale = {"model": model}, scale
+        self.run = lambda x: x @ model.weight.T * scale
+
+    def __call__(self, x: Tensor) -> Any:
+        run: Any = self.run
+        return run(x) + self.parts["model"].bias
+
+
+def _object(model: Any) -> None:
+    helper = Helper(model)
+    model.forward = lambda x: helper(x)
+
+
+def _object_as_an_attribute(model: Any) -> None:
+    model.helper = Helper(model)
+    model.forward = model.helper.__call__
+
+
+def _weak_reference(model: Any) -> None:
+    own: Any = weakref.ref(model)
+    model.forward = lambda x: x @ own().weight.T
+
+
+def _weak_method(model: Any) -> None:
+    before, model.inner = model.forward, types.MethodType(lambda own, x: x @ own.weight.T, model)
+    own: Any = weakref.WeakMethod(before)
+    model.forward = lambda x: own()(x)
+
+
+def _proxy(model: Any) -> None:
+    own = weakref.proxy(model)
+    model.forward = lambda x, own=own: x @ own.weight.T
+
+
+def _cached(model: Any) -> None:
+    model.forward = functools.lru_cache(maxsize=0)(lambda x: x @ model.weight.T)
+
+
+def _attribute_of_a_function(model: Any) -> None:
+    def forward(x: Tensor) -> Any:
+        return x @ forward.model.weight.T  # type: ignore[attr-defined]
+
+    forward.model = model  # type: ignore[attr-defined]
+    model.forward = forward
+
+
 WAYS = [_compiled, _closed_over, _both, _default, _partial, _in_a_list, _hook, _hook_of_a_tensor]
+WAYS += [_object, _object_as_an_attribute, _weak_reference, _weak_method, _proxy, _cached]
+WAYS += [_attribute_of_a_function]
 
 
 @pytest.mark.parametrize("replace", WAYS)
@@ -80,6 +132,15 @@ def test_forward_by_a_global_name() -> None:
     exec(program, names)
     with pytest.raises(ValueError, match=r"<lambda>.* uses the model by the global name model: "):
         EMA(names["model"])
+
+
+def test_forward_by_the_memory_of_a_weight() -> None:
+    """A `forward` with a view of a weight in its closure cannot be averaged, and is refused."""
+    model: Any = nn.Linear(3, 2)
+    data = model.weight.data.T
+    model.forward = lambda x: x @ data
+    with pytest.raises(ValueError, match=r"<lambda>.* shares the memory of a parameter .*weight.d"):
+        EMA(model)
 
 
 def _of_older_torch(name: str) -> nn.Module:

@@ -19,7 +19,9 @@ from ranks import run_ranks
 from scipy.stats import chisquare
 from sweeps import sweep
 from torch.utils.data import (
+    BatchSampler,
     Dataset,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     TensorDataset,
@@ -198,6 +200,33 @@ def test_len() -> None:
     """`len` is the number of batches that this rank gets."""
     assert lengths_are_right()
     assert run_ranks(lengths_are_right) == [True, True]
+
+
+def divided_twice() -> list[Any]:
+    told: list[Any] = []
+    data: Any = range(8)
+    sampler: Any = DistributedSampler(data, shuffle=False)
+    for own in ({"sampler": sampler}, {"batch_sampler": BatchSampler(sampler, 2, False)}):
+        try:
+            told.append(list(DataLoader(data, **own)))
+        except ValueError as error:
+            told.append(str(error))
+    alone: Any = DistributedSampler(data, num_replicas=1, rank=0, shuffle=False)
+    return [
+        *told,
+        [int(each) for batch in DataLoader(data, 2, sampler=alone) for each in batch],
+    ]
+
+
+def test_a_sampler_that_divides_the_samples() -> None:
+    """A sampler that gives each rank its part is refused: parts of the parts would be lost."""
+    for *told, rest in run_ranks(divided_twice):
+        for text in told:
+            assert "DistributedSampler divides the samples among 2 ranks, and the loader" in text
+        assert len(rest) == 4
+    data: Any = range(8)
+    sampler: Any = DistributedSampler(data, num_replicas=2, rank=1, shuffle=False)
+    assert [int(each) for each in DataLoader(data, sampler=sampler)] == [1, 3, 5, 7]
 
 
 def test_drop_last() -> None:
@@ -518,10 +547,19 @@ def test_accelerate_may_not_prepare_it() -> None:
         getattr(DataLoader(Noisy(4)), "_is_accelerate_prepared", False)
 
 
-def test_loaders_that_others_make_of_one() -> None:
-    """A loader made of a shuffled one's parts, which would have another order, says so."""
-    own: DataLoader[Any] = DataLoader(range(10), 2, shuffle=True)  # type: ignore[arg-type]
-    other = torch.utils.data.DataLoader(own.dataset, batch_sampler=own.batch_sampler)
-    with pytest.raises(TypeError, match="Iterate over the loader itself; to go on in the middle"):
-        next(iter(other))
-    assert len(other) == len(own)
+@pytest.mark.parametrize("shuffle", [True, False, None])
+def test_loaders_that_others_make_of_one(shuffle: bool | None) -> None:
+    """A loader made of another one's parts, which would have another order or place, says so."""
+    data: Any = range(10)
+    sampler: Any = RandomSampler(data) if shuffle is None else None
+    own: DataLoader[Any] = DataLoader(data, 2, shuffle, sampler)
+    parts: list[dict[str, Any]] = [{"batch_sampler": own.batch_sampler}]
+    parts += [{"sampler": own.sampler, "batch_size": 2}] if sampler is None else []
+    for part in parts:
+        other: Any = torch.utils.data.DataLoader(data, **part)
+        with pytest.raises(TypeError, match="Iterate over the loader itself; to go on in the mid"):
+            next(iter(other))
+        assert len(other) == len(own)
+    assert own.sampler is sampler or isinstance(
+        own.sampler, DistributedSampler
+    )  # nothing to divide

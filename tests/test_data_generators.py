@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import random
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+)
 
 from batteries.data import DataLoader
 
@@ -53,6 +64,56 @@ class MadeLate:
         return float(self.rng.random())
 
 
+class Lots(list[Any]):
+    """A container with attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rng = random.Random(1)
+
+    def __call__(self) -> float:
+        return self.rng.random()
+
+
+class HeldByTheClass:
+    parts = (Slotted(),)
+
+    def __call__(self) -> float:
+        return self.parts[0]()
+
+
+class OfAStaticMethod:
+    @staticmethod
+    def draw() -> float:
+        return of_an_object()
+
+    @property
+    def value(self) -> float:
+        return self.draw()
+
+    def __call__(self) -> float:
+        return self.value
+
+
+class OfBits:
+    def __init__(self) -> None:
+        self.bits = np.random.PCG64(0)
+
+    def __call__(self) -> float:
+        return float(np.random.Generator(self.bits).random())
+
+
+an_object = Slotted()
+
+
+def of_an_object() -> float:
+    return [an_object() for _ in range(2)][1]
+
+
+def of_a_keyword(*, rng: random.Random = random.Random(1)) -> float:  # noqa: B008
+    return rng.random()
+
+
 def in_a_closure() -> Callable[[], float]:
     generator = np.random.Generator(np.random.MT19937(0))
     return lambda: float(generator.random())
@@ -70,6 +131,12 @@ WAYS: dict[str, Callable[[], Callable[[], float]]] = {
     "a closure": in_a_closure,
     "torch": lambda: partial(of_torch, torch.Generator()),
     "the module": lambda: through_a_function,
+    "a subclass of list": Lots,
+    "an object of a class": HeldByTheClass,
+    "a static method": OfAStaticMethod,
+    "bits": OfBits,
+    "a keyword": lambda: of_a_keyword,
+    "an object of the module": lambda: of_an_object,
 }
 
 
@@ -109,6 +176,73 @@ def test_generators_of_a_dataset(way: str) -> None:
     data.check()
 
 
+def test_generators_of_other_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the user's own modules are found, through their functions and by their names."""
+    Path("noises.py").write_text(
+        "import random\nrng = random.Random(1)\ndraw = lambda: rng.random()"
+    )
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    noises = importlib.import_module("noises")
+    monkeypatch.delitem(sys.modules, "noises")
+    for draw in ("noises.rng.random", "noises.draw"):
+        made = eval(f"lambda: {draw}()", {"noises": noises})
+        first, second = list(loader(made)), list(loader(made))
+        assert first == second
+
+
+class Shuffling:
+    """A sampler with a generator of its own, without a seed."""
+
+    def __init__(self, rng: Any) -> None:
+        self.rng = rng
+
+    def __len__(self) -> int:
+        return 12
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(12))
+        self.rng.shuffle(order)
+        return iter(order)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_generators_of_a_sampler(workers: int) -> None:
+    """The order is that of seed and epoch, with any workers, and after a resume."""
+
+    def made(rng: Any, batches: bool = False, number: int = 0) -> DataLoader[Any]:
+        options: dict[str, Any] = {"seed": 3, "num_workers": number}
+        sampler: Any = Shuffling(rng)
+        data: Any = Own(rng.random)
+        if not batches:
+            return DataLoader(data, 2, sampler=sampler, collate_fn=as_it_is, **options)
+        sampler = BatchSampler(RandomSampler(range(12), generator=torch.Generator()), 2, False)
+        return DataLoader(data, batch_sampler=sampler, collate_fn=as_it_is, **options)
+
+    for batches in (False, True):
+        data = made(random.Random(), batches)
+        expected = [list(data) for _ in range(2)]
+        assert expected[0] != expected[1]
+        first, other = (made(random.Random(), batches, workers) for _ in range(2))
+        first.set_epoch(1)
+        begun = list(itertools.islice(first, 2))
+        other.load_state_dict(first.state_dict())
+        assert begun + list(other) == expected[1]
+
+
+def test_loaders_that_share_their_parts() -> None:
+    """A dataset and a sampler of two loaders draw the same if one loader reads between."""
+
+    def made() -> list[DataLoader[Any]]:
+        rng = random.Random()
+        data, sampler = Own(rng.random), Shuffling(rng)
+        options: dict[str, Any] = {"sampler": sampler, "collate_fn": as_it_is}
+        return [DataLoader(data, 2, seed=seed, **options) for seed in (3, 4)]
+
+    alone = [list(data) for data in made()]
+    assert alone[0] != alone[1]
+    assert [list(batches) for batches in zip(*zip(*made(), strict=True), strict=True)] == alone
+
+
 def test_generators_of_a_collate_fn() -> None:
     """A `collate_fn` that draws from its own generator does so by the samples of its batch."""
 
@@ -134,6 +268,14 @@ def test_draws_of_a_collate_fn() -> None:
     options: dict[str, Any] = {"collate_fn": noisy, "seed": 3}
     alone, workers = (list(DataLoader(data, 2, num_workers=n, **options)) for n in (0, 1))
     assert alone == workers
+
+
+def test_many_datasets_with_their_own_generators() -> None:
+    """A concatenation of more datasets than a container is usually looked at has them all keyed."""
+    data: Any = ConcatDataset([Own(random.Random().random) for _ in range(120)])
+    DataLoader(data, 2, seed=3, collate_fn=as_it_is).check()
+    last: Any = Subset(data, range(120 * 12 - 4, 120 * 12))
+    DataLoader(last, 2, seed=3, collate_fn=as_it_is).check()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

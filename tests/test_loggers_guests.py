@@ -12,6 +12,8 @@ import warm
 from trackers import new_store, pytestmark, query_mlflow, read_wandb, wait_until
 
 from batteries import MLflowLogger, WandbLogger
+from batteries._files import make_directory
+from batteries.loggers._wandb import read_offline
 
 __all__ = ["new_store", "pytestmark"]  # a fixture, and where these tests run
 
@@ -34,6 +36,19 @@ def test_wandb_run_of_the_program() -> None:
     assert read_wandb(".") == {"loss": [(7, 0.5)], "mine": [(0, 1)]}
     assert read_wandb("apart") == {"loss": [(1, 0.25)]}
     assert not Path("logs/wandb").exists()
+
+
+def test_wandb_run_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The id and the name in the environment are those of the run; a checkpoint's id is first."""
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    monkeypatch.setenv("WANDB_NAME", "my name")
+    other = WandbLogger("logs")
+    other.load_state_dict({"run_id": "theirs", "step": 3})
+    with WandbLogger("logs") as logger:
+        logger.log_metrics({"loss": 0.5}, step=7)
+    assert (logger.run_id, other.run_id) == ("mine", "theirs")
+    [path] = Path("logs").glob("wandb/offline-run-*-mine/run-mine.wandb")
+    assert any(record.run.display_name == "my name" for record in read_offline(path))
 
 
 UNDER_AN_AGENT = """
@@ -78,3 +93,38 @@ def test_mlflow_address_of_the_program(monkeypatch: pytest.MonkeyPatch, new_stor
         logger.log_metrics({"loss": 0.125}, step=1)
     assert len(mlflow.MlflowClient(uri).search_runs([number])) == 2
     assert not Path("logs/mlflow.db").exists()
+
+
+def test_mlflow_run_of_the_environment(monkeypatch: pytest.MonkeyPatch, new_store: Path) -> None:
+    """The run in MLFLOW_RUN_ID is written into and ended, in the store that MLflow itself uses."""
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{shutil.copy(new_store, Path.cwd())}")
+    run = client.create_run(client.create_experiment("mine"))
+    client.log_metric(run.info.run_id, "loss", 0.1, step=9)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    with MLflowLogger("logs") as logger:
+        logger.log_metrics({"loss": 0.25}, step=1)
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert sorted(metric.step for metric in history) == [1, 9]
+    assert client.get_run(run.info.run_id).info.status == "FINISHED"
+
+
+def test_mlflow_experiment_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, new_store: Path
+) -> None:
+    """The program's experiment is used: by its id in MLflow's own store, by its name in any."""
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{shutil.copy(new_store, Path.cwd())}")
+    number = client.create_experiment("mine")
+    with monkeypatch.context() as inside, MLflowLogger("logs") as logger:
+        inside.setenv("MLFLOW_EXPERIMENT_ID", number)  # as `mlflow.set_experiment` does
+        logger.log_metrics({"loss": 0.25}, step=1)
+        logger.close()
+    assert len(client.search_runs([number])) == 1
+    store = Path(shutil.copy(new_store, make_directory("logs"))).resolve()
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "named")
+    with MLflowLogger("logs") as logger:
+        logger.log_metrics({"loss": 0.25}, step=1)
+    assert mlflow.MlflowClient(f"sqlite:///{store}").get_experiment_by_name("named")

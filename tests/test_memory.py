@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import random
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -77,6 +80,27 @@ def test_metric_per_rank() -> None:
     assert run_ranks(_metric_of_each_rank, world_size=2) == [[0.0], [1.0]]
 
 
+class Scores(nn.Module):
+    """The user's own module of metrics, which has parameters, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accuracy, self.scale = BinaryAccuracy(), nn.Linear(1, 1)
+
+
+def test_metrics_in_a_module() -> None:
+    """Metrics in a module of the user's own are saved and loaded with it."""
+    first, second = Scores(), Scores()
+    first.accuracy.update(torch.tensor([0.9, 0.1]), torch.tensor([1, 1]))
+    save_checkpoint(make_checkpoint("valid", 1, nn.Linear(1, 1), scores=first), "last.pth")
+    load_checkpoint("last.pth", scores=second)
+    second.accuracy.update(torch.tensor([0.9, 0.9]), torch.tensor([1, 1]))
+    assert second.accuracy.compute() == 0.75
+    assert torch.equal(second.scale.weight, first.scale.weight)
+    save_checkpoint(make_checkpoint("train", 1, first), "model.pth")
+    load_checkpoint("model.pth", Scores(), strict=False)  # as a model it is one like others
+
+
 class Forgetful:
     def __init__(self) -> None:
         self.total = torch.zeros(3)
@@ -125,6 +149,118 @@ def test_changes_outside_of_an_empty_state_are_refused() -> None:
         TypeError, match=r"meter, a Counts, is empty, .* \(number, seen\) have chang"
     ):
         make_checkpoint("train", 2, model, meter=meter)
+
+
+@dataclass
+class Data:  # without a hash
+    number: int = 0
+
+    def state_dict(self) -> Any:
+        return None
+
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+def test_empty_states_of_all_kinds() -> None:
+    """A state that is None is an empty one, and an object without a hash is remembered, too."""
+    model, part = nn.Linear(1, 1), Data()
+    make_checkpoint("train", 1, model, part=part)
+    part.number += 1
+    with pytest.raises(TypeError, match=r"part, a Data, is empty, .* \(number\) have changed"):
+        make_checkpoint("train", 2, model, part=part)
+
+
+class Constant:
+    """Its state is a part of what it remembers, and never changes."""
+
+    def __init__(self, **held: Any) -> None:
+        vars(self).update(held)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"version": 1, "scale": torch.ones(2)}
+
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+class Slotted:
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"version": 1}
+
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+def _set(place: Any, key: Any, value: Any) -> None:
+    place[key] = value
+
+
+HELD: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "a number": (lambda: Constant(held=0), lambda part: setattr(part, "held", 1)),
+    "a slot": (Slotted, lambda part: setattr(part, "held", 1)),
+    "a list": (lambda: Constant(held=[1, 2]), lambda part: _set(part.held, 0, 5)),
+    "a dict": (lambda: Constant(held={"a": {"b": 1}}), lambda part: _set(part.held["a"], "b", 5)),
+    "a deque": (lambda: Constant(held=deque([1], 1)), lambda part: part.held.append(2)),
+    "a set": (lambda: Constant(held={"a"}), lambda part: part.held.add("b")),
+    "a tensor": (lambda: Constant(held=torch.zeros(3)), lambda part: part.held.add_(1)),
+    "an array": (lambda: Constant(held=[np.zeros(3)]), lambda part: _set(part.held[0], 1, 5)),
+    "python": (lambda: Constant(held=random.Random(0)), lambda part: part.held.random()),
+    "numpy": (lambda: Constant(held=np.random.default_rng()), lambda part: part.held.random()),
+    "a state": (lambda: Constant(held=np.random.RandomState()), lambda part: part.held.rand()),
+    "torch": (
+        lambda: Constant(held=torch.Generator()),
+        lambda part: torch.rand(1, generator=part.held),
+    ),
+    "an object": (lambda: Constant(held=Data()), lambda part: setattr(part.held, "number", 5)),
+    "a module": (
+        lambda: Constant(held=nn.Linear(1, 1)),
+        lambda part: nn.init.zeros_(part.held.weight),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", HELD)
+def test_a_state_that_does_not_change(way: str) -> None:
+    """If an object has changed since its last save, and its state has not, a warning says so."""
+    made, change = HELD[way]
+    model, part = nn.Linear(1, 1), made()
+    for _ in range(2):
+        make_checkpoint("train", 1, model, meter=part)
+    change(part)
+    with pytest.warns(UserWarning, match=r"meter, a \w+, is the same as .* \(held\) have ch"):
+        make_checkpoint("train", 2, model, meter=part)
+    make_checkpoint("train", 3, model, meter=part)
+
+
+def test_optimizers_and_schedulers_of_ones_own() -> None:
+    """They are looked at like other objects."""
+    model = nn.Linear(1, 1)
+    parts: dict[str, Any] = {"optimizer": Constant(held=0), "scheduler": Constant(held=0)}
+    make_checkpoint("train", 1, model, **parts)
+    parts["scheduler"].held = 1
+    with pytest.warns(UserWarning, match=r"scheduler, a Constant, is the same .* \(held\) have"):
+        make_checkpoint("train", 2, model, **parts)
+
+
+def test_no_false_alarms() -> None:
+    """Changes of what the same checkpoint saves, and of torch's own objects, are no loss."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    optimizer = torch.optim.Adam(model.parameters())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 100)
+    wrapper = Constant(model=model, head=model[0], of=optimizer, groups=optimizer.param_groups)
+    wrapper.weights = list(model.parameters())  # type: ignore[attr-defined]
+    frozen, scaler = nn.Linear(2, 1), torch.amp.GradScaler("cpu")
+    for epoch in range(3):
+        model(torch.randn(4, 2)).sum().backward()
+        optimizer.step()
+        frozen(torch.zeros(1, 2))
+        more: dict[str, Any] = {"wrapper": wrapper, "frozen": frozen, "scaler": scaler}
+        make_checkpoint("train", epoch, model, optimizer, scheduler, **more)
+        make_checkpoint("valid", epoch, model, optimizer, scheduler, **more)
+        scheduler.step()
 
 
 class Answers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from batteries import accumulate, distribute, distributed
 from batteries.data import DataLoader
+from batteries.progress import tqdm
 
 PAD = -100
 
@@ -263,6 +264,30 @@ def test_the_state_of_other_loaders_in_a_window() -> None:
         loader.load_state_dict(at)
         assert [int(x[0]) for x in loader] == rest
         assert "state_dict" not in vars(loader)
+
+
+class Wrapper:
+    """As Fabric's loader."""
+
+    def __init__(self, loader: Any) -> None:
+        self._dataloader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._dataloader)
+
+
+@pytest.mark.parametrize("wrap", [tqdm, Wrapper, lambda loader: Wrapper(tqdm(loader))])
+def test_the_state_of_a_wrapped_loader_in_a_window(wrap: Callable[[Any], Any]) -> None:
+    """A loader in a progress bar, or in another library's wrapper, has the window's place, too."""
+    data = TensorDataset(torch.arange(20))
+    for done in (1, 3, 4, 6):
+        loader, other = (DataLoader(data, 2, shuffle=True, seed=1) for _ in range(2))
+        pairs = islice(accumulate(wrap(loader), nn.Identity(), 4), done)
+        seen = [int(each) for (x,), _ in pairs for each in x]
+        other.load_state_dict(loader.state_dict())
+        rest = [int(each) for (x,) in other for each in x]
+        assert sorted({*seen, *rest}) == [*range(20)]
+        assert len(seen) + len(rest) == 20 + 2 * (done % 4)
 
 
 def only_some(rows: list[tuple[Tensor]]) -> Tensor:

@@ -10,6 +10,11 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
+from datetime import date
+from datetime import time as clock
+from enum import Enum
 from numbers import Integral, Real
 from pathlib import PurePath
 from types import SimpleNamespace
@@ -130,11 +135,12 @@ class _Plain:
 
     def _of(self, value: Any, name: str, secret: bool) -> Any:
         secret = secret or _is_secret(name)
+        value = plain_value(value)
         named = _named(value)
         if named is not None:
             found: dict[str, Any] = {}
             for key, each in [*named.items()][: _ITEMS + 1]:
-                own = distinct(masked_text(str(key)), found)
+                own = distinct(masked_text(str(plain_value(key))), found)
                 found[own] = self.of(each, str(key), secret) if len(found) < _ITEMS else "..."
             return found
         listed = value if isinstance(value, _LISTS) else parts_of(value)
@@ -188,7 +194,9 @@ def parts_of(value: Any) -> Mapping[Any, Any] | list[Any] | None:
         return value
     if isinstance(value, Namespace | SimpleNamespace):
         return vars(value)
-    for listed in ("__dataclass_fields__", "model_fields", "__struct_fields__", "_fields"):
+    if is_dataclass(kind):  # without the arguments of `__post_init__`, which no attribute keeps
+        return _attributes(value, [each.name for each in dataclass_fields(kind)])
+    for listed in ("model_fields", "__struct_fields__", "_fields", "__fields__"):
         fields = getattr(kind, listed, None)
         if isinstance(fields, Mapping | tuple) and all(isinstance(each, str) for each in fields):
             return _attributes(value, fields) | dict(getattr(value, "model_extra", None) or {})
@@ -198,11 +206,34 @@ def parts_of(value: Any) -> Mapping[Any, Any] | list[Any] | None:
 
 
 def _resolved(value: Any) -> Any:
+    """Plain containers. An interpolation that refers to nothing, or a missing value, stays text."""
     omegaconf = sys.modules["omegaconf"].OmegaConf
-    for resolve in (True, False):  # unresolved if an interpolation refers to nothing
+    if not omegaconf.is_config(value) or not isinstance(value._value(), dict | list):
+        return None
+    with suppress(Exception):
+        return omegaconf.to_container(value, resolve=True)
+    plain = omegaconf.to_container(value, resolve=False)
+    for key in plain if isinstance(plain, dict) else range(len(plain)):
         with suppress(Exception):
-            return omegaconf.to_container(value, resolve=resolve)
-    return None
+            each = value[key]
+            plain[key] = _resolved(each) if omegaconf.is_config(each) else each
+    return plain
+
+
+_TEXTS = {"uuid", "decimal", "fractions", "ipaddress", "pathlib", "datetime", "yarl", "yarl._url"}
+_TEXTS |= {"pydantic.networks", "pydantic_core._pydantic_core"}  # kinds whose `str` says it all
+
+
+def plain_value(value: Any) -> Any:
+    """The value of an enum's member; the text of a path, an address, a time; others as they are."""
+    if isinstance(value, Enum):
+        return plain_value(value.value)
+    if isinstance(value, date | clock):  # a datetime is a date
+        return value.isoformat()
+    if type(value).__module__.startswith("omegaconf."):  # a single value, or what is missing
+        return value if isinstance(found := value._value(), dict | list) else plain_value(found)
+    known = isinstance(value, PurePath) or type(value).__module__ in _TEXTS
+    return str(value) if known and not isinstance(value, type) else value
 
 
 def _named(value: Any) -> Mapping[Any, Any] | None:
@@ -220,8 +251,8 @@ def _attributes(value: Any, names: Iterable[str]) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     try:
-        value = os.fspath(value) if isinstance(value, PurePath) else value
-        text = value if isinstance(value, str) else _PLACE.sub("", repr(value))
+        device = type(value).__module__ == "torch"  # and dtypes, whose `repr` is their `str`
+        text = value if isinstance(value, str) else _PLACE.sub("", (str if device else repr)(value))
     except Exception as error:
         text = f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
     if len(text) > _LONGEST:

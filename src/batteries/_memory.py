@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from batteries._changes import CONTAINERS, PLAIN, attributes, changed
+
+_SIMPLE = (*PLAIN, *CONTAINERS)
 _COUNT = "_update_count"  # the number of a metric's updates, which its averages need
 
 
@@ -18,29 +21,60 @@ def memory_of(part: Any) -> Any:
 
     torchmetrics leaves states out of the state dict unless they are persistent.
     """
-    lists = isinstance(part, nn.ModuleDict | nn.ModuleList) and any(_metrics_in(part))
-    return _Metrics(part) if _is_metric(part) or lists else part
+    holds = isinstance(part, nn.Module) and any(_metrics_in(part))
+    return _Metrics(part) if holds else part
 
 
-def check_remembers(name: str, part: Any, state: Any) -> None:
-    """Raise a TypeError if a state is empty, and its object has tensors or has changed since."""
-    if not isinstance(state, Mapping) or state or not hasattr(part, "__dict__"):
-        return
-    held = {**vars(part), **dict(vars(part).get("_buffers") or {})}
-    kept = [key for key, value in held.items() if key != "_buffers" and _has_tensors(value)]
+def check_remembers(name: str, part: Any, state: Any, beside: Iterable[Any] = ()) -> None:
+    """Raise or warn if an object has changed since its last save, and its state has not.
+
+    An empty state raises: leaving out such an object loses nothing. Other states warn, because the
+    run may do without some attributes, such as counters of calls.
+
+    Args:
+        beside: The other objects of the checkpoint, whose changes are saved.
+
+    Raises:
+        TypeError: The state is empty, and the object has tensors, or its attributes have changed.
+    """
+    held = attributes(part)
+    empty = state is None or (isinstance(state, Mapping | list | tuple) and not state)
+    told = f"state_dict() of {name}, a {type(part).__name__}, is"
+    kept = [key for key, value in held.items() if empty and _has_tensors(value)]
     if kept:
         raise TypeError(
-            f"state_dict() of {name}, a {type(part).__name__}, is empty, but it has tensors "
-            f"({', '.join(kept)}): they would be lost. Let its state_dict() return them "
-            "(register_buffer with persistent=True), or leave it out"
+            f"{told} empty, but it has tensors ({', '.join(kept)}): they would be lost. Let its "
+            "state_dict() return them (register_buffer with persistent=True), or leave it out"
         )
-    changed = _changed(part)
-    if changed:
+    if is_loader(part):  # the state is the same after each pass, and its iterators are not
+        held = {key: value for key, value in held.items() if isinstance(value, _SIMPLE)}
+    new = [] if _is_known(type(part)) else changed(part, held, state, beside)
+    own = [key for key in new if isinstance(held[key], _SIMPLE)]
+    if empty and own:
         raise TypeError(
-            f"state_dict() of {name}, a {type(part).__name__}, is empty, but its attributes "
-            f"({', '.join(changed)}) have changed since the last time: they would be lost. Let its "
-            "state_dict() return them, or leave it out"
+            f"{told} empty, but its attributes ({', '.join(own)}) have changed since the last "
+            "time: they would be lost. Let its state_dict() return them, or leave it out"
         )
+    if new:
+        warnings.warn(
+            f"{told} the same as at the last save, but its attributes ({', '.join(new)}) have "
+            "changed: a resumed run does not get them back. If it needs them, let state_dict() "
+            "return them and load_state_dict() set them",
+            stacklevel=3,
+        )
+
+
+def is_loader(part: Any) -> bool:
+    """Some loaders begin a pass when `state_dict` is called, and then lose what they load."""
+    kind = isinstance(part, Iterable) and not isinstance(part, Container | nn.Module)
+    return kind and hasattr(part, "__dict__")
+
+
+def _is_known(kind: type) -> bool:
+    """Whether torch or this library makes the states of a class."""
+    maker = next((each for each in kind.__mro__ if "state_dict" in vars(each)), kind)
+    by = kind if issubclass(kind, nn.Module) else maker
+    return by.__module__.partition(".")[0] in ("torch", "batteries")
 
 
 def _has_tensors(value: Any) -> bool:
@@ -49,23 +83,6 @@ def _has_tensors(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_has_tensors, value))
     return isinstance(value, Tensor | np.ndarray)
-
-
-# Plain attributes of objects with an empty state, when it was last asked for.
-_SEEN: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
-_PLAIN = int, float, complex, str, bytes, bool, type(None)
-
-
-def _changed(part: Any) -> list[str]:
-    """The attributes of an object that are others than when it was last looked at."""
-    held = {key: value for key, value in vars(part).items() if key != "training"}
-    now = {key: value for key, value in held.items() if isinstance(value, _PLAIN)}
-    now |= {key: len(value) for key, value in held.items() if isinstance(value, list | dict | set)}
-    try:
-        before, _SEEN[part] = _SEEN.get(part, now), now
-    except TypeError:  # it cannot be remembered
-        return []
-    return [key for key, value in now.items() if before.get(key, value) != value]
 
 
 class _Metrics:

@@ -29,3 +29,24 @@ def test_configurations() -> None:
     with start_run("runs", config.config) as run, JsonLinesLogger(run) as logger:
         logger.log_params(config.config)
     assert json.loads((run.path / "run.json").read_text())["sessions"][0]["args"] == plain
+
+
+def test_what_cannot_be_resolved() -> None:
+    """It stays as it is written, and the rest is resolved; single values and None are plain."""
+    values = {"a": 1, "b": "${a}", "c": "${nope}", "d": {"e": "${a}", "f": ["${a}", "${nope}"]}}
+    config: dict[str, Any] = {"all": omegaconf.OmegaConf.create(values)}
+    plain: dict[str, Any] = {
+        "all": {"a": 1, "b": 1, "c": "${nope}", "d": {"e": 1, "f": [1, "${nope}"]}}
+    }
+    single: dict[str, Any] = {
+        "number": omegaconf.IntegerNode(4),
+        "none": omegaconf.DictConfig(None),
+        "missing": omegaconf.DictConfig("???"),
+    }
+    plain |= {"number": 4, "none": None, "missing": "???"}
+    config |= single
+    save_checkpoint(make_checkpoint("train", 1, nn.Linear(1, 1), args=config), "last.pth")
+    assert torch.load("last.pth")["args"] == plain
+    with start_run("runs", config) as run:
+        pass
+    assert json.loads((run.path / "run.json").read_text())["sessions"][0]["args"] == plain

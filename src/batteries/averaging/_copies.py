@@ -5,13 +5,19 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-from types import CellType, FunctionType, MethodType
+import weakref
+from contextlib import suppress
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from batteries.averaging._shards import finish_copy, prepare_copy
+
+_MOST = 100_000  # objects to look at
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), type, ModuleType)
+_PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -42,96 +48,155 @@ def copy_of(model: nn.Module) -> nn.Module:
             "its average before the first forward pass, or remove the attribute that cannot be "
             "copied"
         ) from error
+    memories = {each for tensor in model.parameters() if (each := _memory_of(tensor))}
+    binding = _Binding(memo, memories)
     for part, other in zip(model.modules(), same.modules(), strict=True):
         for name, value in [*vars(part).items()]:
             if isinstance(value, list | tuple | dict):  # functions, hooks too, are not copied
                 if name in vars(other):  # what divides a model is taken off
-                    vars(other)[name] = _bound_anew(vars(other)[name], memo, {})
-            elif callable(value) and not isinstance(value, nn.Module):
-                bound = _bound_anew(value, memo, {})
+                    vars(other)[name] = binding.of(vars(other)[name])
+            elif type(value) in _PROXIES or not isinstance(value, nn.Module | Tensor):
+                bound = binding.of(value)
                 if bound is not value:
                     vars(other)[name] = bound
     return same
 
 
-def _bound_anew(value: Any, memo: dict[int, Any], done: dict[int, Any]) -> Any:
-    """A function, module or tensor, bound to the copy instead of the model."""
-    if isinstance(value, nn.Module | Tensor):
-        return memo.get(id(value), value)
-    if id(value) not in done:
-        done[id(value)] = value  # a function may call itself
+def _memory_of(tensor: Tensor) -> int:
+    with suppress(Exception):  # some kinds of tensors have none
+        return tensor.untyped_storage().data_ptr()
+    return 0
+
+
+class _Binding:
+    """Binds functions, and objects that hold them, to the copy instead of the model.
+
+    Args:
+        memo: The copies of objects, by the ids of the originals.
+        memories: Where the model's weights are.
+    """
+
+    def __init__(self, memo: dict[int, Any], memories: set[int]) -> None:
+        self._memo, self._memories = memo, memories
+        self._done: dict[int, Any] = {}
+
+    def of(self, value: Any) -> Any:
+        if isinstance(value, _PLAIN):
+            return value
+        if type(value) in _PROXIES:
+            owner = value.__repr__.__self__
+            return weakref.proxy(self._memo[id(owner)]) if id(owner) in self._memo else value
+        if isinstance(value, nn.Module | Tensor):
+            return self._memo.get(id(value), value)
+        if id(value) not in self._done:
+            self._done[id(value)] = value  # a function may call itself
+            self._done[id(value)] = self._anew(value)
+        return self._done[id(value)]
+
+    def _anew(self, value: Any) -> Any:
         compiled = getattr(value, "_torchdynamo_orig_callable", None)
         if compiled is not None:
-            done[id(value)] = _bound_anew(compiled, memo, done)
-        elif isinstance(value, MethodType):
-            both = value.__func__, value.__self__
-            anew = [_bound_anew(part, memo, done) for part in both]
-            if not all(map(operator.is_, both, anew)):
-                done[id(value)] = MethodType(*anew)
-        elif isinstance(value, FunctionType):
-            _check_globals(value, memo)
-            done[id(value)] = _with_cells(value, memo, done)
-        elif isinstance(value, functools.partial):
-            parts = value.func, value.args, value.keywords
-            anew = [_bound_anew(part, memo, done) for part in parts]
-            if not all(map(operator.is_, parts, anew)):
-                done[id(value)] = functools.partial(anew[0], *anew[1], **anew[2])
-        elif isinstance(value, list | tuple | dict):
-            done[id(value)] = _filled_anew(value, memo, done)
-    return done[id(value)]
+            return self.of(compiled)
+        if isinstance(value, MethodType):
+            return self._made_anew(value, MethodType, value.__func__, value.__self__)
+        if isinstance(value, FunctionType):
+            self._check_globals(value)
+            return self._function(value)
+        if isinstance(value, functools.partial):
+            return self._made_anew(value, _partial, value.func, value.args, value.keywords)
+        if isinstance(value, weakref.ref):
+            return self._made_anew(value, type(value), value())
+        if isinstance(value, list | tuple | dict):
+            return self._container(value)
+        own = getattr(value, "__dict__", None)
+        return self._object(value) if isinstance(own, dict) else value
 
+    def _made_anew(self, value: Any, make: Any, *parts: Any) -> Any:
+        """What `make` makes of the new parts; the value itself if no part is new."""
+        anew = [self.of(part) for part in parts]
+        return value if all(map(operator.is_, parts, anew)) else make(*anew)
 
-def _filled_anew(value: Any, memo: dict[int, Any], done: dict[int, Any]) -> Any:
-    """A list, tuple or dict whose values are bound anew; the same where none has to be."""
-    old = list(value.values()) if isinstance(value, dict) else list(value)
-    anew = [_bound_anew(each, memo, done) for each in old]
-    if all(map(operator.is_, old, anew)):
-        return value
-    if isinstance(value, tuple):
-        return type(value)(*anew) if hasattr(value, "_fields") else tuple(anew)
-    same = copy.copy(value)
-    if isinstance(value, dict):
-        same.update(zip(value, anew, strict=True))
-    else:
-        same[:] = anew
-    return same
-
-
-def _check_globals(function: FunctionType, memo: dict[int, Any]) -> None:
-    for name in function.__code__.co_names:
-        found = function.__globals__.get(name)
-        owner = getattr(found, "__self__", found)
-        if isinstance(owner, nn.Module) and id(owner) in memo:
-            raise ValueError(
-                f"{function.__qualname__}, which is in an attribute of the model, uses the model "
-                f"by the global name {name}: the average would run with the live weights; make it "
-                "a method, or set the attribute after you have made the average"
-            )
-
-
-def _with_cells(function: FunctionType, memo: dict[int, Any], done: dict[int, Any]) -> FunctionType:
-    """A function with its closure bound to the copy. The same function if nothing changes."""
-    cells = function.__closure__ or ()
-    anew: list[CellType] = []
-    for cell in cells:
-        try:
-            inside = cell.cell_contents
-        except ValueError:  # a name that has no value yet
-            anew.append(cell)
+    def _container(self, value: Any) -> Any:
+        old = list(value.values()) if isinstance(value, dict) else list(value)
+        anew = [self.of(each) for each in old]
+        if all(map(operator.is_, old, anew)):
+            return value
+        if isinstance(value, tuple):
+            return type(value)(*anew) if hasattr(value, "_fields") else tuple(anew)
+        same = copy.copy(value)
+        if isinstance(value, dict):
+            same.update(zip(value, anew, strict=True))
         else:
-            bound = _bound_anew(inside, memo, done)
-            anew.append(cell if bound is inside else CellType(bound))
-    defaults = _bound_anew(function.__defaults__, memo, done)
-    keywords = _bound_anew(function.__kwdefaults__, memo, done)
-    unlike = defaults is not function.__defaults__ or keywords is not function.__kwdefaults__
-    if all(map(operator.is_, cells, anew)) and not unlike:
-        return function
-    same = FunctionType(
-        function.__code__,
-        function.__globals__,
-        function.__name__,
-        defaults,
-        tuple(anew),
-    )
-    same.__kwdefaults__ = keywords
-    return same
+            same[:] = anew
+        return same
+
+    def _object(self, value: Any) -> Any:
+        """An object with its attributes bound anew: the copy of the object, if there is one."""
+        same = self._memo.get(id(value))
+        if len(self._done) > _MOST:
+            return value if same is None else same
+        held = vars(value if same is None else same)
+        anew = self._container(held)
+        if anew is held:
+            return value if same is None else same
+        if hasattr(value, "cache_parameters"):  # of functools.lru_cache
+            return functools.lru_cache(**value.cache_parameters())(anew["__wrapped__"])
+        same = copy.copy(value) if same is None else same
+        vars(same).update(anew)
+        return same
+
+    def _function(self, function: FunctionType) -> FunctionType:
+        """A function with its closure bound to the copy. The same function if nothing changes."""
+        cells = [self._cell(function, cell) for cell in function.__closure__ or ()]
+        parts = function.__defaults__, function.__kwdefaults__, vars(function)
+        defaults, keywords, attributes = anew = [self.of(part) for part in parts]
+        old = *(function.__closure__ or ()), *parts
+        if all(map(operator.is_, old, [*cells, *anew])):
+            return function
+        itself = [i for i, cell in enumerate(cells) if _inside(cell) is function]
+        for i in itself:
+            cells[i] = CellType()
+        same = FunctionType(
+            function.__code__, function.__globals__, function.__name__, defaults, tuple(cells)
+        )
+        for i in itself:  # a function that calls itself
+            cells[i].cell_contents = same
+        same.__kwdefaults__ = keywords
+        same.__dict__.update(attributes)
+        return same
+
+    def _cell(self, function: FunctionType, cell: CellType) -> CellType:
+        inside = _inside(cell)
+        bound = self.of(inside)
+        if bound is not inside:
+            return CellType(bound)
+        if isinstance(inside, Tensor) and _memory_of(inside) in self._memories:
+            raise ValueError(
+                f"{function.__qualname__}, which is in an attribute of the model, uses a tensor "
+                "that shares the memory of a parameter (such as weight.data): the average would "
+                "run with the live weights; use the parameter itself"
+            )
+        return cell
+
+    def _check_globals(self, function: FunctionType) -> None:
+        for name in function.__code__.co_names:
+            found = function.__globals__.get(name)
+            owner = getattr(found, "__self__", found)
+            if isinstance(owner, nn.Module) and id(owner) in self._memo:
+                raise ValueError(
+                    f"{function.__qualname__}, which is in an attribute of the model, uses the "
+                    f"model by the global name {name}: the average would run with the live "
+                    "weights; make it a method, or set the attribute after you have made the "
+                    "average"
+                )
+
+
+def _inside(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that has no value yet
+        return None
+
+
+def _partial(function: Any, arguments: Any, keywords: Any) -> Any:
+    return functools.partial(function, *arguments, **keywords)

@@ -7,16 +7,13 @@ import io
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from datetime import date, time
-from enum import Enum
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from batteries._masking import MASK, parts_of
+from batteries._masking import MASK, parts_of, plain_value
 from batteries._memory import check_remembers, memory_of
 from batteries._modules import unwrap
 from batteries.distributed._messages import is_sharded
@@ -52,6 +49,9 @@ def make_checkpoint(
     The model is saved without its wrappers (DDP, DataParallel, torch.compile). Call
     `scheduler.step()` first: a scheduler saved before its step is one step behind when resumed.
 
+    If an object has changed since it was last saved, and its `state_dict()` has not, a warning
+    names the attributes that a resumed run will not get back.
+
     Args:
         epoch: The epoch, or the step if there are no epochs.
         **kwargs: Stored under their names. The state of an object that has `state_dict()` (an EMA,
@@ -62,7 +62,8 @@ def make_checkpoint(
     | kind | becomes |
     |---|---|
     | numpy scalar, array | number or string, tensor |
-    | `Path`; `datetime`, `date`, `time`; `bytearray` | string; ISO 8601 string; bytes |
+    | `Path`, `UUID`, `Decimal`, `timedelta`, addresses of pydantic | string |
+    | `datetime`, `date`, `time`; `bytearray` | ISO 8601 string; bytes |
     | `Namespace`, dataclass, named tuple, attrs, pydantic, omegaconf, other mappings | dict |
     | `Enum` member | its value |
 
@@ -75,10 +76,13 @@ def make_checkpoint(
     """
     checkpoint: Checkpoint = {"stage": stage, "epoch": epoch}
     objects = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    beside = [*objects.values(), *kwargs.values()]
     for name, part in objects.items():
         if part is not None:
             check_stateful(name, part)
-            checkpoint[state_key(name)] = state_of(part)
+            checkpoint[state_key(name)] = state = state_of(part)
+            if name != "model":
+                check_remembers(name, part, state, beside)
     if metrics is not None:
         checkpoint["metrics"] = metrics
     for name, value in kwargs.items():
@@ -89,7 +93,7 @@ def make_checkpoint(
                     "give the object another name"
                 )
             checkpoint[state_key(name)] = state = state_of(memory_of(value))
-            check_remembers(name, value, state)
+            check_remembers(name, value, state, beside)
         else:
             checkpoint[name] = value
     return dict(rebuilt(checkpoint, _plain_or_same))
@@ -181,17 +185,11 @@ def _plain_or_same(value: Any, place: str) -> Any:  # noqa: ARG001
     if type(value) is np.ndarray:  # a subclass, such as a masked array, has more than numbers
         with suppress(TypeError, ValueError):  # strings, objects, foreign byte orders
             return torch.from_numpy(value.copy())
-    if isinstance(value, Path):
-        return str(value)
     if type(value) is bytearray:
         return bytes(value)
     if callable(getattr(type(value), "get_secret_value", None)):  # pydantic's
         return MASK
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, date | time):  # a datetime is a date
-        return value.isoformat()
-    return value
+    return plain_value(value)
 
 
 def plain_or_refused(value: Any, place: str) -> Any:

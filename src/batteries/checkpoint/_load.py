@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from batteries import distributed
 from batteries._device import known_device
 from batteries._files import PathLike
-from batteries._memory import memory_of
+from batteries._memory import is_loader, memory_of
 from batteries.checkpoint._contents import (
     Checkpoint,
     Stateful,
@@ -23,7 +23,7 @@ from batteries.checkpoint._contents import (
     state_key,
     state_of,
 )
-from batteries.checkpoint._load_states import LoadReport, find, is_loader, param_groups, put_in
+from batteries.checkpoint._load_states import LoadReport, find, param_groups, put_in
 from batteries.checkpoint._read import checkpoint_of, newest_first, opened
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._seal import digest_read
@@ -207,7 +207,7 @@ def _given(model: Any, optimizer: Any, scheduler: Any, objects: dict[str, Any]) 
     parts = {name: part for name, part in given.items() if part is not None}
     for name, part in parts.items():
         check_stateful(name, part)
-    return {name: memory_of(part) for name, part in parts.items()}
+    return {name: part if name == "model" else memory_of(part) for name, part in parts.items()}
 
 
 class _Asked:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import chain
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import swap_tensors
 
 from batteries._files import PathLike
+from batteries._memory import is_loader
 from batteries._modules import sharded_like, unwrap
 from batteries.checkpoint._contents import Checkpoint, bare_name, renamed, state_key
 from batteries.checkpoint._load_fitting import misfits
@@ -244,12 +245,6 @@ def _way_back(part: Any) -> Callable[[], Any]:
         vars(part).update(before)
 
     return put_back
-
-
-def is_loader(part: Any) -> bool:
-    """Some loaders begin a pass when `state_dict` is called, and then lose what they load."""
-    kind = isinstance(part, Iterable) and not isinstance(part, Container | nn.Module)
-    return kind and hasattr(part, "__dict__")
 
 
 def _realised(module: nn.Module, state: Any, path: PathLike) -> Iterator[tuple[Tensor, Tensor]]:

@@ -6,10 +6,13 @@ import functools
 import hashlib
 import pickle
 import random
+import re
 import struct
+import sys
+import sysconfig
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -17,86 +20,149 @@ import numpy as np
 import torch
 from torch import Tensor
 
+
+class _OpenCV:
+    """The generator of OpenCV in this thread, which is no object."""
+
+    names = frozenset({"randn", "randu", "randShuffle", "kmeans"})  # the functions that use it
+
+    def seed(self, number: int) -> None:
+        sys.modules["cv2"].setRNGSeed(number % 2**31)
+
+
+_of_opencv = _OpenCV()
 _MOST = 5000  # objects to look at
 _WIDE = 100  # items of a container to look at: longer ones hold data
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType)
 _DATA = (*_PLAIN, Tensor, np.ndarray)
-_KINDS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+_KINDS = (
+    random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator,
+    torch.Generator, _OpenCV,
+)  # fmt: skip
+_LISTS = (list, tuple, set, frozenset, deque)
+_LIBRARY = re.compile(
+    rf"site-packages|dist-packages|<frozen|{re.escape(sysconfig.get_path('stdlib'))}"
+)
+_FOREIGN = ("builtins", "torch")
+Parts = Iterator[tuple[str, Any]]
 
 
-def generators_in(**roots: Any) -> dict[str, Any]:
+def generators_in(*, beyond: tuple[type, ...] = (), **roots: Any) -> dict[str, Any]:
     """The generators that can be reached from some objects, by their places.
 
-    The search follows attributes, containers, closures, methods of classes, and names of its own
-    module that a function uses. The global generators, which `rekey` seeds, are left out.
+    The search follows attributes, containers, closures, classes with their methods, and the globals
+    that a function uses. It enters functions of installed libraries only where they are found in
+    attributes. The global generators, which `rekey` seeds, are left out.
+
+    Args:
+        beyond: Kinds of objects that are not entered.
     """
     found: dict[str, Any] = {}
     seen: dict[int, Any] = {}
     queue = deque(roots.items())
     while queue and len(seen) < _MOST:
         place, thing = queue.popleft()
-        if id(thing) in seen or isinstance(thing, _DATA):
+        if id(thing) in seen or isinstance(thing, (*_DATA, *beyond)):
             continue
         seen[id(thing)] = thing
         if isinstance(thing, _KINDS):
             if not _is_global(thing):
                 found[place] = thing
-        else:
-            queue.extend((place + name, part) for name, part in _parts(thing))
+            continue
+        queue.extend((place + name, part) for name, part in _parts(thing))
+        kind: Any = type(thing)
+        if id(kind) not in seen:
+            seen[id(kind)] = kind
+            queue.extend((f"{place}.{name}", part) for name, part in _of_class(kind))
     return found
 
 
 def _is_global(generator: Any) -> bool:
-    bits = getattr(generator, "_bit_generator", None)
+    bits = getattr(generator, "_bit_generator", generator)
     known = [random._inst, np.random.mtrand._rand, torch.default_generator]
-    return any(generator is one for one in known) or (
-        bits is not None and bits is np.random.mtrand._rand._bit_generator
-    )
+    return bits is np.random.mtrand._rand._bit_generator or any(generator is one for one in known)
 
 
-def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(thing, dict):
-        yield from ((f"[{key!r}]", value) for key, value in islice(thing.items(), _WIDE))
-    elif isinstance(thing, list | tuple | set | frozenset | deque):
-        yield from ((f"[{place}]", value) for place, value in enumerate(islice(thing, _WIDE)))
-    elif isinstance(thing, types.FunctionType):
+def _parts(thing: Any) -> Parts:
+    if isinstance(thing, types.FunctionType):
         yield from _parts_of_function(thing)
     elif isinstance(thing, types.MethodType | types.BuiltinMethodType):
         yield ".__self__", thing.__self__
         yield "", getattr(thing, "__func__", None)
     elif isinstance(thing, functools.partial):
         yield from ((f".{name}", getattr(thing, name)) for name in ("func", "args", "keywords"))
-    else:
-        own = getattr(thing, "__dict__", {})
-        yield from ((f".{name}", value) for name, value in list(own.items()))
-        kind: Any = type(thing)
-        for name, value in _of_class(kind):
-            if isinstance(value, types.MemberDescriptorType):  # a slot
-                value = getattr(thing, name, None)
-            yield f".{name}", value
+    elif isinstance(thing, staticmethod | classmethod):
+        yield "", thing.__func__
+    elif isinstance(thing, property):
+        yield "", thing.fget
+    elif isinstance(thing, dict):
+        yield from ((f"[{key!r}]", value) for key, value in _near(thing.items()))
+    elif isinstance(thing, _LISTS):
+        yield from ((f"[{place}]", value) for place, value in _near(enumerate(thing)))
+    own = getattr(thing, "__dict__", {})
+    yield from ((f".{name}", value) for name, value in list(own.items()))
+    kind: Any = type(thing)
+    for name in _slots_of(kind):
+        yield f".{name}", getattr(thing, name, None)
 
 
-def _parts_of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+def _near(items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    """The first items of a container, and later ones that are no data, such as datasets."""
+    plain = (*_DATA, dict, *_LISTS)
+    for count, item in enumerate(islice(items, _MOST)):
+        if count < _WIDE or not isinstance(item[1], plain):
+            yield item
+
+
+def _parts_of_function(function: types.FunctionType) -> Parts:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
         try:
             yield f".{name}", cell.cell_contents
         except ValueError:  # not filled yet
             continue
     yield ".__defaults__", function.__defaults__
-    here = function.__module__
-    for name in function.__code__.co_names:
+    yield ".__kwdefaults__", function.__kwdefaults__
+    here, names = function.__module__, _names_in(function.__code__)
+    foreign = _is_library(function.__code__.co_filename)
+    for name in names:
         value = function.__globals__.get(name)
-        own = isinstance(value, types.FunctionType) and value.__module__ == here
-        if own or isinstance(value, _KINDS):
+        if getattr(value, "__name__", None) == "cv2" and _OpenCV.names & {*names}:
+            yield " -> cv2", _of_opencv
+        elif isinstance(value, types.FunctionType):
+            if value.__module__ == here or not _is_library(value.__code__.co_filename):
+                yield f" -> {here}.{name}", value
+        elif isinstance(value, types.ModuleType):
+            if not _is_library(getattr(value, "__file__", None)):
+                inside = ((each, vars(value).get(each)) for each in names)
+                yield from ((f" -> {value.__name__}.{each}", part) for each, part in inside)
+        elif isinstance(value, _KINDS) or not foreign:
             yield f" -> {here}.{name}", value
 
 
+def _names_in(code: types.CodeType) -> list[str]:
+    """The names that a function uses, also in the comprehensions and functions inside of it."""
+    inner = [each for each in code.co_consts if isinstance(each, types.CodeType)]
+    return list(dict.fromkeys([*code.co_names, *(n for each in inner for n in _names_in(each))]))
+
+
+def _is_library(file: str | None) -> bool:
+    return file is None or bool(_LIBRARY.search(file))
+
+
 @functools.cache
+def _slots_of(kind: type) -> list[str]:
+    return [
+        name for name, value in _of_class(kind) if isinstance(value, types.MemberDescriptorType)
+    ]
+
+
 def _of_class(kind: type) -> list[tuple[str, Any]]:
-    """The generators, slots and functions in the user's own classes."""
-    wanted = (*_KINDS, types.FunctionType, types.MemberDescriptorType)
-    own = [c for c in kind.__mro__ if c.__module__.partition(".")[0] not in ("builtins", "torch")]
-    return [pair for c in own for pair in vars(c).items() if isinstance(pair[1], wanted)]
+    """The attributes and methods of a class and its bases, without those of Python and torch."""
+    own = [each for each in kind.__mro__ if each.__module__.partition(".")[0] not in _FOREIGN]
+    pairs = [pair for each in own for pair in vars(each).items()]
+    return [
+        pair for pair in pairs if pair[0][:2] != "__" or isinstance(pair[1], types.FunctionType)
+    ]
 
 
 def rekey_each(generators: Mapping[str, Any], *numbers: int) -> None:
@@ -105,10 +171,12 @@ def rekey_each(generators: Mapping[str, Any], *numbers: int) -> None:
         packed = struct.pack(f"<{len(numbers)}Q", *(number % 2**64 for number in numbers))
         key = hashlib.blake2b(packed, digest_size=32, salt=struct.pack("<Q", which)).digest()
         seed = int.from_bytes(key[:8], "little")
-        if isinstance(generator, random.Random):
+        if isinstance(generator, random.Random | _OpenCV):
             generator.seed(seed)
         elif isinstance(generator, np.random.RandomState):
             generator.seed(seed % 2**32)
+        elif isinstance(generator, np.random.BitGenerator):
+            generator.state = _bits(generator, key, seed)
         elif isinstance(generator, torch.Generator):
             generator.manual_seed(seed >> 1)
         else:

@@ -20,8 +20,15 @@ from batteries._preemption import holding_signals, ignore_signals
 from batteries._seeding import chosen_seed, isolated_rng, next_number, numbered_seed, rekey
 from batteries.data._failing import Failed, Going
 from batteries.data._generators import difference
-from batteries.data._orders import AsItIs, Order, Sampled, Shuffled
-from batteries.data._plan import Arrival, Asked, Plan, ended_at_exit, shown_to_torch
+from batteries.data._orders import AsItIs, Order, Sampled, Shuffled, check_undivided
+from batteries.data._plan import (
+    Arrival,
+    Asked,
+    Plan,
+    ended_at_exit,
+    hide_batches_of,
+    shown_to_torch,
+)
 from batteries.data._prefetch import Prefetch
 from batteries.data._samples import Ask, Samples, draws
 from batteries.data._streams import Sharded, Stream, followed, fresh_parts, thawed
@@ -147,11 +154,11 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             dataset, batch_size, *told, batch_sampler,
             collate_fn=collate_fn, drop_last=drop_last, worker_init_fn=worker_init_fn, **options,
         )  # fmt: skip
+        hide_batches_of(self, batch_sampler)
         _check(options, batches_per_pass)
         self.batches_per_pass = batches_per_pass
         self.seed = chosen_seed(seed)
-        self.epoch = 0
-        self.group = group
+        self.epoch, self.group = 0, group
         members = tuple(ranks_of(group).members)  # raises if the group is not usable
         self.indices: list[Any] = []
         self._rank = 0  # of the pass under way
@@ -637,6 +644,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
     def _order(self, turn: int) -> Order:
         if self._sampler is not None:
+            check_undivided(self._sampler, self._ranks().size)
             batches, begin = self._unit == "batches", self._begin
             begun = (begin.sampler, begin.position) if turn == begin.turn else (None, 0)
             key = _SAMPLER, self._key, turn

@@ -9,13 +9,29 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from batteries._seeding import rekey, rng_state, set_rng_state
+from batteries.data._generators import generators_in, rekey_each
 from batteries.data._samples import number_of
 from batteries.data._shuffle import Shuffle
 from batteries.data._streams import remembers
 
 _AHEAD = 8192  # positions whose indices are computed at once
+
+
+def check_undivided(sampler: Any, ranks: int) -> None:
+    """Raise if a sampler divides the samples among the ranks, which the loader does, too."""
+    inner = (getattr(sampler, name, None) for name in ("sampler", "batch_sampler"))
+    for each in (sampler, *inner):
+        for name in ("num_replicas", "num_processes"):
+            count = getattr(each, name, 1)
+            if ranks > 1 and isinstance(count, int) and count > 1:
+                raise ValueError(
+                    f"{type(each).__name__} divides the samples among {count} ranks, and the "
+                    "loader would divide each part again: leave out the sampler (and pass "
+                    f"shuffle=True), or make it with {name}=1 and rank 0"
+                )
 
 
 class Order(Protocol):
@@ -74,7 +90,7 @@ class Sampled:
 
     Other code uses the random generators between two reads, so their states are switched for each
     read. A sampler with `state_dict` and `load_state_dict` resumes at any position, and is seeded
-    for each position.
+    for each position. Generators that a sampler owns are seeded for each position, too.
 
     Args:
         counts: Whether `again` is needed.
@@ -105,6 +121,8 @@ class Sampled:
         generator = getattr(sampler, "generator", None)
         if isinstance(generator, torch.Generator):
             generator.manual_seed(int(torch.randint(2**62, ())))
+        found = generators_in(sampler=sampler, beyond=(Dataset,))
+        self._own = {place: own for place, own in found.items() if own is not generator}
         state, position = begun
         if self._remembers and state is not None:
             sampler.load_state_dict(copy.deepcopy(state))
@@ -131,6 +149,8 @@ class Sampled:
         position = self._base + len(self._values)
         if self._remembers:
             rekey(*self._key, position)
+        if self._own:  # for each position: others may use the same generators between two reads
+            rekey_each(self._own, *self._key, position)
         if self._iterator is None:
             self._iterator = iter(self._sampler)
         try:

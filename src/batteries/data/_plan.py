@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
-from torch.utils.data import IterableDataset, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
 
 class Arrival(NamedTuple):
@@ -80,15 +80,34 @@ class Asked:
         return self.plan
 
 
-class _Shuffled(RandomSampler):
-    """The `sampler` that other libraries see. They would shuffle by it in another order."""
+_BORROWED = (
+    "a batteries.data.DataLoader computes its own order, and divides it among the ranks. A loader "
+    "that another library makes from its parts would have another order. Iterate over the loader "
+    "itself; to go on in the middle of an epoch, load its state"
+)
 
-    def __iter__(self) -> Iterator[int]:
-        raise TypeError(
-            "a batteries.data.DataLoader computes its own order. A loader that another library "
-            "makes from its parts would have another order. Iterate over the loader itself; to go "
-            "on in the middle of an epoch, load its state"
-        )
+
+class _Borrowed(DistributedSampler[Any]):
+    """The `sampler` that other libraries see: it cannot be read, and needs no division by ranks."""
+
+    dataset: Any
+
+    def __init__(self, dataset: Any, shuffle: bool) -> None:  # torch's would ask for the length
+        self.dataset, self.shuffle = dataset, shuffle
+        self.num_replicas, self.rank, self.epoch, self.seed, self.drop_last = 1, 0, 0, 0, False
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError(_BORROWED)
+
+
+class _BorrowedBatches(BatchSampler):
+    """The `batch_sampler` that other libraries see."""
+
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError(_BORROWED)
 
 
 def shown_to_torch(
@@ -96,9 +115,16 @@ def shown_to_torch(
 ) -> tuple[bool | None, Any]:
     """The arguments `shuffle` and `sampler` for torch's class. It never reads that sampler."""
     own = sampler is not None or batch_sampler is not None
-    if own or not shuffle or isinstance(dataset, IterableDataset):
+    if own or isinstance(dataset, IterableDataset):
         return shuffle, sampler
-    return None, _Shuffled(dataset)
+    return None, _Borrowed(dataset, bool(shuffle))
+
+
+def hide_batches_of(loader: DataLoader[Any], own: Any) -> None:
+    """Let no library read the order from torch's `batch_sampler`; the user's own one stays."""
+    if own is None and loader.batch_sampler is not None:
+        shown = _BorrowedBatches(loader.sampler, loader.batch_size or 1, loader.drop_last)
+        vars(loader)["batch_sampler"] = shown  # torch refuses to set this attribute
 
 
 @functools.cache

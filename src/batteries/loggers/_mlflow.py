@@ -35,13 +35,15 @@ class MLflowLogger(BackgroundLogger):
     or "acc_5_2" if another metric has that name. The tag `batteries.name.acc_5` has the old name.
 
     If the program has an active run at the first call, and you pass none of `tracking_uri`,
-    `experiment` and `run_id`, the logger writes into that run and does not end it.
+    `experiment` and `run_id`, the logger writes into that run and does not end it. Without an
+    active run, it writes into the run of the variable MLFLOW_RUN_ID, and ends it.
 
     Args:
         tracking_uri: A tracking server, "http://host:5000". Default: the address in
-            MLFLOW_TRACKING_URI or of `mlflow.set_tracking_uri`, else `mlflow.db` in `logdir`.
-        experiment: The MLflow experiment of the run. Default: "batteries". With an address, the
-            experiment of MLFLOW_EXPERIMENT_NAME or `mlflow.set_experiment` comes first.
+            MLFLOW_TRACKING_URI or of `mlflow.set_tracking_uri`. Without one, it is MLflow's own
+            default after `mlflow.set_experiment`, and `mlflow.db` in `logdir` otherwise.
+        experiment: The MLflow experiment of the run. Default: that of `mlflow.set_experiment` or
+            MLFLOW_EXPERIMENT_NAME, else "batteries".
 
     Raises:
         ModuleNotFoundError: mlflow is not installed.
@@ -61,13 +63,18 @@ class MLflowLogger(BackgroundLogger):
         self._experiment = experiment
         self._asks = any(asked is not None for asked in (tracking_uri, experiment, run_id))
         self._active: Any = None  # the program's own run
+        self._given: str | None = None  # the id of the run that the environment asks for
         self._link: tempfile.TemporaryDirectory[str] | None = None
         super().__init__(logdir, run_id=run_id)
 
     def _look_around(self) -> None:
         fluent = import_optional("mlflow.tracking.fluent", needs="mlflow", for_="MLflowLogger")
         self._active = None if self._asks else fluent.active_run()  # of this thread
-        if self._uri is None and (self._active or self._tracking.is_tracking_uri_set()):
+        ids = [os.environ.get(f"MLFLOW_{name}_ID") for name in ("EXPERIMENT", "RUN")]
+        self._given = None if self._asks or self._active else ids[1]
+        # Ids belong to the store that MLflow itself would use.
+        own = self._active or self._given or (ids[0] and self._experiment is None)
+        if self._uri is None and (own or self._tracking.is_tracking_uri_set()):
             self._uri = self._tracking.get_tracking_uri()
 
     def _open(self) -> None:
@@ -81,9 +88,9 @@ class MLflowLogger(BackgroundLogger):
             uri = f"sqlite:///{safe}/mlflow.db"
             _make_store(safe / "mlflow.db", here / "mlartifacts")
         self._client = self._tracking.MlflowClient(uri)
-        number = "" if self._active else self._experiment_id(artifacts)
-        active = self._active and self._client.get_run(self._active.info.run_id)
-        run = active or self._found(number)
+        there = self._active.info.run_id if self._active else self._given
+        number = "" if there else self._experiment_id(artifacts)
+        run = self._client.get_run(there) if there else self._found(number)
         self._last: dict[str, int] = {}  # the last step of each metric in MLflow
         self._names: dict[str, str] = {}  # the name in MLflow of each logged name
         if run:
@@ -91,7 +98,7 @@ class MLflowLogger(BackgroundLogger):
             if not self._active:
                 self._client.update_run(self._run_there, status="RUNNING")
             # Steps that the program itself logged into its run do not count.
-            own = not self._active or self._continues is not None
+            own = not there or self._continues is not None
             for name in run.data.metrics if own else ():
                 history = self._client.get_metric_history(self._run_there, name)
                 self._last[name] = max(metric.step for metric in history)
@@ -105,12 +112,11 @@ class MLflowLogger(BackgroundLogger):
 
     def _experiment_id(self, artifacts: str | None) -> str:
         name = self._experiment
-        if name is None and artifacts is None:
+        if name is None:
             number = os.environ.get("MLFLOW_EXPERIMENT_ID")
-            if number:
+            if number and artifacts is None:
                 return number
-            name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
-        name = name or "batteries"
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "batteries"
         found = self._client.get_experiment_by_name(name)
         made = found.experiment_id if found else self._client.create_experiment(name, artifacts)
         return str(made)

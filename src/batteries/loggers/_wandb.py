@@ -41,12 +41,14 @@ class WandbLogger(BackgroundLogger):
 
     If the program has an active run at the first call, and you pass none of `project`, `mode` and
     `run_id`, the logger writes into that run and does not finish it. In such a program, do not
-    pass W&B's own `step=`, because it counts the logger's rows too.
+    pass W&B's own `step=`, because it counts the logger's rows too. Call `wandb.init()` before the
+    logger's first call: afterwards it returns the logger's run, which ends with the logger.
 
     Args:
         project: Default: the variable WANDB_PROJECT, else "batteries".
         mode: "offline" writes files; "online" sends them. Default: the variable WANDB_MODE, else
             "offline".
+        run_id: Default: the checkpoint's id, else the variable WANDB_RUN_ID, else a new one.
 
     Raises:
         ModuleNotFoundError: wandb is not installed.
@@ -67,7 +69,7 @@ class WandbLogger(BackgroundLogger):
         self._mode = mode or os.environ.get("WANDB_MODE", "offline")
         self._project = project or os.environ.get("WANDB_PROJECT", "batteries")
         self._asks = any(asked is not None for asked in (project, mode, run_id))
-        super().__init__(logdir, run_id=run_id)
+        super().__init__(logdir, run_id=run_id or os.environ.get("WANDB_RUN_ID"))
 
     def _open(self) -> None:
         active = self._wandb.run
@@ -100,7 +102,7 @@ class WandbLogger(BackgroundLogger):
             project=self._project,
             dir=str(directory),
             id=self.run_id,
-            name=self.logdir.name,
+            name=os.environ.get("WANDB_NAME") or self.logdir.name,
             mode=self._mode,
             resume="allow" if self._mode == "online" else None,
             reinit="create_new" if beside else None,

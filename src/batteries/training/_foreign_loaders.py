@@ -22,15 +22,29 @@ def fetched(batches: Iterator[Any]) -> Iterator[Arrival]:
         yield Arrival(batch, [], 0, 0)
 
 
+def _inside(loader: Any) -> Any:
+    """The loader in a progress bar of tqdm, or in Fabric's loader."""
+    while not remembers(loader):
+        held = getattr(loader, "__dict__", {})
+        inner = [held[name] for name in ("iterable", "_dataloader") if name in held]
+        if not inner:
+            break
+        [loader, *_] = inner
+    return loader
+
+
 class Place:
     """Keeps another library's loader at the beginning of a window for checkpoints.
+
+    It does the same with a loader inside of another library's wrapper.
 
     The window's batches have all been fetched, so the loader's own state would skip them.
     """
 
     def __init__(self, loader: Any, steps: int) -> None:
+        inner = _inside(loader)
         foreign = not isinstance(loader, DataLoader)
-        self._of = loader if steps > 1 and foreign and remembers(loader) else None
+        self._of = inner if steps > 1 and foreign and remembers(inner) else None
         self.let_go()
 
     def held(self, arrivals: Iterator[Arrival]) -> Iterator[Arrival]:
