@@ -325,6 +325,17 @@ def test_models_on_the_meta_device() -> None:
         torch.testing.assert_close(dict(trained(other, ours)), dict(expected), rtol=0, atol=0)
 
 
+def test_meta_buffers_that_no_file_has() -> None:
+    """A buffer that is not saved stays without numbers, and a warning names it."""
+    with torch.device("meta"):
+        model = nn.Linear(3, 4)
+        model.register_buffer("angles", torch.ones(2), persistent=False)
+    save_checkpoint(make_checkpoint("train", 1, nn.Linear(3, 4)), "a.pth")
+    with pytest.warns(UserWarning, match="angles of the model is still on the meta device"):
+        load_checkpoint("a.pth", model)
+    assert not model.weight.is_meta
+
+
 def test_meta_devices_stay_where_nothing_fits() -> None:
     """What does not load stays on the meta device, and an error gives no memory to anything."""
     save_checkpoint(make_checkpoint("train", 1, nn.Linear(3, 4), other=nn.Linear(1, 1)), "a.pth")

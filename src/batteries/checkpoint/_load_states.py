@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import chain
@@ -15,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import swap_tensors
 
 from batteries._files import PathLike
-from batteries._modules import sharded_like, unwrap
+from batteries._modules import own_part, sharded_like, unwrap
 from batteries.checkpoint._contents import Checkpoint, bare_name, renamed, state_key
 from batteries.checkpoint._load_fitting import misfits
 from batteries.checkpoint._read import named_weights
@@ -62,7 +63,15 @@ def put_in(
                 )
             own = unwrap(part).state_dict()
             states[name] = _under_own_names(states[name], own, prefix if name == "model" else "")
-            states[name] = _with_tied(states[name], part)
+            ties = _ties(part)
+            torn = _torn(states[name], ties)
+            if torn and strict:
+                raise CheckpointError(
+                    f"{torn[0]!r} and {torn[1]!r} are one tensor in the {name}, but have different "
+                    f"numbers in {path}: make the {name} without this tie, or pass strict=False "
+                    "to load the second one"
+                )
+            states[name] = _with_tied(states[name], ties)
             for place, value in states[name].items():
                 if isinstance(value, Tensor) and place in own:
                     states[name][place] = sharded_like(value, own[place])
@@ -82,7 +91,22 @@ def put_in(
                 getattr(report, kind).append(f"{name}.{place}" if place else name)
             del states[name]
     _put_all({name: parts[name] for name in states}, states, path, strict)
+    _warn_of_meta(parts)
     return report
+
+
+def _warn_of_meta(parts: dict[str, Any]) -> None:
+    """Warn of buffers without numbers that no file has."""
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            saved = part.state_dict()
+            for buffer, tensor in part.named_buffers():
+                if tensor.is_meta and buffer not in saved:
+                    warnings.warn(
+                        f"{buffer} of the {name} is still on the meta device: a buffer with "
+                        "persistent=False is in no file; compute it before you call the model",
+                        stacklevel=3,
+                    )
 
 
 def _state_in(checkpoint: Checkpoint, name: str, key: str, path: PathLike) -> Any:
@@ -114,12 +138,33 @@ def _home(tensor: Any) -> torch.device | str:
 def _under_own_names(state: Any, own: Any, prefix: str) -> Any:
     """A state dict under the names of its object, whatever wrappers it was saved from."""
     if prefix:
-        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        state = _under(prefix, state)
     names = {bare_name(key): key for key in own}
     if len(names) < len(own):  # some names differ only in "module": the object itself has those
         return state
     names |= {bare_name(module): module for module in getattr(own, "_metadata", {})}
-    return renamed(state, lambda key: names.get(bare_name(key), key))
+    taken: set[str] = set(own) & set(state)
+
+    def own_name(key: str) -> str:
+        name: str = names.get(bare_name(key), key)
+        if name in taken:  # the file has another tensor for it, which must not be lost
+            return key
+        taken.add(name)
+        return name
+
+    metadata = getattr(state, "_metadata", {})
+    new = {key: own_name(key) for key in state}
+    new |= {key: names.get(bare_name(key), key) for key in metadata if key not in new}
+    return renamed(state, new.__getitem__)
+
+
+def _under(prefix: str, state: Any) -> Any:
+    """The weights whose names begin with a prefix, without it; wrappers may be around or in it."""
+    for form in (str, bare_name):
+        names = {key: form(key) for key in state if form(key).startswith(prefix)}
+        if names:
+            return {name.removeprefix(prefix): state[key] for key, name in names.items()}
+    return {}
 
 
 def _compare(name: str, state: Any, own: Any, path: PathLike, report: LoadReport) -> list[str]:
@@ -144,14 +189,42 @@ def _compare(name: str, state: Any, own: Any, path: PathLike, report: LoadReport
     return shapes + absent
 
 
-def _with_tied(state: Any, module: nn.Module) -> Any:
-    """A state with all names of each tied tensor: some files have only one of them."""
+def _ties(module: nn.Module) -> list[list[str]]:
+    """The names of each tensor that has several."""
     names: dict[int, list[str]] = {}
     for name, tensor in unwrap(module).state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor):
             names.setdefault(id(tensor), []).append(name)
+    return [tied for tied in names.values() if len(tied) > 1]
+
+
+def _torn(state: Any, ties: list[list[str]]) -> tuple[str, str] | None:
+    """Two names of one tensor for which a state has different numbers: one would be lost."""
+    for tied in ties:
+        first, *others = [name for name in tied if isinstance(state.get(name), Tensor)] or [""]
+        for name in others:
+            if not _alike(state[first], state[name]):
+                return first, name
+    return None
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same bits; True if they differ in more than their numbers."""
+    one, other = own_part(one), own_part(other)
+    if (one.shape, one.dtype) != (other.shape, other.dtype) or one.is_meta or other.is_meta:
+        return True
+    if (
+        one.layout != torch.strided or one.data_ptr() == other.data_ptr()
+    ):  # as torch.save writes tied weights
+        return True
+    one, other = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return torch.equal(one, other)
+
+
+def _with_tied(state: Any, ties: list[list[str]]) -> Any:
+    """A state with all names of each tied tensor: some files have only one of them."""
     same = renamed(state, str)
-    for tied in names.values():
+    for tied in ties:
         there = [name for name in tied if name in state]
         same.update({name: state[there[0]] for name in tied if there and name not in state})
     return same
