@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from batteries._modules import unwrap
-from batteries.checkpoint._contents import without_compile
 
 
 def parameter_groups(
@@ -77,7 +76,7 @@ def _without_decay(model: nn.Module, patterns: list[str]) -> set[Tensor]:
         norm = "Norm" in type(module).__name__ and not isinstance(module, nn.Linear | _ConvNd)
         apart = norm or isinstance(module, nn.Embedding | nn.EmbeddingBag)
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            full = without_compile(f"{place}.{name}" if place else name)
+            full = f"{place}.{name}".removeprefix(".").replace("_orig_mod.", "")
             matching = {pattern for pattern in patterns if fnmatch.fnmatchcase(full, pattern)}
             unused -= matching
             if apart or matching or "bias" in name or parameter.ndim < 2:
