@@ -325,6 +325,40 @@ def test_models_on_the_meta_device() -> None:
         torch.testing.assert_close(dict(trained(other, ours)), dict(expected), rtol=0, atol=0)
 
 
+class Stubborn(nn.Linear):
+    """Has loading code of its own, which fails after it has loaded."""
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        raise RuntimeError("another time")
+
+
+def test_modules_that_fail_to_load() -> None:
+    """If a module's own code fails, it and the modules before it have their weights again."""
+    save_checkpoint(make_checkpoint("train", 1, nn.Linear(2, 1), net=nn.Linear(2, 1)), "a.pth")
+    modules = nn.Linear(2, 1), Stubborn(2, 1)
+    before = copy.deepcopy([*modules[0].parameters(), *modules[1].parameters()])
+    with pytest.raises(CheckpointError, match=r"net_state_dict in a.pth does not fit: another"):
+        load_checkpoint("a.pth", modules[0], net=modules[1])
+    assert all(map(torch.equal, [*modules[0].parameters(), *modules[1].parameters()], before))
+
+
+def test_options_of_a_longer_training() -> None:
+    """A scheduler that was made for more steps gets the file's options, and a warning says so."""
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def schedule(steps: int) -> Any:
+        kinds = torch.optim.lr_scheduler
+        parts = [kinds.LinearLR(optimizer, 0.5, 1, 3), kinds.CosineAnnealingLR(optimizer, steps)]
+        return kinds.SequentialLR(optimizer, parts, [3])
+
+    save_checkpoint(make_checkpoint("train", 1, model, optimizer, schedule(10)), "a.pth")
+    load_checkpoint("a.pth", model, optimizer, schedule(10))
+    with pytest.warns(UserWarning, match=r"_schedulers\[1\]: T_max is 10, but 20 in the program"):
+        load_checkpoint("a.pth", model, optimizer, schedule(20))
+
+
 def test_meta_buffers_that_no_file_has() -> None:
     """A buffer that is not saved stays without numbers, and a warning names it."""
     with torch.device("meta"):

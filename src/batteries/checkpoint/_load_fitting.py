@@ -189,6 +189,27 @@ def _of_scheduler(scheduler: LRScheduler, state: Any) -> Iterator[Misfit]:
             yield Misfit(f"_schedulers[{index}].{place}", kind, f"_schedulers[{index}]: {text}")
 
 
+# What a program chooses, and `load_state_dict` of a scheduler replaces.
+_CHOSEN = {
+    "T_max", "T_0", "T_mult", "eta_min", "total_steps", "total_iters", "step_size", "gamma",
+    "milestones", "power", "start_factor", "end_factor", "factor",
+}  # fmt: skip
+
+
+def other_options(part: Any, state: Any) -> Iterator[str]:
+    """The options of a scheduler for which its state has another value than the program."""
+    if not (isinstance(part, LRScheduler) and isinstance(state, Mapping)):
+        return
+    own = part.state_dict()
+    for key in sorted(_CHOSEN & own.keys() & state.keys()):
+        if own[key] != state[key]:
+            yield f"{key} is {state[key]}, but {own[key]} in the program"
+    inner, states = getattr(part, "_schedulers", []), state.get("_schedulers", [])
+    for index, (each, each_state) in enumerate(zip(inner, states, strict=False)):
+        for text in other_options(each, each_state):
+            yield f"_schedulers[{index}]: {text}"
+
+
 def _of_scaler(scaler: Any, state: Any) -> Iterator[Misfit]:
     for key in scaler.state_dict():  # empty where scaling is disabled
         if not isinstance(state, Mapping) or key not in state:

@@ -18,7 +18,7 @@ from torch.utils import swap_tensors
 from batteries._files import PathLike
 from batteries._modules import own_part, sharded_like, unwrap
 from batteries.checkpoint._contents import Checkpoint, bare_name, renamed, state_key
-from batteries.checkpoint._load_fitting import misfits
+from batteries.checkpoint._load_fitting import misfits, other_options
 from batteries.checkpoint._read import named_weights
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.distributed._messages import is_sharded as is_dtensor
@@ -56,33 +56,8 @@ def put_in(
     for name, part in parts.items():
         states[name] = _state_in(checkpoint, name, key, path)
         if isinstance(part, nn.Module):
-            if not isinstance(states[name], Mapping):
-                raise CheckpointError(
-                    f"{state_key(name)} in {path} is a {type(states[name]).__name__}; expected "
-                    "the state dict of a module"
-                )
-            own = unwrap(part).state_dict()
-            states[name] = _under_own_names(states[name], own, prefix if name == "model" else "")
-            ties = _ties(part)
-            torn = _torn(states[name], ties)
-            if torn and strict:
-                raise CheckpointError(
-                    f"{torn[0]!r} and {torn[1]!r} are one tensor in the {name}, but have different "
-                    f"numbers in {path}: make the {name} without this tie, or pass strict=False "
-                    "to load the second one"
-                )
-            states[name] = _with_tied(states[name], ties)
-            for place, value in states[name].items():
-                if isinstance(value, Tensor) and place in own:
-                    states[name][place] = sharded_like(value, own[place])
-            loaded = len(report.loaded)
-            unlike = _compare(name, states[name], own, path, report)
-            if unlike and strict and not _loads(states[name], part):
-                raise CheckpointError(_told(unlike, name) + _hint(states[name], own))
-            if not strict:
-                if own and states[name] and len(report.loaded) == loaded:
-                    raise CheckpointError(_nothing_fits(name, states[name], own, path))
-                states[name] = {k: v for k, v in states[name].items() if _fits(k, v, own)}
+            under = prefix if name == "model" else ""
+            states[name] = _fitted(name, states[name], part, path, strict, under, report)
         elif found := misfits(part, states[name]):
             if strict:
                 told = _told([misfit.text for misfit in found], name, "to leave it as it is")
@@ -90,17 +65,65 @@ def put_in(
             for place, kind, _ in found:
                 getattr(report, kind).append(f"{name}.{place}" if place else name)
             del states[name]
+    others = [
+        f"{name}: {each}" for name in states for each in other_options(parts[name], states[name])
+    ]
     _put_all({name: parts[name] for name in states}, states, path, strict)
+    if others:
+        warnings.warn(
+            f"{path} replaces options of the {'; '.join(others)}. The checkpoint's are used, as in "
+            "torch. To train longer than before, make a scheduler for the rest, or set its "
+            "attributes after loading",
+            stacklevel=3,
+        )
     _warn_of_meta(parts)
     return report
+
+
+def _fitted(
+    name: str,
+    state: Any,
+    part: nn.Module,
+    path: PathLike,
+    strict: bool,
+    prefix: str,
+    report: LoadReport,
+) -> Any:
+    """The state of a module under its own names, or an error if it does not fit."""
+    if not isinstance(state, Mapping):
+        raise CheckpointError(
+            f"{state_key(name)} in {path} is a {type(state).__name__}; expected the state dict of "
+            "a module"
+        )
+    own, ties = unwrap(part).state_dict(), _ties(part)
+    state = _under_own_names(state, own, prefix)
+    if strict and (torn := _torn(state, ties)):
+        raise CheckpointError(
+            f"{torn[0]!r} and {torn[1]!r} are one tensor in the {name}, but have different numbers "
+            f"in {path}: make the {name} without this tie, or pass strict=False to load the second "
+            "one"
+        )
+    state = _with_tied(state, ties)
+    for place, value in state.items():
+        if isinstance(value, Tensor) and place in own:
+            state[place] = sharded_like(value, own[place])
+    loaded = len(report.loaded)
+    unlike = _compare(name, state, own, path, report)
+    if unlike and strict and not _loads(state, part):
+        raise CheckpointError(_told(unlike, name) + _hint(state, own))
+    if strict:
+        return state
+    if own and state and len(report.loaded) == loaded:
+        raise CheckpointError(_nothing_fits(name, state, own, path))
+    return {k: v for k, v in state.items() if _fits(k, v, own)}
 
 
 def _warn_of_meta(parts: dict[str, Any]) -> None:
     """Warn of buffers without numbers that no file has."""
     for name, part in parts.items():
         if isinstance(part, nn.Module):
-            saved = part.state_dict()
-            for buffer, tensor in part.named_buffers():
+            saved = unwrap(part).state_dict()
+            for buffer, tensor in unwrap(part).named_buffers():
                 if tensor.is_meta and buffer not in saved:
                     warnings.warn(
                         f"{buffer} of the {name} is still on the meta device: a buffer with "
@@ -292,13 +315,14 @@ def _put_all(parts: dict[str, Any], states: dict[str, Any], path: PathLike, stri
         for name in modules:
             for meta, real in _realised(bare[name], states[name], path):
                 undo.callback(swap_tensors, meta, real)
+        own_ways = any(_loads_in_own_way(bare[name]) for name in modules)
         # Modules come last: they are known to fit, but other objects may still refuse their state.
         for name in sorted(parts, key=lambda name: name in modules):
             part = bare[name]
             options = {} if strict or name not in modules else {"strict": False}
             try:
                 _check_real(part)
-                undo.callback(_way_back(part))
+                undo.callback(_way_back(part, keep=own_ways))
                 part.load_state_dict(states[name], **options)
             except Exception as error:
                 why = f"it has no {error}" if isinstance(error, KeyError) else error
@@ -306,8 +330,24 @@ def _put_all(parts: dict[str, Any], states: dict[str, Any], path: PathLike, stri
         undo.pop_all()
 
 
-def _way_back(part: Any) -> Callable[[], Any]:
-    """A function that gives an object its present state again."""
+def _loads_in_own_way(module: nn.Module) -> bool:
+    """Whether a module has code for loading that is not torch's, and may fail in the middle."""
+    codes = [part._load_from_state_dict for part in module.modules()]
+    for part in module.modules():
+        hooks = part._load_state_dict_pre_hooks, part._load_state_dict_post_hooks
+        codes += [getattr(hook, "hook", hook) for each in hooks for hook in each.values()]
+    return any(not str(getattr(code, "__module__", "torch")).startswith("torch") for code in codes)
+
+
+def _way_back(part: Any, keep: bool) -> Callable[[], Any]:
+    """A function that gives an object its present state again.
+
+    Modules load in place. To go back, they need a copy, for which `keep` asks.
+    """
+    if isinstance(part, nn.Module):
+        tensors = [*part.parameters(), *part.buffers()] if keep else []
+        pairs = [(each.detach(), each.detach().clone()) for each in tensors if not each.is_meta]
+        return lambda: [tensor.copy_(before) for tensor, before in pairs]
     if not is_loader(part):
         return functools.partial(part.load_state_dict, part.state_dict())
     before = dict(vars(part))
