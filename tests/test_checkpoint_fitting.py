@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -298,9 +299,11 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), tied, tied)
 
 
-def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def trained(
+    model: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     optimizer.zero_grad()
-    model(torch.arange(15.0).view(5, 3).sin()).square().sum().backward()
+    model(torch.arange(15.0).view(5, 3).sin().to(dtype)).square().sum().backward()
     optimizer.step()
     return model.state_dict()
 
@@ -323,6 +326,40 @@ def test_models_on_the_meta_device() -> None:
         assert [id(parameter) for parameter in other.parameters()] == list(map(id, parameters))
         assert other[2].weight is other[3].weight
         torch.testing.assert_close(dict(trained(other, ours)), dict(expected), rtol=0, atol=0)
+
+
+class Exact(torch.optim.Optimizer):
+    """Momentum and weights in float32, for weights in bfloat16."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            if not state:
+                state.update(momentum=torch.zeros_like(p, dtype=torch.float32), exact=p.float())
+            state["exact"].sub_(state["momentum"].mul_(0.9).add_(p.grad.float()), alpha=0.1)
+            p.copy_(state["exact"])
+
+
+@pytest.mark.parametrize("kind", [Exact, torch.optim.NAdam])
+def test_states_in_more_bits_than_their_parameters(kind: Any) -> None:
+    """They are float32 after a resume, too; other parameters than before get their own dtype."""
+    model = net().bfloat16()
+    optimizer = kind(model.parameters())
+    step = functools.partial(trained, dtype=torch.bfloat16)
+    step(model, optimizer)
+    save_checkpoint(make_checkpoint("train", 1, model, optimizer), "a.pth")
+    other = net().bfloat16()
+    ours = kind(other.parameters())
+    load_checkpoint("a.pth", other, ours)
+    assert repr(ours.state_dict()) == repr(optimizer.state_dict())
+    torch.testing.assert_close(step(other, ours), step(model, optimizer), rtol=0, atol=0)
+    ours = kind((wide := net()).parameters())
+    load_checkpoint("a.pth", wide, ours)
+    trained(wide, ours)
 
 
 class Stubborn(nn.Linear):

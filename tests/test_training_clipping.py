@@ -109,6 +109,8 @@ def test_where_clip_has_no_place() -> None:
         if not window.closed:
             with pytest.raises(RuntimeError, match="in the middle of a window"):
                 window.clip(model.parameters(), 1.0)
+            with pytest.raises(RuntimeError, match="step was called in the middle of a window"):
+                window.step(torch.optim.SGD(model.parameters()))
     with pytest.raises(TypeError, match="pass the optimizer"):
         window.clip(model.parameters(), 1.0)
 

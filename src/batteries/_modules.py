@@ -216,5 +216,6 @@ def _part_of(tensor: Any) -> str:
 
 def digest(tensor: Any) -> str:
     """A digest of the bits of a tensor, or of this rank's part of a DTensor."""
-    data = own_part(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    own = own_part(tensor).detach().resolve_conj().resolve_neg()
+    data = own.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     return hashlib.blake2b(data, digest_size=16).hexdigest()

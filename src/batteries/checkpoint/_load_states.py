@@ -13,12 +13,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 from torch.utils import swap_tensors
 
 from batteries._files import PathLike
 from batteries._modules import own_part, sharded_like, unwrap
 from batteries.checkpoint._contents import Checkpoint, bare_name, renamed, state_key
-from batteries.checkpoint._load_fitting import misfits, other_options
+from batteries.checkpoint._load_fitting import (
+    keep_dtypes,
+    loads_as_torch,
+    misfits,
+    other_options,
+)
 from batteries.checkpoint._read import named_weights
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.distributed._messages import is_sharded as is_dtensor
@@ -315,6 +321,7 @@ def _put_all(parts: dict[str, Any], states: dict[str, Any], path: PathLike, stri
         for name in modules:
             for meta, real in _realised(bare[name], states[name], path):
                 undo.callback(swap_tensors, meta, real)
+        unchanged = {id(p) for name in modules for p in _of_same_dtype(bare[name], states[name])}
         own_ways = any(_loads_in_own_way(bare[name]) for name in modules)
         # Modules come last: they are known to fit, but other objects may still refuse their state.
         for name in sorted(parts, key=lambda name: name in modules):
@@ -324,10 +331,19 @@ def _put_all(parts: dict[str, Any], states: dict[str, Any], path: PathLike, stri
                 _check_real(part)
                 undo.callback(_way_back(part, keep=own_ways))
                 part.load_state_dict(states[name], **options)
+                if isinstance(part, Optimizer) and loads_as_torch(part):
+                    keep_dtypes(part, states[name], unchanged)
             except Exception as error:
                 why = f"it has no {error}" if isinstance(error, KeyError) else error
                 raise CheckpointError(f"{state_key(name)} in {path} does not fit: {why}") from error
         undo.pop_all()
+
+
+def _of_same_dtype(module: nn.Module, state: Any) -> Iterator[Tensor]:
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        value = state.get(name)
+        if isinstance(value, Tensor) and value.dtype == parameter.dtype:
+            yield parameter
 
 
 def _loads_in_own_way(module: nn.Module) -> bool:

@@ -136,11 +136,7 @@ class Window:
                 unscaled the optimizer yourself, or skipped a step without `scaler.update()`.
             TypeError: There is a scaler, and you passed parameters, not the optimizer.
         """
-        if not self.closed:
-            raise RuntimeError(
-                "clip was called in the middle of a window, where the gradient is not complete: "
-                "call it after the last micro-batch, `if window.closed:`, before step"
-            )
+        self._check_closed("clip")
         if not max_norm >= 0:
             raise ValueError(f"max_norm is {max_norm}; expected 0 or more")
         scaler = self._pass.scaler if scaler is None else scaler
@@ -157,6 +153,13 @@ class Window:
         groups = gradients_of.param_groups
         return clip((p for group in groups for p in group["params"]), max_norm)
 
+    def _check_closed(self, call: str) -> None:
+        if not self.closed:
+            raise RuntimeError(
+                f"{call} was called in the middle of a window, where the gradient is not complete: "
+                "call it after the last micro-batch, `if window.closed:`"
+            )
+
     def step(self, *optimizers: Optimizer) -> bool:
         """Step the optimizers, through the scaler if there is one; return whether they stepped.
 
@@ -164,8 +167,10 @@ class Window:
         overflow. Pass all optimizers in one call, because the scaler is updated after it.
 
         Raises:
-            RuntimeError: There is a scaler, and an optimizer that was clipped is missing.
+            RuntimeError: The window is not closed, so its gradient is not complete. Or there is a
+                scaler, and an optimizer that was clipped is missing.
         """
+        self._check_closed("step")
         scaler = self._pass.scaler
         if scaler is None:
             for optimizer in optimizers:
