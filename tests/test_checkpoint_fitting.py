@@ -380,6 +380,20 @@ def test_modules_that_fail_to_load() -> None:
     assert all(map(torch.equal, [*modules[0].parameters(), *modules[1].parameters()], before))
 
 
+def test_layers_in_another_order() -> None:
+    """Weights load by name, but an optimizer's state by position: a warning says so."""
+
+    def trained(*names: str) -> list[Any]:
+        model = nn.ModuleDict({name: nn.Linear(2, 2) for name in names})
+        return [model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)]
+
+    save_checkpoint(make_checkpoint("train", 1, *trained("a", "b")), "a.pth")
+    load_checkpoint("a.pth", *trained("a", "b"))
+    load_checkpoint("a.pth", trained("b", "a")[0])
+    with pytest.warns(UserWarning, match=r"in another order than the model, from b\.weight on"):
+        load_checkpoint("a.pth", *trained("b", "a"))
+
+
 def test_options_of_a_longer_training() -> None:
     """A scheduler that was made for more steps gets the file's options, and a warning says so."""
     model = nn.Linear(2, 1)

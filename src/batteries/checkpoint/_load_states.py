@@ -83,6 +83,8 @@ def put_in(
             stacklevel=3,
         )
     _warn_of_meta(parts)
+    if any(isinstance(parts[name], Optimizer) for name in states):
+        _warn_of_order(parts.get("model"), states.get("model"), path)
     return report
 
 
@@ -122,6 +124,23 @@ def _fitted(
     if own and state and len(report.loaded) == loaded:
         raise CheckpointError(_nothing_fits(name, state, own, path))
     return {k: v for k, v in state.items() if _fits(k, v, own)}
+
+
+def _warn_of_order(model: Any, state: Any, path: PathLike) -> None:
+    """Warn if a model has its parameters in another order than a file, which has their states."""
+    if not isinstance(model, nn.Module):
+        return
+    tied = {name for names in _ties(model) for name in names}
+    own = [name for name, _ in unwrap(model).named_parameters() if name not in tied]
+    there = [name for name in state if name in {*own}]
+    moved = next((name for name, other in zip(own, there, strict=False) if name != other), None)
+    if moved is not None and len(own) == len(there):
+        warnings.warn(
+            f"{path} has the parameters in another order than the model, from {moved} on. An "
+            "optimizer's state goes by the order, so it may now be that of other parameters: make "
+            "the layers in the same order as before, or leave out the optimizer",
+            stacklevel=3,
+        )
 
 
 def _warn_of_meta(parts: dict[str, Any]) -> None:
