@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -298,9 +299,11 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), tied, tied)
 
 
-def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def trained(
+    model: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     optimizer.zero_grad()
-    model(torch.arange(15.0).view(5, 3).sin()).square().sum().backward()
+    model(torch.arange(15.0).view(5, 3).sin().to(dtype)).square().sum().backward()
     optimizer.step()
     return model.state_dict()
 
@@ -323,6 +326,99 @@ def test_models_on_the_meta_device() -> None:
         assert [id(parameter) for parameter in other.parameters()] == list(map(id, parameters))
         assert other[2].weight is other[3].weight
         torch.testing.assert_close(dict(trained(other, ours)), dict(expected), rtol=0, atol=0)
+
+
+class Exact(torch.optim.Optimizer):
+    """Momentum and weights in float32, for weights in bfloat16."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            if not state:
+                state.update(momentum=torch.zeros_like(p, dtype=torch.float32), exact=p.float())
+            state["exact"].sub_(state["momentum"].mul_(0.9).add_(p.grad.float()), alpha=0.1)
+            p.copy_(state["exact"])
+
+
+@pytest.mark.parametrize("kind", [Exact, torch.optim.NAdam])
+def test_states_in_more_bits_than_their_parameters(kind: Any) -> None:
+    """They are float32 after a resume, too; other parameters than before get their own dtype."""
+    model = net().bfloat16()
+    optimizer = kind(model.parameters())
+    step = functools.partial(trained, dtype=torch.bfloat16)
+    step(model, optimizer)
+    save_checkpoint(make_checkpoint("train", 1, model, optimizer), "a.pth")
+    other = net().bfloat16()
+    ours = kind(other.parameters())
+    load_checkpoint("a.pth", other, ours)
+    assert repr(ours.state_dict()) == repr(optimizer.state_dict())
+    torch.testing.assert_close(step(other, ours), step(model, optimizer), rtol=0, atol=0)
+    ours = kind((wide := net()).parameters())
+    load_checkpoint("a.pth", wide, ours)
+    trained(wide, ours)
+
+
+class Stubborn(nn.Linear):
+    """Has loading code of its own, which fails after it has loaded."""
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        raise RuntimeError("another time")
+
+
+def test_modules_that_fail_to_load() -> None:
+    """If a module's own code fails, it and the modules before it have their weights again."""
+    save_checkpoint(make_checkpoint("train", 1, nn.Linear(2, 1), net=nn.Linear(2, 1)), "a.pth")
+    modules = nn.Linear(2, 1), Stubborn(2, 1)
+    before = copy.deepcopy([*modules[0].parameters(), *modules[1].parameters()])
+    with pytest.raises(CheckpointError, match=r"net_state_dict in a.pth does not fit: another"):
+        load_checkpoint("a.pth", modules[0], net=modules[1])
+    assert all(map(torch.equal, [*modules[0].parameters(), *modules[1].parameters()], before))
+
+
+def test_layers_in_another_order() -> None:
+    """Weights load by name, but an optimizer's state by position: a warning says so."""
+
+    def trained(*names: str) -> list[Any]:
+        model = nn.ModuleDict({name: nn.Linear(2, 2) for name in names})
+        return [model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)]
+
+    save_checkpoint(make_checkpoint("train", 1, *trained("a", "b")), "a.pth")
+    load_checkpoint("a.pth", *trained("a", "b"))
+    load_checkpoint("a.pth", trained("b", "a")[0])
+    with pytest.warns(UserWarning, match=r"in another order than the model, from b\.weight on"):
+        load_checkpoint("a.pth", *trained("b", "a"))
+
+
+def test_options_of_a_longer_training() -> None:
+    """A scheduler that was made for more steps gets the file's options, and a warning says so."""
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def schedule(steps: int) -> Any:
+        kinds = torch.optim.lr_scheduler
+        parts = [kinds.LinearLR(optimizer, 0.5, 1, 3), kinds.CosineAnnealingLR(optimizer, steps)]
+        return kinds.SequentialLR(optimizer, parts, [3])
+
+    save_checkpoint(make_checkpoint("train", 1, model, optimizer, schedule(10)), "a.pth")
+    load_checkpoint("a.pth", model, optimizer, schedule(10))
+    with pytest.warns(UserWarning, match=r"_schedulers\[1\]: T_max is 10, but 20 in the program"):
+        load_checkpoint("a.pth", model, optimizer, schedule(20))
+
+
+def test_meta_buffers_that_no_file_has() -> None:
+    """A buffer that is not saved stays without numbers, and a warning names it."""
+    with torch.device("meta"):
+        model = nn.Linear(3, 4)
+        model.register_buffer("angles", torch.ones(2), persistent=False)
+    save_checkpoint(make_checkpoint("train", 1, nn.Linear(3, 4)), "a.pth")
+    with pytest.warns(UserWarning, match="angles of the model is still on the meta device"):
+        load_checkpoint("a.pth", model)
+    assert not model.weight.is_meta
 
 
 def test_meta_devices_stay_where_nothing_fits() -> None:

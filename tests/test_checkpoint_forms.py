@@ -166,6 +166,52 @@ def test_remedies_for_files_of_others() -> None:
         load_checkpoint("a.pth", model)
 
 
+@pytest.mark.parametrize(
+    "prefix", ["module.net.", "_orig_mod.net.", "net._orig_mod.", "net.module."]
+)
+def test_wrappers_around_a_prefix(prefix: str) -> None:
+    """A prefix is found inside of the wrappers of a whole program's model, too."""
+    torch.save({"state_dict": {**under(prefix, weights(1)), "loss.weight": torch.ones(3)}}, "a.pth")
+    model = nn.Linear(2, 1)
+    load_checkpoint("a.pth", model, prefix="net.")
+    torch.testing.assert_close(dict(model.state_dict()), weights(1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_two_tensors_for_one(first: bool) -> None:
+    """A file with two tensors for one of the model is refused: one of them would be lost."""
+    parts = [weights(1), under("module.", weights(0))]
+    torch.save({"model": {**parts[first], **parts[not first]}}, "a.pth")
+    with pytest.raises(CheckpointError, match=r"'module\.weight'\] is not in the model"):
+        load_checkpoint("a.pth", nn.Linear(2, 1))
+    load_checkpoint("a.pth", model := nn.Linear(2, 1), strict=False)
+    torch.testing.assert_close(dict(model.state_dict()), weights(1), rtol=0, atol=0)
+    untied = {name: value + int(name[0]) for name, value in tied().state_dict().items()}
+    torch.save({"model": untied}, "a.pth")
+    with pytest.raises(CheckpointError, match=r"'0.weight' and '1.weight' are one tensor in the m"):
+        load_checkpoint("a.pth", tied())
+
+
+def test_protocols_that_torch_refuses() -> None:
+    """A file with a newer pickle protocol is not called damaged, and the remedy works."""
+    torch.save({"model": weights(1)}, "a.pth", pickle_protocol=4)
+    with pytest.raises(CheckpointError, match="may have been written with pickle_protocol=4 or 5"):
+        load_checkpoint("a.pth", nn.Linear(2, 1))
+    torch.save(torch.load("a.pth", weights_only=False), "a.pth")
+    load_checkpoint("a.pth", nn.Linear(2, 1))
+
+
+def test_sharded_pickles() -> None:
+    """The Hub's older index, of files that torch.save wrote, is read in the same way."""
+    state, places = weights(1), {}
+    for number, (name, value) in enumerate(state.items()):
+        places[name] = f"pytorch_model-0000{number}-of-00002.bin"
+        torch.save({name: value}, places[name])
+    Path("pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    load_checkpoint("pytorch_model.bin.index.json", model := nn.Linear(2, 1))
+    torch.testing.assert_close(dict(model.state_dict()), state, rtol=0, atol=0)
+
+
 def test_sharded_safetensors() -> None:
     """The Hub's index is read with the files beside it; what is missing or elsewhere is told."""
     model, places = tied(), {}

@@ -270,6 +270,27 @@ def test_refused_on_every_rank(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "last.dcp")["x"].tolist() == [1, 1]
 
 
+def unlike(logdir: str) -> str:
+    """Batch norm's statistics are those of the rank; then each rank has another stage."""
+    linear: Any = fully_shard(nn.Linear(5, 7))
+    model = nn.Sequential(linear, *(nn.BatchNorm1d(7) for _ in range(3)))
+    for buffer in model.buffers():
+        buffer.fill_(distributed.rank())
+    manager = CheckpointManager(logdir, sharded=True)
+    manager.process(0.5, 1, make_checkpoint("train", 1, model))
+    with pytest.raises(CheckpointError) as caught:
+        manager.process(0.5, 2, {"model_state_dict": {f"{distributed.rank()}.w": torch.ones(1)}})
+    return str(caught.value)
+
+
+def test_ranks_that_are_not_alike(tmp_path: Path) -> None:
+    """What is not divided is rank 0's, as in a file; what rank 0 lacks is not lost in silence."""
+    for text in run_ranks(unlike, str(tmp_path)):
+        assert "rank 1 has model_state_dict['1.w'], which rank 0 does not have" in text
+    state = read_checkpoint(tmp_path / "last.dcp")["model_state_dict"]
+    assert not any(value.any() for name, value in state.items() if "running" in name)
+
+
 def test_sparse_tensors() -> None:
     """Tensors that the engine does not write are refused with their place."""
     with pytest.raises(TypeError, match=r"cannot hold state\[0\]: it is sparse; store"):

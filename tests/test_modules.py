@@ -87,6 +87,7 @@ def statistics_after_training() -> tuple[bool, Tensor]:
     seed_all(0, rank=distributed.rank())
     model(torch.randn(8, 4)).sum().backward()
     bare = unwrap(model)
+    bare.register_buffer("learned", torch.ones(2, requires_grad=True))
     before = [buffer.clone() for buffer in bare.buffers()]
     share_buffers(model)
     changed = any(not a.equal(b) for a, b in zip(before, bare.buffers(), strict=True))

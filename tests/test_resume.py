@@ -227,16 +227,29 @@ def test_shards_are_not_sent(tmp_path: Path) -> None:
 def out_of_sync(change: str) -> None:
     norm = nn.BatchNorm1d(1)
     model = nn.Sequential(nn.Linear(2, 1), norm)
+    model.register_buffer("table", torch.ones(2), persistent=False)
     torch.manual_seed(0)
     for parameter in model.parameters():
         nn.init.normal_(parameter)
     check_in_sync(distribute(model, "cpu"), step=3)
+    if distributed.rank() == 1 and change == "table":
+        model.get_buffer("table").add_(1)
+    if distributed.rank() == 1 and change == "more":
+        model.register_buffer("more", torch.ones(2))
     if distributed.rank() == 1 and change == "bias":
         norm.bias.data += 1e-6
     check_in_sync(model, step=distributed.rank() if change == "step" else 3)
 
 
-@pytest.mark.parametrize(("change", "name"), [("bias", "1.bias"), ("step", "step")])
+def test_check_in_sync_of_other_models() -> None:
+    """A tensor that only one rank has is an error on all of them."""
+    for error in run_ranks(out_of_sync, "more"):
+        assert str(error).startswith("more is missing on the ranks 0: all ranks must build")
+
+
+@pytest.mark.parametrize(
+    ("change", "name"), [("bias", "1.bias"), ("step", "step"), ("table", "table")]
+)
 def test_check_in_sync(change: str, name: str) -> None:
     """The first tensor or number that differs is named, on every rank."""
     for error in run_ranks(out_of_sync, change, world_size=3):

@@ -109,8 +109,23 @@ def test_where_clip_has_no_place() -> None:
         if not window.closed:
             with pytest.raises(RuntimeError, match="in the middle of a window"):
                 window.clip(model.parameters(), 1.0)
+            with pytest.raises(RuntimeError, match="step was called in the middle of a window"):
+                window.step(torch.optim.SGD(model.parameters()))
     with pytest.raises(TypeError, match="pass the optimizer"):
         window.clip(model.parameters(), 1.0)
+
+
+def test_what_is_clipped() -> None:
+    """One tensor is clipped as a list of it is; a norm that is negative or NaN is refused."""
+    model = nn.Linear(2, 1, bias=False)
+    [(x, window)] = accumulate([torch.ones(4, 2)], model)
+    window.backward(100 * model(x).mean())
+    assert window.clip(model.weight, 1.0).item() == pytest.approx(100 * math.sqrt(2))
+    assert model.weight.grad is not None
+    assert model.weight.grad.norm().item() == pytest.approx(1)
+    for wrong in (-1.0, math.nan):
+        with pytest.raises(ValueError, match=f"max_norm is {wrong}; expected 0 or more"):
+            window.clip(model.parameters(), wrong)
 
 
 @pytest.mark.gpu

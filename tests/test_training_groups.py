@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -55,6 +57,20 @@ def test_every_parameter_once() -> None:
         "conv.parametrizations.weight.original0", "conv.parametrizations.weight.original1",
     }  # fmt: skip
     torch.optim.AdamW([decayed, rest], lr=1e-3)
+
+
+def test_classes_and_compiled_parts() -> None:
+    """A linear layer decays, whatever its class is called; patterns know no wrappers."""
+
+    class NormedLinear(nn.Linear):
+        pass
+
+    inside: Any = torch.compile(NormedLinear(2, 2), backend="eager")
+    model = nn.Sequential(inside, nn.Linear(2, 2))
+    decayed, _ = parameter_groups(model, 0.1, no_decay=["1.weight"])
+    assert names_in(model, decayed["params"]) == {"0._orig_mod.weight"}
+    _, rest = parameter_groups(model, 0.1, no_decay=["0.weight"])
+    assert "0._orig_mod.weight" in names_in(model, rest["params"])
 
 
 def test_layers() -> None:

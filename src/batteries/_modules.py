@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from contextlib import suppress
 from typing import Any
 
@@ -56,6 +57,17 @@ def reshard(model: nn.Module, *, after_error: bool = False) -> None:
         part.reshard()  # type: ignore[operator]
 
 
+def drop_unreduced(model: nn.Module) -> None:
+    """Drop gradients that modules of FSDP2 have added up, but not reduced."""
+    for part in filter(is_fsdp, model.modules()):
+        state: Any = part._get_fsdp_state()  # type: ignore[operator]
+        groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+        for each in itertools.chain(*(group.fsdp_params for group in groups if group)):
+            each.unsharded_accumulated_grad = None
+            if hasattr(each, "_unsharded_param"):
+                each._unsharded_param.grad = None
+
+
 def own_part(tensor: Any) -> Tensor:
     """This rank's part of a DTensor; another tensor unchanged."""
     return tensor._local_tensor if is_sharded(tensor) else tensor  # type: ignore[no-any-return]
@@ -81,7 +93,7 @@ def share_buffers(model: nn.Module) -> None:
     """
     for name, buffer in unwrap(model).named_buffers():
         refuse_sharded(buffer, f"buffer {name}")
-        buffer.copy_(distributed.broadcast(buffer))
+        buffer.detach().copy_(distributed.broadcast(buffer))
 
 
 def distribute(model: nn.Module, device: torch.device | str) -> nn.Module:
@@ -163,12 +175,19 @@ def check_in_sync(model: nn.Module, **values: object) -> None:
         RuntimeError: The ranks differ. The message has the name and the ranks.
     """
     own = {name: ("", repr(value)) for name, value in values.items()}
-    for name, tensor in unwrap(model).state_dict().items():
-        if isinstance(tensor, Tensor):
-            own[name] = _part_of(tensor), digest(tensor)
+    reshard(module := unwrap(model))
+    # A state dict would leave some buffers out.
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        own[name] = _part_of(tensor), digest(tensor)
     everybody = distributed.all_gather(own)
-    for name in own:
-        found = [rank.get(name, ("", "")) for rank in everybody]
+    for name in dict.fromkeys(itertools.chain(*everybody)):
+        lacking = [number for number, rank in enumerate(everybody) if name not in rank]
+        if lacking:
+            raise RuntimeError(
+                f"{name} is missing on the ranks {', '.join(map(str, lacking))}: all ranks must "
+                "build the model in the same way"
+            )
+        found = [rank[name] for rank in everybody]
         first: dict[str, str] = {}
         others = [
             rank
@@ -197,5 +216,6 @@ def _part_of(tensor: Any) -> str:
 
 def digest(tensor: Any) -> str:
     """A digest of the bits of a tensor, or of this rank's part of a DTensor."""
-    data = own_part(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    own = own_part(tensor).detach().resolve_conj().resolve_neg()
+    data = own.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     return hashlib.blake2b(data, digest_size=16).hexdigest()

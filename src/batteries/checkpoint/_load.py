@@ -78,8 +78,8 @@ def load_checkpoint(
     - A model on the meta device gets its memory here: in its own dtypes, on `map_location`. Its
       parameters stay the same objects, so an optimizer can keep them.
     - These load too: the state dict of a model, `.safetensors`, the Hub's
-      `model.safetensors.index.json`, `{"state_dict": ...}` (Lightning, timm) and `{"model": ...}`
-      (torchvision, nanoGPT).
+      `model.safetensors.index.json` and `pytorch_model.bin.index.json`, `{"state_dict": ...}`
+      (Lightning, timm) and `{"model": ...}` (torchvision, nanoGPT).
     - A sharded checkpoint loads into objects that are sharded in another way, or not at all. A
       file loads into sharded objects. All ranks call the function then.
 
@@ -88,7 +88,8 @@ def load_checkpoint(
 
     Args:
         strict: False loads the parameters, and the states of other objects, that fit.
-        prefix: Load only the weights whose names begin so, without the prefix: "encoder.".
+        prefix: Load only the weights whose names begin so, without the prefix: "encoder.". Names
+            of wrappers before or in it, such as "module." and "_orig_mod.", do not matter.
         key: Which of the file's weights `model` gets: "ema" for the average that was saved as
             `ema=`, or by timm and torchvision.
         map_location: The device of the tensors in the result. The objects stay on their own.

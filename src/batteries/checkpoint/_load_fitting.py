@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -33,12 +34,12 @@ def misfits(part: Any, state: Any) -> list[Misfit]:
         (torch.amp.GradScaler, _of_scaler),
     )
     for kind, check in checks:
-        if isinstance(part, kind) and _loads_as_torch(part):
+        if isinstance(part, kind) and loads_as_torch(part):
             return list(check(part, state))
     return []
 
 
-def _loads_as_torch(part: Any) -> bool:
+def loads_as_torch(part: Any) -> bool:
     hooked = getattr(part, "_optimizer_load_state_dict_pre_hooks", None)  # they may change it
     return type(part).load_state_dict.__module__.startswith("torch.") and not hooked
 
@@ -154,6 +155,25 @@ def _made(
     return dict(trial.state[alike]) if trial is not None and alike in trial.state else None
 
 
+def keep_dtypes(optimizer: Optimizer, state: Mapping[str, Any], unchanged: set[int]) -> None:
+    """Give states the dtypes of the file again, such as float32 for 16-bit parameters.
+
+    `load_state_dict` of torch casts them to the parameter's dtype, and a resumed run would differ.
+
+    Args:
+        unchanged: The ids of parameters that have the dtype of their weights in the file.
+    """
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    both = (zip(saved["params"], own["params"], strict=True) for saved, own in pairs)
+    for index, parameter in chain.from_iterable(both):
+        loaded, entry = optimizer.state.get(parameter), state["state"].get(index)
+        if id(parameter) in unchanged and isinstance(loaded, dict) and isinstance(entry, Mapping):
+            for key, value in entry.items():
+                both_tensors = isinstance(value, Tensor) and isinstance(loaded.get(key), Tensor)
+                if both_tensors and value.is_floating_point() and key != "step":
+                    loaded[key] = value.to(loaded[key].device)
+
+
 # ---------------------------------------------------------------- schedulers and scalers
 
 _COME_AND_GONE = {"verbose", "default_min_lr", "use_beta1", "mode_worse"}  # not in all versions
@@ -187,6 +207,27 @@ def _of_scheduler(scheduler: LRScheduler, state: Any) -> Iterator[Misfit]:
     for index, (part, part_state) in enumerate(zip(inner, states, strict=False)):
         for place, kind, text in misfits(part, part_state):
             yield Misfit(f"_schedulers[{index}].{place}", kind, f"_schedulers[{index}]: {text}")
+
+
+# What a program chooses, and `load_state_dict` of a scheduler replaces.
+_CHOSEN = {
+    "T_max", "T_0", "T_mult", "eta_min", "total_steps", "total_iters", "step_size", "gamma",
+    "milestones", "power", "start_factor", "end_factor", "factor",
+}  # fmt: skip
+
+
+def other_options(part: Any, state: Any) -> Iterator[str]:
+    """The options of a scheduler for which its state has another value than the program."""
+    if not (isinstance(part, LRScheduler) and isinstance(state, Mapping)):
+        return
+    own = part.state_dict()
+    for key in sorted(_CHOSEN & own.keys() & state.keys()):
+        if own[key] != state[key]:
+            yield f"{key} is {state[key]}, but {own[key]} in the program"
+    inner, states = getattr(part, "_schedulers", []), state.get("_schedulers", [])
+    for index, (each, each_state) in enumerate(zip(inner, states, strict=False)):
+        for text in other_options(each, each_state):
+            yield f"_schedulers[{index}]: {text}"
 
 
 def _of_scaler(scaler: Any, state: Any) -> Iterator[Misfit]:

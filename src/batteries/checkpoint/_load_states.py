@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import chain
 from typing import Any, NamedTuple
@@ -12,13 +13,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 from torch.utils import swap_tensors
 
 from batteries._files import PathLike
 from batteries._memory import is_loader
-from batteries._modules import sharded_like, unwrap
+from batteries._modules import own_part, sharded_like, unwrap
 from batteries.checkpoint._contents import Checkpoint, bare_name, renamed, state_key
-from batteries.checkpoint._load_fitting import misfits
+from batteries.checkpoint._load_fitting import (
+    keep_dtypes,
+    loads_as_torch,
+    misfits,
+    other_options,
+)
 from batteries.checkpoint._read import named_weights
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.distributed._messages import is_sharded as is_dtensor
@@ -56,25 +63,8 @@ def put_in(
     for name, part in parts.items():
         states[name] = _state_in(checkpoint, name, key, path)
         if isinstance(part, nn.Module):
-            if not isinstance(states[name], Mapping):
-                raise CheckpointError(
-                    f"{state_key(name)} in {path} is a {type(states[name]).__name__}; expected "
-                    "the state dict of a module"
-                )
-            own = unwrap(part).state_dict()
-            states[name] = _under_own_names(states[name], own, prefix if name == "model" else "")
-            states[name] = _with_tied(states[name], part)
-            for place, value in states[name].items():
-                if isinstance(value, Tensor) and place in own:
-                    states[name][place] = sharded_like(value, own[place])
-            loaded = len(report.loaded)
-            unlike = _compare(name, states[name], own, path, report)
-            if unlike and strict and not _loads(states[name], part):
-                raise CheckpointError(_told(unlike, name) + _hint(states[name], own))
-            if not strict:
-                if own and states[name] and len(report.loaded) == loaded:
-                    raise CheckpointError(_nothing_fits(name, states[name], own, path))
-                states[name] = {k: v for k, v in states[name].items() if _fits(k, v, own)}
+            under = prefix if name == "model" else ""
+            states[name] = _fitted(name, states[name], part, path, strict, under, report)
         elif found := misfits(part, states[name]):
             if strict:
                 told = _told([misfit.text for misfit in found], name, "to leave it as it is")
@@ -82,8 +72,90 @@ def put_in(
             for place, kind, _ in found:
                 getattr(report, kind).append(f"{name}.{place}" if place else name)
             del states[name]
+    others = [
+        f"{name}: {each}" for name in states for each in other_options(parts[name], states[name])
+    ]
     _put_all({name: parts[name] for name in states}, states, path, strict)
+    if others:
+        warnings.warn(
+            f"{path} replaces options of the {'; '.join(others)}. The checkpoint's are used, as in "
+            "torch. To train longer than before, make a scheduler for the rest, or set its "
+            "attributes after loading",
+            stacklevel=3,
+        )
+    _warn_of_meta(parts)
+    if any(isinstance(parts[name], Optimizer) for name in states):
+        _warn_of_order(parts.get("model"), states.get("model"), path)
     return report
+
+
+def _fitted(
+    name: str,
+    state: Any,
+    part: nn.Module,
+    path: PathLike,
+    strict: bool,
+    prefix: str,
+    report: LoadReport,
+) -> Any:
+    """The state of a module under its own names, or an error if it does not fit."""
+    if not isinstance(state, Mapping):
+        raise CheckpointError(
+            f"{state_key(name)} in {path} is a {type(state).__name__}; expected the state dict of "
+            "a module"
+        )
+    own, ties = unwrap(part).state_dict(), _ties(part)
+    state = _under_own_names(state, own, prefix)
+    if strict and (torn := _torn(state, ties)):
+        raise CheckpointError(
+            f"{torn[0]!r} and {torn[1]!r} are one tensor in the {name}, but have different numbers "
+            f"in {path}: make the {name} without this tie, or pass strict=False to load the second "
+            "one"
+        )
+    state = _with_tied(state, ties)
+    for place, value in state.items():
+        if isinstance(value, Tensor) and place in own:
+            state[place] = sharded_like(value, own[place])
+    loaded = len(report.loaded)
+    unlike = _compare(name, state, own, path, report)
+    if unlike and strict and not _loads(state, part):
+        raise CheckpointError(_told(unlike, name) + _hint(state, own))
+    if strict:
+        return state
+    if own and state and len(report.loaded) == loaded:
+        raise CheckpointError(_nothing_fits(name, state, own, path))
+    return {k: v for k, v in state.items() if _fits(k, v, own)}
+
+
+def _warn_of_order(model: Any, state: Any, path: PathLike) -> None:
+    """Warn if a model has its parameters in another order than a file, which has their states."""
+    if not isinstance(model, nn.Module):
+        return
+    tied = {name for names in _ties(model) for name in names}
+    own = [name for name, _ in unwrap(model).named_parameters() if name not in tied]
+    there = [name for name in state if name in {*own}]
+    moved = next((name for name, other in zip(own, there, strict=False) if name != other), None)
+    if moved is not None and len(own) == len(there):
+        warnings.warn(
+            f"{path} has the parameters in another order than the model, from {moved} on. An "
+            "optimizer's state goes by the order, so it may now be that of other parameters: make "
+            "the layers in the same order as before, or leave out the optimizer",
+            stacklevel=3,
+        )
+
+
+def _warn_of_meta(parts: dict[str, Any]) -> None:
+    """Warn of buffers without numbers that no file has."""
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            saved = unwrap(part).state_dict()
+            for buffer, tensor in unwrap(part).named_buffers():
+                if tensor.is_meta and buffer not in saved:
+                    warnings.warn(
+                        f"{buffer} of the {name} is still on the meta device: a buffer with "
+                        "persistent=False is in no file; compute it before you call the model",
+                        stacklevel=3,
+                    )
 
 
 def _state_in(checkpoint: Checkpoint, name: str, key: str, path: PathLike) -> Any:
@@ -115,12 +187,33 @@ def _home(tensor: Any) -> torch.device | str:
 def _under_own_names(state: Any, own: Any, prefix: str) -> Any:
     """A state dict under the names of its object, whatever wrappers it was saved from."""
     if prefix:
-        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        state = _under(prefix, state)
     names = {bare_name(key): key for key in own}
     if len(names) < len(own):  # some names differ only in "module": the object itself has those
         return state
     names |= {bare_name(module): module for module in getattr(own, "_metadata", {})}
-    return renamed(state, lambda key: names.get(bare_name(key), key))
+    taken: set[str] = set(own) & set(state)
+
+    def own_name(key: str) -> str:
+        name: str = names.get(bare_name(key), key)
+        if name in taken:  # the file has another tensor for it, which must not be lost
+            return key
+        taken.add(name)
+        return name
+
+    metadata = getattr(state, "_metadata", {})
+    new = {key: own_name(key) for key in state}
+    new |= {key: names.get(bare_name(key), key) for key in metadata if key not in new}
+    return renamed(state, new.__getitem__)
+
+
+def _under(prefix: str, state: Any) -> Any:
+    """The weights whose names begin with a prefix, without it; wrappers may be around or in it."""
+    for form in (str, bare_name):
+        names = {key: form(key) for key in state if form(key).startswith(prefix)}
+        if names:
+            return {name.removeprefix(prefix): state[key] for key, name in names.items()}
+    return {}
 
 
 def _compare(name: str, state: Any, own: Any, path: PathLike, report: LoadReport) -> list[str]:
@@ -145,14 +238,42 @@ def _compare(name: str, state: Any, own: Any, path: PathLike, report: LoadReport
     return shapes + absent
 
 
-def _with_tied(state: Any, module: nn.Module) -> Any:
-    """A state with all names of each tied tensor: some files have only one of them."""
+def _ties(module: nn.Module) -> list[list[str]]:
+    """The names of each tensor that has several."""
     names: dict[int, list[str]] = {}
     for name, tensor in unwrap(module).state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor):
             names.setdefault(id(tensor), []).append(name)
+    return [tied for tied in names.values() if len(tied) > 1]
+
+
+def _torn(state: Any, ties: list[list[str]]) -> tuple[str, str] | None:
+    """Two names of one tensor for which a state has different numbers: one would be lost."""
+    for tied in ties:
+        first, *others = [name for name in tied if isinstance(state.get(name), Tensor)] or [""]
+        for name in others:
+            if not _alike(state[first], state[name]):
+                return first, name
+    return None
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same bits; True if they differ in more than their numbers."""
+    one, other = own_part(one), own_part(other)
+    if (one.shape, one.dtype) != (other.shape, other.dtype) or one.is_meta or other.is_meta:
+        return True
+    if (
+        one.layout != torch.strided or one.data_ptr() == other.data_ptr()
+    ):  # as torch.save writes tied weights
+        return True
+    one, other = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return torch.equal(one, other)
+
+
+def _with_tied(state: Any, ties: list[list[str]]) -> Any:
+    """A state with all names of each tied tensor: some files have only one of them."""
     same = renamed(state, str)
-    for tied in names.values():
+    for tied in ties:
         there = [name for name in tied if name in state]
         same.update({name: state[there[0]] for name in tied if there and name not in state})
     return same
@@ -220,22 +341,49 @@ def _put_all(parts: dict[str, Any], states: dict[str, Any], path: PathLike, stri
         for name in modules:
             for meta, real in _realised(bare[name], states[name], path):
                 undo.callback(swap_tensors, meta, real)
+        unchanged = {id(p) for name in modules for p in _of_same_dtype(bare[name], states[name])}
+        own_ways = any(_loads_in_own_way(bare[name]) for name in modules)
         # Modules come last: they are known to fit, but other objects may still refuse their state.
         for name in sorted(parts, key=lambda name: name in modules):
             part = bare[name]
             options = {} if strict or name not in modules else {"strict": False}
             try:
                 _check_real(part)
-                undo.callback(_way_back(part))
+                undo.callback(_way_back(part, keep=own_ways))
                 part.load_state_dict(states[name], **options)
+                if isinstance(part, Optimizer) and loads_as_torch(part):
+                    keep_dtypes(part, states[name], unchanged)
             except Exception as error:
                 why = f"it has no {error}" if isinstance(error, KeyError) else error
                 raise CheckpointError(f"{state_key(name)} in {path} does not fit: {why}") from error
         undo.pop_all()
 
 
-def _way_back(part: Any) -> Callable[[], Any]:
-    """A function that gives an object its present state again."""
+def _of_same_dtype(module: nn.Module, state: Any) -> Iterator[Tensor]:
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        value = state.get(name)
+        if isinstance(value, Tensor) and value.dtype == parameter.dtype:
+            yield parameter
+
+
+def _loads_in_own_way(module: nn.Module) -> bool:
+    """Whether a module has code for loading that is not torch's, and may fail in the middle."""
+    codes = [part._load_from_state_dict for part in module.modules()]
+    for part in module.modules():
+        hooks = part._load_state_dict_pre_hooks, part._load_state_dict_post_hooks
+        codes += [getattr(hook, "hook", hook) for each in hooks for hook in each.values()]
+    return any(not str(getattr(code, "__module__", "torch")).startswith("torch") for code in codes)
+
+
+def _way_back(part: Any, keep: bool) -> Callable[[], Any]:
+    """A function that gives an object its present state again.
+
+    Modules load in place. To go back, they need a copy, for which `keep` asks.
+    """
+    if isinstance(part, nn.Module):
+        tensors = [*part.parameters(), *part.buffers()] if keep else []
+        pairs = [(each.detach(), each.detach().clone()) for each in tensors if not each.is_meta]
+        return lambda: [tensor.copy_(before) for tensor, before in pairs]
     if not is_loader(part):
         return functools.partial(part.load_state_dict, part.state_dict())
     before = dict(vars(part))

@@ -65,7 +65,7 @@ class _Parts:
             for file in sorted(set(self._files.values()))
         }
         for name, file in self._files.items():
-            if name not in self._parts[file].contents["model_state_dict"]:
+            if name not in _weights(self._parts[file].contents):
                 raise CheckpointError(
                     f"{path} says that {brief(name)} is in {file.name}, which does not have it; "
                     "download both again"
@@ -80,7 +80,7 @@ class _Parts:
             part.verify(together=together)
 
     def _joined(self, found: Mapping[Path, Any]) -> Checkpoint:
-        state = {name: found[file]["model_state_dict"][name] for name, file in self._files.items()}
+        state = {name: _weights(found[file])[name] for name, file in self._files.items()}
         return {"model_state_dict": state}
 
 
@@ -218,4 +218,10 @@ def is_sharded(path: PathLike) -> bool:
 
 
 def _is_index(path: PathLike) -> bool:
-    return Path(path).name.endswith(".safetensors.index.json") and Path(path).is_file()
+    ends = (".safetensors.index.json", ".bin.index.json")
+    return Path(path).name.endswith(ends) and Path(path).is_file()
+
+
+def _weights(contents: Any) -> Any:
+    """The weights in a file of the Hub: `.safetensors`, or a bare state dict (`.bin`)."""
+    return contents.get("model_state_dict", contents)

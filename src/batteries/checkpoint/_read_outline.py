@@ -98,6 +98,12 @@ def unreadable(path: Path, reason: object) -> CheckpointError:
             "if you trust the file's author, and this class only holds values, call "
             f"torch.serialization.add_safe_globals([{kind}]) first"
         )
+    if first_line.startswith("Unsupported operand"):
+        remedy = (
+            "it may have been written with pickle_protocol=4 or 5, which torch.load reads only "
+            "with weights_only=False; if you trust the file's author, load it so, and save it "
+            "again without pickle_protocol="
+        )
     return CheckpointError(f"{path} cannot be read as a checkpoint: {first_line}; {remedy}")
 
 
@@ -116,7 +122,8 @@ def torch_load(path: Path, file: Any, device: torch.device) -> Any:
     """`torch.load`, whose errors become a `CheckpointError`."""
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Validating sparse tensor invariants")
+            for known in ("Validating sparse tensor invariants", "Detected pickle protocol"):
+                warnings.filterwarnings("ignore", known)
             return torch.load(file, map_location=device, weights_only=True)
     except OSError:
         raise

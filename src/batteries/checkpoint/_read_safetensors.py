@@ -36,10 +36,10 @@ def files_in_index(path: Path) -> dict[str, Path]:
         check(index, {"weight_map": Most(dict, 10**7, Most(str, 1000))})
         places = index["weight_map"]
         for file in places.values():
-            if Path(file).name != file or not file.endswith(".safetensors"):
+            if Path(file).name != file or not file.endswith((".safetensors", ".bin")):
                 raise ValueError(f"it names the file {brief(file)}")
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is not an index of .safetensors: {error}") from error
+        raise CheckpointError(f"{path} is not an index of the Hub: {error}") from error
     for file in sorted(set(places.values())):
         if not (path.parent / file).is_file():
             raise CheckpointError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -18,11 +19,18 @@ from torch import Tensor
 from batteries import distributed
 from batteries._files import PathLike, point_to, sync, temporary_name
 from batteries._rundir import record as run_record
-from batteries.checkpoint._contents import Checkpoint, plain_or_refused, rebuilt, why_unreadable
+from batteries.checkpoint._contents import (
+    Checkpoint,
+    plain_or_refused,
+    rebuilt,
+    state_key,
+    why_unreadable,
+)
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._read_shards import digest_of, engine
 from batteries.checkpoint._seal import INDEX, Note
 from batteries.checkpoint._write import save_checkpoint
+from batteries.distributed._messages import is_sharded
 from batteries.distributed._waiting import wait_until
 
 # A directory holds the files of torch.distributed.checkpoint, and index.pth, which is written last.
@@ -66,10 +74,18 @@ def write_shards(checkpoint: Mapping[str, Any], folder: Path) -> Checkpoint:
         return rebuilt(checkpoint, taken)
 
     plain = distributed.together(checked)
+    _check_alike(tensors)
+    # The engine takes each tensor that is whole on all ranks from any of them, and the ranks may
+    # differ, as in batch norm's statistics. A checkpoint has those of rank 0.
+    own_parts = {
+        place: tensor
+        for place, tensor in tensors.items()
+        if distributed.is_main() or is_sharded(tensor)
+    }
     # The engine would sync .metadata before Python has written it, so all files are synced below.
     writer = FileSystemWriter(folder, sync_files=False)
     with engine(f"{folder} cannot be written"):
-        save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
+        save(own_parts, storage_writer=writer, no_dist=not dist.is_initialized())
     own = list(folder.glob(f"__{distributed.rank()}_*"))
     own += [folder / ".metadata"] if distributed.is_main() else []
     digests = distributed.together(lambda: {path.name: _synced_digest(path) for path in own})
@@ -82,6 +98,27 @@ def write_shards(checkpoint: Mapping[str, Any], folder: Path) -> Checkpoint:
             for name, digest in part.items()
         },
     }
+
+
+def _check_alike(tensors: Mapping[str, Tensor]) -> None:
+    """Raise on all ranks if one has parts or weights that rank 0 has not: they would be lost."""
+    own = [
+        place
+        for place, tensor in tensors.items()
+        if is_sharded(tensor) or place.startswith(state_key("model"))
+    ]
+    digest = hashlib.blake2b(repr(own).encode()).digest()
+    if len(set(distributed.all_gather(digest))) == 1:
+        return
+    everybody = distributed.all_gather(own)
+    for rank, places in enumerate(everybody):
+        lost = set(places).difference(everybody[0])
+        if lost:
+            raise CheckpointError(
+                f"rank {rank} has {min(lost)}, which rank 0 does not have: a sharded checkpoint "
+                "would lose it, because all ranks must have the same objects; save the stages of "
+                "a pipeline with torch.distributed.checkpoint"
+            )
 
 
 def commit_shards(index: Checkpoint, folder: Path, name: Path, note: Note) -> None:

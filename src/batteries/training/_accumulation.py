@@ -10,22 +10,24 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from batteries import distributed
+from batteries._modules import drop_unreduced
 from batteries.data import Arrival, DataLoader
 from batteries.data._failing import Failed, Going
 from batteries.distributed._groups import Group, ranks_of
-from batteries.training._clipping import clip
+from batteries.training._clipping import clip, share_overflow
 from batteries.training._foreign_loaders import Place, fetched
 
 T = TypeVar("T")
 Count = Callable[[Any], Any]
 _learned: WeakSet[nn.Module] = WeakSet()  # DDP models that have recorded their static graph
+_latest: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # the pass of the last window
 
 
 class Window:
@@ -65,6 +67,8 @@ class Window:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        if self._pass.set_sync is not None:
+            self._pass.set_sync(True)  # for backward passes of the program's own
         if self._sharing is not None:
             self._sharing.__exit__(*error)
             self._sharing = None
@@ -127,15 +131,14 @@ class Window:
             The norm before clipping, a scalar, the same on all ranks that share gradients.
 
         Raises:
+            ValueError: `max_norm` is negative or NaN.
             RuntimeError: The window is not closed, so its gradient is not complete. Or you have
                 unscaled the optimizer yourself, or skipped a step without `scaler.update()`.
             TypeError: There is a scaler, and you passed parameters, not the optimizer.
         """
-        if not self.closed:
-            raise RuntimeError(
-                "clip was called in the middle of a window, where the gradient is not complete: "
-                "call it after the last micro-batch, `if window.closed:`, before step"
-            )
+        self._check_closed("clip")
+        if not max_norm >= 0:
+            raise ValueError(f"max_norm is {max_norm}; expected 0 or more")
         scaler = self._pass.scaler if scaler is None else scaler
         if not isinstance(gradients_of, Optimizer):
             if scaler is not None and scaler.is_enabled():
@@ -150,6 +153,13 @@ class Window:
         groups = gradients_of.param_groups
         return clip((p for group in groups for p in group["params"]), max_norm)
 
+    def _check_closed(self, call: str) -> None:
+        if not self.closed:
+            raise RuntimeError(
+                f"{call} was called in the middle of a window, where the gradient is not complete: "
+                "call it after the last micro-batch, `if window.closed:`"
+            )
+
     def step(self, *optimizers: Optimizer) -> bool:
         """Step the optimizers, through the scaler if there is one; return whether they stepped.
 
@@ -157,8 +167,10 @@ class Window:
         overflow. Pass all optimizers in one call, because the scaler is updated after it.
 
         Raises:
-            RuntimeError: There is a scaler, and an optimizer that was clipped is missing.
+            RuntimeError: The window is not closed, so its gradient is not complete. Or there is a
+                scaler, and an optimizer that was clipped is missing.
         """
+        self._check_closed("step")
         scaler = self._pass.scaler
         if scaler is None:
             for optimizer in optimizers:
@@ -171,6 +183,7 @@ class Window:
             )
         before = scaler.get_scale()
         for optimizer in optimizers:
+            share_overflow(scaler, optimizer)
             scaler.step(optimizer)
         scaler.update()
         self._unscaled.clear()
@@ -187,6 +200,17 @@ class _Pass:
         self.scaler = scaler
         self._epoch = epoch
         self._queue: deque[tuple[torch.cuda.Event, Tensor, int]] = deque()
+
+    def begin(self) -> None:
+        _latest[self._model] = id(self)
+
+    def abandon(self) -> None:
+        """Drop what FSDP2 has added up in a window that was not closed.
+
+        The next window would have it too, because `zero_grad` does not reach it.
+        """
+        if self.set_sync is not None and _latest.get(self._model) == id(self):
+            drop_unreduced(self._model)
 
     def learns(self) -> bool:
         """Whether DDP must reduce now to record its static graph: torch fails otherwise."""
@@ -256,18 +280,22 @@ class Windows(Generic[T]):
         arrivals = fetched(iter(self._loader)) if own is None else own.arrivals()
         this = _Pass(self._model, self._scaler, None if own is None else own.epoch)
         steps = itertools.count()
-        for first in place.held(arrivals):
-            for arrival, weight, closing in _closed(self._window(first, arrivals, own)):
-                step, closed = next(steps), closing is not None
-                failed = isinstance(arrival.batch, Failed)
-                # Failed batches after the closing one were received with it.
-                if own is not None and not (failed and closed):
-                    own.receive(arrival, settled=closed, failed=closing or ())
-                if closed:
-                    place.let_go()
-                yield (
-                    arrival.batch if failed else (arrival.batch, Window(this, step, closed, weight))
-                )
+        try:
+            for first in place.held(arrivals):
+                this.begin()
+                for arrival, weight, closing in _closed(self._window(first, arrivals, own)):
+                    step, closed = next(steps), closing is not None
+                    failed = isinstance(arrival.batch, Failed)
+                    # Failed batches after the closing one were received with it.
+                    if own is not None and not (failed and closed):
+                        own.receive(arrival, settled=closed, failed=closing or ())
+                    if closed:
+                        place.let_go()
+                    window = Window(this, step, closed, weight)
+                    yield arrival.batch if failed else (arrival.batch, window)
+        except BaseException:  # the loop was left
+            this.abandon()
+            raise
         if own is not None:
             own.complete()
         this.tell_queued(wait=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from batteries import distributed
 from batteries._files import PathLike
-from batteries._modules import digest, unwrap
+from batteries._modules import digest, reshard, unwrap
 from batteries._rundir.checksums import add_checksums
 
 
@@ -35,7 +35,8 @@ def log_checksums(run: PathLike, step: int, model: nn.Module, batch: Any = None)
     Args:
         batch: Tensors, arrays and plain values, in lists and dicts.
     """
-    own = dict(_sums(unwrap(model), batch))
+    reshard(model := unwrap(model))
+    own = dict(_sums(model, batch))
     everybody = distributed.all_gather(own)
     sums: dict[str, str] = {}
     for name in dict.fromkeys(name for each in everybody for name in each):

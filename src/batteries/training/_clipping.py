@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from batteries._modules import own_part
+from batteries.distributed import all_reduce
 from batteries.distributed._messages import is_sharded
 
 
@@ -22,7 +24,7 @@ def clip(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     The ranks of each mesh add up the squares of its DTensors. The rest is local arithmetic.
     """
     meshes: dict[Any, list[Any]] = defaultdict(list)
-    for parameter in parameters:
+    for parameter in [parameters] if isinstance(parameters, Tensor) else parameters:
         gradient: Any = parameter.grad
         if gradient is not None:
             meshes[gradient.device_mesh if is_sharded(gradient) else None].append(gradient)
@@ -39,6 +41,24 @@ def clip(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         for device, gradients in devices.items():
             torch._foreach_mul_(gradients, factor.to(device))
     return norm
+
+
+def share_overflow(scaler: Any, optimizer: Optimizer) -> None:
+    """Let all ranks of each mesh know of a gradient that is not finite on one of them.
+
+    Torch's scaler tells only the ranks that divide the first gradient. The others would step.
+    """
+    gradients: list[Any] = [p.grad for group in optimizer.param_groups for p in group["params"]]
+    meshes = dict.fromkeys(each.device_mesh for each in gradients if is_sharded(each))
+    if not (meshes and scaler.is_enabled()):
+        return
+    if not scaler._found_inf_per_device(optimizer):
+        scaler.unscale_(optimizer)
+    for found in scaler._found_inf_per_device(optimizer).values():
+        for mesh in meshes:
+            for dimension in range(mesh.ndim):
+                group = mesh.get_group(dimension)
+                found.copy_(all_reduce(found, "max", check=False, group=group))
 
 
 def whole(number: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from batteries._modules import unwrap
 
@@ -31,7 +32,8 @@ def parameter_groups(
 
     Each trainable parameter is in one group, in the model's order. Frozen ones are left out. No
     weight decay applies to parameters with fewer than 2 dimensions, to those of a class whose name
-    contains "Norm", and to a tied weight if one of its places has none.
+    contains "Norm" (unless it is a linear or convolutional layer), and to a tied weight if one of
+    its places has none.
 
     Args:
         no_decay: Names or patterns of more parameters without weight decay, such as
@@ -70,11 +72,11 @@ def parameter_groups(
 def _without_decay(model: nn.Module, patterns: list[str]) -> set[Tensor]:
     free, unused = set(), set(patterns)
     for place, module in model.named_modules(remove_duplicate=False):
-        apart = (
-            isinstance(module, nn.Embedding | nn.EmbeddingBag) or "Norm" in type(module).__name__
-        )
+        # A linear layer whose class is called NormedLinear, say, decays.
+        norm = "Norm" in type(module).__name__ and not isinstance(module, nn.Linear | _ConvNd)
+        apart = norm or isinstance(module, nn.Embedding | nn.EmbeddingBag)
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            full = f"{place}.{name}" if place else name
+            full = f"{place}.{name}".removeprefix(".").replace("_orig_mod.", "")
             matching = {pattern for pattern in patterns if fnmatch.fnmatchcase(full, pattern)}
             unused -= matching
             if apart or matching or "bias" in name or parameter.ndim < 2:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from batteries import distributed
+from batteries._modules import reshard
 from batteries._optional import import_optional
 from batteries._seeding import isolated_rng
 from batteries.training._clipping import whole
@@ -149,6 +150,7 @@ def lr_range_test(
 @contextmanager
 def _kept(model: nn.Module, optimizer: Optimizer, others: tuple[Any, ...]) -> Iterator[None]:
     """Restore, in place, everything that steps change."""
+    reshard(model)  # its parameters are then those that the optimizer has
     modules = [(module, module.training, dict(module._buffers)) for module in model.modules()]
     all_tensors = [*model.parameters(), *model.buffers()]
     gradients = [(p, p.grad) for p in model.parameters()]

@@ -75,7 +75,8 @@ class Throughput:
         128.0
 
         `torch.utils.flop_counter` counts matrix products, convolutions and attention, as MFU does.
-        Run `unwrap(model)` on a batch of the usual shape.
+        Run `unwrap(model)` on a batch of the usual shape, without activation checkpointing: MFU
+        has no recomputed FLOPs.
 
         Raises:
             ValueError: No FLOPs were counted.
