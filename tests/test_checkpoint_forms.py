@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -190,6 +192,19 @@ def test_two_tensors_for_one(first: bool) -> None:
     torch.save({"model": untied}, "a.pth")
     with pytest.raises(CheckpointError, match=r"'0.weight' and '1.weight' are one tensor in the m"):
         load_checkpoint("a.pth", tied())
+
+
+def test_numbers_of_numpy() -> None:
+    """The error names all that a file with numpy's numbers needs, at once."""
+    best = {"best": np.float64(0.5), "epoch": np.int64(3), "curve": np.ones(2), "ok": np.bool_(1)}
+    torch.save({"model": weights(1), **best}, "a.pth")
+    with pytest.raises(CheckpointError, match="add_safe_globals") as caught:
+        load_checkpoint("a.pth", nn.Linear(2, 1))
+    told = re.search(r"add_safe_globals\((.*)\) first", str(caught.value))
+    assert told is not None
+    with torch.serialization.safe_globals(eval(told[1], {"numpy": np})):
+        loaded = load_checkpoint("a.pth", nn.Linear(2, 1))
+    assert (loaded["best"], loaded["epoch"], loaded["curve"].tolist()) == (0.5, 3, [1, 1])
 
 
 def test_protocols_that_torch_refuses() -> None:
