@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -190,6 +193,40 @@ def test_two_tensors_for_one(first: bool) -> None:
     torch.save({"model": untied}, "a.pth")
     with pytest.raises(CheckpointError, match=r"'0.weight' and '1.weight' are one tensor in the m"):
         load_checkpoint("a.pth", tied())
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_prefix_that_no_name_has(strict: bool) -> None:
+    """A slip in a prefix is told: a model with its first weights would be taken for loaded."""
+    torch.save({"state_dict": under("net.", weights(1))}, "a.pth")
+    with pytest.raises(CheckpointError, match=r"begins with prefix='nte\.'; it has net\.weight"):
+        load_checkpoint("a.pth", nn.Linear(2, 1), prefix="nte.", strict=strict)
+
+
+def test_numbers_too_large_for_a_dtype() -> None:
+    """Weights that would become infinite in float16 are refused; infinities may be meant."""
+    torch.save({"model": {**weights(1), "bias": torch.tensor([-math.inf])}}, "a.pth")
+    load_checkpoint("a.pth", model := nn.Linear(2, 1).half())
+    assert model.bias.item() == -math.inf
+    torch.save({"model": weights(1e5)}, "a.pth")
+    with pytest.raises(
+        CheckpointError, match=r"'weight'\] has numbers in a.pth that are too large"
+    ):
+        load_checkpoint("a.pth", model)
+    load_checkpoint("a.pth", nn.Linear(2, 1).bfloat16())
+
+
+def test_numbers_of_numpy() -> None:
+    """The error names all that a file with numpy's numbers needs, at once."""
+    best = {"best": np.float64(0.5), "epoch": np.int64(3), "curve": np.ones(2), "ok": np.bool_(1)}
+    torch.save({"model": weights(1), **best}, "a.pth")
+    with pytest.raises(CheckpointError, match="add_safe_globals") as caught:
+        load_checkpoint("a.pth", nn.Linear(2, 1))
+    told = re.search(r"add_safe_globals\((.*)\) first", str(caught.value))
+    assert told is not None
+    with torch.serialization.safe_globals(eval(told[1], {"numpy": np})):
+        loaded = load_checkpoint("a.pth", nn.Linear(2, 1))
+    assert (loaded["best"], loaded["epoch"], loaded["curve"].tolist()) == (0.5, 3, [1, 1])
 
 
 def test_protocols_that_torch_refuses() -> None:

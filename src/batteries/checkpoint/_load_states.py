@@ -105,7 +105,7 @@ def _fitted(
             "a module"
         )
     own, ties = unwrap(part).state_dict(), _ties(part)
-    state = _under_own_names(state, own, prefix)
+    state = _under_own_names(state, own, prefix, path)
     if strict and (torn := _torn(state, ties)):
         raise CheckpointError(
             f"{torn[0]!r} and {torn[1]!r} are one tensor in the {name}, but have different numbers "
@@ -124,7 +124,7 @@ def _fitted(
         return state
     if own and state and len(report.loaded) == loaded:
         raise CheckpointError(_nothing_fits(name, state, own, path))
-    return {k: v for k, v in state.items() if _fits(k, v, own)}
+    return {k: v for k, v in state.items() if _fits(k, v, own) and not _overflows(v, own[k])}
 
 
 def _warn_of_order(model: Any, state: Any, path: PathLike) -> None:
@@ -184,10 +184,10 @@ def _home(tensor: Any) -> torch.device | str:
     return str(tensor.device_mesh.device_type) if is_dtensor(tensor) else tensor.device
 
 
-def _under_own_names(state: Any, own: Any, prefix: str) -> Any:
+def _under_own_names(state: Any, own: Any, prefix: str, path: PathLike) -> Any:
     """A state dict under the names of its object, whatever wrappers it was saved from."""
     if prefix:
-        state = _under(prefix, state)
+        state = _under(prefix, state, path)
     names = {bare_name(key): key for key in own}
     if len(names) < len(own):  # some names differ only in "module": the object itself has those
         return state
@@ -207,13 +207,16 @@ def _under_own_names(state: Any, own: Any, prefix: str) -> Any:
     return renamed(state, new.__getitem__)
 
 
-def _under(prefix: str, state: Any) -> Any:
+def _under(prefix: str, state: Any, path: PathLike) -> Any:
     """The weights whose names begin with a prefix, without it; wrappers may be around or in it."""
     for form in (str, bare_name):
         names = {key: form(key) for key in state if form(key).startswith(prefix)}
         if names:
             return {name.removeprefix(prefix): state[key] for key, name in names.items()}
-    return {}
+    raise CheckpointError(
+        f"no weight in {path} has a name that begins with prefix={prefix!r}; it has "
+        f"{', '.join([*state][:3]) or 'none'}, ..."
+    )
 
 
 def _compare(name: str, state: Any, own: Any, path: PathLike, report: LoadReport) -> list[str]:
@@ -228,6 +231,12 @@ def _compare(name: str, state: Any, own: Any, path: PathLike, report: LoadReport
             there, here = _difference(state[key], own[key])
             shapes.append(
                 f"{state_key(name)}[{key!r}] is {there} in {path} but {here} in the {name}"
+            )
+        elif _overflows(state[key], own[key]):
+            report.mismatched.append(f"{name}.{key}")
+            shapes.append(
+                f"{state_key(name)}[{key!r}] has numbers in {path} that are too large for the "
+                f"{own[key].dtype} of the {name}"
             )
         else:
             report.loaded.append(f"{name}.{key}")
@@ -287,7 +296,11 @@ def _loads(state: Any, module: nn.Module) -> bool:
     except Exception:
         return False
     own = same.state_dict()
-    return all(_fits(key, value, own) for key, value in state.items() if key in own)
+    return all(
+        _fits(key, value, own) and not _overflows(value, own[key])
+        for key, value in state.items()
+        if key in own
+    )
 
 
 def _nothing_fits(name: str, state: Any, own: Any, path: PathLike) -> str:
@@ -323,6 +336,18 @@ def _fits(key: str, value: Any, own: Any) -> bool:
         return True
     same_kind = value.is_floating_point() == mine.is_floating_point()
     return value.shape == mine.shape and same_kind and value.is_complex() == mine.is_complex()
+
+
+def _overflows(value: Any, own: Any) -> bool:
+    """Whether numbers would become infinite in a dtype with a smaller range, such as float16."""
+    if not (isinstance(value, Tensor) and value.is_floating_point() and value.numel()):
+        return False
+    if value.dtype == own.dtype or value.is_meta or value.layout != torch.strided:
+        return False
+    most = torch.finfo(own.dtype).max
+    if most > 1e38:  # of float32, bfloat16 and float64
+        return False
+    return bool(own_part(value).float().nan_to_num(0, 0, 0).abs().gt(most).any())
 
 
 def _difference(value: Any, own: Any) -> tuple[object, object]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,6 +84,15 @@ def check_exists(path: Path) -> None:
         )
 
 
+# Numbers and arrays of numpy need all of these, under the names of numpy 1 and 2.
+_HOME = "numpy._core" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "numpy.core"
+_OF_NUMPY = (
+    "numpy.dtype, numpy.ndarray, *{type(numpy.dtype(code)) for code in '?bhilqBHILQefdU'}, "
+    f"*((getattr({_HOME}.multiarray, name), home + '.multiarray.' + name) "
+    "for name in ('scalar', '_reconstruct') for home in ('numpy.core', 'numpy._core'))"
+)
+
+
 def unreadable(path: Path, reason: object) -> CheckpointError:
     if isinstance(reason, OldFormat):
         return CheckpointError(
@@ -94,9 +104,10 @@ def unreadable(path: Path, reason: object) -> CheckpointError:
     remedy = "it is damaged, or was not written by save_checkpoint or torch.save"
     if called := re.fullmatch(r"it would call ([\w.]+) ([\w.]+)", first_line):
         kind = ".".join(called.groups())
+        needed = _OF_NUMPY if kind.startswith("numpy.") else kind
         remedy = (
             "if you trust the file's author, and this class only holds values, call "
-            f"torch.serialization.add_safe_globals([{kind}]) first"
+            f"torch.serialization.add_safe_globals([{needed}]) first"
         )
     if first_line.startswith("Unsupported operand"):
         remedy = (

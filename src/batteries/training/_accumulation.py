@@ -67,7 +67,7 @@ class Window:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self._pass.set_sync is not None:
+        if self._pass.set_sync is not None and not self.closed:
             self._pass.set_sync(True)  # for backward passes of the program's own
         if self._sharing is not None:
             self._sharing.__exit__(*error)
