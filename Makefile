@@ -13,9 +13,9 @@ PROCESSES = $$($(BIN)/python -c "import torch; print(torch.cuda.device_count() o
 # The versions of Python and torch that `make matrix` tests: python3.10 and so on are in PATH.
 MATRIX ?= 3.10-2.10.0 3.11-2.13.0 3.12-2.11.0 3.13-2.14.1
 
-# Of `make floors`.
-TEST_TOOLS := attrs ipykernel ipywidgets nbclient pandas pyarrow pydantic pytest pytest-timeout \
-	pytest-xdist sybil torchmetrics websockets
+# Of `make floors`. matplotlib 3.10.0 uses names that pyparsing 3.3 warns about.
+TEST_TOOLS := attrs hatchling ipykernel ipywidgets nbclient pandas pyarrow pydantic \
+	'pyparsing<3.3' pytest pytest-timeout pytest-xdist sybil torchmetrics websockets
 
 .PHONY: demo test check docs docs-serve pictures stress bench gpu matrix floors ecosystem clean
 

@@ -180,7 +180,10 @@ def test_prune() -> None:
     failed.close("failed")
     before = {path for path in Path("runs").rglob("*") if path.is_file()}
     assert "expected a rule" in run("prune", "runs", code=2).output
-    assert "Remove them? [y/N]" in run("prune", "--keep-best", "1", code=1).output
+    command = [sys.executable, "-m", "batteries", "prune", "--keep-best", "1"]
+    asked = warm.run(command, input=b"", capture_output=True)
+    assert b"Remove them? [y/N]" in asked.stdout
+    assert asked.returncode == 1
     assert {path for path in Path("runs").rglob("*") if path.is_file()} == before
     run("prune", "--keep-best", "1", "--filter", "state=finished", "--yes")
     kept = {path.parts[1] for path in Path("runs").rglob("*.pth")}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics
-from test_cli import run
+from test_cli import outputs
 from test_scoreboard import make_run
 from torch import nn
 
@@ -85,10 +85,10 @@ def test_runs_come_best_first() -> None:
     path.write_text(json.dumps(memory))
     record = Path("runs/001/run.json")
     record.write_text(record.read_text().replace('"minimization"', '"unknown"'))
-    result = run("runs", "runs", "--json")
-    assert [row["run"] for row in json.loads(result.stdout)] == [
+    told, errors = outputs("runs", "runs", "--json")
+    assert [row["run"] for row in json.loads(told)] == [
         "002", "003", "005", "004", "001", "006"
     ]  # fmt: skip
-    assert "it does not say metric_minimization" in result.stderr
-    by_name = json.loads(run("runs", "runs", "--json", "--sort", "run").stdout)
+    assert "it does not say metric_minimization" in errors
+    by_name = json.loads(outputs("runs", "runs", "--json", "--sort", "run")[0])
     assert [row["run"] for row in by_name] == sorted(row["run"] for row in by_name)

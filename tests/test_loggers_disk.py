@@ -12,7 +12,7 @@ import pytest
 import warm
 from mounts import tmpfs
 from ranks import DEADLINE
-from trackers import READERS, new_store, pytestmark
+from trackers import AT_ONCE, new_store, pytestmark
 
 from batteries import MLflowLogger, WandbLogger
 from batteries._files import make_directory
@@ -58,7 +58,7 @@ print(max(step for step, _ in READERS[kind]("small/logs")["loss"]))
 """
 
 
-@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("kind", AT_ONCE)
 @pytest.mark.parametrize("room", ["never", "later"])
 def test_a_disk_that_is_full(kind: Any, room: str, new_store: Path, tmp_path: Path) -> None:
     """A full disk is warned about once, and the program ends; what comes later is there."""

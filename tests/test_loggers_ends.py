@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import warm
 from ranks import DEADLINE
-from trackers import READERS, new_store, pytestmark, read_mlflow
+from trackers import AT_ONCE, READERS, new_store, pytestmark, read_mlflow
 
 from batteries import MLflowLogger
 from batteries._files import make_directory
@@ -24,10 +24,10 @@ __all__ = ["new_store", "pytestmark"]  # fixtures, and where these tests run
 LOG_FOR_EVER = """
 import os, threading, time, trackers
 from pathlib import Path
-loggers = {kind: kind(f"logs/{kind.__name__}") for kind in trackers.READERS}
+loggers = {kind: kind(f"logs/{kind.__name__}") for kind in trackers.AT_ONCE}
 for logger in loggers.values():
     logger.log_metrics({"loss": 0}, 0)
-for kind, read in trackers.READERS.items():
+for kind, read in trackers.AT_ONCE.items():
     path = Path(f"logs/{kind.__name__}")
     trackers.wait_until(lambda: path.is_dir() and read(path))
 
@@ -69,7 +69,7 @@ def test_killed(new_store: Path) -> None:
     told = [tuple(map(float, line.split())) for line in lines if line.endswith(b"\n")]
     latest = told[-1][0] - 1 - 10 * told[-1][1]
     steps = [step for step, (logged, _) in enumerate(told, start=1) if logged < latest]
-    for kind, read in READERS.items():
+    for kind, read in AT_ONCE.items():
         found = [step for step, _ in read(f"logs/{kind.__name__}")["loss"]]
         assert set(steps) <= set(found), kind
         assert len(set(found)) == len(found)

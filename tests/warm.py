@@ -51,6 +51,10 @@ context.set_forkserver_preload(
     ]
 )
 
+# A fork has no threads of torch's pool. The first call of torch makes new ones, and calls of other
+# threads meanwhile fail or abort ("Invalid thread pool"): gloo's, in forked workers of torchrun.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(torch.get_num_threads()))
+
 
 def start(function: Callable[..., object], *args: Any) -> BaseProcess:
     """Call a function in a new process."""

@@ -50,11 +50,21 @@ def reshard(model: nn.Module, *, after_error: bool = False) -> None:
     Nothing is sent. With `after_error`, the state of an interrupted forward pass is reset first.
     """
     parts = [part for part in model.modules() if is_fsdp(part)]
-    for part in parts:
-        with suppress(RuntimeError, AttributeError):  # only roots that have run have the method
-            getattr(part, "reset_iter_state", int)() if after_error else None
+    for part in parts if after_error else ():
+        _reset(part)
     for part in parts:
         part.reshard()  # type: ignore[operator]
+
+
+def _reset(part: Any) -> None:
+    if hasattr(part, "reset_iter_state"):
+        with suppress(RuntimeError, AttributeError):  # only roots that have run can do it
+            part.reset_iter_state()
+        return
+    state = part._get_fsdp_state()  # of torch 2.10, which has no function for it
+    state._state_ctx.iter_forward_root = None
+    for each in filter(None, (state, state._fsdp_param_group)):
+        each._training_state = type(each._training_state).IDLE
 
 
 def drop_unreduced(model: nn.Module) -> None:

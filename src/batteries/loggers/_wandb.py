@@ -22,7 +22,7 @@ _HEADER, _BLOCK = 7, 32768  # bytes in the files that wandb writes offline
 _SECOND = "%Y%m%d_%H%M%S"
 _SETTLE = 5.0  # seconds after a run's end, in which wandb's server may still write
 _STEP = "global_step"
-_INTERVAL = "x_transaction_log_flush_interval"  # 15 seconds by default
+_INTERVAL = "x_transaction_log_flush_interval"  # 15 seconds by default, and not before 0.31
 _BARE = "x_disable_meta"  # leaves out the command line, which may hold secrets
 
 
@@ -35,6 +35,9 @@ class WandbLogger(BackgroundLogger):
     The step is the metric `global_step`, over which W&B draws its charts. Your own metric of that
     name becomes "metrics/global_step". Names that begin with _, which W&B reserves, get the same
     prefix. The first call waits until W&B has begun the run.
+
+    Before version 0.31, wandb keeps up to 32 KiB of rows in memory if it is offline. A SIGKILL
+    loses them.
 
     A resumed run keeps its id, and steps that W&B already has are not written again. Offline it is
     a new directory in `logdir`/wandb, which `wandb sync` adds to the run.
@@ -95,7 +98,7 @@ class WandbLogger(BackgroundLogger):
         # wandb names a session's files by the second, and would overwrite those of another session.
         while [*directory.glob(f"wandb/*run-{time.strftime(_SECOND)}-{self.run_id}")]:
             time.sleep(0.1)
-        known = self._wandb.Settings.model_fields  # older releases lack the interval
+        known = self._wandb.Settings.model_fields
         options: dict[str, Any] = {_INTERVAL: 0.5, _BARE: masked_command(sys.argv) != sys.argv}
         options = {name: value for name, value in options.items() if name in known}
         return self._wandb.init(
