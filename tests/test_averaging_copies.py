@@ -4,6 +4,7 @@ import functools
 import types
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -95,6 +96,11 @@ def _proxy(model: Any) -> None:
     model.forward = lambda x, own=own: x @ own.weight.T
 
 
+def _in_a_set(model: Any) -> None:
+    some, more = {model}, deque([model.weight])
+    model.forward = lambda x: x @ next(iter(some)).weight.T + more[0].sum()
+
+
 def _cached(model: Any) -> None:
     model.forward = functools.lru_cache(maxsize=0)(lambda x: x @ model.weight.T)
 
@@ -109,7 +115,7 @@ def _attribute_of_a_function(model: Any) -> None:
 
 WAYS = [_compiled, _closed_over, _both, _default, _partial, _in_a_list, _hook, _hook_of_a_tensor]
 WAYS += [_object, _object_as_an_attribute, _weak_reference, _weak_method, _proxy, _cached]
-WAYS += [_attribute_of_a_function]
+WAYS += [_attribute_of_a_function, _in_a_set]
 
 
 @pytest.mark.parametrize("replace", WAYS)
@@ -132,6 +138,41 @@ def test_forward_by_a_global_name() -> None:
     exec(program, names)
     with pytest.raises(ValueError, match=r"<lambda>.* uses the model by the global name model: "):
         EMA(names["model"])
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_forward_by_the_closure_of_a_class(inside: bool) -> None:
+    """A method that finds a part of the model by a name outside of its class is refused."""
+    part = nn.Linear(3, 2)
+
+    class Head:
+        def __call__(self, x: Tensor) -> Tensor:
+            result: Tensor = part(x)
+            return result
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = part
+
+        def forward(self, x: Tensor) -> Any:
+            return part(x)
+
+    model: Any = Model() if inside else nn.Sequential(part)
+    head = Head()
+    if not inside:
+        model.forward = lambda x: head(x)
+    with pytest.raises(ValueError, match=r"(Model.forward|Head.__call__) uses a part of the model"):
+        EMA(model)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_scripted_models() -> None:
+    """A scripted model, and a traced part of a model, are refused with what to do."""
+    traced: Any = torch.jit.trace(nn.Linear(3, 2), ONES)  # type: ignore[no-untyped-call]
+    for model in (torch.jit.script(nn.Linear(3, 2)), nn.Sequential(traced)):
+        with pytest.raises(ValueError, match=r"Module cannot be averaged: make the average of the"):
+            EMA(model)
 
 
 def test_forward_by_the_memory_of_a_weight() -> None:

@@ -6,16 +6,19 @@ import copy
 import functools
 import operator
 import weakref
+from collections import deque
 from contextlib import suppress
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from batteries.averaging._shards import finish_copy, prepare_copy
 
 _MOST = 100_000  # objects to look at
+_CONTAINERS = (list, tuple, dict, set, frozenset, deque)
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, ModuleType)
 _PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
 
@@ -35,6 +38,11 @@ def copy_of(model: nn.Module) -> nn.Module:
             )
     memo: dict[int, Any] = {}
     for part in model.modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ValueError(
+                f"a {type(part).__name__} cannot be averaged: make the average of the module from "
+                "which torch.jit made it"
+            )
         for value in vars(part).values():
             if isinstance(value, Tensor) and not value.is_leaf:  # of weight norm, pruning
                 memo[id(value)] = value.detach().clone()
@@ -51,6 +59,7 @@ def copy_of(model: nn.Module) -> nn.Module:
     memories = {each for tensor in model.parameters() if (each := _memory_of(tensor))}
     binding = _Binding(memo, memories)
     for part, other in zip(model.modules(), same.modules(), strict=True):
+        binding.check_class(type(part))
         for name, value in [*vars(part).items()]:
             if isinstance(value, list | tuple | dict):  # functions, hooks too, are not copied
                 if name in vars(other):  # what divides a model is taken off
@@ -79,6 +88,7 @@ class _Binding:
     def __init__(self, memo: dict[int, Any], memories: set[int]) -> None:
         self._memo, self._memories = memo, memories
         self._done: dict[int, Any] = {}
+        self._checked: set[type] = set()
 
     def of(self, value: Any) -> Any:
         if isinstance(value, _PLAIN):
@@ -94,9 +104,11 @@ class _Binding:
         return self._done[id(value)]
 
     def _anew(self, value: Any) -> Any:
-        compiled = getattr(value, "_torchdynamo_orig_callable", None)
-        if compiled is not None:
-            return self.of(compiled)
+        own = getattr(value, "__dict__", None)
+        own = own if isinstance(own, dict) else None  # some objects answer to every name
+        if own and "_torchdynamo_orig_callable" in own:
+            bound = self.of(compiled := own["_torchdynamo_orig_callable"])
+            return value if bound is compiled else bound
         if isinstance(value, MethodType):
             return self._made_anew(value, MethodType, value.__func__, value.__self__)
         if isinstance(value, FunctionType):
@@ -106,10 +118,9 @@ class _Binding:
             return self._made_anew(value, _partial, value.func, value.args, value.keywords)
         if isinstance(value, weakref.ref):
             return self._made_anew(value, type(value), value())
-        if isinstance(value, list | tuple | dict):
+        if isinstance(value, _CONTAINERS):
             return self._container(value)
-        own = getattr(value, "__dict__", None)
-        return self._object(value) if isinstance(own, dict) else value
+        return value if own is None else self._object(value)
 
     def _made_anew(self, value: Any, make: Any, *parts: Any) -> Any:
         """What `make` makes of the new parts; the value itself if no part is new."""
@@ -123,15 +134,19 @@ class _Binding:
             return value
         if isinstance(value, tuple):
             return type(value)(*anew) if hasattr(value, "_fields") else tuple(anew)
+        if isinstance(value, set | frozenset):
+            return type(value)(anew)
         same = copy.copy(value)
         if isinstance(value, dict):
             same.update(zip(value, anew, strict=True))
         else:
-            same[:] = anew
+            for place, each in enumerate(anew):
+                same[place] = each
         return same
 
     def _object(self, value: Any) -> Any:
         """An object with its attributes bound anew: the copy of the object, if there is one."""
+        self.check_class(type(value))
         same = self._memo.get(id(value))
         if len(self._done) > _MOST:
             return value if same is None else same
@@ -177,6 +192,20 @@ class _Binding:
                 "run with the live weights; use the parameter itself"
             )
         return cell
+
+    def check_class(self, kind: type) -> None:
+        """Raise if a method of a class has a part of the model in its closure."""
+        if kind in self._checked:
+            return
+        self._checked.add(kind)
+        methods = [pair for base in kind.__mro__ for pair in vars(base).items()]
+        for function in (each for name, each in methods if name != "__init__"):
+            cells = function.__closure__ or () if isinstance(function, FunctionType) else ()
+            if any(self.of(inside) is not inside for inside in map(_inside, cells)):
+                raise ValueError(
+                    f"{function.__qualname__} uses a part of the model by a name outside of its "
+                    "class: the average would run with the live weights; use an attribute of self"
+                )
 
     def _check_globals(self, function: FunctionType) -> None:
         for name in function.__code__.co_names:
