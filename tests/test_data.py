@@ -251,6 +251,26 @@ def test_dropped_with_persistent_workers(dataset: str, batches: int) -> None:
     assert worker.exitcode == 0
 
 
+@pytest.mark.parametrize("dataset", ["samples", "stream"])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_freed_in_a_cycle(dataset: str, persistent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers end at once when the garbage collector frees their pass in a cycle of references."""
+    # the seconds after which torch gives up on workers that do not learn of the end
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 1000.0)
+    gc.disable()
+    others = set(multiprocessing.active_children())
+    options: dict[str, Any] = {"num_workers": 1, "persistent_workers": persistent}
+    data: Any = DataLoader(Noisy(37) if dataset == "samples" else Lines(), 4, **options)
+    cycle: list[Any] = [iter(data)]
+    cycle.append(cycle)
+    next(cycle[0])
+    [worker] = set(multiprocessing.active_children()) - others
+    del cycle, data
+    gc.collect()
+    gc.enable()
+    assert worker.exitcode == 0
+
+
 def test_single_samples() -> None:
     """`batch_size=None` yields samples."""
     data = loader(batch_size=None, collate_fn=None)

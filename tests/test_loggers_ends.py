@@ -1,4 +1,4 @@
-"""Programs with loggers that are killed, fail, or have no room on the disk."""
+"""Programs with loggers that are killed, or fail."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 import warm
-from mounts import tmpfs
 from ranks import DEADLINE
 from trackers import READERS, new_store, pytestmark, read_mlflow
 
-from batteries import MLflowLogger, WandbLogger
+from batteries import MLflowLogger
 from batteries._files import make_directory
 
 __all__ = ["new_store", "pytestmark"]  # fixtures, and where these tests run
@@ -130,60 +128,3 @@ def test_the_end_of_the_program(new_store: Path) -> None:
     assert result.returncode == 1
     for kind, read in READERS.items():
         assert read(f"logs/{kind.__name__}") == {"loss": [(1, 1.0)]}
-
-
-def test_full_disk() -> None:
-    """A full disk leaves whole lines, and one warning with the file."""
-    program = (
-        "import resource, warnings; from batteries import JsonLinesLogger\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))\n"
-        "logger = JsonLinesLogger('logs')\n"
-        "for step in range(10): logger.log_metrics({'loss': step}, step); logger._hurry.set()\n"
-        "logger.close()"
-    )
-    result = warm.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert result.returncode == 0
-    assert result.stderr.count("File too large: 'logs/metrics.jsonl'") == 1
-    assert Path("logs/metrics.jsonl").read_bytes()[-1:] in (b"", b"\n")
-
-
-LOG_ON_A_FULL_DISK = """
-import sys
-from pathlib import Path
-from trackers import READERS, wait_until
-kind = next(kind for kind in READERS if kind.__name__ == sys.argv[1])
-logger = kind("small/logs")
-logger.log_metrics({"loss": 0}, 0)
-wait_until(lambda: Path("small/logs").is_dir() and READERS[kind]("small/logs"))
-with open("small/filler", "wb", buffering=0) as filler:
-    try:
-        while filler.write(b"x" * 4096): ...
-    except OSError: ...
-for step in range(1, 1000):
-    logger.log_metrics({"loss": step, "a name that is longer than what is left": 1}, step)
-wait_until(lambda: logger._error or kind.__name__ == "WandbLogger")
-if sys.argv[2] == "later":
-    filler = open("small/filler", "wb")
-    logger.log_metrics({"loss": 1000}, 1000)
-logger.close()
-print(max(step for step, _ in READERS[kind]("small/logs")["loss"]))
-"""
-
-
-@pytest.mark.parametrize("kind", READERS)
-@pytest.mark.parametrize("room", ["never", "later"])
-def test_a_disk_that_is_full(kind: Any, room: str, new_store: Path, tmp_path: Path) -> None:
-    """A full disk is warned about once, and the program ends; what comes later is there."""
-    if room == "later" and kind is WandbLogger:
-        pytest.skip("wandb's server ends with the first error")
-    program = [sys.executable, "-c", LOG_ON_A_FULL_DISK, kind.__name__, room]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    with tmpfs(tmp_path / "small", 8 * 2**20):
-        if kind is MLflowLogger:
-            shutil.copy(new_store, make_directory("small/logs"))
-        result = warm.run(program, env=env, capture_output=True, text=True, timeout=2 * DEADLINE)
-    assert result.returncode == 0
-    assert result.stderr.count("fails, and training goes on") == 1
-    assert "calls were lost" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert (int(result.stdout) == 1000) == (room == "later")

@@ -167,6 +167,8 @@ with distributed.setup(), PreemptionGuard(patience=2) as guard:
 """
 
 STEPS = """
+from batteries.distributed import _joining
+_joining._LEAVE = 1.0  # seconds for the other rank to reach the end of the block
 with distributed.setup(), PreemptionGuard(patience=2) as guard:
     ready()
     while not guard.stop():
@@ -334,6 +336,8 @@ def test_workers_that_hang_can_be_ended() -> None:
 
 ORPHANS = """
 from batteries.data import DataLoader
+from torch.utils.data._utils import worker
+worker.MP_STATUS_CHECK_INTERVAL = 0.5  # seconds after which a worker looks for its parent
 class Pids(torch.utils.data.Dataset):
     def __len__(self):
         return 100

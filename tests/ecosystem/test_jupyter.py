@@ -67,7 +67,7 @@ def states() -> list[str]:
 @pytest.mark.beside("Jupyter", package="nbclient")
 @pytest.mark.filterwarnings("ignore")
 def test_cells() -> None:
-    """A cell may start a run again after another failed; workers and a bar work in a kernel."""
+    """A cell can resume a run after a cell has failed; workers and a bar work in a kernel."""
     cells = executed(*CELLS)
     errors = [
         output["ename"]

@@ -9,6 +9,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
+from multiprocessing.util import Finalize
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -248,11 +249,11 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._place, self._unsettled = self._begin, []
         place = self._begin
         stream = isinstance(self.dataset, IterableDataset)
-        if stream:
-            batches, self._open = self._open or self._streamed(), None
-        else:
-            batches = self._read()
         try:
+            if stream:
+                batches, self._open = self._open or self._streamed(), None
+            else:
+                batches = self._read()
             if stream and self.batches_per_pass is not None:
                 for number in range(place.done + 1, self.batches_per_pass + 1):
                     yield next(batches)._replace(done=number)
@@ -262,9 +263,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         finally:
             if self._pass is this:
                 self._pass = None
-                # The plan refers to this loader. If the garbage collector freed this cycle, it
-                # would close the queues of persistent workers before these end, and wait 5 s for
-                # each worker.
+                # The plan refers to this loader, and persistent workers to the plan: while the
+                # plan is open, the loader is not freed, and its workers do not end.
                 self._asked.plan.close()
 
     def _say_what_repeats(self) -> None:
@@ -307,10 +307,19 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
     def _started(self) -> Iterator[Any]:
         with holding_signals():
-            inner = iter(self._inner)
-        self._running = weakref.ref(inner)
-        if self.num_workers:
+            inner: Any = iter(self._inner)
+        came = self._taken(inner)
+        if self.num_workers and self._running() is not inner:
             ended_at_exit(os.getpid()).add(inner)
+            for worker in inner._workers:  # they ignore SIGTERM, which is for the program
+                worker.terminate = functools.partial(type(worker).kill, weakref.proxy(worker))
+            # In a cycle of references, the garbage collector would close the workers' queues
+            # first. The workers would not learn of the end, and each would be waited for 5 s.
+            Finalize(self if self.persistent_workers else came, inner._shutdown_workers)
+        self._running = weakref.ref(inner)
+        return came
+
+    def _taken(self, inner: Any) -> Generator[Any, None, None]:
         try:
             while True:
                 before = getattr(inner, "_rcvd_idx", -1)  # with workers: the next batch
@@ -329,7 +338,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                 yield failed.pop()
         finally:  # an error's traceback would keep the workers, and freeing it waits 5 s for each
             if self.num_workers and not self.persistent_workers:
-                inner._shutdown_workers()  # type: ignore[attr-defined]
+                inner._shutdown_workers()
 
     def receive(
         self, arrival: Arrival, settled: bool = True, failed: Iterable[Arrival] = ()
@@ -492,7 +501,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         return _Place(turn, step * self._group())
 
     def state_dict(self) -> dict[str, Any]:
-        """The place of the loop in the data: a few integers.
+        """The position of the loop in the data, as plain values.
 
         >>> DataLoader(range(4), batch_size=2, seed=42).state_dict()
         {'seed': 42, 'epoch': 0, 'position': 0, 'length': 4, 'order': 'as it is', 'step': 2}
@@ -518,7 +527,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume at the place of a `state_dict`.
+        """Resume at the position of a `state_dict`.
 
         >>> loader = DataLoader(range(4), seed=42)
         >>> loader.load_state_dict({**loader.state_dict(), "epoch": 1, "position": 3})
