@@ -205,6 +205,27 @@ class Shuffling:
         return iter(order)
 
 
+class ShufflingLate(Shuffling):
+    """Its generator is made when the order is first read."""
+
+    def __iter__(self) -> Iterator[int]:
+        self.rng = self.rng or np.random.default_rng()
+        yield from super().__iter__()
+
+
+def test_generators_that_a_sampler_makes_late() -> None:
+    """They are found after the first read, which then comes again."""
+
+    def orders() -> list[Any]:
+        sampler: Any = ShufflingLate(None)
+        data: DataLoader[Any] = DataLoader(Own(int), 2, sampler=sampler, seed=3)
+        return [[index for batch in data for index in batch["index"].tolist()] for _ in range(2)]
+
+    first, second = orders(), orders()
+    assert first == second
+    assert first[0] != first[1]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_generators_of_a_sampler(workers: int) -> None:
     """The order is that of seed and epoch, with any workers, and after a resume."""

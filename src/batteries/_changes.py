@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from datetime import date, time, timedelta
 from enum import Enum
 from pathlib import PurePath
@@ -63,7 +64,8 @@ def changed(part: Any, held: dict[str, Any], state: Any, beside: Iterable[Any]) 
 
 def attributes(part: Any) -> dict[str, Any]:
     """The attributes of an object; of a module its buffers and parts, too."""
-    held = {name: getattr(part, name) for name in _slots(type(part)) if hasattr(part, name)}
+    kind: Any = type(part)
+    held = {name: getattr(part, name) for name in _slots(kind) if hasattr(part, name)}
     held |= getattr(part, "__dict__", {})
     if not isinstance(part, nn.Module):
         return held
@@ -71,11 +73,11 @@ def attributes(part: Any) -> dict[str, Any]:
     return {**own, **part._parameters, **part._buffers, **part._modules}
 
 
-def _slots(kind: type) -> Iterator[str]:
-    for each in kind.__mro__ if isinstance(kind, type) else ():
-        for name, value in vars(each).items():
-            if isinstance(value, MemberDescriptorType) and each.__module__ != "builtins":
-                yield name
+@functools.cache
+def _slots(kind: type) -> list[str]:
+    own = [each for each in kind.__mro__ if each.__module__ != "builtins"]
+    pairs = [pair for each in own for pair in vars(each).items()]
+    return [name for name, value in pairs if isinstance(value, MemberDescriptorType)]
 
 
 def _reference(part: Any) -> Callable[[], Any]:
@@ -91,10 +93,14 @@ def _ids_in(beside: Iterable[Any], part: Any) -> set[int]:
     for each in beside:
         if each is part:
             continue
-        modules = [*each.modules()] if isinstance(each, nn.Module) else []
-        for one in (each, *modules):
-            held = attributes(one).values()
-            found |= {id(one), *(id(value) for value in held if not isinstance(value, PLAIN))}
+        found.add(id(each))
+        if isinstance(each, nn.Module):
+            for module in each.modules():
+                inner = (module, *module._parameters.values(), *module._buffers.values())
+                found.update(map(id, inner))
+        else:
+            held = attributes(each).values()
+            found |= {id(value) for value in held if not isinstance(value, PLAIN)}
     return found
 
 

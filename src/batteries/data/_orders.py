@@ -121,8 +121,8 @@ class Sampled:
         generator = getattr(sampler, "generator", None)
         if isinstance(generator, torch.Generator):
             generator.manual_seed(int(torch.randint(2**62, ())))
-        found = generators_in(sampler=sampler, beyond=(Dataset,))
-        self._own = {place: own for place, own in found.items() if own is not generator}
+        self._own: dict[str, Any] = {}
+        self._find_generators()
         state, position = begun
         if self._remembers and state is not None:
             sampler.load_state_dict(copy.deepcopy(state))
@@ -149,12 +149,8 @@ class Sampled:
         position = self._base + len(self._values)
         if self._remembers:
             rekey(*self._key, position)
-        if self._own:  # for each position: others may use the same generators between two reads
-            rekey_each(self._own, *self._key, position)
-        if self._iterator is None:
-            self._iterator = iter(self._sampler)
         try:
-            value = next(self._iterator)
+            value = self._next(position)
         except StopIteration:
             self._ended = True
             return
@@ -162,6 +158,27 @@ class Sampled:
         if self._counts:
             before = [self._came(i, position) for i in (value if self._batches else [value])]
             self._before.append(before if self._batches else before[0])
+
+    def _next(self, position: int) -> Any:
+        if self._own:  # for each position: others may use the same generators between two reads
+            rekey_each(self._own, *self._key, position)
+        if self._iterator is not None:
+            return next(self._iterator)
+        known = len(self._own)
+        self._iterator = iter(self._sampler)
+        value = next(self._iterator)
+        self._find_generators()
+        if len(self._own) == known or self._remembers:
+            return value
+        self._iterator = None  # the sampler has made its generators at this first read
+        set_rng_state(self._draws)
+        return self._next(position)
+
+    def _find_generators(self) -> None:
+        """Find those that the sampler owns, but the one that has its seed for the whole order."""
+        whole = getattr(self._sampler, "generator", None)
+        found = generators_in(sampler=self._sampler, beyond=(Dataset,))
+        self._own = {place: own for place, own in found.items() if own is not whole}
 
     def _came(self, index: Any, position: int) -> int:
         if self._remembers:
