@@ -262,7 +262,7 @@ def main(args: argparse.Namespace, root: Path, device: torch.device) -> None:
         submission.write_csv(file)
     score = rows[best]
     known, test = score["OOF"], score["test"]
-    record_scores(root, validation=known, test=test, metric="log loss", minimization=True)
+    record_scores(root, validation=known, test=test, metric="log loss", metric_minimization=True)
     logger.info(
         "chosen on OOF: %s; test accuracy %.4f, test log loss %.4f, OOF %.4f, difference %.4f",
         *(best, score["test accuracy"], score["test"], score["OOF"], score["test"] - score["OOF"]),

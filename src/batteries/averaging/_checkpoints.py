@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from batteries._files import PathLike, listed
+from batteries._numbers import as_whole
 from batteries._rundir.history import NAME, read_history
 from batteries._rundir.names import checkpoint_name
 from batteries.averaging._batch_norm import update_bn
@@ -166,6 +167,7 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
         ValueError: A number below 1.
         FileNotFoundError: No `metrics.json`, or fewer checkpoints. The error says how many.
     """
+    number = as_whole(number, "number")
     if number < 1:
         raise ValueError(f"best_checkpoints was asked for {number}; expected 1 or more")
     folder = Path(logdir)
