@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from batteries import (
     EMA,
+    AverageMeter,
     CheckpointManager,
     EarlyStopping,
     JsonLinesLogger,
     Loggers,
     Predictions,
     TensorBoardLogger,
+    average_checkpoints,
     blend,
     load_checkpoint,
     make_checkpoint,
@@ -30,7 +32,7 @@ from batteries import (
     seed_all,
     start_run,
 )
-from batteries.averaging import best_checkpoints, greedy_soup
+from batteries.averaging import best_checkpoints, greedy_soup, save_average
 from batteries.blend import find_threshold, find_weights
 from batteries.distributed import setup
 from batteries.scoreboard import paired_bootstrap, read_run, read_runs, record_scores
@@ -319,6 +321,31 @@ def test_copies_of_what_was_loaded() -> None:
     for copied in (copy.copy(loaded), copy.deepcopy(loaded), loaded.copy()):
         assert list(copied) == list(loaded)
         assert copied.report.loaded == ["model.weight", "model.bias"]
+
+
+def test_weights_of_files() -> None:
+    """Files have weights by their paths, or in order from an iterator, read once."""
+    for number in (1.0, 4.0):
+        save_checkpoint({"model_state_dict": {"w": torch.tensor(number)}}, f"{number:g}.pth")
+    paths: list[Any] = ["1.pth", Path("4.pth")]
+    by_path = average_checkpoints(paths, {"4.pth": 2, Path("1.pth"): 1})
+    in_order = save_average(paths, "out.pth", (weight for weight in [1, 2]))
+    assert by_path["w"] == in_order["model_state_dict"]["w"] == 3
+    with pytest.raises(ValueError, match=r"weights are of 1.pth, but the checkpoints are 1.pth, 4"):
+        average_checkpoints(paths, {"1.pth": 1})
+
+
+def test_foreign_states() -> None:
+    """A state that has no numbers is refused, and nothing changes."""
+    parts: list[Any] = [AverageMeter(), EarlyStopping(metric_minimization=True)]
+
+    for part in parts:
+        state = part.state_dict()
+        for name in state:
+            with pytest.raises(TypeError, match=rf"{name} is 'x'; expected"):
+                part.load_state_dict({**state, name: "x"})
+        part.load_state_dict(state)
+        assert part.state_dict() == state
 
 
 def test_slips_of_names() -> None:

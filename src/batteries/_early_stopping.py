@@ -90,5 +90,7 @@ class EarlyStopping:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a `state_dict`."""
-        self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
-        self._checks = state["checks"]
+        score, epoch, checks = (state[name] for name in ("best_score", "best_epoch", "checks"))
+        self._checks = as_whole(checks, "checks", 0)
+        self.best_score = None if score is None else as_number(score, "best_score")
+        self.best_epoch = None if epoch is None else as_whole(epoch, "best_epoch", 1)
