@@ -27,7 +27,11 @@ Weights = NDArray[np.float64]
 
 
 class Step(NamedTuple):
-    """The weights and the score at one step of a search."""
+    """The weights and the score at one step of a search.
+
+    >>> Step(np.array([0.25, 0.75]), score=0.9).score
+    0.9
+    """
 
     weights: Weights
     score: float
