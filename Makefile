@@ -40,9 +40,10 @@ docs: .venv/docs-ready
 docs-serve: docs
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory docs/_site 8000
 
-# The pictures of the manual, of real runs; it needs Chromium.
+# The pictures of the manual, from real runs. It needs Chromium, and takes some ten minutes.
 pictures: .venv/ready
 	$(BIN)/python docs/_pictures.py
+	$(BIN)/python docs/_examples.py
 
 # The promises of checkpoints and of resuming, many times: all parts, or PART="kills power-xfs".
 stress: .venv/ready

@@ -49,7 +49,7 @@ def page_of(room: str, names: list[str]) -> str:
 
 def command_page() -> str:
     """What the commands say of themselves with `--help`."""
-    parts = ["# The command line\n\nEvery command says this with `--help`.\n"]
+    parts = ["# The command line\n\nEach command prints this text with `--help`.\n"]
     for name in ["", *sorted(cli.main.commands)]:
         command: click.Command = cli.main.commands[name] if name else cli.main
         told = command.get_help(click.Context(command, info_name=f"batteries {name}".strip()))
@@ -95,9 +95,9 @@ def message_page() -> str:
         cell = re.sub(r"\s+", " ", text).replace("|", "\\|").replace("`", "'").strip()
         by_room.setdefault(module.split(".")[0], []).append(f"| `{kind}` | `{cell}` |")
     parts = [
-        "# Messages\n\nEvery error and every warning, in the words of the source. `…` stands for "
-        "names, numbers and paths of yours. A message says where, what was found, what was "
-        "expected and what to do. Search for a few words of yours.\n"
+        "# Messages\n\nThis page lists every error and every warning. `…` stands for your names, "
+        "numbers and paths. A message says where the problem is, what was found, what was expected "
+        "and what to do. To find a message, search for a few of its words.\n"
     ]
     for room in sorted(by_room, key=lambda name: name.lstrip("_")):
         rows = "\n".join(sorted(set(by_room[room])))

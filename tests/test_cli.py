@@ -374,7 +374,8 @@ def test_new(kind: str) -> None:
     """The copied experiment is the example, and says how it is run."""
     assert "experiment.py" in run("new", kind, "mine").output
     names = {path.name for path in Path("mine").iterdir()}
-    assert names == {"README.md", "datasets.py", "experiment.py", "models.py"}
+    more = {"architectures.py"} if kind == "submission" else set()
+    assert names == {"README.md", "datasets.py", "experiment.py", "models.py"} | more
     command = [sys.executable, "experiment.py", "--help"]
     result = warm.run(command, cwd="mine", capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

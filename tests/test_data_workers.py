@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import warm
-from ranks import run_ranks
+from ranks import DEADLINE, run_ranks
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from batteries import distributed
@@ -266,3 +268,27 @@ def test_the_end_of_a_started_process() -> None:
     )
     result = warm.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.stdout == "1\n", result.stderr
+
+
+class Slow(Dataset[int]):
+    """A sample that takes so long that the loop is left before it comes."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> int:
+        if index:
+            time.sleep(600)
+        return index
+
+
+def test_a_worker_that_is_busy_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that does not end with its pass is killed, though it ignores SIGTERM otherwise."""
+    # the seconds after which torch gives up on workers
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)
+    batches: Any = iter(DataLoader(Slow(), num_workers=1))
+    next(batches)
+    [worker] = batches._workers
+    batches.close()
+    worker.join(DEADLINE)
+    assert worker.exitcode == -signal.SIGKILL

@@ -109,7 +109,7 @@ def test_folds_on_different_machines() -> None:
     (here / "oof.parquet").unlink()
     shutil.rmtree(here / "fold_3")
     end_early(here)
-    assert "fold 3 to come" in run([*command, "--fold=2"]).stderr
+    assert "missing folds: 3" in run([*command, "--fold=2"]).stderr
     shutil.copytree(there, here / "fold_3")
     run(command)
     assert (here / "oof.parquet").read_bytes() == oof
@@ -128,7 +128,7 @@ def test_submission() -> None:
 
 def submit(command: list[str], score: float) -> None:
     result = run(command)
-    chosen = re.search(r"chosen on OOF: (.*?); test accuracy (\S+), .*, OOF (\S+),", result.stderr)
+    chosen = re.search(r"best OOF score: (.*?); test accuracy (\S+), .*, OOF (\S+),", result.stderr)
     assert chosen
     assert float(chosen[2]) >= score
     root = Path("runs/submission/001")
@@ -316,7 +316,7 @@ def assert_same_checkpoints(first: Path, second: Path) -> None:
         torch.testing.assert_close(*tensors, rtol=0, atol=0)
 
 
-IN_AN_EPOCH = r"continue after epoch \d+ and [1-9]\d* images"
+IN_AN_EPOCH = r"resumed after epoch \d+ and [1-9]\d* more images"
 
 
 @pytest.mark.sweep
@@ -328,8 +328,8 @@ def test_kill_and_continue() -> None:
     stop_at("train, epoch  2", signal.SIGKILL, broken)
     code, log = stop_at("finetune, epoch  1", signal.SIGINT, broken, group=True)
     assert code == PreemptionGuard.exit_code
-    assert "train: continue after epoch" in log
-    assert re.search(r"finetune: stopped in epoch \d; --continue goes on with it\n$", log)
+    assert "train: resumed after epoch" in log
+    assert re.search(r"finetune: stopped in epoch \d; use --continue to resume\n$", log)
     assert re.search(f"finetune: {IN_AN_EPOCH}", run(broken).stderr)
     for stage in ("train", "finetune"):
         assert_same_checkpoints(*(Path(f"runs/{n}/001/checkpoints/{stage}") for n in NAMES))
@@ -381,7 +381,7 @@ def test_continue_with_other_data() -> None:
 def test_batches_larger_than_the_data() -> None:
     """A batch size over the number of images is an error, not a run that trains nothing."""
     command = [sys.executable, f"{ROOT}/examples/device/experiment.py", "--batch-size=2000"]
-    assert "--batch-size 2000 is more than there are images" in run(command, fails=True).stderr
+    assert "--batch-size 2000 is larger than the training set" in run(command, fails=True).stderr
 
 
 @pytest.mark.usefixtures("_a_run")

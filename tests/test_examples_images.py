@@ -40,6 +40,14 @@ def test_what_is_exported() -> None:
     assert [float(score) for score in told.groups()] == by_hand(exported)
 
 
+def test_transforms_of_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without torchvision, the option for its transforms names its install command."""
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    make = runpy.run_path(str(PROGRAMS / "datasets.py"))["torchvision_transforms"]
+    with pytest.raises(SystemExit, match="pip install torchvision, or leave out the option"):
+        make()
+
+
 @pytest.mark.sweep
 def test_killed_and_undisturbed() -> None:
     """A run killed in an epoch ends with the weights and EMA of an undisturbed one."""

@@ -1,4 +1,4 @@
-"""Train a digit classifier with one process for each device: the whole flow, downward.
+"""Train a digit classifier with one process for each device.
 
     torchrun --nproc-per-node=2 examples/ddp/experiment.py
 
@@ -52,20 +52,20 @@ Batches = DataLoader[tuple[Tensor, Tensor]]
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--exp-name", default="ddp", help="runs are kept in LOGDIR/EXP_NAME/001, …")
+    parser.add_argument("--exp-name", default="ddp", help="the runs are LOGDIR/EXP_NAME/001, …")
     parser.add_argument("--logdir", default="runs")
     parser.add_argument("--dataset", choices=["digits", "mnist"], default="digits")
-    parser.add_argument("--fold", type=int, choices=range(5), default=0, help="the validation part")
-    parser.add_argument("--batch-size", type=int, default=16, help="of one process")
+    parser.add_argument("--fold", type=int, choices=range(5), default=0, help="fold for validation")
+    parser.add_argument("--batch-size", type=int, default=16, help="images for each process")
     parser.add_argument("--accumulation-steps", type=int, default=2)
     parser.add_argument("--num-workers", type=int, default=1)
     parser.add_argument("--num-epochs", type=int, default=12)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument(
-        "--continue", dest="resume", action="store_true", help="the newest unfinished run"
+        "--continue", dest="resume", action="store_true", help="resume the newest unfinished run"
     )
-    # torch.distributed.launch passes it, torchrun does not: the environment says it either way.
+    # torch.distributed.launch passes this option. It is not needed: LOCAL_RANK has the value.
     parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -81,14 +81,14 @@ def train(
     device: torch.device,
     args: argparse.Namespace,
 ) -> bool:
-    """The updates that are left of an epoch; False if it was told to stop before the end."""
+    """Train to the end of an epoch. Return False if the guard stopped it before the end."""
     model.train()
     batches = accumulate(loader, model, args.accumulation_steps)
     size, meters = args.batch_size * distributed.world_size(), {"loss": meter}
     bar = tqdm(batches, f"epoch {epoch}", batch_size=size, meters=meters, leave=False)
     for batch, window in bar:
         images, labels = to_device(batch, device)
-        with window:  # the ranks share gradients once for each
+        with window:  # the ranks share gradients once in each window
             loss = F.cross_entropy(model(images), labels)
             window.backward(loss)
         meter.update(loss, labels.shape[0])
@@ -96,7 +96,7 @@ def train(
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
-            if guard.stop():  # all ranks alike
+            if guard.stop():  # the same answer on all ranks
                 return False
     return True
 
@@ -107,9 +107,9 @@ def evaluate(
     loader: Batches,
     device: torch.device,
 ) -> dict[str, float]:
-    """Loss and accuracy over all ranks, each sample counted once."""
-    model = unwrap(model).eval()  # the wrapper would wait for ranks that have fewer batches
-    share_buffers(model)  # of the ranks' running statistics, rank 0's are those that are saved
+    """Compute the loss and the accuracy over all ranks. Each sample counts once."""
+    model = unwrap(model).eval()  # unwrapped: ranks may have different numbers of batches
+    share_buffers(model)  # checkpoints have the running statistics of rank 0: evaluate with them
     loss, outputs = AverageMeter(), Predictions(len(loader.dataset))  # type: ignore[arg-type]
     for batch in tqdm(loader, "valid", leave=False):
         images, labels = to_device(batch, device)
@@ -123,15 +123,15 @@ def evaluate(
 def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> None:
     # ---------------------------------------------------------------- 1. prepare the environment
     logger = get_logger("experiment", log_file=run / "log.txt")
-    with distributed.rank_zero_first():  # the others find what rank 0 has downloaded
+    with distributed.rank_zero_first():  # rank 0 downloads the data, then the others read it
         splits = load_splits(args.dataset, args.fold)
     logger.info("%s on %d x %s", run, distributed.world_size(), device.type)
     for name, split in splits._asdict().items():
         classes = torch.bincount(split.labels).tolist()
-        logger.info("%s: %d images, of each class %s", name, len(split), classes)
+        logger.info("%s: %d images, by class %s", name, len(split), classes)
 
     # ---------------------------------------------------------------- 2. seed everything
-    seed_all(args.seed)  # alike on every rank: identical weights
+    seed_all(args.seed)  # the same seed on every rank, so the same weights
 
     # ---------------------------------------------------------------- 3. data loaders
     train_loader: Batches = DataLoader(
@@ -139,14 +139,15 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
         args.batch_size,
         shuffle=True,
         num_workers=args.num_workers,
-        drop_last=True,  # batch norm wants batches of one size
+        drop_last=True,  # a very small last batch would disturb batch norm
     )
     if len(train_loader) == 0:
         raise SystemExit(
-            f"--batch-size {args.batch_size} is more than there are images to train on"
+            f"--batch-size {args.batch_size} is larger than the training set: "
+            f"{len(splits.train)} images"
         )
 
-    # The ranks share the samples of each loader; here nothing comes twice.
+    # Each rank gets a part of the samples. In these two loaders, no sample comes twice.
     valid_loader: Batches = DataLoader(splits.valid, batch_size=256)
     test_loader: Batches = DataLoader(splits.test, batch_size=256)
 
@@ -159,7 +160,7 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
     manager = CheckpointManager(
         run / "checkpoints", metric="accuracy", metric_minimization=False, save_n_best=3
     )
-    meter = AverageMeter()  # of the epoch under way
+    meter = AverageMeter()  # the loss in the current epoch
     loggers = Loggers(TensorBoardLogger(run / "tensorboard"), JsonLinesLogger(run))
     objects: dict[str, Any] = {
         "optimizer": optimizer,
@@ -174,7 +175,7 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
     if last:
         done = last["epoch"]
         position = train_loader.state_dict()["position"]
-        logger.info("continue after epoch %d and %d images", done, position)
+        logger.info("resumed after epoch %d and %d more images", done, position)
 
     # ---------------------------------------------------------------- 5. train
     with loggers, PreemptionGuard() as guard:
@@ -182,7 +183,7 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
             parts = (model, train_loader, optimizer, scheduler, meter, guard, device, args)
             if not train(epoch, *parts):
                 manager.save_last(make_checkpoint("train", epoch - 1, model, **objects, **notes))
-                logger.info("stopped in epoch %d; --continue goes on with it", epoch)
+                logger.info("stopped in epoch %d; use --continue to resume", epoch)
                 raise SystemExit(guard.exit_code)
             train_loss = meter.all_reduce()
             meter.reset()
@@ -222,11 +223,8 @@ def show_files(run: Path) -> None:
 if __name__ == "__main__":
     arguments = parse_args()
     logdir = Path(arguments.logdir) / arguments.exp_name
-    free = [
-        "resume",
-        "num_workers",
-        "local_rank",
-    ]  # with other data or another schedule its scores would lie
+    # These may differ when a run resumes.
+    free = ["resume", "num_workers", "local_rank"]
     with (
         distributed.setup() as own_device,
         start_run(logdir, arguments, new=not arguments.resume, may_differ=free) as own_run,

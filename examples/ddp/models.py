@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class DigitNet(nn.Module):
-    """Two blocks of convolutions, each halving the image, and a linear classifier."""
+    """Two blocks of convolutions, and a linear classifier. Each block halves the image."""
 
     def __init__(self, width: int = 32, classes: int = 10, dropout: float = 0.2) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Train a digit classifier with nn.DataParallel, in two stages: the whole flow, downward.
+"""Train a digit classifier with nn.DataParallel, in two stages.
 
     python examples/dp/experiment.py
 
@@ -43,24 +43,24 @@ from batteries.data import DataLoader
 from batteries.progress import tqdm
 from batteries.scoreboard import record_scores
 
-# Each stage starts from the best weights of the one before it.
-STAGES = {"train": 5e-3, "finetune": 1e-3}  # and their learning rates
+# Each stage has its own learning rate, and starts from the best weights of the stage before it.
+STAGES = {"train": 5e-3, "finetune": 1e-3}
 Batches = DataLoader[tuple[Tensor, Tensor]]
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--exp-name", default="dp", help="runs are kept in LOGDIR/EXP_NAME/001, …")
+    parser.add_argument("--exp-name", default="dp", help="the runs are LOGDIR/EXP_NAME/001, …")
     parser.add_argument("--logdir", default="runs")
     parser.add_argument("--dataset", choices=["digits", "mnist"], default="digits")
-    parser.add_argument("--fold", type=int, choices=range(5), default=0, help="the validation part")
+    parser.add_argument("--fold", type=int, choices=range(5), default=0, help="fold for validation")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--accumulation-steps", type=int, default=2)
     parser.add_argument("--num-workers", type=int, default=1)
-    parser.add_argument("--num-epochs", type=int, default=8, help="of each stage")
+    parser.add_argument("--num-epochs", type=int, default=8, help="epochs of each stage")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument(
-        "--continue", dest="resume", action="store_true", help="the newest unfinished run"
+        "--continue", dest="resume", action="store_true", help="resume the newest unfinished run"
     )
     return parser.parse_args()
 
@@ -76,7 +76,7 @@ def train(
     device: torch.device,
     args: argparse.Namespace,
 ) -> bool:
-    """The updates that are left of an epoch; False if it was told to stop before the end."""
+    """Train to the end of an epoch. Return False if the guard stopped it before the end."""
     model.train()
     batches = accumulate(loader, model, args.accumulation_steps)
     meters = {"loss": meter}
@@ -102,7 +102,7 @@ def evaluate(
     loader: Batches,
     device: torch.device,
 ) -> dict[str, float]:
-    """Loss and accuracy, each sample counted once."""
+    """Compute the loss and the accuracy. Each sample counts once."""
     model.eval()
     loss, outputs = AverageMeter(), Predictions(len(loader.dataset))  # type: ignore[arg-type]
     for batch in tqdm(loader, "valid", leave=False):
@@ -121,7 +121,7 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
     logger.info("%s on %s", run, device.type)
     for name, split in splits._asdict().items():
         classes = torch.bincount(split.labels).tolist()
-        logger.info("%s: %d images, of each class %s", name, len(split), classes)
+        logger.info("%s: %d images, by class %s", name, len(split), classes)
 
     # ---------------------------------------------------------------- 2. seed everything
     seed_all(args.seed)
@@ -132,23 +132,24 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
         args.batch_size,
         shuffle=True,
         num_workers=args.num_workers,
-        drop_last=True,  # batch norm wants batches of one size
+        drop_last=True,  # a very small last batch would disturb batch norm
     )
     if len(train_loader) == 0:
         raise SystemExit(
-            f"--batch-size {args.batch_size} is more than there are images to train on"
+            f"--batch-size {args.batch_size} is larger than the training set: "
+            f"{len(splits.train)} images"
         )
     valid_loader: Batches = DataLoader(splits.valid, batch_size=256)
     test_loader: Batches = DataLoader(splits.test, batch_size=256)
 
     # ---------------------------------------------------------------- 4. model
     model_args: dict[str, Any] = {"width": 32, "dropout": 0.2}
-    model = nn.DataParallel(DigitNet(**model_args).to(device))  # on the CPU: the module alone
+    model = nn.DataParallel(DigitNet(**model_args).to(device))  # on the CPU it has no effect
 
     best_path = None
     for stage, lr in STAGES.items():
         # ------------------------------------------------------------ 5. optimizer, scheduler
-        if best_path is not None:  # start from the best weights of the stage before
+        if best_path is not None:  # start from the best weights of the last stage
             load_checkpoint(best_path, model)
         optimizer = AdamW(model.parameters(), lr=lr)
         windows = -(-len(train_loader) // args.accumulation_steps)
@@ -157,7 +158,7 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
             run / "checkpoints" / stage, metric="accuracy", metric_minimization=False, save_n_best=3
         )
         best_path = manager.best_path
-        meter = AverageMeter()  # of the epoch under way
+        meter = AverageMeter()  # the loss in the current epoch
         loggers = Loggers(
             TensorBoardLogger(run / "tensorboard" / stage), JsonLinesLogger(run / "metrics" / stage)
         )
@@ -174,7 +175,7 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
         if last:
             done = last["epoch"]
             position = train_loader.state_dict()["position"]
-            logger.info("%s: continue after epoch %d and %d images", stage, done, position)
+            logger.info("%s: resumed after epoch %d and %d more images", stage, done, position)
 
         # ------------------------------------------------------------ 6. train
         with loggers, PreemptionGuard() as guard:
@@ -182,7 +183,7 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
                 parts = (model, train_loader, optimizer, scheduler, meter, guard, device, args)
                 if not train(epoch, *parts):
                     manager.save_last(make_checkpoint(stage, epoch - 1, model, **objects, **notes))
-                    logger.info("%s: stopped in epoch %d; --continue goes on with it", stage, epoch)
+                    logger.info("%s: stopped in epoch %d; use --continue to resume", stage, epoch)
                     raise SystemExit(guard.exit_code)
                 train_loss = meter.average
                 meter.reset()
@@ -221,7 +222,7 @@ def show_files(run: Path, stage: str) -> None:
 if __name__ == "__main__":
     arguments = parse_args()
     logdir = Path(arguments.logdir) / arguments.exp_name
-    free = ["resume", "num_workers"]  # with other data or another schedule its scores would lie
+    free = ["resume", "num_workers"]  # these may differ when a run resumes
     with start_run(logdir, arguments, new=not arguments.resume, may_differ=free) as own_run:
         own_device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         experiment(own_run.path, arguments, own_device)

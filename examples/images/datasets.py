@@ -1,4 +1,4 @@
-"""Images in class folders, decoded and changed in the workers."""
+"""Images in class folders. The workers decode and augment them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Change = Callable[[Image.Image], Image.Image]
 
 
 class ImageFolder(Dataset[tuple[Tensor, Tensor]]):
-    """The images of `folder/class/*`, as pairs of an image and the number of its class.
+    """Pairs of an image and the number of its class, from the files `folder/class/*`.
 
     Args:
-        change: What is done to a decoded image: `augment`, or transforms of torchvision's v2.
+        change: A function that augments a decoded image.
     """
 
     def __init__(self, folder: Path, change: Change | None = None) -> None:
@@ -44,9 +44,10 @@ class ImageFolder(Dataset[tuple[Tensor, Tensor]]):
 
 
 def augment(image: Image.Image) -> Image.Image:
-    """A part of the image at its old size, mirrored or not, lighter or darker.
+    """Augment an image: a random crop at the old size, a flip, other contrast and brightness.
 
-    The loader keys numpy's generator: what is drawn depends on the seed, the epoch and the index.
+    The loader seeds numpy before each sample. So the random numbers depend only on the seed, the
+    epoch and the index.
     """
     width, height = image.size
     part = np.random.uniform(0.7, 1.0) ** 0.5
@@ -59,13 +60,27 @@ def augment(image: Image.Image) -> Image.Image:
     return image.point(lambda value: contrast * (value - 128) + 128 + light)
 
 
+def torchvision_transforms(side: int = 32) -> Change:
+    """Make a similar augmentation with torchvision, whose generator the loader seeds too."""
+    try:
+        from torchvision.transforms import v2  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise SystemExit(
+            f"--transforms torchvision needs torchvision ({error}): pip install torchvision, "
+            "or leave out the option"
+        ) from error
+    crop = v2.RandomResizedCrop(side, scale=(0.7, 1.0), ratio=(1.0, 1.0))
+    change: Change = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2)])
+    return change
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     pixels = torch.from_numpy(np.array(image, np.float32)).permute(2, 0, 1)
     return (pixels - 128) / 64  # (3, height, width)
 
 
 def mixup(images: Tensor, labels: Tensor, classes: int, alpha: float) -> tuple[Tensor, Tensor]:
-    """Mix each image and its label with another of the batch (Zhang et al., 2018).
+    """Mix each image and its label with another one of the batch (Zhang et al., 2018).
 
     Returns:
         The images, and the probability of each class, (batch, classes).

@@ -1,4 +1,4 @@
-"""Train an image classifier the way vision engineers do: EMA, mixup, smooth labels, flips.
+"""Train an image classifier with the usual tools: EMA, mixup, label smoothing, flips.
 
     torchrun --nproc-per-node=2 examples/images/experiment.py
 
@@ -46,8 +46,8 @@ from batteries.scoreboard import record_scores
 from batteries.training import parameter_groups
 
 try:
-    import safetensors  # noqa: F401 (at the end, for the export)
-    from datasets import ImageFolder, augment, mixup
+    import safetensors  # noqa: F401 (the export needs it)
+    from datasets import ImageFolder, augment, mixup, torchvision_transforms
     from prepare import prepare
     from torchmetrics.classification import MulticlassAccuracy
 except ModuleNotFoundError as error:
@@ -60,27 +60,28 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     option = parser.add_argument
-    option("--exp-name", default="images", help="runs are kept in LOGDIR/EXP_NAME/001, …")
+    option("--exp-name", default="images", help="the runs are LOGDIR/EXP_NAME/001, …")
     option("--logdir", default="runs")
-    option("--images", default="runs/shapes", help="train, valid and test, with class folders")
+    option("--images", default="runs/shapes", help="has train, valid and test")
+    option("--transforms", choices=["pillow", "torchvision"], default="pillow")
     option("--width", type=int, default=16)
-    option("--batch-size", type=int, default=32, help="of one process")
+    option("--batch-size", type=int, default=32, help="images for each process")
     option("--accumulation-steps", type=int, default=1)
     option("--num-workers", type=int, default=1)
     option("--num-epochs", type=int, default=8)
-    option("--lr", type=float, default=5e-3, help="the highest")
+    option("--lr", type=float, default=5e-3, help="highest learning rate")
     option("--weight-decay", type=float, default=0.05)
     option("--label-smoothing", type=float, default=0.1)
-    option("--mixup", type=float, default=0.2, help="alpha; 0 mixes nothing")
+    option("--mixup", type=float, default=0.2, help="alpha; 0 for no mixup")
     option("--ema-decay", type=float, default=0.99)
     option("--seed", type=int, default=42)
     option("--precision", choices=PRECISIONS, help="default: bf16 on a GPU, fp32 on a CPU")
-    option("--continue", dest="resume", action="store_true", help="the newest unfinished run")
+    option("--continue", dest="resume", action="store_true", help="resume the newest run")
     return parser.parse_args()
 
 
 class Setting:
-    """How models run: on a device, channels last, in mixed precision."""
+    """Run models on a device, in the channels-last format and in mixed precision."""
 
     def __init__(self, device: torch.device, precision: str | None, classes: int) -> None:
         self.device, self.classes = device, classes
@@ -109,14 +110,14 @@ def train(
     setting: Setting,
     args: argparse.Namespace,
 ) -> bool:
-    """The updates that are left of an epoch; False if it was told to stop before the end."""
+    """Train to the end of an epoch. Return False if the guard stopped it before the end."""
     model.train()
     batches = accumulate(loader, model, args.accumulation_steps)
     size = args.batch_size * distributed.world_size()
     bar = tqdm(batches, f"epoch {epoch}", batch_size=size, meters={"loss": meter}, leave=False)
     for batch, window in bar:
         images, wanted = mixup(*setting.take(batch), setting.classes, args.mixup)
-        with window:  # the ranks share gradients once for each
+        with window:  # the ranks share gradients once in each window
             logits = setting.run(model, images)
             loss = F.cross_entropy(logits, wanted, label_smoothing=args.label_smoothing)
             window.backward(loss)
@@ -126,7 +127,7 @@ def train(
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
             ema.update(model)
-            if guard.stop():  # all ranks alike
+            if guard.stop():  # the same answer on all ranks
                 return False
     return True
 
@@ -135,19 +136,18 @@ def train(
 def evaluate(
     model: nn.Module, loader: Batches, setting: Setting, flip: bool = False
 ) -> dict[str, float]:
-    """Top-1 and top-5 over all ranks, each image counted once."""
-    model = unwrap(model).eval()  # the wrapper would wait for ranks that have fewer batches
-    share_buffers(model)  # of the ranks' running statistics, rank 0's are those that are saved
+    """Compute top-1 and top-5 accuracy over all ranks. Each image counts once."""
+    model = unwrap(model).eval()  # unwrapped: ranks may have different numbers of batches
+    share_buffers(model)  # checkpoints have the running statistics of rank 0: evaluate with them
     options: dict[str, Any] = {"num_classes": setting.classes, "average": "micro"}
     metrics = {f"top{k}": MulticlassAccuracy(top_k=k, **options) for k in (1, 5)}
-    for batch in loader:
-        images, labels = setting.take(batch)
+    for images, labels in map(setting.take, loader):
         logits = setting.run(model, images)
         if flip:
             logits = (logits + setting.run(model, images.flip(3))) / 2
         for metric in metrics.values():
             metric.to(setting.device).update(logits, labels)
-    return {name: float(metric.compute()) for name, metric in metrics.items()}  # of all ranks
+    return {name: float(metric.compute()) for name, metric in metrics.items()}  # over all ranks
 
 
 def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> None:
@@ -157,12 +157,13 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
     with distributed.rank_zero_first():
         if not root.exists():
             prepare(root)
-    images = ImageFolder(root / "train", augment)
+    change = torchvision_transforms() if args.transforms == "torchvision" else augment
+    images = ImageFolder(root / "train", change)
     setting = Setting(device, args.precision, len(images.classes))
     logger.info("%s on %d x %s, %s", run, distributed.world_size(), device.type, setting.dtype)
 
     # ---------------------------------------------------------------- 2. seed everything
-    seed_all(args.seed)  # alike on every rank: identical weights
+    seed_all(args.seed)  # the same seed on every rank, so the same weights
 
     # ---------------------------------------------------------------- 3. data loaders
     options: dict[str, Any] = {"num_workers": args.num_workers, "prefetch_to": device}
@@ -170,20 +171,20 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
     loader: Batches = DataLoader(images, args.batch_size, shuffle=True, drop_last=True, **options)
     valid, test = (DataLoader(ImageFolder(root / p), 128, **options) for p in ("valid", "test"))
     if len(loader) == 0:
-        raise SystemExit(f"{root}/train has fewer images than a batch: {len(images)}")
+        raise SystemExit(f"{root}/train has {len(images)} images, which is less than one batch")
 
     # ---------------------------------------------------------------- 4. model and optimizer
     model_args = {"classes": len(images.classes), "width": args.width}
     channels_last: dict[str, Any] = {"memory_format": torch.channels_last}
     model = distribute(ResNet(**model_args).to(**channels_last), device)
     ema = EMA(model, args.ema_decay, warmup=True, buffers="average")
-    optimizer = AdamW(parameter_groups(model, args.weight_decay))  # none on norms and biases
+    optimizer = AdamW(parameter_groups(model, args.weight_decay))  # no decay of norms and biases
     steps = args.num_epochs * -(-len(loader) // args.accumulation_steps)
     scheduler = OneCycleLR(optimizer, args.lr, total_steps=steps, pct_start=0.2)
     manager = CheckpointManager(
         run / "checkpoints", metric="ema/top1", metric_minimization=False, save_n_best=1
     )
-    meter = AverageMeter()  # of the epoch under way
+    meter = AverageMeter()  # the loss in the current epoch
     loggers = Loggers(TensorBoardLogger(run / "tensorboard"), JsonLinesLogger(run))
     objects: dict[str, Any] = {
         "optimizer": optimizer,
@@ -194,10 +195,10 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
         "loggers": loggers,
     }
     notes: dict[str, Any] = {"model_args": model_args, "classes": images.classes}
-    last = resume(manager.logdir, model, **objects)
-    done = last["epoch"] if last else 0
-    if last:
-        logger.info("continue after epoch %d", done)
+    done = 0
+    if last := resume(manager.logdir, model, **objects):
+        done = last["epoch"]
+        logger.info("resumed after epoch %d", done)
 
     # ---------------------------------------------------------------- 5. train
     with loggers, PreemptionGuard() as guard:
@@ -205,7 +206,7 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
             parts = (model, ema, loader, optimizer, scheduler, meter, guard, setting, args)
             if not train(epoch, *parts):
                 manager.save_last(make_checkpoint("train", epoch - 1, model, **objects, **notes))
-                logger.info("stopped in epoch %d; --continue goes on with it", epoch)
+                logger.info("stopped in epoch %d; use --continue to resume", epoch)
                 raise SystemExit(guard.exit_code)
             loss = meter.all_reduce()
             meter.reset()
@@ -225,7 +226,7 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
         if distributed.is_main():
             export_safetensors(manager.best_path, exported, key="ema")
 
-    # ---------------------------------------------------------------- 7. test what was exported
+    # ---------------------------------------------------------------- 7. test the exported file
     final = ResNet(**model_args).to(device, **channels_last)
     load_checkpoint(exported, final)
     validation = evaluate(final, valid, setting, flip=True)["top1"]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ResNet(nn.Module):
-    """Three stages of residual blocks, each with half the side and twice the features."""
+    """Three residual blocks. The second and the third halve the image and double the features."""
 
     def __init__(self, classes: int, width: int = 16) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions that add to what came in."""
+    """Two convolutions, whose result is added to the input."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Block(nn.Module):
             conv(outputs, outputs),
             nn.BatchNorm2d(outputs),
         )
-        # Its side is the stride, so that no pixel is left out.
+        # The kernel is as large as the stride, so every pixel counts.
         same = stride == 1 and inputs == outputs
         shorter = nn.Conv2d(inputs, outputs, stride, stride, bias=False)
         self.shortcut = nn.Identity() if same else shorter

@@ -1,8 +1,8 @@
-"""Draw images of shapes with noise, as PNG files in a folder for each class.
+"""Draw noisy images of shapes, as PNG files in a folder for each class.
 
     python examples/images/prepare.py
 
-Takes about 10 seconds. `experiment.py` does it by itself.
+Takes about 10 seconds. `experiment.py` calls it if there are no images yet.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIDE, FINER = 32, 3  # pixels; shapes are drawn three times as large, and reduced
-IMAGES = {"train": 300, "valid": 60, "test": 60}  # of each class
+SIDE, FINER = 32, 3  # pixels of a side; images are drawn 3 times as large, then reduced
+IMAGES = {"train": 300, "valid": 60, "test": 60}  # images of each class
 
-Corners = list[tuple[float, float]]  # around the origin, within 1 of it
+Corners = list[tuple[float, float]]  # around the origin, at most 1 away from it
 
 
 def polygon(corners: int, turn: float = 0.0) -> Corners:
@@ -52,7 +52,7 @@ SHAPES: dict[str, Corners] = {
 
 
 def draw(corners: Corners, random: np.random.Generator) -> Image.Image:
-    """A shape of any size, place, turn and colour, between lines and under noise."""
+    """Draw a shape with random size, place, angle and colour, in front of lines, with noise."""
     side = SIDE * FINER
     ground, colour = random.uniform(0, 110, 3), random.uniform(120, 255, 3)
     image = Image.new("RGB", (side, side), tuple(map(int, ground)))
@@ -71,7 +71,7 @@ def draw(corners: Corners, random: np.random.Generator) -> Image.Image:
 
 
 def prepare(folder: Path, images: dict[str, int] = IMAGES) -> None:
-    """Write folder/train/circle/0000.png and so on; the same ones each time."""
+    """Write folder/train/circle/0000.png and so on. The images are the same each time."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     for number, (part, count) in enumerate(images.items()):

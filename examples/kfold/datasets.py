@@ -1,4 +1,4 @@
-"""Images of digits in three parts that never overlap: training, validation and test."""
+"""Digit images in three parts that share no image: training, validation and test."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.utils.data import Dataset
 from batteries.splits import fold_indices, make_folds
 
 FOLDS = 5
-DATA = "runs/data"  # where MNIST is downloaded to
+DATA = "runs/data"  # the directory for the files of MNIST
 
 
 class Images(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs of an image (1, height, width) from 0 to 1 and its class."""
+    """Pairs of an image and its class. An image is (1, height, width), from 0 to 1."""
 
     def __init__(self, images: Tensor, labels: Tensor, augment: bool = False) -> None:
         self.images = images  # (n, 1, height, width)
@@ -30,7 +30,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image = self.images[index]
-        if self.augment:  # move it by up to one pixel
+        if self.augment:  # shift the image by at most one pixel
             left, top = torch.randint(3, (2,)).tolist()
             height, width = image.shape[1:]
             image = F.pad(image, (1, 1, 1, 1))[:, top : top + height, left : left + width]
@@ -44,7 +44,7 @@ class Splits(NamedTuple):
 
 
 def load_splits(dataset: str, fold: int) -> Splits:
-    """Part `fold` of five is for validation; the test images are the same for every fold."""
+    """Load all parts. One fold of five is for validation. All folds have the same test images."""
     images, labels, test_images, test_labels = load_images(dataset)
     train, valid = fold_indices(make_folds(labels, FOLDS, "stratified", seed=0), fold)
     return Splits(
@@ -55,7 +55,7 @@ def load_splits(dataset: str, fold: int) -> Splits:
 
 
 def load_images(dataset: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images (n, 1, height, width) and classes to train and validate on, and the test's."""
+    """Load images, (n, 1, height, width), and classes of the folds, then those of the test."""
     if dataset == "mnist":
         return load_mnist()
     pixels, targets = load_digits(return_X_y=True)
@@ -75,14 +75,14 @@ def load_mnist() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     except ImportError as error:
         raise SystemExit(
             f"--dataset mnist needs torchvision ({error}): pip install torchvision, "
-            "or use --dataset digits, which needs nothing"
+            "or use --dataset digits, which needs no other package"
         ) from error
     try:
         train, test = (MNIST(DATA, train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError) as error:
         raise SystemExit(
             f"--dataset mnist could not be downloaded to {DATA}: {error}; check the network, "
-            "or use --dataset digits, which needs none"
+            "or use --dataset digits, which needs no network"
         ) from error
     return (
         train.data[:, None].float() / 255,

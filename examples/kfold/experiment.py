@@ -3,8 +3,8 @@
     python examples/kfold/experiment.py
 
 Takes about 40 seconds on two CPU cores. Out-of-fold accuracy: 0.98 to 0.99; test: 0.98 to 0.99.
-With `--fold 3` it trains that fold alone: run the folds on different machines, copy their
-directories into one run, and start it there without `--fold` to put them together.
+With `--fold 3` the program trains only that fold. To use several machines, train a fold on each,
+and copy the directories of the folds into one run. Then start the program there without `--fold`.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ Batches = DataLoader[tuple[Tensor, Tensor]]
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--exp-name", default="kfold", help="runs are kept in LOGDIR/EXP_NAME")
+    parser.add_argument("--exp-name", default="kfold", help="the runs are LOGDIR/EXP_NAME/001, …")
     parser.add_argument("--logdir", default="runs")
     parser.add_argument("--dataset", choices=["digits", "mnist"], default="digits")
-    parser.add_argument("--fold", type=int, choices=range(FOLDS), help="this one alone")
+    parser.add_argument("--fold", type=int, choices=range(FOLDS), help="train only this fold")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--num-workers", type=int, default=0)
     parser.add_argument("--num-epochs", type=int, default=8)
@@ -63,7 +63,7 @@ def parse_args() -> argparse.Namespace:
 
 @torch.inference_mode()
 def predict(model: nn.Module, images: Images, device: torch.device) -> Predictions:
-    """The probability of each class, in the order of the images."""
+    """Predict the probability of each class, in the order of the images."""
     model.eval()
     loader: Batches = DataLoader(images, batch_size=256)
     outputs = Predictions(len(images))
@@ -130,16 +130,16 @@ def run_fold(fold: int, folds: Folds, root: Path, device: torch.device, args: An
         )
         manager.process(score=accuracy, epoch=epoch, checkpoint=checkpoint)
 
-    # ---------------------------------------------------------------- 5. predict, by the best
+    # ---------------------------------------------------------------- 5. predict with the best
     trained_on = load_checkpoint(manager.best_path, model)["folds"]
     predict(model, valid_set, device).save(run / "valid.parquet", ids=valid)
     predict(model, Images(test_images, test_labels), device).save(run / "test.parquet")
-    with write_whole(run / "fold.json") as file:  # last: what a finished fold is known by
+    with write_whole(run / "fold.json") as file:  # the last file: now the fold is finished
         file.write(json.dumps({"fold": fold, "trained_on": trained_on}).encode())
 
 
 def assemble(folds: Folds, root: Path, args: argparse.Namespace) -> bool:
-    """Out-of-fold and test predictions from what lies on the disk; whether all folds are there."""
+    """Put the predictions of all folds together. Return False if folds are missing."""
     _, labels, _, test_labels = load_images(args.dataset)
     collected = OutOfFold(folds)
     for path in sorted(root.glob("fold_*/fold.json")):
@@ -152,7 +152,7 @@ def assemble(folds: Folds, root: Path, args: argparse.Namespace) -> bool:
         assert np.array_equal(valid["id"], folds[known["fold"]][1])
     logger = get_logger("kfold", log_file=root / "log.txt")
     if collected.missing:
-        logger.info("fold %s to come", ", ".join(map(str, collected.missing)))
+        logger.info("missing folds: %s", ", ".join(map(str, collected.missing)))
         return False
     score = collected.score(labels, lambda y, p: accuracy_score(y, p.argmax(1)))
     test = accuracy_score(test_labels.numpy(), collected.test.argmax(1))
@@ -172,13 +172,13 @@ def assemble(folds: Folds, root: Path, args: argparse.Namespace) -> bool:
     outputs = Predictions(folds.rows)
     outputs.add(range(folds.rows), probability=collected.predictions)
     outputs.save(root / "oof.parquet")
-    print(f"\n{root} has folds.csv, oof.parquet, and fold_0, … with checkpoints and predictions")
+    print(f"\n{root} has folds.csv, oof.parquet, and a directory for each fold")
     return True
 
 
 def main(args: argparse.Namespace, device: torch.device) -> None:
     images, labels, _, _ = load_images(args.dataset)
-    # A run that has not finished goes on. With other arguments its folds would not belong together.
+    # This resumes an unfinished run. If it had other arguments, `start_run` raises an error.
     with start_run(
         Path(args.logdir) / args.exp_name, args, may_differ=["fold", "num_workers"]
     ) as run:

@@ -1,4 +1,4 @@
-"""Crops of a file of tokens, which is mapped into memory and not read as a whole."""
+"""Crops of a file of tokens. The file is mapped into memory, so it may be large."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ DTYPE = np.uint8  # np.uint16 for the tokens of a larger vocabulary
 
 
 class Tokens(Dataset[Tensor]):
-    """What crops have in common: each is `length` tokens and the one that follows them."""
+    """The base class. A crop has `length` tokens and the token after them."""
 
     def __init__(self, path: Path, length: int, number: int) -> None:
         self.path = path
         self.length = length
         self.number = number
-        self.starts = path.stat().st_size // np.dtype(DTYPE).itemsize - length  # where one fits
+        self.starts = path.stat().st_size // np.dtype(DTYPE).itemsize - length  # possible starts
         if self.starts < 1:
-            raise SystemExit(f"{path} has no more than {length} tokens, which is one crop")
+            raise SystemExit(f"{path} has at most {length} tokens, which is too short for a crop")
 
     @cached_property
     def tokens(self) -> np.ndarray[Any, Any]:
-        return np.memmap(self.path, dtype=DTYPE, mode="r")  # each worker opens it by itself
+        return np.memmap(self.path, dtype=DTYPE, mode="r")  # each worker opens the file itself
 
     def __len__(self) -> int:
         return self.number
@@ -38,14 +38,14 @@ class Tokens(Dataset[Tensor]):
 
 
 class RandomCrops(Tokens):
-    """Crops for training. The loader keys what is drawn: crop i depends on the seed and i alone."""
+    """Random crops for training. The loader seeds torch, so crop i depends only on seed and i."""
 
     def __getitem__(self, index: int) -> Tensor:
         return self.crop(int(torch.randint(self.starts, ())))
 
 
 class EvenCrops(Tokens):
-    """Crops for evaluation, always the same ones, from all parts of the file."""
+    """Crops for evaluation, from all parts of the file. They are always the same."""
 
     def __getitem__(self, index: int) -> Tensor:
         return self.crop(index * self.starts // self.number)

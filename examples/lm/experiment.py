@@ -1,4 +1,4 @@
-"""Train a language model on tokens: iterations in place of epochs, downward.
+"""Train a language model on tokens, in steps without epochs.
 
     torchrun --nproc-per-node=2 examples/lm/experiment.py
 
@@ -55,37 +55,37 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     option = parser.add_argument
-    option("--exp-name", default="lm", help="runs are kept in LOGDIR/EXP_NAME/001, …")
+    option("--exp-name", default="lm", help="the runs are LOGDIR/EXP_NAME/001, …")
     option("--logdir", default="runs")
-    option("--tokens", default="runs/tokens", help="what prepare.py has made")
+    option("--tokens", default="runs/tokens", help="the output of prepare.py")
     option("--width", type=int, default=128)
     option("--depth", type=int, default=4)
     option("--heads", type=int, default=4)
     option("--dropout", type=float, default=0.0)
-    option("--length", type=int, default=128, help="tokens that the model sees together")
-    option("--batch-size", type=int, default=4, help="crops of one process at a time")
-    option("--tokens-per-step", type=int, default=2048, help="of all processes together")
+    option("--length", type=int, default=128, help="tokens in a crop")
+    option("--batch-size", type=int, default=4, help="crops in a micro-batch of one process")
+    option("--tokens-per-step", type=int, default=2048, help="tokens of all processes together")
     option("--steps", type=int, default=240)
     option("--warmup-steps", type=int, default=20)
-    option("--eval-every", type=int, default=40, help="steps")
+    option("--eval-every", type=int, default=40, help="steps between evaluations")
     option("--eval-crops", type=int, default=256)
-    option("--log-every", type=int, default=10, help="steps")
+    option("--log-every", type=int, default=10, help="steps between log lines")
     option("--lr", type=float, default=2e-3)
     option("--weight-decay", type=float, default=0.1)
-    option("--clip", type=float, default=1.0, help="the largest norm of a gradient")
+    option("--clip", type=float, default=1.0, help="largest norm of the gradient")
     option("--seed", type=int, default=42)
     option("--num-workers", type=int, default=0)
     option("--fsdp", action="store_true", help="divide the model among the ranks (FSDP2)")
     option("--precision", choices=PRECISIONS, help="default: bf16 on a GPU, fp32 on a CPU")
-    option("--compile", action="store_true", help="each block by torch.compile")
-    option("--peak-tflops", type=float, help="of one device, for MFU: 989 for an H100 in bf16")
-    option("--time-limit", help="stop in time to save: 8h50m")
-    option("--continue", dest="resume", action="store_true", help="the newest unfinished run")
+    option("--compile", action="store_true", help="use torch.compile for each block")
+    option("--peak-tflops", type=float, help="of one device, for MFU; 989 for an H100 in bf16")
+    option("--time-limit", help="save and stop before this time, such as 8h50m")
+    option("--continue", dest="resume", action="store_true", help="resume the newest run")
     return parser.parse_args()
 
 
 def warmup_and_cosine(warmup: int, steps: int, least: float = 0.1) -> Callable[[int], float]:
-    """The part of the learning rate at a step: up in a line, then down to a tenth."""
+    """Make the schedule: the rate rises linearly, then falls to a tenth along a cosine."""
 
     def part(step: int) -> float:
         if step < warmup:
@@ -97,7 +97,7 @@ def warmup_and_cosine(warmup: int, steps: int, least: float = 0.1) -> Callable[[
 
 
 def divide(model: GPT) -> nn.Module:
-    """Let each rank hold a part of all parameters, gradients and optimizer states: FSDP2."""
+    """Divide parameters, gradients and optimizer states among the ranks (FSDP2)."""
     if not dist.is_initialized():
         raise SystemExit("--fsdp needs ranks: torchrun --nproc-per-node=N experiment.py --fsdp")
     for block in model.blocks:
@@ -113,11 +113,11 @@ def loss_of(model: nn.Module, crops: Tensor, precision: torch.dtype) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), crops[:, 1:].flatten())
 
 
-@torch.no_grad()  # inference_mode is not for models of FSDP2
+@torch.no_grad()  # FSDP2 does not support inference_mode
 def evaluate(
     model: nn.Module, loader: Crops, device: torch.device, precision: torch.dtype
 ) -> float:
-    """Bits per byte, over all ranks."""
+    """Compute the bits per byte over all ranks."""
     model, loss = unwrap(model, keep_compile=True).eval(), AverageMeter()
     for batch in loader:
         crops = to_device(batch, device)
@@ -138,20 +138,20 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
     accumulation_steps, rest = divmod(crops_per_step, args.batch_size * ranks)
     if rest or args.tokens_per_step % args.length or not accumulation_steps:
         raise SystemExit(
-            f"--tokens-per-step {args.tokens_per_step} is no multiple of --length {args.length} x "
-            f"--batch-size {args.batch_size} x {ranks} processes"
+            f"--tokens-per-step {args.tokens_per_step} must be a multiple of "
+            f"--length {args.length} x --batch-size {args.batch_size} x {ranks} processes"
         )
     logger.info("%s on %d x %s, %s", run, ranks, device.type, precision)
 
     # ---------------------------------------------------------------- 2. seed everything
-    seed_all(args.seed)  # alike on every rank: identical weights
+    seed_all(args.seed)  # the same seed on every rank, so the same weights
 
     # ---------------------------------------------------------------- 3. data
-    # One pass over the loader is the whole training. Which crops a step has depends on the seed and
-    # the step, not on the number of ranks or workers.
+    # One pass over the loader is the whole training. The crops of a step depend on the seed and the
+    # step, and not on the number of ranks or workers.
     crops = RandomCrops(folder / "train.bin", args.length, args.steps * crops_per_step)
     loader: Crops = DataLoader(crops, args.batch_size, num_workers=args.num_workers)
-    number = args.eval_crops // ranks * ranks  # FSDP2 wants as many batches on each rank
+    number = args.eval_crops // ranks * ranks  # FSDP2 needs the same number of batches on each rank
     valid, test = (
         DataLoader(EvenCrops(folder / f"{part}.bin", args.length, number), args.batch_size)
         for part in ("valid", "test")
@@ -166,12 +166,12 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
         loss_of(bare, to_device(crops[0][None], device), precision).backward()  # type: ignore[no-untyped-call]
     bare.zero_grad(set_to_none=True)
     for block in bare.blocks if args.compile else ():
-        block.compile()  # in place: the names of weights stay
+        block.compile()  # in place, so the weights keep their names
     model = divide(bare) if args.fsdp else distribute(bare, device)
     optimizer = AdamW(parameter_groups(model, args.weight_decay), lr=args.lr, betas=(0.9, 0.95))
     scheduler = LambdaLR(optimizer, warmup_and_cosine(args.warmup_steps, args.steps))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    policy = StepPolicy("skip", scaler=scaler)  # of a gradient that is not finite
+    policy = StepPolicy("skip", scaler=scaler)  # skip steps whose gradient is not finite
     kept: dict[str, Any] = {"metric": "bits_per_byte", "metric_minimization": True}
     manager = CheckpointManager(run / "checkpoints", **kept, save_n_best=0, sharded=args.fsdp)
     loggers = Loggers(TensorBoardLogger(run / "tensorboard"), JsonLinesLogger(run))
@@ -187,15 +187,15 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
     last = resume(manager.logdir, model, **objects)
     step = last["epoch"] if last else 0
     if last:
-        logger.info("continue after step %d", step)
+        logger.info("resumed after step %d", step)
 
     # ---------------------------------------------------------------- 5. train
     model.train()
-    meter = AverageMeter()  # since the last line of the log
+    meter = AverageMeter()  # the loss since the last log line
     windows = throughput.watch(accumulate(loader, model, accumulation_steps, scaler=scaler))
     with loggers, PreemptionGuard(time_limit=args.time_limit) as guard:
         for batch, window in tqdm(windows, "train", meters={"loss": meter}, leave=False):
-            with window:  # the ranks share gradients once for each
+            with window:  # the ranks share gradients once in each window
                 loss = loss_of(model, to_device(batch, device), precision)
                 window.backward(loss)
             meter.update(loss, len(batch))
@@ -220,9 +220,9 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
                 logger.info("step %4d: validation bits per byte %.4f", step, score)
                 checkpoint = make_checkpoint("train", step, model, **objects, **notes)
                 manager.process(score=score, epoch=step, checkpoint=checkpoint)
-            if guard.stop() and step < args.steps:  # all ranks alike
+            if guard.stop() and step < args.steps:  # the same answer on all ranks
                 manager.save_last(make_checkpoint("train", step, model, **objects, **notes))
-                logger.info("stopped after step %d; --continue goes on with it", step)
+                logger.info("stopped after step %d; use --continue to resume", step)
                 raise SystemExit(guard.exit_code)
 
     # ---------------------------------------------------------------- 6. test against validation

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 
 class GPT(nn.Module):
-    """Predicts each token from those before it.
+    """Predict each token from the tokens before it.
 
     Args:
-        width: The features of a token, a multiple of twice the heads.
-        depth: The blocks.
+        width: The number of features of a token. A multiple of `2 * heads`.
+        depth: The number of blocks.
     """
 
     def __init__(
@@ -26,16 +26,16 @@ class GPT(nn.Module):
         super().__init__()
         if width % (2 * heads):
             raise ValueError(f"width is {width}; expected a multiple of 2 * heads, {2 * heads}")
-        self.features = width // heads  # of a head
+        self.features = width // heads  # features of a head
         self.embed = nn.Embedding(vocabulary, width)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
         self.norm = nn.RMSNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
-        self.head.weight = self.embed.weight  # what reads a token also writes it
+        self.head.weight = self.embed.weight  # input and output share their weights
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                # Each block adds twice to the same sum: the more blocks, the less each adds.
+                # All blocks add to one sum, each twice. With more blocks, each has to add less.
                 adds = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
                 nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5 if adds else 0.02)
 
@@ -49,7 +49,7 @@ class GPT(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a layer for each token by itself; both add to what came in."""
+    """Attention between tokens, then a layer on each token. Both are added to their input."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Each token looks at itself and at those before it, with several heads."""
+    """Attention with several heads. A token sees itself and the tokens before it."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -91,11 +91,11 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer, 2020): one half of the hidden features gates the other."""
+    """SwiGLU (Shazeer, 2020): one half of the hidden features is a gate for the other half."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        hidden = -(-8 * width // 3) // 16 * 16  # about as many weights as 4 * width without a gate
+        hidden = -(-8 * width // 3) // 16 * 16  # as many weights as 4 * width without a gate
         self.up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
 
@@ -106,7 +106,7 @@ class FeedForward(nn.Module):
 
 
 def rotary_turns(length: int, features: int, device: torch.device) -> Tensor:
-    """By how much each pair of features is turned at each position (RoPE; Su et al., 2021)."""
+    """Compute the angle of each pair of features at each position (RoPE; Su et al., 2021)."""
     pairs = torch.arange(features // 2, device=device, dtype=torch.float32)
     speeds = 10_000.0 ** (-2 * pairs / features)
     angles = torch.arange(length, device=device)[:, None] * speeds  # (length, features / 2)
@@ -114,7 +114,7 @@ def rotary_turns(length: int, features: int, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn pairs of features, so that products depend on the distance of two positions alone."""
+    """Turn pairs of features. Then products depend only on the distance between two positions."""
     cosine, sine = turns
     first, second = x.float().chunk(2, dim=-1)  # (batch, heads, length, features / 2)
     turned = [first * cosine - second * sine, second * cosine + first * sine]

@@ -1,9 +1,10 @@
-"""Make files of tokens, bytes here, of the standard library's sources or of texts of your own.
+"""Make files of tokens from the sources of Python's standard library, or from your own texts.
 
     python examples/lm/prepare.py
     python examples/lm/prepare.py my.txt more/*.txt --out runs/my-tokens
 
-Takes a second. `experiment.py` does the first by itself.
+Takes a second. Here, a token is a byte. `experiment.py` runs the first command if there are no
+tokens yet.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from pathlib import Path
 import numpy as np
 from datasets import DTYPE
 
-PARTS = {"train": 0.9, "valid": 0.95, "test": 1.0}  # where each ends
+PARTS = {"train": 0.9, "valid": 0.95, "test": 1.0}  # where each part ends
 
 
 def standard_library() -> list[Path]:
-    """Python's own sources, without the tests."""
+    """Find Python's own sources, without the tests."""
     root = Path(sysconfig.get_path("stdlib"))
     apart = {"test", "tests", "site-packages", "dist-packages", "idlelib", "__pycache__"}
     return [path for path in root.rglob("*.py") if not apart & set(path.relative_to(root).parts)]
 
 
 def prepare(files: list[Path], folder: Path) -> None:
-    """Write train.bin, valid.bin and test.bin, each of other files where there are many."""
+    """Write train.bin, valid.bin and test.bin. If there are many files, each part has its own."""
     texts = [path.read_bytes() for path in files]
-    texts.sort(key=lambda text: hashlib.blake2b(text).digest())  # mixed, and the same everywhere
+    texts.sort(key=lambda text: hashlib.blake2b(text).digest())  # mixed, but always in this order
     text = b"\0".join(texts)
-    tokens = np.frombuffer(text, np.uint8).astype(DTYPE)  # here a tokenizer of yours has its place
+    tokens = np.frombuffer(text, np.uint8).astype(DTYPE)  # put your tokenizer here
     folder.mkdir(parents=True, exist_ok=True)
     start = 0
     for name, end in PARTS.items():

@@ -1,8 +1,8 @@
-"""Write text with the best weights of a run, loaded into a plain model.
+"""Generate text with the best weights of a run, in a plain model.
 
     python examples/lm/sample.py runs/lm/001/checkpoints/best.pth --prompt "def main("
 
-Takes a few seconds. Of a run with --fsdp it is `best.dcp`.
+Takes a few seconds. The best weights of a run with --fsdp are in `best.dcp`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from batteries import checkpoint, load_checkpoint, seed_all
 def continued(
     model: GPT, tokens: Tensor, number: int, length: int, temperature: float, top_k: int
 ) -> Tensor:
-    """So many tokens more, each drawn from the likeliest few; of shape (tokens,)."""
+    """Add `number` tokens, each drawn from the `top_k` most likely ones; shape (tokens,)."""
     for _ in range(number):
         logits = model(tokens[None, -length:])[0, -1] / temperature
         likeliest = logits.topk(min(top_k, len(logits)))
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()
     seed_all(args.seed)
-    known = checkpoint.peek(args.checkpoint)  # all but the tensors
+    known = checkpoint.peek(args.checkpoint)  # everything except the tensors
     model = GPT(**known["model_args"]).eval()
     load_checkpoint(args.checkpoint, model)
     tokens = torch.tensor(list(args.prompt.encode()))

@@ -1,4 +1,4 @@
-"""The table as models take it: numbers with NaN, codes of categories, and rows as tensors."""
+"""The table in the form that models need: numbers with NaN, codes of categories, and tensors."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ NUMBERS = ["age", "income", "items", "price", "wait", "day of the year"]
 
 
 class Table(NamedTuple):
-    numbers: NDArray[np.float64]  # (rows, numbers), NaN where one is missing
-    codes: NDArray[np.int64]  # (rows, categories), 0 for one that training does not have
+    numbers: NDArray[np.float64]  # (rows, numbers), NaN if a value is missing
+    codes: NDArray[np.int64]  # (rows, categories), 0 for a new category
 
     def of(self, rows: NDArray[np.int64]) -> Table:
         return Table(self.numbers[rows], self.codes[rows])
 
     @property
     def features(self) -> NDArray[np.float64]:
-        """All in one, the categories last: (rows, features)."""
+        """Numbers and then codes: (rows, features)."""
         return np.concatenate([self.numbers, self.codes], axis=1)
 
 
 def load(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The table to train on, and the one to predict."""
+    """Load the table for training, and the table of the test."""
     train, test = (
         pl.read_csv(folder / f"{name}.csv", try_parse_dates=True) for name in ("train", "test")
     )
@@ -38,7 +38,7 @@ def load(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def prepare(train: pl.DataFrame, test: pl.DataFrame) -> tuple[Table, Table, list[int]]:
-    """Both tables, and how many codes each category has. No target is looked at."""
+    """Return both tables, and the number of codes of each column. Targets are not used."""
     known = [sorted(set(train[name].drop_nulls())) for name in CATEGORIES]
     parts = []
     for table in (train, test):
@@ -53,7 +53,11 @@ def prepare(train: pl.DataFrame, test: pl.DataFrame) -> tuple[Table, Table, list
 
 
 class Rows(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Numbers in units of the training rows, codes, and the target of each row."""
+    """Standardized numbers, codes and the target of each row.
+
+    Args:
+        like: The training rows, whose means and standard deviations are used.
+    """
 
     def __init__(self, table: Table, like: Table, targets: NDArray[Any] | None = None) -> None:
         mean, spread = np.nanmean(like.numbers, 0), np.nanstd(like.numbers, 0)

@@ -1,13 +1,14 @@
-"""A table, from the first look to a submission: three kinds of model, a blend, a stack, a cut-off.
+"""Take part in a competition with a table: first look, models, blend, cut-off and submission.
 
     python examples/tabular/experiment.py
 
-Takes about a minute on two CPU cores. Private F1 of what is chosen: 0.61 to 0.65.
+Takes about a minute on two CPU cores. Private F1 of the chosen submission: 0.61 to 0.65.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,13 @@ FOLDS = 5
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--exp-name", default="tabular", help="runs are kept in LOGDIR/EXP_NAME")
+    parser.add_argument("--exp-name", default="tabular", help="the name of the runs' directory")
     parser.add_argument("--logdir", default="runs")
-    parser.add_argument("--visits", type=int, default=60, help="rows of each of the 90 shops")
-    parser.add_argument("--num-epochs", type=int, default=12, help="of the net")
+    parser.add_argument("--visits", type=int, default=60, help="rows for each of the 90 shops")
+    parser.add_argument("--num-epochs", type=int, default=12, help="epochs of the net")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--time-limit", help="such as 8h50m: no fold is begun that ends after it")
+    parser.add_argument("--time-limit", help="such as 8h50m; leave out folds that would end later")
     parser.add_argument("--seed", type=int, default=42)
     return parser.parse_args()
 
@@ -60,7 +61,7 @@ def parse_args() -> argparse.Namespace:
 def train_net(
     train: Table, targets: NDArray[Any], others: list[Table], codes: list[int], args: Any
 ) -> list[NDArray[Any]]:
-    """What a net that is fitted on some rows says of others: the probability of each."""
+    """Train a net on some rows, and return its probabilities for the rows of other tables."""
     seed_all(args.seed)
     model = Net(2 * len(NUMBERS), codes)
     optimizer = AdamW(model.parameters(), lr=args.lr, weight_decay=0.1)
@@ -75,7 +76,7 @@ def train_net(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             meter.update(loss, len(y))
-    get_logger("tabular").info("  the net's last training loss: %.4f", meter.average)
+    get_logger("tabular").info("  last training loss of the net: %.4f", meter.average)
     model.eval()
     with torch.inference_mode():
         rows = [Rows(other, train) for other in others]
@@ -85,13 +86,13 @@ def train_net(
 def train_all(
     table: Table, test: Table, targets: NDArray[Any], folds: Folds, codes: list[int], args: Any
 ) -> dict[str, OutOfFold]:
-    """Out-of-fold and test predictions of each model, of the folds that the time is enough for."""
+    """Train all models on each fold, as long as there is time. Return their predictions."""
     logger = get_logger("tabular")
     trees = boosted(list(range(len(NUMBERS), len(NUMBERS) + len(codes))), args.seed)
     names = [*trees, "net"]
     oof = {name: OutOfFold(folds, allow_missing=True) for name in names}
     with PreemptionGuard(time_limit=args.time_limit) as guard:
-        for fold, (train, valid) in enumerate(folds):  # all models of a fold, then the next one
+        for fold, (train, valid) in enumerate(folds):  # all models of a fold before the next fold
             for name in names:
                 parts = [table.of(valid), test]
                 if name == "net":
@@ -100,17 +101,17 @@ def train_all(
                     model = clone(trees[name]).fit(table.of(train).features, targets[train])
                     own = [model.predict_proba(part.features)[:, 1] for part in parts]
                 oof[name].add(fold, own[0], own[1])
-            logger.info("fold %d: %d rows, %d to validate on", fold, len(train), len(valid))
-            if guard.stop() and fold > 0:  # on one fold alone nothing can be held against others
+            logger.info("fold %d: %d rows, %d for validation", fold, len(train), len(valid))
+            if guard.stop() and fold > 0:  # one fold alone cannot compare models
                 logger.info("%s: %d of %d folds are done", guard.why, fold + 1, len(folds))
                 break
     return oof
 
 
 def submit(
-    name: str, labels: NDArray[Any], worth: dict[str, Any], data: Path, root: Path
+    name: str, labels: NDArray[Any], scores: dict[str, Any], data: Path, root: Path
 ) -> dict[str, float]:
-    """Write a submission, check it, and send it: the scores of both parts of the leaderboard."""
+    """Write a submission, check it and send it. Return its scores, with both leaderboards."""
     folder = root / "submissions" / name.replace(" ", "_")
     folder.mkdir(parents=True)
     sample = pl.read_csv(data / "sample_submission.csv")
@@ -121,28 +122,29 @@ def submit(
     )
     public, private = (score(data, folder / "submission.csv", part) for part in (True, False))
     record_scores(root, leaderboard=public, file=folder / "submission.csv", message=name)
-    return {**worth, "public": public, "private": private}  # the last one of an early end
+    return {**scores, "public": public, "private": private}
 
 
 def explain(rows: dict[str, Any], best: str, spread: float, of_fold: float, test: int) -> None:
-    """The table of all scores, and how large a gap is without any reason."""
+    """Print all scores, and the size of a gap that chance alone can make."""
     columns = list(rows[best])
     print(f"\n{'F1':12}" + "".join(f"{column:>12}" for column in columns))
     for name, row in rows.items():
         print(f"{name:12}" + "".join(f"{row[column]:12.4f}" for column in columns))
-    print("\nOOF: the cut-off was found on these rows; validation: on those of the other folds.")
+    print("\nvalidation: each cut-off was found on the other folds; OOF: on the same rows.")
     for part, share in (("public", 0.3), ("private", 0.7)):
         gap = rows[best][part] - rows[best]["validation"]
         noise = 2 * spread * (of_fold / (share * test)) ** 0.5
-        kind = "no more than chance makes" if abs(gap) <= noise else "more than chance makes"
+        kind = "chance can explain this" if abs(gap) <= noise else "more than chance"
         print(
-            f"{best}: {part} - validation is {gap:+.4f}. A fold of {of_fold:.0f} rows spreads by "
-            f"{spread:.4f}, so {share * test:.0f} rows may be ±{noise:.4f} off: {kind}."
+            f"{best}: {part} - validation is {gap:+.4f}. Folds of {of_fold:.0f} rows have a "
+            f"standard deviation of {spread:.4f}, so the score of {share * test:.0f} rows can be "
+            f"±{noise:.4f} off: {kind}."
         )
 
 
 def main(args: argparse.Namespace, root: Path) -> None:
-    # ---------------------------------------------------------------- 1. data, and a look at it
+    # ---------------------------------------------------------------- 1. data, and a first look
     logger = get_logger("tabular", log_file=root / "log.txt")
     data = root / "data"
     prepare.main(data, args.visits)
@@ -151,12 +153,13 @@ def main(args: argparse.Namespace, root: Path) -> None:
     seen = look(train, test, "returns", groups="shop")
     seen.plot(root / "look.png")
     shifted = seen.columns.filter(pl.col("tells test") > 0.05)["column"].to_list()
-    logger.info("a classifier tells test from train: AUC %.2f, by %s", seen.auc, ", ".join(shifted))
+    told_by = ", ".join(shifted)
+    logger.info("a classifier can tell test from train: AUC %.2f, by %s", seen.auc, told_by)
     [known] = seen.columns.filter(pl.col("column") == "shop")["known in test"]
     logger.info(
-        "%.0f %% of the test's rows are of shops that train has: folds by shop", 100 * known
+        "%.0f %% of the test rows are of shops in train, so folds are made by shop", 100 * known
     )
-    table, test_table, codes = prepared(train, test)  # without the counter, and only the season
+    table, test_table, codes = prepared(train, test)  # without the counter and the year
 
     # ---------------------------------------------------------------- 1. folds by group
     options: Any = {"targets": "returns", "groups": "shop", "path": root / "folds.csv"}
@@ -168,8 +171,8 @@ def main(args: argparse.Namespace, root: Path) -> None:
     predicted = {name: own.predictions for name, own in oof.items()}
     unseen = {name: own.test for name, own in oof.items()}
     for name, collected in oof.items():
-        told = collected.score(targets, "roc_auc")
-        logger.info("%s: AUC %.4f out of fold, %d rows", name, told.value, told.rows)
+        oof_score = collected.score(targets, "roc_auc")
+        logger.info("%s: out-of-fold AUC %.4f, %d rows", name, oof_score.value, oof_score.rows)
         outputs = Predictions(folds.rows)
         outputs.add(range(folds.rows), probability=collected.predictions, target=targets)
         outputs.save(root / f"{name}_oof.parquet", ids=train["id"].to_numpy())
@@ -192,18 +195,21 @@ def main(args: argparse.Namespace, root: Path) -> None:
     for name, (own, there) in candidates.items():
         cut = find_threshold(own, targets, "f1", candidates=25, **how)
         labels = (there >= cut.value).astype(int)
-        worth = {"validation": cut.unseen_score, "OOF": cut.score}
-        rows[name] = submit(name, labels, worth, data, root)
+        scores = {"validation": cut.unseen_score, "OOF": cut.score}
+        rows[name] = submit(name, labels, scores, data, root)
         parts = [valid for _, valid in folds if not np.isnan(own[valid]).any()]
         cuts = zip(parts, cut.folds, strict=True)
         by_fold = [f1_score(targets[valid], own[valid] >= value) for valid, value in cuts]
         spreads[name] = float(np.std(by_fold, ddof=1))
 
-    # ---------------------------------------------------------------- 6, 8. what is believed
+    # ---------------------------------------------------------------- 6, 8. choose by validation
     doubtful: dict[str, Any] = {"weights": found, "stack": second}
     honest = [name for name in rows if name not in doubtful or doubtful[name].beats_both]
     best = max(honest, key=lambda name: rows[name]["validation"])
     explain(rows, best, spreads[best], len(targets) / FOLDS, len(test))
+    table_of_scores = {name: {**row, "spread": spreads[name]} for name, row in rows.items()}
+    with write_whole(root / "table.json") as file:
+        file.write(json.dumps(table_of_scores, indent=2).encode())
     chosen = root / "submissions" / best / "submission.csv"
     number = check_submission(chosen, data / "sample_submission.csv")
     record_scores(root, validation=rows[best]["validation"], metric="F1", metric_minimization=False)
@@ -212,7 +218,7 @@ def main(args: argparse.Namespace, root: Path) -> None:
         "chosen by validation: %s; validation %.4f, public %.4f, private F1 %.4f",
         *(best, rows[best]["validation"], rows[best]["public"], rows[best]["private"]),
     )
-    print(f"\n{chosen} has {number} rows, as the sample; {root} has all that led to it")
+    print(f"\n{chosen} has {number} rows, like the sample; {root} has the whole run")
 
 
 if __name__ == "__main__":

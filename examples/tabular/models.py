@@ -1,4 +1,4 @@
-"""A net with embeddings, and boosted trees."""
+"""A neural network with embeddings, and boosted trees."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Net(nn.Module):
 
 
 def boosted(categories: list[int], seed: int) -> dict[str, Any]:
-    """Boosted trees: scikit-learn's, and LightGBM's where it is installed.
+    """Make boosted trees of scikit-learn, and of LightGBM if it is installed.
 
     Args:
-        categories: Which of the features are codes.
+        categories: The positions of the features that are codes.
     """
     models: dict[str, Any] = {
         "boosting": HistGradientBoostingClassifier(

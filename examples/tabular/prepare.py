@@ -1,9 +1,9 @@
-"""Draw the competition: visits to shops, and whether the customer comes back within a month.
+"""Generate the competition: visits to shops. Will the customer come back within a month?
 
     python prepare.py data
 
-`train.csv` has 60 shops, `test.csv` 30 others in later months, `sample_submission.csv` the form of
-an answer. `hidden/answers.csv` is for `score.py` alone.
+`train.csv` has 60 shops. `test.csv` has 30 other shops, in later months. `sample_submission.csv`
+shows the form of a submission. Only `score.py` reads `hidden/answers.csv`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def draw(visits: int, seed: int) -> pl.DataFrame:
     rows = SHOPS * visits
     shop = np.repeat(np.arange(SHOPS), visits)
     later = shop >= OF_TRAIN
-    quality = chance.normal(0, 0.6, SHOPS)  # nobody knows it: rows of a shop are alike
+    quality = chance.normal(0, 0.6, SHOPS)  # in no column, but rows of a shop share it
     city = chance.integers(0, len(CITIES), SHOPS)[shop]
     channel = chance.choice(len(CHANNELS), rows, p=[0.4, 0.3, 0.1, 0.2])
     day = chance.integers(0, 270, rows) + 270 * later
@@ -53,7 +53,7 @@ def draw(visits: int, seed: int) -> pl.DataFrame:
             "items": items[order],
             "price": price[order],
             "wait": np.where(channel == 3, np.nan, wait)[order],
-            "counter": np.arange(rows) // 3 * 3,  # of the till: it only says when
+            "counter": np.arange(rows) // 3 * 3,  # of the till: it only shows the time
             "returns": returns[order].astype(int),
         }
     )

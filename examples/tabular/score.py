@@ -1,9 +1,9 @@
-"""What the competition's server does: it alone has the answers of the test.
+"""Play the competition's server: only this program reads the answers of the test.
 
     python score.py data submission.csv
 
-prints the public score, F1 on 30 % of the rows; with `--private` that of the others, which nobody
-sees before the end.
+It prints the public score, which is F1 on 30 % of the rows. With `--private` it prints the score
+on the other rows. In a competition, this score is secret until the end.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class PreemptionGuard:
         exit_code: 75, for "start again". If a run ends with this code, its record has the reason.
 
     Raises:
-        RuntimeError: It was not entered in the main thread, which alone gets signals.
+        RuntimeError: It was entered outside of the main thread. Only that thread gets signals.
         ValueError: The time limit cannot be read.
     """
 

@@ -172,7 +172,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     >>> set_rng_state(rng_state())
 
     Raises:
-        KeyError: It is no state of `rng_state`.
+        KeyError: The state does not come from `rng_state`.
         ValueError: The state has more GPUs than this machine.
     """
     if len(state["cuda"]) > torch.cuda.device_count():

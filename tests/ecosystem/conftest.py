@@ -18,13 +18,13 @@ import vision
 
 HEAD = """# Beside other libraries
 
-What the tests in `tests/ecosystem` found out. `make ecosystem` installs the libraries, runs the
-tests and writes this page. Python {python}, torch {torch}.
+This page has the results of the tests in `tests/ecosystem`. `make ecosystem` installs the
+libraries, runs the tests and writes this page. Python {python}, torch {torch}.
 
-- **works**: the sentences say what was checked.
-- **with a remedy**: it works if you do what the sentence says.
-- **cannot**: part of it does not work; the sentence says what.
-- **not here**: it could not be tried.
+- **works**: the last column says what was tested.
+- **with a remedy**: it works if you do what the last column says.
+- **cannot**: a part of it does not work. The last column says which part.
+- **not here**: the tests could not run.
 
 | library | version | result | why |
 | --- | --- | --- | --- |

@@ -14,8 +14,8 @@ from batteries.data import DataLoader
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries, about themselves
 PREPARE = (
-    "Leave the loader out of `accelerator.prepare()`, which says so itself; move its batches with "
-    "`to_device(batch, accelerator.device)`. Model and optimizer may be prepared."
+    "Do not pass our loader to `accelerator.prepare()`; an error says so if you do. Move its "
+    "batches with `to_device(batch, accelerator.device)`. You can prepare model and optimizer."
 )
 
 
@@ -26,7 +26,7 @@ def loader() -> DataLoader[Any]:
 
 @pytest.mark.beside("accelerate", remedy=PREPARE)
 def test_accelerate() -> None:
-    """Our loader may not be prepared, with advice; the model may, and trains the same."""
+    """`prepare` of our loader raises an error; a prepared model trains as usual."""
     accelerate = pytest.importorskip(
         "accelerate", reason="accelerate is not installed: make ecosystem"
     )
@@ -50,7 +50,7 @@ def test_accelerate() -> None:
 
 @pytest.mark.beside("accelerate", remedy=PREPARE)
 def test_the_block_of_the_page() -> None:
-    """What `docs/coming-from.md` says of accelerate runs, and goes on where it was."""
+    """The block about accelerate in `docs/coming-from.md` runs, and resumes."""
     pytest.importorskip("accelerate", reason="accelerate is not installed: make ecosystem")
     page = Path(__file__).parents[2] / "docs" / "coming-from.md"
     [block] = re.findall(r"```python\n(from accelerate .*?)```", page.read_text(), re.DOTALL)
@@ -71,7 +71,7 @@ def test_the_block_of_the_page() -> None:
 
 @pytest.mark.beside("Fabric", package="lightning")
 def test_fabric() -> None:
-    """Fabric's loader of ours gives the same batches, and ours knows the position."""
+    """A loader that Fabric has set up gives the same batches, and our loader has the position."""
     fabrics = pytest.importorskip("lightning.fabric", reason="lightning is not installed")
     fabric = fabrics.Fabric(accelerator="cpu", devices=1)
     own, other = loader(), loader()

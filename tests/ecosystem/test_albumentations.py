@@ -41,7 +41,7 @@ def loader(seed: int | None, workers: int = 0) -> DataLoader[Any]:
 
 @pytest.mark.parametrize("seed", [None, 1])
 def test_images(seed: int | None) -> None:
-    """The same with any workers, in another run and after a resume; others in each epoch."""
+    """Images are the same with any workers and after a resume, and new in each epoch."""
     data = loader(seed)
     expected, later = list(data), list(data)
     assert not {image for batch in expected for image in batch} & {i for b in later for i in b}
@@ -54,6 +54,6 @@ def test_images(seed: int | None) -> None:
 
 
 def test_the_order_of_draws_is_its_own() -> None:
-    """With torch's own loader the images depend on what came before; a failed check would too."""
+    """With torch's own loader, the images depend on earlier ones."""
     first, second = (Images(1), Images(1))
     assert [first[i] for i in (0, 1)] != [second[i] for i in (1, 0)][::-1]

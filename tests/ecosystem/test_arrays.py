@@ -63,8 +63,8 @@ class Rows(Dataset[Any]):
 
 
 FORKS = (
-    'Pass `multiprocessing_context="spawn"`: its threads do not live through a fork, and a forked '
-    "worker that opens a file waits for ever, under torch's loader too."
+    'Pass `multiprocessing_context="spawn"`: its threads do not survive a fork, so a forked worker '
+    "that opens a file waits for ever, also in torch's loader."
 )
 
 
@@ -81,7 +81,7 @@ FORKS = (
     ],
 )
 def test_rows(opened: Any) -> None:
-    """Two workers open the file themselves, each row comes once, and a state goes on in it."""
+    """Two workers open the file, each row comes once, and a loader resumes inside it."""
     opened()
     data, how = Rows(opened), "spawn" if opened is polars else "fork"
     options: dict[str, Any] = {"num_workers": 2, "multiprocessing_context": how}

@@ -75,7 +75,7 @@ def attrs() -> Any:
     ],
 )
 def test_configurations(made: Any) -> None:
-    """A run's record, a checkpoint and a logger have the plain values of a configuration."""
+    """A record, a checkpoint and a logger store a configuration as plain values."""
     config = made()
     save_checkpoint(make_checkpoint("train", 1, nn.Linear(1, 1), args=config), "last.pth")
     assert json.loads(json.dumps(torch.load("last.pth")["args"])) == PLAIN

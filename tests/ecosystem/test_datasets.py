@@ -14,8 +14,8 @@ REASON = "datasets is not installed: requirements-ecosystem.txt"
 hub = pytest.importorskip("datasets", reason=REASON)
 pytestmark = pytest.mark.beside(
     "datasets",
-    remedy='Map-style ones as they are; `sharded="workers"` for iterable ones.',
-    cannot="What a `shuffle` of an iterable one has in its buffer is lost after a resume.",
+    remedy='Map-style datasets work as they are. Pass `sharded="workers"` for iterable ones.',
+    cannot="After a resume, the items in the buffer of an iterable dataset's `shuffle` are lost.",
 )
 
 

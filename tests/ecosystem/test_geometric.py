@@ -14,8 +14,8 @@ pytestmark = [
     pytest.mark.beside(
         "PyG",
         package="torch-geometric",
-        remedy="`collate_fn=Batch.from_data_list`, and `count=lambda batch: batch.num_graphs` in "
-        "`accumulate`.",
+        remedy="Pass `collate_fn=Batch.from_data_list` to the loader, and "
+        "`count=lambda batch: batch.num_graphs` to `accumulate`.",
     ),
     pytest.mark.filterwarnings("ignore"),
 ]

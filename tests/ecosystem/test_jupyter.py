@@ -27,7 +27,7 @@ run.close()
 @pytest.mark.beside("Jupyter", package="nbclient")
 @pytest.mark.filterwarnings("ignore")
 def test_cells() -> None:
-    """A cell may start a run again after another failed; workers and a bar work in a kernel."""
+    """A cell can resume a run after a cell has failed; workers and a bar work in a kernel."""
     nbformat: Any = pytest.importorskip("nbformat")
     client: Any = pytest.importorskip("nbclient")
     cells = [nbformat.v4.new_code_cell(cell) for cell in CELLS]

@@ -42,7 +42,7 @@ def samples(batches: Any) -> list[tuple[int, bool]]:
 
 
 def test_samples() -> None:
-    """Each image has its own draw, with any workers and after a resume; another in each epoch."""
+    """Images are the same with any workers and after a resume, and new in each epoch."""
     data = loader()
     expected, later = samples(data), samples(data)
     assert {flipped for _, flipped in expected} == {True, False}
@@ -55,7 +55,7 @@ def test_samples() -> None:
 
 
 def test_batches() -> None:
-    """What the loop augments is drawn by the step: a resumed run draws the same."""
+    """Augmentations in the loop depend on the step, and are the same after a resume."""
     augment = kornia.RandomAffine(degrees=30.0, p=1.0)
     first, other = loader(), loader()
     expected = [augment(images) for _, images in first]

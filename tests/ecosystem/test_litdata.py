@@ -13,8 +13,8 @@ from batteries.data import DataLoader
 pytestmark = [
     pytest.mark.beside(
         "litdata",
-        remedy="Its `StreamingDataLoader` goes on after a resume; in our loader the dataset is a "
-        "stream without a memory, which goes on between epochs.",
+        remedy="Its `StreamingDataLoader` can be resumed. In our loader, the dataset is a stream "
+        "without a state, which can be resumed only between epochs.",
     ),
     pytest.mark.filterwarnings("ignore"),
 ]

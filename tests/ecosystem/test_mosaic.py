@@ -10,10 +10,10 @@ from batteries import load_checkpoint, make_checkpoint, save_checkpoint
 from batteries.data import DataLoader
 
 REMEDY = (
-    "Its `StreamingDataLoader` goes on after a resume; in our loader the dataset is a stream "
-    "without a memory. Do not iterate over it in the main process before workers are forked: its "
-    "locks refuse that, under torch's loader too. It wants older versions of numpy and "
-    "transformers than it gets here, and is installed with `--no-deps`."
+    "Its `StreamingDataLoader` can be resumed. In our loader, the dataset is a stream without a "
+    "state. Do not iterate over it in the main process before workers are forked: its locks do not "
+    "allow this, also in torch's loader. It requires older versions of numpy and transformers than "
+    "those of this page, so it was installed with `--no-deps`."
 )
 pytestmark = [
     pytest.mark.beside("mosaicml-streaming", remedy=REMEDY),

@@ -20,7 +20,7 @@ class Wrapped:
 
 
 def test_configurations() -> None:
-    """Interpolations are resolved, inside of other objects too; a missing value is "???"."""
+    """Interpolations are resolved, also inside other objects; a missing value is "???"."""
     text = {"lr": 0.1, "sizes": [1, {"rate": "${lr}"}], "missing": "???"}
     plain = {"lr": 0.1, "sizes": [1, {"rate": 0.1}], "missing": "???"}
     config = Wrapped(omegaconf.OmegaConf.create(text))

@@ -102,7 +102,7 @@ def check(
 @pytest.mark.beside("torch.optim", package="torch")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers(name: str) -> None:
-    """Each optimizer of torch goes on with the same bits."""
+    """Each optimizer of torch resumes with the same bits."""
     kind = getattr(optim, name)
     check(lambda ps: kind(ps, lr=0.01), SCHEDULERS["StepLR"], sparse=name == "SparseAdam")
 
@@ -110,7 +110,7 @@ def test_optimizers(name: str) -> None:
 @pytest.mark.beside("torch.optim.lr_scheduler", package="torch")
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers(name: str) -> None:
-    """Each scheduler of torch goes on with the same learning rates."""
+    """Each scheduler of torch resumes with the same learning rates."""
     check(lambda ps: optim.SGD(ps, lr=0.1, momentum=0.9), SCHEDULERS[name])
 
 
@@ -133,12 +133,12 @@ OBJECTS = {"adashift", "conda", "scalableshampoo"}
     "pytorch-optimizer",
     remedy="105 of its 128 optimizers work as they are. Conda needs "
     "`torch.serialization.add_safe_globals([GaLoreProjector])`. 20 were not tried: they need other "
-    "arguments, or do not go on from what `torch.save` wrote.",
-    cannot="AdaShift and ScalableShampoo have objects in their states that torch does not load: "
-    "an error says so when a checkpoint is made.",
+    "arguments, or do not resume from a file of `torch.save` either.",
+    cannot="The states of AdaShift and ScalableShampoo have objects that torch does not load, so "
+    "`make_checkpoint` raises an error.",
 )
 def test_pytorch_optimizer() -> None:
-    """Its optimizers go on with the same bits, or a checkpoint refuses them."""
+    """Its optimizers resume with the same bits, or a checkpoint refuses them."""
     theirs: Any = pytest.importorskip("pytorch_optimizer", reason="pytorch-optimizer is missing")
     # Some move no weight in so few steps.
     for name in theirs.get_supported_optimizers():

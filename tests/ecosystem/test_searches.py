@@ -35,7 +35,7 @@ def train(logdir: str, lr: float, prune: Any = None) -> float:
 
 @pytest.mark.beside("optuna")
 def test_optuna() -> None:
-    """Trials are runs; one that is pruned is closed too, and the best of the study is the best."""
+    """Each trial is a run, a pruned trial is closed, and the best trial is the best run."""
     optuna = pytest.importorskip("optuna", reason="optuna is not installed: make ecosystem")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     rates = iter([0.05, 0.3, 0.001])
@@ -64,7 +64,7 @@ def test_optuna() -> None:
 
 @pytest.mark.beside("ray")
 def test_ray() -> None:
-    """Tasks in ray's processes write runs of their own, with the losses of this process."""
+    """Tasks in ray's processes write their own runs, with the same losses as one process."""
     ray = pytest.importorskip("ray", reason="ray is not installed: make ecosystem")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:

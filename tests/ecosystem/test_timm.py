@@ -18,7 +18,7 @@ def part(name: str) -> Any:
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
 def test_models(name: str) -> None:
-    """EMA is timm's own average of the same weights, and both go through our checkpoints."""
+    """Our EMA equals that of timm, and our checkpoints save and load both."""
     model = timm.create_model(name, num_classes=2)
     ours = EMA(model, decay=0.5)
     theirs = part("utils").ModelEmaV3(model, decay=0.5)
@@ -40,7 +40,7 @@ def test_models(name: str) -> None:
 
 
 def test_optimizers_and_schedulers() -> None:
-    """timm's optimizer and scheduler go on with the same bits."""
+    """timm's optimizer and scheduler resume with the same bits."""
     results = []
     for resumed in (False, True):
         torch.manual_seed(0)

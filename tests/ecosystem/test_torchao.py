@@ -20,7 +20,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 @pytest.mark.parametrize("kind", ["AdamW8bit", "AdamW4bit", "AdamWFp8"])
 def test_small_states_go_on(kind: str) -> None:
-    """An optimizer with states of few bits goes on with the same bits; torch.load reads it."""
+    """An optimizer with 8-bit states resumes with the same bits, and torch.load reads the file."""
     first, second = nn.Linear(128, 128), nn.Linear(128, 128)
     ours, theirs = (getattr(optim, kind)(model.parameters(), lr=0.1) for model in (first, second))
     step(first, ours)

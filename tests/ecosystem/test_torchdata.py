@@ -41,7 +41,7 @@ def through_a_file(loader: Any, other: Any, tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("made", [nodes, stateful])
 def test_a_loader_goes_on(made: Any, tmp_path: Path) -> None:
-    """After a resume 13 of 20 batches are left when 7 were received."""
+    """After 7 of 20 batches and a resume, 13 batches are left."""
     loader = made()
     seen = numbers(islice(loader, 7))
     other = through_a_file(loader, made(), tmp_path)
@@ -50,7 +50,7 @@ def test_a_loader_goes_on(made: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("made", [nodes, stateful, lambda: stateful(2)])
 def test_a_state_inside_a_window(made: Any, tmp_path: Path) -> None:
-    """It goes on with the first batch of the window; after the window's last, with the next."""
+    """Inside a window, its state resumes with the window's first batch; after it, with the next."""
     for done, first in ((6, 16), (8, 32)):
         loader = made()
         pairs = iter(accumulate(loader, nn.Identity(), 4, count=len))
@@ -61,7 +61,7 @@ def test_a_state_inside_a_window(made: Any, tmp_path: Path) -> None:
 
 
 def test_batches_that_fail() -> None:
-    """`accumulate` goes on behind a batch that fails in a `StatefulDataLoader`."""
+    """`accumulate` continues after a batch that fails in a `StatefulDataLoader`."""
 
     def read(numbers: list[int]) -> list[int]:
         if 5 in numbers:

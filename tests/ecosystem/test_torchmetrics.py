@@ -12,7 +12,7 @@ metrics = pytest.importorskip("torchmetrics", reason="torchmetrics is not instal
 
 @pytest.mark.beside("torchmetrics")
 def test_metrics_go_on() -> None:
-    """A collection of metrics goes on inside an epoch, to scikit-learn's values of all samples."""
+    """Metrics that resume inside an epoch end with scikit-learn's values of all samples."""
     scores = torch.rand(40, generator=torch.Generator().manual_seed(0))
     targets = (scores + torch.arange(40) % 3 * 0.2 > 0.6).long()
     first, other = (

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import runpy
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,6 +91,21 @@ class Mixed:
     def __call__(self, samples: list[Any]) -> Any:
         indices, images = torch.utils.data.default_collate(samples)
         return self.mix(images.float(), indices)
+
+
+def test_the_example(tmp_path: Path) -> None:
+    """The option of examples/images augments, with equal images with any workers."""
+    example = Path(__file__).parents[2] / "examples/images/datasets.py"
+    program = runpy.run_path(str(example))
+    (tmp_path / "noise").mkdir()
+    for number in range(8):
+        pixels = torch.randint(256, (SIZE, SIZE, 3), dtype=torch.uint8).numpy()
+        program["Image"].fromarray(pixels).save(tmp_path / f"noise/{number}.png")
+    data = program["ImageFolder"](tmp_path, program["torchvision_transforms"](SIZE))
+    alone, divided = (DataLoader(data, 8, seed=3, num_workers=workers) for workers in (0, 2))
+    [(images, _)], [(same, _)], [(later, _)] = alone, divided, alone
+    assert torch.equal(images, same)
+    assert not torch.equal(images, later)
 
 
 def test_models() -> None:

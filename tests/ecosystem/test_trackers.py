@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries, about the
 
 @pytest.mark.beside("W&B", package="wandb")
 def test_wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline, `watch` and our logger write into the program's run, which stays the program's."""
+    """Offline, `watch` and our logger write into the program's run, and leave it open."""
     wandb: Any = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     silent = wandb.Settings(silent=True, console="off")
@@ -36,7 +36,7 @@ def test_wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.beside("MLflow", package="mlflow")
 def test_mlflow_autolog(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside autolog, which logs an estimator, our logger writes into the same active run once."""
+    """Our logger writes into the active run of autolog, and each value once."""
     mlflow: Any = pytest.importorskip("mlflow")
     uri = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -59,7 +59,7 @@ def test_mlflow_autolog(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.beside("Trackio", package="trackio")
 def test_trackio(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our logger has a run of its own; the program's stays the program's, and the active one."""
+    """Our logger has its own run, and the run of the program stays active."""
     monkeypatch.setenv("TRACKIO_DIR", str(Path("trackio").resolve()))
     trackio: Any = pytest.importorskip("trackio")
     trackio.init(project="beside", name="mine", embed=False, auto_log_cpu=False)

@@ -39,7 +39,7 @@ def logits(model: torch.nn.Module, kind: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["GPT2", "Llama", "Bert", "T5"])
 def test_tied_weights(kind: str) -> None:
-    """What `save_pretrained` wrote loads, as what we wrote, and EMA keeps the tie."""
+    """Files of `save_pretrained` load like ours, and EMA keeps tied weights."""
     saved, first, second = tiny(kind), tiny(kind), tiny(kind)
     expected = logits(saved, kind)
     saved.save_pretrained("saved")  # type: ignore[operator]
@@ -52,7 +52,7 @@ def test_tied_weights(kind: str) -> None:
 
 @pytest.mark.beside("peft")
 def test_adapters() -> None:
-    """A file of adapters alone loads into no model without them, and says so."""
+    """A file that has only adapters does not load into a model without them; an error says so."""
     peft = pytest.importorskip("peft", reason="peft is not installed: make ecosystem")
     options = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
     adapted = peft.get_peft_model(tiny("GPT2"), options)

@@ -22,8 +22,8 @@ pytestmark = [
     ),
     pytest.mark.beside(
         "webdataset",
-        remedy="`shuffle(1000, rng=random)`: without `rng` it draws by the time of day.",
-        cannot="It has no memory: it cannot go on in the middle of an epoch, and says so.",
+        remedy="Use `shuffle(1000, rng=random)`: without `rng`, the time of day is the seed.",
+        cannot="It has no state, so it cannot resume in the middle of an epoch; an error says so.",
     ),
 ]
 

@@ -10,8 +10,8 @@ from torch import library
 
 _OWN: Any = library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
 PARTLY = (
-    "Its transforms and models. Its compiled operators were not tried: they do not load with the "
-    "CPU's build of torch."
+    "Its transforms and models work. Its compiled operators were not tried, because they do not "
+    "load with the CPU build of torch."
 )
 
 

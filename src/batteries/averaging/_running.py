@@ -182,7 +182,7 @@ class EMA(_Running):
         warmup: Begin with a smaller decay: `min(decay, (1 + n) / (10 + n))` at the n-th update, as
             in TensorFlow.
         update_every: Use only every n-th call of `update`.
-        update_after: During so many first calls the average is a copy of the model.
+        update_after: In the first `update_after` calls, the average is a copy of the model.
         device: Where the average is. Default: where the model is.
         buffers: "copy" copies the model's buffers, such as batch norm's statistics. "average"
             averages floating-point buffers, too. Integer and bool buffers are always copied, and
@@ -249,7 +249,7 @@ class SWA(_Running):
     ...     swa.update(model)
     >>> update_bn(swa.module, loader=[torch.zeros(8, 2)])
 
-    The update is just: `average.lerp_(weight, 1 / (n + 1))`. All else is as for `EMA`. Compute the
+    The update is just: `average.lerp_(weight, 1 / (n + 1))`. The rest is as in `EMA`. Compute the
     statistics of batch norm again for the averaged weights: `update_bn`.
 
     Args:

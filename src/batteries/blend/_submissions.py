@@ -43,9 +43,9 @@ def check_submission(
         The number of rows.
 
     Raises:
-        ValueError: A list of all faults: other columns, other ids, or others in their order;
-            missing values, infinities, other types, numbers out of range; the sample's own
-            predictions.
+        ValueError: A list of all faults: other columns; other ids, or the same ids in another
+            order; missing values, infinities, other types, numbers out of range; the sample's
+            own predictions.
         ModuleNotFoundError: polars is not installed.
     """
     own, given = (_read(Path(each)) for each in (path, sample))

@@ -112,8 +112,8 @@ def find_weights(
         target: (rows,).
         metric: One of these:
 
-            - "auc", "log_loss", "accuracy", "rmse", or scikit-learn's functions and scorers of
-              them: these are fast;
+            - "auc", "log_loss", "accuracy", "rmse", or scikit-learn's functions and scorers
+              for the same metrics: these are fast;
             - another name of scikit-learn's scorers, a scorer, or any function of target and
               prediction.
 

@@ -159,8 +159,8 @@ def resume(
     So the same command starts, restarts and continues an experiment. All ranks call it and load
     the same checkpoint. If one is damaged, `resume` warns and takes an older one.
 
-    If there is no checkpoint, `resume` calls `start_over()` of the objects that have it. Loggers
-    then put aside what a run has logged that was killed before its first checkpoint.
+    If there is no checkpoint, `resume` calls `start_over()` of the objects that have it. So, if a
+    run was killed before its first checkpoint, loggers put its old lines aside.
 
     Args:
         **objects: As for `load_checkpoint`. If the checkpoint has a state for which no object is

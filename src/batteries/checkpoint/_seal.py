@@ -63,7 +63,7 @@ def find_seal(tail: bytes) -> Seal | None:
 
 
 def read_note(path: PathLike) -> Note | None:
-    """The note that a checkpoint was saved with; None if it carries none.
+    """The note that was saved with a checkpoint; None if there is none.
 
     >>> save_checkpoint({"model_state_dict": {}}, "last.pth", note={"epoch": 1})
     >>> read_note("last.pth")

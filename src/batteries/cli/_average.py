@@ -16,7 +16,9 @@ from batteries.cli._group import main, say
 @main.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True))
 @click.option("-o", "--output", required=True, help="The checkpoint to write.")
-@click.option("--best", type=click.IntRange(min=1), help="Average so many best ones of LOGDIR.")
+@click.option(
+    "--best", type=click.IntRange(min=1), help="Average the best N checkpoints of LOGDIR."
+)
 @click.option("--weight", "weights", type=float, multiple=True, help="One for each file, in order.")
 @click.option("--model", metavar="MODULE:FUNCTION", help="Makes the model, to update batch norm.")
 @click.option("--loader", metavar="MODULE:FUNCTION", help="Makes the loader for batch norm.")

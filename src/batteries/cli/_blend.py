@@ -33,7 +33,7 @@ def blend(
     weights: tuple[float, ...],
     renormalise: bool,
 ) -> None:
-    """Blend files of predictions, row by row of the same id.
+    """Blend files of predictions. Rows are matched by their ids.
 
     \b
     batteries blend a.csv b.parquet --method rank -o blend.csv

@@ -58,10 +58,10 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @main.command()
 @_options
 def rerun(run: str, words: tuple[str, ...], logdir: str, current_code: bool, yes: bool) -> None:
-    """Print, or with --yes run, the command of RUN, in its directory and with its code.
+    """Print the command of RUN, with its directory and its code. With --yes, run it.
 
-    If the code has changed since, the run's code is checked out into a git worktree: its commit,
-    with its diff applied. WORDS after -- are added at the end of the command. argparse and click
+    If the code has changed since the run, its code is checked out into a git worktree: the commit,
+    with the diff applied. WORDS after -- are added at the end of the command. argparse and click
     use the last value of an option.
 
     \b
@@ -76,7 +76,7 @@ def rerun(run: str, words: tuple[str, ...], logdir: str, current_code: bool, yes
 @main.command()
 @_options
 def resume(run: str, words: tuple[str, ...], logdir: str, current_code: bool, yes: bool) -> None:
-    """Print, or with --yes run, the command of RUN so that start_run continues this run.
+    """Print the command that continues RUN. With --yes, run it.
 
     \b
     batteries resume 13 --yes

@@ -37,9 +37,11 @@ def _formats(command: Callable[..., None]) -> Callable[..., None]:
     help="Such as 'lr=0.1', 'valid/loss<0.3', 'run~^dig'. Signs: =, !=, <, <=, >, >=, ~.",
 )  # fmt: skip
 @click.option(
-    "--sort", metavar="COLUMN", help="Best first for a metric, else lowest. -COLUMN: highest."
+    "--sort",
+    metavar="COLUMN",
+    help="Best first for a metric, else lowest first. -COLUMN: highest first.",
 )
-@click.option("--group-by", metavar="COLUMNS", help="Mean and spread of runs equal in these.")
+@click.option("--group-by", metavar="COLUMNS", help="Mean and spread of runs with equal values.")
 @click.option("--columns", metavar="COLUMNS", help="Show only these, separated by commas.")
 @click.option("--all-columns", is_flag=True, help="Show all columns.")
 @_formats

@@ -304,6 +304,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         came = self._taken(inner)
         if self.num_workers and self._running() is not inner:
             ended_at_exit(os.getpid()).add(inner)
+            for worker in inner._workers:  # they ignore SIGTERM, which is for the program
+                worker.terminate = functools.partial(type(worker).kill, weakref.proxy(worker))
             # In a cycle of references, the garbage collector would close the workers' queues
             # first. The workers would not learn of the end, and each would be waited for 5 s.
             Finalize(self if self.persistent_workers else came, inner._shutdown_workers)
@@ -492,7 +494,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         return _Place(turn, step * self._group())
 
     def state_dict(self) -> dict[str, Any]:
-        """The place of the loop in the data: a few integers.
+        """The position of the loop in the data, as plain values.
 
         >>> DataLoader(range(4), batch_size=2, seed=42).state_dict()
         {'seed': 42, 'epoch': 0, 'position': 0, 'length': 4, 'order': 'as it is', 'step': 2}
@@ -518,7 +520,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume at the place of a `state_dict`.
+        """Resume at the position of a `state_dict`.
 
         >>> loader = DataLoader(range(4), seed=42)
         >>> loader.load_state_dict({**loader.state_dict(), "epoch": 1, "position": 3})

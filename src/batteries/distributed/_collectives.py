@@ -234,7 +234,7 @@ def all_reduce(
 def all_reduce(
     value: Tensor | float, op: str = "sum", *, check: bool = True, group: Group = None
 ) -> Tensor | float:
-    """Reduce one number or tensor of each rank to one, on every rank.
+    """Combine the numbers or tensors of all ranks into one, on every rank.
 
     >>> all_reduce(3, "max")
     3

@@ -367,7 +367,7 @@ class Numbers(dict[str, float]):
 
 
 def read_together(metrics: Metrics) -> dict[str, float]:
-    """Metrics as numbers by joined names; one copy for each device fetches its tensors.
+    """Metrics as numbers by joined names. The tensors of a device are copied together.
 
     >>> read_together({"train": {"loss": torch.tensor(0.5)}, "lr": 1})
     {'train/loss': 0.5, 'lr': 1.0}

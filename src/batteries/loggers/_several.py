@@ -106,7 +106,7 @@ class Loggers:
                 each.load_state_dict(state[name])
 
     def start_over(self) -> None:
-        """Let each logger begin a run again that has no checkpoint."""
+        """Let each logger start a run again, because it has no checkpoint."""
         for each in self._loggers:
             if hasattr(each, "start_over"):
                 each.start_over()

@@ -59,7 +59,7 @@ def check_folds(
         A polars frame, a row for each fold.
 
     Raises:
-        TypeError: `folds` are not of `make_folds`.
+        TypeError: `folds` do not come from `make_folds`.
         ValueError: Folds for another number of rows, missing targets or groups, an empty fold, or
             leaks, with their number and the first few.
     """
