@@ -141,6 +141,20 @@ def test_what_is_returned_is_public() -> None:
                 said = {"Tensor": Tensor, **function.__globals__}
                 hint = eval(str(function.__annotations__["return"]), said)
                 assert {each for each in classes_in(hint) if is_ours(each)} <= known, name
+        for hint in fields_of(value):
+            assert {each for each in classes_in(hint) if is_ours(each)} <= known, name
+
+
+def fields_of(value: Any) -> list[Any]:
+    """The types of the public fields of a class, and of its bases."""
+    found = []
+    for kind in filter(is_ours, getattr(value, "__mro__", ())):
+        for name, hint in vars(kind).get("__annotations__", {}).items():
+            said = {"Tensor": Tensor, **vars(sys.modules[kind.__module__])}
+            text = getattr(hint, "__forward_arg__", hint)
+            if not name.startswith("_"):
+                found.append(eval(text, said) if isinstance(text, str) else hint)
+    return found
 
 
 def classes_in(hint: Any) -> set[type]:

@@ -33,7 +33,7 @@ def test_a_table() -> None:
     """A run without checkpoints has its arguments, and of each metric its last and its best."""
     log_run({"lr": 0.1, "model": {"width": 8}, "state": "new"}, [0.5, 0.3, 0.4])
     log_run({"lr": 1, "tags": ["a"]}, [0.9, math.nan])
-    runs = read_runs("runs", minimization={"valid/loss": True})
+    runs = read_runs("runs", metric_minimization={"valid/loss": True})
     first, second = runs.rows()
     assert (first["lr"], first["model.width"], first["args.state"]) == (0.1, 8, "new")
     told = [first[f"valid/loss.{end}"] for end in ("last", "best", "best_step")]
@@ -72,7 +72,7 @@ def test_filters_with_types() -> None:
     """Conditions compare numbers as numbers; text against a number is an error that says so."""
     for lr, name, amp in ((0.1, "adam", True), (0.01, "sgd", False), (1, "10", True)):
         log_run({"lr": lr, "opt": name, "amp": amp}, [lr])
-    runs = read_runs("runs", minimization=LOSS)
+    runs = read_runs("runs", metric_minimization=LOSS)
 
     def found(*conditions: str) -> list[str]:
         return [run.name for run in runs.where(*conditions)]
@@ -100,7 +100,7 @@ def test_orders() -> None:
     """Best first is by the metric's own direction; the last and the best have other winners."""
     for losses in ([0.5, 0.1, 0.6], [0.3, 0.4, 0.2], [math.nan]):
         log_run({}, losses)
-    runs = read_runs("runs", minimization=LOSS)
+    runs = read_runs("runs", metric_minimization=LOSS)
     assert [run.name for run in runs.best_first("valid/loss")] == ["001", "002", "003"]
     assert [run.name for run in runs.best_first("valid/loss.last")] == ["002", "001", "003"]
     assert [run.name for run in runs.sorted("run", descending=True)] == ["003", "002", "001"]
@@ -114,7 +114,9 @@ def test_groups() -> None:
     for lr, some in scores.items():
         for seed, loss in enumerate(some):
             log_run({"lr": lr, "seed": seed}, [loss])
-    first, second, third = read_runs("runs", minimization=LOSS).groups("lr", of="valid/loss.last")
+    first, second, third = read_runs("runs", metric_minimization=LOSS).groups(
+        "lr", of="valid/loss.last"
+    )
     assert first["mean"] == pytest.approx(0.6)
     assert first["std"] == pytest.approx(statistics.stdev(scores[0.1]))
     assert first["sem"] == pytest.approx(first["std"] / math.sqrt(3))

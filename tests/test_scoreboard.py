@@ -239,7 +239,9 @@ def test_runs_without_a_manager_are_ranked() -> None:
     """The metric and its direction that a run was told count for ranks and gaps."""
     for value in np.linspace(0.5, 0.9, 6):
         with start_run("runs", new=True) as run:
-            record_scores(run, validation=value, test=value + 1, metric="rmse", minimization=True)
+            record_scores(
+                run, validation=value, test=value + 1, metric="rmse", metric_minimization=True
+            )
     runs = read_runs("runs")
     assert next(run.name for run in best_first(runs)) == "001"
     assert [str(check) for check in check_gaps(runs)] == [

@@ -167,7 +167,7 @@ def assemble(folds: Folds, root: Path, args: argparse.Namespace) -> bool:
         test=float(test),
         folds=score.folds,
         metric="accuracy",
-        minimization=False,
+        metric_minimization=False,
     )
     outputs = Predictions(folds.rows)
     outputs.add(range(folds.rows), probability=collected.predictions)

@@ -234,7 +234,7 @@ def main(args: argparse.Namespace, root: Path, device: torch.device) -> None:
         label = blend["probability"].to_numpy().argmax(1)
         blend.select("id", label=pl.Series(label)).write_csv(file)
     known, test, accuracy = (rows[best][name] for name in ("OOF", "test", "test accuracy"))
-    record_scores(root, validation=known, test=test, metric="log loss", minimization=True)
+    record_scores(root, validation=known, test=test, metric="log loss", metric_minimization=True)
     logger.info(
         "best OOF score: %s; test accuracy %.4f, test log loss %.4f, OOF %.4f, difference %.4f",
         *(best, accuracy, test, known, test - known),

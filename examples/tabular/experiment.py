@@ -212,7 +212,7 @@ def main(args: argparse.Namespace, root: Path) -> None:
         file.write(json.dumps(table_of_scores, indent=2).encode())
     chosen = root / "submissions" / best / "submission.csv"
     number = check_submission(chosen, data / "sample_submission.csv")
-    record_scores(root, validation=rows[best]["validation"], metric="F1", minimization=False)
+    record_scores(root, validation=rows[best]["validation"], metric="F1", metric_minimization=False)
     record_scores(root, leaderboard={"private": rows[best]["private"]}, file=chosen)
     logger.info(
         "chosen by validation: %s; validation %.4f, public %.4f, private F1 %.4f",

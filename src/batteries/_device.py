@@ -41,7 +41,7 @@ def to_device(data: T, device: torch.device | str | int, *, non_blocking: bool =
         ValueError: There is no such device.
         TypeError: A Mapping or a tuple of a class that cannot be made from its items.
     """
-    moved: T = _MOVES[type(data)](data, known_device(device), non_blocking)
+    moved: T = _MOVES[type(data)](data, _known(device), non_blocking)
     return moved
 
 
@@ -177,9 +177,14 @@ def _takes_non_blocking(kind: type, to: Callable[..., Any]) -> bool:
     )
 
 
-@lru_cache(maxsize=256)
 def known_device(device: torch.device | str | int) -> torch.device:
     """The device, or a ValueError if this machine does not have it."""
+    hashable = isinstance(device, torch.device | str | int)
+    return _known(device) if hashable else _known.__wrapped__(device)
+
+
+@lru_cache(maxsize=256)
+def _known(device: torch.device | str | int) -> torch.device:
     gpus = torch.cuda.device_count()
     if isinstance(device, int) and gpus == 0:
         return torch.device("cpu")

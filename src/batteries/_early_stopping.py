@@ -10,6 +10,7 @@ from torch import Tensor
 
 from batteries import distributed
 from batteries._direction import said_direction
+from batteries._numbers import as_number, as_whole
 
 
 class EarlyStopping:
@@ -35,7 +36,7 @@ class EarlyStopping:
         best_epoch: The number of the check with the best score, counted from 1.
 
     Raises:
-        TypeError: `metric_minimization` is missing.
+        TypeError: `metric_minimization` is missing, or a number is of another type.
         ValueError: `patience` or `min_delta` is negative.
     """
 
@@ -46,13 +47,11 @@ class EarlyStopping:
         metric_minimization: bool | None = None,
         min_delta: float = 0.0,
     ) -> None:
-        if patience < 0:
-            raise ValueError(f"patience is {patience}; expected 0 or more checks")
-        if not min_delta >= 0:
+        self.patience = as_whole(patience, "patience", 0, " checks")
+        self.min_delta = as_number(min_delta, "min_delta")
+        if not self.min_delta >= 0:
             raise ValueError(f"min_delta is {min_delta}; expected 0 or more")
-        self.patience = patience
         self.metric_minimization = said_direction(metric_minimization, "EarlyStopping")
-        self.min_delta = min_delta
         self.best_score: float | None = None
         self.best_epoch: int | None = None
         self._checks = 0
@@ -63,11 +62,11 @@ class EarlyStopping:
         `stopper(score)` does the same. On ranks other than 0 the score may be None.
         """
         main = distributed.is_main()
-        own = distributed.together(lambda: float(score) if main else 0.0)  # type: ignore[arg-type]
-        number = distributed.broadcast(own)
+        own = distributed.together(lambda: as_number(score, "the score") if main else 0.0)
+        agreed = distributed.broadcast(own)
         self._checks += 1
-        if self._is_better(number):
-            self.best_score, self.best_epoch = number, self._checks
+        if self._is_better(agreed):
+            self.best_score, self.best_epoch = agreed, self._checks
             return False
         return self._checks - (self.best_epoch or 0) >= self.patience
 
@@ -91,5 +90,7 @@ class EarlyStopping:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a `state_dict`."""
-        self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
-        self._checks = state["checks"]
+        score, epoch, checks = (state[name] for name in ("best_score", "best_epoch", "checks"))
+        self._checks = as_whole(checks, "checks", 0)
+        self.best_score = None if score is None else as_number(score, "best_score")
+        self.best_epoch = None if epoch is None else as_whole(epoch, "best_epoch", 1)

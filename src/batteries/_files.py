@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 try:
     import fcntl
@@ -25,6 +25,30 @@ PathLike = str | os.PathLike[str]
 _LONG = 64  # bytes; temporary names contain only shorter names, because they are longer
 _NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 _CLONE = 0x40049409  # Linux's FICLONE: the copy shares its data until one file changes
+
+
+class Place:
+    """An attribute with a path that stays the same place if the working directory changes.
+
+    It is as it was given while the working directory is the same.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"{name} and the working directory"
+
+    def __set__(self, instance: Any, path: PathLike) -> None:
+        path = Path(path)
+        vars(instance)[self._name] = path, None if path.is_absolute() else Path.cwd()
+
+    def __get__(self, instance: Any, owner: type) -> Path:
+        if instance is None:
+            raise AttributeError  # so that a dataclass sees no default
+        path: Path
+        path, above = vars(instance)[self._name]
+        with suppress(OSError):  # the working directory was removed
+            if above is None or above == Path.cwd():
+                return path
+        return Path(above, path)
 
 
 def listed(paths: PathLike | Iterable[PathLike]) -> list[Path]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from batteries import distributed
+from batteries._numbers import as_number
 from batteries.distributed._groups import Group
 
 
@@ -112,7 +113,8 @@ class AverageMeter:
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Restore a `state_dict`."""
-        self._value, self._sum, self._counter = state["value"], state["sum"], state["counter"]
+        names = "value", "sum", "counter"
+        self._value, self._sum, self._counter = (as_number(state[each], each) for each in names)
 
 
 AverageMetter = AverageMeter  # the specification's spelling

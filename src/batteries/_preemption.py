@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import re
 import signal
 import socket
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from batteries._numbers import as_seconds
 from batteries._processes import seconds_lived
 from batteries.distributed._waiting import seconds_between
 
@@ -28,7 +28,6 @@ _SAME = 1.0  # seconds in which repeated signals count once: Slurm and torchrun 
 _POKE = b"\0"  # wakes the thread; no signal has this number
 
 AT_ONCE, NEVER = 0.0, math.inf  # steps at which to stop
-_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _saves: deque[float] = deque(maxlen=5)  # the durations of this process's last saves, in seconds
 
 
@@ -308,27 +307,13 @@ def _ends(time_limit: str | float | timedelta | None) -> tuple[float, str] | Non
     """The end of the time by the monotonic clock, and the limit's name; None without a limit."""
     now, ends = time.monotonic(), []
     if time_limit is not None:
-        seconds = _seconds(time_limit)
+        seconds = as_seconds(time_limit, "time_limit")
         ends.append((now - seconds_lived() + seconds, f"the time limit of {time_limit}"))
     with suppress(ValueError):
         slurm = float(os.environ.get("SLURM_JOB_END_TIME", ""))  # since 1970
         if slurm > 0:
             ends.append((now + slurm - time.time(), "Slurm's time limit"))
     return min(ends, default=None)
-
-
-def _seconds(time_limit: str | float | timedelta) -> float:
-    if isinstance(time_limit, timedelta):
-        time_limit = time_limit.total_seconds()
-    if isinstance(time_limit, str):
-        parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", time_limit)
-        if parts and "".join(map("".join, parts)) == time_limit.replace(" ", ""):
-            return sum(float(number) * _UNITS[unit] for number, unit in parts)
-    elif time_limit >= 0:
-        return float(time_limit)
-    raise ValueError(
-        f'time_limit is {time_limit!r}; expected seconds, a timedelta, or a text such as "8h50m"'
-    )
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from batteries._arguments import differing, is_free, is_longer
 from batteries._environment import code, environment, program_directory
-from batteries._files import PathLike, locked_directory, make_directory, write_whole
+from batteries._files import PathLike, Place, locked_directory, make_directory, write_whole
 from batteries._masking import masked, masked_command
 from batteries._preemption import PreemptionGuard
 from batteries._processes import is_alive, own_process
@@ -99,6 +99,8 @@ class Run:
         resumed: Whether an earlier run was resumed.
     """
 
+    path = Place()
+
     def __init__(self, path: Path, id: str, resumed: bool, session: str) -> None:  # noqa: A002
         self.path = path
         self.id = id
@@ -111,7 +113,7 @@ class Run:
             self._program = _Program()
             _runs[session] = self
             atexit.register(self._close_at_exit)
-            threading.Thread(target=_beat, args=(path, self._ended), daemon=True).start()
+            threading.Thread(target=_beat, args=(path.absolute(), self._ended), daemon=True).start()
 
     def __fspath__(self) -> str:
         return str(self.path)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batteries._direction import said_direction
+from batteries._numbers import as_number
 from batteries._optional import import_optional
 
 Metric = Callable[[Any, Any], float] | str  # a function of target and prediction, or a name
@@ -31,9 +32,11 @@ class Scoring(NamedTuple):
         if function is None:  # our fast one does not apply, for example to several targets
             function = _of_sklearn(self)
         if not self.of_labels:
-            return lambda y, p: float(function(y, p))
+            return lambda y, p: as_number(function(y, p), f"the result of {self.name}")
         classes = np.unique(target)
-        return lambda y, p: float(function(y, _labels(np.asarray(p), classes)))
+        return lambda y, p: as_number(
+            function(y, _labels(np.asarray(p), classes)), f"the result of {self.name}"
+        )
 
 
 _FAST = {  # by the names of scikit-learn's scorers, of scikit-learn's functions, and ours
@@ -72,6 +75,7 @@ def as_scoring(metric: Metric, metric_minimization: bool | None, of: str) -> Sco
     elif isinstance(metric, str) or hasattr(metric, "_score_func"):
         found = _of_scorer(metric)
     else:
+        _check_callable(metric)
         direction = said_direction(metric_minimization, f"{of} with a function as its metric")
         return Scoring(name or "the metric", None, 1, direction, metric)
     if metric_minimization not in (None, found.minimized):
@@ -86,7 +90,20 @@ def scoring_of(metric: Metric) -> Scoring:
     """The metric that a user passed, if its direction does not matter."""
     if isinstance(metric, str) or hasattr(metric, "_score_func"):
         return as_scoring(metric, None, "it")
+    _check_callable(metric)
     return Scoring("the metric", None, 1, False, metric)
+
+
+def _check_callable(metric: Any) -> None:
+    if not callable(metric):
+        raise _unknown(metric)
+
+
+def _unknown(metric: Any) -> ValueError:
+    return ValueError(
+        f"metric is {metric!r}; expected a function, one of {', '.join(_NAMES)}, or a name of "
+        "scikit-learn's: sklearn.metrics.get_scorer_names()"
+    )
 
 
 def _is_of_sklearn(function: Any) -> bool:
@@ -99,10 +116,7 @@ def _of_scorer(metric: Any) -> Scoring:
     if isinstance(metric, str):
         metrics = import_optional("sklearn.metrics", needs="scikit-learn", for_=f"metric {name!r}")
         if metric not in metrics.get_scorer_names():
-            raise ValueError(
-                f"metric is {metric!r}; expected a function, one of {', '.join(_NAMES)}, or a name "
-                "of scikit-learn's: sklearn.metrics.get_scorer_names()"
-            )
+            raise _unknown(metric)
         metric = metrics.get_scorer(metric)
     score, sign, options = metric._score_func, metric._sign, metric._kwargs
     of_classes = _is_of_sklearn(score) and not score.__module__.endswith("_regression")

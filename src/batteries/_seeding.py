@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 import os
 import random
 import struct
@@ -18,6 +17,7 @@ from torch.utils.data import get_worker_info
 
 from batteries import distributed
 from batteries._backends import adopt_backends, chosen_backends
+from batteries._numbers import as_seed
 
 _SEED = "BATTERIES_SEED"
 _numbered: Counter[Hashable] = Counter()  # counts since the last `seed_all(seed)`
@@ -50,7 +50,7 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
     Raises:
         TypeError, ValueError: The seed is not an integer, or out of range.
     """
-    seed = _checked(seed)
+    seed = as_seed(seed)
     _choose_algorithms(deterministic)
     worker = get_worker_info()
     if worker is not None:
@@ -106,7 +106,7 @@ def chosen_seed(seed: int | None = None) -> int:
 
     Processes that start later read it from the environment.
     """
-    return _checked(int(os.environ.get(_SEED, 42)) if seed is None else seed)
+    return as_seed(int(os.environ.get(_SEED, 42)) if seed is None else seed)
 
 
 def next_number(kind: Hashable) -> int:
@@ -201,13 +201,6 @@ def isolated_rng() -> Iterator[None]:
         yield
     finally:
         set_rng_state(state)
-
-
-def _checked(seed: int) -> int:
-    seed = operator.index(seed)  # also for numpy's integers
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed is {seed}; expected an integer from 0 to 2**64 - 1")
-    return seed
 
 
 def _entropy(*numbers: int) -> bytes:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from batteries._files import PathLike, naming, write_whole
+from batteries._files import PathLike, Place, naming, write_whole
 from batteries._foreign import Most, check, is_epoch, is_number, parse_json, read_regular
 from batteries._rundir.names import CHECKPOINTS
 from batteries._rundir.record import files_of
@@ -116,6 +116,8 @@ class MetricsFile:
     The room is spaces, which JSON allows. A new row is written into one page of it. So a killed
     process has written all of the row or nothing, and the file is valid at each moment.
     """
+
+    _path = Place()
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -7,13 +7,15 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from batteries._direction import said_direction
 from batteries._files import PathLike, locked_directory, write_whole
-from batteries._foreign import Most, check, open_regular, read_json
+from batteries._foreign import Most, brief, check, open_regular, read_json
+from batteries._numbers import as_number
 from batteries._rundir.record import check_held
 
 NAME = "scores.json"
@@ -38,16 +40,17 @@ def record_scores(
     test: float | None = None,
     leaderboard: float | Mapping[str, float] | None = None,
     name: str = "public",
-    folds: Iterable[float] | None = None,
+    folds: Iterable[float] | Mapping[Any, float] | None = None,
     metric: str | None = None,
-    minimization: bool | None = None,
+    metric_minimization: bool | None = None,
     file: PathLike | None = None,
     message: str | None = None,
 ) -> dict[str, Any]:
     """Add scores to those in a run's directory, and return all of them.
 
-    >>> record_scores(".", validation=0.93, test=0.91, metric="auc", minimization=False)["test"]
-    0.91
+    >>> scores = record_scores(".", validation=0.93, metric="auc", metric_minimization=False)
+    >>> scores["validation"]
+    0.93
     >>> scores = record_scores(".", leaderboard=0.907, message="with warmup")
     >>> scores["leaderboard"], scores["submissions"][0]["message"]
     ({'public': 0.907}, 'with warmup')
@@ -59,9 +62,9 @@ def record_scores(
     Args:
         leaderboard: The score, or several by name: `{"public": 0.907, "private": 0.9}`.
         name: The leaderboard, or the part of it.
-        folds: The validation score of each fold.
-        metric: The metric of the validation score, if no `CheckpointManager` says it.
-        minimization: Whether lower is better.
+        folds: The validation score of each fold, in order or by name.
+        metric: The name of the metric of the validation score, if no `CheckpointManager` says it.
+        metric_minimization: Whether lower is better.
         file: The file that was submitted. Its name and its SHA-256 are stored.
         message: A note about the submission.
 
@@ -80,9 +83,11 @@ def record_scores(
         if value is not None
     }
     if folds is not None:
+        folds = folds.values() if isinstance(folds, Mapping) else folds
         new["folds"] = [_finite("folds", value) for value in folds]
     new |= {} if metric is None else {"metric": str(metric)}
-    new |= {} if minimization is None else {"minimization": said_direction(minimization, "a run")}
+    if metric_minimization is not None:
+        new["minimization"] = said_direction(metric_minimization, "a run")
     told = {} if leaderboard is None else {name: leaderboard}
     told = dict(leaderboard) if isinstance(leaderboard, Mapping) else told
     boards = {board: _finite("leaderboard", value) for board, value in told.items()}
@@ -138,10 +143,7 @@ def _digest(path: PathLike) -> str:
 
 
 def _finite(name: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{name} is {value!r}; expected a finite number")
-    return number
+    with suppress(TypeError):
+        if math.isfinite(found := as_number(value, name)):
+            return found
+    raise ValueError(f"{name} is {brief(value)}; expected a finite number")

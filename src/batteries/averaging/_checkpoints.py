@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from batteries._files import PathLike, listed
+from batteries._numbers import as_number, as_whole
 from batteries._rundir.history import NAME, read_history
 from batteries._rundir.names import checkpoint_name
 from batteries.averaging._batch_norm import update_bn
@@ -28,12 +29,13 @@ from batteries.checkpoint._write import save_checkpoint
 from batteries.progress import tqdm
 
 State = OrderedDict[str, Any]
+Weights = Mapping[Any, float] | Iterable[float] | None  # by path, or in order
 _THREADS = 32  # at most; each takes a MiB
 
 
 def average_checkpoints(
     paths: Iterable[PathLike],
-    weights: Sequence[float] | None = None,
+    weights: Weights = None,
     dtype: torch.dtype = torch.float32,
 ) -> State:
     """The average of the weights in checkpoints, as the state dict of a model.
@@ -59,7 +61,8 @@ def average_checkpoints(
     Tensors that share memory in all files share it in the result.
 
     Args:
-        weights: The weight of each file, positive; their sum does not matter. Default: all equal.
+        weights: The weight of each file, positive, in order or by path; their sum does not matter.
+            Default: all equal.
         dtype: The least precise dtype to compute in: float64 tensors are averaged in float64. The
             result has the dtypes of the files.
 
@@ -69,7 +72,7 @@ def average_checkpoints(
         CheckpointError: A damaged file, or files of different models, with the file and the name.
     """
     files = listed(paths)
-    counts = _counts(weights, len(files))
+    counts = _counts(weights, files)
     with ExitStack() as stack:
         sources = [Source.opened(path, stack) for path in files]
         for another in sources[1:]:
@@ -97,7 +100,7 @@ def average_checkpoints(
 def save_average(
     paths: Iterable[PathLike],
     out: PathLike,
-    weights: Sequence[float] | None = None,
+    weights: Weights = None,
     dtype: torch.dtype = torch.float32,
     *,
     model: nn.Module | None = None,
@@ -133,14 +136,15 @@ def save_average(
             "model=, too"
         )
     files = listed(paths)
-    state = average_checkpoints(files, weights, dtype)
+    counts = _counts(weights, files)
+    state = average_checkpoints(files, counts, dtype)
     if model is not None:
         model.load_state_dict(state)
         if loader is not None:
             update_bn(model, loader, device)
         state = state_of(model)
     kept = ("stage", "epoch", "metrics")
-    averaged, counts = [], _counts(weights, len(files))
+    averaged = []
     for path, count in zip(files, counts, strict=True):
         found = peek(path)
         known = {key: found[key] for key in kept if key in found and not _has_meta(found[key])}
@@ -166,6 +170,7 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
         ValueError: A number below 1.
         FileNotFoundError: No `metrics.json`, or fewer checkpoints. The error says how many.
     """
+    number = as_whole(number, "number")
     if number < 1:
         raise ValueError(f"best_checkpoints was asked for {number}; expected 1 or more")
     folder = Path(logdir)
@@ -187,10 +192,19 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
     return kept[:number]
 
 
-def _counts(weights: Sequence[float] | None, number: int) -> list[float]:
+def _counts(weights: Weights, files: list[Path]) -> list[float]:
+    number = len(files)
     if not number:
         raise ValueError("there are no checkpoints to average")
-    own = [1.0] * number if weights is None else [float(weight) for weight in weights]
+    if isinstance(weights, Mapping):
+        by_path = {Path(path): weight for path, weight in weights.items()}
+        if by_path.keys() != set(files):
+            raise ValueError(
+                f"the weights are of {', '.join(map(str, by_path))}, but the checkpoints are "
+                f"{', '.join(map(str, files))}; expected one for each"
+            )
+        weights = [by_path[path] for path in files]
+    own = [1.0] * number if weights is None else [as_number(each, "a weight") for each in weights]
     if len(own) != number:
         raise ValueError(f"there are {len(own)} weights for {number} checkpoints")
     if not all(0 <= weight < math.inf for weight in own) or not sum(own):

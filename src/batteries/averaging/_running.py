@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from batteries._modules import own_part, reshard, sharded_like, unwrap
+from batteries._numbers import as_number, as_whole
 from batteries.averaging._copies import copy_of
 from batteries.averaging._shards import divide, gather_in_forward
 from batteries.checkpoint._contents import renamed, state_of, without_compile
@@ -207,13 +208,13 @@ class EMA(_Running):
         device: torch.device | str | None = None,
         buffers: Buffers = "copy",
     ) -> None:
+        decay = as_number(decay, "decay")
         if not 0 <= decay <= 1:
             raise ValueError(f"decay is {decay}; expected 0 to 1, such as 0.9999")
-        if update_every < 1:
-            raise ValueError(f"update_every is {update_every}; expected 1 or more")
         super().__init__(model, device, buffers)
         self._decay, self._warmup = decay, warmup
-        self._every, self._after = update_every, update_after
+        self._every = as_whole(update_every, "update_every", 1)
+        self._after = as_whole(update_after, "update_after", 0)
 
     def update(self, model: nn.Module) -> None:
         """Add the model's present weights. Call it after `optimizer.step()`.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from batteries._direction import said_direction
 from batteries._files import PathLike, listed
+from batteries._numbers import as_number
 from batteries.averaging._checkpoints import State, average_checkpoints
 
 _logger = logging.getLogger(__name__)
@@ -70,24 +71,31 @@ def greedy_soup(
         metric_minimization: Whether lower is better. Required.
 
     Raises:
-        TypeError: No `metric_minimization`.
-        ValueError: No checkpoints, or none whose score is a number.
+        TypeError: No `metric_minimization`, or `evaluate` returned something else than a number.
+        ValueError: No checkpoints, or none with a finite score.
     """
     sign = -1 if said_direction(metric_minimization, "greedy_soup") else 1
-    scored = [(path, float(evaluate(average_checkpoints([path])))) for path in listed(paths)]
+
+    def score(some: list[Path]) -> float:
+        return as_number(evaluate(average_checkpoints(some)), "the result of evaluate")
+
+    scored = [(path, score([path])) for path in listed(paths)]
     ranked = sorted(
-        ((path, alone) for path, alone in scored if not math.isnan(alone)),
+        ((path, alone) for path, alone in scored if math.isfinite(alone)),
         key=lambda pair: -sign * pair[1],
     )
     if not ranked:
         raise ValueError(
-            f"greedy_soup: evaluate returned NaN for all of the {len(scored)} checkpoints"
+            f"greedy_soup: evaluate returned NaN for all of the {len(scored)} checkpoints (an "
+            "infinity counts as NaN)"
+            if scored
+            else "there are no checkpoints to average"
         )
     soup, best = [ranked[0][0]], ranked[0][1]
     decisions = [_logged(Decision(ranked[0][0], best, best, taken=True))]
     for path, alone in ranked[1:]:
-        together = float(evaluate(average_checkpoints([*soup, path])))
-        taken = sign * together >= sign * best
+        together = score([*soup, path])
+        taken = math.isfinite(together) and sign * together >= sign * best
         decisions.append(_logged(Decision(path, alone, together, taken)))
         if taken:
             soup, best = [*soup, path], together

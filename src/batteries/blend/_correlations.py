@@ -89,7 +89,8 @@ def correlation(
     b  -1.0000   1.0000
 
     Args:
-        predictions: As for `mean`. All numbers of a model count alike.
+        predictions: As for `mean`. All numbers of a model count alike. If they
+            are equal, its correlations are NaN.
         names: The names of the models. Default: their own names, or their numbers.
         kind: "pearson", or "spearman" (the correlation of the ranks).
 
@@ -117,6 +118,8 @@ def correlation(
             part = np.stack([c[start : start + BLOCK] for c in columns]) - means[:, None]
             products += part @ part.T
     scale = np.sqrt(np.diag(products))
+    # Equal numbers have no correlation, but rounding gives them a small scale.
+    scale[[column.min() == column.max() for column in flat]] = np.nan
     with np.errstate(invalid="ignore", divide="ignore"):
         values = np.clip(products / np.outer(scale, scale), -1, 1)
     return Correlation(list(names) if names is not None else models.keys, values)

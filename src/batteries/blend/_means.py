@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from batteries._numbers import as_number
 from batteries._spellings import hints
 from batteries.blend._models import BLOCK, Array, Models, as_models, as_weights, in_blocks
 
@@ -78,8 +79,9 @@ def power_average(
     Raises:
         ValueError: As for `mean`, a negative prediction, or a power that is NaN.
     """
-    if more and np.ndim(more[-1]) == 0:  # a single number is the power
+    if more and (not isinstance(more[-1], Iterable) or getattr(more[-1], "ndim", 1) == 0):
         *more, power = more  # type: ignore[assignment]
+    power = as_number(power, "power")
     if math.isnan(power):
         raise ValueError("the power is NaN; expected a number, such as 2")
     models = as_models(predictions, more)
@@ -129,7 +131,7 @@ def majority_vote(labels: Any, *more: Any, weights: Weights = None) -> Array:
         ValueError: Numbers that are not labels, such as 0.5; NaN and infinities, with model and
             row.
     """
-    models = as_models(labels, more)
+    models = as_models(labels, more, labels=True)
     own = as_weights(weights, models)
     for name, array in zip(models.names, models.arrays, strict=True):
         if array.dtype.kind != "f":

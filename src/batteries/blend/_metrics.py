@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from batteries._arrays import as_array
 from batteries._scoring import Metric, as_scoring
 from batteries.blend._models import Array
 
@@ -53,7 +54,7 @@ def as_problem(
     metric_minimization: bool | None,
     of: str = "find_weights",
 ) -> Problem:
-    truth = np.asarray(target)
+    truth = as_array(target, "target")
     if len(truth) != len(arrays[0]):
         raise ValueError(f"there are {len(truth)} targets for {len(arrays[0])} rows")
     if truth.dtype.kind == "f" and not np.isfinite(truth).all():

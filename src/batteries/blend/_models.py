@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+
+from batteries._arrays import as_array
 
 Array = NDArray[Any]
 _FLOAT32 = np.dtype(np.float32)
@@ -68,11 +69,12 @@ class Models:
         return f"row {row}" if not len(names) else f"the row of id {names[row]}"
 
 
-def as_models(predictions: Any, more: Sequence[Any] = ()) -> Models:
+def as_models(predictions: Any, more: Sequence[Any] = (), *, labels: bool = False) -> Models:
     """Predictions, (models, rows, ...) or one array for each model, as arrays of one shape.
 
     Args:
         more: The other models, if they were passed one by one.
+        labels: Whether they may be other values than numbers.
     """
     if isinstance(predictions, Models):
         return predictions
@@ -83,9 +85,13 @@ def as_models(predictions: Any, more: Sequence[Any] = ()) -> Models:
     elif hasattr(predictions, "columns"):
         names = list(map(str, predictions.columns))
         predictions = [predictions[name] for name in predictions.columns]
-    models = Models([_as_array(part) for part in predictions], names)
+    if not isinstance(predictions, Iterable) or getattr(predictions, "ndim", 1) == 0:
+        predictions = [predictions]
+    parts = list(predictions)
+    models = Models([_as_array(part, at, names) for at, part in enumerate(parts)], names)
     if not models.arrays:
         raise ValueError("there are no predictions to blend")
+    _check(models, parts, labels)
     shape = models.shape
     if shape and all(array.shape == shape for array in models.arrays):
         return models
@@ -102,13 +108,23 @@ def as_models(predictions: Any, more: Sequence[Any] = ()) -> Models:
     )
 
 
-def _as_array(values: Any) -> Array:
+def _check(models: Models, parts: list[Any], labels: bool) -> None:
+    """Raise if there are other values than numbers, or columns of pandas in different orders."""
+    for at, array in enumerate(models.arrays):
+        if array.dtype.kind not in "biuf" and not labels:
+            raise TypeError(f"{models.names[at]} is of {array.dtype}; expected real numbers")
+    index = [part.index for part in parts if hasattr(part, "iloc")]
+    if any(not other.equals(index[0]) for other in index[1:]):
+        raise ValueError(
+            f"{models.names[0]} and another model have different indexes of pandas: bring their "
+            "rows into one order, or pass .to_numpy() if they are in one"
+        )
+
+
+def _as_array(values: Any, at: int, names: Sequence[str]) -> Array:
     if type(values) is np.ndarray and values.flags.c_contiguous:  # the common case has to be fast
         return values
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = values.float() if values.dtype == torch.bfloat16 else values
-    array = np.asarray(values)
+    array = as_array(values, f"model {names[at]!r}" if names else f"model {at}")
     return np.ascontiguousarray(array) if array.ndim else array
 
 
@@ -124,7 +140,7 @@ def as_weights(weights: Any, models: Models, negative: bool = False) -> NDArray[
                 f"{', '.join(models.keys)}; expected one for each"
             )
         weights = [weights[name] for name in models.keys]
-    own = np.asarray(weights, dtype=np.float64)
+    own = as_array(weights, "weights").astype(np.float64)
     if own.shape != (number,):
         raise ValueError(f"there are {own.size} weights for {number} models; expected one for each")
     if not (np.isfinite(own).all() and (negative or (own >= 0).all()) and own.sum() > 0):

@@ -106,7 +106,7 @@ def stack(
         TypeError: A function of your own without `metric_minimization`.
         ValueError: As for `find_weights`.
     """
-    models, truth, rows = predicted_by_all(as_models(oof), target, allow_missing)
+    models, truth, rows = predicted_by_all(everything := as_models(oof), target, allow_missing)
     probable, classes = hasattr(model, "predict_proba"), np.unique(truth)
     metric = metric or ("log_loss" if probable else "rmse")
     problem = as_problem(models.arrays, truth, metric, metric_minimization, "stack")
@@ -132,7 +132,7 @@ def stack(
         part = of_second.part(np.searchsorted(there, others))
         return part.of(part.columns[0])
 
-    whole = np.full((len(np.asarray(target)), *stacked.shape[1:]), np.nan)
+    whole = np.full((everything.shape[0], *stacked.shape[1:]), np.nan)
     whole[rows[there]] = stacked
     return Stack(
         **tried(problem, pairs, unseen_score, rows=len(rows), left_out=len(whole) - len(rows)),

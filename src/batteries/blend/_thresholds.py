@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from batteries._arrays import as_array
+from batteries._numbers import as_whole
 from batteries._scoring import Metric, as_scoring
 from batteries._spellings import hints
 from batteries.blend._models import as_models
@@ -192,7 +194,7 @@ def _given(
     oof: Any, target: ArrayLike, folds: Any, allow_missing: bool, seed: int
 ) -> tuple[NDArray[Any], NDArray[Any], list[Pair]]:
     models = as_models([oof])
-    truth = np.asarray(target)
+    truth = as_array(target, "target")
     if models.shape != truth.shape or truth.ndim != 1:
         raise ValueError(f"there are scores of shape {models.shape} for targets of {truth.shape}")
     models, truth, rows = predicted_by_all(models, truth, allow_missing)
@@ -230,8 +232,7 @@ def _cut(scores: NDArray[Any], cuts: Cuts, classes: NDArray[Any]) -> NDArray[Any
 
 def _between(scores: NDArray[Any], candidates: int) -> NDArray[np.float64]:
     """The lowest score, and the middles between neighbouring scores, or between quantiles."""
-    if candidates < 1:
-        raise ValueError(f"candidates is {candidates}; expected 1 or more")
+    candidates = as_whole(candidates, "candidates", 1)
     distinct = np.unique(scores.astype(np.float64))
     if len(distinct) > candidates + 1:
         distinct = np.unique(np.quantile(scores, np.linspace(0, 1, candidates + 1)))

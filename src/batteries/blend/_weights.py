@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from batteries._numbers import as_whole
 from batteries._optional import import_optional
 from batteries._scoring import Metric
 from batteries._spellings import hints
@@ -26,7 +27,11 @@ Weights = NDArray[np.float64]
 
 
 class Step(NamedTuple):
-    """The weights and the score at one step of a search."""
+    """The weights and the score at one step of a search.
+
+    >>> Step(np.array([0.25, 0.75]), score=0.9).score
+    0.9
+    """
 
     weights: Weights
     score: float
@@ -133,7 +138,7 @@ def find_weights(
             which the metric is not a number.
         ModuleNotFoundError: scipy is not installed, for "simplex".
     """
-    models, truth, rows = predicted_by_all(as_models(oof), target, allow_missing)
+    models, truth, rows = predicted_by_all(everything := as_models(oof), target, allow_missing)
     problem = as_problem(models.arrays, truth, metric, metric_minimization)
     searches: dict[str, Callable[[Problem], list[Step]]] = {
         "hill_climb": lambda part: _climb(part, rounds, negative),
@@ -141,8 +146,7 @@ def find_weights(
     }
     if method not in searches:
         raise ValueError(f"method is {method!r}; expected 'hill_climb' or 'simplex'")
-    if rounds < 1:
-        raise ValueError(f"rounds is {rounds}; expected 1 or more")
+    rounds = as_whole(rounds, "rounds", 1)
     search = searches[method]
     trace = search(problem)
     best = _best(trace)
@@ -157,9 +161,7 @@ def find_weights(
 
     pairs = [] if folds is None else as_pairs(folds, truth, seed, rows)
     return FoundWeights(
-        **tried(
-            problem, pairs, unseen, rows=len(rows), left_out=len(np.asarray(target)) - len(rows)
-        ),
+        **tried(problem, pairs, unseen, rows=len(rows), left_out=everything.shape[0] - len(rows)),
         best_single=models.keys[best_single(problem)],
         weights=dict(zip(models.keys, best.weights.tolist(), strict=True)),
         score=problem.sign * best.score,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from batteries._files import (
+    Place,
     check_inside,
     link_or_copy,
     naming,
@@ -66,6 +67,8 @@ class Directory:
     # rest (settle), as often as it needs to. metrics.json is written last: until then it names the
     # files that are to be removed.
 
+    folder = Place()
+
     def __init__(
         self,
         folder: Path,
@@ -83,12 +86,24 @@ class Directory:
         self.save_n_best = save_n_best
         self.keep_every = keep_every
         self._suffix = ".dcp" if sharded else ".pth"
-        self.best_path = folder / f"best{self._suffix}"
-        self.last_path = folder / f"last{self._suffix}"
-        self.memory_path = folder / NAME
-        self.shards = folder / "shards"
         self.epochs = Epochs(metric, minimization, self._read_rows())
         self.metrics_file = MetricsFile(self.memory_path)
+
+    @property
+    def best_path(self) -> Path:
+        return self.folder / f"best{self._suffix}"
+
+    @property
+    def last_path(self) -> Path:
+        return self.folder / f"last{self._suffix}"
+
+    @property
+    def memory_path(self) -> Path:
+        return self.folder / NAME
+
+    @property
+    def shards(self) -> Path:
+        return self.folder / "shards"
 
     def check_links(self) -> None:
         """Raise if a name that is written through leads out of the directory."""

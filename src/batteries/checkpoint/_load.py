@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from collections import OrderedDict
@@ -44,7 +45,19 @@ class Loaded(dict[str, Any]):
     ['model.weight', 'model.bias']
     """
 
-    report: LoadReport
+    report = LoadReport([], [], [], [])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Loaded:
+        copied = Loaded(copy.deepcopy(dict(self), memo))
+        copied.report = self.report
+        return copied
+
+    def __copy__(self) -> Loaded:
+        copied = Loaded(self)
+        copied.report = self.report
+        return copied
+
+    copy = __copy__
 
     def __reduce__(self) -> Any:  # `torch.load` knows no other dicts
         return OrderedDict, (list(self.items()),)

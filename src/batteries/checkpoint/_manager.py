@@ -15,8 +15,9 @@ from torch import Tensor
 
 from batteries import distributed
 from batteries._direction import said_direction
-from batteries._files import PathLike, locked_directory, make_directory
+from batteries._files import PathLike, Place, locked_directory, make_directory
 from batteries._foreign import brief, is_epoch
+from batteries._numbers import as_number, as_whole
 from batteries._preemption import timed_save
 from batteries._processes import is_alive, is_own, own_process
 from batteries._rundir import record as run_record
@@ -77,10 +78,13 @@ class CheckpointManager:
 
     Raises:
         TypeError: A metric without its direction.
-        ValueError: The directory has the scores of another metric.
+        ValueError: The directory has the scores of another metric, or the metric has no name of
+            its own.
         NotADirectoryError: `logdir` is a file.
         PermissionError: One of its names is a symbolic link that leads out of the directory.
     """
+
+    logdir = Place()
 
     def __init__(
         self,
@@ -94,17 +98,19 @@ class CheckpointManager:
         sharded: bool = False,
         go_on: bool = False,
     ) -> None:
-        if save_n_best is not None and save_n_best < 0:
-            raise ValueError(f"save_n_best is {save_n_best}; expected 0 or more, or None for all")
-        if keep_every is not None and keep_every < 1:
-            raise ValueError(f"keep_every is {keep_every}; expected 1 or more")
+        if save_n_best is not None:
+            save_n_best = as_whole(save_n_best, "save_n_best", 0, ", or None for all")
+        if keep_every is not None:
+            keep_every = as_whole(keep_every, "keep_every", 1)
         if sharded and background:
             raise ValueError("a sharded checkpoint cannot be saved in the background: choose one")
         if metric is None and metric_minimization is None:
             metric_minimization = True  # a loss
         of = "CheckpointManager" if metric is None else f"CheckpointManager(metric={metric!r})"
-        self.logdir = Path(logdir)
+        self.logdir = logdir
         self.metric = "loss" if metric is None else metric
+        if not isinstance(self.metric, str) or self.metric in ("", "epoch"):
+            raise ValueError(f"metric is {brief(metric)}; expected a name, other than 'epoch'")
         self.metric_minimization = said_direction(metric_minimization, of)
         self.save_n_best = save_n_best
         self.keep_every = keep_every
@@ -387,29 +393,27 @@ class CheckpointManager:
 
 
 def _checked_epoch(epoch: Any, checkpoint: Mapping[str, Any]) -> int:
-    number = None
-    with suppress(TypeError, ValueError, OverflowError):
-        number = int(epoch)
-    if number is None or number != epoch or not is_epoch(number):
-        raise ValueError(f"epoch is {brief(epoch)}; expected a whole number")
+    try:
+        own = as_whole(epoch, "epoch")
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    if not is_epoch(own):
+        raise ValueError(f"epoch is {brief(own)}; expected a whole number below 10^18")
     if not isinstance(checkpoint, Mapping):
         raise TypeError(
             f"the checkpoint is {brief(checkpoint)}; expected what make_checkpoint returns"
         )
-    found: list[Any] = [checkpoint.get("epoch", number), checkpoint.get("step")]
-    own, step = (each.item() if hasattr(each, "item") else each for each in found)
-    if isinstance(own, int | float) and number not in (own, step):
+    found: list[Any] = [checkpoint.get("epoch", own), checkpoint.get("step")]
+    its, step = (each.item() if hasattr(each, "item") else each for each in found)
+    if isinstance(its, int | float) and own not in (its, step):
         raise ValueError(
-            f"the checkpoint is that of epoch {own}, but process got epoch={number}: they must be "
+            f"the checkpoint is that of epoch {its}, but process got epoch={own}: they must be "
             "the same, or the run would resume from another epoch than its file says; to rank "
             "saves by step, store the step: make_checkpoint(..., step=step)"
         )
-    return number
+    return own
 
 
 def _finite(name: str, value: Any) -> float | None:
-    try:
-        number = float(value.item() if hasattr(value, "item") else value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"the score {name!r} is {value!r}; expected one number") from error
-    return number if math.isfinite(number) else None
+    found = as_number(value, f"the score {name!r}")
+    return found if math.isfinite(found) else None

@@ -65,7 +65,7 @@ def score(
         file=file,
         message=message,
         metric=metric,
-        minimization=lower,
+        metric_minimization=lower,
     )
     found = check_gap(find_run(path))
     if as_json:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
 import os
 import warnings
 import weakref
@@ -16,6 +15,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from batteries._backends import adopt_backends
+from batteries._numbers import as_whole
 from batteries._preemption import holding_signals, ignore_signals
 from batteries._seeding import chosen_seed, isolated_rng, next_number, numbered_seed, rekey
 from batteries.data._failing import Failed, Going
@@ -57,8 +57,8 @@ def _check(options: dict[str, Any], batches_per_pass: int | None) -> None:
         raise ValueError(
             "in_order is False, which yields batches in an unknown order; leave it out"
         )
-    if batches_per_pass is not None and operator.index(batches_per_pass) < 1:
-        raise ValueError(f"batches_per_pass is {batches_per_pass}; expected 1 or more")
+    if batches_per_pass is not None:
+        as_whole(batches_per_pass, "batches_per_pass", 1)
 
 
 class DataLoader(torch.utils.data.DataLoader[T]):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from batteries._numbers import as_seconds
 from batteries.distributed._attempts import attempt_store
 from batteries.distributed._causes import MissingRankError, with_cause
 from batteries.distributed._groups import (
@@ -36,7 +37,9 @@ _LEAVE = 10.0  # seconds for the other ranks to reach the end of the block
 
 
 @contextmanager
-def setup(backend: str | None = None, timeout: timedelta | None = None) -> Iterator[torch.device]:
+def setup(
+    backend: str | None = None, timeout: str | float | timedelta | None = None
+) -> Iterator[torch.device]:
     """Join the launcher's process group, and leave it at the end of the block or after an error.
 
     >>> with setup() as device:
@@ -55,13 +58,14 @@ def setup(backend: str | None = None, timeout: timedelta | None = None) -> Itera
     Args:
         backend: Default: "gloo" for the CPU, and "nccl" for GPUs if there are some. With "gloo",
             the device is the CPU.
-        timeout: The longest time of a collective, including the wait for other ranks. Default:
-            torch's, 30 minutes.
+        timeout: The longest time of a collective, including the wait for other ranks: "10m",
+            seconds or a timedelta. Default: torch's, 30 minutes.
 
     Raises:
         ValueError: More processes were started on this host than it has GPUs. Or a variable of the
             launcher is missing, for example under `torch.multiprocessing.spawn`, which sets none.
     """
+    limit = None if timeout is None else timedelta(seconds=as_seconds(timeout, "timeout"))
     launch = launched()
     gpus = torch.cuda.device_count()
     if launch is None:
@@ -74,10 +78,10 @@ def setup(backend: str | None = None, timeout: timedelta | None = None) -> Itera
         torch.cuda.set_device(device)
     dist.init_process_group(
         backend or ("cpu:gloo,cuda:nccl" if gpus else "gloo"),
-        **_meeting_place(launch, timeout),
+        **_meeting_place(launch, limit),
         rank=launch.rank,
         world_size=launch.world_size,
-        timeout=timeout,
+        timeout=limit,
         device_id=device if device.type == "cuda" else None,
     )
     why, well = _AT_ITS_END, True

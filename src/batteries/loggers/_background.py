@@ -15,16 +15,16 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from batteries import distributed
-from batteries._files import PathLike
+from batteries._files import PathLike, Place
 from batteries._foreign import brief
 from batteries._masking import masked
+from batteries._numbers import as_number, as_whole
 from batteries.loggers._pictures import Histogram, histogram_of, png_of
 
 if TYPE_CHECKING:
@@ -67,8 +67,10 @@ class BackgroundLogger:
     # The thread refers to the calls, and each call to its logger. So an idle thread keeps no logger
     # alive, and a logger that is deleted lives until its calls are written.
 
+    logdir = Place()
+
     def __init__(self, logdir: PathLike, *, run_id: str | None = None) -> None:
-        self.logdir = Path(logdir)
+        self.logdir = logdir
         self.run_id = run_id or uuid.uuid4().hex[:16]
         self._step: int | None = None  # the highest so far
         self._continues: int | None = None  # the last step of the run to continue; None: a new run
@@ -98,7 +100,7 @@ class BackgroundLogger:
             ValueError: Two values have the same joined name.
         """
         if isinstance(metrics, Numbers) or distributed.is_main():  # `Loggers` has asked is_main()
-            step = _whole(step)
+            step = as_whole(step, "step")
             self._step = step if self._step is None else max(step, self._step)
             self._put("_write_metrics", Row(step, time.time(), read_together(metrics)))
 
@@ -115,7 +117,7 @@ class BackgroundLogger:
         if distributed.is_main():
             image = io.BytesIO()
             figure.savefig(image, format="png")
-            self._put("_write_figure", name, image.getvalue(), _whole(step))
+            self._put("_write_figure", name, image.getvalue(), as_whole(step, "step"))
 
     def log_image(self, name: str, image: Any, step: int) -> None:
         """Write an image of uint8, or of floats from 0 to 1.
@@ -128,7 +130,7 @@ class BackgroundLogger:
             ValueError: The image has another shape or dtype, or floats outside of 0 to 1.
         """
         if distributed.is_main():
-            self._put("_write_figure", name, png_of(name, image), _whole(step))
+            self._put("_write_figure", name, png_of(name, image), as_whole(step, "step"))
 
     def log_histogram(self, name: str, values: Any, step: int, bins: int = 64) -> None:
         """Write a histogram of the values of a tensor or array.
@@ -140,11 +142,12 @@ class BackgroundLogger:
             ValueError: Fewer than 1 or more than 256 bins.
         """
         if distributed.is_main():
-            self._put("_write_histogram", name, histogram_of(name, values, bins), _whole(step))
+            histogram = histogram_of(name, values, bins)
+            self._put("_write_histogram", name, histogram, as_whole(step, "step"))
 
     def log_text(self, name: str, text: str, step: int) -> None:
         """Write a text."""
-        self._call("_write_text", name, str(text), _whole(step))
+        self._call("_write_text", name, str(text), as_whole(step, "step"))
 
     def close(self) -> None:
         """Write all waiting calls and end the thread. Calling it again has no effect."""
@@ -376,11 +379,11 @@ def read_together(metrics: Metrics) -> dict[str, float]:
         return metrics
     read, away = Numbers(), dict[str, Any]()
     for name, value in flatten(metrics).items():
-        number = _number(name, value)
-        if type(number) is float:
-            read[name] = number
+        found = _number(name, value)
+        if type(found) is float:
+            read[name] = found
         else:
-            read[name], away[name] = math.nan, number  # NaN keeps the place in the order
+            read[name], away[name] = math.nan, found  # NaN keeps the place in the order
     for device in {tensor.device for tensor in away.values()}:
         there = {name: tensor for name, tensor in away.items() if tensor.device == device}
         exact = torch.float32 if device.type == "mps" else torch.float64
@@ -397,19 +400,7 @@ def _number(name: str, value: Any) -> float | Tensor:
         if value.numel() == 1 and value.device.type != "cpu":
             scalar: Tensor = value.reshape(())
             return scalar
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):
-        shape = tuple(value.shape) if isinstance(value, Tensor) else None
-        found = repr(value) if shape is None else f"a tensor of shape {shape}"
-        raise TypeError(f"the metric {name!r} is {found}; expected one number") from None
-
-
-def _whole(step: Any) -> int:
-    try:
-        return int(step)
-    except (TypeError, ValueError):
-        raise TypeError(f"step is {brief(step)}; expected a whole number") from None
+    return as_number(value, f"the metric {name!r}")
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from batteries import distributed
+from batteries._foreign import brief
 from batteries._masking import masked
 from batteries.loggers._background import Metrics, flatten, read_together
 
@@ -38,9 +39,17 @@ class Loggers:
 
     Args:
         *loggers: Loggers of this room, or other objects with the methods of `Logger`.
+
+    Raises:
+        TypeError: An argument lacks these methods.
     """
 
     def __init__(self, *loggers: Logger) -> None:
+        for each in loggers:
+            if not isinstance(each, Logger):
+                raise TypeError(
+                    f"{brief(each)} is no logger: pass each logger as an argument of its own"
+                )
         self._loggers = loggers
         self._failed: set[int] = set()
 

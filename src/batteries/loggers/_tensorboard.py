@@ -7,7 +7,7 @@ import struct
 import time
 from typing import Any
 
-from batteries._files import PathLike, append_whole, make_directory
+from batteries._files import PathLike, Place, append_whole, make_directory
 from batteries._optional import import_optional
 from batteries.loggers._background import BackgroundLogger, Row
 from batteries.loggers._pictures import Histogram, pixels_of
@@ -35,6 +35,8 @@ class TensorBoardLogger(BackgroundLogger):
         "tensorboard.compat.proto.event_pb2",
         "tensorboard.compat.tensorflow_stub.pywrap_tensorflow",
     )
+
+    _file = Place()
 
     def __init__(self, logdir: PathLike, *, run_id: str | None = None) -> None:
         self._summary, self._events, sums = (

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from batteries import distributed
 from batteries._files import PathLike
+from batteries._numbers import as_whole
 from batteries.distributed._agreement import Transfer
 from batteries.distributed._groups import Group, ranks_of
 from batteries.distributed._messages import is_sharded
@@ -76,6 +77,7 @@ class Predictions:
         *,
         group: Group = None,
     ) -> None:
+        length = as_whole(length, "length", 0, " samples")
         if duplicates not in ("raise", "drop"):
             raise ValueError(f"duplicates is {duplicates!r}; expected 'raise' or 'drop'")
         self._length = length

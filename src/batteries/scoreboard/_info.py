@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from batteries._files import PathLike, check_inside
+from batteries._files import PathLike, Place, check_inside
 from batteries._foreign import brief, is_epoch, open_regular
 from batteries._rundir.history import NAME as METRICS
 from batteries._rundir.history import best_row, read_history, stage_of
@@ -107,7 +107,7 @@ class RunInfo:
     """
 
     name: str
-    path: Path
+    path: Path = Place()  # type: ignore[assignment]  # noqa: RUF009
     record: dict[str, Any] = field(default_factory=dict)
     state: str = "unknown"
     stages: list[Stage] = field(default_factory=list)
@@ -268,11 +268,15 @@ class RunInfo:
 def read_run(path: PathLike, name: str | None = None) -> RunInfo:
     """Read the files of one run.
 
-    >>> read_run("runs/digits/001").stages
-    []
+    >>> with start_run("runs/digits") as run:
+    ...     pass
+    >>> read_run(run).state
+    'finished'
+    >>> read_run("runs/nothing").problems
+    ['there is no directory runs/nothing']
     """
     path = Path(path)
-    problems: list[str] = []
+    problems = [] if path.is_dir() else [f"there is no directory {path}"]
     record, scores, stages, state = {}, {}, [], "unknown"
     with _telling(path / NAME, problems):
         record = read_record(path) or {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
+from batteries._arrays import as_array
 from batteries._optional import import_optional
 from batteries._scoring import Metric, scoring_of
 from batteries.scoreboard._info import RunInfo, folds_of
@@ -204,6 +206,7 @@ def paired_bootstrap(
     Raises:
         ValueError: Different numbers of rows.
     """
+    target = as_array(target, "target")
     own = scoring_of(metric).of(target)
     return decided(list(by_rows(target, [first, second], own)))[0]
 
@@ -211,7 +214,7 @@ def paired_bootstrap(
 def by_rows(
     target: ArrayLike, predictions: Sequence[ArrayLike], metric: Callable[[Any, Any], float]
 ) -> Iterator[Evidence]:
-    arrays = [np.asarray(array) for array in (target, *predictions)]
+    arrays = [as_array(array, "target or prediction") for array in (target, *predictions)]
     lengths = {len(array) for array in arrays}
     if len(lengths) > 1:
         raise ValueError(
@@ -221,10 +224,17 @@ def by_rows(
     count, generator = len(y), np.random.default_rng(_SEED)
     samples = tqdm(range(_SAMPLES), "bootstrap", leave=False, disable=None)
     drawn = []
-    for _ in samples:
-        rows = generator.integers(0, count, count)
-        drawn.append([metric(y[rows], own[rows]) for own in ours])
-    table, scores = np.array(drawn), [float(metric(y, own)) for own in ours]
+    with warnings.catch_warnings():  # samples without a rare class have no score
+        warnings.filterwarnings("ignore", "Only one class is present")
+        for _ in samples:
+            rows = generator.integers(0, count, count)
+            drawn.append([metric(y[rows], own[rows]) for own in ours])
+    table, scores = np.array(drawn), [metric(y, own) for own in ours]
+    table = table[np.isfinite(table).all(1)]
+    if len(table) < _SAMPLES / 2 or not np.isfinite(scores).all():
+        raise ValueError(
+            f"the metric is not a finite number on these {count} rows: check it on one prediction"
+        )
     for pair in pairs_of(len(ours)):
         i, j = pair
         gains = table[:, j] - table[:, i]

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from batteries._direction import said_direction
 from batteries._files import PathLike
 from batteries._optional import import_optional
 from batteries._rundir.history import NAME as METRICS
@@ -29,7 +30,7 @@ class Runs(Sequence[RunInfo]):
     >>> with start_run("runs", {"lr": 0.1}) as run, JsonLinesLogger(run) as lines:
     ...     for step, loss in enumerate([0.5, 0.3, 0.4], start=1):
     ...         lines.log_metrics({"valid": {"loss": loss}}, step)
-    >>> runs = read_runs("runs", minimization={"loss": True})
+    >>> runs = read_runs("runs", metric_minimization={"loss": True})
     >>> runs.where("lr=0.1", "valid/loss<0.35").table()["valid/loss.best"].to_list()
     [0.3]
 
@@ -43,7 +44,7 @@ class Runs(Sequence[RunInfo]):
     "valid/loss" alone is the argument of that name, else the best of the metric, else its last.
 
     Attributes:
-        minimization: Whether lower is better, by the names of metrics. It comes from
+        metric_minimization: Whether lower is better, by the names of metrics. It comes from
             `CheckpointManager`, `record_scores` and the argument of `read_runs`. "loss" also
             counts for "valid/loss".
     """
@@ -51,18 +52,23 @@ class Runs(Sequence[RunInfo]):
     def __init__(
         self,
         runs: Sequence[RunInfo],
-        minimization: Mapping[str, bool] | None = None,
+        metric_minimization: Mapping[str, bool] | None = None,
         which: Which = "best",
     ) -> None:
         self._runs = list(runs)
-        self._told = dict(minimization or {})
+        self._told = {
+            name: said_direction(lower, f"the metric {name!r}")
+            for name, lower in (metric_minimization or {}).items()
+        }
         self._which = which
 
     @overload
     def __getitem__(self, index: int) -> RunInfo: ...
     @overload
-    def __getitem__(self, index: slice) -> list[RunInfo]: ...
-    def __getitem__(self, index: int | slice) -> RunInfo | list[RunInfo]:
+    def __getitem__(self, index: slice) -> Runs: ...
+    def __getitem__(self, index: int | slice) -> RunInfo | Runs:
+        if isinstance(index, slice):
+            return Runs(self._runs[index], self._told, self._which)
         return self._runs[index]
 
     def __len__(self) -> int:
@@ -237,8 +243,8 @@ class Runs(Sequence[RunInfo]):
         lower = self.lower_is_better(name)
         if lower is None:
             raise ValueError(
-                f"it is not known whether lower {name} is better: pass minimization={{{name!r}: "
-                f"True}} to read_runs, or --minimize {name} or --maximize {name}"
+                f"it is not known whether lower {name} is better: pass metric_minimization="
+                f"{{{name!r}: True}} to read_runs, or --minimize {name} or --maximize {name}"
             )
         return self._of(in_order(self._rows, column, descending=not lower))
 
@@ -259,7 +265,7 @@ class Runs(Sequence[RunInfo]):
         return grouped(self._rows, names, self.column(of))
 
 
-def read_runs(logdir: PathLike, *, minimization: Mapping[str, bool] | None = None) -> Runs:
+def read_runs(logdir: PathLike, *, metric_minimization: Mapping[str, bool] | None = None) -> Runs:
     """Read the runs in a directory and below it, in the order of their names.
 
     >>> len(read_runs("."))
@@ -271,8 +277,8 @@ def read_runs(logdir: PathLike, *, minimization: Mapping[str, bool] | None = Non
     read on demand.
 
     Args:
-        minimization: Whether lower is better, by the names of metrics, if the runs do not say it:
-            `{"valid/loss": True}`.
+        metric_minimization: Whether lower is better, by the names of metrics, if the runs do not
+            say it: `{"valid/loss": True}`.
 
     Raises:
         NotADirectoryError: There is no such directory.
@@ -287,7 +293,7 @@ def read_runs(logdir: PathLike, *, minimization: Mapping[str, bool] | None = Non
         read_run(path, path.name if path == root else path.relative_to(root).as_posix())
         for path in paths
     ]
-    return Runs(sorted(found, key=lambda run: _natural(run.name)), minimization)
+    return Runs(sorted(found, key=lambda run: _natural(run.name)), metric_minimization)
 
 
 def best_first(runs: Sequence[RunInfo | PathLike]) -> list[RunInfo]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batteries.splits._strata import strata
-from batteries.splits._tables import is_missing, sklearn_room
+from batteries.splits._tables import is_missing, random_state, sklearn_room
 
 PARTS = 5  # folds of the cross-validation
 _ROWS = 5000  # at most, of each side
@@ -34,7 +34,7 @@ def tell_apart(sides: list[Table], seed: int) -> tuple[list[float], dict[str, fl
     places = np.repeat(np.arange(len(blocks)), [block.shape[1] for block in blocks.values()])
     if features.shape[1] > _FEATURES:
         projection = sklearn_room("random_projection").GaussianRandomProjection(
-            _FEATURES, random_state=seed
+            _FEATURES, random_state=random_state(seed)
         )
         features, blocks = projection.fit_transform(np.nan_to_num(features)), {}
     labels = np.repeat([0, 1], [len(rows) for rows in picked])
@@ -42,7 +42,7 @@ def tell_apart(sides: list[Table], seed: int) -> tuple[list[float], dict[str, fl
     aucs, lost = [], np.zeros((PARTS, len(blocks)))
     for fold, (train, valid) in enumerate(_splitter(seed).split(features, labels)):
         model = sklearn_room("ensemble").ExtraTreesClassifier(
-            50, min_samples_leaf=5, random_state=seed
+            50, min_samples_leaf=5, random_state=random_state(seed)
         )
         model.fit(features[train], labels[train])
         aucs.append(float(auc(labels[valid], model.predict_proba(features[valid])[:, 1])))
@@ -76,10 +76,10 @@ def tells(column: NDArray[Any] | None, targets: NDArray[Any] | None, seed: int) 
     feature = _numeric(column[rows])
     tree = sklearn_room("tree")
     kind = tree.DecisionTreeRegressor if numbers else tree.DecisionTreeClassifier
-    model = kind(max_leaf_nodes=64, min_samples_leaf=2, random_state=seed)
+    model = kind(max_leaf_nodes=64, min_samples_leaf=2, random_state=random_state(seed))
     selection, metrics = sklearn_room("model_selection"), sklearn_room("metrics")
     if numbers:
-        folds = selection.KFold(PARTS, shuffle=True, random_state=seed)
+        folds = selection.KFold(PARTS, shuffle=True, random_state=random_state(seed))
         return float(
             metrics.r2_score(truth, selection.cross_val_predict(model, feature, truth, cv=folds))
         )
@@ -92,7 +92,9 @@ def tells(column: NDArray[Any] | None, targets: NDArray[Any] | None, seed: int) 
 
 
 def _splitter(seed: int) -> Any:
-    return sklearn_room("model_selection").StratifiedKFold(PARTS, shuffle=True, random_state=seed)
+    return sklearn_room("model_selection").StratifiedKFold(
+        PARTS, shuffle=True, random_state=random_state(seed)
+    )
 
 
 def _numeric(*columns: NDArray[Any]) -> NDArray[np.float64]:

@@ -65,7 +65,7 @@ def check_folds(
     """
     if not isinstance(folds, Folds):
         raise TypeError(f"folds is {brief(folds)}; expected what make_folds returns")
-    targets, groups = column_of(data, targets), column_of(data, groups)
+    targets, groups = column_of(data, targets, "targets"), column_of(data, groups, "groups")
     _check_rows(folds, targets=targets, groups=groups, data=data)
     parts = list(folds)
     for fold, rows in enumerate(parts):

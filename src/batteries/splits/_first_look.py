@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batteries._files import PathLike
+from batteries._numbers import as_seed
 from batteries._spellings import hints
 from batteries.splits._adversarial import PARTS, tell_apart, tells
 from batteries.splits._page import draw
@@ -94,7 +95,7 @@ def look(
     polars = polars_for("look")
     tables = [as_table(train), as_table(test)]
     name = targets if isinstance(targets, str) else None
-    truth = column_of(train, targets)
+    truth, seed = column_of(train, targets, "targets"), as_seed(seed)
     kinds = _kinds(tables, name, [groups] if isinstance(groups, str) else groups or (), ids)
     shared = [key for key in tables[0] if key in tables[1] and key != name]
     features = [key for key in shared if kinds[key] == "feature"] or shared  # ids, or nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from batteries import distributed
 from batteries._files import PathLike
-from batteries._foreign import brief
+from batteries._numbers import as_seed, as_whole
 from batteries._spellings import hints
 from batteries.splits._assignment import Folds
 from batteries.splits._kept import digest, kept
@@ -21,6 +22,7 @@ from batteries.splits._tables import (
     column_of,
     is_table,
     length_of,
+    random_state,
     refuse_missing,
     sklearn_room,
 )
@@ -89,17 +91,15 @@ def make_folds(
             or groups; rows that are not in the order of time; a file of other folds, or one that
             was changed.
     """
-    for name, value in (("n_folds", n_folds), ("seed", seed), ("repeats", repeats)):
-        if not isinstance(value, int | np.integer):
-            labels = ": pass labels as targets=" if np.ndim(value) else ""
-            raise TypeError(f"{name} is {brief(value)}; expected a whole number{labels}")
-    n_folds, seed, repeats = int(n_folds), int(seed), int(repeats)  # numpy's have another repr
-    rows, targets = _rows_and_targets(data, targets)
-    groups = column_of(data, groups)
+    labels = ": pass labels as targets=" if isinstance(n_folds, Iterable) else ""
+    n_folds = as_whole(n_folds, "n_folds", told=labels)  # not numpy's, which have another repr
+    seed, repeats = as_seed(seed), as_whole(repeats, "repeats", 1)
+    rows, targets = _rows_and_targets(data, targets, "stratified" in str(kind))
+    groups = column_of(data, groups, "groups")
     _check_request(rows, n_folds, kind, targets, groups)
     targets = targets if "stratified" in kind else None  # unused, so not part of the digest
     groups = groups if "group" in kind else None
-    order = _Order(column_of(data, time), gap, embargo, window)
+    order = _Order(column_of(data, time, "time"), gap, embargo, window)
     _check_order(order, kind, repeats, data)
     if path is not None and Path(path).suffix not in (".csv", ".parquet"):
         raise ValueError(f"folds are saved as .csv or .parquet, not as {Path(path).name}")
@@ -142,9 +142,9 @@ def _check_order(order: _Order, kind: str, repeats: int, data: Any) -> None:
             raise ValueError(f"{order.asked[0]}= is for kind='time', not for kind={kind!r}")
     elif order.time is None and is_table(data):
         refuse_unsorted(as_table(data))
-    if repeats < 1 or (repeats > 1 and kind == "time"):
+    if repeats > 1 and kind == "time":
         equal = "all repeats of kind='time' would be equal: leave out repeats="
-        raise ValueError(f"repeats is {repeats}; {equal if repeats > 1 else 'expected 1 or more'}")
+        raise ValueError(f"repeats is {repeats}; {equal}")
 
 
 def _made(
@@ -169,19 +169,22 @@ def _assigned(
     if targets is not None:
         targets = strata(targets, n_folds)
     model_selection = sklearn_room("model_selection")
-    splitter = getattr(model_selection, _SPLITTERS[kind])(n_folds, shuffle=True, random_state=seed)
+    splitter = getattr(model_selection, _SPLITTERS[kind])(
+        n_folds, shuffle=True, random_state=random_state(seed)
+    )
     assignment = np.full(rows, -1, dtype=np.int64)
     for fold, (_, valid) in enumerate(splitter.split(np.zeros(rows), targets, groups)):
         assignment[valid] = fold
     return assignment
 
 
-def _rows_and_targets(data: Any, targets: Any) -> tuple[int, Any]:
-    if isinstance(data, int | np.integer):
-        return int(data), column_of(data, targets)
-    if targets is None and not is_table(data):
-        return length_of(data), column_of(data, data)
-    return length_of(data), column_of(data, targets)
+def _rows_and_targets(data: Any, targets: Any, labels: bool) -> tuple[int, Any]:
+    if isinstance(data, str) or not hasattr(data, "__len__") or getattr(data, "ndim", 1) == 0:
+        rows = as_whole(data, "data", 0, ", or a table, an array or a list")
+        return rows, column_of(data, targets, "targets")
+    if targets is None and labels and not is_table(data):
+        targets = data
+    return length_of(data), column_of(data, targets, "targets")
 
 
 def _check_request(rows: int, n_folds: int, kind: str, targets: Any, groups: Any) -> None:

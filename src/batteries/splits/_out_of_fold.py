@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from batteries._arrays import as_array
 from batteries._scoring import Metric, scoring_of
 from batteries.splits._assignment import Folds
 
@@ -21,7 +22,7 @@ class Score(NamedTuple):
 
     value: float  # on all rows at once
     folds: list[float]
-    spread: float  # the standard deviation over the folds
+    spread: float  # the standard deviation over the folds; NaN for one fold
     rows: int  # rows that have a prediction
 
 
@@ -74,7 +75,8 @@ class OutOfFold:
             )
         if fold in self._valid:
             raise ValueError(f"fold {fold} was added before: add each fold once")
-        own = np.array(predictions)  # a copy: the caller may use its memory again
+        # A copy: the caller may use its memory again.
+        own = np.array(as_array(predictions, "predictions"))
         if len(own) != len(rows):
             raise ValueError(
                 f"fold {fold} has {len(rows)} rows, but there are {len(own)} predictions"
@@ -82,7 +84,7 @@ class OutOfFold:
         for kept, array, name in ((self._valid, own, "rows"), (self._test, test, "test rows")):
             if array is None:
                 continue
-            new, first = np.asarray(array), next(iter(kept.values()), None)
+            new, first = as_array(array, name), next(iter(kept.values()), None)
             skip = name == "rows"  # their number differs between folds
             if first is not None and new.shape[skip:] != first.shape[skip:]:
                 raise ValueError(
@@ -91,7 +93,7 @@ class OutOfFold:
                 )
         self._valid[fold] = own
         if test is not None:
-            self._test[fold] = np.array(test)
+            self._test[fold] = np.array(as_array(test, "test"))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """The predictions, so that they can be blended as an array."""
@@ -158,7 +160,7 @@ class OutOfFold:
         Raises:
             ValueError: Folds are missing, or targets of another length.
         """
-        truth = np.asarray(targets)
+        truth = as_array(targets, "targets")
         if len(truth) != self._folds.rows:
             raise ValueError(f"there are {len(truth)} targets for {self._folds.rows} rows")
         own, predictions = scoring_of(metric).of(truth), self.predictions
@@ -167,7 +169,7 @@ class OutOfFold:
             own(truth[self._folds[fold][1]], self._valid[fold]) for fold in sorted(self._valid)
         ]
         value = own(truth[rows], predictions[rows])
-        spread = float(np.std(by_fold, ddof=1)) if len(by_fold) > 1 else 0.0
+        spread = float(np.std(by_fold, ddof=1)) if len(by_fold) > 1 else math.nan
         return Score(value, by_fold, spread, len(rows))
 
     def _check_complete(self, kept: dict[int, NDArray[Any]]) -> None:

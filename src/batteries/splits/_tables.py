@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from batteries._arrays import as_array
 from batteries._optional import import_optional
 
 _NAMED = 5  # rows in an error
@@ -18,7 +19,7 @@ def is_table(data: Any) -> bool:
     return isinstance(data, Mapping) or hasattr(data, "columns")
 
 
-def column_of(data: Any, column: Any) -> Any:
+def column_of(data: Any, column: Any, told: str = "it") -> Any:
     """An array, or a column of a table by its name; for several names (rows, names)."""
     names = isinstance(column, list | tuple) and all(isinstance(each, str) for each in column)
     if names and column and is_table(data) and set(column) <= set(names_in(data)):
@@ -28,11 +29,18 @@ def column_of(data: Any, column: Any) -> Any:
             known = f"expected one of {names_in(data)}" if is_table(data) else "data is not a table"
             raise ValueError(f"there is no column {column!r}; {known}")
         column = data[column]
-    if isinstance(column, list | tuple):
-        mixed = np.array(column, dtype=object)
-        # As text or numbers, a missing value would look like another class.
-        return mixed if mixed.ndim == 1 and is_missing(mixed).any() else np.asarray(column)
-    return None if column is None else np.asarray(column)
+    if column is None:
+        return None
+    if isinstance(column, Iterator):
+        column = list(column)
+    array = as_array(column, told)
+    texts = isinstance(column, list | tuple) and array.dtype.kind in "US"
+    if array.dtype != object and not texts:
+        return array
+    values = list(column)
+    mixed = np.array(values, dtype=object)
+    # As text or numbers, a missing value would look like another class.
+    return mixed if mixed.ndim == 1 and is_missing(mixed).any() else np.asarray(values)
 
 
 def names_in(data: Any) -> list[str]:
@@ -46,12 +54,12 @@ def length_of(data: Any) -> int:
 def as_table(data: Any) -> dict[str, NDArray[Any]]:
     """The columns as arrays. An array becomes a table of one column."""
     if is_table(data):
-        table = {name: np.asarray(data[name]) for name in names_in(data)}
+        table = {name: as_array(data[name], f"column {name!r}") for name in names_in(data)}
         lengths = {name: len(column) for name, column in table.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the columns of a table have different lengths: {lengths}")
         return table
-    return {"values": np.asarray(data)}
+    return {"values": as_array(data, "data")}
 
 
 def id_columns(table: Mapping[str, NDArray[Any]]) -> list[str]:
@@ -100,6 +108,11 @@ def _is_absent(value: Any) -> bool:
 
 def polars_for(for_: str) -> Any:
     return import_optional("polars", needs="polars", for_=for_)
+
+
+def random_state(seed: int) -> Any:
+    """A seed for scikit-learn, which takes numbers of 32 bits."""
+    return seed if seed < 2**32 else np.random.RandomState(np.random.MT19937(seed))
 
 
 def sklearn_room(room: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from torch.optim import Optimizer
 
 from batteries import distributed
 from batteries._modules import drop_unreduced
+from batteries._numbers import as_whole
 from batteries.data import Arrival, DataLoader
 from batteries.data._failing import Failed, Going
 from batteries.distributed._groups import Group, ranks_of
@@ -372,14 +372,7 @@ def accumulate(
         ValueError: `accumulation_steps` is below 1, or `count` returned a negative number.
         TypeError: `accumulation_steps` is not a whole number.
     """
-    try:
-        accumulation_steps = operator.index(accumulation_steps)
-    except TypeError:
-        raise TypeError(
-            f"accumulation_steps is {accumulation_steps!r}; expected a whole number of batches"
-        ) from None
-    if accumulation_steps < 1:
-        raise ValueError(f"accumulation_steps is {accumulation_steps}; expected 1 or more")
+    accumulation_steps = as_whole(accumulation_steps, "accumulation_steps", 1, " batches")
     if group is None and isinstance(loader, DataLoader):
         group = loader.group
     ranks_of(group)  # raises if the group is not usable

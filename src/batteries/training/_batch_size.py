@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import operator
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from batteries import distributed
+from batteries._numbers import as_whole
 from batteries._seeding import isolated_rng
 from batteries.distributed._groups import Group
 
@@ -58,9 +58,7 @@ def find_batch_size(step: Callable[[int], object], start: int, *, group: Group =
         RuntimeError: Not even one sample fits.
         Exception: Any other error of `step`; all ranks raise it.
     """
-    start = size = operator.index(start)
-    if start < 1:
-        raise ValueError(f"start is {start}; expected 1 or more samples")
+    start = size = as_whole(start, "start", 1, " samples")
     while True:
         with isolated_rng():
             fits = distributed.together(partial(_fits, step, size), group)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from batteries import distributed
+from batteries._numbers import as_number, as_whole
 from batteries.distributed._groups import Group, ranks_of
 from batteries.training._clipping import whole
 
@@ -61,15 +62,12 @@ class StepPolicy:
     ) -> None:
         if action not in ("raise", "skip"):
             raise ValueError(f"action is {action!r}; expected 'raise' or 'skip'")
-        if spike is not None and not spike > 1:
+        if spike is not None and not as_number(spike, "spike") > 1:
             raise ValueError(f"spike is {spike}; expected a number above 1, or None")
-        if history < 1 or at_most < 0:
-            raise ValueError(
-                f"history is {history} and at_most {at_most}; expected 1 and 0, or more"
-            )
         self.skipped = {"not finite": 0, "spike": 0}
-        self._action, self._spike, self._at_most = action, spike, at_most
-        self._norms: deque[float] = deque(maxlen=history)
+        self._action, self._spike = action, spike
+        self._at_most = as_whole(at_most, "at_most", 0)
+        self._norms: deque[float] = deque(maxlen=as_whole(history, "history", 1))
         self._steps = 0
         self._in_a_row = 0
         self._scaler = scaler

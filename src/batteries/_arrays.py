@@ -1,0 +1,44 @@
+"""Arrays that users pass, of any type: checked, and named in errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_KNOWN = ("torch.float16", "torch.float32", "torch.float64")  # floats that numpy has
+
+
+def as_array(values: Any, name: str) -> NDArray[Any]:
+    """A tensor, an array, a column of a frame, a list or an iterator as an array."""
+    if type(values) is np.ndarray:  # the common case has to be fast
+        return values
+    if _is_tensor(values):
+        values = values.detach().cpu().resolve_conj().resolve_neg()
+        known = str(values.dtype) in _KNOWN or not values.is_floating_point()
+        return np.asarray(values if known else values.float())
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise ValueError(f"{name} is a masked array: pass {name}.filled(...)")
+    array = np.asarray(_listed(values))
+    if not array.ndim and array.dtype == object:
+        raise TypeError(
+            f"{name} is a {type(values).__name__}; expected an array, a tensor or a list"
+        )
+    return array
+
+
+def _listed(values: Any) -> Any:
+    if isinstance(values, Mapping | Set | str | bytes) or hasattr(values, "__array__"):
+        return values
+    if isinstance(values, Iterable) and not hasattr(values, "__getitem__"):  # an iterator, a view
+        values = list(values)
+    of_tensors = isinstance(values, list | tuple) and any(map(_is_tensor, values))
+    return [as_array(each, "it") for each in values] if of_tensors else values
+
+
+def _is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")  # the command line does without
+    return torch is not None and isinstance(value, torch.Tensor)
