@@ -117,6 +117,7 @@ def torch_load(path: Path, file: Any, device: torch.device) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Validating sparse tensor invariants")
+            warnings.filterwarnings("ignore", "Sparse invariant checks")  # of torch 2.11
             return torch.load(file, map_location=device, weights_only=True)
     except OSError:
         raise
