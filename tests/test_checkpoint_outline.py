@@ -18,7 +18,6 @@ from batteries.checkpoint import peek, read_checkpoint
 from batteries.checkpoint._contents import rebuilt
 from batteries.checkpoint._read_pickle import Suspicious, Unknown, check_cost, outline
 
-
 torchs_own_reader = pytest.mark.filterwarnings(
     "ignore:Validating sparse tensor invariants", "ignore:Sparse invariant checks"
 )
