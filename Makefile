@@ -82,11 +82,12 @@ clean:
 	$(BIN)/$(INSTALL) -r requirements-docs.txt
 	touch $@
 
+# Some releases of torch need an older setuptools. One call for all: a second one would take another
+# torch that fits.
 .venv-3%/ready: requirements.txt pyproject.toml
 	python3$(firstword $(subst -, ,$*)) -m venv .venv-3$*
-	.venv-3$*/bin/$(INSTALL) torch==$(lastword $(subst -, ,$*))
-	grep -v '^torch==' requirements.txt > .venv-3$*/requirements.txt
-	.venv-3$*/bin/$(INSTALL) -r .venv-3$*/requirements.txt
+	grep -vE '^(torch|setuptools)==' requirements.txt > .venv-3$*/requirements.txt
+	.venv-3$*/bin/$(INSTALL) torch==$(lastword $(subst -, ,$*)) -r .venv-3$*/requirements.txt
 	.venv-3$*/bin/$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 

@@ -18,6 +18,10 @@ from batteries.checkpoint import peek, read_checkpoint
 from batteries.checkpoint._contents import rebuilt
 from batteries.checkpoint._read_pickle import Suspicious, Unknown, check_cost, outline
 
+torchs_own_reader = pytest.mark.filterwarnings(
+    "ignore:Validating sparse tensor invariants", "ignore:Sparse invariant checks"
+)
+
 
 def pickled(value: Any) -> tuple[bytes, Any]:
     """The pickle in a file of torch.save, and what torch.load makes of it."""
@@ -70,7 +74,7 @@ def test_the_same_as_torch() -> None:
     assert state._metadata == expected["model_state_dict"]._metadata
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")  # torch's own reader
+@torchs_own_reader
 @pytest.mark.parametrize(
     "rare", [torch.eye(2).to_sparse(), torch.ones(2, dtype=torch.cfloat).conj()]
 )
@@ -128,7 +132,7 @@ def test_costly_pickles(name: str) -> None:
             read("bomb.pth")
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")  # torch's own reader
+@torchs_own_reader
 def test_what_costs_nothing() -> None:
     """Common checkpoints pass, a key that stands in many dicts, and what only torch.load knows."""
     key = tuple(range(20))

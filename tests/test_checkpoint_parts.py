@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ def test_another_file_of_the_name() -> None:
 
 PEAK = """
 import sys
+from importlib.metadata import version
 import torch
 from pathlib import Path
 from batteries import load_checkpoint
@@ -122,7 +124,8 @@ def test_memory(what: str, most: int) -> None:
     save_checkpoint(checkpoint | {"rest": {"more_state_dict": 0}}, "large.pth")
     program = [sys.executable, "-c", PEAK, what]
     told = warm.run(program, capture_output=True, text=True, check=True).stdout
-    assert float(told) < most
+    copied = what == "export" and tuple(map(int, version("safetensors").split(".")[:2])) < (0, 8)
+    assert float(told) < most + 16 * copied  # MiB that older releases of safetensors copy once more
 
 
 def resumed(directory: str, function: str) -> tuple[float, str, bool]:

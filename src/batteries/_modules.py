@@ -61,7 +61,7 @@ def _reset(part: Any) -> None:
         with suppress(RuntimeError, AttributeError):  # only roots that have run can do it
             part.reset_iter_state()
         return
-    state = part._get_fsdp_state()  # of torch 2.10, which has no function for it
+    state = part._get_fsdp_state()  # older releases of torch have no function for it
     state._state_ctx.iter_forward_root = None
     for each in filter(None, (state, state._fsdp_param_group)):
         each._training_state = type(each._training_state).IDLE

@@ -133,7 +133,11 @@ def torch_load(path: Path, file: Any, device: torch.device) -> Any:
     """`torch.load`, whose errors become a `CheckpointError`."""
     try:
         with warnings.catch_warnings():
-            for known in ("Validating sparse tensor invariants", "Detected pickle protocol"):
+            for known in (
+                "Validating sparse tensor invariants",
+                "Sparse invariant checks",  # of torch 2.11
+                "Detected pickle protocol",
+            ):
                 warnings.filterwarnings("ignore", known)
             return torch.load(file, map_location=device, weights_only=True)
     except OSError:
