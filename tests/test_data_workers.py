@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import os
 import random
 import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -266,3 +269,30 @@ def test_the_end_of_a_started_process() -> None:
     )
     result = warm.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.stdout == "1\n", result.stderr
+
+
+class Left:
+    """An object in a cycle of references, whose end in another process leaves a file."""
+
+    def __init__(self) -> None:
+        self.own, self.process = self, os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() != self.process:
+            Path("ended").touch()
+
+
+def leave_garbage_to_workers() -> None:
+    gc.set_threshold(10**9)
+    os.register_at_fork(after_in_child=lambda: gc.set_threshold(1))
+    data: Any = range(8)
+    Left()
+    assert len(list(DataLoader(data, num_workers=2, multiprocessing_context="fork"))) == 8
+    Path("done").touch()
+
+
+def test_workers_leave_garbage_to_the_program() -> None:
+    """Workers never collect the program's garbage, whose locks a fork may have left closed."""
+    warm.start(leave_garbage_to_workers).join()
+    assert Path("done").exists()
+    assert not Path("ended").exists()
