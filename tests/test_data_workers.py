@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import os
 import random
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -292,3 +295,30 @@ def test_a_worker_that_is_busy_at_the_end(monkeypatch: pytest.MonkeyPatch) -> No
     batches.close()
     worker.join(DEADLINE)
     assert worker.exitcode == -signal.SIGKILL
+
+
+class Left:
+    """An object in a cycle of references, whose end in another process leaves a file."""
+
+    def __init__(self) -> None:
+        self.own, self.process = self, os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() != self.process:
+            Path("ended").touch()
+
+
+def leave_garbage_to_workers() -> None:
+    gc.set_threshold(10**9)
+    os.register_at_fork(after_in_child=lambda: gc.set_threshold(1))
+    data: Any = range(8)
+    Left()
+    assert len(list(DataLoader(data, num_workers=2, multiprocessing_context="fork"))) == 8
+    Path("done").touch()
+
+
+def test_workers_leave_garbage_to_the_program() -> None:
+    """Workers never collect the program's garbage, whose locks a fork may have left closed."""
+    warm.start(leave_garbage_to_workers).join()
+    assert Path("done").exists()
+    assert not Path("ended").exists()

@@ -35,8 +35,10 @@ from batteries.data._streams import Sharded, Stream, followed, fresh_parts, thaw
 from batteries.data._workers import (
     change_worker,
     ends_nothing,
+    leave_garbage,
     received,
     report_what_cannot_be_sent,
+    without_collection,
 )
 from batteries.distributed._groups import Group, Ranks, ranks_of
 
@@ -306,7 +308,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             turn, begin, parts = turn + 1, 0, fresh_parts(len(parts))
 
     def _started(self) -> Iterator[Any]:
-        with holding_signals():
+        with holding_signals(), without_collection():
             inner: Any = iter(self._inner)
         came = self._taken(inner)
         if self.num_workers and self._running() is not inner:
@@ -464,7 +466,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             self._samples, batch_sampler=cast(Any, asks), collate_fn=_alone,
             num_workers=min(2, self.num_workers), **same,
         )  # fmt: skip
-        with holding_signals():
+        with holding_signals(), without_collection():
             return iter(inner)
 
     def __len__(self) -> int:
@@ -670,6 +672,7 @@ def _alone(samples: Any) -> Any:
 
 
 def _begin_worker(then: Callable[[int], None] | None, worker_id: int) -> None:
+    leave_garbage()
     ignore_signals()
     adopt_backends()
     report_what_cannot_be_sent()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing.queues
 import pickle
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from torch._utils import ExceptionWrapper
@@ -15,6 +18,8 @@ from batteries.data._failing import Failed
 
 asked: set[str] = set()  # attributes of `get_worker_info()` that were read since the last clear()
 _WATCHED = {"id", "num_workers", "dataset"}
+
+_paused = False  # whether `without_collection` has switched the collector off; forks inherit it
 
 
 class _Watched(WorkerInfo):
@@ -64,6 +69,33 @@ def leaked_by(end: StopIteration) -> str | None:
     """The transform's function that raised a StopIteration; None if an iterator has ended."""
     names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(end.__traceback__)][1:]
     return names[0] if names and not {"__next__", "next"} & {*names} else None
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Collect no garbage in workers that are forked in the block, until `leave_garbage`.
+
+    Iterators of earlier passes may be garbage of the program. Their end needs a lock that another
+    thread may have held during the fork, so a worker that collects them can wait for ever.
+    """
+    global _paused
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    _paused = True
+    try:
+        yield
+    finally:
+        _paused = False
+        gc.enable()
+
+
+def leave_garbage() -> None:
+    """Let a worker collect its own garbage, and never that of the program."""
+    gc.freeze()
+    if _paused:
+        gc.enable()
 
 
 def report_what_cannot_be_sent() -> None:
