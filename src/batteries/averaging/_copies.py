@@ -62,7 +62,7 @@ def copy_of(model: nn.Module) -> nn.Module:
         binding.check_class(type(part))
         for name, value in [*vars(part).items()]:
             if isinstance(value, list | tuple | dict):  # functions, hooks too, are not copied
-                if name in vars(other):  # what divides a model is taken off
+                if value and name in vars(other):  # what divides a model is taken off
                     vars(other)[name] = binding.of(vars(other)[name])
             elif type(value) in _PROXIES or not isinstance(value, nn.Module | Tensor):
                 bound = binding.of(value)

@@ -187,6 +187,8 @@ def _place(place: str, key: object) -> str:
 
 
 def _plain_or_same(value: Any, place: str) -> Any:  # noqa: ARG001
+    if type(value) in _READABLE:
+        return value
     if isinstance(value, np.generic):
         return value.item() if type(value.item()) in _READABLE else value
     if type(value) is np.ndarray:  # a subclass, such as a masked array, has more than numbers

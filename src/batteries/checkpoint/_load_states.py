@@ -350,6 +350,9 @@ def _overflows(value: Any, own: Any) -> bool:
     most = torch.finfo(own.dtype).max
     if most > 1e38:  # of float32, bfloat16 and float64
         return False
+    low, high = own_part(value).detach().float().aminmax()
+    if max(-low, high) <= most:  # False if one of them is NaN
+        return False
     return bool(own_part(value).float().nan_to_num(0, 0, 0).abs().gt(most).any())
 
 

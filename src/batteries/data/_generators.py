@@ -32,7 +32,7 @@ class _OpenCV:
 
 _of_opencv = _OpenCV()
 _MOST = 5000  # objects to look at
-_WIDE = 100  # items of a container to look at: longer ones hold data
+_WIDE, _FEW = 300, 10  # items of a container to look at: longer ones hold data
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType)
 _DATA = (*_PLAIN, Tensor, np.ndarray)
 _KINDS = (
@@ -62,10 +62,11 @@ def generators_in(*, beyond: tuple[type, ...] = (), **roots: Any) -> dict[str, A
     queue = deque(roots.items())
     while queue and len(seen) < _MOST:
         place, thing = queue.popleft()
-        if id(thing) in seen or isinstance(thing, (*_DATA, *beyond)):
+        plain = type(thing) in _LISTS or type(thing) is dict  # most things are
+        if id(thing) in seen or (not plain and isinstance(thing, (*_DATA, *beyond))):
             continue
         seen[id(thing)] = thing
-        if isinstance(thing, _KINDS):
+        if not plain and isinstance(thing, _KINDS):
             if not _is_global(thing):
                 found[place] = thing
             continue
@@ -86,19 +87,19 @@ def _is_global(generator: Any) -> bool:
 def _parts(thing: Any) -> Parts:
     if isinstance(thing, types.FunctionType):
         yield from _parts_of_function(thing)
-    elif isinstance(thing, types.MethodType | types.BuiltinMethodType):
+    elif isinstance(thing, (types.MethodType, types.BuiltinMethodType)):
         yield ".__self__", thing.__self__
         yield "", getattr(thing, "__func__", None)
     elif isinstance(thing, functools.partial):
         yield from ((f".{name}", getattr(thing, name)) for name in ("func", "args", "keywords"))
-    elif isinstance(thing, staticmethod | classmethod):
+    elif isinstance(thing, (staticmethod, classmethod)):
         yield "", thing.__func__
     elif isinstance(thing, property):
         yield "", thing.fget
     elif isinstance(thing, dict):
-        yield from ((f"[{key!r}]", value) for key, value in _near(thing.items()))
+        yield from ((f"[{key!r}]", value) for key, value in _near(thing.items(), len(thing)))
     elif isinstance(thing, _LISTS):
-        yield from ((f"[{place}]", value) for place, value in _near(enumerate(thing)))
+        yield from ((f"[{place}]", value) for place, value in _near(enumerate(thing), len(thing)))
     own = getattr(thing, "__dict__", {})
     yield from ((f".{name}", value) for name, value in list(own.items()))
     kind: Any = type(thing)
@@ -106,12 +107,9 @@ def _parts(thing: Any) -> Parts:
         yield f".{name}", getattr(thing, name, None)
 
 
-def _near(items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-    """The first items of a container, and later ones that are no data, such as datasets."""
-    plain = (*_DATA, dict, *_LISTS)
-    for count, item in enumerate(islice(items, _MOST)):
-        if count < _WIDE or not isinstance(item[1], plain):
-            yield item
+def _near(items: Iterable[tuple[Any, Any]], count: int) -> Iterator[tuple[Any, Any]]:
+    near = islice(items, count if count <= _WIDE else _FEW)
+    return (item for item in near if type(item[1]) not in _PLAIN)
 
 
 def _parts_of_function(function: types.FunctionType) -> Parts:
