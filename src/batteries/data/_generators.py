@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import hashlib
 import pickle
@@ -43,6 +44,7 @@ _LISTS = (list, tuple, set, frozenset, deque)
 _LIBRARY = re.compile(
     rf"site-packages|dist-packages|<frozen|{re.escape(sysconfig.get_path('stdlib'))}"
 )
+_GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME"}
 _FOREIGN = ("builtins", "torch")
 Parts = Iterator[tuple[str, Any]]
 
@@ -120,27 +122,33 @@ def _parts_of_function(function: types.FunctionType) -> Parts:
             continue
     yield ".__defaults__", function.__defaults__
     yield ".__kwdefaults__", function.__kwdefaults__
-    here, names = function.__module__, _names_in(function.__code__)
+    here, (names, attributes) = function.__module__, _names_in(function.__code__)
     foreign = _is_library(function.__code__.co_filename)
     for name in names:
         value = function.__globals__.get(name)
-        if getattr(value, "__name__", None) == "cv2" and _OpenCV.names & {*names}:
+        if getattr(value, "__name__", None) == "cv2" and _OpenCV.names & {*attributes}:
             yield " -> cv2", _of_opencv
         elif isinstance(value, types.FunctionType):
             if value.__module__ == here or not _is_library(value.__code__.co_filename):
                 yield f" -> {here}.{name}", value
         elif isinstance(value, types.ModuleType):
             if not _is_library(getattr(value, "__file__", None)):
-                inside = ((each, vars(value).get(each)) for each in names)
+                inside = ((each, vars(value).get(each)) for each in attributes)
                 yield from ((f" -> {value.__name__}.{each}", part) for each, part in inside)
         elif isinstance(value, _KINDS) or not foreign:
             yield f" -> {here}.{name}", value
 
 
-def _names_in(code: types.CodeType) -> list[str]:
-    """The names that a function uses, also in the comprehensions and functions inside of it."""
-    inner = [each for each in code.co_consts if isinstance(each, types.CodeType)]
-    return list(dict.fromkeys([*code.co_names, *(n for each in inner for n in _names_in(each))]))
+@functools.lru_cache(maxsize=10_000)
+def _names_in(code: types.CodeType) -> tuple[list[str], list[str]]:
+    """The globals and the attributes that a function uses, and the functions inside of it."""
+    own = [each.argval for each in dis.get_instructions(code) if each.opname in _GLOBALS]
+    attributes = list(code.co_names)
+    for each in code.co_consts:
+        if isinstance(each, types.CodeType):
+            inner = _names_in(each)
+            own, attributes = own + inner[0], attributes + inner[1]
+    return list(dict.fromkeys(own)), list(dict.fromkeys(attributes))
 
 
 def _is_library(file: str | None) -> bool:
