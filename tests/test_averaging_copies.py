@@ -166,6 +166,30 @@ def test_forward_by_the_closure_of_a_class(inside: bool) -> None:
         EMA(model)
 
 
+def test_names_that_do_no_harm() -> None:
+    """Methods that only set a model up may use its parts by name, and attributes any names."""
+    part = nn.Linear(3, 2)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.set_up()
+
+        def set_up(self) -> None:
+            self.part = part
+
+        def forward(self, x: Tensor) -> Any:
+            return self.part(x)
+
+    program = "model = made()\nmodel.helper = lambda config: config.model"
+    names: dict[str, Any] = {"made": Model}
+    exec(program, names)
+    ema, expected = EMA(names["model"], decay=1.0), part(ONES)
+    with torch.no_grad():
+        part.weight.zero_()
+    assert torch.equal(ema.module(ONES), expected)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_scripted_models() -> None:
     """A scripted model, and a traced part of a model, are refused with what to do."""

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -392,6 +393,32 @@ def test_layers_in_another_order() -> None:
     load_checkpoint("a.pth", trained("b", "a")[0])
     with pytest.warns(UserWarning, match=r"in another order than the model, from b\.weight on"):
         load_checkpoint("a.pth", *trained("b", "a"))
+    found = torch.load("a.pth")
+    found["model_state_dict"] = dict(sorted(found["model_state_dict"].items()))
+    torch.save(found, "a.pth")  # as libraries write that sort the names
+    load_checkpoint("a.pth", *trained("a", "b"))
+
+
+class Growing(torch.optim.lr_scheduler.LRScheduler):
+    """It changes its own options."""
+
+    milestones = np.array([1, 2])
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        self.milestones = self.milestones + 1
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+
+def test_schedulers_of_ones_own() -> None:
+    """What they have may change while they run, and is compared with nothing."""
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    save_checkpoint(make_checkpoint("train", 1, model, None, Growing(optimizer)), "a.pth")
+    for _ in range(2):
+        scheduler = Growing(optimizer)
+        optimizer.step()
+        scheduler.step()
+        load_checkpoint("a.pth", model, None, scheduler)
 
 
 def test_options_of_a_longer_training() -> None:

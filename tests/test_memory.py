@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import logging
+import queue
 import random
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +24,7 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
 )
 
-from batteries import load_checkpoint, make_checkpoint, save_checkpoint
+from batteries import load_checkpoint, make_checkpoint, save_checkpoint, unwrap
 from batteries.distributed import PerRank, rank
 
 SCORES, TARGETS = torch.tensor([0.9, 0.8, 0.3, 0.6]), torch.tensor([1, 0, 0, 1])
@@ -243,6 +247,74 @@ def test_optimizers_and_schedulers_of_ones_own() -> None:
     parts["scheduler"].held = 1
     with pytest.warns(UserWarning, match=r"scheduler, a Constant, is the same .* \(held\) have"):
         make_checkpoint("train", 2, model, **parts)
+
+
+class Wide(Scores):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(1, 3)
+
+
+def test_modules_with_metrics_load_like_others() -> None:
+    """From older files, from and into wrappers, and in part."""
+    torch.save({"model_state_dict": {}, "scores_state_dict": Scores().state_dict()}, "old.pth")
+    load_checkpoint("old.pth", scores=Scores())
+    first = Scores()
+    first.accuracy.update(torch.tensor([0.9, 0.1]), torch.tensor([1, 1]))
+    save_checkpoint(
+        make_checkpoint("t", 1, nn.Linear(1, 1), scores=nn.DataParallel(first)), "1.pth"
+    )
+    for second in (Scores(), nn.DataParallel(Scores())):
+        load_checkpoint("1.pth", scores=second)
+        assert unwrap(second).accuracy.compute() == 0.5
+    report = load_checkpoint("1.pth", scores=Wide(), strict=False).report
+    assert report.missing == ["scores.head.weight", "scores.head.bias"]
+
+
+class Teacher(nn.Module):
+    """It is frozen, and counts, caches and keeps what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.seen, self.last = nn.Linear(1, 1), 0, torch.zeros(1)
+        self.register_buffer("table", torch.zeros(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen, self.last, self.table = self.seen + 1, self.layer(x), torch.ones(self.seen + 1)
+        return self.last
+
+
+class Failing(dict[str, int]):
+    def items(self) -> Any:
+        raise RuntimeError("not now")
+
+
+def test_what_a_resumed_run_does_without() -> None:
+    """Times, caches, counts of calls and objects of libraries are not told; odd ones do no harm."""
+    log, model = logging.getLogger("a_log"), nn.Linear(1, 1)
+    odd = [torch.eye(2).to_sparse(), torch.ones(1, device="meta"), 10**5000, Failing(a=1)]
+    weak = weakref.proxy(Data())  # its object is gone
+    part = Constant(log=log, calls=0, _cache={}, begun=time.time(), odd=odd, weak=weak)
+    part.queue, part.compiled = queue.Queue(), torch.compile(nn.Linear(1, 1), backend="eager")
+    teacher, metric = Teacher(), MeanMetric()
+    metric.update(1.0)
+    for epoch in range(3):
+        make_checkpoint("train", epoch, model, part=part, teacher=teacher, metric=metric)
+        part.calls, part.begun = epoch, time.time()
+        part._cache[epoch] = teacher(part.compiled(torch.ones(1, 1)))
+        part.queue.put(epoch)
+        logging.getLogger(f"a_log.{epoch}").isEnabledFor(10)
+        metric.compute()
+
+
+def test_objects_are_freed() -> None:
+    """A checkpoint keeps no object alive, and a new object at the same place has no past."""
+    for number in range(5):
+        part = Constant(held=number)
+        make_checkpoint("train", 1, nn.Linear(1, 1), part=part)
+        own = weakref.ref(part)
+        del part
+        assert own() is None
 
 
 def test_no_false_alarms() -> None:

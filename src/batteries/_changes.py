@@ -5,79 +5,97 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
+import re
+import sys
+import sysconfig
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Set
-from datetime import date, time, timedelta
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from contextlib import suppress
 from enum import Enum
+from itertools import chain, islice
 from pathlib import PurePath
-from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 PLAIN = (int, float, complex, str, bytes, bool, type(None), np.generic, Enum, PurePath)
-PLAIN += (date, time, timedelta)  # type: ignore[assignment]
 CONTAINERS = (list, tuple, dict, set, frozenset, deque)
-# Schedulers refer to an optimizer, which the program saves or not.
-_APART = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, torch.optim.Optimizer)
+# Times, caches and counts of calls differ in each run. A resumed run does without them.
+_PASSING = re.compile(
+    r"(^|_)(cached?|caches|memo|times?|timer|clock|stamp|timestamp|elapsed|started|tic|t0|calls?)(_|$)"
+)
+_LIBRARY = re.compile(
+    rf"site-packages|dist-packages|<frozen|{re.escape(sysconfig.get_path('stdlib'))}"
+)
 _OF_MODULES = {*vars(nn.Module()), "_compiled_call_impl", "_forward_hooks_with_kwargs"}
-_VALUES, _BYTES = 5000, 2**22  # what a digest looks at
-_OBJECTS = 1000  # whose digests are kept
+_VALUES, _BYTES = 500, 2**18  # what the digest of a value looks at
+_NUMBERS = (Tensor, nn.Parameter, np.ndarray)
+_WIDE = 100  # items of a container to look at
+_OBJECTS = 100  # whose digests are kept
 
 
 class _Seen(NamedTuple):
     part: Callable[[], Any]  # a weak reference if the object allows one
-    held: dict[str, str]  # digests of its attributes
+    held: dict[str, str | None]  # digests of its attributes
     state: str
 
 
 _SEEN: dict[int, _Seen] = {}
 
 
-def changed(part: Any, held: dict[str, Any], state: Any, beside: Iterable[Any]) -> list[str]:
+def changed(part: Any, held: Mapping[str, Any], state: Any, apart: set[int]) -> list[str]:
     """The attributes that have changed since the last call, if the state has not.
+
+    Only these count: plain values, containers, tensors, arrays, generators, weights of modules,
+    and objects of the program's own classes, which consist of them.
 
     Args:
         held: The attributes to look at.
-        beside: Objects whose changes do not count.
+        apart: The ids of objects whose changes do not count.
     """
-    now = _Digest()
-    now.add(state)
-    if not now.whole:  # a large state is that of an object with a memory
+    now = digest_of(state, whole=True)
+    if now is None:  # a large state is that of an object with a memory
         _SEEN.pop(id(part), None)
         return []
-    apart = _ids_in(beside, part)
-    own = {name: _digest_of(value, apart) for name, value in held.items()}
+    own = {name: digest_of(value, apart) for name, value in lasting(held).items()}
     before = _SEEN.get(id(part))
-    if before is None or before.part() is not part:
-        before = _Seen(_reference(part), own, now.text())
+    known = before is not None and before.part() is part
     if len(_SEEN) >= _OBJECTS:
         _SEEN.clear()
-    _SEEN[id(part)] = _Seen(before.part, own, now.text())
-    if before.state != now.text():
+    _SEEN[id(part)] = _Seen(before.part if before and known else _reference(part), own, now)
+    if before is None or not known or before.state != now:
         return []
-    return [name for name in sorted(own) if before.held.get(name, own[name]) != own[name]]
+    pairs = ((name, before.held.get(name), own[name]) for name in sorted(own))
+    return [name for name, one, two in pairs if one and two and one != two]
 
 
 def attributes(part: Any) -> dict[str, Any]:
-    """The attributes of an object; of a module its buffers and parts, too."""
-    kind: Any = type(part)
-    held = {name: getattr(part, name) for name in _slots(kind) if hasattr(part, name)}
+    """The attributes of an object; of a module its weights and parts, too."""
+    held = {name: getattr(part, name) for name in _slots(type(part)) if hasattr(part, name)}
     held |= getattr(part, "__dict__", {})
     if not isinstance(part, nn.Module):
         return held
-    own = {name: value for name, value in held.items() if name not in _OF_MODULES}
-    return {**own, **part._parameters, **part._buffers, **part._modules}
+    return {key: held[key] for key in held if key not in _OF_MODULES} | _weights_of(part)
 
 
-@functools.cache
-def _slots(kind: type) -> list[str]:
-    own = [each for each in kind.__mro__ if each.__module__ != "builtins"]
-    pairs = [pair for each in own for pair in vars(each).items()]
-    return [name for name, value in pairs if isinstance(value, MemberDescriptorType)]
+def _weights_of(module: nn.Module) -> dict[str, Any]:
+    return {**module._parameters, **module._buffers, **module._modules}
+
+
+def lasting(held: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes without those whose names are of times, caches and counts of calls."""
+    return {name: value for name, value in held.items() if not _PASSING.search(name)}
+
+
+def _slots(kind: type) -> Iterator[str]:
+    for each in kind.__mro__:
+        named = vars(each).get("__slots__", ())
+        names = (named,) if isinstance(named, str) else named
+        yield from (name for name in names if name[:2] != "__")
 
 
 def _reference(part: Any) -> Callable[[], Any]:
@@ -88,37 +106,45 @@ def _reference(part: Any) -> Callable[[], Any]:
         return lambda: part
 
 
-def _ids_in(beside: Iterable[Any], part: Any) -> set[int]:
-    found = set()
-    for each in beside:
-        if each is part:
-            continue
-        found.add(id(each))
-        if isinstance(each, nn.Module):
-            for module in each.modules():
-                inner = (module, *module._parameters.values(), *module._buffers.values())
-                found.update(map(id, inner))
-        else:
-            held = attributes(each).values()
-            found |= {id(value) for value in held if not isinstance(value, PLAIN)}
-    return found
+def ids_in(part: Any) -> set[int]:
+    """The ids of an object and of what it holds; of a module with all of its parts."""
+    if isinstance(part, nn.Module):
+        return {id(each) for each in chain(part.modules(), part.parameters(), part.buffers())}
+    return {id(part), *map(id, attributes(part).values())}
 
 
-def _digest_of(value: Any, apart: set[int]) -> str:
-    digest = _Digest(apart)
-    digest.add(value)
-    return digest.text()
+@functools.cache
+def is_library(module: str) -> bool:
+    """Whether a module, by its name, belongs to Python or to an installed package."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if module.partition(".")[0] in ("torch", "batteries") or (
+        file is None and module != "__main__"
+    ):
+        return True
+    return bool(file and _LIBRARY.search(file))
+
+
+def digest_of(value: Any, apart: Container[int] = (), *, whole: bool = False) -> str | None:
+    """A digest of a value; None if it is too large, or cannot be read.
+
+    Args:
+        apart: The ids of objects that are left out.
+        whole: Everything counts. By default, objects of libraries, times, and the rest of long
+            containers are left out.
+    """
+    digest = _Digest(apart, whole)
+    with suppress(Exception):  # of methods of the program, and of tensors without numbers
+        digest.add(value)
+        return digest.text()
+    return None
 
 
 class _Digest:
-    """A digest of a value and of what it holds. `whole` is False if something was left out."""
-
-    def __init__(self, apart: Iterable[int] = ()) -> None:
+    def __init__(self, apart: Container[int], whole: bool) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
         self._values, self._bytes = _VALUES, _BYTES
-        self._known = set(apart)
-        self._kept: list[Any] = []  # the id of a freed object may recur
-        self.whole = True
+        self._apart, self._whole = apart, whole
+        self._kept: dict[int, Any] = {}  # the id of a freed object may recur
 
     def text(self) -> str:
         return self._hash.hexdigest()
@@ -126,12 +152,12 @@ class _Digest:
     def add(self, value: Any) -> None:
         self._values -= 1
         if self._values < 0:
-            self.whole = False
-        elif isinstance(value, PLAIN):
-            self._note(value)
-        elif id(value) not in self._known and not isinstance(value, _APART):
-            self._known.add(id(value))
-            self._kept.append(value)
+            raise ValueError("the value is too large")
+        if isinstance(value, PLAIN):
+            moment = type(value) is float and 1e9 < value < 4e9  # what time.time() returns
+            self._note("a time" if moment and not self._whole else value)
+        elif id(value) not in self._kept and id(value) not in self._apart:
+            self._kept[id(value)] = value
             self._add_parts(value)
 
     def _note(self, value: Any) -> None:
@@ -140,39 +166,38 @@ class _Digest:
     def _add_parts(self, value: Any) -> None:
         if isinstance(value, Tensor | np.ndarray):
             self._add_numbers(value)
-        elif isinstance(value, Mapping):
-            self._note(len(value))
-            self._add_all(part for pair in value.items() for part in pair)
-        elif isinstance(value, Set):
-            self._note(len(value))
-            self._note(sorted(repr(each) for each in value if isinstance(each, PLAIN)))
+        elif isinstance(value, set | frozenset):
+            self._note(sorted(repr(each) for each in self._first(value) if isinstance(each, PLAIN)))
+        elif isinstance(value, dict):
+            self._add_all(chain.from_iterable(self._first(value.items())))
         elif isinstance(value, CONTAINERS):
-            self._note(len(value))
-            self._add_all(value)
-        elif isinstance(value, random.Random):
-            self._note(value.getstate() if type(value) is random.Random else None)
+            self._add_all(self._first(value))
+        elif type(value) is random.Random:
+            self._note(value.getstate())
         elif isinstance(value, np.random.Generator):
             self.add(value.bit_generator.state)
         elif isinstance(value, np.random.RandomState | torch.Generator):
             self.add(value.get_state())
-        else:
-            self._add_all(part for pair in attributes(value).items() for part in pair)
+        elif isinstance(value, nn.Module):
+            self._add_all(_weights_of(value).values())
+        elif self._whole:
+            raise TypeError("the state has an object")
+        elif not is_library(type(value).__module__) and not isinstance(value, Optimizer):
+            self._add_all(chain.from_iterable(lasting(attributes(value)).items()))
+
+    def _first(self, values: Collection[Any]) -> Iterable[Any]:
+        self._note(len(values))
+        return values if self._whole else islice(values, _WIDE)
 
     def _add_all(self, values: Iterable[Any]) -> None:
         for value in values:
-            if self._values < 0:
-                break
             self.add(value)
 
     def _add_numbers(self, value: Any) -> None:
         self._bytes -= value.nbytes
-        if self._bytes < 0:
-            self.whole = False
-            return
-        try:
-            if isinstance(value, Tensor):
-                value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            self._hash.update(f"{value.shape} {value.dtype};".encode())
-            self._hash.update(np.ascontiguousarray(value).data)
-        except Exception:  # of tensors without numbers here, and of arrays of objects
-            self.whole = False
+        if self._bytes < 0 or type(value) not in _NUMBERS or value.dtype == object:
+            raise ValueError("the tensor is too large, or of a kind such as DTensor")
+        if isinstance(value, Tensor):
+            value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        self._hash.update(f"{value.shape} {value.dtype};".encode())
+        self._hash.update(np.ascontiguousarray(value).view(np.uint8).data)

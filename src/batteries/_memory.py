@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from batteries._changes import CONTAINERS, PLAIN, attributes, changed
+from batteries._changes import CONTAINERS, PLAIN, attributes, changed, ids_in, is_library
 
 _SIMPLE = (*PLAIN, *CONTAINERS)
 _COUNT = "_update_count"  # the number of a metric's updates, which its averages need
@@ -21,46 +21,74 @@ def memory_of(part: Any) -> Any:
 
     torchmetrics leaves states out of the state dict unless they are persistent.
     """
-    holds = isinstance(part, nn.Module) and any(_metrics_in(part))
-    return _Metrics(part) if holds else part
+    lists = isinstance(part, nn.ModuleDict | nn.ModuleList) and any(_metrics_in(part))
+    return _Metrics(part) if _is_metric(part) or lists else part
 
 
-def check_remembers(name: str, part: Any, state: Any, beside: Iterable[Any] = ()) -> None:
+def metrics_inside(module: nn.Module) -> _Metrics | None:
+    """The whole state of the metrics in a module of the program, without the module's own."""
+    found: dict[str, nn.Module | None] = {}
+    for name, part in module.named_modules():
+        inner = any(name.startswith(f"{outer}.") for outer in found)
+        if (_is_metric(part) or hasattr(part, "compute_groups")) and not inner:
+            found[name] = part
+    if not found or memory_of(module) is not module:
+        return None
+    holder = nn.Module()
+    holder._modules = found  # whose names may have dots
+    return _Metrics(holder)
+
+
+def check_remember(parts: Mapping[str, tuple[Any, Any]]) -> None:
     """Raise or warn if an object has changed since its last save, and its state has not.
 
     An empty state raises: leaving out such an object loses nothing. Other states warn, because the
-    run may do without some attributes, such as counters of calls.
+    run may do without some attributes. Modules with a state are not looked at: its attributes are
+    caches, and what it learns is in the state.
 
     Args:
-        beside: The other objects of the checkpoint, whose changes are saved.
+        parts: The objects of a checkpoint with their states, by name. The model is not checked.
 
     Raises:
         TypeError: The state is empty, and the object has tensors, or its attributes have changed.
     """
-    held = attributes(part)
-    empty = state is None or (isinstance(state, Mapping | list | tuple) and not state)
-    told = f"state_dict() of {name}, a {type(part).__name__}, is"
-    kept = [key for key, value in held.items() if empty and _has_tensors(value)]
+    owners: list[tuple[Any, set[int]]] = []
+    for name, (part, state) in parts.items():
+        if name == "model":
+            continue
+        empty = state is None or (isinstance(state, Mapping | list | tuple) and not state)
+        told = f"state_dict() of {name}, a {type(part).__name__}, is"
+        if empty:
+            _check_no_tensors(part, told)
+        if _is_known(part) or (isinstance(part, nn.Module) and not empty):
+            continue
+        owners = owners or [(each, ids_in(each)) for each, _ in parts.values()]
+        beside = set[int]().union(*(ids for each, ids in owners if each is not part))
+        held = attributes(part)
+        if is_loader(part):  # the state is the same after each pass, and its iterators are not
+            held = {key: value for key, value in held.items() if isinstance(value, _SIMPLE)}
+        new = changed(part, held, state, beside)
+        own = [key for key in new if isinstance(held[key], _SIMPLE)]
+        if empty and own:
+            raise TypeError(
+                f"{told} empty, but its attributes ({', '.join(own)}) have changed since the last "
+                "time: they would be lost. Let its state_dict() return them, or leave it out"
+            )
+        if new:
+            warnings.warn(
+                f"{told} the same as at the last save, but its attributes ({', '.join(new)}) have "
+                "changed: a resumed run does not get them back. If it needs them, let state_dict() "
+                "return them and load_state_dict() set them",
+                stacklevel=3,
+            )
+
+
+def _check_no_tensors(part: Any, told: str) -> None:
+    kept = [key for key, value in attributes(part).items() if _has_tensors(value)]
     if kept:
         raise TypeError(
             f"{told} empty, but it has tensors ({', '.join(kept)}): they would be lost. Let its "
             "state_dict() return them (register_buffer with persistent=True), or leave it out"
-        )
-    if is_loader(part):  # the state is the same after each pass, and its iterators are not
-        held = {key: value for key, value in held.items() if isinstance(value, _SIMPLE)}
-    new = [] if _is_known(type(part)) else changed(part, held, state, beside)
-    own = [key for key in new if isinstance(held[key], _SIMPLE)]
-    if empty and own:
-        raise TypeError(
-            f"{told} empty, but its attributes ({', '.join(own)}) have changed since the last "
-            "time: they would be lost. Let its state_dict() return them, or leave it out"
-        )
-    if new:
-        warnings.warn(
-            f"{told} the same as at the last save, but its attributes ({', '.join(new)}) have "
-            "changed: a resumed run does not get them back. If it needs them, let state_dict() "
-            "return them and load_state_dict() set them",
-            stacklevel=3,
         )
 
 
@@ -70,11 +98,11 @@ def is_loader(part: Any) -> bool:
     return kind and hasattr(part, "__dict__")
 
 
-def _is_known(kind: type) -> bool:
-    """Whether torch or this library makes the states of a class."""
+def _is_known(part: Any) -> bool:
+    """Whether a library, not the program, makes the state of an object."""
+    kind = type(part)
     maker = next((each for each in kind.__mro__ if "state_dict" in vars(each)), kind)
-    by = kind if issubclass(kind, nn.Module) else maker
-    return by.__module__.partition(".")[0] in ("torch", "batteries")
+    return is_library((kind if isinstance(part, nn.Module) else maker).__module__)
 
 
 def _has_tensors(value: Any) -> bool:

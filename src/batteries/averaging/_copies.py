@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dis
 import functools
 import operator
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from contextlib import suppress
+from itertools import chain
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -62,7 +64,7 @@ def copy_of(model: nn.Module) -> nn.Module:
         binding.check_class(type(part))
         for name, value in [*vars(part).items()]:
             if isinstance(value, list | tuple | dict):  # functions, hooks too, are not copied
-                if name in vars(other):  # what divides a model is taken off
+                if value and name in vars(other):  # what divides a model is taken off
                     vars(other)[name] = binding.of(vars(other)[name])
             elif type(value) in _PROXIES or not isinstance(value, nn.Module | Tensor):
                 bound = binding.of(value)
@@ -194,22 +196,32 @@ class _Binding:
         return cell
 
     def check_class(self, kind: type) -> None:
-        """Raise if a method of a class has a part of the model in its closure."""
+        """Raise if a method of a class has a part of the model in its closure.
+
+        Of a module, this is `forward`, and what it calls: others may set the module up.
+        """
         if kind in self._checked:
             return
         self._checked.add(kind)
-        methods = [pair for base in kind.__mro__ for pair in vars(base).items()]
-        for function in (each for name, each in methods if name != "__init__"):
-            cells = function.__closure__ or () if isinstance(function, FunctionType) else ()
-            if any(self.of(inside) is not inside for inside in map(_inside, cells)):
-                raise ValueError(
-                    f"{function.__qualname__} uses a part of the model by a name outside of its "
-                    "class: the average would run with the live weights; use an attribute of self"
-                )
+        methods = defaultdict[str, list[FunctionType]](list)
+        for name, each in chain.from_iterable(vars(base).items() for base in kind.__mro__):
+            if isinstance(each, FunctionType) and name != "__init__":
+                methods[name].append(each)
+        names = deque(["forward", "__call__"] if issubclass(kind, nn.Module) else methods)
+        while names:
+            for function in methods.pop(names.popleft(), ()):
+                names.extend(function.__code__.co_names)
+                if any(self.of(own) is not own for own in map(_inside, function.__closure__ or ())):
+                    raise ValueError(
+                        f"{function.__qualname__} uses a part of the model by a name outside of "
+                        "its class: the average would run with the live weights; use an attribute "
+                        "of self"
+                    )
 
     def _check_globals(self, function: FunctionType) -> None:
-        for name in function.__code__.co_names:
-            found = function.__globals__.get(name)
+        for each in dis.get_instructions(function):
+            name = each.argval
+            found = function.__globals__.get(name) if each.opname == "LOAD_GLOBAL" else None
             owner = getattr(found, "__self__", found)
             if isinstance(owner, nn.Module) and id(owner) in self._memo:
                 raise ValueError(

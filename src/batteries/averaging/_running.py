@@ -31,11 +31,7 @@ class _Running:
         if buffers not in ("copy", "average"):
             raise ValueError(f"buffers is {buffers!r}; expected 'copy' or 'average'")
         reshard(target := unwrap(model))
-        self.module = copy_of(target).to(device).eval()
-        for parameter in self.module.parameters():
-            parameter.detach_().requires_grad_(
-                False
-            )  # those of a copied ScriptModule are no leaves
+        self.module = copy_of(target).to(device).requires_grad_(False).eval()
         gather_in_forward(self.module, target)
         self._buffers = buffers
         self._updates = 0

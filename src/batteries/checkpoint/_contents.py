@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from batteries._masking import MASK, parts_of, plain_value
-from batteries._memory import check_remembers, memory_of
+from batteries._memory import check_remember, memory_of, metrics_inside
 from batteries._modules import unwrap
 from batteries.distributed._messages import is_sharded
 
@@ -76,13 +76,12 @@ def make_checkpoint(
     """
     checkpoint: Checkpoint = {"stage": stage, "epoch": epoch}
     objects = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-    beside = [*objects.values(), *kwargs.values()]
+    saved: dict[str, tuple[Any, Any]] = {}
     for name, part in objects.items():
         if part is not None:
             check_stateful(name, part)
             checkpoint[state_key(name)] = state = state_of(part)
-            if name != "model":
-                check_remembers(name, part, state, beside)
+            saved[name] = part, state
     if metrics is not None:
         checkpoint["metrics"] = metrics
     for name, value in kwargs.items():
@@ -93,9 +92,11 @@ def make_checkpoint(
                     "give the object another name"
                 )
             checkpoint[state_key(name)] = state = state_of(memory_of(value))
-            check_remembers(name, value, state, beside)
+            saved[name] = value, state
+            checkpoint |= {state_key(k): each.state_dict() for k, each in beside(name, value)}
         else:
             checkpoint[name] = value
+    check_remember(saved)
     return dict(rebuilt(checkpoint, _plain_or_same))
 
 
@@ -123,6 +124,12 @@ def state_of(part: Any) -> Any:
         if is_sharded(tensor) and name in state:  # plain tied tensors are known by their memory
             state[name] = first.setdefault(id(tensor), state[name])
     return renamed(state, without_compile)
+
+
+def beside(name: str, part: Any) -> Iterator[tuple[str, Any]]:
+    """What has a state of its own in an object: the metrics of torchmetrics in a module."""
+    if isinstance(part, nn.Module) and (metrics := metrics_inside(unwrap(part))):
+        yield f"{name}.metrics", metrics
 
 
 # ---------------------------------------------------------------- plain values
@@ -180,6 +187,8 @@ def _place(place: str, key: object) -> str:
 
 
 def _plain_or_same(value: Any, place: str) -> Any:  # noqa: ARG001
+    if type(value) in _READABLE:
+        return value
     if isinstance(value, np.generic):
         return value.item() if type(value.item()) in _READABLE else value
     if type(value) is np.ndarray:  # a subclass, such as a masked array, has more than numbers

@@ -19,6 +19,7 @@ from batteries._memory import is_loader, memory_of
 from batteries.checkpoint._contents import (
     Checkpoint,
     Stateful,
+    beside,
     check_stateful,
     rebuilt,
     state_key,
@@ -189,7 +190,7 @@ def resume(
         states = {
             key.removesuffix("_state_dict") for key in checkpoint if key.endswith("_state_dict")
         }
-        for name in sorted(states - set(parts)):
+        for name in sorted(each for each in states - set(parts) if "." not in each):
             warnings.warn(
                 f"{path} has {state_key(name)}, but resume got no {name}=: this object starts "
                 "from its beginning",
@@ -221,7 +222,9 @@ def _given(model: Any, optimizer: Any, scheduler: Any, objects: dict[str, Any]) 
     parts = {name: part for name, part in given.items() if part is not None}
     for name, part in parts.items():
         check_stateful(name, part)
-    return {name: part if name == "model" else memory_of(part) for name, part in parts.items()}
+    for name in objects.keys() & parts.keys():
+        parts |= dict(beside(name, parts[name])) | {name: memory_of(parts[name])}
+    return parts
 
 
 class _Asked:

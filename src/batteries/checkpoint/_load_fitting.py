@@ -169,9 +169,11 @@ def keep_dtypes(optimizer: Optimizer, state: Mapping[str, Any], unchanged: set[i
         loaded, entry = optimizer.state.get(parameter), state["state"].get(index)
         if id(parameter) in unchanged and isinstance(loaded, dict) and isinstance(entry, Mapping):
             for key, value in entry.items():
-                both_tensors = isinstance(value, Tensor) and isinstance(loaded.get(key), Tensor)
-                if both_tensors and value.is_floating_point() and key != "step":
-                    loaded[key] = value.to(loaded[key].device)
+                other = loaded.get(key)
+                if not (isinstance(value, Tensor) and isinstance(other, Tensor)) or key == "step":
+                    continue
+                if value.is_floating_point() and value.dtype != other.dtype:
+                    loaded[key] = value.to(other.device)
 
 
 # ---------------------------------------------------------------- schedulers and scalers
@@ -218,7 +220,8 @@ _CHOSEN = {
 
 def other_options(part: Any, state: Any) -> Iterator[str]:
     """The options of a scheduler for which its state has another value than the program."""
-    if not (isinstance(part, LRScheduler) and isinstance(state, Mapping)):
+    of_torch = type(part).__module__.startswith("torch.")  # others may change their options
+    if not (isinstance(part, LRScheduler) and of_torch and isinstance(state, Mapping)):
         return
     own = part.state_dict()
     for key in sorted(_CHOSEN & own.keys() & state.keys()):

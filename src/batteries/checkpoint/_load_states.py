@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import chain
@@ -60,6 +61,9 @@ def put_in(
     """Compare each state with its object, and load all of them if all fit."""
     report = LoadReport([], [], [], [])
     states: dict[str, Any] = {}
+    # Older files lack the metrics in a module, and other modules have other ones.
+    absent = {n for n in parts if "." in n and not (strict and state_key(n) in checkpoint)}
+    parts = {name: part for name, part in parts.items() if name not in absent}
     for name, part in parts.items():
         states[name] = _state_in(checkpoint, name, key, path)
         if isinstance(part, nn.Module):
@@ -131,9 +135,12 @@ def _warn_of_order(model: Any, state: Any, path: PathLike) -> None:
     """Warn if a model has its parameters in another order than a file, which has their states."""
     if not isinstance(model, nn.Module):
         return
-    tied = {name for names in _ties(model) for name in names}
-    own = [name for name, _ in unwrap(model).named_parameters() if name not in tied]
-    there = [name for name in state if name in {*own}]
+    named = [*unwrap(model).named_parameters(remove_duplicate=False)]
+    uses = Counter(id(parameter) for _, parameter in named)
+    own = {name: None for name, parameter in named if uses[id(parameter)] == 1}
+    there = [name for name in state if name in own]
+    if there == sorted(there):  # as some libraries write them
+        return
     moved = next((name for name, other in zip(own, there, strict=False) if name != other), None)
     if moved is not None and len(own) == len(there):
         warnings.warn(
@@ -147,15 +154,14 @@ def _warn_of_order(model: Any, state: Any, path: PathLike) -> None:
 def _warn_of_meta(parts: dict[str, Any]) -> None:
     """Warn of buffers without numbers that no file has."""
     for name, part in parts.items():
-        if isinstance(part, nn.Module):
-            saved = unwrap(part).state_dict()
-            for buffer, tensor in unwrap(part).named_buffers():
-                if tensor.is_meta and buffer not in saved:
-                    warnings.warn(
-                        f"{buffer} of the {name} is still on the meta device: a buffer with "
-                        "persistent=False is in no file; compute it before you call the model",
-                        stacklevel=3,
-                    )
+        buffers = unwrap(part).named_buffers() if isinstance(part, nn.Module) else ()
+        empty = [buffer for buffer, tensor in buffers if tensor.is_meta]
+        if empty := [*{*empty}.difference(unwrap(part).state_dict())] if empty else []:
+            warnings.warn(
+                f"{min(empty)} of the {name} is still on the meta device: a buffer with "
+                "persistent=False is in no file; compute it before you call the model",
+                stacklevel=3,
+            )
 
 
 def _state_in(checkpoint: Checkpoint, name: str, key: str, path: PathLike) -> Any:
@@ -295,9 +301,9 @@ def _loads(state: Any, module: nn.Module) -> bool:
         same.load_state_dict(state)
     except Exception:
         return False
-    own = same.state_dict()
+    own, before = same.state_dict(), unwrap(module).state_dict()
     return all(
-        _fits(key, value, own) and not _overflows(value, own[key])
+        _fits(key, value, own) and not _overflows(value, before.get(key, own[key]))
         for key, value in state.items()
         if key in own
     )
@@ -347,7 +353,15 @@ def _overflows(value: Any, own: Any) -> bool:
     most = torch.finfo(own.dtype).max
     if most > 1e38:  # of float32, bfloat16 and float64
         return False
-    return bool(own_part(value).float().nan_to_num(0, 0, 0).abs().gt(most).any())
+    low, high = own_part(value).detach().float().aminmax()
+    if max(-low, high) <= most:  # False if one of them is NaN
+        return False
+    large = own_part(value).float().nan_to_num(0, 0, 0).abs().gt(most)
+    # The program itself made these infinite, such as those of a mask.
+    mine = own_part(own)
+    if not mine.is_meta and mine.shape == large.shape:
+        large &= ~mine.isinf().to(large.device)
+    return bool(large.any())
 
 
 def _difference(value: Any, own: Any) -> tuple[object, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import hashlib
 import pickle
@@ -32,7 +33,7 @@ class _OpenCV:
 
 _of_opencv = _OpenCV()
 _MOST = 5000  # objects to look at
-_WIDE = 100  # items of a container to look at: longer ones hold data
+_WIDE, _FEW = 300, 10  # items of a container to look at: longer ones hold data
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType)
 _DATA = (*_PLAIN, Tensor, np.ndarray)
 _KINDS = (
@@ -43,6 +44,7 @@ _LISTS = (list, tuple, set, frozenset, deque)
 _LIBRARY = re.compile(
     rf"site-packages|dist-packages|<frozen|{re.escape(sysconfig.get_path('stdlib'))}"
 )
+_GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME"}
 _FOREIGN = ("builtins", "torch")
 Parts = Iterator[tuple[str, Any]]
 
@@ -62,10 +64,11 @@ def generators_in(*, beyond: tuple[type, ...] = (), **roots: Any) -> dict[str, A
     queue = deque(roots.items())
     while queue and len(seen) < _MOST:
         place, thing = queue.popleft()
-        if id(thing) in seen or isinstance(thing, (*_DATA, *beyond)):
+        plain = type(thing) in _LISTS or type(thing) is dict  # most things are
+        if id(thing) in seen or (not plain and isinstance(thing, (*_DATA, *beyond))):
             continue
         seen[id(thing)] = thing
-        if isinstance(thing, _KINDS):
+        if not plain and isinstance(thing, _KINDS):
             if not _is_global(thing):
                 found[place] = thing
             continue
@@ -86,19 +89,19 @@ def _is_global(generator: Any) -> bool:
 def _parts(thing: Any) -> Parts:
     if isinstance(thing, types.FunctionType):
         yield from _parts_of_function(thing)
-    elif isinstance(thing, types.MethodType | types.BuiltinMethodType):
+    elif isinstance(thing, (types.MethodType, types.BuiltinMethodType)):
         yield ".__self__", thing.__self__
         yield "", getattr(thing, "__func__", None)
     elif isinstance(thing, functools.partial):
         yield from ((f".{name}", getattr(thing, name)) for name in ("func", "args", "keywords"))
-    elif isinstance(thing, staticmethod | classmethod):
+    elif isinstance(thing, (staticmethod, classmethod)):
         yield "", thing.__func__
     elif isinstance(thing, property):
         yield "", thing.fget
     elif isinstance(thing, dict):
-        yield from ((f"[{key!r}]", value) for key, value in _near(thing.items()))
+        yield from ((f"[{key!r}]", value) for key, value in _near(thing.items(), len(thing)))
     elif isinstance(thing, _LISTS):
-        yield from ((f"[{place}]", value) for place, value in _near(enumerate(thing)))
+        yield from ((f"[{place}]", value) for place, value in _near(enumerate(thing), len(thing)))
     own = getattr(thing, "__dict__", {})
     yield from ((f".{name}", value) for name, value in list(own.items()))
     kind: Any = type(thing)
@@ -106,12 +109,9 @@ def _parts(thing: Any) -> Parts:
         yield f".{name}", getattr(thing, name, None)
 
 
-def _near(items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-    """The first items of a container, and later ones that are no data, such as datasets."""
-    plain = (*_DATA, dict, *_LISTS)
-    for count, item in enumerate(islice(items, _MOST)):
-        if count < _WIDE or not isinstance(item[1], plain):
-            yield item
+def _near(items: Iterable[tuple[Any, Any]], count: int) -> Iterator[tuple[Any, Any]]:
+    near = islice(items, count if count <= _WIDE else _FEW)
+    return (item for item in near if type(item[1]) not in _PLAIN)
 
 
 def _parts_of_function(function: types.FunctionType) -> Parts:
@@ -122,27 +122,33 @@ def _parts_of_function(function: types.FunctionType) -> Parts:
             continue
     yield ".__defaults__", function.__defaults__
     yield ".__kwdefaults__", function.__kwdefaults__
-    here, names = function.__module__, _names_in(function.__code__)
+    here, (names, attributes) = function.__module__, _names_in(function.__code__)
     foreign = _is_library(function.__code__.co_filename)
     for name in names:
         value = function.__globals__.get(name)
-        if getattr(value, "__name__", None) == "cv2" and _OpenCV.names & {*names}:
+        if getattr(value, "__name__", None) == "cv2" and _OpenCV.names & {*attributes}:
             yield " -> cv2", _of_opencv
         elif isinstance(value, types.FunctionType):
             if value.__module__ == here or not _is_library(value.__code__.co_filename):
                 yield f" -> {here}.{name}", value
         elif isinstance(value, types.ModuleType):
             if not _is_library(getattr(value, "__file__", None)):
-                inside = ((each, vars(value).get(each)) for each in names)
+                inside = ((each, vars(value).get(each)) for each in attributes)
                 yield from ((f" -> {value.__name__}.{each}", part) for each, part in inside)
         elif isinstance(value, _KINDS) or not foreign:
             yield f" -> {here}.{name}", value
 
 
-def _names_in(code: types.CodeType) -> list[str]:
-    """The names that a function uses, also in the comprehensions and functions inside of it."""
-    inner = [each for each in code.co_consts if isinstance(each, types.CodeType)]
-    return list(dict.fromkeys([*code.co_names, *(n for each in inner for n in _names_in(each))]))
+@functools.lru_cache(maxsize=10_000)
+def _names_in(code: types.CodeType) -> tuple[list[str], list[str]]:
+    """The globals and the attributes that a function uses, and the functions inside of it."""
+    own = [each.argval for each in dis.get_instructions(code) if each.opname in _GLOBALS]
+    attributes = list(code.co_names)
+    for each in code.co_consts:
+        if isinstance(each, types.CodeType):
+            inner = _names_in(each)
+            own, attributes = own + inner[0], attributes + inner[1]
+    return list(dict.fromkeys(own)), list(dict.fromkeys(attributes))
 
 
 def _is_library(file: str | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from batteries._memory import check_remembers, memory_of
+from batteries._memory import check_remember, memory_of
 from batteries.distributed._collectives import all_gather
 from batteries.distributed._launch import rank, world_size
 
@@ -28,7 +28,7 @@ class PerRank:
     def state_dict(self) -> dict[str, Any]:
         """The states of all ranks. All ranks call it."""
         state = self._part.state_dict()
-        check_remembers("PerRank", self._part, state)
+        check_remember({"PerRank": (self._part, state)})
         return {"ranks": all_gather(state)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
