@@ -266,7 +266,8 @@ def test_modules_with_metrics_load_like_others() -> None:
     )
     for second in (Scores(), nn.DataParallel(Scores())):
         load_checkpoint("1.pth", scores=second)
-        assert unwrap(second).accuracy.compute() == 0.5
+        same: Any = unwrap(second)
+        assert same.accuracy.compute() == 0.5
     report = load_checkpoint("1.pth", scores=Wide(), strict=False).report
     assert report.missing == ["scores.head.weight", "scores.head.bias"]
 
@@ -294,7 +295,7 @@ def test_what_a_resumed_run_does_without() -> None:
     log, model = logging.getLogger("a_log"), nn.Linear(1, 1)
     odd = [torch.eye(2).to_sparse(), torch.ones(1, device="meta"), 10**5000, Failing(a=1)]
     weak = weakref.proxy(Data())  # its object is gone
-    part = Constant(log=log, calls=0, _cache={}, begun=time.time(), odd=odd, weak=weak)
+    part: Any = Constant(log=log, calls=0, _cache={}, begun=time.time(), odd=odd, weak=weak)
     part.queue, part.compiled = queue.Queue(), torch.compile(nn.Linear(1, 1), backend="eager")
     teacher, metric = Teacher(), MeanMetric()
     metric.update(1.0)
