@@ -214,7 +214,7 @@ def test_numbers_too_large_for_a_dtype() -> None:
     ):
         load_checkpoint("a.pth", model)
     load_checkpoint("a.pth", nn.Linear(2, 1).bfloat16())
-    masked = nn.Linear(2, 1)
+    masked: Any = nn.Linear(2, 1)
     masked.register_buffer("mask", torch.tensor([-1e9, 0]))
     torch.save({"model": masked.state_dict()}, "a.pth")
     load_checkpoint("a.pth", masked.half())

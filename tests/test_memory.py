@@ -264,9 +264,11 @@ def test_modules_with_metrics_load_like_others() -> None:
     save_checkpoint(
         make_checkpoint("t", 1, nn.Linear(1, 1), scores=nn.DataParallel(first)), "1.pth"
     )
-    for second in (Scores(), nn.DataParallel(Scores())):
+    seconds: list[Any] = [Scores(), nn.DataParallel(Scores())]
+    for second in seconds:
         load_checkpoint("1.pth", scores=second)
-        assert unwrap(second).accuracy.compute() == 0.5
+        inner: Any = unwrap(second)
+        assert inner.accuracy.compute() == 0.5
     report = load_checkpoint("1.pth", scores=Wide(), strict=False).report
     assert report.missing == ["scores.head.weight", "scores.head.bias"]
 
@@ -294,7 +296,7 @@ def test_what_a_resumed_run_does_without() -> None:
     log, model = logging.getLogger("a_log"), nn.Linear(1, 1)
     odd = [torch.eye(2).to_sparse(), torch.ones(1, device="meta"), 10**5000, Failing(a=1)]
     weak = weakref.proxy(Data())  # its object is gone
-    part = Constant(log=log, calls=0, _cache={}, begun=time.time(), odd=odd, weak=weak)
+    part: Any = Constant(log=log, calls=0, _cache={}, begun=time.time(), odd=odd, weak=weak)
     part.queue, part.compiled = queue.Queue(), torch.compile(nn.Linear(1, 1), backend="eager")
     teacher, metric = Teacher(), MeanMetric()
     metric.update(1.0)
