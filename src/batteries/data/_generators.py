@@ -7,10 +7,8 @@ import functools
 import hashlib
 import pickle
 import random
-import re
 import struct
 import sys
-import sysconfig
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from batteries._changes import in_library
 
 
 class _OpenCV:
@@ -41,9 +41,6 @@ _KINDS = (
     torch.Generator, _OpenCV,
 )  # fmt: skip
 _LISTS = (list, tuple, set, frozenset, deque)
-_LIBRARY = re.compile(
-    rf"site-packages|dist-packages|<frozen|{re.escape(sysconfig.get_path('stdlib'))}"
-)
 _GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME"}
 _FOREIGN = ("builtins", "torch")
 Parts = Iterator[tuple[str, Any]]
@@ -123,16 +120,16 @@ def _parts_of_function(function: types.FunctionType) -> Parts:
     yield ".__defaults__", function.__defaults__
     yield ".__kwdefaults__", function.__kwdefaults__
     here, (names, attributes) = function.__module__, _names_in(function.__code__)
-    foreign = _is_library(function.__code__.co_filename)
+    foreign = in_library(function.__code__.co_filename)
     for name in names:
         value = function.__globals__.get(name)
         if getattr(value, "__name__", None) == "cv2" and _OpenCV.names & {*attributes}:
             yield " -> cv2", _of_opencv
         elif isinstance(value, types.FunctionType):
-            if value.__module__ == here or not _is_library(value.__code__.co_filename):
+            if value.__module__ == here or not in_library(value.__code__.co_filename):
                 yield f" -> {here}.{name}", value
         elif isinstance(value, types.ModuleType):
-            if not _is_library(getattr(value, "__file__", None)):
+            if not in_library(getattr(value, "__file__", None)):
                 inside = ((each, vars(value).get(each)) for each in attributes)
                 yield from ((f" -> {value.__name__}.{each}", part) for each, part in inside)
         elif isinstance(value, _KINDS) or not foreign:
@@ -149,10 +146,6 @@ def _names_in(code: types.CodeType) -> tuple[list[str], list[str]]:
             inner = _names_in(each)
             own, attributes = own + inner[0], attributes + inner[1]
     return list(dict.fromkeys(own)), list(dict.fromkeys(attributes))
-
-
-def _is_library(file: str | None) -> bool:
-    return file is None or bool(_LIBRARY.search(file))
 
 
 @functools.cache
