@@ -24,6 +24,7 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    SequentialSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
@@ -211,6 +212,9 @@ def divided_twice() -> list[Any]:
             told.append(list(DataLoader(data, **own)))
         except ValueError as error:
             told.append(str(error))
+    whole: Any = SequentialSampler(data)
+    whole.num_replicas = 2  # it knows the ranks, but has all samples
+    assert len([*DataLoader(data, 2, sampler=whole)]) == 2
     alone: Any = DistributedSampler(data, num_replicas=1, rank=0, shuffle=False)
     return [
         *told,

@@ -291,6 +291,41 @@ def test_draws_of_a_collate_fn() -> None:
     assert alone == workers
 
 
+class Answering:
+    """It answers to every name, and its answers have no truth, as columns of polars."""
+
+    def __getattr__(self, name: str) -> Any:
+        return np.arange(2)  # so is a comparison with it
+
+    def __bool__(self) -> bool:
+        return False
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise RuntimeError("not now")
+
+
+rng, column = random.Random(1), None
+
+
+class BesideOdd(Dataset[Any]):
+    def __init__(self) -> None:
+        self.odd = [Answering()]
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        return index, rng.random(), column and index
+
+
+def test_odd_objects_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects that raise where one looks at them do no harm, and hide no generator."""
+    monkeypatch.setitem(globals(), "column", Answering())
+    passes = [list(DataLoader(BesideOdd(), seed=1)) for _ in range(2)]
+    assert str(passes[0]) == str(passes[1])
+
+
 def test_many_datasets_with_their_own_generators() -> None:
     """A concatenation of more datasets than a container is usually looked at has them all keyed."""
     data: Any = ConcatDataset([Own(random.Random().random) for _ in range(120)])

@@ -264,10 +264,11 @@ def test_modules_with_metrics_load_like_others() -> None:
     save_checkpoint(
         make_checkpoint("t", 1, nn.Linear(1, 1), scores=nn.DataParallel(first)), "1.pth"
     )
-    for second in (Scores(), nn.DataParallel(Scores())):
+    seconds: list[Any] = [Scores(), nn.DataParallel(Scores())]
+    for second in seconds:
         load_checkpoint("1.pth", scores=second)
-        same: Any = unwrap(second)
-        assert same.accuracy.compute() == 0.5
+        inner: Any = unwrap(second)
+        assert inner.accuracy.compute() == 0.5
     report = load_checkpoint("1.pth", scores=Wide(), strict=False).report
     assert report.missing == ["scores.head.weight", "scores.head.bias"]
 

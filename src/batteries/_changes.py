@@ -116,12 +116,13 @@ def ids_in(part: Any) -> set[int]:
 @functools.cache
 def is_library(module: str) -> bool:
     """Whether a module, by its name, belongs to Python or to an installed package."""
+    ours = module.partition(".")[0] in ("torch", "batteries")
     file = getattr(sys.modules.get(module), "__file__", None)
-    if module.partition(".")[0] in ("torch", "batteries") or (
-        file is None and module != "__main__"
-    ):
-        return True
-    return bool(file and _LIBRARY.search(file))
+    return ours or (in_library(file) and module != "__main__")
+
+
+def in_library(file: str | None) -> bool:
+    return file is None or bool(_LIBRARY.search(file))
 
 
 def digest_of(value: Any, apart: Container[int] = (), *, whole: bool = False) -> str | None:
@@ -182,7 +183,7 @@ class _Digest:
             self._add_all(_weights_of(value).values())
         elif self._whole:
             raise TypeError("the state has an object")
-        elif not is_library(type(value).__module__) and not isinstance(value, Optimizer):
+        elif not is_library(str(type(value).__module__)) and not isinstance(value, Optimizer):
             self._add_all(chain.from_iterable(lasting(attributes(value)).items()))
 
     def _first(self, values: Collection[Any]) -> Iterable[Any]:

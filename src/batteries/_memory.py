@@ -43,8 +43,8 @@ def check_remember(parts: Mapping[str, tuple[Any, Any]]) -> None:
     """Raise or warn if an object has changed since its last save, and its state has not.
 
     An empty state raises: leaving out such an object loses nothing. Other states warn, because the
-    run may do without some attributes. Modules with a state are not looked at: its attributes are
-    caches, and what it learns is in the state.
+    run may do without some attributes. Modules with a state are not looked at: what they learn is
+    in it, and their other attributes are caches.
 
     Args:
         parts: The objects of a checkpoint with their states, by name. The model is not checked.
@@ -102,7 +102,7 @@ def _is_known(part: Any) -> bool:
     """Whether a library, not the program, makes the state of an object."""
     kind = type(part)
     maker = next((each for each in kind.__mro__ if "state_dict" in vars(each)), kind)
-    return is_library((kind if isinstance(part, nn.Module) else maker).__module__)
+    return is_library(str((kind if isinstance(part, nn.Module) else maker).__module__))
 
 
 def _has_tensors(value: Any) -> bool:

@@ -169,10 +169,9 @@ def keep_dtypes(optimizer: Optimizer, state: Mapping[str, Any], unchanged: set[i
         loaded, entry = optimizer.state.get(parameter), state["state"].get(index)
         if id(parameter) in unchanged and isinstance(loaded, dict) and isinstance(entry, Mapping):
             for key, value in entry.items():
-                other = loaded.get(key)
-                if not (isinstance(value, Tensor) and isinstance(other, Tensor)) or key == "step":
-                    continue
-                if value.is_floating_point() and value.dtype != other.dtype:
+                other: Any = loaded.get(key)
+                alike = isinstance(value, Tensor) and type(value) is type(other) and key != "step"
+                if alike and value.is_floating_point() and value.dtype != other.dtype:
                     loaded[key] = value.to(other.device)
 
 

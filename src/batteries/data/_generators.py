@@ -7,19 +7,20 @@ import functools
 import hashlib
 import pickle
 import random
-import re
 import struct
 import sys
-import sysconfig
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from batteries._changes import in_library
 
 
 class _OpenCV:
@@ -41,9 +42,6 @@ _KINDS = (
     torch.Generator, _OpenCV,
 )  # fmt: skip
 _LISTS = (list, tuple, set, frozenset, deque)
-_LIBRARY = re.compile(
-    rf"site-packages|dist-packages|<frozen|{re.escape(sysconfig.get_path('stdlib'))}"
-)
 _GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME"}
 _FOREIGN = ("builtins", "torch")
 Parts = Iterator[tuple[str, Any]]
@@ -64,19 +62,22 @@ def generators_in(*, beyond: tuple[type, ...] = (), **roots: Any) -> dict[str, A
     queue = deque(roots.items())
     while queue and len(seen) < _MOST:
         place, thing = queue.popleft()
-        plain = type(thing) in _LISTS or type(thing) is dict  # most things are
-        if id(thing) in seen or (not plain and isinstance(thing, (*_DATA, *beyond))):
+        if id(thing) in seen:
             continue
-        seen[id(thing)] = thing
-        if not plain and isinstance(thing, _KINDS):
-            if not _is_global(thing):
-                found[place] = thing
-            continue
-        queue.extend((place + name, part) for name, part in _parts(thing))
-        kind: Any = type(thing)
-        if id(kind) not in seen:
-            seen[id(kind)] = kind
-            queue.extend((f"{place}.{name}", part) for name, part in _of_class(kind))
+        with suppress(Exception):  # of attributes that foreign objects compute
+            plain = type(thing) in _LISTS or type(thing) is dict  # most things are
+            if not plain and isinstance(thing, (*_DATA, *beyond)):
+                continue
+            seen[id(thing)] = thing
+            if not plain and isinstance(thing, _KINDS):
+                if not _is_global(thing):
+                    found[place] = thing
+                continue
+            queue.extend((place + name, part) for name, part in _parts(thing))
+            kind: Any = type(thing)
+            if id(kind) not in seen:
+                seen[id(kind)] = kind
+                queue.extend((f"{place}.{name}", part) for name, part in _of_class(kind))
     return found
 
 
@@ -123,16 +124,16 @@ def _parts_of_function(function: types.FunctionType) -> Parts:
     yield ".__defaults__", function.__defaults__
     yield ".__kwdefaults__", function.__kwdefaults__
     here, (names, attributes) = function.__module__, _names_in(function.__code__)
-    foreign = _is_library(function.__code__.co_filename)
+    foreign = in_library(function.__code__.co_filename)
     for name in names:
         value = function.__globals__.get(name)
-        if getattr(value, "__name__", None) == "cv2" and _OpenCV.names & {*attributes}:
-            yield " -> cv2", _of_opencv
-        elif isinstance(value, types.FunctionType):
-            if value.__module__ == here or not _is_library(value.__code__.co_filename):
+        if isinstance(value, types.FunctionType):
+            if value.__module__ == here or not in_library(value.__code__.co_filename):
                 yield f" -> {here}.{name}", value
         elif isinstance(value, types.ModuleType):
-            if not _is_library(getattr(value, "__file__", None)):
+            if value.__name__ == "cv2" and _OpenCV.names & {*attributes}:
+                yield " -> cv2", _of_opencv
+            if not in_library(getattr(value, "__file__", None)):
                 inside = ((each, vars(value).get(each)) for each in attributes)
                 yield from ((f" -> {value.__name__}.{each}", part) for each, part in inside)
         elif isinstance(value, _KINDS) or not foreign:
@@ -149,10 +150,6 @@ def _names_in(code: types.CodeType) -> tuple[list[str], list[str]]:
             inner = _names_in(each)
             own, attributes = own + inner[0], attributes + inner[1]
     return list(dict.fromkeys(own)), list(dict.fromkeys(attributes))
-
-
-def _is_library(file: str | None) -> bool:
-    return file is None or bool(_LIBRARY.search(file))
 
 
 @functools.cache

@@ -646,7 +646,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
     def _order(self, turn: int) -> Order:
         if self._sampler is not None:
-            check_undivided(self._sampler, self._ranks().size)
+            check_undivided(self._sampler, self.dataset, self._ranks().size)
             batches, begin = self._unit == "batches", self._begin
             begun = (begin.sampler, begin.position) if turn == begin.turn else (None, 0)
             key = _SAMPLER, self._key, turn

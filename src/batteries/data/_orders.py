@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, DistributedSampler
 
 from batteries._seeding import rekey, rng_state, set_rng_state
 from batteries.data._generators import generators_in, rekey_each
@@ -20,18 +21,26 @@ from batteries.data._streams import remembers
 _AHEAD = 8192  # positions whose indices are computed at once
 
 
-def check_undivided(sampler: Any, ranks: int) -> None:
+def check_undivided(sampler: Any, dataset: Any, ranks: int) -> None:
     """Raise if a sampler divides the samples among the ranks, which the loader does, too."""
     inner = (getattr(sampler, name, None) for name in ("sampler", "batch_sampler"))
     for each in (sampler, *inner):
         for name in ("num_replicas", "num_processes"):
             count = getattr(each, name, 1)
-            if ranks > 1 and isinstance(count, int) and count > 1:
-                raise ValueError(
-                    f"{type(each).__name__} divides the samples among {count} ranks, and the "
-                    "loader would divide each part again: leave out the sampler (and pass "
-                    f"shuffle=True), or make it with {name}=1 and rank 0"
-                )
+            if ranks == 1 or not isinstance(count, int) or count < 2 or _has_all(each, dataset):
+                continue
+            raise ValueError(
+                f"{type(each).__name__} divides the samples among {count} ranks, and the "
+                "loader would divide each part again: leave out the sampler (and pass "
+                f"shuffle=True), or make it with {name}=1 and rank 0"
+            )
+
+
+def _has_all(sampler: Any, dataset: Any) -> bool:
+    """Whether a sampler knows the number of ranks, and yet has as many indices as samples."""
+    with suppress(TypeError, NotImplementedError):  # one of them has no length
+        return not isinstance(sampler, DistributedSampler) and len(sampler) >= len(dataset)
+    return False
 
 
 class Order(Protocol):
