@@ -24,7 +24,7 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
 )
 
-from batteries import load_checkpoint, make_checkpoint, save_checkpoint, unwrap
+from batteries import EMA, load_checkpoint, make_checkpoint, save_checkpoint, unwrap
 from batteries.distributed import PerRank, rank
 
 SCORES, TARGETS = torch.tensor([0.9, 0.8, 0.3, 0.6]), torch.tensor([1, 0, 0, 1])
@@ -327,11 +327,14 @@ def test_no_false_alarms() -> None:
     wrapper = Constant(model=model, head=model[0], of=optimizer, groups=optimizer.param_groups)
     wrapper.weights = list(model.parameters())  # type: ignore[attr-defined]
     frozen, scaler = nn.Linear(2, 1), torch.amp.GradScaler("cpu")
+    ema = EMA(model, decay=0.5)
+    wrapper.averages = [*ema.module.parameters()]  # type: ignore[attr-defined]
     for epoch in range(3):
         model(torch.randn(4, 2)).sum().backward()
         optimizer.step()
+        ema.update(model)
         frozen(torch.zeros(1, 2))
-        more: dict[str, Any] = {"wrapper": wrapper, "frozen": frozen, "scaler": scaler}
+        more: dict[str, Any] = {"ema": ema, "wrapper": wrapper, "frozen": frozen, "scaler": scaler}
         make_checkpoint("train", epoch, model, optimizer, scheduler, **more)
         make_checkpoint("valid", epoch, model, optimizer, scheduler, **more)
         scheduler.step()

@@ -107,10 +107,12 @@ def _reference(part: Any) -> Callable[[], Any]:
 
 
 def ids_in(part: Any) -> set[int]:
-    """The ids of an object and of what it holds; of a module with all of its parts."""
+    """The ids of an object and of what it holds; of modules with all of their parts."""
     if isinstance(part, nn.Module):
         return {id(each) for each in chain(part.modules(), part.parameters(), part.buffers())}
-    return {id(part), *map(id, attributes(part).values())}
+    held = attributes(part).values()
+    inner = (ids_in(value) for value in held if issubclass(type(value), nn.Module))
+    return {id(part), *map(id, held)}.union(*inner)
 
 
 @functools.cache

@@ -219,11 +219,13 @@ class _Binding:
                     )
 
     def _check_globals(self, function: FunctionType) -> None:
-        for each in dis.get_instructions(function):
-            name = each.argval
-            found = function.__globals__.get(name) if each.opname == "LOAD_GLOBAL" else None
+        for name in function.__code__.co_names:
+            found = function.__globals__.get(name)
             owner = getattr(found, "__self__", found)
-            if isinstance(owner, nn.Module) and id(owner) in self._memo:
+            if not (isinstance(owner, nn.Module) and id(owner) in self._memo):
+                continue
+            read = ((each.opname, each.argval) for each in dis.get_instructions(function))
+            if ("LOAD_GLOBAL", name) in read:  # not an attribute of this name
                 raise ValueError(
                     f"{function.__qualname__}, which is in an attribute of the model, uses the "
                     f"model by the global name {name}: the average would run with the live "

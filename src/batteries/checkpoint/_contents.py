@@ -50,12 +50,14 @@ def make_checkpoint(
     `scheduler.step()` first: a scheduler saved before its step is one step behind when resumed.
 
     If an object has changed since it was last saved, and its `state_dict()` has not, a warning
-    names the attributes that a resumed run will not get back.
+    names the attributes that a resumed run will not get back. Modules, objects of installed
+    packages, and attributes that are named after times, caches or calls are not looked at.
 
     Args:
         epoch: The epoch, or the step if there are no epochs.
         **kwargs: Stored under their names. The state of an object that has `state_dict()` (an EMA,
-            a GradScaler) is stored as `{name}_state_dict`. A torchmetric's has all its states.
+            a GradScaler) is stored as `{name}_state_dict`. A torchmetric's has all its states. If
+            another module has metrics inside, they are stored as `{name}.metrics_state_dict`.
 
     These values become plain, at any depth:
 

@@ -10,10 +10,10 @@ import random
 import struct
 import sys
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,10 @@ _KINDS = (
     torch.Generator, _OpenCV,
 )  # fmt: skip
 _LISTS = (list, tuple, set, frozenset, deque)
+_EMPTY = {*_LISTS, dict, OrderedDict}
+_IDLE = {
+    *_PLAIN, types.WrapperDescriptorType, types.MethodDescriptorType, types.GetSetDescriptorType,
+}  # fmt: skip
 _GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME"}
 _FOREIGN = ("builtins", "torch")
 Parts = Iterator[tuple[str, Any]]
@@ -62,23 +66,31 @@ def generators_in(*, beyond: tuple[type, ...] = (), **roots: Any) -> dict[str, A
     queue = deque(roots.items())
     while queue and len(seen) < _MOST:
         place, thing = queue.popleft()
-        if id(thing) in seen:
+        kind: Any = type(thing)
+        if id(thing) in seen or _is_one(kind, (*_DATA, *beyond)):
             continue
+        seen[id(thing)] = thing
+        if _is_one(kind, _KINDS):
+            if not _is_global(thing):
+                found[place] = thing
+            continue
+        parts = _parts(thing)
+        if id(kind) not in seen:
+            seen[id(kind)] = kind
+            parts = chain(parts, ((f".{name}", part) for name, part in _of_class(kind)))
         with suppress(Exception):  # of attributes that foreign objects compute
-            plain = type(thing) in _LISTS or type(thing) is dict  # most things are
-            if not plain and isinstance(thing, (*_DATA, *beyond)):
-                continue
-            seen[id(thing)] = thing
-            if not plain and isinstance(thing, _KINDS):
-                if not _is_global(thing):
-                    found[place] = thing
-                continue
-            queue.extend((place + name, part) for name, part in _parts(thing))
-            kind: Any = type(thing)
-            if id(kind) not in seen:
-                seen[id(kind)] = kind
-                queue.extend((f"{place}.{name}", part) for name, part in _of_class(kind))
+            queue.extend((place + name, part) for name, part in parts if not _is_idle(part))
     return found
+
+
+@functools.lru_cache(maxsize=10_000)
+def _is_one(kind: type, kinds: tuple[type, ...]) -> bool:
+    return issubclass(kind, kinds)
+
+
+def _is_idle(part: Any) -> bool:
+    """Whether a part is a plain value, or an empty container, of which modules have many."""
+    return type(part) in _IDLE or (type(part) in _EMPTY and not part)
 
 
 def _is_global(generator: Any) -> bool:
@@ -112,7 +124,7 @@ def _parts(thing: Any) -> Parts:
 
 def _near(items: Iterable[tuple[Any, Any]], count: int) -> Iterator[tuple[Any, Any]]:
     near = islice(items, count if count <= _WIDE else _FEW)
-    return (item for item in near if type(item[1]) not in _PLAIN)
+    return (item for item in near if not _is_idle(item[1]))
 
 
 def _parts_of_function(function: types.FunctionType) -> Parts:

@@ -1,0 +1,131 @@
+"""States are loaded into their objects: all states, or none."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.utils import swap_tensors
+
+from batteries._files import PathLike
+from batteries._memory import is_loader
+from batteries._modules import unwrap
+from batteries.checkpoint._contents import state_key
+from batteries.checkpoint._load_fitting import keep_dtypes, loads_as_torch
+from batteries.checkpoint._read_outline import CheckpointError
+from batteries.distributed._messages import is_sharded as is_dtensor
+
+
+def put_all(parts: dict[str, Any], states: dict[str, Any], path: PathLike, strict: bool) -> None:
+    """Load every state, or leave every object as it was."""
+    modules = [name for name, part in parts.items() if isinstance(part, nn.Module)]
+    bare = {name: unwrap(part) if name in modules else part for name, part in parts.items()}
+    with ExitStack() as undo:
+        for name in modules:
+            for meta, real in _realised(bare[name], states[name], path):
+                undo.callback(swap_tensors, meta, real)
+        unchanged = {id(p) for name in modules for p in _of_same_dtype(bare[name], states[name])}
+        own_ways = any(_loads_in_own_way(bare[name]) for name in modules)
+        # Modules come last: they are known to fit, but other objects may still refuse their state.
+        for name in sorted(parts, key=lambda name: name in modules):
+            part = bare[name]
+            options = {} if strict or name not in modules else {"strict": False}
+            try:
+                _check_real(part)
+                undo.callback(_way_back(part, keep=own_ways))
+                part.load_state_dict(states[name], **options)
+                if isinstance(part, Optimizer) and loads_as_torch(part):
+                    keep_dtypes(part, states[name], unchanged)
+            except Exception as error:
+                why = f"it has no {error}" if isinstance(error, KeyError) else error
+                raise CheckpointError(f"{state_key(name)} in {path} does not fit: {why}") from error
+        undo.pop_all()
+
+
+def _of_same_dtype(module: nn.Module, state: Any) -> Iterator[Tensor]:
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        value = state.get(name)
+        if isinstance(value, Tensor) and value.dtype == parameter.dtype:
+            yield parameter
+
+
+def _loads_in_own_way(module: nn.Module) -> bool:
+    """Whether a module has code for loading that is not torch's, and may fail in the middle."""
+    codes = [part._load_from_state_dict for part in module.modules()]
+    for part in module.modules():
+        hooks = part._load_state_dict_pre_hooks, part._load_state_dict_post_hooks
+        codes += [getattr(hook, "hook", hook) for each in hooks for hook in each.values()]
+    return any(not str(getattr(code, "__module__", "torch")).startswith("torch") for code in codes)
+
+
+def _way_back(part: Any, keep: bool) -> Callable[[], Any]:
+    """A function that gives an object its present state again.
+
+    Modules load in place. To go back, they need a copy, for which `keep` asks.
+    """
+    if isinstance(part, nn.Module):
+        tensors = [*part.parameters(), *part.buffers()] if keep else []
+        pairs = [(each.detach(), each.detach().clone()) for each in tensors if not each.is_meta]
+        return lambda: [tensor.copy_(before) for tensor, before in pairs]
+    if not is_loader(part):
+        return functools.partial(part.load_state_dict, part.state_dict())
+    before = dict(vars(part))
+
+    def put_back() -> None:
+        vars(part).clear()
+        vars(part).update(before)
+
+    return put_back
+
+
+def _realised(module: nn.Module, state: Any, path: PathLike) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give memory to the tensors on the meta device that the state has.
+
+    They stay the same objects, since optimizers and other modules may hold them. Swapping each
+    returned pair again undoes it.
+    """
+    named = chain(
+        module.named_parameters(remove_duplicate=False),
+        module.named_buffers(remove_duplicate=False),
+    )
+    for name, tensor in named:
+        if not (tensor.is_meta and isinstance(state.get(name), Tensor)) or is_lazy(tensor):
+            continue
+        device = _home(tensor) if is_dtensor(tensor) else state[name].device
+        other = torch.empty_like(tensor, device=device)
+        if isinstance(tensor, nn.Parameter):
+            other = nn.Parameter(other, tensor.requires_grad)
+        try:
+            swap_tensors(tensor, other)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{name} is on the meta device and cannot be loaded from {path}, because other "
+                f"objects refer to it: call model.to_empty(device=...) first ({error})"
+            ) from error
+        yield tensor, other
+
+
+def param_groups(part: Any) -> list[Any]:
+    found = getattr(part, "param_groups", None)  # ignite's metrics have any name that is asked for
+    return found if isinstance(found, list) else []
+
+
+def _check_real(part: Any) -> None:
+    groups = param_groups(part)
+    if any(
+        getattr(parameter, "is_meta", False) for group in groups for parameter in group["params"]
+    ):
+        raise ValueError(
+            "its parameters are on the meta device; load the model first, or in the same call"
+        )
+
+
+def _home(tensor: Any) -> torch.device | str:
+    return str(tensor.device_mesh.device_type) if is_dtensor(tensor) else tensor.device
