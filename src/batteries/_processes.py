@@ -1,11 +1,14 @@
-"""Identify processes, also in containers and after a reboot."""
+"""Identify processes, also in containers and after a reboot, and act at the end of this one."""
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import platform
 import time
+from collections.abc import Callable
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,26 @@ def is_alive(process: dict[str, Any]) -> bool | None:
     except (OSError, OverflowError):
         return False
     return process.get("born") in (None, _born(pid))  # a new process may have the same number
+
+
+def call_at_end(function: Callable[[], object]) -> Callable[[], None]:
+    """Call a function once at the end of this process; return what cancels the call.
+
+    A program calls what atexit knows, the latest first. A process that multiprocessing has forked
+    calls only multiprocessing's own functions, before Python 3.13. So it is registered with both.
+    """
+
+    def end() -> None:
+        cancel()
+        function()
+
+    def cancel() -> None:
+        atexit.unregister(end)
+        at_the_end_of_a_fork.cancel()
+
+    atexit.register(end)
+    at_the_end_of_a_fork = Finalize(None, end, exitpriority=100)  # before queues are closed
+    return cancel
 
 
 def _born(pid: int | str) -> str | None:

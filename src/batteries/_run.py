@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import dis
 import errno
 import os
@@ -13,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +21,7 @@ from batteries._environment import code, environment, program_directory
 from batteries._files import PathLike, Place, locked_directory, make_directory, write_whole
 from batteries._masking import masked, masked_command
 from batteries._preemption import PreemptionGuard
-from batteries._processes import is_alive, own_process
+from batteries._processes import call_at_end, is_alive, own_process
 from batteries._rundir import record as run_record
 from batteries._rundir.history import summaries
 from batteries._rundir.names import RESUMED, diff_name
@@ -112,7 +112,7 @@ class Run:
             run_record.hold(path, session)
             self._program = _Program()
             _runs[session] = self
-            atexit.register(self._close_at_exit)
+            self._cancel_exit = call_at_end(self._close_at_exit)
             threading.Thread(target=_beat, args=(path.absolute(), self._ended), daemon=True).start()
 
     def __fspath__(self) -> str:
@@ -153,7 +153,7 @@ class Run:
         self._ended.set()
         _runs.pop(self._session, None)
         self._program.forget()
-        atexit.unregister(self._close_at_exit)
+        self._cancel_exit()
 
     def _close_at_exit(self) -> None:
         if self._program.is_this():
@@ -393,7 +393,8 @@ class _Program:
             PreemptionGuard.exit_code
         )  # the code of a `raise SystemExit` is unknown
         self._frame = frame = sys._getframe()
-        while frame.f_back:  # up to the program's outermost frame, or its caller's
+        # Up to the program's outermost frame, or its caller's. A fork has frames of its parent.
+        while frame.f_back and frame.f_code is not BaseProcess.run.__code__:
             frame = frame.f_back
             if self._frame.f_globals is not vars(sys.modules["__main__"]) or (
                 frame.f_globals is self._frame.f_globals
@@ -416,6 +417,8 @@ class _Program:
 
     def error(self) -> BaseException | None:
         """The exception that ends the program, or None."""
+        if (raised := sys.exc_info()[1]) is not None:  # a process of multiprocessing ends in it
+            return raised
         last: BaseException | None = getattr(sys, "last_value", None)
         if last is not None and last is not self._last:
             return last

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from batteries._processes import call_at_end
 from batteries.checkpoint._contents import plain_or_refused, rebuilt
 from batteries.checkpoint._write_archive import form_of, formed, is_plain, storage_bytes
 
@@ -45,7 +46,9 @@ class BackgroundWriter:
             target=_work, args=(self._jobs,), name="checkpoints", daemon=True
         )
         self._thread.start()
-        self._end = weakref.finalize(self, _end, weakref.ref(self), self._jobs)
+        self._cancel_exit = call_at_end(partial(_close, weakref.ref(self)))
+        self._dropped = weakref.finalize(self, _end, self._jobs, self._cancel_exit)
+        self._dropped.atexit = False
 
     def submit(self, checkpoint: Any, save: Save) -> None:
         """Copy a checkpoint and queue its save. Raises the error of an earlier save."""
@@ -84,7 +87,8 @@ class BackgroundWriter:
         if self._thread.is_alive():
             self._jobs.put(None)
             self._thread.join()
-        self._end.detach()
+        self._dropped.detach()
+        self._cancel_exit()
         self._raise()
 
     def __enter__(self) -> BackgroundWriter:
@@ -130,13 +134,15 @@ def _work(jobs: _Jobs) -> None:
         del job  # it may hold the last reference to the writer
 
 
-def _end(writer: weakref.ref[BackgroundWriter], jobs: _Jobs) -> None:
-    """End the thread when the writer is dropped, or when python ends."""
-    there = writer()
-    if there is None:
-        jobs.put(None)  # the queue is empty, and this may be the thread itself
-    else:
+def _close(writer: weakref.ref[BackgroundWriter]) -> None:
+    if (there := writer()) is not None:
         there.close()
+
+
+def _end(jobs: _Jobs, cancel_exit: Callable[[], None]) -> None:
+    """End the thread of a writer that was dropped."""
+    jobs.put(None)  # the queue is empty, and this may be the thread itself
+    cancel_exit()
 
 
 def _copied_whole(value: Any) -> Tensor:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import itertools
-import multiprocessing.util
 import os
 import weakref
 from collections import deque
@@ -13,6 +11,8 @@ from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
+
+from batteries._processes import call_at_end
 
 
 class Arrival(NamedTuple):
@@ -132,9 +132,8 @@ def ended_at_exit(pid: int) -> weakref.WeakSet[Any]:
     """Passes with workers, which are ended at the program's end.
 
     Workers ignore the program's signals, so Python would terminate them in vain and wait for ever.
-    A program calls atexit, and this handler must come before torch's. A process that
-    multiprocessing has started does not call it. Passes of the process from which this one was
-    forked are left alone.
+    This must come before torch's own function for the end. Passes of the process from which this
+    one was forked are left alone.
     """
     passes: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -142,6 +141,5 @@ def ended_at_exit(pid: int) -> weakref.WeakSet[Any]:
         for workers in list(passes) if os.getpid() == pid else ():
             workers._shutdown_workers()
 
-    atexit.register(end)
-    multiprocessing.util.Finalize(None, end, exitpriority=100)  # before the queues are closed
+    call_at_end(end)
     return passes

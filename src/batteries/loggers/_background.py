@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import io
 import math
@@ -25,6 +24,7 @@ from batteries._files import PathLike, Place
 from batteries._foreign import brief
 from batteries._masking import masked
 from batteries._numbers import as_number, as_whole
+from batteries._processes import call_at_end
 from batteries.loggers._pictures import Histogram, histogram_of, png_of
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class BackgroundLogger:
         self._failed = False  # whether the run failed, not the logger
         self._closed = False
         self._exit = _closing(weakref.ref(self))
-        atexit.register(self._exit)
+        self._cancel_exit = call_at_end(self._exit)
 
     # ---------------------------------------------------------------- called in the loop
 
@@ -151,7 +151,7 @@ class BackgroundLogger:
 
     def close(self) -> None:
         """Write all waiting calls and end the thread. Calling it again has no effect."""
-        atexit.unregister(self._exit)
+        self._cancel_exit()
         self._closed = True
         if self._thread is not None:
             self._calls.put((self, "_end", ()))
@@ -276,7 +276,7 @@ class BackgroundLogger:
         if not self.__dict__.get("_closed", True):
             self._closed = True
             if self._thread is None:
-                atexit.unregister(self._exit)
+                self._cancel_exit()
             else:
                 self._calls.put((self, "_end", ()))  # the logger lives until this call is done
 
@@ -291,13 +291,14 @@ class BackgroundLogger:
                 self._lost += self._calls.qsize()  # the first call is out of it, "_end" is in it
                 return False
         if not self._closed:  # registered again, to run before the tracker's own exit function
-            atexit.register(self._exit)
+            self._cancel_exit()
+            self._cancel_exit = call_at_end(self._exit)
         return True
 
     def _end(self) -> None:
         self._try(self._close)
         if not self._ending.is_set():  # the logger was deleted without `close`
-            atexit.unregister(self._exit)
+            self._cancel_exit()
             self._report()
 
     def _write_calls(self, calls: list[Call]) -> None:

@@ -1,0 +1,56 @@
+"""The end of a process that multiprocessing has started is that of a program."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import warm
+from sweeps import sweep
+
+PROGRAM = """
+import multiprocessing, sys
+import torch
+from batteries import CheckpointManager, JsonLinesLogger, make_checkpoint, start_run
+
+def train(end):
+    manager = CheckpointManager("logs", background=True)
+    logger, run = JsonLinesLogger("logs"), start_run("runs")
+    for epoch in (1, 2):
+        checkpoint = make_checkpoint("train", epoch, torch.nn.Linear(1000, 1000))
+        logger.log_metrics({"loss": epoch}, epoch)
+        manager.process(1 / epoch, epoch, checkpoint)
+    held.extend([manager, logger])
+    exec(end)
+
+held = []
+if __name__ == "__main__":
+    process = multiprocessing.get_context(sys.argv[1]).Process(target=train, args=sys.argv[2:])
+    process.start()
+    process.join()
+    sys.exit(process.exitcode)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "state"),
+    [("", 0, "finished"), ("raise ValueError", 1, "failed"), ("sys.exit(75)", 75, "stopped")],
+)
+@pytest.mark.parametrize("how", ["fork", sweep("forkserver"), sweep("spawn")])
+def test_nothing_is_lost(how: str, end: str, code: int, state: str) -> None:
+    """What was logged and saved is written, and the run's end recorded, without a `close`."""
+    Path("train.py").write_text(PROGRAM)
+    command: list[Any] = [sys.executable, "train.py", how, end]
+    start: Any = warm.run if how == "fork" else subprocess.run  # spawn imports the program's file
+    ended = start(command, capture_output=True, timeout=120)
+    assert ended.returncode == code, ended.stderr
+    names = sorted(path.name for path in Path("logs").iterdir())
+    saves = ["best.pth", "exp_1.pth", "exp_2.pth", "last.pth", "metrics.json"]
+    assert names == [*saves, "metrics.jsonl"]
+    assert len(Path("logs/metrics.jsonl").read_text().splitlines()) == 2
+    [session] = json.loads(Path("runs/001/run.json").read_bytes())["sessions"]
+    assert session["state"] == state
