@@ -190,7 +190,7 @@ def test_names_that_do_no_harm() -> None:
     assert torch.equal(ema.module(ONES), expected)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_scripted_models() -> None:
     """A scripted model, and a traced part of a model, are refused with what to do."""
     traced: Any = torch.jit.trace(nn.Linear(3, 2), ONES)  # type: ignore[no-untyped-call]

@@ -23,14 +23,21 @@ torchs_own_reader = pytest.mark.filterwarnings(
 )
 
 
+def pickle_of(value: Any) -> bytes:
+    """The pickle in a file of torch.save."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    data: bytes = torch._C.PyTorchFileReader(file).get_record("data.pkl")
+    return data
+
+
 def pickled(value: Any) -> tuple[bytes, Any]:
     """The pickle in a file of torch.save, and what torch.load makes of it."""
     file = io.BytesIO()
     torch.save(value, file)
     file.seek(0)
-    data: bytes = torch._C.PyTorchFileReader(file).get_record("data.pkl")
-    file.seek(0)
-    return data, torch.load(file, map_location="meta")
+    return pickle_of(value), torch.load(file, map_location="meta")
 
 
 def described(value: Any) -> Any:
@@ -81,7 +88,7 @@ def test_the_same_as_torch() -> None:
 def test_rare_tensors(rare: Tensor) -> None:
     """What it does not know it says it does not know."""
     with pytest.raises(Unknown):
-        outline(pickled([rare])[0])
+        outline(pickle_of([rare]))
 
 
 @pytest.mark.parametrize("value", [print, io.BytesIO(b"a"), range(3), 1j])
@@ -136,6 +143,6 @@ def test_costly_pickles(name: str) -> None:
 def test_what_costs_nothing() -> None:
     """Common checkpoints pass, a key that stands in many dicts, and what only torch.load knows."""
     key = tuple(range(20))
-    check_cost(pickled([{key: n} for n in range(1000)])[0])
-    check_cost(pickled(everything())[0])
-    check_cost(pickled([torch.eye(2).to_sparse(), 1j, torch.ones(2, dtype=torch.cfloat).conj()])[0])
+    check_cost(pickle_of([{key: n} for n in range(1000)]))
+    check_cost(pickle_of(everything()))
+    check_cost(pickle_of([torch.eye(2).to_sparse(), 1j, torch.ones(2, dtype=torch.cfloat).conj()]))

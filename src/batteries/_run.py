@@ -389,9 +389,6 @@ class _Program:
     def __init__(self) -> None:
         self._process = os.getpid()
         self._last = getattr(sys, "last_value", None)  # an older error
-        self._code: object = (
-            PreemptionGuard.exit_code
-        )  # the code of a `raise SystemExit` is unknown
         self._frame = frame = sys._getframe()
         # Up to the program's outermost frame, or its caller's. A fork has frames of its parent.
         while frame.f_back and frame.f_code is not BaseProcess.run.__code__:
@@ -400,6 +397,10 @@ class _Program:
                 frame.f_globals is self._frame.f_globals
             ):
                 self._frame = frame
+        # The code of a `raise SystemExit` is unknown, and so is an error that has ended a process
+        # of multiprocessing, from Python 3.13 on.
+        started = self._frame.f_back and self._frame.f_back.f_code is BaseProcess.run.__code__
+        self._code: object = 1 if started else PreemptionGuard.exit_code
         self._exit = sys.exit
         self._noting = sys.exit = self._note
 
