@@ -18,10 +18,6 @@ from batteries.checkpoint import peek, read_checkpoint
 from batteries.checkpoint._contents import rebuilt
 from batteries.checkpoint._read_pickle import Suspicious, Unknown, check_cost, outline
 
-torchs_own_reader = pytest.mark.filterwarnings(
-    "ignore:Validating sparse tensor invariants", "ignore:Sparse invariant checks"
-)
-
 
 def pickle_of(value: Any) -> bytes:
     """The pickle in a file of torch.save."""
@@ -81,7 +77,6 @@ def test_the_same_as_torch() -> None:
     assert state._metadata == expected["model_state_dict"]._metadata
 
 
-@torchs_own_reader
 @pytest.mark.parametrize(
     "rare", [torch.eye(2).to_sparse(), torch.ones(2, dtype=torch.cfloat).conj()]
 )
@@ -139,7 +134,6 @@ def test_costly_pickles(name: str) -> None:
             read("bomb.pth")
 
 
-@torchs_own_reader
 def test_what_costs_nothing() -> None:
     """Common checkpoints pass, a key that stands in many dicts, and what only torch.load knows."""
     key = tuple(range(20))
