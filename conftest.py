@@ -50,7 +50,17 @@ def _names_for_examples(doctest_namespace: dict[str, object]) -> None:
 
 
 # Begun first, so that no process is left alone with one of them at the end.
-LONG = ("loggers", "documentation", "examples", "hostile", "splits", "report", "training")
+LONG = (
+    "distributed_deaths",
+    "preemption",
+    "loggers",
+    "documentation",
+    "examples",
+    "hostile",
+    "splits",
+    "report",
+    "training",
+)
 
 
 def is_long(item: pytest.Item) -> bool:
