@@ -17,6 +17,7 @@ from batteries.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/README.md")]
+PAGES = [page for page in PAGES if page.parent.name != "reference"]  # `make docs` writes these
 PAGES += [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/README.md"]
 
 
