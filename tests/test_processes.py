@@ -29,7 +29,9 @@ def train(end):
 
 held = []
 if __name__ == "__main__":
-    process = multiprocessing.get_context(sys.argv[1]).Process(target=train, args=sys.argv[2:])
+    if sys.argv[3:]:
+        from elsewhere import train
+    process = multiprocessing.get_context(sys.argv[1]).Process(target=train, args=sys.argv[2:3])
     process.start()
     process.join()
     sys.exit(process.exitcode)
@@ -37,14 +39,20 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("end", "code", "state"),
-    [("", 0, "finished"), ("raise ValueError", 1, "failed"), ("sys.exit(75)", 75, "stopped")],
+    ("end", "code", "state", "more"),
+    [
+        ("", 0, "finished", []),
+        ("raise ValueError", 1, "failed", []),
+        ("raise ValueError", 1, "failed", ["in another module"]),
+        ("sys.exit(75)", 75, "stopped", []),
+    ],
 )
 @pytest.mark.parametrize("how", ["fork", sweep("forkserver"), sweep("spawn")])
-def test_nothing_is_lost(how: str, end: str, code: int, state: str) -> None:
+def test_nothing_is_lost(how: str, end: str, code: int, state: str, more: list[str]) -> None:
     """What was logged and saved is written, and the run's end recorded, without a `close`."""
-    Path("train.py").write_text(PROGRAM)
-    command: list[Any] = [sys.executable, "train.py", how, end]
+    for name in ("train.py", "elsewhere.py"):
+        Path(name).write_text(PROGRAM)
+    command: list[Any] = [sys.executable, "train.py", how, end, *more]
     start: Any = warm.run if how == "fork" else subprocess.run  # spawn imports the program's file
     ended = start(command, capture_output=True, timeout=120)
     assert ended.returncode == code, ended.stderr

@@ -399,7 +399,8 @@ class _Program:
                 self._frame = frame
         # The code of a `raise SystemExit` is unknown, and so is an error that has ended a process
         # of multiprocessing, from Python 3.13 on.
-        started = self._frame.f_back and self._frame.f_back.f_code is BaseProcess.run.__code__
+        outermost = self._frame, self._frame.f_back
+        started = any(each and each.f_code is BaseProcess.run.__code__ for each in outermost)
         self._code: object = 1 if started else PreemptionGuard.exit_code
         self._exit = sys.exit
         self._noting = sys.exit = self._note
