@@ -181,7 +181,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._keeps_samples = collate_fn is None and batch_size is not None
         # of each worker in a stream; the worker of the next batch is first
         self._begin_parts = self._parts = fresh_parts(num_workers or 1)
-        self._unsettled: list[Arrival] = []
+        self._unsettled: list[tuple[int, int, int, Any]] = []  # of batches whose step is open
         own = self._read_by(dataset, batch_size, drop_last, sharded, collate_fn is not None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the call of super() has warned already
@@ -356,7 +356,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             settled: False does not advance the state yet: a run that resumes gets the batch again.
             failed: Failed batches after this one that count with it.
         """
-        self._unsettled += [one._replace(batch=None) for one in (arrival, *failed)]
+        for one in (arrival, *failed):
+            self._unsettled.append((one.turn, one.stop, one.done, one.part))
         if isinstance(arrival.batch, Failed):
             return
         self.indices = arrival.indices
@@ -366,14 +367,13 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
     def _settle(self) -> None:
         stream = isinstance(self.dataset, IterableDataset)
-        for known in self._unsettled:
-            if stream and known.turn != self._place.turn:
+        for turn, stop, done, part in self._unsettled:
+            if stream and turn != self._place.turn:
                 self._parts = fresh_parts(len(self._parts))
             if stream:
-                self._parts = followed(self._parts, known.part)
-            sampler = None if stream else known.part
-            self._place = _Place(known.turn, known.stop, known.done, sampler)
-        self._unsettled = []
+                self._parts = followed(self._parts, part)
+            self._place = _Place(turn, stop, done, None if stream else part)
+        self._unsettled.clear()
 
     def complete(self) -> None:
         """End a pass whose batches have all been received.

@@ -89,7 +89,7 @@ class Shuffled(AsItIs):
             count = max(_AHEAD, len(positions))
             end = min(positions.start + count * positions.step, self._length)
             self._known = range(positions.start, end, positions.step)
-            self._indices = self._shuffle(np.array(self._known)).tolist()
+            self._indices = self._shuffle(np.arange(positions.start, end, positions.step)).tolist()
         first = self._known.index(positions[0])
         return self._indices[first : first + len(positions)]
 

@@ -59,6 +59,6 @@ class Shuffle:
             shift *= self._sides[moved]
             shift >>= _HALF  # from 32 random bits to a number below the side
             shift += digits[moved]
-            shift %= self._sides[moved]
-            digits[moved] = shift
+            # Modulo the side, since the sum is below two sides: a negative number wraps around.
+            digits[moved] = np.minimum(shift, shift - self._sides[moved])
         return np.asarray(digits[0] * self._sides[1] + digits[1])
