@@ -542,6 +542,8 @@ def test_it_is_a_torch_loader() -> None:
     assert (data.batch_size, len(data.dataset), data.num_workers) == (2, 6, 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="in_order"):
         DataLoader(Noisy(), in_order=False)
+    with pytest.warns(UserWarning, match="does not use generator.* pass seed="):
+        DataLoader(Noisy(), shuffle=True, generator=torch.Generator())
     assert distributed.world_size() == 1
 
 

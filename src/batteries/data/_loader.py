@@ -59,6 +59,12 @@ def _check(options: dict[str, Any], batches_per_pass: int | None) -> None:
         raise ValueError(
             "in_order is False, which yields batches in an unknown order; leave it out"
         )
+    if options.get("generator") is not None:
+        warnings.warn(
+            "the loader does not use generator: its order depends on seed and epoch; pass seed= to "
+            "choose the order",
+            stacklevel=3,
+        )
     if batches_per_pass is not None:
         as_whole(batches_per_pass, "batches_per_pass", 1)
 
