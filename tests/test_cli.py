@@ -254,7 +254,7 @@ def test_compare() -> None:
     assert json.loads(run(*words, "--json", "--metric", "roc_auc").output)["by_rows"]
     assert json.loads(run(*words, "--json", "--metric", "log_loss").output)["by_rows"]
     three = run("compare", "1", "2", "3").output
-    assert "001 and 003: the same commit" in three or "the commit of one is not known" in three
+    assert "001 and 003: the same commit" in three or "the commit of one run is not known" in three
     assert three.count("0.9500") == 1
     assert "has no 'label'" in run(*words, "--target", "label", code=1).output
 

@@ -166,6 +166,19 @@ def test_every_message_is_in_the_index() -> None:
             assert known or not re.search("[a-z]{2}", match[2]), f"{path}:{line}"
 
 
+def test_messages_that_are_put_together() -> None:
+    """Texts that reach an error by a name, a list or a function are in the index, too."""
+    texts = " ".join(text for *_, text in _reference.messages())
+    for told in ("it is a sparse file", "samples are missing", "the ranks are not doing the same"):
+        assert told in texts
+
+
+def test_methods_of_private_bases() -> None:
+    """The reference shows the methods that a public class has from a private one."""
+    assert ":inherited-members:" in _reference.page_of("batteries.averaging", ["EMA"])
+    assert ":inherited-members:" not in _reference.page_of("batteries.averaging", ["Soup"])
+
+
 def test_the_page_of_variables() -> None:
     """Each environment variable that the source names where it reads some is in the page."""
     page = (ROOT / "docs/environment.md").read_text()

@@ -129,7 +129,10 @@ def check(value: Any, kind: Any, place: str = "it") -> None:
         raise ValueError(f"{place} is {brief(value)}; expected {expected}")
     if most:
         if len(value) > most.number:
-            raise ValueError(f"{place} has {len(value):,} items; expected {most.number:,} at most")
+            counted = "letters" if own is str else "items"
+            raise ValueError(
+                f"{place} has {len(value):,} {counted}; expected {most.number:,} at most"
+            )
         if own is dict and max(map(len, value), default=0) > _NAME:
             raise ValueError(f"{place} has a name of more than {_NAME} letters")
         kind = (

@@ -72,7 +72,7 @@ def prune(
         click.echo("no checkpoints are to be removed")
         return
     print_table(f"checkpoints of {len(rows)} runs", rows)
-    if yes or click.confirm("Remove them?"):
+    if yes or click.confirm("Remove these checkpoints?"):
         for run in named:
             _remove(run, files[run.name])
         say(f"{sum(map(len, files.values()))} files are removed")

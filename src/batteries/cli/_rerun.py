@@ -207,7 +207,8 @@ def _check_out(run: RunInfo, plan: _Plan) -> None:
             plan.before.append([*apply, str(run.diff and run.diff.resolve())])
     elif not _is_at(worktree, run.path, commit, diff):
         raise RuntimeError(
-            f"{worktree} was changed: remove it with git worktree remove --force {worktree}"
+            f"{worktree} was changed: save the changes that you need, then remove it with git "
+            f"worktree remove --force {worktree}"
         )
     if _MASK.encode() in diff:
         plan.notes.append(f"secrets in {run.diff} are masked: put them into {worktree}")

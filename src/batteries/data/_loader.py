@@ -101,7 +101,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             loaders made since without a seed. Loaders of other ranks are not counted, and loaders
             with and without shuffling (or a sampler) are counted separately. So two loaders differ,
             and a program that makes its loaders in the same order on all ranks of their group can
-            be repeated. A loaded state restores the number.
+            be repeated. A loaded state restores this number, too.
         sharded: Which parts of the data an iterable dataset yields. False: every rank and worker
             yields all items, and each keeps every n-th. "workers": the workers of a rank yield
             different parts, and the loader divides these among the ranks. "ranks": the ranks yield
@@ -304,7 +304,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             if self.batches_per_pass is None:
                 return
             if not stop:
-                raise ValueError(f"{type(self.dataset).__name__} yields no batch")
+                raise ValueError(
+                    f"{type(self.dataset).__name__} yields no batch: its `__iter__` ends at once, "
+                    "or drop_last=True leaves out all of it"
+                )
             turn, begin, parts = turn + 1, 0, fresh_parts(len(parts))
 
     def _started(self) -> Iterator[Any]:
