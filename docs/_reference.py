@@ -53,9 +53,11 @@ def page_of(room: str, names: list[str]) -> str:
 def command_page() -> str:
     """What the commands say of themselves with `--help`."""
     parts = ["# The command line\n\nEach command prints this text with `--help`.\n"]
+    own = cli.main.context_settings
     for name in ["", *sorted(cli.main.commands)]:
         command: click.Command = cli.main.commands[name] if name else cli.main
-        told = command.get_help(click.Context(command, info_name=f"batteries {name}".strip()))
+        context = click.Context(command, info_name=f"batteries {name}".strip(), **own)
+        told = command.get_help(context)
         parts.append(f"## `batteries {name}`".replace(" `", "`", 0) + f"\n\n```text\n{told}\n```\n")
     return "\n".join(parts).replace("## `batteries `", "## `batteries`")
 

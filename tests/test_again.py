@@ -161,8 +161,8 @@ def test_show() -> None:
     get_logger("show", log_file=path / "log.txt").info("the last line")
     record_scores(path, leaderboard=0.7, message="first try")
     output = run("show", "1").output
-    for text in ("finished, started 20", "model.width 8", "validation 0.9", "the last line",
-                 "first try", "exp_2.pth", "leaderboard.public 0.7", "directory /"):  # fmt: skip
+    for text in ("finished, started 20", "model.width: 8", "validation: 0.9", "the last line",
+                 "first try", "exp_2.pth", "leaderboard.public: 0.7", "directory: /"):  # fmt: skip
         assert text in output, text
     told = json.loads(run("show", "1", "--json").output)
     assert [each["epoch"] for each in told["checkpoints"]] == [2]

@@ -257,6 +257,7 @@ def test_compare() -> None:
     assert "001 and 003: the same commit" in three or "the commit of one run is not known" in three
     assert three.count("0.9500") == 1
     assert "has no 'label'" in run(*words, "--target", "label", code=1).output
+    assert "--predictions needs one in each run" in run(*words[:-1], "no.npy", code=1).output
 
 
 def test_seeds_are_no_difference() -> None:

@@ -34,7 +34,7 @@ _NAMES = ("best.pth", "last.pth", "best.dcp", "last.dcp")
 def prune(
     logdir: str, keep_best: int | None, state: str | None, filters: tuple[str, ...], yes: bool
 ) -> None:
-    """List the checkpoints of the runs that all rules select, and remove them after a yes.
+    """List the checkpoints of the runs that all rules select, and remove them if you confirm it.
 
     Scores, logged lines, records and all other files stay. Running runs are never selected. With
     --keep-best, no run without a score is selected, and the best N of each metric stay. A run

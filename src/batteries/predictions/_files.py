@@ -24,6 +24,7 @@ def load(path: PathLike) -> dict[str, NDArray[Any]]:
     memmap([0.25, 0.5 ], dtype=float32)
 
     Raises:
+        FileNotFoundError: No such file.
         ValueError: The file is damaged, or holds no predictions.
     """
     try:
