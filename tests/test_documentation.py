@@ -111,7 +111,7 @@ def kind_told(kind: Any) -> str:
     if isinstance(kind, tuple) and not isinstance(kind, Most):
         return f"{kind_told(kind[1])}, or null"
     if isinstance(kind, Most):
-        counted: dict[Any, str] = {str: "letters", dict: "names", list: "items"}
+        counted: dict[Any, str] = {str: "characters", dict: "names", list: "items"}
         each = f"; each a {kind_told(kind.each)}" if kind.each is not object else ""
         return f"{kind_told(kind.type)} of at most {kind.number:,} {counted[kind.type]}{each}"
     words: dict[Any, str] = {

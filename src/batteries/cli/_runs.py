@@ -38,7 +38,7 @@ def _formats(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--filter", "filters", multiple=True, metavar="CONDITION",
-    help="Such as 'lr=0.1', 'valid/loss<0.3', 'run~^dig'. Signs: =, !=, <, <=, >, >=, ~.",
+    help="Such as 'lr=0.1', 'valid/loss<0.3', 'run~^dig'. Operators: =, !=, <, <=, >, >=, ~.",
 )  # fmt: skip
 @click.option(
     "--sort",

@@ -138,7 +138,7 @@ class RunInfo:
 
     @property
     def commit(self) -> str:
-        """The first 8 letters of the commit, and a * if files were changed after it."""
+        """The first 8 characters of the commit, and a * if files were changed after it."""
         git = self.session.get("git") or {}
         return str(git.get("commit", ""))[:8] + ("*" if git.get("dirty") else "")
 
