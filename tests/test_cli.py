@@ -217,6 +217,8 @@ def test_score() -> None:
     assert "written; 1 submission\n" in run(*words, "--private", "0.8").output
     assert all(word in run("show", "3").output for word in ("with warmup", "a.csv", "0.8000"))
     assert "runs/002/scores.json is written" in run("score", "2", "--test", "0.9").output
+    run("score", "2", "--private", "0.8765")
+    assert run("show", "2").output.partition("submissions")[2].count("0.8765") == 1
     private = ("score", "1", "--leaderboard", "0.6", "--name", "private")
     run(*private)
     run("score", "1", "--metric", "auc", "--maximize")
