@@ -372,7 +372,7 @@ class CheckpointManager:
         changed = newest is not None and identity_of(newest) != self._found
         if (self._owns and owner and not own) or (changed and not known):
             raise CheckpointError(
-                f"{self.logdir} belongs to a newer run by now ({by}): this one no longer saves "
+                f"{self.logdir} belongs to a newer run by now ({by}): this program no longer saves "
                 "there; stop one of the two, or give each a directory of its own"
             )
         rows = self._directory.epochs.rows
@@ -380,9 +380,9 @@ class CheckpointManager:
         if not (known or self.go_on or is_next):
             raise CheckpointError(
                 f"{self.logdir} has checkpoints of another program ({by}; {len(rows)} epochs, to "
-                f"{rows[-1]['epoch'] if rows else 'none'}), and this one has loaded none of them: "
-                "nothing was saved or removed. Load the last one with resume(...) before the first "
-                "save; or pass go_on=True to the CheckpointManager; or take another directory"
+                f"{rows[-1]['epoch'] if rows else 'none'}), and this program has loaded none of "
+                "them: nothing was saved or removed. Load the last one with resume(...) before the "
+                "first save; or pass go_on=True to the CheckpointManager; or take another directory"
             )
         if newest is not None and owner and not is_own(owner) and is_alive(owner):
             warnings.warn(

@@ -128,7 +128,7 @@ def _planned(run: RunInfo, words: Sequence[str], current_code: bool) -> _Plan:
             "after --, such as: batteries rerun RUN -- --token ..."
         )
     if not session.get("directory"):
-        plan.notes.append("the directory was not recorded: this one is used")
+        plan.notes.append("the directory was not recorded: the present one is used")
     if not Path(directory).is_dir():
         plan.obstacles.append(f"its directory {directory} does not exist here: make it first")
     if not Path(launch[0]).exists():

@@ -189,7 +189,7 @@ class Predictions:
                 raise ValueError(
                     f"the ranks have different predictions: rank {number} has "
                     f"{_described(part.forms)} and (length, duplicates='drop', dst) {part.asked}, "
-                    f"this one {_described(forms)} and {own.asked}; make equal calls on all ranks"
+                    f"this rank {_described(forms)} and {own.asked}; make equal calls on all ranks"
                 )
         whole = each_once([part.spaced for part in parts], self._length)
         here = dst in (None, group.rank)
