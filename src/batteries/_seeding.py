@@ -175,6 +175,11 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
         KeyError: The state does not come from `rng_state`.
         ValueError: The state has more GPUs than this machine.
     """
+    missing = sorted({"cuda", "numpy", "python", "torch"} - set(state))
+    if missing:
+        raise KeyError(
+            f"the state has no {', '.join(map(repr, missing))}; expected what rng_state returns"
+        )
     if len(state["cuda"]) > torch.cuda.device_count():
         raise ValueError(
             f"the state has the generators of {len(state['cuda'])} GPUs, but there are "

@@ -177,7 +177,9 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
     folder = Path(logdir)
     path = folder / NAME
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: a CheckpointManager writes it")
+        raise FileNotFoundError(
+            f"{path} is not there: pass the directory of a CheckpointManager, which writes it"
+        )
     metric, minimization, found, _ = read_history(path, inside=folder)
     sign = 1 if minimization else -1
     rows = [row for row in found if row.get(metric) is not None]
