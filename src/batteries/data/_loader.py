@@ -453,7 +453,11 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             drawn = list(self._drawn([*asks, *reversed(asks)]))  # the second time in reverse order
         pairs = zip(asks, drawn, reversed(drawn), strict=False)
         unlike = [(ask.indices[0], difference(*pair)) for ask, *pair in pairs]
-        told = [f"dataset[{index!r}] at {place}" for index, place in unlike if place is not None]
+        told = [
+            f"dataset[{index!r}]{place and f' at {place}'}"
+            for index, place in unlike
+            if place is not None
+        ]
         if told:
             found = self._samples.generators()
             keyed = ", ".join(f"{at} ({type(own).__name__})" for at, own in found.items()) or "none"

@@ -184,6 +184,6 @@ class OutOfFold:
         absent = [fold for fold in range(self._folds.n_folds) if fold not in kept]
         if absent and not (self._allow_missing and kept):
             raise ValueError(
-                f"fold {', '.join(map(str, absent))} of {self._folds.n_folds} is missing: add it, "
-                "or pass allow_missing=True"
+                f"{len(absent)} of {self._folds.n_folds} folds are missing "
+                f"({', '.join(map(str, absent))}): add them, or pass allow_missing=True"
             )
