@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -41,6 +41,9 @@ def page_of(room: str, names: list[str]) -> str:
             entries.append(f".. py:data:: {room}.{name}\n\n   {told}")
         else:
             members = "\n   :members:" if kind == "class" and name != "tqdm" else ""
+            bases = getattr(value, "__mro__", (value,))[1:]
+            if members and any(base.__module__.startswith("batteries.") for base in bases):
+                members += "\n   :inherited-members:"
             entries.append(f".. auto{kind}:: {room}.{name}{members}")
     said = (module.__doc__ or "").partition("\n")[0]
     text = "\n\n".join(entries)
@@ -50,9 +53,11 @@ def page_of(room: str, names: list[str]) -> str:
 def command_page() -> str:
     """What the commands say of themselves with `--help`."""
     parts = ["# The command line\n\nEach command prints this text with `--help`.\n"]
+    own = cli.main.context_settings
     for name in ["", *sorted(cli.main.commands)]:
         command: click.Command = cli.main.commands[name] if name else cli.main
-        told = command.get_help(click.Context(command, info_name=f"batteries {name}".strip()))
+        context = click.Context(command, info_name=f"batteries {name}".strip(), **own)
+        told = command.get_help(context)
         parts.append(f"## `batteries {name}`".replace(" `", "`", 0) + f"\n\n```text\n{told}\n```\n")
     return "\n".join(parts).replace("## `batteries `", "## `batteries`")
 
@@ -61,16 +66,42 @@ def messages() -> Iterator[tuple[str, int, str, str]]:
     """Each error and warning in the source: module, line, kind and text."""
     for path in sorted(SOURCE.rglob("*.py")):
         module = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
             if not isinstance(node, ast.Call) or not node.args:
                 continue
             name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if isinstance(node.func, ast.Call) and ast.unparse(node.func) == "type(error)":
+                name = "OSError"
             kind = "warning" if name == "warn" else name
             if kind != "warning" and not re.fullmatch(r"[A-Z]\w*(Error|Exception)", kind):
                 continue
-            text = max((text_of(part) for part in node.args), key=len)
-            if re.search("[a-z]{2}", text):
-                yield module, node.lineno, kind, text
+            texts = [max((text_of(part) for part in node.args), key=len)]
+            if not re.search("[a-z]{2}", texts[0]):
+                texts = list(texts_by_name(node, tree))
+            for text in texts:
+                if re.search("[a-z]{2}", text):
+                    yield module, node.lineno, kind, text
+
+
+def texts_by_name(call: ast.Call, tree: ast.Module) -> Iterator[str]:
+    """The texts that the names in a call stand for: assigned, appended or returned ones."""
+    names = {part.id for part in ast.walk(call) if isinstance(part, ast.Name)}
+    functions = [each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef)]
+    own = [each for each in functions if each.lineno <= call.lineno <= (each.end_lineno or 0)]
+    called = [each for each in functions if each.name in names]
+    appends = rf"({'|'.join(map(re.escape, names))})\.append"
+    for scope in (*own, ast.Module(tree.body, []), *called):
+        nodes: Iterable[ast.AST] = scope.body if isinstance(scope, ast.Module) else ast.walk(scope)
+        for node in nodes:
+            if isinstance(node, ast.Return) and scope in called and node.value:
+                yield text_of(node.value)
+            elif isinstance(node, ast.Assign | ast.AugAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                if any(ast.unparse(target) in names for target in targets):
+                    yield text_of(node.value)
+            elif isinstance(node, ast.Call) and re.fullmatch(appends, ast.unparse(node.func)):
+                yield text_of(node.args[0])
 
 
 def text_of(node: ast.expr) -> str:
@@ -93,11 +124,13 @@ def message_page() -> str:
     by_room: dict[str, list[str]] = {}
     for module, _, kind, text in messages():
         cell = re.sub(r"\s+", " ", text).replace("|", "\\|").replace("`", "'").strip()
-        by_room.setdefault(module.split(".")[0], []).append(f"| `{kind}` | `{cell}` |")
+        room = module.split(".")[0].replace("__init__", "batteries")
+        by_room.setdefault(room, []).append(f"| `{kind}` | `{cell}` |")
     parts = [
-        "# Messages\n\nThis page lists every error and every warning. `…` stands for your names, "
-        "numbers and paths. A message says where the problem is, what was found, what was expected "
-        "and what to do. To find a message, search for a few of its words.\n"
+        "# Messages\n\nThis page lists the texts of errors and warnings. `…` stands for names, "
+        "numbers, paths and other texts. A message says where the problem is, what was "
+        "found, what was expected and what to do. Some texts, above all short ones, are only a "
+        "part of a message. To find a message, search for a few of its words.\n"
     ]
     for room in sorted(by_room, key=lambda name: name.lstrip("_")):
         rows = "\n".join(sorted(set(by_room[room])))

@@ -76,7 +76,7 @@ def test_the_code_of_the_run() -> None:
     assert Path("work/out.txt").read_text() == "new [] work"
     [checked_out] = Path("code/.git/batteries").iterdir()
     (checked_out / "train.py").write_text("")
-    assert "was changed: remove it with git worktree remove" in run("rerun", "1", code=1).output
+    assert "then remove it with git worktree remove" in run("rerun", "1", code=1).output
 
 
 def test_a_foreign_repository_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,8 +161,8 @@ def test_show() -> None:
     get_logger("show", log_file=path / "log.txt").info("the last line")
     record_scores(path, leaderboard=0.7, message="first try")
     output = run("show", "1").output
-    for text in ("finished, started 20", "model.width 8", "validation 0.9", "the last line",
-                 "first try", "exp_2.pth", "leaderboard.public 0.7", "directory /"):  # fmt: skip
+    for text in ("finished, started 20", "model.width: 8", "validation: 0.9", "the last line",
+                 "first try", "exp_2.pth", "leaderboard.public: 0.7", "directory: /"):  # fmt: skip
         assert text in output, text
     told = json.loads(run("show", "1", "--json").output)
     assert [each["epoch"] for each in told["checkpoints"]] == [2]
@@ -182,7 +182,7 @@ def test_prune() -> None:
     assert "expected a rule" in run("prune", "runs", code=2).output
     command = [sys.executable, "-m", "batteries", "prune", "--keep-best", "1"]
     asked = warm.run(command, input=b"", capture_output=True)
-    assert b"Remove them? [y/N]" in asked.stdout
+    assert b"Remove these checkpoints? [y/N]" in asked.stdout
     assert asked.returncode == 1
     assert {path for path in Path("runs").rglob("*") if path.is_file()} == before
     run("prune", "--keep-best", "1", "--filter", "state=finished", "--yes")

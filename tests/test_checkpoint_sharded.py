@@ -129,6 +129,8 @@ def test_consolidate(tmp_path: Path) -> None:
     """One plain file is made of it, which plain torch.load opens and sharded objects load."""
     state = run_ranks(train, str(tmp_path), 3)[0]
     consolidate(tmp_path / "best.dcp", "best.pth")
+    with pytest.raises(CheckpointError, match=r"best\.pth is not a sharded checkpoint; expected"):
+        consolidate("best.pth", "again.pth")
     assert_equal(torch.load("best.pth"), state)
     assert_equal(read_checkpoint(tmp_path / "best.dcp"), state)
     for found in run_ranks(loaded, str(Path("best.pth").resolve())):

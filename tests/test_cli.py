@@ -217,6 +217,8 @@ def test_score() -> None:
     assert "written; 1 submission\n" in run(*words, "--private", "0.8").output
     assert all(word in run("show", "3").output for word in ("with warmup", "a.csv", "0.8000"))
     assert "runs/002/scores.json is written" in run("score", "2", "--test", "0.9").output
+    run("score", "2", "--private", "0.8765")
+    assert run("show", "2").output.partition("submissions")[2].count("0.8765") == 1
     private = ("score", "1", "--leaderboard", "0.6", "--name", "private")
     run(*private)
     run("score", "1", "--metric", "auc", "--maximize")
@@ -254,9 +256,10 @@ def test_compare() -> None:
     assert json.loads(run(*words, "--json", "--metric", "roc_auc").output)["by_rows"]
     assert json.loads(run(*words, "--json", "--metric", "log_loss").output)["by_rows"]
     three = run("compare", "1", "2", "3").output
-    assert "001 and 003: the same commit" in three or "the commit of one is not known" in three
+    assert "001 and 003: the same commit" in three or "the commit of one run is not known" in three
     assert three.count("0.9500") == 1
     assert "has no 'label'" in run(*words, "--target", "label", code=1).output
+    assert "--predictions needs one in each run" in run(*words[:-1], "no.npy", code=1).output
 
 
 def test_seeds_are_no_difference() -> None:

@@ -52,7 +52,11 @@ def wait_for_rank_two(what: str, seconds: float, directory: str) -> str:
     [
         ("raises", 1000.0, "rank 2 has left: ValueError: no data"),
         ("ends", 1000.0, "rank 2 has left: it came to its end"),
-        ("is stopped", 6.0, "rank 2 did not come (dead, stopped, or elsewhere)"),
+        (
+            "is stopped",
+            6.0,
+            "rank 2 did not come (dead, suspended, or at another place of the program)",
+        ),
     ],
 )
 def test_ranks_that_do_not_come(what: str, seconds: float, told: str, tmp_path: Path) -> None:
@@ -86,7 +90,10 @@ def test_killed_while_it_waits(tmp_path: Path) -> None:
     with pytest.raises(EOFError):  # from rank 2
         run_ranks(kill_rank_two, str(tmp_path), world_size=3, group=False)
     for path in (tmp_path / "0", tmp_path / "1"):
-        assert "rank 2 did not come (dead, stopped, or elsewhere)" in path.read_text()
+        assert (
+            "rank 2 did not come (dead, suspended, or at another place of the program)"
+            in path.read_text()
+        )
 
 
 DATA = torch.zeros(2**20)
@@ -158,4 +165,6 @@ def name_the_killed(kind: str, folder: Path) -> None:
         told = (folder / rank).read_text()
         assert told.startswith(operation.partition(",")[0])
         assert " at test_distributed_deaths.py:" in told
-        assert told.endswith("rank 2 did not come (dead, stopped, or elsewhere)")
+        assert told.endswith(
+            "rank 2 did not come (dead, suspended, or at another place of the program)"
+        )

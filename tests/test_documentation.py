@@ -111,7 +111,7 @@ def kind_told(kind: Any) -> str:
     if isinstance(kind, tuple) and not isinstance(kind, Most):
         return f"{kind_told(kind[1])}, or null"
     if isinstance(kind, Most):
-        counted: dict[Any, str] = {str: "letters", dict: "names", list: "items"}
+        counted: dict[Any, str] = {str: "characters", dict: "names", list: "items"}
         each = f"; each a {kind_told(kind.each)}" if kind.each is not object else ""
         return f"{kind_told(kind.type)} of at most {kind.number:,} {counted[kind.type]}{each}"
     words: dict[Any, str] = {
@@ -164,6 +164,19 @@ def test_every_message_is_in_the_index() -> None:
             line = path.read_text().count("\n", 0, match.start()) + 1
             known = (module.removesuffix(".__init__"), line) in found
             assert known or not re.search("[a-z]{2}", match[2]), f"{path}:{line}"
+
+
+def test_messages_that_are_put_together() -> None:
+    """Texts that reach an error by a name, a list or a function are in the index, too."""
+    texts = " ".join(text for *_, text in _reference.messages())
+    for told in ("it is a sparse file", "samples are missing", "the ranks are not doing the same"):
+        assert told in texts
+
+
+def test_methods_of_private_bases() -> None:
+    """The reference shows the methods that a public class has from a private one."""
+    assert ":inherited-members:" in _reference.page_of("batteries.averaging", ["EMA"])
+    assert ":inherited-members:" not in _reference.page_of("batteries.averaging", ["Soup"])
 
 
 def test_the_page_of_variables() -> None:

@@ -490,7 +490,7 @@ def test_code_of_two_runs() -> None:
         record["sessions"][-1]["git"] = {"commit": commit, "diff": "diff-1.patch"}
         (path / "run.json").write_text(json.dumps(record))
         (path / "diff-1.patch").write_text("the same")
-    assert compare(find_run(one), find_run(other)).code == "the commit of one is not known"
+    assert compare(find_run(one), find_run(other)).code == "the commit of one run is not known"
     assert not Path("stolen").exists()
     same = compare(find_run(other), find_run(other)).code
     assert same == "the same commit, with the same changes"

@@ -191,6 +191,10 @@ def test_states_of_generators() -> None:
     save_checkpoint({"rng": rng_state()}, "a.pth")
     first = [draw() for draw in draws]
     set_rng_state(read_checkpoint("a.pth")["rng"])
+    with pytest.raises(
+        KeyError, match=r"the state has no 'cuda', 'numpy', .*what rng_state returns"
+    ):
+        set_rng_state({"python": ()})
     assert [draw() for draw in draws] == first
 
 

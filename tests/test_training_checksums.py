@@ -66,7 +66,8 @@ def test_where_runs_part() -> None:
         found = first_difference("runs/a/001", f"runs/{disturbed}/001")
         assert found is not None
         assert (found.step, found.names[0], found.equal) == (4, first, 3)
-    told = "the runs part at step 4: gradient of 0.weight differs first, of 1; 3 steps before it "
+    told = "the runs differ from step 4 on, first in gradient of 0.weight "
+    told += "(different tensors in this step: 1; equal steps before it: 3)"
     assert compared("gradient").count(told) == 1
     assert "the checksums are equal at all steps (6)" in compared("same")
     assert json.loads(compared("gradient", "--json"))["partings"][0]["step"] == 4

@@ -34,8 +34,8 @@ def to_device(data: T, device: torch.device | str | int, *, non_blocking: bool =
     Args:
         device: A `torch.device`, a name, or a rank: the GPU of that number, or the CPU if there is
             no GPU.
-        non_blocking: Do not wait for copies from pinned memory. An object's own `to` gets it if it
-            has such an argument.
+        non_blocking: Do not wait for copies from pinned memory. It is passed to an
+            object's own `to` if that method has such an argument.
 
     Raises:
         ValueError: There is no such device.

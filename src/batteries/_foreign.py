@@ -129,9 +129,12 @@ def check(value: Any, kind: Any, place: str = "it") -> None:
         raise ValueError(f"{place} is {brief(value)}; expected {expected}")
     if most:
         if len(value) > most.number:
-            raise ValueError(f"{place} has {len(value):,} items; expected {most.number:,} at most")
+            counted = "characters" if own is str else "items"
+            raise ValueError(
+                f"{place} has {len(value):,} {counted}; expected {most.number:,} at most"
+            )
         if own is dict and max(map(len, value), default=0) > _NAME:
-            raise ValueError(f"{place} has a name of more than {_NAME} letters")
+            raise ValueError(f"{place} has a name of more than {_NAME} characters")
         kind = (
             dict.fromkeys(value, most.each) if own is dict else [most.each] if own is list else own
         )

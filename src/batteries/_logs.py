@@ -30,8 +30,10 @@ def get_logger(
     New lines are appended to an existing file.
 
     Args:
+        name: The name of the logger, which is in each line.
         log_file: A file to write in addition to the console (stderr). Its directory is created. It
             may be a device or a pipe, such as /dev/stdout.
+        log_level: The lowest level that is written, as in `logging`. Default: INFO.
         disable: Write nothing.
 
     Raises:

@@ -23,7 +23,7 @@ class AverageMeter:
     >>> meter.average, meter.sum, meter.counter, meter.value
     (1.0, 3.0, 3, 2.0)
 
-    Tensors on a device are added up there: `update` does not wait for the device, reading does.
+    Tensors are added up on their device. `update` does not wait for the device. Reading waits.
     Sums are float64, or float32 on a device without float64. Without numbers, the average is NaN,
     and the other attributes are 0.
     """

@@ -43,20 +43,20 @@ class PreemptionGuard:
     >>> with PreemptionGuard() as guard:
     ...     for step in range(3):
     ...         if guard.stop():  # after each step, on every rank
-    ...             raise SystemExit(guard.exit_code)  # having saved with `manager.save_last(...)`
+    ...             raise SystemExit(guard.exit_code)  # first save: `manager.save_last(...)`
 
-    A signal to one rank stops all ranks after the same step. Before a signal comes, `stop` costs
-    nothing. In evaluation, where ranks may have different numbers of batches, leave the loop when
-    `guard.requested` is True.
+    A signal to one rank stops all ranks after the same step. Until a signal comes, `stop` sends
+    nothing to other ranks. In evaluation, where ranks may have different numbers of batches, leave
+    the loop when `guard.requested` is True.
 
     If a rank is dead or does not answer, the next `stop()` of the others is True, and a rank that
     hangs in a collective exits after `patience` seconds. If the same signal comes again after a
     second or more, the process exits at once. Each exit has `exit_code`.
 
-    With a time limit, the ranks stop while a step and a save still fit: they keep the longest time
-    between two calls of `stop`, twice the longest of the last five saves, and `reserve`. Saves of
-    `CheckpointManager` and `save_checkpoint` are measured. A Slurm job's limit is read from
-    `SLURM_JOB_END_TIME`, and the earlier limit counts.
+    With a time limit, the ranks stop while there is time for a step and a save. This time is the
+    sum of the longest time between two calls of `stop`, twice the longest of the last five saves,
+    and `reserve`. Saves of `CheckpointManager` and `save_checkpoint` are measured. A Slurm job's
+    limit is read from `SLURM_JOB_END_TIME`, and the earlier limit counts.
 
     Args:
         patience: Seconds in which the ranks must agree. Steps may take longer, because a rank

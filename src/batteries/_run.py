@@ -345,7 +345,7 @@ def _check_same(
         differ = "; ".join(f"{name} was {old}, is {new}" for name, (old, new) in found)
         raise ValueError(
             f"{path} is not finished and has other arguments: {differ}. Start another run with "
-            f"new=True; or resume this one, by its own directory or with may_differ={names}"
+            f"new=True; or resume it: pass its own directory, or may_differ={names}"
         )
 
 

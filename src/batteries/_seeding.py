@@ -36,7 +36,7 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
     repeat the second call in each epoch, with the epoch in the seed.
 
     `DataLoader(..., worker_init_fn=seed_all)` does the same as `seed_worker`. Workers read the rank
-    from the launcher's environment. Without a launcher (`mp.spawn`), pass it:
+    from the launcher's environment. Without a launcher (`mp.spawn`), pass the rank:
     `worker_init_fn=functools.partial(seed_all, rank=rank)`.
 
     Args:
@@ -153,8 +153,8 @@ def rng_state() -> dict[str, Any]:
     >>> first == (random.random(), torch.rand(1))
     True
 
-    They are plain values and tensors. `make_checkpoint(..., rng=rng_state())` stores them, and
-    `rng=distributed.all_gather(rng_state())` those of all ranks.
+    The states are plain values and tensors. `make_checkpoint(..., rng=rng_state())` stores those of
+    rank 0. To store those of all ranks, pass `rng=distributed.all_gather(rng_state())`.
     """
     kind, words, *rest = np.random.get_state(legacy=True)
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
@@ -175,6 +175,11 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
         KeyError: The state does not come from `rng_state`.
         ValueError: The state has more GPUs than this machine.
     """
+    missing = sorted({"cuda", "numpy", "python", "torch"} - set(state))
+    if missing:
+        raise KeyError(
+            f"the state has no {', '.join(map(repr, missing))}; expected what rng_state returns"
+        )
     if len(state["cuda"]) > torch.cuda.device_count():
         raise ValueError(
             f"the state has the generators of {len(state['cuda'])} GPUs, but there are "

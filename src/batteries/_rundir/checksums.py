@@ -21,7 +21,8 @@ class Parting(NamedTuple):
     """The first difference between two runs. `first_difference` finds it.
 
     >>> print(Parting(step=3, names=["batch[0]", "gradient of bias"], equal=2))
-    the runs part at step 3: batch[0] differs first, of 2; 2 steps before it are equal
+    the runs differ from step 3 on, first in batch[0]
+    (different tensors in this step: 2; equal steps before it: 2)
 
     Attributes:
         step: The first step with different checksums; None if all are equal.
@@ -36,9 +37,11 @@ class Parting(NamedTuple):
     def __str__(self) -> str:
         if self.step is None:
             return f"the checksums are equal at all steps ({self.equal:,})"
+        first = printable(self.names[0])[:_SHOWN]
         return (
-            f"the runs part at step {self.step}: {printable(self.names[0])[:_SHOWN]} differs "
-            f"first, of {len(self.names):,}; {self.equal:,} steps before it are equal"
+            f"the runs differ from step {self.step} on, first in {first}\n"
+            f"(different tensors in this step: {len(self.names):,}; equal steps before it: "
+            f"{self.equal:,})"
         )
 
 

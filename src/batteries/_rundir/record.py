@@ -160,8 +160,8 @@ def check_held(directory: PathLike) -> None:
     if newer is not None:
         raise RuntimeError(
             f"{directory} belongs to a newer run by now (process {newer.get('pid')} on "
-            f"{newer.get('host')}, since {newer.get('started')}): this one no longer writes there; "
-            "stop one of the two, or start another run with new=True"
+            f"{newer.get('host')}, since {newer.get('started')}): this program no longer writes "
+            "there; stop one of the two, or start another run with new=True"
         )
 
 

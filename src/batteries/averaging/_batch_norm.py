@@ -47,7 +47,8 @@ def update_bn(
         device: Where the batches go. Default: where the model is.
 
     Raises:
-        ValueError: No batch norm sees a sample, or a rank has no batch for a model of FSDP2.
+        ValueError: The model has batch norms, but none of them sees a sample. Or a rank
+            has no batch for a model of FSDP2.
         Exception: The error of a rank, on every rank. The model has its old statistics then.
     """
     module = unwrap(model)

@@ -46,10 +46,10 @@ def average_checkpoints(
     >>> average_checkpoints(["exp_1.pth", "exp_2.pth"])["weight"]
     tensor([1.5000, 1.5000])
 
-    All files are read in pieces at once. This takes the memory of one model, and a MiB for each of
-    torch's threads (at most 32). Tensors are found by name. A tensor whose strides differ between
-    files takes a few times its memory. This process alone reads a sharded checkpoint (`.dcp`), one
-    tensor at a time.
+    All files are read at the same time, in pieces. This takes the memory of one model, and a MiB
+    for each of torch's threads (at most 32). Tensors are found by name. A tensor whose strides
+    differ between files takes a few times its memory. This process alone reads a sharded checkpoint
+    (`.dcp`), one tensor at a time.
 
     The implementation is just `average.lerp_(weight, 1 / n)`, so the average of copies of one model
     is that model, bit for bit. Files are verified as by `load_checkpoint`, and nothing is returned
@@ -116,7 +116,8 @@ def save_average(
     >>> [(part["epoch"], part["weight"]) for part in load_checkpoint("swa.pth")["averaged"]]
     [(3, 0.5), (7, 0.5)]
 
-    It has no optimizer. "averaged" has the path, weight, stage, epoch and metrics of each part.
+    The written checkpoint has no optimizer. Its "averaged" has the path, weight, stage,
+    epoch and metrics of each part.
 
     Args:
         model: A model of the same class. It gets the averaged weights. With `loader` it also gets
@@ -164,7 +165,7 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
     >>> [path.name for path in best_checkpoints("runs/a", 2)]
     ['exp_2.pth', 'exp_3.pth']
 
-    With a sharded manager they are directories, which `average_checkpoints` reads too.
+    The checkpoints of a sharded manager are directories. `average_checkpoints` reads them, too.
 
     Raises:
         ValueError: A number below 1.
@@ -176,7 +177,9 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
     folder = Path(logdir)
     path = folder / NAME
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: a CheckpointManager writes it")
+        raise FileNotFoundError(
+            f"{path} is not there: pass the directory of a CheckpointManager, which writes it"
+        )
     metric, minimization, found, _ = read_history(path, inside=folder)
     sign = 1 if minimization else -1
     rows = [row for row in found if row.get(metric) is not None]
@@ -206,7 +209,9 @@ def _counts(weights: Weights, files: list[Path]) -> list[float]:
         weights = [by_path[path] for path in files]
     own = [1.0] * number if weights is None else [as_number(each, "a weight") for each in weights]
     if len(own) != number:
-        raise ValueError(f"there are {len(own)} weights for {number} checkpoints")
+        raise ValueError(
+            f"there are {len(own)} weights for {number} checkpoints; expected one for each"
+        )
     if not all(0 <= weight < math.inf for weight in own) or not sum(own):
         raise ValueError(f"the weights are {own}; expected positive numbers")
     return own

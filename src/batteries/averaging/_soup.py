@@ -21,11 +21,17 @@ class Decision(NamedTuple):
 
     >>> Decision(Path("exp_3.pth"), alone=0.9, together=0.91, taken=True).taken
     True
+
+    Attributes:
+        path: The file.
+        alone: The score of this checkpoint alone.
+        together: The score of the soup with this checkpoint.
+        taken: Whether it stays in the soup.
     """
 
     path: Path
-    alone: float  # its own score
-    together: float  # the score of the soup with it
+    alone: float
+    together: float
     taken: bool
 
 
@@ -34,12 +40,18 @@ class Soup(NamedTuple):
 
     >>> Soup(state={}, score=0.9, paths=[], decisions=[]).score
     0.9
+
+    Attributes:
+        state: The averaged weights, as the state dict of a model.
+        score: The score of this average.
+        paths: The checkpoints in it.
+        decisions: The decision about each checkpoint, in the order of the attempts.
     """
 
     state: State
     score: float
-    paths: list[Path]  # the checkpoints in it
-    decisions: list[Decision]  # in order
+    paths: list[Path]
+    decisions: list[Decision]
 
 
 def greedy_soup(
@@ -60,7 +72,8 @@ def greedy_soup(
     (['exp_1.pth', 'exp_0.pth'], 0.5)
 
     This is the greedy soup of arXiv 2203.05482. Checkpoints are tried in the order of their own
-    scores. One that makes the average no worse stays in it. Each decision is logged.
+    scores. One that makes the average no worse stays in it. Each decision is logged
+    at the level INFO: `get_logger("batteries")` shows them.
 
     The score is chosen on the data of `evaluate`, so it is optimistic: it is never worse than that
     of the best checkpoint. Score the soup on other data.
@@ -87,7 +100,7 @@ def greedy_soup(
     if not ranked:
         raise ValueError(
             f"greedy_soup: evaluate returned NaN for all of the {len(scored)} checkpoints (an "
-            "infinity counts as NaN)"
+            "infinity counts as NaN): try evaluate on one of them"
             if scored
             else "there are no checkpoints to average"
         )

@@ -23,10 +23,14 @@ class Correlation(NamedTuple):
             a       b
     a  1.0000  0.5000
     b  0.5000  1.0000
+
+    Attributes:
+        names: The names of the models.
+        values: The correlations, (models, models).
     """
 
     names: list[str]
-    values: NDArray[np.float64]  # (models, models)
+    values: NDArray[np.float64]
 
     def __str__(self) -> str:
         cells = [["", *self.names]]
@@ -89,8 +93,8 @@ def correlation(
     b  -1.0000   1.0000
 
     Args:
-        predictions: As for `mean`. All numbers of a model count alike. If they
-            are equal, its correlations are NaN.
+        predictions: As for `mean`. All numbers of a model count alike. A model whose
+            numbers are all equal has the correlation NaN with every model.
         names: The names of the models. Default: their own names, or their numbers.
         kind: "pearson", or "spearman" (the correlation of the ranks).
 
@@ -104,7 +108,9 @@ def correlation(
     if kind not in ("pearson", "spearman"):
         raise ValueError(f"kind is {kind!r}; expected 'pearson' or 'spearman'")
     if names is not None and len(names) != len(models.arrays):
-        raise ValueError(f"there are {len(names)} names for {len(models.arrays)} models")
+        raise ValueError(
+            f"there are {len(names)} names for {len(models.arrays)} models; expected one for each"
+        )
     flat = [array.reshape(-1) for array in models.arrays]
     columns = flat if kind == "pearson" else [ranks(column) for column in flat]
     if len(columns) * len(columns[0]) <= BLOCK:  # one call for all models

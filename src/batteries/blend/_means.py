@@ -102,7 +102,7 @@ def power_average(
 
 @hints
 def geometric(predictions: Any, *more: Any, weights: Weights = None) -> Array:
-    """The geometric mean of predictions. If one of them is zero, it is zero.
+    """The geometric mean of predictions. If one prediction is zero, the mean is zero.
 
     >>> geometric([[0.2, 0.9], [0.8, 0.9]])
     array([0.4, 0.9])

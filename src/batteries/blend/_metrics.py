@@ -56,7 +56,9 @@ def as_problem(
 ) -> Problem:
     truth = as_array(target, "target")
     if len(truth) != len(arrays[0]):
-        raise ValueError(f"there are {len(truth)} targets for {len(arrays[0])} rows")
+        raise ValueError(
+            f"there are {len(truth)} targets for {len(arrays[0])} rows; expected one for each"
+        )
     if truth.dtype.kind == "f" and not np.isfinite(truth).all():
         raise ValueError(f"the target of row {np.isfinite(truth).argmin()} is not a finite number")
     scoring = as_scoring(metric, metric_minimization, of)
@@ -141,7 +143,10 @@ def _for_log_loss(arrays: list[Array], target: Array) -> _Prepared:
                 f"model {index} has numbers outside of 0 to 1; log_loss needs probabilities"
             )
         if array.ndim == 2 and not np.allclose(array.sum(1), 1, atol=1e-4):
-            raise ValueError(f"the probabilities of model {index} do not add up to 1 in each row")
+            raise ValueError(
+                f"the probabilities of model {index} do not add up to 1 in each row: divide each "
+                "row by its sum"
+            )
     if arrays[0].ndim == 1:
         return [np.where(true == 1, array, 1 - array) for array in arrays], true
     return [array[np.arange(len(true)), true] for array in arrays], true

@@ -30,8 +30,8 @@ class Stack(Trial):
 
     Attributes:
         model: Fitted on all rows.
-        oof: (rows, ...), the predictions of models fitted on the other folds; NaN if there are
-            none.
+        oof: (rows, ...), the predictions of models fitted on the other folds; NaN for rows
+            that no fold validates, or that were left out.
         names: The first-level models, in order.
         unseen_score: The mean score of `oof` over the folds.
         single_score, mean_score, best_single, gain_over_single, gain_over_mean, rows, left_out:

@@ -52,7 +52,7 @@ def blend_files(
     blended are copied from the first file. Ids are compared as text, so "007" stays "007". Labels
     of a CSV for "vote" are text, too.
 
-    If all numbers of the first CSV have the same number of decimals, the result has it too, but at
+    If all numbers of the first CSV have the same number of decimals, the result has as many, but at
     least six. Otherwise, and for ranks, numbers have as many decimals as they need.
 
     Args:
@@ -62,7 +62,8 @@ def blend_files(
         id_column: Default: the first column.
         columns: The columns to blend. Default: all but the ids. Files other than CSV may have
             "target" beside out-of-fold predictions: it is then left out, too.
-        weights: One for each file, in order or by name. Without a mapping the name is the path.
+        weights: One for each file, in order or by name. The name of a file is its path,
+            unless `paths` is a mapping.
         power: For "power".
         renormalise: Divide probabilities of classes by their sum: over the columns, or over each
             array in a column.
@@ -264,7 +265,7 @@ def _refuse_ids(path: Path, ids: Any, first_path: Path, first: Any) -> NoReturn:
         )
     raise ValueError(
         f"{path} has a row of id {extra[0]}, which {first_path} does not have; {len(extra)} ids "
-        "are only in the former"
+        "are only in the former; expected the same ids in all files"
     )
 
 

@@ -26,13 +26,20 @@ class Threshold(NamedTuple):
     >>> scores, target = [0.1, 0.4, 0.6, 0.9] * 5, [0, 0, 1, 1] * 5
     >>> find_threshold(scores, target, "accuracy")
     Threshold(value=0.5, score=1.0, unseen_score=1.0, spread=0.0, folds=[0.5, 0.5, 0.5, 0.5, 0.5])
+
+    Attributes:
+        value: The cut-off that was found on all rows.
+        score: The score on the rows that the cut-off was found on. It is too good.
+        unseen_score: The mean score over folds, each with the cut-off found on the other folds.
+        spread: The standard deviation of the folds' cut-offs.
+        folds: For each fold, the cut-off found on the other folds.
     """
 
-    value: float  # found on all rows
-    score: float  # on the rows it was found on: too good
-    unseen_score: float  # the mean over folds, each with the cut-off found on the others
-    spread: float  # the standard deviation of the folds' cut-offs
-    folds: list[float]  # the cut-offs found without each fold
+    value: float
+    score: float
+    unseen_score: float
+    spread: float
+    folds: list[float]
 
 
 class Thresholds(NamedTuple):
@@ -41,14 +48,23 @@ class Thresholds(NamedTuple):
     >>> found = find_thresholds([0.1, 0.9, 1.2, 2.4] * 5, [0, 1, 1, 2] * 5, "accuracy")
     >>> found.apply([0.3, 1.0, 9.0]).tolist()
     [0, 1, 2]
+
+    Attributes:
+        values: The cut-offs that were found on all rows, in rising order.
+        score: The score on the rows that the cut-offs were found on. It is too good.
+        unseen_score: The mean score over folds, each with cut-offs found on the other folds.
+        rounded_score: The mean over folds if scores are rounded to the nearest class instead.
+        spread: For each cut-off, the standard deviation over the folds.
+        folds: For each fold, the cut-offs found on the other folds.
+        classes: The classes, in rising order: one more than cut-offs.
     """
 
-    values: list[float]  # found on all rows, rising
-    score: float  # on the rows they were found on: too good
-    unseen_score: float  # the mean over folds, each with cut-offs found on the others
-    rounded_score: float  # the same for scores that are rounded to the nearest class
-    spread: list[float]  # the standard deviations of the folds' cut-offs
-    folds: list[list[float]]  # the cut-offs found without each fold
+    values: list[float]
+    score: float
+    unseen_score: float
+    rounded_score: float
+    spread: list[float]
+    folds: list[list[float]]
     classes: NDArray[Any]
 
     def apply(self, scores: ArrayLike) -> NDArray[Any]:
@@ -196,7 +212,10 @@ def _given(
     models = as_models([oof])
     truth = as_array(target, "target")
     if models.shape != truth.shape or truth.ndim != 1:
-        raise ValueError(f"there are scores of shape {models.shape} for targets of {truth.shape}")
+        raise ValueError(
+            f"there are scores of shape {models.shape} for targets of {truth.shape}; expected "
+            "(rows,) for both"
+        )
     models, truth, rows = predicted_by_all(models, truth, allow_missing)
     return models.arrays[0], truth, as_pairs(folds, truth, seed, rows)
 

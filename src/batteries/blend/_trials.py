@@ -25,10 +25,14 @@ class Gain(NamedTuple):
 
     >>> Gain(mean=0.02, error=0.005).beyond_noise
     True
+
+    Attributes:
+        mean: The mean gain over the folds. The blend is better if it is positive.
+        error: The standard error of this mean.
     """
 
-    mean: float  # over the folds; positive is better
-    error: float  # the standard error of that mean
+    mean: float
+    error: float
 
     @property
     def beyond_noise(self) -> bool:
@@ -82,7 +86,9 @@ def predicted_by_all(models: Models, target: Any, allow_missing: bool) -> tuple[
     """The predictions and targets of the rows that all models have predicted, and these rows."""
     truth = as_array(target, "target")
     if len(truth) != models.shape[0]:
-        raise ValueError(f"there are {len(truth)} targets for {models.shape[0]} rows")
+        raise ValueError(
+            f"there are {len(truth)} targets for {models.shape[0]} rows; expected one for each"
+        )
     rows = np.arange(len(truth))
     if allow_missing:
         gone = [np.isnan(array.reshape(len(rows), -1)).any(1) for array in models.arrays]

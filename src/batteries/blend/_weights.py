@@ -31,6 +31,10 @@ class Step(NamedTuple):
 
     >>> Step(np.array([0.25, 0.75]), score=0.9).score
     0.9
+
+    Attributes:
+        weights: (models,), in the order of the models; their sum is 1.
+        score: The score of the blend with these weights, on the rows of the search.
     """
 
     weights: Weights

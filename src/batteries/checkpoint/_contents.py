@@ -56,8 +56,9 @@ def make_checkpoint(
     Args:
         epoch: The epoch, or the step if there are no epochs.
         **kwargs: Stored under their names. The state of an object that has `state_dict()` (an EMA,
-            a GradScaler) is stored as `{name}_state_dict`. A torchmetric's has all its states. If
-            another module has metrics inside, they are stored as `{name}.metrics_state_dict`.
+            a GradScaler) is stored as `{name}_state_dict`. For a metric of
+            torchmetrics, it has all states of the metric. If another module has metrics inside,
+            they are stored as `{name}.metrics_state_dict`.
 
     These values become plain, at any depth:
 
@@ -72,9 +73,9 @@ def make_checkpoint(
     Values that `torch.load` reads stay as they are. `save_checkpoint` refuses all others.
 
     Raises:
-        TypeError: The model, optimizer or scheduler has no state.
-        ValueError: An object remembers nothing, or has the name of an option of
-            `load_checkpoint`.
+        TypeError: The model, optimizer or scheduler has no state. Or the state of an object is
+            empty, and the object has tensors, or has changed since it was last saved.
+        ValueError: An object has the name of an option of `load_checkpoint`.
     """
     checkpoint: Checkpoint = {"stage": stage, "epoch": epoch}
     objects = {"model": model, "optimizer": optimizer, "scheduler": scheduler}

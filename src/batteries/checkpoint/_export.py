@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from batteries._files import PathLike, write_whole
-from batteries.checkpoint._read import named_weights, opened
+from batteries.checkpoint._read import is_sharded, named_weights, opened
 from batteries.checkpoint._read_file import Where
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._read_safetensors import library
@@ -28,6 +28,10 @@ def consolidate(directory: PathLike, out: PathLike) -> None:
     Raises:
         CheckpointError: Damaged, or not a sharded checkpoint.
     """
+    if not is_sharded(directory):
+        raise CheckpointError(
+            f"{directory} is not a sharded checkpoint; expected a directory such as last.dcp"
+        )
     save_checkpoint(read_shards(directory), out)
 
 

@@ -28,15 +28,21 @@ class LoadReport(NamedTuple):
     >>> LoadReport(loaded=[], missing=["model.bias"], unexpected=[], mismatched=[]).missing
     ['model.bias']
 
-    The lists have the names of parameters and buffers, after the name of their object. An
-    optimizer, scheduler or scaler whose state does not fit stays as it was. The lists have the
-    places that do not fit, such as `optimizer.state[0].exp_avg`.
+    The names of parameters and buffers begin with the name of their object, such as `model.bias`.
+    An optimizer, scheduler or scaler whose state does not fit stays as it was. The lists then have
+    the places that do not fit, such as `optimizer.state[0].exp_avg`.
+
+    Attributes:
+        loaded: The names that were loaded.
+        missing: Names that only the object has.
+        unexpected: Names that only the file has.
+        mismatched: Names with another shape in the file, or with integers instead of floats.
     """
 
     loaded: list[str]
-    missing: list[str]  # only in the object
-    unexpected: list[str]  # only in the file
-    mismatched: list[str]  # of another shape, or integers for floats
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[str]
 
 
 def put_in(

@@ -68,13 +68,12 @@ class CheckpointManager:
         sharded: For states of FSDP2 and other DTensors. Each rank writes its part, so all ranks
             call `process` and `save_last`. The names end in `.dcp` and are symbolic links to
             directories in `shards`, which `torch.distributed.checkpoint` writes;
-            `load_checkpoint` reads them on any number of ranks. All ranks must share the storage,
-            and you must trust it.
+            `load_checkpoint` reads them on any number of ranks. All ranks must share the storage.
         background: `process` copies the checkpoint and returns; another thread writes it, as
             safely. Call `wait()` before you read the files. Call `close()` at the end, or use the
             manager in a `with`. The error of a save is raised by the next call.
-        go_on: Save although the directory has checkpoints of another program, of which this one
-            has loaded none.
+        go_on: Save although the directory has checkpoints of another program, and this program has
+            loaded none of them.
 
     Raises:
         TypeError: A metric without its direction.
@@ -197,7 +196,8 @@ class CheckpointManager:
         their next collective, up to the timeout of the process group.
 
         NaN and infinities are never best and remove nothing. Of equal scores the earlier stays.
-        Saving an earlier epoch again forgets it and all later ones.
+        If you save an earlier epoch again, the manager forgets the old scores of this epoch and of
+        all later ones, and removes their checkpoints.
 
         Args:
             score: The metric, or a dictionary that has it among others.
@@ -210,7 +210,7 @@ class CheckpointManager:
             TypeError: A score that is not a number, or a value that cannot be saved, with its
                 place. Nothing has changed then.
             CheckpointError: A newer run has taken the directory over; or the directory has
-                checkpoints of another program, and this one has loaded none; or a file of yours
+                checkpoints of another program, and this program has loaded none; or a file of yours
                 has the name that this epoch needs.
             OSError: An error of the disk. Nothing has changed, or the next save or the next start
                 completes this save first.
@@ -221,7 +221,7 @@ class CheckpointManager:
             self._directory.epochs.add(row)
 
     def save_last(self, checkpoint: Mapping[str, Any]) -> None:
-        """Replace `last.pth` alone: in the middle of an epoch, or before the machine is taken.
+        """Replace `last.pth` alone: in the middle of an epoch, or before the job is preempted.
 
         >>> manager = CheckpointManager("runs/digits/checkpoints")
         >>> manager.save_last(make_checkpoint("train", 1, nn.Linear(2, 1)))
@@ -372,7 +372,7 @@ class CheckpointManager:
         changed = newest is not None and identity_of(newest) != self._found
         if (self._owns and owner and not own) or (changed and not known):
             raise CheckpointError(
-                f"{self.logdir} belongs to a newer run by now ({by}): this one no longer saves "
+                f"{self.logdir} belongs to a newer run by now ({by}): this program no longer saves "
                 "there; stop one of the two, or give each a directory of its own"
             )
         rows = self._directory.epochs.rows
@@ -380,9 +380,9 @@ class CheckpointManager:
         if not (known or self.go_on or is_next):
             raise CheckpointError(
                 f"{self.logdir} has checkpoints of another program ({by}; {len(rows)} epochs, to "
-                f"{rows[-1]['epoch'] if rows else 'none'}), and this one has loaded none of them: "
-                "nothing was saved or removed. Load the last one with resume(...) before the first "
-                "save; or pass go_on=True to the CheckpointManager; or take another directory"
+                f"{rows[-1]['epoch'] if rows else 'none'}), and this program has loaded none of "
+                "them: nothing was saved or removed. Load the last one with resume(...) before the "
+                "first save; or pass go_on=True to the CheckpointManager; or take another directory"
             )
         if newest is not None and owner and not is_own(owner) and is_alive(owner):
             warnings.warn(

@@ -326,7 +326,10 @@ class Stream:
             return self._file.readinto(view)  # type: ignore[attr-defined,no-any-return]
 
     def _cut_short(self) -> CheckpointError:
-        return CheckpointError(f"{self.path} is damaged, or was cut short while it was read")
+        return CheckpointError(
+            f"{self.path} is damaged, or was cut short while it was read: use another checkpoint "
+            "of the run"
+        )
 
     def is_foreign(self) -> bool:
         """Whether the file was written on a machine with the other byte order."""

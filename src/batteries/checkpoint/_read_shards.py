@@ -175,7 +175,10 @@ def _reader(folder: Path, index: Checkpoint) -> Any:
             is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
             if is_dtype or (module, name) in _DESCRIBES:
                 return super().find_class(module, name)
-            raise CheckpointError(f"{folder}/.metadata would call {brief(f'{module}.{name}')}")
+            raise CheckpointError(
+                f"{folder}/.metadata would call {brief(f'{module}.{name}')}: it is damaged, or may "
+                "run code of an attacker; use another checkpoint"
+            )
 
     class Reader(filesystem.FileSystemReader):
         found: Any = None
@@ -193,7 +196,10 @@ def _reader(folder: Path, index: Checkpoint) -> Any:
             kinds = {type(each) for each in found.state_dict_metadata.values()}
             names = {each.relative_path for each in found.storage_data.values()}
             if kinds - {metadata.TensorStorageMetadata} or not names <= set(index["files"]):
-                raise CheckpointError(f"{folder}/.metadata describes more than tensors in there")
+                raise CheckpointError(
+                    f"{folder}/.metadata describes more than the tensors in this directory: use "
+                    "another checkpoint"
+                )
             return found
 
     return Reader(folder)

@@ -19,9 +19,13 @@ from batteries.cli._group import main, say
 @click.option(
     "--best", type=click.IntRange(min=1), help="Average the best N checkpoints of LOGDIR."
 )
-@click.option("--weight", "weights", type=float, multiple=True, help="One for each file, in order.")
-@click.option("--model", metavar="MODULE:FUNCTION", help="Makes the model, to update batch norm.")
-@click.option("--loader", metavar="MODULE:FUNCTION", help="Makes the loader for batch norm.")
+@click.option(
+    "--weight", "weights", type=float, multiple=True, help="Give it once for each file, in order."
+)
+@click.option(
+    "--model", metavar="MODULE:FUNCTION", help="Makes the model, for new batch norm statistics."
+)
+@click.option("--loader", metavar="MODULE:FUNCTION", help="Makes the loader for these statistics.")
 def average(
     paths: tuple[str, ...],
     output: str,

@@ -20,9 +20,13 @@ from batteries.cli._group import main
 )
 @click.option("--power", type=float, default=2.0, show_default=True, help="For --method power.")
 @click.option("--id", "id_column", help="The column of ids. Default: the first.")
-@click.option("--column", "columns", multiple=True, help="Blend this. Default: all but the ids.")
-@click.option("--weight", "weights", type=float, multiple=True, help="One for each file, in order.")
-@click.option("--renormalise", is_flag=True, help="Divide the columns by their sum.")
+@click.option(
+    "--column", "columns", multiple=True, help="A column to blend. Default: all but the ids."
+)
+@click.option(
+    "--weight", "weights", type=float, multiple=True, help="Give it once for each file, in order."
+)
+@click.option("--renormalise", is_flag=True, help="Divide the columns by their sum in each row.")
 def blend(
     paths: tuple[str, ...],
     output: str,

@@ -26,16 +26,22 @@ _LONG = 2000  # letters in it
 @main.command()
 @click.argument("runs", type=click.Path(), nargs=-1, required=True)
 @logdir_option
-@click.option("--predictions", help="A file in each run, such as oof.parquet.")
-@click.option("--target", default="target", show_default=True, help="Its column of targets.")
+@click.option("--predictions", help="A file of predictions in each run, such as oof.parquet.")
 @click.option(
-    "--prediction", default="probability", show_default=True, help="Its column of predictions."
+    "--target", default="target", show_default=True, help="The column of targets in this file."
+)
+@click.option(
+    "--prediction",
+    default="probability",
+    show_default=True,
+    help="The column of predictions in this file.",
 )
 @click.option(
     "--metric",
     type=click.Choice(["accuracy", "log_loss", "roc_auc", "rmse", "mae"]),
     default="accuracy",
     show_default=True,
+    help="The metric of --predictions.",
 )
 @as_json_option
 def compare(
@@ -145,6 +151,12 @@ def _predictions(paths: list[Path], target: str, prediction: str) -> tuple[Any, 
 
     from batteries.predictions import load
 
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"there is no file {path}: --predictions needs one in each run; write it with "
+                "Predictions.save(path)"
+            )
     files = [load(path) for path in paths]
     for path, arrays in zip(paths, files, strict=True):
         for name in (target, prediction):

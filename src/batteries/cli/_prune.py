@@ -34,7 +34,7 @@ _NAMES = ("best.pth", "last.pth", "best.dcp", "last.dcp")
 def prune(
     logdir: str, keep_best: int | None, state: str | None, filters: tuple[str, ...], yes: bool
 ) -> None:
-    """List the checkpoints of the runs that all rules select, and remove them after a yes.
+    """List the checkpoints of the runs that all rules select, and remove them if you confirm it.
 
     Scores, logged lines, records and all other files stay. Running runs are never selected. With
     --keep-best, no run without a score is selected, and the best N of each metric stay. A run
@@ -72,7 +72,7 @@ def prune(
         click.echo("no checkpoints are to be removed")
         return
     print_table(f"checkpoints of {len(rows)} runs", rows)
-    if yes or click.confirm("Remove them?"):
+    if yes or click.confirm("Remove these checkpoints?"):
         for run in named:
             _remove(run, files[run.name])
         say(f"{sum(map(len, files.values()))} files are removed")

@@ -128,7 +128,7 @@ def _planned(run: RunInfo, words: Sequence[str], current_code: bool) -> _Plan:
             "after --, such as: batteries rerun RUN -- --token ..."
         )
     if not session.get("directory"):
-        plan.notes.append("the directory was not recorded: this one is used")
+        plan.notes.append("the directory was not recorded: the present one is used")
     if not Path(directory).is_dir():
         plan.obstacles.append(f"its directory {directory} does not exist here: make it first")
     if not Path(launch[0]).exists():
@@ -207,7 +207,8 @@ def _check_out(run: RunInfo, plan: _Plan) -> None:
             plan.before.append([*apply, str(run.diff and run.diff.resolve())])
     elif not _is_at(worktree, run.path, commit, diff):
         raise RuntimeError(
-            f"{worktree} was changed: remove it with git worktree remove --force {worktree}"
+            f"{worktree} was changed: save the changes that you need, then remove it with git "
+            f"worktree remove --force {worktree}"
         )
     if _MASK.encode() in diff:
         plan.notes.append(f"secrets in {run.diff} are masked: put them into {worktree}")

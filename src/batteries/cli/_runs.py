@@ -30,11 +30,15 @@ def _formats(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("logdir", default="runs", type=click.Path(exists=True, file_okay=False))
 @click.option("--best", metavar="METRIC", help="Show and rank by the best value of a metric.")
 @click.option("--last", metavar="METRIC", help="Show and rank by the last value of a metric.")
-@click.option("--minimize", multiple=True, metavar="METRIC", help="Lower is better.")
-@click.option("--maximize", multiple=True, metavar="METRIC", help="Higher is better.")
+@click.option(
+    "--minimize", multiple=True, metavar="METRIC", help="Lower is better for this metric."
+)
+@click.option(
+    "--maximize", multiple=True, metavar="METRIC", help="Higher is better for this metric."
+)
 @click.option(
     "--filter", "filters", multiple=True, metavar="CONDITION",
-    help="Such as 'lr=0.1', 'valid/loss<0.3', 'run~^dig'. Signs: =, !=, <, <=, >, >=, ~.",
+    help="Such as 'lr=0.1', 'valid/loss<0.3', 'run~^dig'. Operators: =, !=, <, <=, >, >=, ~.",
 )  # fmt: skip
 @click.option(
     "--sort",

@@ -91,7 +91,8 @@ def _say_values(title: str, values: dict[str, Any]) -> None:
     if known:
         say(title)
     for name, value in known:
-        say(f"  {name} {str(value)[:_LONG]}")
+        text = f"{value:.12g}" if isinstance(value, float) else str(value)  # no rounding errors
+        say(f"  {name}: {text[:_LONG]}")
 
 
 def _submission(each: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def print_table(
     Args:
         exact: Columns whose numbers are shown in full, such as learning rates.
     """
-    columns = _cells(rows, list(rows[0]) if rows else [], exact)
+    columns = _cells(rows, list(dict.fromkeys(name for row in rows for name in row)), exact)
     columns = {name: cells for name, cells in columns.items() if any(cells[1:])}
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
     widths = {name: max(map(_width, cells)) for name, cells in columns.items()}

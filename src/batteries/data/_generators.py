@@ -210,7 +210,7 @@ def _bits(bits: Any, key: bytes, seed: int) -> Any:
 def difference(one: Any, two: Any, place: str = "") -> str | None:
     """The first place where two samples differ; None if they are equal."""
     if type(one) is not type(two):
-        return place or "the whole"
+        return place
     pairs: Iterator[tuple[Any, Any, str]] | None = None
     if isinstance(one, Mapping) and one.keys() == two.keys():
         pairs = ((one[key], two[key], f"{place}[{key!r}]") for key in one)
@@ -218,7 +218,7 @@ def difference(one: Any, two: Any, place: str = "") -> str | None:
         pairs = ((*pair, f"{place}[{i}]") for i, pair in enumerate(zip(one, two, strict=True)))
     if pairs is not None:
         return next((found for pair in pairs if (found := difference(*pair)) is not None), None)
-    return None if _same(one, two) else place or "the whole"
+    return None if _same(one, two) else place
 
 
 def _same(one: Any, two: Any) -> bool:

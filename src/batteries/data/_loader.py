@@ -107,7 +107,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             loaders made since without a seed. Loaders of other ranks are not counted, and loaders
             with and without shuffling (or a sampler) are counted separately. So two loaders differ,
             and a program that makes its loaders in the same order on all ranks of their group can
-            be repeated. A loaded state restores the number.
+            be repeated. A loaded state restores this number, too.
         sharded: Which parts of the data an iterable dataset yields. False: every rank and worker
             yields all items, and each keeps every n-th. "workers": the workers of a rank yield
             different parts, and the loader divides these among the ranks. "ranks": the ranks yield
@@ -310,7 +310,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             if self.batches_per_pass is None:
                 return
             if not stop:
-                raise ValueError(f"{type(self.dataset).__name__} yields no batch")
+                raise ValueError(
+                    f"{type(self.dataset).__name__} yields no batch: its `__iter__` ends at once, "
+                    "or drop_last=True leaves out all of it"
+                )
             turn, begin, parts = turn + 1, 0, fresh_parts(len(parts))
 
     def _started(self) -> Iterator[Any]:
@@ -456,7 +459,11 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             drawn = list(self._drawn([*asks, *reversed(asks)]))  # the second time in reverse order
         pairs = zip(asks, drawn, reversed(drawn), strict=False)
         unlike = [(ask.indices[0], difference(*pair)) for ask, *pair in pairs]
-        told = [f"dataset[{index!r}] at {place}" for index, place in unlike if place is not None]
+        told = [
+            f"dataset[{index!r}]{place and f' at {place}'}"
+            for index, place in unlike
+            if place is not None
+        ]
         if told:
             found = self._samples.generators()
             keyed = ", ".join(f"{at} ({type(own).__name__})" for at, own in found.items()) or "none"

@@ -20,15 +20,25 @@ class Arrival(NamedTuple):
 
     >>> Arrival(batch="images", indices=[3, 1], start=0, stop=4).indices
     [3, 1]
+
+    Attributes:
+        batch: The batch, or a `Failed`.
+        indices: The indices of its samples in the dataset; empty for a stream.
+        start: The first position of the step in the order of the epoch, over all ranks. For a
+            stream, the number of batches before this one.
+        stop: The position after the step.
+        part: The state of the worker's stream, or of the sampler, after this batch.
+        turn: The number of the round through the data: the epoch, without `batches_per_pass`.
+        done: The number of batches of the pass, including this one.
     """
 
     batch: Any
-    indices: list[Any]  # in the dataset
-    start: int  # positions in the order of the epoch, over all ranks
+    indices: list[Any]
+    start: int
     stop: int
-    part: Any = None  # the state of the worker's stream, or of the sampler, after this batch
-    turn: int = 0  # the round through the data; it is the epoch unless batches_per_pass is set
-    done: int = 0  # batches of the pass, including this one
+    part: Any = None
+    turn: int = 0
+    done: int = 0
 
 
 class Plan:

@@ -286,7 +286,7 @@ class Transfer:
         causes = {other: why for other, why in gone.items() if why != _FAILED} or gone
         told = [f"rank {other} has left: {why}" for other, why in causes.items()]
         told += [
-            f"rank {other} did not come (dead, stopped, or elsewhere)"
+            f"rank {other} did not come (dead, suspended, or at another place of the program)"
             for other in sorted(absent - set(gone))
         ]
         return "; ".join(told)

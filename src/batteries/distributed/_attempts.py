@@ -48,7 +48,10 @@ def _ask(store: Notes, rank: int, timeout: timedelta) -> str:
         raise TimeoutError(f"rank {rank} found no rank 0: {error}") from error
     name = store.get(f"answered/{own}") if met else None
     if name is None:
-        raise TimeoutError(f"rank {rank} found no rank 0 in {seconds:g} s")
+        raise TimeoutError(
+            f"rank {rank} found no rank 0 in {seconds:g} s: read in its log why it ended or did "
+            "not start, and check MASTER_ADDR and MASTER_PORT"
+        )
     store.set(f"confirmed/{name}/{rank}", own)
     return name
 

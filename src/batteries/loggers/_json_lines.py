@@ -27,6 +27,10 @@ class JsonLinesLogger(BackgroundLogger):
 
     A resumed run first removes the lines after its checkpoint. If it has no checkpoint, the old
     file becomes `metrics.1.jsonl`.
+
+    Args:
+        logdir: The directory, or a `Run`.
+        run_id: The id in the logger's state. Default: the checkpoint's, else a new one.
     """
 
     def _open(self) -> None:

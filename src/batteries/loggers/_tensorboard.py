@@ -25,6 +25,9 @@ class TensorBoardLogger(BackgroundLogger):
     checkpoint. After an error of the disk, the logger goes on, which torch's `SummaryWriter` does
     not.
 
+    Args:
+        run_id: The id in the logger's state. Default: the checkpoint's, else a new one.
+
     Raises:
         ModuleNotFoundError: tensorboard is not installed.
     """
@@ -96,7 +99,7 @@ class TensorBoardLogger(BackgroundLogger):
 
 
 class TensorBoardXLogger(TensorBoardLogger):
-    """Writes the same files with tensorboardX.
+    """Writes metrics as TensorBoard event files, with tensorboardX.
 
     >>> with TensorBoardXLogger("runs/digits/tensorboardx") as tensorboard:
     ...     tensorboard.add_metric("loss", 0.5, global_step=1)

@@ -116,11 +116,14 @@ class Predictions:
         rows = {name: _as_rows(name, value) for name, value in arrays.items()}
         for name, value in rows.items():
             if len(value) != len(own):
-                raise ValueError(f"{name} has {len(value)} rows for {len(own)} indices")
+                raise ValueError(
+                    f"{name} has {len(value)} rows for {len(own)} indices; expected one for each"
+                )
         forms = [_form_of(name, value) for name, value in rows.items()]
         if self._forms and forms != self._forms:
             raise ValueError(
-                f"a batch has {_described(forms)}, the ones before {_described(self._forms)}"
+                f"a batch has {_described(forms)}, the ones before {_described(self._forms)}: add "
+                "arrays of the same names, dtypes and shapes"
             )
         self._forms = forms
         self._indices.append(own.astype(self._places))
@@ -185,8 +188,8 @@ class Predictions:
             if part.asked != own.asked or part.forms not in ([], forms):
                 raise ValueError(
                     f"the ranks have different predictions: rank {number} has "
-                    f"{_described(part.forms)} and (length, drops, dst) {part.asked}, this one "
-                    f"{_described(forms)} and {own.asked}"
+                    f"{_described(part.forms)} and (length, duplicates='drop', dst) {part.asked}, "
+                    f"this rank {_described(forms)} and {own.asked}; make equal calls on all ranks"
                 )
         whole = each_once([part.spaced for part in parts], self._length)
         here = dst in (None, group.rank)

@@ -24,6 +24,7 @@ def load(path: PathLike) -> dict[str, NDArray[Any]]:
     memmap([0.25, 0.5 ], dtype=float32)
 
     Raises:
+        FileNotFoundError: No such file.
         ValueError: The file is damaged, or holds no predictions.
     """
     try:
@@ -67,7 +68,7 @@ def write(path: Path, columns: dict[str, Any], ids: Any) -> None:
     length = len(next(iter(columns.values()), ()))
     ids = np.arange(length) if ids is None else np.asarray(ids)
     if len(ids) != length:
-        raise ValueError(f"there are {len(ids)} ids for {length} samples")
+        raise ValueError(f"there are {len(ids)} ids for {length} samples; expected one for each")
     arrays = {"id": ids} | {name: _as_column(name, value) for name, value in columns.items()}
     if path.suffix == ".npy":
         for name, array in arrays.items():

@@ -121,7 +121,10 @@ class Result:
         """The arrays, or an error if rows are missing, repeated or different."""
         total, told = len(self._seen), []
         if self._count < total and not self._whole:
-            told.append(f"{_few(np.flatnonzero(~self._seen))} of {total} samples are missing")
+            told.append(
+                f"{_few(np.flatnonzero(~self._seen))} of {total} samples are missing: "
+                "add each sample on one of the ranks"
+            )
         if self._repeated and not self._drops:
             told.append(
                 f"{_few(self._repeated)} came more than once: with torch's DistributedSampler, "

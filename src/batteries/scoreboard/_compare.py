@@ -42,8 +42,8 @@ class Comparison:
         versions: The versions of packages that differ, in the same form.
         code: The output of `git diff --stat` between the commits of the first and the others.
         scores: By name, the score of each run, and the last and best of each logged metric.
-        differences: For each two runs, the second's score minus the first's. The noise is that of
-            seeds if there are runs with other seeds, else that of folds. Without both, no entry.
+        differences: For each pair of runs, the second's score minus the first's. The noise is that
+            of seeds if there are runs with other seeds, else that of folds. Without both, no entry.
         metric: The metric that is compared; "" if the runs have several, or none.
         minimization: Whether lower is better; None if that is not known.
         only_seeds: The pairs of runs whose arguments differ only in seeds.
@@ -107,7 +107,8 @@ class Comparison:
         text = f"difference {value}" + (f", 95 % {low} to {high}" if is_known else "")
         if difference.scores:
             one, other = shown(difference.scores)
-            text = f"{self.metric or 'score'} of {first} {one}, of {second} {other}: {text}"
+            over = " (mean over seeds)" if difference.by.endswith("seeds") else ""
+            text = f"{self.metric or 'score'}{over} of {first} {one}, of {second} {other}: {text}"
         if difference.of > 1:
             text += f" (of {difference.of} comparisons, by Holm)"
         by = difference.by
@@ -131,10 +132,10 @@ class Comparison:
 
 
 def compare(*runs: RunInfo | PathLike, among: Sequence[RunInfo | PathLike] = ()) -> Comparison:
-    """Compare runs, and say for each two of them whether they differ by more than noise.
+    """Compare runs, and say for each pair of them whether it differs by more than noise.
 
     >>> compare(RunInfo("1", Path("1")), RunInfo("2", Path("2"))).code
-    'the commit of one is not known'
+    'the commit of one run is not known'
 
     Runs have one configuration if their arguments differ only in the seed. The interval of two
     configurations with several seeds is Welch's. If both have the same five or more seeds, it is
@@ -149,7 +150,7 @@ def compare(*runs: RunInfo | PathLike, among: Sequence[RunInfo | PathLike] = ())
         ValueError: Fewer than two runs.
     """
     if len(runs) < 2:
-        raise ValueError(f"{len(runs)} runs to compare; expected two or more")
+        raise ValueError(f"compare needs two or more runs; found {len(runs)}")
     infos, others = [run_info(run) for run in runs], [run_info(run) for run in among]
     names, sessions = _names(infos), [info.session for info in infos]
     rows = Runs(infos).rows()
@@ -222,7 +223,7 @@ def _code(first: RunInfo, second: RunInfo) -> str:
     gits = [run.session.get("git") or {} for run in (first, second)]
     commits = [str(git.get("commit")) for git in gits]
     if not all(re.fullmatch("[0-9a-f]{7,64}", commit) for commit in commits):
-        return "the commit of one is not known"
+        return "the commit of one run is not known"
     diffs = [run.diff for run in (first, second) if run.diff is not None]
     same = commits[0] == commits[1]
     if same and len(diffs) == 2 and len({_content(path) for path in diffs}) == 1:

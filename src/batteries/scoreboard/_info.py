@@ -62,6 +62,13 @@ class Checkpoint(NamedTuple):
 
     >>> Checkpoint("", 3, 0.9, Path("exp_3.pth"), 1024).bytes
     1024
+
+    Attributes:
+        stage: The stage of the run; "" if there is only one.
+        epoch: The epoch.
+        score: The score of the epoch; None if it is not finite or not known.
+        path: The file, or the directory of a sharded checkpoint.
+        bytes: The size.
     """
 
     stage: str
@@ -131,7 +138,7 @@ class RunInfo:
 
     @property
     def commit(self) -> str:
-        """The first letters of the commit, and a * if files were changed after it."""
+        """The first 8 characters of the commit, and a * if files were changed after it."""
         git = self.session.get("git") or {}
         return str(git.get("commit", ""))[:8] + ("*" if git.get("dirty") else "")
 

@@ -41,7 +41,7 @@ class Difference(NamedTuple):
         by: The source of the noise: "5 folds", "300 rows", "3 and 4 seeds", "5 pairs of seeds".
         scores: The first and the second score, or their means.
         p: The probability of such a difference or a larger one, if there was none.
-        pair: The places of the two runs.
+        pair: The positions of the two runs in `Comparison.names`.
         of: The number of comparisons that were made together.
         needed: About how many seeds of each, folds or rows would show such a difference in 80 of
             100 cases. None if these do.
@@ -198,6 +198,8 @@ def paired_bootstrap(
     Both are resampled together, 2,000 times, so rows that are hard for both cancel out.
 
     Args:
+        target: (rows,).
+        first, second: The predictions, (rows,) or (rows, classes).
         metric: A name of scikit-learn's scorers, or any function of target and prediction.
 
     Returns:

@@ -198,7 +198,7 @@ class Runs(Sequence[RunInfo]):
         >>> Runs([RunInfo("1", Path("1"))]).where("state=unknown", "run~^1")[0].name
         '1'
 
-        A condition is a column, a sign and a value. The sign is one of = != < <= > >=, or ~ for a
+        A condition is a column, an operator and a value: = != < <= > >=, or ~ for a
         pattern. The value is a number, true, false, or text, which may be quoted. An empty value
         after = selects runs without a value.
 

@@ -25,14 +25,22 @@ class Look(NamedTuple):
 
     >>> Look(columns=None, classes=None, auc=0.5, spread=0.01).auc
     0.5
+
+    Attributes:
+        columns: A polars frame with a row for each column, or one row for an array.
+        classes: A polars frame with the fraction of each class; None without targets.
+        auc: The AUC of a classifier of train and test: near 0.5 they are alike, near 1 they differ.
+        spread: The standard deviation of `auc` over five folds.
+        note: The reason if `auc` is NaN.
+        missing: A polars frame: the columns that are missing together, and in how many rows.
     """
 
-    columns: Any  # a polars frame: a row for each column, or one for an array
-    classes: Any  # a polars frame: the fraction of each class; None without targets
-    auc: float  # of a classifier of train and test: near 0.5 they are alike, near 1 they differ
-    spread: float  # the standard deviation of the auc over five folds
-    note: str = ""  # why the auc is NaN, if it is
-    missing: Any = None  # a polars frame: which columns are missing together, in how many rows
+    columns: Any
+    classes: Any
+    auc: float
+    spread: float
+    note: str = ""
+    missing: Any = None
 
     @property
     def leaks(self) -> list[str]:

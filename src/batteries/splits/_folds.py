@@ -85,8 +85,8 @@ def make_folds(
 
     Raises:
         OSError: An error of the disk, on every rank.
-        TypeError: A number or a span of another type, or an unknown argument. If it is one of
-            scikit-learn, the error has its name here.
+        TypeError: A number or a span of another type, or an unknown argument. If scikit-learn has
+            this argument, the error says how it is called here.
         ValueError: Too few rows, groups, or members of a class for so many folds; missing targets
             or groups; rows that are not in the order of time; a file of other folds, or one that
             was changed.
@@ -202,7 +202,9 @@ def _check_request(rows: int, n_folds: int, kind: str, targets: Any, groups: Any
         if value is None:
             continue
         if len(value) != rows:
-            raise ValueError(f"there are {len(value)} {name} for {rows} rows")
+            raise ValueError(
+                f"there are {len(value)} {name} for {rows} rows; expected one for each"
+            )
         if needed:
             refuse_missing(name, value)
     if "stratified" in kind and targets.ndim > 1:
@@ -220,4 +222,6 @@ def _check_request(rows: int, n_folds: int, kind: str, targets: Any, groups: Any
                 "make fewer folds, join rare classes, or bin the numbers"
             )
     if "group" in kind and len(np.unique(groups)) < n_folds:
-        raise ValueError(f"there are {len(np.unique(groups))} groups for {n_folds} folds")
+        raise ValueError(
+            f"there are {len(np.unique(groups))} groups for {n_folds} folds: make fewer folds"
+        )

@@ -18,12 +18,18 @@ class Score(NamedTuple):
 
     >>> Score(value=0.5, folds=[0.4, 0.6], spread=0.14, rows=20).value
     0.5
+
+    Attributes:
+        value: The score on all rows at once.
+        folds: The score on each fold.
+        spread: The standard deviation over the folds; NaN for one fold.
+        rows: The number of rows that have a prediction.
     """
 
-    value: float  # on all rows at once
+    value: float
     folds: list[float]
-    spread: float  # the standard deviation over the folds; NaN for one fold
-    rows: int  # rows that have a prediction
+    spread: float
+    rows: int
 
 
 class OutOfFold:
@@ -162,7 +168,9 @@ class OutOfFold:
         """
         truth = as_array(targets, "targets")
         if len(truth) != self._folds.rows:
-            raise ValueError(f"there are {len(truth)} targets for {self._folds.rows} rows")
+            raise ValueError(
+                f"there are {len(truth)} targets for {self._folds.rows} rows; expected one for each"
+            )
         own, predictions = scoring_of(metric).of(truth), self.predictions
         rows = np.unique(np.concatenate([self._folds[fold][1] for fold in self._valid]))
         by_fold = [
@@ -176,6 +184,6 @@ class OutOfFold:
         absent = [fold for fold in range(self._folds.n_folds) if fold not in kept]
         if absent and not (self._allow_missing and kept):
             raise ValueError(
-                f"fold {', '.join(map(str, absent))} of {self._folds.n_folds} is missing: add it, "
-                "or pass allow_missing=True"
+                f"{len(absent)} of {self._folds.n_folds} folds are missing "
+                f"({', '.join(map(str, absent))}): add them, or pass allow_missing=True"
             )

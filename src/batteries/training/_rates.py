@@ -143,7 +143,10 @@ def lr_range_test(
             if smoothed[-1] > diverged * min(smoothed) > 0:
                 break
     if not found.lr:
-        raise ValueError(f"the loss is {loss} at the first step, at a learning rate of {lowest}")
+        raise ValueError(
+            f"the loss is {loss} at the first step, at a learning rate of {lowest}: check the "
+            "batch and the model"
+        )
     return found
 
 
