@@ -61,63 +61,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-__all__ = [
-    "AverageMeter",
-    "AverageMetter",
-    "CheckpointError",
-    "CheckpointManager",
-    "EMA",
-    "EarlyStopping",
-    "JsonLinesLogger",
-    "Loggers",
-    "MLflowLogger",
-    "Predictions",
-    "PreemptionGuard",
-    "Run",
-    "SWA",
-    "TensorBoardLogger",
-    "TensorBoardXLogger",
-    "TrackioLogger",
-    "WandbLogger",
-    "Window",
-    "Windows",
-    "accumulate",
-    "all_reduce_meters",
-    "average_checkpoints",
-    "averaging",
-    "blend",
-    "check_in_sync",
-    "checkpoint",
-    "data",
-    "distribute",
-    "distributed",
-    "get_logger",
-    "isolated_rng",
-    "load_checkpoint",
-    "loggers",
-    "make_checkpoint",
-    "predictions",
-    "progress",
-    "report",
-    "resume",
-    "rng_state",
-    "run_directory",
-    "save_checkpoint",
-    "scoreboard",
-    "seed_all",
-    "seed_worker",
-    "set_backends",
-    "set_rng_state",
-    "share_buffers",
-    "splits",
-    "start_run",
-    "t2d",
-    "to_device",
-    "training",
-    "unwrap",
-    "update_bn",
-]
-
 # Names are loaded when they are first used, because the command line needs no torch.
 _ROOMS = {
     "averaging": "EMA SWA average_checkpoints update_bn",
@@ -137,7 +80,12 @@ _ROOMS = {
     "_seeding": "isolated_rng rng_state seed_all seed_worker set_rng_state",
     "training": "Window Windows accumulate",
 }
+_MODULES = (
+    "averaging blend checkpoint data distributed loggers predictions progress report scoreboard "
+    "splits training"
+)
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
+__all__ = sorted([*_MODULES.split(), *_ROOM_OF])
 
 
 def __getattr__(name: str) -> object:

@@ -28,15 +28,15 @@ class Scoring(NamedTuple):
 
     def of(self, target: Any) -> Function:
         """The function for predictions; `target` has the classes."""
-        function = self.function
-        if function is None:  # our fast one does not apply, for example to several targets
-            function = _of_sklearn(self)
-        if not self.of_labels:
-            return lambda y, p: as_number(function(y, p), f"the result of {self.name}")
-        classes = np.unique(target)
-        return lambda y, p: as_number(
-            function(y, _labels(np.asarray(p), classes)), f"the result of {self.name}"
-        )
+        # Our fast function may not apply, for example to several targets.
+        function = self.function or _of_sklearn(self)
+        classes = np.unique(target) if self.of_labels else None
+
+        def score(y: Any, p: Any) -> float:
+            own = p if classes is None else _labels(np.asarray(p), classes)
+            return as_number(function(y, own), f"the result of {self.name}")
+
+        return score
 
 
 _FAST = {  # by the names of scikit-learn's scorers, of scikit-learn's functions, and ours

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import statistics
@@ -13,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from batteries._arguments import leaves
 from batteries._files import PathLike, Place, check_inside
 from batteries._foreign import brief, is_epoch, open_regular
 from batteries._rundir.history import NAME as METRICS
@@ -126,8 +128,13 @@ class RunInfo:
     @cached_property
     def arguments(self) -> dict[str, Any]:
         """The arguments of the last start, with joined names ("model.width"). Lists are texts."""
-        pairs = _joined(self.session.get("args") or {}, "")
-        return dict(pair for pair, _ in zip(pairs, range(_ARGUMENTS), strict=False))
+        some = itertools.islice(leaves(self.session.get("args") or {}), _ARGUMENTS)
+        return {
+            name[:_LONG]: each
+            if each is None or isinstance(each, bool | int | float | str)
+            else repr(each)[:_LONG]
+            for name, each in some
+        }
 
     @property
     def commit(self) -> str:
@@ -363,15 +370,6 @@ def _of_stages(name: str, stages: list[Stage]) -> Validation:
         return Validation(scores[0], "best epoch", None, epoch, stages[0].name)
     spread = statistics.stdev(scores)
     return Validation(statistics.fmean(scores), f"mean of {len(scores)} folds", spread, None, name)
-
-
-def _joined(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _joined(value, f"{prefix}{name}.")
-        else:
-            plain = value is None or isinstance(value, bool | int | float | str)
-            yield f"{prefix}{name}"[:_LONG], value if plain else repr(value)[:_LONG]
 
 
 def _checkpoints(run: Path, stage: Stage) -> Iterator[Checkpoint]:

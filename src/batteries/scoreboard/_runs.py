@@ -296,6 +296,22 @@ def read_runs(logdir: PathLike, *, metric_minimization: Mapping[str, bool] | Non
     return Runs(sorted(found, key=lambda run: _natural(run.name)), metric_minimization)
 
 
+def some_runs(logdir: PathLike) -> Runs:
+    """The runs of `read_runs`, or an error if there are none."""
+    found = read_runs(logdir)
+    if not found:
+        raise LookupError(
+            f"there are no runs in {logdir}: a run is a directory with a run.json (start_run) or "
+            "the checkpoints of a CheckpointManager"
+        )
+    return found
+
+
+def argument_columns(runs: Runs) -> list[str]:
+    names = dict.fromkeys(name for run in runs for name in run.arguments)
+    return [f"args.{name}" if f"args.{name}" in runs.columns else name for name in names]
+
+
 def best_first(runs: Sequence[RunInfo | PathLike]) -> list[RunInfo]:
     """Runs in the order of their validation scores, best first.
 
