@@ -6,21 +6,13 @@ import json
 import math
 import os
 import re
-import sys
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import fields as dataclass_fields
-from dataclasses import is_dataclass
-from datetime import date
-from datetime import time as clock
-from enum import Enum
 from numbers import Integral, Real
-from pathlib import PurePath
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from batteries._configurations import named_parts, parts_of, plain_value
 
 MASK = "***"
 _SECRET = re.compile(
@@ -101,7 +93,7 @@ def masked(values: Any) -> dict[str, Any]:
     Args:
         values: A mapping, or an object with fields or attributes.
     """
-    named = _named(values)
+    named = named_parts(values)
     if named is None:
         named = getattr(values, "__dict__", None)
     if named is None:
@@ -123,7 +115,7 @@ class _Plain:
     def of(self, value: Any, name: str, secret: bool = False) -> Any:
         self._left -= 1
         is_full = self._left < 0 or len(self._above) > _DEPTH
-        if is_full and (_named(value) is not None or isinstance(value, _LISTS)):
+        if is_full and (named_parts(value) is not None or isinstance(value, _LISTS)):
             return "..."
         if id(value) in self._above:
             return "... (a cycle)"
@@ -136,7 +128,7 @@ class _Plain:
     def _of(self, value: Any, name: str, secret: bool) -> Any:
         secret = secret or _is_secret(name)
         value = plain_value(value)
-        named = _named(value)
+        named = named_parts(value)
         if named is not None:
             found: dict[str, Any] = {}
             for key, each in [*named.items()][: _ITEMS + 1]:
@@ -176,77 +168,6 @@ class _Plain:
             found.sort(key=str)
         cut = len(values) - len(kept)
         return [*found, f"... ({cut:,} more)"] if cut else found
-
-
-def parts_of(value: Any) -> Mapping[Any, Any] | list[Any] | None:
-    """The values inside a configuration, by name or in order; None for a plain value.
-
-    It knows mappings, dataclasses, attrs, pydantic, msgspec, named tuples, namespaces, and
-    omegaconf with its interpolations resolved.
-    """
-    kind = type(value)
-    if isinstance(value, type):
-        return None
-    if kind.__module__.startswith("omegaconf."):
-        found: Mapping[Any, Any] | list[Any] | None = _resolved(value)
-        return found
-    if isinstance(value, Mapping):
-        return value
-    if isinstance(value, Namespace | SimpleNamespace):
-        return vars(value)
-    if is_dataclass(kind):  # without the arguments of `__post_init__`, which no attribute keeps
-        return _attributes(value, [each.name for each in dataclass_fields(kind)])
-    for listed in ("model_fields", "__struct_fields__", "_fields", "__fields__"):
-        fields = getattr(kind, listed, None)
-        if isinstance(fields, Mapping | tuple) and all(isinstance(each, str) for each in fields):
-            return _attributes(value, fields) | dict(getattr(value, "model_extra", None) or {})
-    if isinstance(getattr(kind, "__attrs_attrs__", None), tuple):
-        return _attributes(value, [each.name for each in kind.__attrs_attrs__])
-    return None
-
-
-def _resolved(value: Any) -> Any:
-    """Plain containers. An interpolation that refers to nothing, or a missing value, stays text."""
-    omegaconf = sys.modules["omegaconf"].OmegaConf
-    if not omegaconf.is_config(value) or not isinstance(value._value(), dict | list):
-        return None
-    with suppress(Exception):
-        return omegaconf.to_container(value, resolve=True)
-    plain = omegaconf.to_container(value, resolve=False)
-    for key in plain if isinstance(plain, dict) else range(len(plain)):
-        with suppress(Exception):
-            each = value[key]
-            plain[key] = _resolved(each) if omegaconf.is_config(each) else each
-    return plain
-
-
-_TEXTS = {"uuid", "decimal", "fractions", "ipaddress", "pathlib", "datetime", "yarl", "yarl._url"}
-_TEXTS |= {"pydantic.networks", "pydantic_core._pydantic_core"}  # kinds whose `str` says it all
-
-
-def plain_value(value: Any) -> Any:
-    """The value of an enum's member; the text of a path, an address, a time; others as they are."""
-    if isinstance(value, Enum):
-        return plain_value(value.value)
-    if isinstance(value, date | clock):  # a datetime is a date
-        return value.isoformat()
-    if type(value).__module__.startswith("omegaconf."):  # a single value, or what is missing
-        return value if isinstance(found := value._value(), dict | list) else plain_value(found)
-    known = isinstance(value, PurePath) or type(value).__module__ in _TEXTS
-    return str(value) if known and not isinstance(value, type) else value
-
-
-def _named(value: Any) -> Mapping[Any, Any] | None:
-    found = parts_of(value)
-    return found if isinstance(found, Mapping) else None
-
-
-def _attributes(value: Any, names: Iterable[str]) -> dict[str, Any]:
-    found = {}
-    for name in names:
-        with suppress(AttributeError):  # the attribute was never set
-            found[name] = getattr(value, name)
-    return found
 
 
 def _shown(value: Any) -> str:

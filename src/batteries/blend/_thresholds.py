@@ -197,8 +197,9 @@ def _given(
     truth = as_array(target, "target")
     if models.shape != truth.shape or truth.ndim != 1:
         raise ValueError(f"there are scores of shape {models.shape} for targets of {truth.shape}")
+    number = len(truth)
     models, truth, rows = predicted_by_all(models, truth, allow_missing)
-    return models.arrays[0], truth, as_pairs(folds, truth, seed, rows)
+    return models.arrays[0], truth, as_pairs(folds, truth, seed, rows, number)
 
 
 def _tried(

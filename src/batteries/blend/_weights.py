@@ -159,9 +159,10 @@ def find_weights(
     def unseen(seen: Rows, others: Rows) -> float:
         return problem.part(others).value(_best(search(problem.part(seen))).weights)
 
-    pairs = [] if folds is None else as_pairs(folds, truth, seed, rows)
+    number = everything.shape[0]
+    pairs = [] if folds is None else as_pairs(folds, truth, seed, rows, number)
     return FoundWeights(
-        **tried(problem, pairs, unseen, rows=len(rows), left_out=everything.shape[0] - len(rows)),
+        **tried(problem, pairs, unseen, rows=len(rows), left_out=number - len(rows)),
         best_single=models.keys[best_single(problem)],
         weights=dict(zip(models.keys, best.weights.tolist(), strict=True)),
         score=problem.sign * best.score,

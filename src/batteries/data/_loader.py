@@ -200,7 +200,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     ) -> dict[str, Any]:
         """The arguments of the inner torch loader that differ from the user's."""
         if isinstance(dataset, IterableDataset):
-            self._stream = Stream(dataset, self._key, sharded, self.group)
+            self._stream = Stream(dataset, sharded, self.group)
             collate = functools.partial(self._stream.collated, self.collate_fn)
             sizes = {"batch_size": batch_size, "drop_last": drop_last}
             return {"dataset": self._stream, "collate_fn": collate, **sizes}
@@ -213,6 +213,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             "collate_fn": functools.partial(_collated, self.collate_fn),
             **(asked or {"batch_sampler": self._asked}),
         }
+
+    @property
+    def _is_stream(self) -> bool:
+        return isinstance(self.dataset, IterableDataset)
 
     @property
     def _is_accelerate_prepared(self) -> bool:
@@ -250,13 +254,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._rank = self._ranks().rank
         self._place, self._unsettled = self._begin, []
         place = self._begin
-        stream = isinstance(self.dataset, IterableDataset)
         try:
-            if stream:
+            if self._is_stream:
                 batches, self._open = self._open or self._streamed(), None
             else:
                 batches = self._read()
-            if stream and self.batches_per_pass is not None:
+            if self._is_stream and self.batches_per_pass is not None:
                 for number in range(place.done + 1, self.batches_per_pass + 1):
                     yield next(batches)._replace(done=number)
                 self._open = batches
@@ -334,7 +337,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                     # An error of the sampler, a timeout or a worker's death ends the pass: it is
                     # not the error of one batch. Streams send a batch's error in its place.
                     none = getattr(inner, "_rcvd_idx", None) == before or self._asked.plan.broken
-                    if none or isinstance(self.dataset, IterableDataset):
+                    if none or self._is_stream:
                         raise
                     failed = [Failed(error, bare=self.num_workers > 0)]
                 yield failed.pop()
@@ -365,13 +368,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         rekey(_STEP, self._key, arrival.turn, self._rank, arrival.start)
 
     def _settle(self) -> None:
-        stream = isinstance(self.dataset, IterableDataset)
         for known in self._unsettled:
-            if stream and known.turn != self._place.turn:
-                self._parts = fresh_parts(len(self._parts))
-            if stream:
+            if self._is_stream:
+                if known.turn != self._place.turn:
+                    self._parts = fresh_parts(len(self._parts))
                 self._parts = followed(self._parts, known.part)
-            sampler = None if stream else known.part
+            sampler = None if self._is_stream else known.part
             self._place = _Place(known.turn, known.stop, known.done, sampler)
         self._unsettled = []
 
@@ -404,8 +406,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         batch samplers, a `collate_fn`, and ranks with different numbers of batches.
         """
         ranks = self._ranks()
-        stream = isinstance(self.dataset, IterableDataset)
-        if stream or self._unit == "batches" or not self._keeps_samples:
+        if self._is_stream or self._unit == "batches" or not self._keeps_samples:
             return None
         rest = 0 if self.in_step or self._drops else self._length() % self._group()
         if 0 < rest < ranks.size:
@@ -433,7 +434,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                 and a remedy.
             TypeError: The dataset is iterable, so a sample cannot be read again.
         """
-        if isinstance(self.dataset, IterableDataset):
+        if self._is_stream:
             raise TypeError(
                 f"{type(self.dataset).__name__} is iterable; check asks for samples by their index"
             )
@@ -473,7 +474,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         """The number of batches in a whole pass, on this rank."""
         if self.batches_per_pass is not None:
             return self.batches_per_pass
-        if isinstance(self.dataset, IterableDataset):
+        if self._is_stream:
             return super().__len__()
         steps, rest = divmod(self._length(), self._group())
         more = self.in_step or self._ranks().rank < rest
@@ -492,7 +493,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         if self.batches_per_pass is None:
             return _Place(epoch)
         sized = self._sampler is None or hasattr(self._sampler, "__len__")
-        if isinstance(self.dataset, IterableDataset) or not sized:
+        if self._is_stream or not sized:
             raise ValueError(
                 f"set_epoch({epoch}): the next pass is number {self.epoch}. With batches_per_pass, "
                 "the place of another pass is known only if the length is known; use "
@@ -514,7 +515,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         if self.batches_per_pass is not None:
             state["batches_per_pass"] = self.batches_per_pass
             state.update(turn=self._place.turn, done=self._place.done)
-        if isinstance(self.dataset, IterableDataset):
+        if self._is_stream:
             ranks = self._ranks()
             own = {"rank": ranks.rank, "ranks": ranks.size}
             return {**state, **own, "workers": [thawed(part) for part in self._parts]}
@@ -554,7 +555,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                     f"the state is that of a loader with {name} {state.get(name)!r}, and this one "
                     f"has {own.get(name)!r}: make the loader as before, or do not load its state"
                 )
-        if isinstance(self.dataset, IterableDataset):
+        if self._is_stream:
             begun = state["position"] > 0
             if begun:
                 self._stream.check(state, len(self._parts))

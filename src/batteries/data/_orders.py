@@ -105,8 +105,8 @@ class Sampled:
         sampler: Any,
         key: tuple[int, ...],
         counts: bool,
-        batches: bool = False,
-        begun: tuple[Any, int] = (None, 0),
+        batches: bool,
+        begun: tuple[Any, int],
     ) -> None:
         self._sampler, self._key = sampler, key
         self._counts, self._batches = counts, batches

@@ -123,16 +123,16 @@ class Runs(Sequence[RunInfo]):
         pl: Any = import_optional("polars", needs="polars", for_="Runs.metrics")
         import numpy as np  # not at the top: a list of runs does not need it
 
-        parts = []
+        kinds = {"run": pl.String, "metric": pl.String, "step": pl.Float64}
+        kinds |= {"time": pl.Float64, "value": pl.Float64}
+        parts = [pl.DataFrame(schema=kinds)]
         for run in self._runs:
             for series in run.series().values():
                 columns = {"step": series.steps, "time": series.times, "value": series.values}
                 own = pl.DataFrame({name: np.asarray(each) for name, each in columns.items()})
                 named = (pl.lit(run.name).alias("run"), pl.lit(series.name).alias("metric"))
                 parts.append(own.select(*named, "step", "time", "value"))
-        kinds = {"run": pl.String, "metric": pl.String, "step": pl.Float64}
-        kinds |= {"time": pl.Float64, "value": pl.Float64}
-        frame: Table = pl.concat(parts) if parts else pl.DataFrame(schema=kinds)
+        frame: Table = pl.concat(parts)
         return frame
 
     @cached_property
