@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -199,12 +199,12 @@ def finite(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def distinct(name: str, taken: Mapping[str, Any] | set[str]) -> str:
+def distinct(name: str, taken: Collection[str], form: str = "{} ({})") -> str:
     """The name, with a number if it is taken."""
     number, own = 1, name
     while own in taken:
         number += 1
-        own = f"{name} ({number})"
+        own = form.format(name, number)
     return own
 
 
@@ -346,24 +346,15 @@ def masked_patch(diff: bytes) -> bytes:
 def masked_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a run, without secrets in the sessions."""
     sessions = [
-        {name: _PARTS.get(name, _every_text)(value) for name, value in session.items()}
+        # The names of packages do not count.
+        {name: each if name == "packages" else _recorded(each) for name, each in session.items()}
         for session in record.get("sessions", [])
     ]
     return {**record, "sessions": sessions}
 
 
-def _every_text(value: Any) -> Any:
-    if isinstance(value, str):
-        return masked_text(value)
-    if isinstance(value, list):
-        return [_every_text(each) for each in value]
-    if isinstance(value, dict):
-        return {name: _every_text(each) for name, each in value.items()}
-    return value
-
-
 def _recorded(value: Any, name: str = "", secret: bool = False) -> Any:
-    """Plain recorded arguments, without secrets in values, names or command lines."""
+    """Plain recorded values, without secrets in values, names or command lines."""
     secret = secret or _is_secret(name)
     if isinstance(value, dict):
         return {key: _recorded(each, key, secret) for key, each in value.items()}
@@ -373,14 +364,6 @@ def _recorded(value: Any, name: str = "", secret: bool = False) -> Any:
     if isinstance(value, str):
         return _hidden(value) if secret else masked_text(value)
     return value
-
-
-_PARTS: dict[str, Callable[[Any], Any]] = {
-    "args": _recorded,
-    "variables": _recorded,
-    "command": lambda words: masked_command(words) if isinstance(words, list) else words,
-    "packages": lambda versions: versions,  # the names of packages do not count
-}
 
 
 def _is_secret(name: str) -> bool:

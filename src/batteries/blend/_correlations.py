@@ -47,7 +47,7 @@ class Correlation(NamedTuple):
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
         """
-        figures = import_optional("matplotlib.figure", needs="matplotlib", for_="Correlation.plot")
+        figures = import_optional("matplotlib.figure", for_="Correlation.plot")
         size = 2 + 0.6 * len(self.names)
         figure = figures.Figure(figsize=(size + 1, size), layout="constrained")
         axes = figure.subplots()

@@ -206,9 +206,7 @@ def _with(
 
 
 def _on_simplex(problem: Problem, negative: bool) -> list[Step]:
-    optimize = import_optional(
-        "scipy.optimize", needs="scipy", for_="find_weights(method='simplex')"
-    )
+    optimize = import_optional("scipy.optimize", for_="find_weights(method='simplex')")
     number = len(problem.columns)
     single = np.eye(number)[best_single(problem)]
     trace = [Step(start, problem.value(start)) for start in (single, np.full(number, 1 / number))]

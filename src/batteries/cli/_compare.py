@@ -168,7 +168,7 @@ def _with_metric(
     """Target, predictions, and a metric that also works on some of their rows."""
     import numpy as np
 
-    from batteries._scoring import scoring_of
+    from batteries._scoring import as_scoring
     from batteries.blend._metrics import as_problem
 
     classes = np.unique(target)
@@ -177,7 +177,7 @@ def _with_metric(
         ours = as_problem(predicted, target, name.removeprefix("roc_"), None)
         return ours.target, list(ours.columns), ours.score  # much faster than scikit-learn's
     if name in ("accuracy", "rmse"):
-        return target, predicted, scoring_of(name).of(target)
+        return target, predicted, as_scoring(name).of(target)
     metrics: Any = import_optional("sklearn.metrics", needs="scikit-learn", for_=f"--metric {name}")
     auc = functools.partial(metrics.roc_auc_score, labels=classes, multi_class="ovr")
     return target, predicted, auc if name == "roc_auc" else metrics.mean_absolute_error

@@ -182,7 +182,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         # of each worker in a stream; the worker of the next batch is first
         self._begin_parts = self._parts = fresh_parts(num_workers or 1)
         self._unsettled: list[Arrival] = []
-        own = self._read_by(dataset, batch_size, drop_last, sharded, collate_fn is not None)
+        own = self._read_by(sharded, collate_fn is not None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the call of super() has warned already
             begin = functools.partial(_begin_worker, worker_init_fn)
@@ -190,23 +190,17 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                 worker_init_fn=begin, **own, **options
             )
 
-    def _read_by(
-        self,
-        dataset: Dataset[T],
-        batch_size: int | None,
-        drop_last: bool,
-        sharded: Sharded,
-        draws_too: bool,
-    ) -> dict[str, Any]:
+    def _read_by(self, sharded: Sharded, draws_too: bool) -> dict[str, Any]:
         """The arguments of the inner torch loader that differ from the user's."""
+        dataset = self.dataset
         if isinstance(dataset, IterableDataset):
             self._stream = Stream(dataset, sharded, self.group)
             collate = functools.partial(self._stream.collated, self.collate_fn)
-            sizes = {"batch_size": batch_size, "drop_last": drop_last}
+            sizes = {"batch_size": self.batch_size, "drop_last": self.drop_last}
             return {"dataset": self._stream, "collate_fn": collate, **sizes}
         self._keyed = draws_too or draws(dataset)
         self._samples = Samples(dataset, self._keeps_samples, self.collate_fn)
-        single = batch_size is None and self._unit == "samples"
+        single = self.batch_size is None and self._unit == "samples"
         asked = {"sampler": self._asked, "batch_size": None} if single else {}
         return {
             "dataset": self._samples if self._keyed else dataset,
@@ -368,12 +362,13 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         rekey(_STEP, self._key, arrival.turn, self._rank, arrival.start)
 
     def _settle(self) -> None:
+        stream = self._is_stream
         for known in self._unsettled:
-            if self._is_stream:
+            if stream:
                 if known.turn != self._place.turn:
                     self._parts = fresh_parts(len(self._parts))
                 self._parts = followed(self._parts, known.part)
-            sampler = None if self._is_stream else known.part
+            sampler = None if stream else known.part
             self._place = _Place(known.turn, known.stop, known.done, sampler)
         self._unsettled = []
 

@@ -7,7 +7,7 @@ import os
 import re
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -379,17 +379,11 @@ def _checkpoints(run: Path, stage: Stage) -> Iterator[Checkpoint]:
         names += ["best.pth", "best.dcp"] if row is stage.best else []
         names += ["last.pth", "last.dcp"] if row is stage.rows[-1] else []
         path = next((stage.path / name for name in names if (stage.path / name).exists()), None)
-        if path is not None and _is_inside(path, run):
-            size = size_of(path.resolve())
-            yield Checkpoint(stage.name, epoch, row.get(stage.metric), path, size)
-
-
-def _is_inside(path: Path, run: Path) -> bool:
-    try:
-        check_inside(path, run)
-    except PermissionError:
-        return False
-    return True
+        if path is not None:
+            with suppress(PermissionError):  # for a link that leads out of the run
+                check_inside(path, run)
+                size = size_of(path.resolve())
+                yield Checkpoint(stage.name, epoch, row.get(stage.metric), path, size)
 
 
 def size_of(*paths: Path) -> int:

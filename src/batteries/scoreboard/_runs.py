@@ -107,7 +107,7 @@ class Runs(Sequence[RunInfo]):
         Raises:
             ModuleNotFoundError: polars is not installed. `rows` does not need it.
         """
-        pl: Any = import_optional("polars", needs="polars", for_="Runs.table")
+        pl: Any = import_optional("polars", for_="Runs.table")
         rows = self._rows
         frame: Table = pl.DataFrame({
             name: _column(pl, name, [row[name] for row in rows]) for name in self.columns
@@ -120,7 +120,7 @@ class Runs(Sequence[RunInfo]):
         Raises:
             ModuleNotFoundError: polars is not installed. `RunInfo.series` does not need it.
         """
-        pl: Any = import_optional("polars", needs="polars", for_="Runs.metrics")
+        pl: Any = import_optional("polars", for_="Runs.metrics")
         import numpy as np  # not at the top: a list of runs does not need it
 
         kinds = {"run": pl.String, "metric": pl.String, "step": pl.Float64}
