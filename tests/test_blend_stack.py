@@ -278,6 +278,16 @@ def test_missing_rows_with_made_folds() -> None:
         find_weights({"a": target, "b": target}, target, "roc_auc", folds=[0] * 100)
 
 
+def test_folds_of_other_data_are_refused() -> None:
+    """Folds of more rows than the predictions are an error, and not cut to their first rows."""
+    target = np.arange(40) % 2
+    for folds in (np.arange(60) % 3, make_folds(60, n_folds=3)):
+        with pytest.raises(ValueError, match="folds has 60 rows; expected one for each of 40"):
+            find_weights({"a": target, "b": target}, target, "roc_auc", folds=folds)
+        with pytest.raises(ValueError, match="folds has 60 rows; expected one for each of 40"):
+            find_threshold(target, target, "f1", folds=folds)
+
+
 def test_models_of_a_stack_by_name() -> None:
     """A stack takes its models by name, in any order."""
     target = np.arange(40) % 2

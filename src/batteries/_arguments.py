@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 _LENGTH = re.compile(r"(?i)epoch|step|iter")  # in names of arguments for the length of a run
@@ -15,7 +15,8 @@ def differing(
 ) -> dict[str, tuple[str | None, str | None]]:
     """The arguments of two sessions that differ, as texts; None for a missing one."""
     if before.get("args") or now.get("args"):
-        old, new = (dict(_flat(each.get("args") or {})) for each in (before, now))
+        pairs = (leaves(each.get("args") or {}) for each in (before, now))
+        old, new = ({name: json.dumps(value) for name, value in each} for each in pairs)
     else:
         old, new = (_options(each.get("command") or []) for each in (before, now))
         if not all(_is_program(each.get("command") or []) for each in (before, now)):
@@ -54,9 +55,10 @@ def _options(command: list[str]) -> dict[str, str]:
     return found
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested dicts, with joined names: "model.width"."""
     for name, value in values.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", json.dumps(value)
+            yield f"{prefix}{name}", value

@@ -54,24 +54,12 @@ def moved_by(copy: Copy, data: T, device: torch.device) -> T:
     return moved
 
 
-def _keep(data: T, device: torch.device, how: bool | Copy) -> T:  # noqa: ARG001
-    return data
-
-
 def _move_tensor(data: Tensor, device: torch.device, how: bool | Copy) -> Tensor:
     if data.device == device:
         return data
     if how is True or how is False:
         return data.to(device, non_blocking=how)
     return how(data, device)
-
-
-def _move_itself(data: Any, device: torch.device, how: bool | Copy) -> Any:  # noqa: ARG001
-    return data.to(device)
-
-
-def _move_itself_non_blocking(data: Any, device: torch.device, how: bool | Copy) -> Any:
-    return data.to(device, non_blocking=bool(how))
 
 
 def _move_list(data: list[Any], device: torch.device, how: bool | Copy) -> list[Any]:
@@ -84,14 +72,6 @@ def _move_tuple(data: tuple[Any, ...], device: torch.device, how: bool | Copy) -
 
 def _move_dict(data: dict[Any, Any], device: torch.device, how: bool | Copy) -> dict[Any, Any]:
     return {key: _MOVES[type(value)](value, device, how) for key, value in data.items()}
-
-
-def _move_namedtuple(data: Any, device: torch.device, how: bool | Copy) -> Any:
-    return type(data)(*[_MOVES[type(value)](value, device, how) for value in data])
-
-
-def _move_own_tuple(data: Any, device: torch.device, how: bool | Copy) -> Any:
-    return _rebuilt(data, [_MOVES[type(value)](value, device, how) for value in data])
 
 
 def _move_own_list(data: Any, device: torch.device, how: bool | Copy) -> Any:

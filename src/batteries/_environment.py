@@ -61,27 +61,37 @@ def code(
     Args:
         run: The directory of a run. Neither it nor its sibling runs count as changes.
     """
-    top = _output("git", "-C", str(directory), "rev-parse", "--show-toplevel")
-    commit = _output("git", "-C", str(directory), "rev-parse", "HEAD")
+    top, commit = (
+        git(directory, "rev-parse", "--show-toplevel"),
+        git_text(directory, "rev-parse", "HEAD"),
+    )
     if not top or not commit:
         return None, b""
     root = os.fsdecode(top.removesuffix(b"\n"))
-    git = ("git", "-C", root, "-c", "core.fsmonitor=false")  # runs no program of the repository
     besides = () if run is None else _besides(Path(os.path.relpath(run.resolve(), root)))
-    status = _output(*git, "status", "--porcelain", "--", ".", *besides)
+    status = git(root, "status", "--porcelain", "--", ".", *besides) or b""
     changes = status.decode(errors="replace").splitlines()
-    diff = _output(*git, *_PATCH)
+    diff = git(root, *_PATCH) or b""
     if len(diff) > _DIFF:
         diff = diff[:_DIFF] + f"\n[{len(diff) - _DIFF:,} bytes more]\n".encode()
     about = {
-        "commit": commit.decode().strip(),
-        "remote": masked_text(_output(*git, "remote", "get-url", "origin").decode().strip())
-        or None,
-        "branch": _output(*git, "rev-parse", "--abbrev-ref", "HEAD").decode().strip(),
+        "commit": commit,
+        "remote": masked_text(git_text(root, "remote", "get-url", "origin") or "") or None,
+        "branch": git_text(root, "rev-parse", "--abbrev-ref", "HEAD") or "",
         "dirty": bool(changes),
         "untracked": [line[3:] for line in changes if line.startswith("??")][:100],
     }
     return about, masked_patch(diff)
+
+
+def git(directory: str | os.PathLike[str], *words: str) -> bytes | None:
+    """The output of git in a directory; None if it fails. No monitor of the repository is run."""
+    return _output("git", "-C", str(directory), "-c", "core.fsmonitor=false", *words)
+
+
+def git_text(directory: str | os.PathLike[str], *words: str) -> str | None:
+    output = git(directory, *words)
+    return None if output is None else output.decode(errors="replace").strip()
 
 
 def _besides(run: Path) -> list[str]:
@@ -103,12 +113,12 @@ def program_directory() -> Path:
 # ---------------------------------------------------------------- the machine
 
 
-def _output(*command: str) -> bytes:
-    """The output of a command; empty if it fails or does not exist."""
+def _output(*command: str) -> bytes | None:
+    """The output of a command; None if it fails or does not exist."""
     try:
         return subprocess.run(command, capture_output=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return b""
+        return None
 
 
 def _cpu() -> str:
@@ -130,6 +140,6 @@ def _memory() -> str | None:
 def _gpus() -> list[tuple[str, str]]:
     """Names and drivers of the GPUs, without creating a CUDA context."""
     query = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
-    lines = _output(*query).decode().splitlines()
+    lines = (_output(*query) or b"").decode().splitlines()
     pairs = (line.rpartition(", ") for line in lines)
     return [(name, driver) for name, _, driver in pairs]

@@ -6,21 +6,13 @@ import json
 import math
 import os
 import re
-import sys
-from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import fields as dataclass_fields
-from dataclasses import is_dataclass
-from datetime import date
-from datetime import time as clock
-from enum import Enum
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral, Real
-from pathlib import PurePath
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from batteries._configurations import named_parts, parts_of, plain_value
 
 MASK = "***"
 _SECRET = re.compile(
@@ -101,7 +93,7 @@ def masked(values: Any) -> dict[str, Any]:
     Args:
         values: A mapping, or an object with fields or attributes.
     """
-    named = _named(values)
+    named = named_parts(values)
     if named is None:
         named = getattr(values, "__dict__", None)
     if named is None:
@@ -123,7 +115,7 @@ class _Plain:
     def of(self, value: Any, name: str, secret: bool = False) -> Any:
         self._left -= 1
         is_full = self._left < 0 or len(self._above) > _DEPTH
-        if is_full and (_named(value) is not None or isinstance(value, _LISTS)):
+        if is_full and (named_parts(value) is not None or isinstance(value, _LISTS)):
             return "..."
         if id(value) in self._above:
             return "... (a cycle)"
@@ -136,7 +128,7 @@ class _Plain:
     def _of(self, value: Any, name: str, secret: bool) -> Any:
         secret = secret or _is_secret(name)
         value = plain_value(value)
-        named = _named(value)
+        named = named_parts(value)
         if named is not None:
             found: dict[str, Any] = {}
             for key, each in [*named.items()][: _ITEMS + 1]:
@@ -178,77 +170,6 @@ class _Plain:
         return [*found, f"... ({cut:,} more)"] if cut else found
 
 
-def parts_of(value: Any) -> Mapping[Any, Any] | list[Any] | None:
-    """The values inside a configuration, by name or in order; None for a plain value.
-
-    It knows mappings, dataclasses, attrs, pydantic, msgspec, named tuples, namespaces, and
-    omegaconf with its interpolations resolved.
-    """
-    kind = type(value)
-    if isinstance(value, type):
-        return None
-    if kind.__module__.startswith("omegaconf."):
-        found: Mapping[Any, Any] | list[Any] | None = _resolved(value)
-        return found
-    if isinstance(value, Mapping):
-        return value
-    if isinstance(value, Namespace | SimpleNamespace):
-        return vars(value)
-    if is_dataclass(kind):  # without the arguments of `__post_init__`, which no attribute keeps
-        return _attributes(value, [each.name for each in dataclass_fields(kind)])
-    for listed in ("model_fields", "__struct_fields__", "_fields", "__fields__"):
-        fields = getattr(kind, listed, None)
-        if isinstance(fields, Mapping | tuple) and all(isinstance(each, str) for each in fields):
-            return _attributes(value, fields) | dict(getattr(value, "model_extra", None) or {})
-    if isinstance(getattr(kind, "__attrs_attrs__", None), tuple):
-        return _attributes(value, [each.name for each in kind.__attrs_attrs__])
-    return None
-
-
-def _resolved(value: Any) -> Any:
-    """Plain containers. An interpolation that refers to nothing, or a missing value, stays text."""
-    omegaconf = sys.modules["omegaconf"].OmegaConf
-    if not omegaconf.is_config(value) or not isinstance(value._value(), dict | list):
-        return None
-    with suppress(Exception):
-        return omegaconf.to_container(value, resolve=True)
-    plain = omegaconf.to_container(value, resolve=False)
-    for key in plain if isinstance(plain, dict) else range(len(plain)):
-        with suppress(Exception):
-            each = value[key]
-            plain[key] = _resolved(each) if omegaconf.is_config(each) else each
-    return plain
-
-
-_TEXTS = {"uuid", "decimal", "fractions", "ipaddress", "pathlib", "datetime", "yarl", "yarl._url"}
-_TEXTS |= {"pydantic.networks", "pydantic_core._pydantic_core"}  # kinds whose `str` says it all
-
-
-def plain_value(value: Any) -> Any:
-    """The value of an enum's member; the text of a path, an address, a time; others as they are."""
-    if isinstance(value, Enum):
-        return plain_value(value.value)
-    if isinstance(value, date | clock):  # a datetime is a date
-        return value.isoformat()
-    if type(value).__module__.startswith("omegaconf."):  # a single value, or what is missing
-        return value if isinstance(found := value._value(), dict | list) else plain_value(found)
-    known = isinstance(value, PurePath) or type(value).__module__ in _TEXTS
-    return str(value) if known and not isinstance(value, type) else value
-
-
-def _named(value: Any) -> Mapping[Any, Any] | None:
-    found = parts_of(value)
-    return found if isinstance(found, Mapping) else None
-
-
-def _attributes(value: Any, names: Iterable[str]) -> dict[str, Any]:
-    found = {}
-    for name in names:
-        with suppress(AttributeError):  # the attribute was never set
-            found[name] = getattr(value, name)
-    return found
-
-
 def _shown(value: Any) -> str:
     try:
         device = type(value).__module__ == "torch"  # and dtypes, whose `repr` is their `str`
@@ -278,12 +199,12 @@ def finite(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def distinct(name: str, taken: Mapping[str, Any] | set[str]) -> str:
+def distinct(name: str, taken: Collection[str], form: str = "{} ({})") -> str:
     """The name, with a number if it is taken."""
     number, own = 1, name
     while own in taken:
         number += 1
-        own = f"{name} ({number})"
+        own = form.format(name, number)
     return own
 
 
@@ -425,24 +346,15 @@ def masked_patch(diff: bytes) -> bytes:
 def masked_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a run, without secrets in the sessions."""
     sessions = [
-        {name: _PARTS.get(name, _every_text)(value) for name, value in session.items()}
+        # The names of packages do not count.
+        {name: each if name == "packages" else _recorded(each) for name, each in session.items()}
         for session in record.get("sessions", [])
     ]
     return {**record, "sessions": sessions}
 
 
-def _every_text(value: Any) -> Any:
-    if isinstance(value, str):
-        return masked_text(value)
-    if isinstance(value, list):
-        return [_every_text(each) for each in value]
-    if isinstance(value, dict):
-        return {name: _every_text(each) for name, each in value.items()}
-    return value
-
-
 def _recorded(value: Any, name: str = "", secret: bool = False) -> Any:
-    """Plain recorded arguments, without secrets in values, names or command lines."""
+    """Plain recorded values, without secrets in values, names or command lines."""
     secret = secret or _is_secret(name)
     if isinstance(value, dict):
         return {key: _recorded(each, key, secret) for key, each in value.items()}
@@ -452,14 +364,6 @@ def _recorded(value: Any, name: str = "", secret: bool = False) -> Any:
     if isinstance(value, str):
         return _hidden(value) if secret else masked_text(value)
     return value
-
-
-_PARTS: dict[str, Callable[[Any], Any]] = {
-    "args": _recorded,
-    "variables": _recorded,
-    "command": lambda words: masked_command(words) if isinstance(words, list) else words,
-    "packages": lambda versions: versions,  # the names of packages do not count
-}
 
 
 def _is_secret(name: str) -> bool:

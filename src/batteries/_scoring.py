@@ -28,15 +28,15 @@ class Scoring(NamedTuple):
 
     def of(self, target: Any) -> Function:
         """The function for predictions; `target` has the classes."""
-        function = self.function
-        if function is None:  # our fast one does not apply, for example to several targets
-            function = _of_sklearn(self)
-        if not self.of_labels:
-            return lambda y, p: as_number(function(y, p), f"the result of {self.name}")
-        classes = np.unique(target)
-        return lambda y, p: as_number(
-            function(y, _labels(np.asarray(p), classes)), f"the result of {self.name}"
-        )
+        # Our fast function may not apply, for example to several targets.
+        function = self.function or _of_sklearn(self)
+        classes = np.unique(target) if self.of_labels else None
+
+        def score(y: Any, p: Any) -> float:
+            own = p if classes is None else _labels(np.asarray(p), classes)
+            return as_number(function(y, own), f"the result of {self.name}")
+
+        return score
 
 
 _FAST = {  # by the names of scikit-learn's scorers, of scikit-learn's functions, and ours
@@ -54,13 +54,15 @@ _FAST = {  # by the names of scikit-learn's scorers, of scikit-learn's functions
 _NAMES = ("auc", "log_loss", "accuracy", "rmse")
 
 
-def as_scoring(metric: Metric, metric_minimization: bool | None, of: str) -> Scoring:
+def as_scoring(
+    metric: Metric, metric_minimization: bool | None = None, of: str | None = None
+) -> Scoring:
     """The metric that a user passed, with its direction.
 
     Args:
         metric: "auc", "log_loss", "accuracy", "rmse"; a name of scikit-learn's scorers, such as
             "neg_log_loss" or "f1_macro"; a scorer; or any function of target and prediction.
-        of: The name of the caller, for errors.
+        of: The name of the caller, for errors. None: the direction does not matter.
 
     Raises:
         TypeError: A function has no direction.
@@ -75,28 +77,17 @@ def as_scoring(metric: Metric, metric_minimization: bool | None, of: str) -> Sco
     elif isinstance(metric, str) or hasattr(metric, "_score_func"):
         found = _of_scorer(metric)
     else:
-        _check_callable(metric)
-        direction = said_direction(metric_minimization, f"{of} with a function as its metric")
-        return Scoring(name or "the metric", None, 1, direction, metric)
+        if not callable(metric):
+            raise _unknown(metric)
+        what = f"{of} with a function as its metric"
+        lower = of is not None and said_direction(metric_minimization, what)
+        return Scoring(name or "the metric", None, 1, lower, metric)
     if metric_minimization not in (None, found.minimized):
         raise ValueError(
             f"{found.name} is better when it is {'lower' if found.minimized else 'higher'}; leave "
             "metric_minimization out"
         )
     return found
-
-
-def scoring_of(metric: Metric) -> Scoring:
-    """The metric that a user passed, if its direction does not matter."""
-    if isinstance(metric, str) or hasattr(metric, "_score_func"):
-        return as_scoring(metric, None, "it")
-    _check_callable(metric)
-    return Scoring("the metric", None, 1, False, metric)
-
-
-def _check_callable(metric: Any) -> None:
-    if not callable(metric):
-        raise _unknown(metric)
 
 
 def _unknown(metric: Any) -> ValueError:

@@ -51,28 +51,20 @@ class Correlation(NamedTuple):
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
         """
-        figures = import_optional("matplotlib.figure", needs="matplotlib", for_="Correlation.plot")
+        figures = import_optional("matplotlib.figure", for_="Correlation.plot")
         size = 2 + 0.6 * len(self.names)
         figure = figures.Figure(figsize=(size + 1, size), layout="constrained")
         axes = figure.subplots()
-        lowest = float(np.nanmin(self.values, initial=1.0))
-        image = axes.imshow(self.values, vmin=min(lowest, 0.9), vmax=1)
+        lowest = min(float(np.nanmin(self.values, initial=1.0)), 0.9)
+        image = axes.imshow(self.values, vmin=lowest, vmax=1)
         places = range(len(self.names))
         texts = iter(shown(self.values.ravel().tolist(), least=3))
         axes.set_xticks(places, self.names, rotation=45, ha="right")
         axes.set_yticks(places, self.names)
         for row in places:
             for column in places:
-                axes.text(
-                    column,
-                    row,
-                    next(texts),
-                    ha="center",
-                    va="center",
-                    color="white"
-                    if self.values[row, column] < (1 + min(lowest, 0.9)) / 2
-                    else "black",
-                )
+                color = "white" if self.values[row, column] < (1 + lowest) / 2 else "black"
+                axes.text(column, row, next(texts), ha="center", va="center", color=color)
         figure.colorbar(image)
         with write_whole(path) as file:
             figure.savefig(file, format="png", dpi=120)

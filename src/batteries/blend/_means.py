@@ -262,8 +262,7 @@ def _power_by_block(
             square = factor if power == 2 else factor * factor
             added.addcmul_(square, square if power == 4 else factor, value=weight)
         else:
-            if power != 1:
-                _raise(term, power)
+            _raise(term, power)
             added.add_(factor, alpha=weight)
     if _is_geometric(power):
         added.exp_()
@@ -277,19 +276,18 @@ def _all_the_same(weights: Array) -> bool:
 
 def _raised(rows: Array, power: float) -> Array:
     """A new array of powers."""
-    if power == -1:
-        return np.asarray(1.0 / rows)
     if power in (2, 3, 4):
         square: Array = rows * rows
         return square if power == 2 else np.asarray(square * (square if power == 4 else rows))
     out: Array = rows.copy()
-    if power != 1:
-        _raise(out, power)
+    _raise(out, power)
     return out
 
 
 def _raise(values: Array, power: float) -> None:
     """The same as a power, as exact as 64 bits have it, and in a third of its time."""
+    if power == 1:
+        return
     if power == 0.5:
         np.sqrt(values, out=values)
     elif power == -1:
@@ -310,8 +308,7 @@ def _not_held(total: Array) -> Array | None:
 def _root(total: Array, power: float, parts: list[Array] | Array, weights: Array) -> Array:
     """Of a mean of powers."""
     lost = _not_held(total)
-    if power != 1:
-        _raise(total, 1 / power)
+    _raise(total, 1 / power)
     if lost is not None:
         total[lost] = _scaled_power(power, [part[lost] for part in parts], weights)
     return total

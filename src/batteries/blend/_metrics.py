@@ -55,10 +55,6 @@ def as_problem(
     of: str = "find_weights",
 ) -> Problem:
     truth = as_array(target, "target")
-    if len(truth) != len(arrays[0]):
-        raise ValueError(
-            f"there are {len(truth)} targets for {len(arrays[0])} rows; expected one for each"
-        )
     if truth.dtype.kind == "f" and not np.isfinite(truth).all():
         raise ValueError(f"the target of row {np.isfinite(truth).argmin()} is not a finite number")
     scoring = as_scoring(metric, metric_minimization, of)

@@ -157,14 +157,12 @@ def _same(number: int) -> NDArray[np.float64]:
 
 def in_blocks(number: int, work: Callable[[int, int], None]) -> None:
     """Call a function for each block of `number` numbers, on as many threads as torch has."""
-    if 0 < number <= BLOCK:
-        work(0, number)
-        return
     starts = range(0, number, BLOCK)
+    stops = [min(number, start + BLOCK) for start in starts]
     threads = min(torch.get_num_threads(), len(starts))
     if threads <= 1:
-        for start in starts:
-            work(start, min(number, start + BLOCK))
+        for start, stop in zip(starts, stops, strict=True):
+            work(start, stop)
         return
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda start: work(start, min(number, start + BLOCK)), starts))
+        list(pool.map(work, starts, stops))

@@ -119,7 +119,8 @@ def stack(
         told[:, np.searchsorted(classes, fitted.classes_)] = fitted.predict_proba(features)
         return told[:, 1] if positive else told
 
-    features, pairs = _features(models), as_pairs(folds, truth, seed, rows)
+    features = _features(models)
+    pairs = as_pairs(folds, truth, seed, rows, everything.shape[0])
     second: dict[int, Array] = {}
     for seen, unseen in pairs:
         own = predict(_fresh(model).fit(features[seen], truth[seen]), features[unseen])

@@ -148,7 +148,7 @@ class _Plan(NamedTuple):
 
 
 def polars_of() -> Any:
-    return import_optional("polars", needs="polars", for_="blend_files")
+    return import_optional("polars", for_="blend_files")
 
 
 @contextmanager

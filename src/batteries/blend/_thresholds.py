@@ -216,8 +216,9 @@ def _given(
             f"there are scores of shape {models.shape} for targets of {truth.shape}; expected "
             "(rows,) for both"
         )
+    number = len(truth)
     models, truth, rows = predicted_by_all(models, truth, allow_missing)
-    return models.arrays[0], truth, as_pairs(folds, truth, seed, rows)
+    return models.arrays[0], truth, as_pairs(folds, truth, seed, rows, number)
 
 
 def _tried(

@@ -105,7 +105,7 @@ def predicted_by_all(models: Models, target: Any, allow_missing: bool) -> tuple[
 
 
 def as_pairs(
-    folds: int | Folds | ArrayLike, target: NDArray[Any], seed: int, rows: Rows | None = None
+    folds: int | Folds | ArrayLike, target: NDArray[Any], seed: int, kept: Rows, rows: int
 ) -> list[Pair]:
     """For each fold, the rows of the other folds and its own.
 
@@ -113,30 +113,33 @@ def as_pairs(
     repetition is used: all of them would pretend that there are more rows.
 
     Args:
-        rows: The rows of the folds that have a target. Default: all.
+        target: Of the kept rows.
+        rows: The number of all rows. Folds are of all, or are made of the kept ones.
     """
-    kept = np.arange(len(target)) if rows is None else rows
     if isinstance(folds, Folds):
-        place = np.full(max(folds.rows, kept.max(initial=0) + 1), -1)
+        _check_rows(folds.rows, rows)
+        place = np.full(rows, -1)
         place[kept] = np.arange(len(kept))
         once = folds.n_folds // len(np.atleast_2d(folds.assignment))
         parts = [[place[part][place[part] >= 0] for part in folds[fold]] for fold in range(once)]
         pairs = [(seen, unseen) for seen, unseen in parts if len(seen) and len(unseen)]
-        number = folds.rows
     else:
         own = as_folds(folds, target, seed)
-        made = _is_number(folds)  # then the folds have only the kept rows
-        number = len(kept) and int(kept.max()) + 1 if made else len(own)
-        own = own[kept] if len(own) > len(kept) else own
+        if not _is_number(folds):
+            _check_rows(len(own), rows)
+            own = own[kept]
         pairs = [
             (np.flatnonzero(own != fold), np.flatnonzero(own == fold))
             for fold in np.unique(own[own >= 0])
         ]
-    if number < kept.max(initial=-1) + 1 or (rows is None and number != len(target)):
-        raise ValueError(f"folds has {number} rows; expected one for each of {len(target)} rows")
     if len(pairs) < 2:
         raise ValueError(f"there are rows of {len(pairs)} folds; expected two or more folds")
     return pairs
+
+
+def _check_rows(number: int, rows: int) -> None:
+    if number != rows:
+        raise ValueError(f"folds has {number} rows; expected one for each of {rows} rows")
 
 
 def as_folds(folds: int | ArrayLike, target: ArrayLike, seed: int) -> NDArray[Any]:

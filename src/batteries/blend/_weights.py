@@ -163,9 +163,10 @@ def find_weights(
     def unseen(seen: Rows, others: Rows) -> float:
         return problem.part(others).value(_best(search(problem.part(seen))).weights)
 
-    pairs = [] if folds is None else as_pairs(folds, truth, seed, rows)
+    number = everything.shape[0]
+    pairs = [] if folds is None else as_pairs(folds, truth, seed, rows, number)
     return FoundWeights(
-        **tried(problem, pairs, unseen, rows=len(rows), left_out=everything.shape[0] - len(rows)),
+        **tried(problem, pairs, unseen, rows=len(rows), left_out=number - len(rows)),
         best_single=models.keys[best_single(problem)],
         weights=dict(zip(models.keys, best.weights.tolist(), strict=True)),
         score=problem.sign * best.score,
@@ -209,9 +210,7 @@ def _with(
 
 
 def _on_simplex(problem: Problem, negative: bool) -> list[Step]:
-    optimize = import_optional(
-        "scipy.optimize", needs="scipy", for_="find_weights(method='simplex')"
-    )
+    optimize = import_optional("scipy.optimize", for_="find_weights(method='simplex')")
     number = len(problem.columns)
     single = np.eye(number)[best_single(problem)]
     trace = [Step(start, problem.value(start)) for start in (single, np.full(number, 1 / number))]

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from batteries._masking import MASK, parts_of, plain_value
+from batteries._configurations import parts_of, plain_value
+from batteries._masking import MASK
 from batteries._memory import check_remember, memory_of, metrics_inside
 from batteries._modules import unwrap
 from batteries.distributed._messages import is_sharded

@@ -27,16 +27,7 @@ from batteries.cli._group import main
     "--weight", "weights", type=float, multiple=True, help="Give it once for each file, in order."
 )
 @click.option("--renormalise", is_flag=True, help="Divide the columns by their sum in each row.")
-def blend(
-    paths: tuple[str, ...],
-    output: str,
-    method: Any,
-    power: float,
-    id_column: str | None,
-    columns: tuple[str, ...],
-    weights: tuple[float, ...],
-    renormalise: bool,
-) -> None:
+def blend(paths: tuple[str, ...], output: str, method: Any, **options: Any) -> None:
     """Blend files of predictions. Rows are matched by their ids.
 
     \b
@@ -44,14 +35,8 @@ def blend(
     """  # noqa: D301
     from batteries.blend import blend_files
 
-    table = blend_files(
-        paths,
-        method,
-        out=output,
-        id_column=id_column,
-        columns=list(columns) or None,
-        weights=list(weights) or None,
-        power=power,
-        renormalise=renormalise,
-    )
+    given: dict[str, Any] = {
+        name: None if value == () else value for name, value in options.items()
+    }
+    table = blend_files(paths, method, out=output, **given)
     click.echo(f"{output} has {len(table):,} rows, the {method} of {len(paths)} files")

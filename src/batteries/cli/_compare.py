@@ -180,7 +180,7 @@ def _with_metric(
     """Target, predictions, and a metric that also works on some of their rows."""
     import numpy as np
 
-    from batteries._scoring import scoring_of
+    from batteries._scoring import as_scoring
     from batteries.blend._metrics import as_problem
 
     classes = np.unique(target)
@@ -188,12 +188,8 @@ def _with_metric(
     if name == "log_loss" or (name == "roc_auc" and len(classes) == 2 and is_flat):
         ours = as_problem(predicted, target, name.removeprefix("roc_"), None)
         return ours.target, list(ours.columns), ours.score  # much faster than scikit-learn's
-    if name == "accuracy":
-        return target, predicted, scoring_of(name).of(target)
+    if name in ("accuracy", "rmse"):
+        return target, predicted, as_scoring(name).of(target)
     metrics: Any = import_optional("sklearn.metrics", needs="scikit-learn", for_=f"--metric {name}")
-    known = {
-        "roc_auc": functools.partial(metrics.roc_auc_score, labels=classes, multi_class="ovr"),
-        "rmse": metrics.root_mean_squared_error,
-        "mae": metrics.mean_absolute_error,
-    }
-    return target, predicted, known[name]
+    auc = functools.partial(metrics.roc_auc_score, labels=classes, multi_class="ovr")
+    return target, predicted, auc if name == "roc_auc" else metrics.mean_absolute_error

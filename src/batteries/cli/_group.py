@@ -49,15 +49,9 @@ def read(
     which: Literal["last", "best"] = "best",
 ) -> Runs:
     """The runs below a directory, or an error if there are none."""
-    from batteries.scoreboard import Runs, read_runs
+    from batteries.scoreboard._runs import Runs, some_runs
 
-    found = read_runs(logdir)
-    if not found:
-        raise LookupError(
-            f"there are no runs in {logdir}: a run is a directory with a run.json (start_run) or "
-            "the checkpoints of a CheckpointManager"
-        )
-    return Runs(found, minimization, which)
+    return Runs(some_runs(logdir), minimization, which)
 
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -19,13 +18,7 @@ def _examples() -> Path:
     return installed if installed.is_dir() else _HERE.parents[1] / "examples"
 
 
-if TYPE_CHECKING:  # click 8.1 has no Choice of a type
-    _Choice = click.Choice[str]
-else:
-    _Choice = click.Choice
-
-
-class _Example(_Choice):
+class _Example(click.Choice):  # type: ignore[type-arg]  # click 8.1 has no Choice of a type
     name = "example"
 
     def __init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,15 +82,11 @@ def prune(
 def _best(runs: list[RunInfo], number: int) -> set[str]:
     """The names of the best runs of each metric, and of runs that cannot be ranked."""
     kept: set[str] = set()
-    counts: dict[tuple[str, bool], int] = {}
+    counts = Counter[tuple[str, bool]]()
     for run in runs:
-        lower = run.minimization
-        if run.validation is None or lower is None:
-            kept.add(run.name)
-            continue
-        key = (run.metric, lower)
-        counts[key] = counts.get(key, 0) + 1
-        if counts[key] <= number:
+        ranked = run.validation is not None and run.minimization is not None
+        counts[run.metric, bool(run.minimization)] += ranked
+        if not ranked or counts[run.metric, bool(run.minimization)] <= number:
             kept.add(run.name)
     return kept
 

@@ -167,12 +167,14 @@ def _note_ranks(session: dict[str, Any], plan: _Plan) -> None:
 
 def _check_out(run: RunInfo, plan: _Plan) -> None:
     """Use the run's commit and diff: in a worktree, unless the code here is the same."""
+    from batteries._environment import git_text
+
     git, program = run.session.get("git") or {}, run.session.get("program")
     commit = str(git.get("commit"))
     if not program or not re.fullmatch("[0-9a-f]{40,64}", commit):
         plan.notes.append("its code was not in a git repository: the present code is used")
         return
-    top = _git(Path(program).parent, "rev-parse", "--show-toplevel")
+    top = git_text(Path(program).parent, "rev-parse", "--show-toplevel")
     if top and Path(top).resolve().is_relative_to(run.path.resolve()):
         raise ValueError(
             f"the program is in a git repository inside of {run.path}, which is not trusted: add "
@@ -183,7 +185,7 @@ def _check_out(run: RunInfo, plan: _Plan) -> None:
             f"{top} has submodules or a configuration with which git may run programs: "
             f"cd {top} first if you trust it, or add --current-code"
         )
-    if top is None or _git(Path(top), "cat-file", "-e", f"{commit}^{{commit}}") is None:
+    if top is None or git_text(Path(top), "cat-file", "-e", f"{commit}^{{commit}}") is None:
         plan.notes.append(
             f"commit {commit[:8]} is not in this repository: the present code is used"
         )
@@ -197,7 +199,7 @@ def _check_out(run: RunInfo, plan: _Plan) -> None:
             "is now"
         )
     known = hashlib.sha256(diff).hexdigest()[:8]
-    above = Path(top, _git(Path(top), "rev-parse", "--git-common-dir") or ".git")
+    above = Path(top, git_text(Path(top), "rev-parse", "--git-common-dir") or ".git")
     worktree = above / "batteries" / f"{commit[:12]}-{known}"
     if not worktree.exists():
         quiet = ["git", "-C", top, "worktree", "add", "--quiet", "--detach"]
@@ -219,10 +221,12 @@ def _check_out(run: RunInfo, plan: _Plan) -> None:
 
 def _is_trusted(top: Path) -> bool:
     """Whether the user works in a repository, or it cannot make git run programs."""
+    from batteries._environment import git_text
+
     if Path.cwd().resolve().is_relative_to(top.resolve()):
         return True
-    known = _git(top, "config", "--local", "--name-only", "--list")
-    files = _git(top, "ls-files", "--stage")
+    known = git_text(top, "config", "--local", "--name-only", "--list")
+    files = git_text(top, "ls-files", "--stage")
     if known is None or files is None or re.search("^160000 ", files, re.MULTILINE):
         return False
     return all(map(_PLAIN.fullmatch, known.splitlines()))
@@ -262,12 +266,3 @@ def _is_at(directory: Path, run: Path, commit: str, diff: bytes) -> bool:
 
     about, own = code(directory, run)
     return about is not None and about["commit"] == commit and own == diff
-
-
-def _git(directory: Path, *words: str) -> str | None:
-    command = ["git", "-C", str(directory), "-c", "core.fsmonitor=false", *words]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    except OSError:  # git is not installed
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None

@@ -133,12 +133,9 @@ def _title(logdir: str, runs: Runs, column: str) -> str:
 
 def _default(runs: Runs, rows: Sequence[dict[str, Any]], column: str) -> list[str]:
     """The default columns: arguments that differ, scores and states."""
-    arguments = dict.fromkeys(
-        f"args.{name}" if f"args.{name}" in runs.columns else name
-        for run in runs
-        for name in run.arguments
-    )
-    differ = [name for name in arguments if len({repr(row[name]) for row in rows}) > 1]
+    from batteries.scoreboard._runs import argument_columns
+
+    differ = [name for name in argument_columns(runs) if len({repr(row[name]) for row in rows}) > 1]
     scores = [name for name in _SCORES if name != "validation of"]
     if {row["validation of"] for row in rows} - {"best epoch", ""}:
         scores = list(_SCORES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from batteries.cli._group import as_json_option, logdir_option, main, say
@@ -18,22 +20,19 @@ from batteries.cli._tables import dumped
 @click.option("--file", type=click.Path(exists=True, dir_okay=False), help="The submitted file.")
 @click.option("-m", "--message", help="A note about the submission.")
 @click.option("--metric", help="The metric of the validation score.")
-@click.option("--minimize/--maximize", "lower", default=None, help="Whether lower is better.")
+@click.option(
+    "--minimize/--maximize", "metric_minimization", default=None, help="Whether lower is better."
+)
 @logdir_option
 @as_json_option
 def score(
     run: str,
-    test: float | None,
     leaderboard: float | None,
     name: str,
     private: float | None,
-    validation: float | None,
-    file: str | None,
-    message: str | None,
-    metric: str | None,
-    lower: bool | None,
     logdir: str,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Write scores into RUN, and print their gaps to validation.
 
@@ -51,22 +50,13 @@ def score(
     boards = {board: value for board, value in told if value is not None}
     if name == "private" and None not in (leaderboard, private):
         raise click.UsageError("--name private and --private are the same score: give one of them")
-    if not boards and {test, validation, file, metric, lower} == {None}:
+    if not boards and {each for key, each in options.items() if key != "message"} == {None}:
         raise click.UsageError(
             "expected --test, --leaderboard, --private, --validation, --file, --metric, --minimize "
             "or --maximize"
         )
     path = find_run(run, logdir).path
-    scores = record_scores(
-        path,
-        test=test,
-        leaderboard=boards or None,
-        validation=validation,
-        file=file,
-        message=message,
-        metric=metric,
-        metric_minimization=lower,
-    )
+    scores = record_scores(path, leaderboard=boards or None, **options)
     found = check_gap(find_run(path))
     if as_json:
         click.echo(dumped({"run": str(path), "scores": scores, "gaps": found}))

@@ -188,7 +188,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         # of each worker in a stream; the worker of the next batch is first
         self._begin_parts = self._parts = fresh_parts(num_workers or 1)
         self._unsettled: list[tuple[int, int, int, Any]] = []  # of batches whose step is open
-        own = self._read_by(dataset, batch_size, drop_last, sharded, collate_fn is not None)
+        own = self._read_by(sharded, collate_fn is not None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the call of super() has warned already
             begin = functools.partial(_begin_worker, worker_init_fn)
@@ -196,29 +196,27 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                 worker_init_fn=begin, **own, **options
             )
 
-    def _read_by(
-        self,
-        dataset: Dataset[T],
-        batch_size: int | None,
-        drop_last: bool,
-        sharded: Sharded,
-        draws_too: bool,
-    ) -> dict[str, Any]:
+    def _read_by(self, sharded: Sharded, draws_too: bool) -> dict[str, Any]:
         """The arguments of the inner torch loader that differ from the user's."""
+        dataset = self.dataset
         if isinstance(dataset, IterableDataset):
-            self._stream = Stream(dataset, self._key, sharded, self.group)
+            self._stream = Stream(dataset, sharded, self.group)
             collate = functools.partial(self._stream.collated, self.collate_fn)
-            sizes = {"batch_size": batch_size, "drop_last": drop_last}
+            sizes = {"batch_size": self.batch_size, "drop_last": self.drop_last}
             return {"dataset": self._stream, "collate_fn": collate, **sizes}
         self._keyed = draws_too or draws(dataset)
         self._samples = Samples(dataset, self._keeps_samples, self.collate_fn)
-        single = batch_size is None and self._unit == "samples"
+        single = self.batch_size is None and self._unit == "samples"
         asked = {"sampler": self._asked, "batch_size": None} if single else {}
         return {
             "dataset": self._samples if self._keyed else dataset,
             "collate_fn": functools.partial(_collated, self.collate_fn),
             **(asked or {"batch_sampler": self._asked}),
         }
+
+    @property
+    def _is_stream(self) -> bool:
+        return isinstance(self.dataset, IterableDataset)
 
     @property
     def _is_accelerate_prepared(self) -> bool:
@@ -256,13 +254,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._rank = self._ranks().rank
         self._place, self._unsettled = self._begin, []
         place = self._begin
-        stream = isinstance(self.dataset, IterableDataset)
         try:
-            if stream:
+            if self._is_stream:
                 batches, self._open = self._open or self._streamed(), None
             else:
                 batches = self._read()
-            if stream and self.batches_per_pass is not None:
+            if self._is_stream and self.batches_per_pass is not None:
                 for number in range(place.done + 1, self.batches_per_pass + 1):
                     yield next(batches)._replace(done=number)
                 self._open = batches
@@ -343,7 +340,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                     # An error of the sampler, a timeout or a worker's death ends the pass: it is
                     # not the error of one batch. Streams send a batch's error in its place.
                     none = getattr(inner, "_rcvd_idx", None) == before or self._asked.plan.broken
-                    if none or isinstance(self.dataset, IterableDataset):
+                    if none or self._is_stream:
                         raise
                     failed = [Failed(error, bare=self.num_workers > 0)]
                 yield failed.pop()
@@ -375,11 +372,11 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         rekey(_STEP, self._key, arrival.turn, self._rank, arrival.start)
 
     def _settle(self) -> None:
-        stream = isinstance(self.dataset, IterableDataset)
+        stream = self._is_stream
         for turn, stop, done, part in self._unsettled:
-            if stream and turn != self._place.turn:
-                self._parts = fresh_parts(len(self._parts))
             if stream:
+                if turn != self._place.turn:
+                    self._parts = fresh_parts(len(self._parts))
                 self._parts = followed(self._parts, part)
             self._place = _Place(turn, stop, done, None if stream else part)
         self._unsettled.clear()
@@ -413,8 +410,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         batch samplers, a `collate_fn`, and ranks with different numbers of batches.
         """
         ranks = self._ranks()
-        stream = isinstance(self.dataset, IterableDataset)
-        if stream or self._unit == "batches" or not self._keeps_samples:
+        if self._is_stream or self._unit == "batches" or not self._keeps_samples:
             return None
         rest = 0 if self.in_step or self._drops else self._length() % self._group()
         if 0 < rest < ranks.size:
@@ -442,7 +438,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                 and a remedy.
             TypeError: The dataset is iterable, so a sample cannot be read again.
         """
-        if isinstance(self.dataset, IterableDataset):
+        if self._is_stream:
             raise TypeError(
                 f"{type(self.dataset).__name__} is iterable; check asks for samples by their index"
             )
@@ -486,7 +482,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         """The number of batches in a whole pass, on this rank."""
         if self.batches_per_pass is not None:
             return self.batches_per_pass
-        if isinstance(self.dataset, IterableDataset):
+        if self._is_stream:
             return super().__len__()
         steps, rest = divmod(self._length(), self._group())
         more = self.in_step or self._ranks().rank < rest
@@ -505,7 +501,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         if self.batches_per_pass is None:
             return _Place(epoch)
         sized = self._sampler is None or hasattr(self._sampler, "__len__")
-        if isinstance(self.dataset, IterableDataset) or not sized:
+        if self._is_stream or not sized:
             raise ValueError(
                 f"set_epoch({epoch}): the next pass is number {self.epoch}. With batches_per_pass, "
                 "the place of another pass is known only if the length is known; use "
@@ -527,7 +523,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         if self.batches_per_pass is not None:
             state["batches_per_pass"] = self.batches_per_pass
             state.update(turn=self._place.turn, done=self._place.done)
-        if isinstance(self.dataset, IterableDataset):
+        if self._is_stream:
             ranks = self._ranks()
             own = {"rank": ranks.rank, "ranks": ranks.size}
             return {**state, **own, "workers": [thawed(part) for part in self._parts]}
@@ -567,7 +563,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                     f"the state is that of a loader with {name} {state.get(name)!r}, and this one "
                     f"has {own.get(name)!r}: make the loader as before, or do not load its state"
                 )
-        if isinstance(self.dataset, IterableDataset):
+        if self._is_stream:
             begun = state["position"] > 0
             if begun:
                 self._stream.check(state, len(self._parts))

@@ -6,7 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -43,15 +43,6 @@ def _has_all(sampler: Any, dataset: Any) -> bool:
     return False
 
 
-class Order(Protocol):
-    """The indices at positions."""
-
-    def reach(self, start: int, stop: int) -> int: ...  # the order's end, at most `stop`
-    def take(self, positions: range) -> list[Any]: ...  # between the last start and stop
-    def again(self, positions: range) -> list[Any] | None: ...  # earlier uses; None: all are new
-    def state(self) -> Any: ...  # the sampler's state after the positions reached
-
-
 class AsItIs:
     """The order of the dataset: positions are indices."""
 
@@ -59,16 +50,18 @@ class AsItIs:
         self._length = length
 
     def reach(self, start: int, stop: int) -> int:  # noqa: ARG002
+        """The order's end, at most `stop`."""
         return min(stop, self._length)
 
-    def take(self, positions: range) -> list[int]:
+    def take(self, positions: range) -> list[Any]:
+        """The indices at positions between the last start and stop."""
         return list(positions)
 
-    def again(self, positions: range) -> None:  # noqa: ARG002
-        return None
+    def again(self, positions: range) -> list[Any] | None:
+        """How often each index came before in the epoch; None if all are new."""
 
     def state(self) -> None:
-        return None
+        """The sampler's state after the positions reached."""
 
 
 class Shuffled(AsItIs):
@@ -112,8 +105,8 @@ class Sampled:
         sampler: Any,
         key: tuple[int, ...],
         counts: bool,
-        batches: bool = False,
-        begun: tuple[Any, int] = (None, 0),
+        batches: bool,
+        begun: tuple[Any, int],
     ) -> None:
         self._sampler, self._key = sampler, key
         self._counts, self._batches = counts, batches
@@ -207,3 +200,6 @@ class Sampled:
 
     def state(self) -> Any:
         return copy.deepcopy(self._sampler.state_dict()) if self._remembers else None
+
+
+Order: TypeAlias = AsItIs | Sampled

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -38,15 +38,15 @@ class Prefetch:
 
     def _moved(self, batches: Iterator[Came]) -> Iterator[Came]:
         ahead = 0 if self._kind == "cpu" else 1
-        waiting: deque[tuple[Callable[[], Any], Any]] = deque()
-        error: Exception | None = None
-        while error is None:
+        waiting: deque[Came] = deque()
+        failed: Failed | None = None
+        while True:
             try:
                 batch, more = next(batches)
             except StopIteration:
                 break
-            except Exception as caught:
-                error = caught
+            except Exception as error:
+                failed = Failed(error)
                 break
             waiting.append((self._begun(batch), more))
             del batch  # the loop alone keeps it
@@ -54,31 +54,24 @@ class Prefetch:
                 yield _taken(waiting)
         while waiting:
             yield _taken(waiting)
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error
+        if failed is not None:
+            failed.throw()
 
-    def _begun(self, batch: Any) -> Callable[[], Any]:
-        """Begin to move a batch; what gives it to the loop."""
-        if not isinstance(batch, Failed):
-            try:
-                if self._kind == "cuda":
-                    return _Copies(batch, self._side).given
-                batch = to_device(batch, cast(torch.device, self._device))
-            except Exception as error:
-                batch = Failed(error)
-        return partial(_same, batch)
+    def _begun(self, batch: Any) -> Any:
+        """Begin to move a batch."""
+        if isinstance(batch, Failed):
+            return batch
+        try:
+            if self._kind == "cuda":
+                return _Copies(batch, self._side)
+            return to_device(batch, cast(torch.device, self._device))
+        except Exception as error:
+            return Failed(error)
 
 
-def _taken(waiting: deque[tuple[Callable[[], Any], Any]]) -> Came:
-    give, more = waiting.popleft()
-    return give(), more
-
-
-def _same(batch: Any) -> Any:
-    return batch
+def _taken(waiting: deque[Came]) -> Came:
+    batch, more = waiting.popleft()
+    return (batch.given() if isinstance(batch, _Copies) else batch), more
 
 
 class _Copies:

@@ -34,37 +34,30 @@ Sharded: TypeAlias = bool | Literal["workers", "ranks"] | None
 class Stream(IterableDataset[Any]):
     """The part of an iterable dataset that this rank and worker reads."""
 
-    def __init__(
-        self,
-        dataset: IterableDataset[Any],
-        seed: int,
-        sharded: Sharded = None,
-        group: Group = None,
-    ) -> None:
+    def __init__(self, dataset: IterableDataset[Any], sharded: Sharded, group: Group) -> None:
         if sharded not in (None, False, True, "workers", "ranks"):
             raise ValueError(
                 f"sharded is {sharded!r}; expected True, False, 'workers', 'ranks' or None"
             )
         self.dataset = dataset
-        self._seed = seed
+        self._seed = 0
         self._sharded = sharded
         self._of = group
         self._rank, self._world_size = 0, 1
-        self._epoch = -1  # of the last pass
+        self._epoch = -2  # of the last pass; before the first one, no epoch comes next
         self._parts: list[Part] = []  # where the workers of the last pass began
         self._again = False  # whether the last pass was resumed
         self._own = sharded in (True, "workers")  # whether the workers yield different items
         self._part: Part = {}  # this worker's place
         self._due = 0.0  # the time of the next state
 
-    def begin(self, epoch: int, parts: list[Part], seed: int | None = None) -> bool:
+    def begin(self, epoch: int, parts: list[Part], seed: int) -> bool:
         """Prepare the pass of an epoch; return whether persistent workers would begin there too.
 
         Raises:
             ValueError: There are several ranks, and `sharded` was not passed.
         """
         again = parts != fresh_parts(len(parts))
-        seed = self._seed if seed is None else seed  # a loaded state may change the seed
         known = (epoch, seed) == (self._epoch + 1, self._seed) and not (again or self._again)
         self._seed = seed
         self._rank, self._world_size, _ = self._ranks()

@@ -205,9 +205,7 @@ class BackgroundLogger:
 
     _opens_at_once = False  # whether the first call waits until the tracker is open
 
-    def _look_around(
-        self,
-    ) -> None: ...  # runs in the program's thread, before the tracker is opened
+    def _look_around(self) -> None: ...  # in the program's thread, before `_open`
     def _open(self) -> None: ...
     def _write_metrics(self, rows: list[Row]) -> None: ...
     def _write_params(self, params: dict[str, Any]) -> None: ...

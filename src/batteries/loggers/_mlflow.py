@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from batteries._files import PathLike, locked_directory, make_directory
+from batteries._masking import distinct
 from batteries._optional import import_optional
 from batteries.loggers._background import BackgroundLogger, Row, file_name
 from batteries.loggers._pictures import Histogram
@@ -57,8 +58,8 @@ class MLflowLogger(BackgroundLogger):
         *,
         run_id: str | None = None,
     ) -> None:
-        self._tracking = import_optional("mlflow.tracking", needs="mlflow", for_="MLflowLogger")
-        self._entities = import_optional("mlflow.entities", needs="mlflow", for_="MLflowLogger")
+        self._tracking = import_optional("mlflow.tracking", for_="MLflowLogger")
+        self._entities = import_optional("mlflow.entities", for_="MLflowLogger")
         self._uri = tracking_uri
         self._experiment = experiment
         self._asks = any(asked is not None for asked in (tracking_uri, experiment, run_id))
@@ -68,7 +69,7 @@ class MLflowLogger(BackgroundLogger):
         super().__init__(logdir, run_id=run_id)
 
     def _look_around(self) -> None:
-        fluent = import_optional("mlflow.tracking.fluent", needs="mlflow", for_="MLflowLogger")
+        fluent = import_optional("mlflow.tracking.fluent", for_="MLflowLogger")
         self._active = None if self._asks else fluent.active_run()  # of this thread
         ids = [os.environ.get(f"MLFLOW_{name}_ID") for name in ("EXPERIMENT", "RUN")]
         self._given = None if self._asks or self._active else ids[1]
@@ -147,10 +148,7 @@ class MLflowLogger(BackgroundLogger):
         for name in names:
             if name not in self._names:
                 cleaned = _REFUSED.sub("_", re.sub("/+", "/", name))[:200] or "_"
-                number, own = 1, cleaned
-                while own in self._names.values():
-                    number += 1
-                    own = f"{cleaned}_{number}"
+                own = distinct(cleaned, self._names.values(), "{}_{}")
                 if own != name:
                     self._client.set_tag(self._run_there, f"{_NAME_TAG}{own}", name)
                 self._names[name] = own

@@ -125,7 +125,7 @@ class Loggers:
 
     def _on_each(self, what: str, *arguments: Any) -> None:
         for number, each in enumerate(self._loggers):
-            if hasattr(each, what) or what in ("log_metrics", "close"):
+            if hasattr(each, what):
                 self._try(number, getattr(each, what), *arguments)
 
     def _try(self, number: int, method: Callable[..., Any], *arguments: Any) -> None:

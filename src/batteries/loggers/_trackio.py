@@ -35,7 +35,7 @@ class TrackioLogger(BackgroundLogger):
         super().__init__(logdir, run_id=run_id)
 
     def _look_around(self) -> None:
-        self._trackio: Any = import_optional("trackio", needs="trackio", for_="TrackioLogger")
+        self._trackio: Any = import_optional("trackio", for_="TrackioLogger")
 
     def _open(self) -> None:
         self._run_there = self._trackio.init(

@@ -68,7 +68,7 @@ class WandbLogger(BackgroundLogger):
         mode: Literal["offline", "online"] | None = None,
         run_id: str | None = None,
     ) -> None:
-        self._wandb = import_optional("wandb", needs="wandb", for_="WandbLogger")
+        self._wandb = import_optional("wandb", for_="WandbLogger")
         self._mode = mode or os.environ.get("WANDB_MODE", "offline")
         self._project = project or os.environ.get("WANDB_PROJECT", "batteries")
         self._asks = any(asked is not None for asked in (project, mode, run_id))
@@ -189,7 +189,7 @@ def _last_steps(directory: Path, run_id: str) -> dict[str, int]:
 
 def read_offline(path: PathLike) -> list[Any]:
     """The records of a file that wandb wrote offline, up to the first torn one."""
-    messages = import_optional("wandb.proto.wandb_internal_pb2", needs="wandb", for_="read_offline")
+    messages = import_optional("wandb.proto.wandb_internal_pb2", for_="read_offline")
     records: list[Any] = []
     for data in _logged(Path(path).read_bytes()):
         record = messages.Record()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from batteries._foreign import is_number
 from batteries._rundir.names import LOG
 from batteries.report._curves import Curve, Pairs, clock_of, read_curves
 from batteries.report._media import Shown, media_of
@@ -165,7 +165,7 @@ def _cut(text: str, most: int) -> str:
 
 def cell(value: Any) -> float | str | None:
     """A value for a table: a finite number, None, or text."""
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        finite = value is not None and -(10**300) < value < 10**300 and math.isfinite(value)
-        return (float(f"{value:.9g}") if isinstance(value, float) else value) if finite else None
-    return _text(value)
+    if is_number(value):
+        number: float = float(f"{value:.9g}") if isinstance(value, float) else value
+        return number
+    return None if value is None or type(value) in (int, float) else _text(value)

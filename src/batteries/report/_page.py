@@ -16,7 +16,8 @@ from batteries._files import PathLike, make_directory, write_whole
 from batteries.report._contents import CURVE, Contents, cell
 from batteries.report._media import fitting
 from batteries.report._workers import read_contents
-from batteries.scoreboard import RunInfo, Runs, check_gaps, read_runs
+from batteries.scoreboard import RunInfo, Runs, check_gaps
+from batteries.scoreboard._runs import argument_columns, some_runs
 
 _LIMIT = 1_000_000  # bytes of the page of up to 200 runs; 5 MB of 1,000
 _PICTURES = 2_000_000  # bytes of pictures, texts and histograms
@@ -58,12 +59,7 @@ def write_report(logdir: PathLike, output: PathLike = "report.html") -> Path:
 
 def read_all(logdir: PathLike) -> tuple[Runs, list[Contents]]:
     """The runs below a directory, at least one, and what the page shows of each."""
-    runs = read_runs(logdir)
-    if not runs:
-        raise LookupError(
-            f"there are no runs in {logdir}: a run is a directory with a run.json (start_run) or "
-            "the checkpoints of a CheckpointManager"
-        )
+    runs = some_runs(logdir)
     return runs, read_contents(runs)
 
 
@@ -85,11 +81,6 @@ def _head(logdir: str, runs: Runs) -> dict[str, Any]:
     rows = runs.rows()
     columns = {name: [cell(row[name]) for row in rows] for name in runs.columns}
     order = {id(run): place for place, run in enumerate(runs)}
-    arguments = dict.fromkeys(
-        f"args.{name}" if f"args.{name}" in columns else name
-        for run in runs
-        for name in run.arguments
-    )
     return {
         "logdir": logdir,
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -99,7 +90,7 @@ def _head(logdir: str, runs: Runs) -> dict[str, Any]:
             for name, values in columns.items()
             if any(value not in (None, "") for value in values)
         },
-        "arguments": [*arguments],
+        "arguments": argument_columns(runs),
         "minimization": runs.minimization,
         "best": [order[id(run)] for run in runs.best_first() if run.validation is not None],
         "gaps": _verdicts(runs),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from batteries._digits import shown
-from batteries._environment import program_directory
+from batteries._environment import git, program_directory
 from batteries._files import PathLike
 from batteries._foreign import read_regular
 from batteries.scoreboard._info import RunInfo
@@ -242,12 +241,8 @@ def _content(path: Path) -> bytes | Path:
 def _diff_stat(one: str, other: str) -> str:
     for directory in (Path.cwd(), program_directory()):
         # These options keep git from running programs that the repository has configured.
-        command = ["git", "-C", str(directory), "-c", "core.fsmonitor=false", "diff", "--stat"]
-        command += ["--no-ext-diff", "--no-textconv", one, other, "--"]
-        try:
-            found = subprocess.run(command, capture_output=True, text=True, errors="replace")
-        except OSError:  # git is not installed
-            break
-        if found.returncode == 0:
-            return found.stdout.rstrip() or "the same files"
+        plain = ("--no-ext-diff", "--no-textconv")
+        found = git(directory, "diff", "--stat", *plain, one, other, "--")
+        if found is not None:
+            return found.decode(errors="replace").rstrip() or "the same files"
     return f"{one[:8]} and {other[:8]}, which are not in this repository"

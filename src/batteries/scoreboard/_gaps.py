@@ -85,7 +85,7 @@ def _checked(
     if count < _FEW:
         verdict = f"too few to say whether {against} moves with validation: {_FEW} are needed"
         return GapCheck(against, metric, count, None, None, verdict)
-    stats: Any = import_optional("scipy.stats", needs="scipy", for_="check_gaps")
+    stats: Any = import_optional("scipy.stats", for_="check_gaps")
     correlation = float(stats.spearmanr(known[:, 0], known[:, 1]).statistic)
 
     rows = np.random.default_rng(_SEED).integers(0, count, (2000, count))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from batteries._arguments import leaves
 from batteries._files import PathLike, Place, check_inside
 from batteries._foreign import brief, is_epoch, open_regular
 from batteries._rundir.history import NAME as METRICS
@@ -133,8 +135,13 @@ class RunInfo:
     @cached_property
     def arguments(self) -> dict[str, Any]:
         """The arguments of the last start, with joined names ("model.width"). Lists are texts."""
-        pairs = _joined(self.session.get("args") or {}, "")
-        return dict(pair for pair, _ in zip(pairs, range(_ARGUMENTS), strict=False))
+        some = itertools.islice(leaves(self.session.get("args") or {}), _ARGUMENTS)
+        return {
+            name[:_LONG]: each
+            if each is None or isinstance(each, bool | int | float | str)
+            else repr(each)[:_LONG]
+            for name, each in some
+        }
 
     @property
     def commit(self) -> str:
@@ -372,15 +379,6 @@ def _of_stages(name: str, stages: list[Stage]) -> Validation:
     return Validation(statistics.fmean(scores), f"mean of {len(scores)} folds", spread, None, name)
 
 
-def _joined(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _joined(value, f"{prefix}{name}.")
-        else:
-            plain = value is None or isinstance(value, bool | int | float | str)
-            yield f"{prefix}{name}"[:_LONG], value if plain else repr(value)[:_LONG]
-
-
 def _checkpoints(run: Path, stage: Stage) -> Iterator[Checkpoint]:
     for row in stage.rows:
         epoch = row["epoch"]
@@ -388,17 +386,11 @@ def _checkpoints(run: Path, stage: Stage) -> Iterator[Checkpoint]:
         names += ["best.pth", "best.dcp"] if row is stage.best else []
         names += ["last.pth", "last.dcp"] if row is stage.rows[-1] else []
         path = next((stage.path / name for name in names if (stage.path / name).exists()), None)
-        if path is not None and _is_inside(path, run):
-            size = size_of(path.resolve())
-            yield Checkpoint(stage.name, epoch, row.get(stage.metric), path, size)
-
-
-def _is_inside(path: Path, run: Path) -> bool:
-    try:
-        check_inside(path, run)
-    except PermissionError:
-        return False
-    return True
+        if path is not None:
+            with suppress(PermissionError):  # for a link that leads out of the run
+                check_inside(path, run)
+                size = size_of(path.resolve())
+                yield Checkpoint(stage.name, epoch, row.get(stage.metric), path, size)
 
 
 def size_of(*paths: Path) -> int:

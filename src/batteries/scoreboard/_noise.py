@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from batteries._arrays import as_array
 from batteries._optional import import_optional
-from batteries._scoring import Metric, scoring_of
+from batteries._scoring import Metric, as_scoring
 from batteries.scoreboard._info import RunInfo, folds_of
 
 _SAMPLES = 2000
@@ -77,12 +77,11 @@ class Evidence:
 
 def decided(found: Sequence[Evidence]) -> list[Difference]:
     """Holm's procedure: the smallest p against alpha / m, the next against alpha / (m - 1) ..."""
-    alpha, order, level = 0.0, sorted(found, key=lambda each: each.p), dict[int, float]()
-    for rank, each in enumerate(order):
-        # All differences after the first one that is not beyond noise get its level.
-        alpha = (
-            alpha if any(e.p > level[id(e)] for e in order[:rank]) else _ALPHA / (len(found) - rank)
-        )
+    alpha, ended, level = 0.0, False, dict[int, float]()
+    for rank, each in enumerate(sorted(found, key=lambda each: each.p)):
+        if not ended:
+            alpha = _ALPHA / (len(found) - rank)
+        ended = ended or each.p > alpha  # all differences after this one get its level
         level[id(each)] = alpha
     return [_difference(each, level[id(each)], len(found)) for each in found]
 
@@ -140,7 +139,7 @@ def by_seeds(
     value = means[1] - means[0]
     if not any(_has_spread(each, each) for each in scores):
         return _without_spread(pair, means, by)
-    stats: Any = import_optional("scipy.stats", needs="scipy", for_="compare by seeds")
+    stats: Any = import_optional("scipy.stats", for_="compare by seeds")
     test = stats.ttest_ind(scores[1], scores[0], equal_var=False)
     variance = sum(float(each.var(ddof=1)) for each in scores)
     needed = _POWER**2 * variance / value**2 if value else math.inf
@@ -158,7 +157,7 @@ def _paired(pair: tuple[int, int], scores: Sequence[Any], unit: str) -> Evidence
     gains = np.subtract(scores[1], scores[0])
     if not _has_spread(gains, scores):
         return _without_spread(pair, means, by)
-    stats: Any = import_optional("scipy.stats", needs="scipy", for_=f"compare by {by}")
+    stats: Any = import_optional("scipy.stats", for_=f"compare by {by}")
     test, value = stats.ttest_1samp(gains, 0), float(gains.mean())
     needed = _POWER**2 * float(gains.var(ddof=1)) / value**2 if value else math.inf
     return Evidence(pair, means, by, float(test.pvalue), _interval_of(test), needed)
@@ -209,7 +208,7 @@ def paired_bootstrap(
         ValueError: Different numbers of rows.
     """
     target = as_array(target, "target")
-    own = scoring_of(metric).of(target)
+    own = as_scoring(metric).of(target)
     return decided(list(by_rows(target, [first, second], own)))[0]
 
 

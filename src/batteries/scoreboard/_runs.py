@@ -107,7 +107,7 @@ class Runs(Sequence[RunInfo]):
         Raises:
             ModuleNotFoundError: polars is not installed. `rows` does not need it.
         """
-        pl: Any = import_optional("polars", needs="polars", for_="Runs.table")
+        pl: Any = import_optional("polars", for_="Runs.table")
         rows = self._rows
         frame: Table = pl.DataFrame({
             name: _column(pl, name, [row[name] for row in rows]) for name in self.columns
@@ -120,19 +120,19 @@ class Runs(Sequence[RunInfo]):
         Raises:
             ModuleNotFoundError: polars is not installed. `RunInfo.series` does not need it.
         """
-        pl: Any = import_optional("polars", needs="polars", for_="Runs.metrics")
+        pl: Any = import_optional("polars", for_="Runs.metrics")
         import numpy as np  # not at the top: a list of runs does not need it
 
-        parts = []
+        kinds = {"run": pl.String, "metric": pl.String, "step": pl.Float64}
+        kinds |= {"time": pl.Float64, "value": pl.Float64}
+        parts = [pl.DataFrame(schema=kinds)]
         for run in self._runs:
             for series in run.series().values():
                 columns = {"step": series.steps, "time": series.times, "value": series.values}
                 own = pl.DataFrame({name: np.asarray(each) for name, each in columns.items()})
                 named = (pl.lit(run.name).alias("run"), pl.lit(series.name).alias("metric"))
                 parts.append(own.select(*named, "step", "time", "value"))
-        kinds = {"run": pl.String, "metric": pl.String, "step": pl.Float64}
-        kinds |= {"time": pl.Float64, "value": pl.Float64}
-        frame: Table = pl.concat(parts) if parts else pl.DataFrame(schema=kinds)
+        frame: Table = pl.concat(parts)
         return frame
 
     @cached_property
@@ -294,6 +294,22 @@ def read_runs(logdir: PathLike, *, metric_minimization: Mapping[str, bool] | Non
         for path in paths
     ]
     return Runs(sorted(found, key=lambda run: _natural(run.name)), metric_minimization)
+
+
+def some_runs(logdir: PathLike) -> Runs:
+    """The runs of `read_runs`, or an error if there are none."""
+    found = read_runs(logdir)
+    if not found:
+        raise LookupError(
+            f"there are no runs in {logdir}: a run is a directory with a run.json (start_run) or "
+            "the checkpoints of a CheckpointManager"
+        )
+    return found
+
+
+def argument_columns(runs: Runs) -> list[str]:
+    names = dict.fromkeys(name for run in runs for name in run.arguments)
+    return [f"args.{name}" if f"args.{name}" in runs.columns else name for name in names]
 
 
 def best_first(runs: Sequence[RunInfo | PathLike]) -> list[RunInfo]:

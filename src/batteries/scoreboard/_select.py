@@ -6,10 +6,10 @@ import math
 import operator
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from batteries._foreign import brief
+from batteries._foreign import brief, is_number
 
 Row = Mapping[str, Any]
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -107,7 +107,7 @@ def grouped(rows: Sequence[Row], by: Sequence[str], column: str) -> list[dict[st
 
 
 def _spread(rows: Sequence[Row], column: str) -> dict[str, Any]:
-    values = sorted(finite(row.get(column) for row in rows))
+    values = sorted(float(row[column]) for row in rows if is_number(row.get(column)))
     count = len(values)
     if not count:
         return {"count": 0, **dict.fromkeys(("mean", "std", "sem", "median", "min", "max"))}
@@ -121,12 +121,3 @@ def _spread(rows: Sequence[Row], column: str) -> dict[str, Any]:
         "min": values[0],
         "max": values[-1],
     }
-
-
-def finite(values: Iterable[Any]) -> list[float]:
-    """The finite numbers below 1e300."""
-    return [
-        float(value)
-        for value in values
-        if type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
-    ]

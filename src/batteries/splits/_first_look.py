@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,15 +141,13 @@ def _kinds(
 
 
 def _row_of(key: str, tables: list[Table], more: dict[str, Any]) -> dict[str, Any]:
-    sides = [(side, table.get(key)) for side, table in _named(tables)]
-    return {
-        "column": key,
-        **{f"{side} dtype": _shape_of(column) for side, column in sides},
-        **{f"missing in {side}": _missing(column) for side, column in sides},
-        **{f"infinite in {side}": _infinite(column) for side, column in sides},
-        "known in test": _known(*(column for _, column in sides)),
-        **more,
+    columns = [table.get(key) for table in tables]
+    facts = {
+        name.format(side): None if column is None else fact(column)
+        for name, fact in _FACTS.items()
+        for side, column in _named(columns)
     }
+    return {"column": key, **facts, "known in test": _known(*columns), **more}
 
 
 def _check_shapes(tables: list[Table], shared: list[str]) -> None:
@@ -193,18 +191,15 @@ def _named(tables: Sequence[Any]) -> list[tuple[str, Any]]:
     return list(zip(("train", "test"), tables, strict=True))
 
 
-def _shape_of(column: NDArray[Any] | None) -> str | None:
-    return None if column is None else f"{column.dtype} {column.shape}"
-
-
-def _missing(column: NDArray[Any] | None) -> int | None:
-    return None if column is None else int(is_missing(column.reshape(-1)).sum())
-
-
-def _infinite(column: NDArray[Any] | None) -> int | None:
-    if column is None:
-        return None
+def _infinite(column: NDArray[Any]) -> int:
     return int(np.isinf(column).sum()) if np.issubdtype(column.dtype, np.inexact) else 0
+
+
+_FACTS: dict[str, Callable[[NDArray[Any]], Any]] = {
+    "{} dtype": lambda column: f"{column.dtype} {column.shape}",
+    "missing in {}": lambda column: int(is_missing(column.reshape(-1)).sum()),
+    "infinite in {}": _infinite,
+}
 
 
 def _balance(classes: NDArray[Any]) -> dict[str, Any]:

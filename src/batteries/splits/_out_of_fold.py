@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from batteries._arrays import as_array
-from batteries._scoring import Metric, scoring_of
+from batteries._scoring import Metric, as_scoring
 from batteries.splits._assignment import Folds
 
 
@@ -171,7 +171,7 @@ class OutOfFold:
             raise ValueError(
                 f"there are {len(truth)} targets for {self._folds.rows} rows; expected one for each"
             )
-        own, predictions = scoring_of(metric).of(truth), self.predictions
+        own, predictions = as_scoring(metric).of(truth), self.predictions
         rows = np.unique(np.concatenate([self._folds[fold][1] for fold in self._valid]))
         by_fold = [
             own(truth[self._folds[fold][1]], self._valid[fold]) for fold in sorted(self._valid)

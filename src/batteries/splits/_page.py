@@ -12,7 +12,7 @@ _MOST = 15  # bars of a panel
 
 def draw(look: Any, path: PathLike) -> None:
     """Write the page of a `Look`, whole or not at all."""
-    figures = import_optional("matplotlib.figure", needs="matplotlib", for_="Look.plot")
+    figures = import_optional("matplotlib.figure", for_="Look.plot")
     figure = figures.Figure(figsize=(11, 8), layout="constrained")
     panels = figure.subplots(2, 2)
     columns = look.columns

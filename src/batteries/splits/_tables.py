@@ -107,7 +107,7 @@ def _is_absent(value: Any) -> bool:
 
 
 def polars_for(for_: str) -> Any:
-    return import_optional("polars", needs="polars", for_=for_)
+    return import_optional("polars", for_=for_)
 
 
 def random_state(seed: int) -> Any:
