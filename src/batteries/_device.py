@@ -54,10 +54,6 @@ def moved_by(copy: Copy, data: T, device: torch.device) -> T:
     return moved
 
 
-def _keep(data: T, device: torch.device, how: bool | Copy) -> T:  # noqa: ARG001
-    return data
-
-
 def _move_tensor(data: Tensor, device: torch.device, how: bool | Copy) -> Tensor:
     if data.device == device:
         return data
@@ -84,14 +80,6 @@ def _move_tuple(data: tuple[Any, ...], device: torch.device, how: bool | Copy) -
 
 def _move_dict(data: dict[Any, Any], device: torch.device, how: bool | Copy) -> dict[Any, Any]:
     return {key: _MOVES[type(value)](value, device, how) for key, value in data.items()}
-
-
-def _move_namedtuple(data: Any, device: torch.device, how: bool | Copy) -> Any:
-    return type(data)(*[_MOVES[type(value)](value, device, how) for value in data])
-
-
-def _move_own_tuple(data: Any, device: torch.device, how: bool | Copy) -> Any:
-    return _rebuilt(data, [_MOVES[type(value)](value, device, how) for value in data])
 
 
 def _move_own_list(data: Any, device: torch.device, how: bool | Copy) -> Any:
@@ -154,9 +142,7 @@ def _move_for(kind: type) -> Move:
         return _move_tensor
     own = getattr(kind, "to", None)
     if callable(own):
-        if _takes_non_blocking(kind, own):
-            return lambda data, device, non_blocking: data.to(device, non_blocking=non_blocking)
-        return lambda data, device, _: data.to(device)
+        return _move_itself_non_blocking if _takes_non_blocking(kind, own) else _move_itself
     if issubclass(kind, Mapping):  # before dataclasses: if a class is both, its items are moved
         return _move_mapping
     if dataclasses.is_dataclass(kind):
