@@ -494,6 +494,18 @@ def test_gpu_checkpoints_load_on_the_cpu() -> None:
     assert same(dict(other.state_dict()), dict(model.state_dict()))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_shared_memory_on_a_gpu(device: str) -> None:
+    """Tensors that share their memory share it when they are read onto a GPU."""
+    whole = torch.arange(4.0)
+    save_checkpoint({"whole": whole, "part": whole[:2], "same": whole}, "a.pth")
+    found = load_checkpoint("a.pth", map_location=device)
+    found["whole"].fill_(7)
+    assert found["part"].tolist() == [7, 7]
+    assert found["same"].tolist() == [7] * 4
+
+
 def test_objects_are_not_called_like_options() -> None:
     """A name that loading could not take is refused by the save, and told by the load."""
     loader = torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)
