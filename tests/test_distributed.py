@@ -670,6 +670,18 @@ def test_nccl_alone() -> None:
     assert run_ranks(encode_for_nccl, world_size=1, group=False, gpus=True) == [True]
 
 
+def raise_after_a_collective() -> None:
+    dist.all_reduce(torch.ones(1, device="cuda"))
+    raise KeyError("weight")
+
+
+@pytest.mark.gpu
+def test_an_error_on_gpus() -> None:
+    """A rank that raises on a GPU ends with its own error, though nccl is still in use."""
+    results = run_ranks(raise_after_a_collective, world_size=torch.cuda.device_count(), gpus=True)
+    assert all(isinstance(error, KeyError) for error in results)
+
+
 @pytest.mark.gpu
 def test_more_ranks_than_gpus() -> None:
     """One rank more than there are GPUs is an error on every rank."""
