@@ -227,7 +227,7 @@ class _Pass:
         value = torch.empty((), dtype=loss.dtype, pin_memory=True)
         value.copy_(own_part(loss).detach(), non_blocking=True)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        copied.record()
+        copied.record(torch.cuda.current_stream(loss.device))  # perhaps not the current device
         self._queue.append((copied, value, step))
         self.tell_queued()
 
