@@ -52,9 +52,9 @@ stress: .venv/ready
 bench: .venv-bench/ready
 	.venv-bench/bin/python benchmarks/run.py
 
-# The tests and benchmarks that need a GPU, with the torch that PYTHON has itself.
-gpu: .venv-gpu/ready
-	.venv-gpu/bin/python benchmarks/gpu.py
+# The tests and benchmarks that need a GPU, with the packages that PYTHON has. Nothing is installed.
+gpu:
+	PYTHONPATH=$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) benchmarks/gpu.py
 
 # Beside other libraries, which `make test` does without; writes what came out of it into the docs.
 ecosystem: .venv-ecosystem/ready
@@ -103,14 +103,6 @@ clean:
 	.venv-ecosystem/bin/$(INSTALL) $$(grep '^torch==' requirements.txt)
 	.venv-ecosystem/bin/$(INSTALL) --no-deps -r requirements.txt -r requirements-ecosystem.txt
 	.venv-ecosystem/bin/$(INSTALL) --no-deps --no-build-isolation -e .
-	touch $@
-
-# It sees PYTHON's own packages. torch and what CUDA needs are used from there, not installed.
-.venv-gpu/ready: requirements.txt pyproject.toml
-	$(PYTHON) -m venv --system-site-packages .venv-gpu
-	grep -v '^torch==' requirements.txt > .venv-gpu/requirements.txt
-	.venv-gpu/bin/$(INSTALL) --no-deps -r .venv-gpu/requirements.txt
-	.venv-gpu/bin/$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
 .venv-bench/ready: requirements.txt requirements-bench.txt pyproject.toml

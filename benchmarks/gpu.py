@@ -29,29 +29,50 @@ from torch.utils.data import Dataset
 from batteries import EMA, AverageMeter, CheckpointManager, t2d
 from batteries.data import DataLoader
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src"
 LIMIT = 330  # seconds for the tests; the benchmarks take less than 120
 Row = list[str]
+OPTIONS = [
+    *("-m", "gpu", "-v", "--tb=short", "--durations=10", "--continue-on-collection-errors"),
+    # Of the plugins that are installed only this one, and no options of other plugins.
+    *("-p", "pytest_timeout", "-o", f"timeout={LIMIT // 3}", "-o", "addopts=--strict-markers"),
+    # The releases of packages are any, and may warn of each other.
+    *("-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning"),
+]
+VARIABLES = {
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")])),
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # torch reads it once, perhaps before `seed_all` sets it
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no processes that outlive a test
+}
+
+
+def is_for_gpus(path: Path) -> bool:
+    return "pytest.mark.gpu" in path.read_text()
 
 
 def tested() -> list[Row]:
     """How many tests passed, and a row for each that did not."""
+    files = [str(path) for path in sorted(ROOT.glob("tests/test_*.py")) if is_for_gpus(path)]
     with tempfile.TemporaryDirectory() as folder:
         report, begun = Path(folder, "report.xml"), time.perf_counter()
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={report}"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        command = [sys.executable, "-m", "pytest", *OPTIONS, f"--junitxml={report}", *files]
+        environment = {**os.environ, **VARIABLES}
         try:
             ended = subprocess.run(command, cwd=ROOT, env=environment, timeout=LIMIT, check=False)
-            note = "" if ended.returncode in (0, 1) else f", pytest ended with {ended.returncode}"
+            note = f"ended with {ended.returncode}"
+            note = "" if ended.returncode in (0, 1) and report.exists() else note
         except subprocess.TimeoutExpired:
-            note = f", not finished after {LIMIT} s"
+            note = f"not finished after {LIMIT} s"
         cases = list(ET.parse(report).iter("testcase")) if report.exists() else []
     found: dict[str, list[str]] = {"passed": [], "failure": [], "error": [], "skipped": []}
     for case in cases:
         kind = next((part.tag for part in case if part.tag in found), "passed")
         found[kind].append(f"{case.get('classname')}::{case.get('name')}")
     told = ", ".join(f"{len(names)} {kind}" for kind, names in found.items())
-    rows = [["tests marked gpu", f"{told}{note}", f"{time.perf_counter() - begun:.0f} s"]]
+    rows = [["tests marked gpu", told, f"{time.perf_counter() - begun:.0f} s"]]
+    rows += [["  pytest", "error", note]] if note else []
     return rows + [[f"  {name}", k, ""] for k in ("failure", "error") for name in found[k]]
 
 

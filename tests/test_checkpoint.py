@@ -483,6 +483,22 @@ def test_negative_save_n_best() -> None:
         CheckpointManager("logs", save_n_best=-1)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize("kind", ["dense", "parameter", "sparse"])
+def test_checkpoints_of_gpus_open_anywhere(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain torch.load reads tensors onto the CPU, though torch had them on a GPU."""
+    dense = torch.eye(3)
+    kinds = {"dense": dense, "parameter": nn.Parameter(dense), "sparse": dense.to_sparse()}
+    save_checkpoint({"weight": kinds[kind]}, "a.pth")  # tries once what torch reads
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda _: "cuda:7")
+        save_checkpoint({"weight": kinds[kind]}, "a.pth")
+        torch.save({"weight": kinds[kind]}, "torch.pth")
+    assert torch.load("a.pth")["weight"].to_dense().equal(dense)
+    with pytest.raises(RuntimeError, match="CUDA device"):
+        torch.load("torch.pth")
+
+
 @pytest.mark.gpu
 def test_gpu_checkpoints_load_on_the_cpu() -> None:
     """What was saved from a GPU loads on the CPU by default, and into a model on the GPU."""
@@ -491,7 +507,20 @@ def test_gpu_checkpoints_load_on_the_cpu() -> None:
     other = small().cuda()
     checkpoint = load_checkpoint("a.pth", other)
     assert all(value.is_cpu for value in checkpoint["model_state_dict"].values())
+    assert all(value.is_cpu for value in torch.load("a.pth")["model_state_dict"].values())
     assert same(dict(other.state_dict()), dict(model.state_dict()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_shared_memory_on_a_gpu(device: str) -> None:
+    """Tensors that share their memory share it when they are read onto a GPU."""
+    whole = torch.arange(4.0)
+    save_checkpoint({"whole": whole, "part": whole[:2], "same": whole}, "a.pth")
+    found = load_checkpoint("a.pth", map_location=device)
+    found["whole"].fill_(7)
+    assert found["part"].tolist() == [7, 7]
+    assert found["same"].tolist() == [7] * 4
 
 
 def test_objects_are_not_called_like_options() -> None:

@@ -231,6 +231,7 @@ def test_moving_again_costs_nothing() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 def test_other_kinds_of_tensors() -> None:
     """Sparse, packed and unpinned tensors arrive whole."""
     packed = nn.utils.rnn.pack_sequence([torch.arange(5.0), torch.arange(3.0)])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from batteries import t2d, to_device
+from batteries._device import moved_by
 
 # Storage without data: a device that every machine has and that is not the CPU.
 ELSEWHERE = torch.device("meta")
@@ -250,6 +251,24 @@ def test_other_absent_devices() -> None:
     """Any kind of device that the machine does not have is refused alike."""
     with pytest.raises(ValueError, match="no device 'xpu' on this machine"):
         to_device(tensor(), "xpu")
+
+
+def test_copies_of_a_function() -> None:
+    """A function copies the tensors, but objects with their own `to` move themselves."""
+    copied = []
+
+    def copy(data: Tensor, device: torch.device) -> Tensor:
+        copied.append(data)
+        return data.to(device)
+
+    packed: PackedSequence = pack_sequence([torch.ones(3)])
+    batch = {"pair": Pair(tensor(), packed), "module": nn.Linear(2, 1), "own": Moving()}
+    moved: Any = moved_by(copy, batch, ELSEWHERE)
+    assert moved["pair"].x.is_meta
+    assert moved["pair"].y.data.is_meta
+    assert moved["module"].weight.is_meta
+    assert moved["own"].device == "meta"
+    assert len(copied) == 1
 
 
 @pytest.mark.gpu

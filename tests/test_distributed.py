@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import os
 import pickle
@@ -30,6 +32,9 @@ from batteries import (
     share_buffers,
 )
 from batteries.distributed import _collectives, _joining, _launch, _messages
+from batteries.distributed._agreement import Transfer, agree
+from batteries.distributed._groups import ranks_of
+from batteries.distributed._sending import send
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
 OTHERS = [torch.bool, torch.uint8, torch.int8, torch.int64]
@@ -618,6 +623,39 @@ def test_gpu_collectives(device_type: str) -> None:
     assert all(run_ranks(collect_on_gpus, device_type, world_size=count, gpus=True))
 
 
+def exchange_with_itself(backend: str | None, devices: list[str]) -> bool:
+    same: Any = functools.partial(torch.testing.assert_close, rtol=0, atol=0, equal_nan=True)
+    with distributed.setup(backend):
+        ranks = ranks_of()
+        for device, size in itertools.product(devices, (3, 5000)):  # in the header, and after it
+            mine = torch.arange(float(size), device=device)
+            mine[1] = torch.nan
+            for value in (mine, mine.bfloat16(), mine[0], mine[:0]):
+                same(_collectives._all_gather(value, "gather", True, ranks), [value])
+                for op in ("sum", "max"):
+                    found = _collectives._all_reduced(value.clone(), op, Transfer(op))
+                    same(found.to(device), value)
+            for arrive in [send(Transfer("send"), mine, 0) for _ in range(3)]:
+                arrive()
+        told = agree("barrier", _messages.encode(None)[0])
+    return len(told) == 1
+
+
+def test_exchange_with_itself() -> None:
+    """A group of one rank can do each exchange, though no public function makes one."""
+    assert run_ranks(exchange_with_itself, None, ["cpu"], world_size=1, group=False) == [True]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", [None, "nccl"])
+def test_exchange_with_itself_on_a_gpu(backend: str | None) -> None:
+    """With nccl, on one GPU too, each exchange brings tensors of the GPU and of the CPU whole."""
+    devices = ["cuda", "cpu"]
+    assert run_ranks(
+        exchange_with_itself, backend, devices, world_size=1, group=False, gpus=True
+    ) == [True]
+
+
 def encode_for_nccl() -> bool:
     with distributed.setup("nccl") as device:
         assert _messages.transport_device() == device
@@ -630,6 +668,18 @@ def encode_for_nccl() -> bool:
 def test_nccl_alone() -> None:
     """A group that has nccl alone carries data of the CPU too."""
     assert run_ranks(encode_for_nccl, world_size=1, group=False, gpus=True) == [True]
+
+
+def raise_after_a_collective() -> None:
+    dist.all_reduce(torch.ones(1, device="cuda"))
+    raise KeyError("weight")
+
+
+@pytest.mark.gpu
+def test_an_error_on_gpus() -> None:
+    """A rank that raises on a GPU ends with its own error, though nccl is still in use."""
+    results = run_ranks(raise_after_a_collective, world_size=torch.cuda.device_count(), gpus=True)
+    assert all(isinstance(error, KeyError) for error in results)
 
 
 @pytest.mark.gpu

@@ -21,6 +21,7 @@ from batteries import (
     accumulate,
     distribute,
     distributed,
+    isolated_rng,
     load_checkpoint,
     make_checkpoint,
     save_checkpoint,
@@ -246,6 +247,22 @@ def test_background_saves_on_a_gpu() -> None:
         other = network()
         load_checkpoint(f"logs/exp_{epoch}.pth", other)
         assert weights_of(other).equal(moment)
+
+
+def draw_after_a_block() -> list[Tensor]:
+    seed_all(3)
+    with isolated_rng():
+        torch.rand(5, device="cuda")
+    drawn = torch.rand(5, device="cuda")
+    seed_all(3)
+    return [drawn.cpu(), torch.rand(5, device="cuda").cpu()]
+
+
+@pytest.mark.gpu
+def test_a_block_that_uses_the_gpu_first() -> None:
+    """After `isolated_rng` a GPU draws as if the block, its first use, had drawn nothing."""
+    [(drawn, expected)] = run_ranks(draw_after_a_block, world_size=1, group=False, gpus=True)
+    assert drawn.equal(expected)
 
 
 # ---------------------------------------------------------------- as many ranks as there are GPUs

@@ -155,6 +155,15 @@ def test_device_tensors_do_not_wait() -> None:
     assert read(update_on(device)) == [2.0, 1.0, 3.0, 3]
 
 
+def test_a_weight_on_a_device() -> None:
+    """A number with a weight on a device stays exact: its tensors are float64."""
+    meter = AverageMeter()
+    meter.update(0.1, torch.tensor(3, device="meta"))
+    for part in (meter._value, meter._sum, meter._counter):
+        assert isinstance(part, torch.Tensor)
+        assert part.dtype == torch.float64
+
+
 def test_device_tensors_are_not_read() -> None:
     """Numbers on a device stay there: even a device that cannot be read takes updates."""
     meter = AverageMeter()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from batteries import distribute, distributed, seed_all, share_buffers, unwrap
+from batteries._modules import _settled
 
 
 def small() -> nn.Sequential:
@@ -176,6 +177,19 @@ def train_channels_last() -> list[bool]:
 def test_distribute_channels_last() -> None:
     """Gradients of a model that is channels last have its strides, and DDP warns of none."""
     assert run_ranks(train_channels_last, world_size=1) == [[True] * 4]
+
+
+def settle_as_on_a_gpu() -> list[bool]:
+    model = DistributedDataParallel(nn.Linear(4, 3))
+    model.device_ids = [0]  # DDP moves its inputs to this device
+    _settled(model)
+    model(torch.ones(2, 4)).sum().backward()
+    return [parameter.grad is not None for parameter in model.parameters()]
+
+
+def test_distribute_with_a_device_of_its_own() -> None:
+    """DDP that moves its inputs, as it does on GPUs, gets its order of buckets too."""
+    assert run_ranks(settle_as_on_a_gpu, world_size=1) == [[True, True]]
 
 
 def train_with_batch_norm() -> bool:

@@ -418,10 +418,13 @@ def test_nan_is_told() -> None:
 
 @pytest.mark.gpu
 def test_nan_on_a_gpu_is_told() -> None:
-    """A loss on a GPU is told of too, without waiting for it."""
-    pairs = accumulate([[torch.ones(1)], [torch.ones(1) / 0]], nn.Identity())
-    with pytest.warns(UserWarning, match="the loss is inf at micro-batch 1"):
-        backward_of_all(pairs, "cuda")
+    """A loss on a GPU, the current one or the last one, is told of without waiting for it."""
+    for device in ("cuda", f"cuda:{torch.cuda.device_count() - 1}"):
+        pairs = accumulate([[torch.ones(1)], [torch.ones(1) / 0]], nn.Identity())
+        with torch.cuda.device(device):
+            torch.cuda._sleep(10**7)  # type: ignore[no-untyped-call]  # the copies are late
+        with pytest.warns(UserWarning, match="the loss is inf at micro-batch 1"):
+            backward_of_all(pairs, device)
 
 
 def test_bad_input() -> None:

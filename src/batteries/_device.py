@@ -134,9 +134,7 @@ def _move_for(kind: type) -> Move:
         return _move_tensor
     own = getattr(kind, "to", None)
     if callable(own):
-        if _takes_non_blocking(kind, own):
-            return lambda data, device, non_blocking: data.to(device, non_blocking=non_blocking)
-        return lambda data, device, _: data.to(device)
+        return _move_itself_non_blocking if _takes_non_blocking(kind, own) else _move_itself
     if issubclass(kind, Mapping):  # before dataclasses: if a class is both, its items are moved
         return _move_mapping
     if dataclasses.is_dataclass(kind):

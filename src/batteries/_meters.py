@@ -58,6 +58,8 @@ class AverageMeter:
             times = _one_number(times)
         if type(times) is Tensor:  # on a device: reading it to handle 0 would wait
             times = times.clamp(min=0)
+            if not isinstance(value, Tensor):  # of two numbers, `where` would make float32
+                value = torch.full_like(times, value)
             value = torch.where(times > 0, value, self._value)
             self._sum = self._sum + torch.where(times > 0, value * times, 0)
         elif times > 0:

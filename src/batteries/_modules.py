@@ -158,10 +158,10 @@ def _settled(model: DistributedDataParallel) -> DistributedDataParallel:
         return (real * torch.zeros_like(real)).sum()
 
     parameters = [parameter for parameter in inner.parameters() if parameter.requires_grad]
-    inner.forward = lambda: sum(map(zero_of, parameters))
+    inner.forward = lambda _: sum(map(zero_of, parameters))
     try:
         for _ in range(2):  # the second forward pass orders the buckets
-            model().backward()
+            model(None).backward()  # on a GPU, DDP fails without an input
     finally:
         del inner.forward
         if own is not None:

@@ -180,7 +180,8 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
         raise KeyError(
             f"the state has no {', '.join(map(repr, missing))}; expected what rng_state returns"
         )
-    if len(state["cuda"]) > torch.cuda.device_count():
+    # Without GPUs in the state they are not counted, which would take some milliseconds.
+    if state["cuda"] and len(state["cuda"]) > torch.cuda.device_count():
         raise ValueError(
             f"the state has the generators of {len(state['cuda'])} GPUs, but there are "
             f"{torch.cuda.device_count()} here: use as many GPUs, or do not load the state"
@@ -188,10 +189,10 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     kind, words, *rest = state["numpy"]
-    np.random.set_state((kind, words.numpy(), *rest))
-    torch.set_rng_state(state["torch"])
+    np.random.set_state((kind, words.cpu().numpy(), *rest))  # it may be read onto any device
+    torch.set_rng_state(state["torch"].cpu())
     for index, generator in enumerate(state["cuda"]):
-        torch.cuda.set_rng_state(generator, index)
+        torch.cuda.set_rng_state(generator.cpu(), index)
 
 
 @contextmanager
@@ -206,6 +207,9 @@ def isolated_rng() -> Iterator[None]:
         yield
     finally:
         set_rng_state(state)
+        if not state["cuda"] and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            # The block was the first to use a GPU, whose generator had begun like the CPU's.
+            torch.cuda.manual_seed_all(torch.initial_seed())
 
 
 def _entropy(*numbers: int) -> bytes:

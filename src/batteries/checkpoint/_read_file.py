@@ -131,7 +131,8 @@ class Stream:
             assert offset is not None
             if isinstance(to, Tensor):
                 return sharded_like(formed(storages[offset], form_of(tensor)), to)
-            storages[offset] = storages[offset].to(device=to)
+            if storages[offset].device.type != to.type:  # "cuda" does not equal its "cuda:0"
+                storages[offset] = storages[offset].to(device=to)
             return formed(storages[offset], form_of(tensor))
 
         return rebuilt(self.contents, filled)

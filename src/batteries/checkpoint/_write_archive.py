@@ -6,11 +6,13 @@ import errno
 import io
 import mmap
 import os
+import pickle
 import struct
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
+from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -45,7 +47,7 @@ def write_archive(
     dense = all(map(_is_dense, tensors)) and not any(type(leaf) in kinds for leaf in leaves)
     skeleton = _Skeleton()
     with torch.serialization.skip_data() if dense else nullcontext():
-        torch.save(checkpoint, skeleton)  # type: ignore[arg-type]
+        torch.save(checkpoint, skeleton, pickle_module=_PICKLE)  # type: ignore[arg-type]
     # As torch numbers them: tensors that share their memory share a record.
     storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors if dense}
     numbered = list(storages.values())
@@ -65,6 +67,29 @@ def write_archive(
         end[-2:] = comment  # torch's file has no comment and ends in its length, 0
         stream.write(end)
         stream.end()
+
+
+class _Pickler(pickle.Pickler):
+    """Notes the CPU as the place of each tensor, so that torch.load needs no GPU."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return NotImplemented
+        made = value.__reduce_ex__(2)  # type: ignore[no-untyped-call]
+        _place_on_cpu(made)
+        return made
+
+
+def _place_on_cpu(made: Any) -> None:
+    if isinstance(made, torch.storage.TypedStorage):
+        made._fake_device = torch.device("cpu")
+    elif isinstance(made, tuple):
+        for part in made:
+            _place_on_cpu(part)
+
+
+_PICKLE = ModuleType("pickle")  # torch.save takes its pickler from a module
+vars(_PICKLE)["Pickler"] = _Pickler
 
 
 def leaves_of(checkpoint: Any) -> list[Any]:

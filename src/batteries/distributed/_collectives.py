@@ -293,7 +293,7 @@ def _all_reduced(own: Tensor, op: str, transfer: Transfer) -> Tensor:
             work = dist.all_reduce(counts, op=dist.ReduceOp.MAX, group=group, async_op=True)
             transfer.wait(work, counts.device, counts)
     if counts is not None:  # whether NaN is larger than a number would depend on the rank
-        own[counts.bool()] = torch.nan if own.is_floating_point() else 0
+        own.masked_fill_(counts.bool(), torch.nan if own.is_floating_point() else 0)
     return own
 
 

@@ -114,7 +114,10 @@ def _leave(why: str, well: bool) -> None:
             # The group is never freed. Freeing it would wait for gloo's threads, and a thread that
             # found its connection closed may wait to its timeout.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
-    dist.destroy_process_group()
+    if together or "nccl" not in dist.get_backend_config():
+        dist.destroy_process_group()
+    else:  # nccl would wait for its last collectives, and these for the other ranks
+        dist.distributed_c10d._abort_process_group()
     # If something still holds the group, such as a DDP model, its threads live on.
     take_back(_LET_GO)
     time.sleep(0.01)  # for the program's own collectives, whose tensors are not in the list

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from batteries import distributed
-from batteries._modules import drop_unreduced
+from batteries._modules import drop_unreduced, own_part
 from batteries._numbers import as_whole
 from batteries.data import Arrival, DataLoader
 from batteries.data._failing import Failed, Going
@@ -225,9 +225,9 @@ class _Pass:
             self._tell(loss.item(), step)
             return
         value = torch.empty((), dtype=loss.dtype, pin_memory=True)
-        value.copy_(loss.detach(), non_blocking=True)
+        value.copy_(own_part(loss).detach(), non_blocking=True)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        copied.record()
+        copied.record(torch.cuda.current_stream(loss.device))  # perhaps not the current device
         self._queue.append((copied, value, step))
         self.tell_queued()
 
