@@ -62,6 +62,14 @@ def _move_tensor(data: Tensor, device: torch.device, how: bool | Copy) -> Tensor
     return how(data, device)
 
 
+def _move_itself(data: Any, device: torch.device, how: bool | Copy) -> Any:  # noqa: ARG001
+    return data.to(device)
+
+
+def _move_itself_non_blocking(data: Any, device: torch.device, how: bool | Copy) -> Any:
+    return data.to(device, non_blocking=bool(how))
+
+
 def _move_list(data: list[Any], device: torch.device, how: bool | Copy) -> list[Any]:
     return [_MOVES[type(value)](value, device, how) for value in data]
 
