@@ -28,7 +28,6 @@ LEFT_OUT = {
     "docs/howto/disk-full.md": 2,
     "docs/preemption.md": 3,
     "docs/runs.md": 1,
-    "docs/training.md": 1,
 }
 
 # What the reader of a how-to page has already.
