@@ -382,6 +382,8 @@ def test_new(kind: str) -> None:
     names = {path.name for path in Path("mine").iterdir()}
     more = {"architectures.py"} if kind == "submission" else set()
     assert names == {"README.md", "datasets.py", "experiment.py", "models.py"} | more
+    texts = [path.read_text(encoding="utf-8") for path in Path("mine").iterdir()]
+    assert [text for text in texts if f"examples/{kind}/" in text] == []  # its commands run there
     command = [sys.executable, "experiment.py", "--help"]
     result = warm.run(command, cwd="mine", capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -27,8 +27,7 @@ LEFT_OUT = {
     "docs/coming-from.md": 1,
     "docs/howto/disk-full.md": 2,
     "docs/preemption.md": 3,
-    "docs/record.md": 1,
-    "docs/training.md": 1,
+    "docs/runs.md": 1,
 }
 
 # What the reader of a how-to page has already.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import click
@@ -43,7 +42,8 @@ def new(kind: str, directory: str) -> None:
         raise FileExistsError(f"{target} exists already: choose a new directory")
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted((_examples() / kind).iterdir()):
-        if path.suffix in (".py", ".md"):
-            shutil.copyfile(path, target / path.name)
+        if path.suffix in (".py", ".md"):  # their commands are those of the repository
+            text = path.read_text(encoding="utf-8").replace(f"examples/{kind}/", "")
+            (target / path.name).write_text(text, encoding="utf-8")
     click.echo(f"{target} has {', '.join(sorted(path.name for path in target.iterdir()))}")
     click.echo(f"cd {target} && python experiment.py --help")
