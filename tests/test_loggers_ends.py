@@ -15,7 +15,7 @@ import warm
 from ranks import DEADLINE
 from trackers import AT_ONCE, READERS, new_store, pytestmark, read_mlflow
 
-from batteries import MLflowLogger
+from batteries import MLflowLogger, WandbLogger
 from batteries._files import make_directory
 
 __all__ = ["new_store", "pytestmark"]  # fixtures, and where these tests run
@@ -75,9 +75,37 @@ def test_killed(new_store: Path) -> None:
         assert len(set(found)) == len(found)
 
 
+SAVE_AND_DIE = """
+import os, signal, trackers
+loggers = {kind: kind(f"logs/{kind.__name__}") for kind in trackers.AT_ONCE}
+for step in (1, 2):
+    for logger in loggers.values():
+        logger.log_metrics({"loss": step}, step)
+    states = [logger.state_dict() for logger in loggers.values()]
+print([state["step"] for state in states], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_killed_after_a_save(new_store: Path) -> None:
+    """Trackers have all steps up to the one in the state, also if a SIGKILL follows at once.
+
+    Except W&B, whose server writes them half a second later.
+    """
+    shutil.copy(new_store, make_directory("logs/MLflowLogger"))
+    program = [sys.executable, "-c", SAVE_AND_DIE]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    with warm.Popen(program, stdout=subprocess.PIPE, env=env) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == f"{[2] * len(AT_ONCE)}\n".encode()
+    for kind, read in AT_ONCE.items():
+        if kind is not WandbLogger:
+            assert [step for step, _ in read(f"logs/{kind.__name__}")["loss"]] == [1, 2], kind
+
+
 MAKE_A_STORE = """
 import threading
-from batteries import MLflowLogger
+from batteries import MLflowLogger, WandbLogger
 MLflowLogger("logs").log_metrics({"loss": 1}, 1)
 threading.Event().wait()
 """

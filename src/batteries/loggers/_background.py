@@ -38,6 +38,7 @@ _GATHER = 0.1  # seconds in which calls are gathered, to be written together
 _IDLE = 600  # intervals without a call, after which the thread sleeps until the next call
 _RETRY = 5.0  # seconds until the next attempt to open a tracker
 _PATIENCE = 60.0  # seconds that `close` waits for a tracker; a full queue waits once as long
+_GRACE = 2.0  # seconds that `state_dict` waits for a tracker
 
 
 class Row(NamedTuple):
@@ -58,7 +59,7 @@ class BackgroundLogger:
     what it has.
 
     `state_dict` has the id of the run and the highest step. Save it in the checkpoint: a run that
-    loads it continues in the tracker, and no step is there twice.
+    loads it continues in the tracker. No step is there twice, and none is lost.
 
     Args:
         run_id: The run's id for the tracker. Default: a new id, or the checkpoint's.
@@ -177,7 +178,12 @@ class BackgroundLogger:
     # ---------------------------------------------------------------- the state
 
     def state_dict(self) -> dict[str, Any]:
-        """The id of the run, and the highest step that was logged."""
+        """The id of the run, and the highest step that was logged.
+
+        The tracker has all steps up to this one, because the call waits for the thread: about a
+        millisecond, and at most two seconds. W&B's server writes them half a second later.
+        """
+        self._wait_until_written()
         return {"run_id": self.run_id, "step": self._step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -250,6 +256,17 @@ class BackgroundLogger:
             self._tried.wait(_PATIENCE)
             self._tried.set()
 
+    def _wait_until_written(self) -> None:
+        """Wait for the calls before, or until the tracker fails or takes too long."""
+        if self._thread is None or self._error is not None or not self._thread.is_alive():
+            return
+        written = threading.Event()
+        self._calls.put((self, "_tell", (written,)))
+        self._hurry.set()
+        end = time.monotonic() + _GRACE
+        while not written.wait(0.05) and self._error is None and time.monotonic() < end:
+            pass
+
     def _report(self) -> None:
         if self._error is not None and not self._told:
             self._told = True
@@ -300,7 +317,8 @@ class BackgroundLogger:
             self._report()
 
     def _write_calls(self, calls: list[Call]) -> None:
-        lost = 0
+        lost, waiting = 0, [call[2][0] for call in calls if call[1] == "_tell"]
+        calls = [call for call in calls if call[1] != "_tell"]
         for what, group in groupby(calls, key=lambda call: call[1]):
             arguments = [arguments for _, _, arguments in group]
             if what == "_write_metrics":
@@ -309,6 +327,8 @@ class BackgroundLogger:
                 if not self._try(getattr(self, what), *each):
                     lost += len(each[0]) if what == "_write_metrics" else 1
         self._lost += lost if self._try(self._flush) else len(calls)
+        for written in waiting:
+            written.set()
 
     def _try(self, function: Any, *arguments: Any) -> bool:
         try:
