@@ -29,6 +29,7 @@ class Arrival(NamedTuple):
     part: Any = None  # the state of the worker's stream, or of the sampler, after this batch
     turn: int = 0  # the round through the data; it is the epoch unless batches_per_pass is set
     done: int = 0  # batches of the pass, including this one
+    of: Any = None  # the pass
 
 
 class Plan:
