@@ -111,6 +111,23 @@ def test_warmup_pauses_and_delay() -> None:
     assert found["warm"] == pytest.approx(expected)
 
 
+def test_a_schedule_of_the_decay() -> None:
+    """A decay that is set counts from the next update on, and is checked like the first one."""
+    model = nn.Linear(1, 1, bias=False)
+    ema = EMA(model, 1.0)
+    expected = model.weight.item()
+    for decay in (0.5, 0.75, 0.25):
+        nn.init.normal_(model.weight)
+        ema.decay = decay
+        ema.update(model)
+        expected = decay * expected + (1 - decay) * model.weight.item()
+        [average] = ema.module.parameters()
+        assert average.item() == pytest.approx(expected)
+    with pytest.raises(ValueError, match=r"decay is 1\.5; expected 0 to 1"):
+        ema.decay = 1.5
+    assert ema.decay == 0.25
+
+
 def test_warmup_counts_what_is_taken_in() -> None:
     """With `update_every` and `update_after`, warmup counts the models that are averaged."""
     model = nn.Linear(1, 1, bias=False)

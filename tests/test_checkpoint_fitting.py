@@ -478,3 +478,47 @@ def test_objects_without_a_state() -> None:
     for part in (nn.Linear, nn.Linear(1, 1).state_dict(), "model"):
         with pytest.raises(TypeError, match=r"model is .*; expected an object with state_dict"):
             make_checkpoint("train", 1, part)  # type: ignore[arg-type]
+
+
+def named_groups(model: nn.Module, reverse: bool = False) -> Any:
+    named = [*model.named_parameters()][:: -1 if reverse else 1]
+    groups = [{"params": [pair], "lr": 0.1 * number} for number, pair in enumerate(named)]
+    return torch.optim.SGD(groups, momentum=0.9)
+
+
+def test_groups_in_another_order() -> None:
+    """The state of groups that have changed places is refused; parameters may have new names."""
+    model, other = (
+        nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(2))) for _ in range(2)
+    )
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer = named_groups(model)
+    optimizer.step()
+    save_checkpoint(make_checkpoint("train", 1, model, optimizer), "a.pth")
+    moved = named_groups(other, reverse=True)
+    with pytest.raises(
+        CheckpointError, match=r"0\.weight where the optimizer has 1\.weight: its gr"
+    ):
+        load_checkpoint("a.pth", other, moved)
+    assert load_checkpoint("a.pth", other, moved, strict=False).report.mismatched == [
+        "optimizer.param_groups"
+    ]
+    for renamed in nn.DataParallel(other), nn.Sequential(other):
+        load_checkpoint("a.pth", optimizer=named_groups(renamed))
+
+
+def test_parameters_that_were_unfrozen() -> None:
+    """A warning names parameters that the run has trained, and the program has frozen again."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    optimizer = torch.optim.Adam(model.parameters())
+    for frozen in (True, False):
+        model[0].requires_grad_(not frozen)
+        optimizer.zero_grad()
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        save_checkpoint(make_checkpoint("train", 1, model, optimizer), f"{frozen}.pth")
+    load_checkpoint("False.pth", model, optimizer)
+    model[0].requires_grad_(False)
+    load_checkpoint("True.pth", model, torch.optim.Adam(model.parameters()))
+    with pytest.warns(UserWarning, match=r"has trained 2 parameters that are .* is 0\.weight\."):
+        load_checkpoint("False.pth", model, optimizer)

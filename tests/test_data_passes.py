@@ -144,3 +144,46 @@ def test_windows_and_ranks() -> None:
         assert [sum(window) for window in windows] == pytest.approx([1.0] * 6)
     for (indices, _), *parts in zip(alone, *ranks, strict=True):
         assert sorted({index for part, _ in parts for index in part}) == sorted(indices)
+
+
+def steps(data: DataLoader[Any], inner: bool, windows: bool) -> list[Any]:
+    """Two epochs; `inner` reads the same loader in the loop: one batch, and a whole pass."""
+    pairs = accumulate(data, torch.nn.Linear(1, 1), 4) if windows else ((x, None) for x in data)
+    seen = []
+    for _ in range(2):
+        for step, (batch, window) in enumerate(pairs):
+            at = data.state_dict()
+            kept = [part.tolist() for part in batch], window and (window.closed, window.weight)
+            seen.append((kept, at["epoch"], at["position"], data.indices))
+            if inner and step in (1, 7):
+                next(iter(data))
+            if inner and step in (2, 11):
+                assert sum(len(x) for x, _ in data) == 23
+        pairs = pairs if windows else ((x, None) for x in data)
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore:a pass over the loader goes on", "ignore:the last two passes")
+@pytest.mark.parametrize(("workers", "windows"), [(0, False), (0, True), (1, True)])
+def test_passes_inside_of_a_pass(workers: int, windows: bool) -> None:
+    """A pass over the same loader in its loop changes no batch, window, place or epoch."""
+    options: dict[str, Any] = {"num_workers": workers, "collate_fn": None}
+    data = made(Noisy, None, **options)
+    expected = steps(made(Noisy, None, **options), inner=False, windows=windows)
+    assert steps(data, inner=True, windows=windows) == expected
+    assert data.epoch == 2
+
+
+def test_passes_inside_of_a_pass_are_told() -> None:
+    """A warning says where the state has another place; what has one place only raises."""
+    data = made(Noisy, None)
+    outer = iter(data)
+    next(outer), next(iter(data))
+    with pytest.warns(UserWarning, match=r"state_dict\(\) has the other pass's place"):
+        next(outer)
+    for alone in made(Lines, None), made(Noisy, None, num_workers=1, persistent_workers=True):
+        outer = iter(alone)
+        next(outer)
+        assert sum(1 for _ in alone)
+        with pytest.raises(RuntimeError, match=r"have only one place.*make a second loader"):
+            list(outer)

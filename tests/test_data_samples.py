@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -326,3 +327,58 @@ def test_ranks_have_the_same_order() -> None:
     together = [[*one, *other] for one, other in zip(*ranks, strict=True)]
     assert [sorted(samples) for samples in together] == [list(range(12))] * 2
     assert ranks[0][0] != ranks[0][1]
+
+
+class Buckets:
+    """Batches in an order of their own: `way` is how the sampler makes it."""
+
+    def __init__(self, way: str, data: Any) -> None:
+        self.way, self.data, self.epoch = way, data, 0
+        self.batches = [[2 * number, 2 * number + 1] for number in range(6)]
+
+    def __len__(self) -> int:
+        return 6
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.epoch += 1
+        batches = self.batches
+        if self.way == "a copy":
+            batches = self.shuffled = random.sample(batches, 6)
+        elif self.way == "in place":
+            random.shuffle(batches)
+        else:
+            batches = batches[self.epoch % 6 :] + batches[: self.epoch % 6]
+        yield from batches
+
+
+class Numbered(Buckets):
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+def epochs(data: DataLoader[Any]) -> list[Any]:
+    return [[number for batch in data for number, _ in batch] for _ in range(3)]
+
+
+@pytest.mark.parametrize("kind", [Buckets, Numbered])
+@pytest.mark.parametrize("way", ["a copy", "in place", "by its own count"])
+def test_samplers_that_change_themselves(kind: type[Buckets], way: str) -> None:
+    """A warning names a sampler whose order depends on its earlier passes, and only such a one."""
+    data = Noisy()
+    first, later = (loader(data, batch_size=1, batch_sampler=kind(way, data)) for _ in range(2))
+    later.set_epoch(2)
+    wrong = way == "in place" or (way == "by its own count" and kind is Buckets)
+    if wrong:
+        with pytest.warns(
+            UserWarning, match=f"{kind.__name__} changes itself when it is read, so its order"
+        ):
+            order = epochs(first)[2]
+    else:
+        order = epochs(first)[2]
+    assert ([number for batch in later for number, _ in batch] == order) != wrong
+
+
+def test_samplers_without_a_copy() -> None:
+    """A sampler that cannot be copied, such as one with a lock, is read as before."""
+    sampler: Any = Buckets("in place", threading.Lock())
+    assert len(epochs(loader(Noisy(), batch_size=1, batch_sampler=sampler))) == 3

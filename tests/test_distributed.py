@@ -30,6 +30,7 @@ from batteries import (
     distribute,
     distributed,
     share_buffers,
+    unwrap,
 )
 from batteries.distributed import _collectives, _joining, _launch, _messages
 from batteries.distributed._agreement import Transfer, agree
@@ -84,6 +85,39 @@ def test_all_gather_of_views() -> None:
     assert conjugate.equal(torch.tensor([1 - 2j]))
     assert learned.equal(torch.tensor([2.0, 2.0]))
     assert not learned.requires_grad
+
+
+def contrasted(model: nn.Module) -> Tensor:
+    size, own = distributed.world_size(), distributed.rank()
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+    one = nn.functional.normalize(model(x[own::size]))
+    gathered = distributed.all_gather(one)
+    gathered[own] = one
+    features = torch.cat(gathered)
+    similarities = features @ features.flip(0).t() / 0.5
+    return nn.functional.cross_entropy(similarities, torch.arange(6)) * size
+
+
+def contrastive_gradient() -> Tensor:
+    torch.manual_seed(0)
+    model = distribute(nn.Linear(3, 4), "cpu")
+    contrasted(model).backward()  # type: ignore[no-untyped-call]
+    gradient = next(unwrap(model).parameters()).grad
+    assert gradient is not None
+    return gradient
+
+
+def test_a_loss_over_the_samples_of_all_ranks() -> None:
+    """With this rank's own tensor in its place, the gradient is that of one process."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 4)
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+    features = nn.functional.normalize(model(torch.cat([x[::2], x[1::2]])))
+    loss = nn.functional.cross_entropy(features @ features.flip(0).t() / 0.5, torch.arange(6))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert model.weight.grad is not None
+    for gradient in run_ranks(contrastive_gradient):
+        torch.testing.assert_close(gradient, model.weight.grad)
 
 
 def gather_mixed() -> list[object]:

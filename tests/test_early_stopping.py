@@ -96,3 +96,15 @@ def decide_with_the_score_of_rank_zero() -> bool:
 def test_scores_of_rank_zero_alone() -> None:
     """The other ranks need no score."""
     assert run_ranks(decide_with_the_score_of_rank_zero) == [False, False]
+
+
+def test_a_run_that_has_stopped() -> None:
+    """`stopped` is what the last check said, also in an object that has loaded the state."""
+    for patience in (0, 1, 2):
+        stopper = EarlyStopping(patience, metric_minimization=True)
+        assert not stopper.stopped
+        for score in (3.0, 2.0, 2.0, math.nan):
+            said = stopper.step(score)
+            again = EarlyStopping(patience, metric_minimization=True)
+            again.load_state_dict(stopper.state_dict())
+            assert stopper.stopped == again.stopped == said

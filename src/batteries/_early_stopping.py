@@ -26,6 +26,9 @@ class EarlyStopping:
     more than `min_delta`. NaN and infinities are never an improvement. In a process group, all
     ranks call `step`, and rank 0's score decides for all.
 
+    Call `step` before `make_checkpoint`: a checkpoint that is made before it resumes one check
+    behind. After `resume`, `stopped` says whether the run has ended already.
+
     Args:
         patience: The number of checks without an improvement after which to stop.
         metric_minimization: Whether lower is better: True for a loss, False for accuracy.
@@ -68,9 +71,15 @@ class EarlyStopping:
         if self._is_better(agreed):
             self.best_score, self.best_epoch = agreed, self._checks
             return False
-        return self._checks - (self.best_epoch or 0) >= self.patience
+        return self.stopped
 
     __call__ = step
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the last check said to stop, also after a resume."""
+        since = self._checks - (self.best_epoch or 0)
+        return since > 0 and since >= self.patience
 
     def _is_better(self, score: float) -> bool:
         if not math.isfinite(score):

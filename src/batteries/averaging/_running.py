@@ -178,7 +178,8 @@ class EMA(_Running):
     only if its `_version` has changed.
 
     Args:
-        decay: The weight of the old average in each update, in [0, 1].
+        decay: The weight of the old average in each update, in [0, 1]. You can set `ema.decay`
+            before an update, for a schedule as in BYOL and DINO. It is not saved.
         warmup: Begin with a smaller decay: `min(decay, (1 + n) / (10 + n))` at the n-th update, as
             in TensorFlow.
         update_every: Use only every n-th call of `update`.
@@ -204,13 +205,23 @@ class EMA(_Running):
         device: torch.device | str | None = None,
         buffers: Buffers = "copy",
     ) -> None:
+        self.decay = decay
+        super().__init__(model, device, buffers)
+        self._warmup = warmup
+        self._every = as_whole(update_every, "update_every", 1)
+        self._after = as_whole(update_after, "update_after", 0)
+
+    @property
+    def decay(self) -> float:
+        """The weight of the old average in each update."""
+        return self._decay
+
+    @decay.setter
+    def decay(self, decay: float) -> None:
         decay = as_number(decay, "decay")
         if not 0 <= decay <= 1:
             raise ValueError(f"decay is {decay}; expected 0 to 1, such as 0.9999")
-        super().__init__(model, device, buffers)
-        self._decay, self._warmup = decay, warmup
-        self._every = as_whole(update_every, "update_every", 1)
-        self._after = as_whole(update_after, "update_after", 0)
+        self._decay = decay
 
     def update(self, model: nn.Module) -> None:
         """Add the model's present weights. Call it after `optimizer.step()`.

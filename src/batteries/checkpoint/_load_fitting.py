@@ -14,6 +14,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from batteries.checkpoint._contents import bare_name
+
 
 class Misfit(NamedTuple):
     """One thing about a state that does not fit its object."""
@@ -59,6 +61,12 @@ def _of_optimizer(optimizer: Optimizer, state: Any) -> Iterator[Misfit]:
         text = f"its param_groups have {there} parameters, but {here} in the optimizer"
         yield Misfit("param_groups", "mismatched", text)
         return
+    names, own_names = (_names_in(which) for which in (groups, own))
+    if names != own_names and sorted(names) == sorted(own_names):  # others were renamed
+        first, other = next(pair for pair in zip(names, own_names, strict=True) if len({*pair}) > 1)
+        text = f"it has {first} where the optimizer has {other}: its groups have another order"
+        yield Misfit("param_groups", "mismatched", text)
+        return
     places = [(number, index) for number, size in enumerate(here) for index in range(size)]
     by_id = {groups[i]["params"][j]: (i, own[i]["params"][j]) for i, j in places}
     for number, group in enumerate(_completed(optimizer, groups)):
@@ -67,6 +75,21 @@ def _of_optimizer(optimizer: Optimizer, state: Any) -> Iterator[Misfit]:
         if index in by_id and isinstance(entry, Mapping):
             number, parameter = by_id[index]
             yield from _of_entry(optimizer, f"state[{index}]", entry, parameter, groups[number])
+
+
+def _names_in(groups: list[dict[str, Any]]) -> list[str]:
+    """The names of the parameters, if the optimizer was made of `named_parameters()`."""
+    return [bare_name(str(name)) for group in groups for name in group.get("param_names", [])]
+
+
+def frozen_with_state(optimizer: Optimizer, state: Mapping[str, Any]) -> list[Tensor]:
+    """The parameters that are frozen, although the state shows that they were trained."""
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    both = (zip(saved["params"], own["params"], strict=True) for saved, own in pairs)
+    trained = (
+        parameter for index, parameter in chain.from_iterable(both) if state["state"].get(index)
+    )
+    return [parameter for parameter in trained if not parameter.requires_grad]
 
 
 def _completed(optimizer: Optimizer, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

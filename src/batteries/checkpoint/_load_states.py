@@ -16,7 +16,12 @@ from torch.optim import Optimizer
 from batteries._files import PathLike
 from batteries._modules import own_part, sharded_like, unwrap
 from batteries.checkpoint._contents import Checkpoint, bare_name, renamed, state_key
-from batteries.checkpoint._load_fitting import misfits, other_options
+from batteries.checkpoint._load_fitting import (
+    frozen_with_state,
+    loads_as_torch,
+    misfits,
+    other_options,
+)
 from batteries.checkpoint._load_putting import put_all
 from batteries.checkpoint._read import named_weights
 from batteries.checkpoint._read_outline import CheckpointError
@@ -86,6 +91,9 @@ def put_in(
     _warn_of_meta(parts)
     if any(isinstance(parts[name], Optimizer) for name in states):
         _warn_of_order(parts.get("model"), states.get("model"), path)
+    for name in states:
+        if isinstance(part := parts[name], Optimizer) and loads_as_torch(part):
+            _warn_of_frozen(name, frozen_with_state(part, states[name]), parts, path)
     return report
 
 
@@ -145,6 +153,21 @@ def _warn_of_order(model: Any, state: Any, path: PathLike) -> None:
             "the layers in the same order as before, or leave out the optimizer",
             stacklevel=4,
         )
+
+
+def _warn_of_frozen(name: str, frozen: list[Tensor], parts: Any, path: PathLike) -> None:
+    """Warn of frozen parameters that the run has trained: it may have unfrozen them."""
+    if not frozen:
+        return
+    modules = (unwrap(part) for part in parts.values() if isinstance(part, nn.Module))
+    named = {id(tensor): own for part in modules for own, tensor in part.named_parameters()}
+    first = named.get(id(frozen[0]), f"one of shape {tuple(frozen[0].shape)}")
+    warnings.warn(
+        f"the {name} in {path} has trained {len(frozen)} parameters that are frozen now "
+        f"(requires_grad=False), the first is {first}. A checkpoint does not say what is frozen: "
+        "if the run had unfrozen them, unfreeze them before you go on",
+        stacklevel=4,
+    )
 
 
 def _warn_of_meta(parts: dict[str, Any]) -> None:

@@ -54,6 +54,17 @@ class _Place(NamedTuple):
     sampler: Any = None  # the sampler's state, if it has one
 
 
+class _Pass:
+    """A pass, to which the loop may come back after another pass over the same loader."""
+
+    def __init__(self, epoch: int, begin: _Place, rank: int) -> None:
+        self.epoch, self.begin, self.rank = epoch, begin, rank
+        self.place = begin
+        self.unsettled: list[tuple[int, int, int, Any]] = []  # of batches whose step is open
+        self.plan = Plan(_ for _ in ())
+        self.ended = False
+
+
 def _check(options: dict[str, Any], batches_per_pass: int | None) -> None:
     if options.get("in_order") is False:
         raise ValueError(
@@ -166,14 +177,14 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         _check(options, batches_per_pass)
         self.batches_per_pass = batches_per_pass
         self.seed = chosen_seed(seed)
-        self.epoch, self.group = 0, group
+        self.epoch, self._rank, self.group = 0, 0, group
         members = tuple(ranks_of(group).members)  # raises if the group is not usable
         self.indices: list[Any] = []
-        self._rank = 0  # of the pass under way
         self._place = self._begin = _Place()  # after the last received batch; where a pass begins
         self._broken = (_Place(), _Place())  # where the last unfinished pass began and stopped
         self._open: Iterator[Arrival] | None = None  # a stream between two passes
-        self._pass: object = None  # the pass under way
+        self._pass: _Pass | None = None  # the pass under way
+        self._latest: _Pass | None = None  # the pass to which the loader's place belongs
         self._sampler = sampler if batch_sampler is None else batch_sampler
         self._unit = "samples" if batch_sampler is None else "batches"
         self._shuffled = bool(shuffle)
@@ -187,7 +198,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._keeps_samples = collate_fn is None and batch_size is not None
         # of each worker in a stream; the worker of the next batch is first
         self._begin_parts = self._parts = fresh_parts(num_workers or 1)
-        self._unsettled: list[tuple[int, int, int, Any]] = []  # of batches whose step is open
+        self._unsettled: list[tuple[int, int, int, Any]] = []
         own = self._read_by(sharded, collate_fn is not None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the call of super() has warned already
@@ -250,27 +261,50 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         [[0, 1], [2, 3]]
         """
         self._say_what_repeats()
-        this = self._pass = object()
         self._rank = self._ranks().rank
-        self._place, self._unsettled = self._begin, []
-        place = self._begin
+        place = self._place = self._begin
+        this = self._pass = self._latest = _Pass(self.epoch, place, self._rank)
+        self._unsettled = this.unsettled
         try:
             if self._is_stream:
                 batches, self._open = self._open or self._streamed(), None
             else:
-                batches = self._read()
+                batches = self._read(this)
             if self._is_stream and self.batches_per_pass is not None:
                 for number in range(place.done + 1, self.batches_per_pass + 1):
                     yield next(batches)._replace(done=number)
                 self._open = batches
             else:
                 yield from batches
+            self._come_back(this)
         finally:
+            this.ended = True
             if self._pass is this:
                 self._pass = None
-                # The plan refers to this loader, and persistent workers to the plan: while the
-                # plan is open, the loader is not freed, and its workers do not end.
-                self._asked.plan.close()
+            # The plan refers to this loader, and persistent workers to the plan: while the plan is
+            # open, the loader is not freed, and its workers do not end.
+            this.plan.close()
+
+    def _come_back(self, this: _Pass | None) -> None:
+        """Restore the place of a pass that goes on after another one has begun."""
+        if this is None or this is self._latest:
+            return
+        goes_on = "a pass over the loader goes on after another pass over the same loader has begun"
+        if isinstance(self.dataset, IterableDataset) or self.persistent_workers:
+            raise RuntimeError(
+                f"{goes_on}, but an iterable dataset, and persistent workers, have only one place "
+                "in the data: make a second loader for the other pass"
+            )
+        warnings.warn(
+            f"{goes_on}. Between the two, state_dict() has the other pass's place: if you save "
+            "there, make a second loader for the other pass",
+            stacklevel=4,
+        )
+        self._latest, self._pass = this, None if this.ended else this
+        self.epoch, self._begin, self._place, self._rank = (
+            this.epoch, this.begin, this.place, this.rank
+        )  # fmt: skip
+        self._unsettled, self._asked.plan = this.unsettled, this.plan
 
     def _say_what_repeats(self) -> None:
         """Warn if two passes in a row were left at the same place."""
@@ -285,8 +319,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             )
         self._broken = broken
 
-    def _read(self) -> Iterator[Arrival]:
-        plan = self._asked.plan = Plan(self._planned())
+    def _read(self, this: _Pass) -> Iterator[Arrival]:
+        plan = self._asked.plan = this.plan = Plan(self._planned(this))
         came = self._prefetch((batch, None) for batch in self._started())
         return (plan.awaited.popleft()._replace(batch=batch) for batch, _ in came)
 
@@ -303,7 +337,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             came = ((received(batch), part) for batch, part in self._started())
             for batch, part in self._prefetch(came):
                 start, stop = stop, stop + 1
-                yield Arrival(batch, [], start, stop, part, turn, stop)
+                yield Arrival(batch, [], start, stop, part, turn, stop, self._latest)
             if self.batches_per_pass is None:
                 return
             if not stop:
@@ -362,6 +396,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             settled: False does not advance the state yet: a run that resumes gets the batch again.
             failed: Failed batches after this one that count with it.
         """
+        self._come_back(arrival.of)
         for one in (arrival, *failed):
             self._unsettled.append((one.turn, one.stop, one.done, one.part))
         if isinstance(arrival.batch, Failed):
@@ -379,16 +414,19 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                     self._parts = fresh_parts(len(self._parts))
                 self._parts = followed(self._parts, part)
             self._place = _Place(turn, stop, done, None if stream else part)
+        if self._latest is not None:
+            self._latest.place = self._place
         self._unsettled.clear()
 
-    def complete(self) -> None:
-        """End a pass whose batches have all been received.
+    def complete(self, last: Arrival | None = None) -> None:
+        """End a pass whose batches have all been received, the last one of which may be given.
 
         >>> loader = DataLoader(range(4))
         >>> loader.complete()
         >>> loader.epoch
         1
         """
+        self._come_back(None if last is None else last.of)
         rekey(_STEP, self._key, self.epoch, self._rank, -1)
         self._settle()
         if self.batches_per_pass is None:
@@ -409,6 +447,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         The result is None if the numbers are not known before the batches are read: for streams,
         batch samplers, a `collate_fn`, and ranks with different numbers of batches.
         """
+        self._come_back(arrival.of)
         ranks = self._ranks()
         if self._is_stream or self._unit == "batches" or not self._keeps_samples:
             return None
@@ -607,10 +646,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         group = self._group()
         return range(0, length - length % group if self._drops else length, group)
 
-    def _planned(self) -> Generator[tuple[Any, Arrival], None, None]:
+    def _planned(self, this: _Pass) -> Generator[tuple[Any, Arrival], None, None]:
         """For each batch, the request to a worker and the arrival to expect."""
         (rank, world_size, _), group = self._ranks(), self._group()
-        first, position, done, _ = self._begin
+        first, position, done, _ = this.begin
         for turn in itertools.count(first):
             order, start = self._order(turn), position
             self._check_reach(order, start)
@@ -629,7 +668,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                     [indices] = indices
                     [before] = before or [None]
                 done += 1
-                arrival = Arrival(None, indices, start, stop, order.state(), turn, done)
+                arrival = Arrival(None, indices, start, stop, order.state(), turn, done, this)
                 yield self._ask(indices, before, turn), arrival
                 start = stop
             if self.batches_per_pass in (None, done):

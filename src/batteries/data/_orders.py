@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, DistributedSampler
 
-from batteries._seeding import rekey, rng_state, set_rng_state
+from batteries._seeding import isolated_rng, rekey, rng_state, set_rng_state
+from batteries.data._copies import Pickled, copy_from, pickled
 from batteries.data._generators import generators_in, rekey_each
 from batteries.data._samples import number_of
 from batteries.data._shuffle import Shuffle
@@ -41,6 +43,11 @@ def _has_all(sampler: Any, dataset: Any) -> bool:
     with suppress(TypeError, NotImplementedError):  # one of them has no length
         return not isinstance(sampler, DistributedSampler) and len(sampler) >= len(dataset)
     return False
+
+
+def _is_of_torch(sampler: Any) -> bool:
+    parts = sampler, getattr(sampler, "sampler", sampler)
+    return all(type(part).__module__.partition(".")[0] in ("torch", "builtins") for part in parts)
 
 
 class AsItIs:
@@ -117,6 +124,7 @@ class Sampled:
         self._iterator: Iterator[Any] | None = None
         self._ended = False
         self._remembers = remembers(sampler)
+        self._tried = self._remembers or key[-1] > 0 or _is_of_torch(sampler)
         rekey(*key)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(key[-1])
@@ -167,14 +175,47 @@ class Sampled:
         if self._iterator is not None:
             return next(self._iterator)
         known = len(self._own)
+        before = None if self._tried else pickled(self._sampler)
         self._iterator = iter(self._sampler)
         value = next(self._iterator)
+        if before is not None:
+            self._try_again(before)
         self._find_generators()
         if len(self._own) == known or self._remembers:
             return value
         self._iterator = None  # the sampler has made its generators at this first read
         set_rng_state(self._draws)
         return self._next(position)
+
+    def _try_again(self, before: Pickled) -> None:
+        """Warn if the sampler has changed itself, and its next order would differ by this.
+
+        This is tried on copies, once for a loader, and only if the first read changed the sampler.
+        """
+        self._tried, after = True, pickled(self._sampler)
+        if after is None or after.data == before.data:
+            return
+        with isolated_rng():
+            first, second = self._first_of(before), self._first_of(after)
+        if first == second or not (first and second):
+            return
+        name = type(self._sampler).__name__
+        warnings.warn(
+            f"{name} changes itself when it is read, so its order depends on the passes before: a "
+            "run that resumes gets another order, in which samples may be missing. In __iter__, "
+            "shuffle a copy (batches = list(self.batches)), or give it set_epoch(epoch), or "
+            "state_dict() and load_state_dict(state)",
+            stacklevel=2,
+        )
+
+    def _first_of(self, state: Pickled) -> str:
+        """The beginning of the order of a copy; empty if the copy cannot be read."""
+        try:
+            order = Sampled(copy_from(state), self._key, False, self._batches, (None, 0))
+            order._tried = True
+            return repr(order.take(range(order.reach(0, 32))))
+        except Exception:  # of the user's code, which did not expect to be copied
+            return ""
 
     def _find_generators(self) -> None:
         """Find those that the sampler owns, but the one that has its seed for the whole order."""

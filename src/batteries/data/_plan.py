@@ -39,6 +39,7 @@ class Arrival(NamedTuple):
     part: Any = None
     turn: int = 0
     done: int = 0
+    of: Any = None
 
 
 class Plan:

@@ -280,6 +280,7 @@ class Windows(Generic[T]):
         arrivals = fetched(iter(self._loader)) if own is None else own.arrivals()
         this = _Pass(self._model, self._scaler, None if own is None else own.epoch)
         steps = itertools.count()
+        arrival: Arrival | None = None
         try:
             for first in place.held(arrivals):
                 this.begin()
@@ -297,7 +298,7 @@ class Windows(Generic[T]):
             this.abandon()
             raise
         if own is not None:
-            own.complete()
+            own.complete(arrival)
         this.tell_queued(wait=True)
 
     def _window(

@@ -1,0 +1,68 @@
+"""Copies of a sampler, without the data that it refers to."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+_MOST = 2**26  # bytes
+_SHARED = (Dataset, DataLoader, nn.Module, type, FunctionType, BuiltinFunctionType, MethodType)
+
+
+class Pickled(NamedTuple):
+    """The state of a sampler."""
+
+    data: bytes  # equal if nothing has changed
+    shared: dict[int, Any]  # what the copies share with the sampler
+
+
+class _File(io.BytesIO):
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > _MOST:
+            raise ValueError("the sampler is too large")
+        return super().write(data)
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: _File) -> None:
+        super().__init__(file)
+        self.shared: dict[int, Any] = {}
+
+    def reducer_override(self, value: Any) -> Any:  # is not called for numbers, lists and dicts
+        if value is _shared or not isinstance(value, _SHARED):
+            return NotImplemented
+        self.shared[id(value)] = value
+        return _shared, (id(value),)
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, state: Pickled) -> None:
+        super().__init__(io.BytesIO(state.data))
+        self._shared = state.shared
+
+    def find_class(self, module: str, name: str) -> Any:
+        own = (module, name) == (__name__, _shared.__name__)
+        return self._shared.__getitem__ if own else super().find_class(module, name)
+
+
+def _shared(number: int) -> Any:
+    raise NotImplementedError(number)  # stands for what is shared
+
+
+def pickled(sampler: Any) -> Pickled | None:
+    """The state of a sampler; None if it cannot be copied, or is large."""
+    pickler = _Pickler(file := _File())
+    try:
+        pickler.dump(sampler)
+    except Exception:  # of many kinds: locks, open files, generators
+        return None
+    return Pickled(file.getvalue(), pickler.shared)
+
+
+def copy_from(state: Pickled) -> Any:
+    return _Unpickler(state).load()
