@@ -138,22 +138,17 @@ def naming(path: PathLike) -> Iterator[None]:
         raise
 
 
-def link_or_copy(source: PathLike, target: PathLike) -> None:
+def link_or_copy(source: PathLike, target: PathLike, *, over_links: bool = False) -> None:
     """Make `target` a hard link to `source`, or a copy if links are impossible.
 
     `target` is replaced in one step, so at every moment it is the old file or the new one. Symbolic
     links are followed. A copy is on the disk before it gets its name, and shares its data if the
     file system can do that. A warning tells of copies once for each directory.
+
+    Args:
+        over_links: If `target` is a symbolic link, replace the link itself.
     """
-    _link_or_copy(_followed(source), _followed(target))
-
-
-def replace_link(link: PathLike) -> None:
-    """Replace a symbolic link, in one step, by the file to which it leads."""
-    _link_or_copy(_followed(link), Path(link), over_links=True)
-
-
-def _link_or_copy(source: Path, target: Path, over_links: bool = False) -> None:
+    source, target = _followed(source), Path(target) if over_links else _followed(target)
     impossible = None
     # Renaming a hard link to another name of the same file does nothing, and leaves both names.
     if target.is_symlink() or not (target.exists() and target.samefile(source)):

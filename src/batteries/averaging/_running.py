@@ -26,7 +26,11 @@ class _Running:
     """A running average of a model's weights."""
 
     def __init__(
-        self, model: nn.Module, device: torch.device | str | None, buffers: Buffers
+        self,
+        model: nn.Module,
+        *,
+        device: torch.device | str | None = None,
+        buffers: Buffers = "copy",
     ) -> None:
         if buffers not in ("copy", "average"):
             raise ValueError(f"buffers is {buffers!r}; expected 'copy' or 'average'")
@@ -207,7 +211,7 @@ class EMA(_Running):
         decay = as_number(decay, "decay")
         if not 0 <= decay <= 1:
             raise ValueError(f"decay is {decay}; expected 0 to 1, such as 0.9999")
-        super().__init__(model, device, buffers)
+        super().__init__(model, device=device, buffers=buffers)
         self._decay, self._warmup = decay, warmup
         self._every = as_whole(update_every, "update_every", 1)
         self._after = as_whole(update_after, "update_after", 0)
@@ -256,15 +260,6 @@ class SWA(_Running):
         device: Where the average is. Default: where the model is.
         buffers: "copy" or "average", as for `EMA`.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        device: torch.device | str | None = None,
-        buffers: Buffers = "copy",
-    ) -> None:
-        super().__init__(model, device, buffers)
 
     def update(self, model: nn.Module) -> None:
         """Add the model's present weights.

@@ -11,9 +11,8 @@ from batteries.checkpoint._read import named_weights, opened
 from batteries.checkpoint._read_file import Where
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._read_safetensors import library
-from batteries.checkpoint._read_shards import read_shards
-from batteries.checkpoint._write import save_checkpoint
-from batteries.checkpoint._write_archive import leaves_of
+from batteries.checkpoint._read_shards import Shards
+from batteries.checkpoint._write import leaves_of, save_checkpoint
 
 
 def consolidate(directory: PathLike, out: PathLike) -> None:
@@ -28,7 +27,8 @@ def consolidate(directory: PathLike, out: PathLike) -> None:
     Raises:
         CheckpointError: Damaged, or not a sharded checkpoint.
     """
-    save_checkpoint(read_shards(directory), out)
+    whole = Shards(directory).read(lambda *_: torch.device("cpu"))
+    save_checkpoint(whole, out)
 
 
 def export_safetensors(path: PathLike, out: PathLike, *, key: str = "model") -> None:

@@ -19,7 +19,7 @@ from batteries.checkpoint._contents import Checkpoint
 from batteries.checkpoint._read_file import Stream, Where
 from batteries.checkpoint._read_outline import CheckpointError, is_state, peek_file
 from batteries.checkpoint._read_safetensors import files_in_index
-from batteries.checkpoint._read_shards import Shards, peek_shards, verify_shards
+from batteries.checkpoint._read_shards import Shards, peek_shards
 from batteries.checkpoint._seal import INDEX
 
 
@@ -102,17 +102,13 @@ def read_checkpoint(path: PathLike, map_location: torch.device | str = "cpu") ->
         ValueError: An unknown `map_location`.
         CheckpointError: Damaged, cut short, or not a checkpoint.
     """
-    return _read(path, map_location)
+    return read_whole(path, map_location)
 
 
-def read_alone(path: PathLike) -> Checkpoint:
-    """Read a checkpoint in this process only, also where there is a process group."""
-    return _read(path, "cpu", alone=True)
-
-
-def _read(
-    path: PathLike, map_location: torch.device | str, alone: bool | None = None
+def read_whole(
+    path: PathLike, map_location: torch.device | str = "cpu", alone: bool | None = None
 ) -> Checkpoint:
+    """Read and verify a checkpoint; with `alone=True`, also a sharded one in this process only."""
     device = known_device(map_location)
     to = None if device.type == "meta" else device
     with opened(path, alone=alone) as file:
@@ -172,10 +168,7 @@ def latest(logdir: PathLike) -> Path | None:
     """
     for path in newest_first(logdir):
         try:
-            if is_sharded(path):
-                verify_shards(path)
-            else:
-                read_checkpoint(path, "meta")
+            read_checkpoint(path, "meta")
         except CheckpointError as error:
             warnings.warn(f"{error}; an older one is taken", stacklevel=2)
         else:

@@ -42,7 +42,7 @@ from batteries.checkpoint._seal import (
     identity,
     note_digest,
 )
-from batteries.checkpoint._write_archive import form_of, formed, is_plain
+from batteries.checkpoint._write import form_of, formed, is_plain
 
 # From a tensor and its place to where it goes: to a device, or to the ranks as a given DTensor is
 # divided. None: the tensor is not read, and stays on the meta device.

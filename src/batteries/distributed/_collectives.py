@@ -28,7 +28,6 @@ from batteries.distributed._messages import (
     refuse_sharded,
     transport_device,
 )
-from batteries.distributed._sending import send
 
 T = TypeVar("T")
 # Whether only some ranks execute this code. A collective here would pair with another one.
@@ -160,7 +159,7 @@ def _carry(own: Tensor, payloads: list[Tensor], transfer: Transfer) -> None:
             transfer.wait(work, own.device, own, *payloads)
     else:
         payloads[ranks.rank] = own
-        for arrive in [send(transfer, part, src) for src, part in enumerate(payloads)]:
+        for arrive in [transfer.send(part, src) for src, part in enumerate(payloads)]:
             arrive()
 
 
@@ -213,7 +212,7 @@ def broadcast(data: T, src: int = 0, *, check: bool = True, group: Group = None)
         if not sending:
             payload = torch.empty(meta.size, dtype=torch.uint8, device=carrier)
         payload = payload.to(carrier)
-        send(Transfer(operation, check, ranks), payload, src)()
+        Transfer(operation, check, ranks).send(payload, src)()
     if sending and not meta.failed:
         return data
     received: T = decode(meta, payload if small is None else small, device_of(data))

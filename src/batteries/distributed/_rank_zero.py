@@ -40,11 +40,8 @@ def rank_zero_only(function: Callable[P, T] | None = None, *, share: bool = Fals
     call the function: the others wait for rank 0 and get its result, or raise its error.
     """
     if function is None:
-        return functools.partial(_rank_zero_only, share=share)
-    return _rank_zero_only(function, share)
+        return functools.partial(rank_zero_only, share=share)
 
-
-def _rank_zero_only(function: Callable[P, T], share: bool) -> Callable[P, T | None]:
     @functools.wraps(function)
     def on_rank_zero(*args: P.args, **kwargs: P.kwargs) -> T | None:
         if not share:

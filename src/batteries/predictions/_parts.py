@@ -12,7 +12,6 @@ from torch import Tensor
 
 from batteries.distributed._agreement import Transfer
 from batteries.distributed._messages import as_tensor
-from batteries.distributed._sending import send
 from batteries.predictions._result import Form, Indices, Result
 
 _PIECE = 2**22  # bytes of an array in one piece
@@ -112,7 +111,7 @@ def bring(
             tensors = part.packed(piece, indices, rows)
         elif not mine and result is not None:
             tensors = part.rooms(number, piece, result)
-        arrivals = [send(transfer, _flat(each), source, dst) for each in tensors if travels]
+        arrivals = [transfer.send(_flat(each), source, dst) for each in tensors if travels]
         if not travels:
             for tensor, data in zip(tensors, small[source], strict=False):
                 _flat(tensor).copy_(as_tensor(data))
