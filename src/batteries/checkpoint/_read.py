@@ -13,11 +13,11 @@ import torch
 
 from batteries._device import known_device
 from batteries._files import PathLike
-from batteries._foreign import brief
+from batteries._foreign import brief, open_regular
 from batteries._rundir.names import epoch_of
 from batteries.checkpoint._contents import Checkpoint
 from batteries.checkpoint._read_file import Stream, Where
-from batteries.checkpoint._read_outline import CheckpointError, is_state, peek_file
+from batteries.checkpoint._read_outline import CheckpointError, check_exists, is_state, outline_file
 from batteries.checkpoint._read_safetensors import files_in_index
 from batteries.checkpoint._read_shards import Shards, peek_shards
 from batteries.checkpoint._seal import INDEX
@@ -149,12 +149,15 @@ def peek(path: PathLike) -> Checkpoint:
         FileNotFoundError: No such file.
         CheckpointError: Not a checkpoint.
     """
+    path = Path(path)
     if is_sharded(path):
         return peek_shards(path)
-    if Path(path).suffix != ".safetensors" and not _is_index(path):
-        return peek_file(path)
-    with opened(path) as file:
-        return file.contents  # type: ignore[no-any-return]
+    if path.suffix == ".safetensors" or _is_index(path):
+        with opened(path) as file:
+            return file.contents  # type: ignore[no-any-return]
+    check_exists(path)
+    with open_regular(path) as stream:
+        return outline_file(path, stream).contents  # type: ignore[no-any-return]
 
 
 def latest(logdir: PathLike) -> Path | None:
