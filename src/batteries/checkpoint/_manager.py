@@ -31,7 +31,6 @@ from batteries.checkpoint._write import save_checkpoint
 from batteries.checkpoint._write_shards import (
     claim_shards,
     commit_shards,
-    new_folder,
     remove_unnamed,
     write_shards,
 )
@@ -304,7 +303,7 @@ class CheckpointManager:
     def _save_sharded(self, checkpoint: Any, row: Row | None) -> None:
         on_rank_zero = distributed.rank_zero_only(share=True)
         shards = self._directory.shards
-        folder = new_folder(shards)
+        folder = shards / uuid.uuid4().hex
         with ExitStack() as held:  # by rank 0
 
             def hold() -> Path:
@@ -328,8 +327,7 @@ class CheckpointManager:
     @contextmanager
     def _committing(self, row: Row | None) -> Iterator[Note]:
         """Give the note for a new last checkpoint. When that is in place, do what follows."""
-        thorough = self._disturbed or not self._owns
-        if thorough:
+        if self._disturbed or not self._owns:
             self._directory.recover()  # the last save may be incomplete, or another run's
         self._disturbed = True
         if row is None:
@@ -340,7 +338,7 @@ class CheckpointManager:
             yield {"row": row, **kept.note(), "owner": self._owner}
         self._owns = True
         if row is not None:
-            self._directory.follow(row, kept, thorough)
+            self._directory.follow(row, kept)
         self._disturbed = False
 
     @contextmanager
