@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from batteries._files import PathLike, write_whole
-from batteries._foreign import Most, check, parse_json, read_regular
+from batteries._foreign import Most, check, read_json
 from batteries._masking import masked_record
 from batteries._processes import is_alive
 
@@ -47,7 +47,7 @@ def read_record(run: PathLike) -> dict[str, Any] | None:
     """The record of a run; None if there is none."""
     path = Path(run, NAME)
     try:
-        record: dict[str, Any] = parse_json(read_regular(path, inside=run))
+        record: dict[str, Any] = read_json(path, inside=run)
         check(record, SCHEMA)
         if not record.get("sessions"):
             raise ValueError("it has no sessions")

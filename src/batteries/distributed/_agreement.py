@@ -20,9 +20,9 @@ import torch.distributed as dist
 import tqdm
 from torch import Tensor
 
-from batteries.distributed._causes import MissingRankError
 from batteries.distributed._groups import (
     ANY_LEFT,
+    MissingRankError,
     Ranks,
     break_off,
     closed,
