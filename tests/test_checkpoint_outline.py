@@ -134,6 +134,28 @@ def test_costly_pickles(name: str) -> None:
             read("bomb.pth")
 
 
+LARGE = b"J\0\0\0\x7f\x85"  # the arguments (2 GiB,)
+CALLS = {
+    "a call": b"cbuiltins\nbytearray\n" + LARGE + b"R",
+    "a new object": b"cbuiltins\nbytearray\n" + LARGE + b"\x81",
+    "a place that has two names": b"ctorch.serialization\n_get_layout\nq\5"
+    + b"cbuiltins\nbytearray\nr\5\0\0\0h\5"
+    + LARGE
+    + b"R\x87",
+    "after what is unknown": b"ctorch.serialization\n_get_layout\n)Rcbuiltins\nbytearray\n"
+    + LARGE
+    + b"R\x86",
+    "a call of what was made": b"c__builtin__\nset\n)R)R",
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_are_inspected(name: str) -> None:
+    """What torch.save does not call is refused, in whatever way a pickle calls it."""
+    with pytest.raises(Suspicious):
+        check_calls(b"\x80\2" + CALLS[name] + b".")
+
+
 def test_what_costs_nothing() -> None:
     """Common checkpoints pass, a key that stands in many dicts, and what only torch.load knows."""
     key = tuple(range(20))
