@@ -7,7 +7,6 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -245,7 +244,6 @@ class _Pass:
             warnings.warn(f"the loss is {loss} {where}", stacklevel=4)
 
 
-@dataclass(eq=False, repr=False)
 class Windows(Generic[T]):
     """The pairs of batch and window that `accumulate` returns; `len` is that of the loader.
 
@@ -253,12 +251,21 @@ class Windows(Generic[T]):
     3
     """
 
-    _loader: Iterable[T]
-    _model: nn.Module
-    _steps: int
-    _count: Count | None
-    _scaler: Any
-    _group: Group
+    def __init__(
+        self,
+        loader: Iterable[T],
+        model: nn.Module,
+        steps: int,
+        count: Count | None,
+        scaler: Any,
+        group: Group,
+    ) -> None:
+        self._loader = loader
+        self._model = model
+        self._steps = steps
+        self._count = count
+        self._scaler = scaler
+        self._group = group
 
     def __len__(self) -> int:
         return len(self._loader)  # type: ignore[arg-type]
