@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from batteries import CheckpointManager
 from batteries import make_checkpoint as make_training_checkpoint
 from batteries.checkpoint import peek, read_checkpoint, save_checkpoint
-from batteries.checkpoint._write_archive import leaves_of
+from batteries.checkpoint._write import leaves_of
 
 TURNS = 9
 LOOPS, SAVES = 5, 3  # measurements of a training loop, and saves in each

@@ -19,7 +19,7 @@ from torch import nn
 from batteries import CheckpointManager, make_checkpoint, save_checkpoint
 from batteries.averaging import best_checkpoints
 from batteries.checkpoint import peek
-from batteries.checkpoint._read_shards import verify_shards
+from batteries.checkpoint._read_shards import Shards
 from batteries.checkpoint._seal import read_note
 from batteries.report._contents import contents_of
 from batteries.report._page import data_of
@@ -121,7 +121,7 @@ def with_index(index: dict[str, Any], chance: random.Random) -> bool:
     parts = changed if isinstance(changed, dict) else {}
     save_checkpoint({"checkpoint": {}, **parts}, folder / "index.pth")
     try:
-        verify_shards(folder)
+        Shards(folder)
     except (OSError, ValueError):
         return True
     finally:

@@ -4,6 +4,7 @@ import gc
 import sys
 import threading
 import weakref
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_every_kind_of_tensor() -> None:
 def test_memory_is_used_again() -> None:
     """Checkpoints of the same sizes are copied into the same two pieces of memory."""
     seen = set()
-    with BackgroundWriter() as writer:
+    with closing(BackgroundWriter()) as writer:
         for _ in range(6):
             writer.submit({"x": torch.zeros(1000)}, lambda copy: seen.add(copy["x"].data_ptr()))
             writer.wait()
@@ -73,7 +74,7 @@ def test_one_in_flight_and_one_waiting() -> None:
         assert disk.wait(60)
         written.append(copy["x"].item())
 
-    with BackgroundWriter() as writer:
+    with closing(BackgroundWriter()) as writer:
         writer.submit({"x": torch.tensor(1)}, save)
         writer.submit({"x": torch.tensor(2)}, save)
         threading.Timer(0.2, disk.set).start()

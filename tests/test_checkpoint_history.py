@@ -14,7 +14,7 @@ from warm import start
 from batteries import CheckpointError, CheckpointManager, resume
 from batteries._rundir.history import MetricsFile
 from batteries.checkpoint import load_checkpoint
-from batteries.checkpoint._epochs import Epochs
+from batteries.checkpoint._directory import Epochs
 from batteries.checkpoint._seal import read_note
 
 PAGE = 4096

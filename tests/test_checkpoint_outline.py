@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from batteries import CheckpointError, make_checkpoint
 from batteries.checkpoint import peek, read_checkpoint
 from batteries.checkpoint._contents import rebuilt
-from batteries.checkpoint._read_pickle import Suspicious, Unknown, check_cost, outline
+from batteries.checkpoint._read_pickle import Suspicious, Unknown, check_calls, outline
 
 
 def pickle_of(value: Any) -> bytes:
@@ -125,7 +125,7 @@ def test_costly_pickles(name: str) -> None:
     """What would hash or copy for ever is refused before it is tried."""
     data = b"\x80\x02" + COSTLY[name] + b"."
     with pytest.raises(Suspicious, match="it would copy or hash many more values"):
-        check_cost(data)
+        check_calls(data)
     with zipfile.ZipFile("bomb.pth", "w") as archive:
         for record, content in [("data.pkl", data), ("version", b"3\n"), ("byteorder", b"little")]:
             archive.writestr(f"a/{record}", content)
@@ -134,9 +134,31 @@ def test_costly_pickles(name: str) -> None:
             read("bomb.pth")
 
 
+LARGE = b"J\0\0\0\x7f\x85"  # the arguments (2 GiB,)
+CALLS = {
+    "a call": b"cbuiltins\nbytearray\n" + LARGE + b"R",
+    "a new object": b"cbuiltins\nbytearray\n" + LARGE + b"\x81",
+    "a place that has two names": b"ctorch.serialization\n_get_layout\nq\5"
+    + b"cbuiltins\nbytearray\nr\5\0\0\0h\5"
+    + LARGE
+    + b"R\x87",
+    "after what is unknown": b"ctorch.serialization\n_get_layout\n)Rcbuiltins\nbytearray\n"
+    + LARGE
+    + b"R\x86",
+    "a call of what was made": b"c__builtin__\nset\n)R)R",
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_are_inspected(name: str) -> None:
+    """What torch.save does not call is refused, in whatever way a pickle calls it."""
+    with pytest.raises(Suspicious):
+        check_calls(b"\x80\2" + CALLS[name] + b".")
+
+
 def test_what_costs_nothing() -> None:
     """Common checkpoints pass, a key that stands in many dicts, and what only torch.load knows."""
     key = tuple(range(20))
-    check_cost(pickle_of([{key: n} for n in range(1000)]))
-    check_cost(pickle_of(everything()))
-    check_cost(pickle_of([torch.eye(2).to_sparse(), 1j, torch.ones(2, dtype=torch.cfloat).conj()]))
+    check_calls(pickle_of([{key: n} for n in range(1000)]))
+    check_calls(pickle_of(everything()))
+    check_calls(pickle_of([torch.eye(2).to_sparse(), 1j, torch.ones(2, dtype=torch.cfloat).conj()]))

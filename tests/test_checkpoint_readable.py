@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,10 @@ def test_what_is_saved_can_be_read() -> None:
                 assert told.startswith("a checkpoint cannot hold args[0].x: ")
                 assert Path("a.pth").read_bytes() == b"old"
                 refused.add(name)
-                with pytest.raises(TypeError, match=r"cannot hold x: "), BackgroundWriter() as own:
+                with (
+                    pytest.raises(TypeError, match=r"cannot hold x: "),
+                    closing(BackgroundWriter()) as own,
+                ):
                     own.submit({"x": value}, lambda copy: None)  # noqa: ARG005
             else:
                 peek("a.pth")

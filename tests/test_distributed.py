@@ -35,7 +35,6 @@ from batteries import (
 from batteries.distributed import _collectives, _joining, _launch, _messages
 from batteries.distributed._agreement import Transfer, agree
 from batteries.distributed._groups import ranks_of
-from batteries.distributed._sending import send
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
 OTHERS = [torch.bool, torch.uint8, torch.int8, torch.int64]
@@ -669,7 +668,7 @@ def exchange_with_itself(backend: str | None, devices: list[str]) -> bool:
                 for op in ("sum", "max"):
                     found = _collectives._all_reduced(value.clone(), op, Transfer(op))
                     same(found.to(device), value)
-            for arrive in [send(Transfer("send"), mine, 0) for _ in range(3)]:
+            for arrive in [Transfer("send").send(mine, 0) for _ in range(3)]:
                 arrive()
         told = agree("barrier", _messages.encode(None)[0])
     return len(told) == 1

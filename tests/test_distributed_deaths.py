@@ -19,8 +19,7 @@ from batteries.distributed._agreement import agree
 from batteries.distributed._groups import ANY_LEFT, notes
 from batteries.distributed._messages import encode
 from batteries.distributed._waiting import wait_until
-from batteries.predictions._parts import Part
-from batteries.predictions._result import Form
+from batteries.predictions._rows import Form, Part
 
 
 def wait_for_rank_two(what: str, seconds: float, directory: str) -> str:

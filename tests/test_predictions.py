@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, DistributedSampler, TensorDataset
 
 from batteries import Predictions, distributed, predictions
 from batteries.data import DataLoader
-from batteries.predictions import _parts
+from batteries.predictions import _rows
 
 KINDS = {
     "float": torch.rand(23, dtype=torch.float64),
@@ -49,7 +49,7 @@ def gather_kinds(kinds: dict[str, Any], parts: list[list[int]]) -> list[tuple[An
             batch = {name: rows(value, indices.tolist()) for name, value in kinds.items()}
             outputs.add(indices.tolist(), **batch)
     gathered = [outputs.gather(), outputs.gather(dst=0)]  # with the header
-    _parts._SMALL, _parts._PIECE, _parts._OBJECTS = -1, 64, 4  # and in pieces
+    _rows._SMALL, _rows._PIECE, _rows._OBJECTS = -1, 64, 4  # and in pieces
     return [*gathered, outputs.gather(), outputs.gather(dst=1)]
 
 

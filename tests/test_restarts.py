@@ -12,8 +12,8 @@ import pytest
 import warm
 from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
-from batteries.distributed import _attempts
-from batteries.distributed._attempts import attempt_store
+from batteries.distributed import _joining
+from batteries.distributed._joining import attempt_store
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
 
@@ -64,7 +64,7 @@ def test_each_attempt_has_a_part_of_the_store() -> None:
 
 def test_rank_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 names the ranks that it waits for; the others say that there is no rank 0."""
-    monkeypatch.setattr(_attempts, "_PATIENCE", 0.05)
+    monkeypatch.setattr(_joining, "_PATIENCE", 0.05)
     store, soon = HashStore(), timedelta(seconds=0.3)
     with (
         pytest.raises(TimeoutError, match=r"rank 1 found no rank 0 in 0\.3 s"),

@@ -11,9 +11,9 @@ _LENGTH = re.compile(r"(?i)epoch|step|iter")  # in names of arguments for the le
 
 
 def differing(
-    before: dict[str, Any], now: dict[str, Any]
+    before: dict[str, Any], now: dict[str, Any], may_differ: list[str]
 ) -> dict[str, tuple[str | None, str | None]]:
-    """The arguments of two sessions that differ, as texts; None for a missing one."""
+    """The arguments that differ and may not, as texts of both sessions; None for a missing one."""
     if before.get("args") or now.get("args"):
         pairs = (leaves(each.get("args") or {}) for each in (before, now))
         old, new = ({name: json.dumps(value) for name, value in each} for each in pairs)
@@ -21,12 +21,9 @@ def differing(
         old, new = (_options(each.get("command") or []) for each in (before, now))
         if not all(_is_program(each.get("command") or []) for each in (before, now)):
             return {}
-    names = {**old, **new}
+    free = tuple(f"{name}." for name in may_differ)
+    names = [name for name in {**old, **new} if not f"{name}.".startswith(free)]
     return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
-
-
-def is_free(name: str, may_differ: list[str]) -> bool:
-    return any(f"{name}.".startswith(f"{free}.") for free in may_differ)
 
 
 def is_longer(name: str, old: str | None, new: str | None) -> bool:

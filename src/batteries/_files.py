@@ -24,7 +24,6 @@ except ImportError:  # Windows
 PathLike = str | os.PathLike[str]
 _LONG = 64  # bytes; temporary names contain only shorter names, because they are longer
 _NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
-_CLONE = 0x40049409  # Linux's FICLONE: the copy shares its data until one file changes
 
 
 class Place:
@@ -138,22 +137,17 @@ def naming(path: PathLike) -> Iterator[None]:
         raise
 
 
-def link_or_copy(source: PathLike, target: PathLike) -> None:
+def link_or_copy(source: PathLike, target: PathLike, *, over_links: bool = False) -> None:
     """Make `target` a hard link to `source`, or a copy if links are impossible.
 
     `target` is replaced in one step, so at every moment it is the old file or the new one. Symbolic
-    links are followed. A copy is on the disk before it gets its name, and shares its data if the
-    file system can do that. A warning tells of copies once for each directory.
+    links are followed. A copy is on the disk before it gets its name. A warning tells of copies
+    once for each directory.
+
+    Args:
+        over_links: If `target` is a symbolic link, replace the link itself.
     """
-    _link_or_copy(_followed(source), _followed(target))
-
-
-def replace_link(link: PathLike) -> None:
-    """Replace a symbolic link, in one step, by the file to which it leads."""
-    _link_or_copy(_followed(link), Path(link), over_links=True)
-
-
-def _link_or_copy(source: Path, target: Path, over_links: bool = False) -> None:
+    source, target = _followed(source), Path(target) if over_links else _followed(target)
     impossible = None
     # Renaming a hard link to another name of the same file does nothing, and leaves both names.
     if target.is_symlink() or not (target.exists() and target.samefile(source)):
@@ -320,20 +314,9 @@ def _described(error: OSError, path: Path, size: int) -> OSError:
 
 def _copy(source: Path, target: Path) -> None:
     with source.open("rb") as file, target.open("xb") as copy:
-        if not _cloned(file, copy):
-            shutil.copyfileobj(file, copy, 2**20)
+        shutil.copyfileobj(file, copy, 2**20)
         copy.flush()
         os.fsync(copy.fileno())
-
-
-def _cloned(file: BinaryIO, copy: BinaryIO) -> bool:
-    if fcntl is None:
-        return False
-    try:
-        fcntl.ioctl(copy.fileno(), _CLONE, file.fileno())
-    except OSError:  # most file systems
-        return False
-    return True
 
 
 @functools.cache  # once for each directory

@@ -8,11 +8,11 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from batteries import distributed
+from batteries.distributed._launch import in_group
 from batteries.distributed._messages import is_fsdp, is_sharded, refuse_sharded
 
 
@@ -127,7 +127,7 @@ def distribute(model: nn.Module, device: torch.device | str) -> nn.Module:
     device = torch.device(device)
     model = model.to(device)
     trainable = any(parameter.requires_grad for parameter in model.parameters())
-    if not (dist.is_available() and dist.is_initialized() and trainable):
+    if not (in_group() and trainable):
         return model
     if device.type == "cpu":
         return _settled(DistributedDataParallel(model))

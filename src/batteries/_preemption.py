@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from batteries._numbers import as_seconds
 from batteries._processes import seconds_lived
+from batteries.distributed._launch import in_group
 from batteries.distributed._waiting import seconds_between
 
 _SIGNALS = [
@@ -325,7 +326,7 @@ def timed_save() -> Iterator[None]:
 
 
 def _alone() -> bool:
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+    return not in_group() or dist.get_world_size() == 1
 
 
 def _own_store() -> Any:
@@ -397,7 +398,7 @@ def ignore_signals() -> None:
     write.setblocking(False)
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _nothing)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # it reaches the socket all the same
     signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_end_at_the_second, args=(read, write), daemon=True).start()
     if hasattr(signal, "pthread_sigmask"):
@@ -411,7 +412,3 @@ def _end_at_the_second(read: socket.socket, write: socket.socket) -> None:
             first = first or time.monotonic()
             if time.monotonic() - first > _SAME:
                 os._exit(0)  # torch expects 0 from a worker that it terminates
-
-
-def _nothing(*_: object) -> None:
-    """A signal handler; the signal reaches the socket all the same."""

@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
-from batteries._arguments import differing, is_free, is_longer
+from batteries._arguments import differing, is_longer
 from batteries._environment import code, environment, program_directory
 from batteries._files import PathLike, Place, locked_directory, make_directory, write_whole
 from batteries._masking import masked, masked_command
@@ -27,7 +27,7 @@ from batteries._rundir.history import summaries
 from batteries._rundir.names import RESUMED, diff_name
 from batteries._rundir.record import NAME, read_record, write_record
 from batteries.distributed import is_main, rank_zero_only, world_size
-from batteries.distributed._causes import with_cause
+from batteries.distributed._groups import with_cause
 
 _runs: dict[str, Run] = {}  # the runs that this process records, by session
 
@@ -337,15 +337,14 @@ def _check_same(
     path: Path, before: dict[str, Any], now: dict[str, Any], may_differ: list[str]
 ) -> None:
     """Raise if a run has other arguments: its weights and optimizer would be loaded."""
-    pairs = differing(before, now)
-    names = [name for name in pairs if not is_free(name, may_differ)]
-    if names:
+    pairs = differing(before, now, may_differ)
+    if pairs:
         none = "not given"
-        found = ((name, [each or none for each in pairs[name]]) for name in names)
-        differ = "; ".join(f"{name} was {old}, is {new}" for name, (old, new) in found)
+        found = ((name, old or none, new or none) for name, (old, new) in pairs.items())
+        differ = "; ".join(f"{name} was {old}, is {new}" for name, old, new in found)
         raise ValueError(
             f"{path} is not finished and has other arguments: {differ}. Start another run with "
-            f"new=True; or resume it: pass its own directory, or may_differ={names}"
+            f"new=True; or resume it: pass its own directory, or may_differ={[*pairs]}"
         )
 
 
@@ -355,8 +354,7 @@ def _tell_longer(path: Path, now: dict[str, Any], may_differ: list[str]) -> None
     last = max(before, key=lambda each: int(each.name), default=None)
     with suppress(ValueError):
         record = read_record(last) if last is not None else None
-        pairs = differing(record["sessions"][-1], now) if record else {}
-        pairs = {name: pair for name, pair in pairs.items() if not is_free(name, may_differ)}
+        pairs = differing(record["sessions"][-1], now, may_differ) if record else {}
         if pairs and all(is_longer(name, *pair) for name, pair in pairs.items()):
             told = ", ".join(f"{name} was {old}, is {new}" for name, (old, new) in pairs.items())
             warnings.warn(

@@ -136,13 +136,10 @@ class MetricsFile:
         if len(row) > _PAGE or at + len(row) > self._limit:
             self._write(self._path.read_bytes()[: self._at] + row)
             return
-        with naming(self._path):
-            file = os.open(self._path, os.O_WRONLY)
-            try:
-                os.pwrite(file, row, at)
-                os.fsync(file)
-            finally:
-                os.close(file)
+        with naming(self._path), self._path.open("r+b", buffering=0) as file:
+            file.seek(at)
+            file.write(row)
+            os.fsync(file.fileno())
         self._at, self._ours = at + len(row), self._status()
 
     def forget(self) -> None:

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,6 @@ from batteries._foreign import lines_of, open_regular, parse_json
 NAME = "metrics.jsonl"
 BINS = 256  # of a histogram, at most
 _CHUNK = 2**20  # bytes that are parsed together
-_ODD = (b'"not_finite"', b'"nan"', b'inf"')  # marks of numbers that are not finite
 _OTHERS = ("nan", "inf", "-inf")  # numbers that JSON does not have
 _NUMBER = b"0123456789+-.eE"  # letters of numbers
 _ALIKE = 16, 100  # lines at least, and metrics at most, for which a pattern is worth its price
@@ -66,8 +65,7 @@ def told_lines(path: Path, run: Path, problems: list[str]) -> Iterator[tuple[lis
         with open_regular(path, inside=run) as file:
             for some in _some_lines(file):
                 rows, others = _rows_of(some, before)
-                parsed = _parsed([some[place - before] for place in others])
-                pairs = zip(others, parsed, strict=True)
+                pairs = [(place, parse_line(some[place - before])) for place in others]
                 found = [(place, line) for place, line in pairs if line is not None]
                 if len(found) < len(others):
                     last = some[-1].endswith(b"\n")
@@ -131,19 +129,6 @@ def _pattern(names: tuple[str, ...]) -> re.Pattern[bytes]:
     metrics = ", ".join(f"{re.escape(json.dumps(name))}: {number}" for name in names)
     line = rf'^\{{"step": {number}, "time": {number}, "metrics": \{{{metrics}\}}\}}\n'
     return re.compile(line.encode(), re.MULTILINE)
-
-
-def _parsed(some: list[bytes]) -> Iterable[dict[str, Any] | None]:
-    """The values of lines. If all look right, one call parses them, in a third of the time."""
-    if all(line.startswith(b"{") and line.endswith(b"}\n") for line in some):
-        data = b"[" + b",".join(some) + b"]"
-        # Lines of metrics have one inner object each, so their depth needs no check.
-        is_plain = data.count(b"[") == 1 and data.count(b"{") == 2 * len(some) <= 10**5
-        with suppress(ValueError, RecursionError):
-            values = json.loads(data) if is_plain else parse_json(data)
-            if len(values) == len(some) and all(type(value) is dict for value in values):
-                return map(_restored, values) if any(map(data.count, _ODD)) else values
-    return map(parse_line, some)
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:

@@ -8,13 +8,13 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from batteries._files import PathLike, write_whole
-from batteries._foreign import Most, check, parse_json, read_regular
+from batteries._foreign import Most, check, read_json
 from batteries._masking import masked_record
 from batteries._processes import is_alive
 
@@ -47,7 +47,7 @@ def read_record(run: PathLike) -> dict[str, Any] | None:
     """The record of a run; None if there is none."""
     path = Path(run, NAME)
     try:
-        record: dict[str, Any] = parse_json(read_regular(path, inside=run))
+        record: dict[str, Any] = read_json(path, inside=run)
         check(record, SCHEMA)
         if not record.get("sessions"):
             raise ValueError("it has no sessions")
@@ -167,27 +167,31 @@ def check_held(directory: PathLike) -> None:
 
 def check_seen(run: PathLike, session: str, host: str) -> None:
     """Warn if this rank does not see the session that rank 0 has recorded."""
+
+    def recorded() -> bool:
+        sessions = (read_record(run) or {"sessions": []})["sessions"]
+        return any(each.get("id") == session for each in sessions)
+
+    warn_unless_seen(recorded, run, host)
+
+
+def warn_unless_seen(there: Callable[[], bool], directory: PathLike, host: str) -> None:
+    """Warn if this rank does not see what rank 0 has written to a directory."""
+    from batteries.distributed import rank
     from batteries.distributed._waiting import wait_until
 
     def seen() -> bool:
-        with suppress(OSError, ValueError):
-            sessions = (read_record(run) or {"sessions": []})["sessions"]
-            return any(each.get("id") == session for each in sessions)
+        with suppress(OSError, ValueError):  # some file systems lose a name for a moment
+            return there()
         return False
 
     if not wait_until(seen, SEEN):
-        warn_apart(run, host)
-
-
-def warn_apart(directory: PathLike, host: str) -> None:
-    from batteries.distributed import rank
-
-    warnings.warn(
-        f"rank {rank()} on {platform.node()} does not see what rank 0 on {host} has written to "
-        f"{directory}: each host has its own directory of this name; use a directory that all "
-        "hosts share, or the ranks will not resume together",
-        stacklevel=4,
-    )
+        warnings.warn(
+            f"rank {rank()} on {platform.node()} does not see what rank 0 on {host} has written to "
+            f"{directory}: each host has its own directory of this name; use a directory that all "
+            "hosts share, or the ranks will not resume together",
+            stacklevel=4,
+        )
 
 
 def replaced_in(directory: PathLike) -> dict[str, Any] | None:

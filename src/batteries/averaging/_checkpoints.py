@@ -23,9 +23,10 @@ from batteries._rundir.names import checkpoint_name
 from batteries.averaging._batch_norm import update_bn
 from batteries.averaging._parts import Averaging
 from batteries.averaging._sources import Part, Source, lies_alike, weights_in
-from batteries.checkpoint._contents import rebuilt, state_of
-from batteries.checkpoint._read import peek, read_alone
-from batteries.checkpoint._write import save_checkpoint
+from batteries.checkpoint._contents import state_of
+from batteries.checkpoint._directory import Epochs
+from batteries.checkpoint._read import peek, read_whole
+from batteries.checkpoint._write import leaves_of, save_checkpoint
 from batteries.progress import tqdm
 
 State = OrderedDict[str, Any]
@@ -92,7 +93,7 @@ def average_checkpoints(
                 state.update(averaged)
             state.update(averaging.of(unlike))
     for key in [key for key, value in state.items() if _has_meta(value)]:  # an extra state
-        state[key] = weights_in(read_alone(files[0]), files[0])[key]
+        state[key] = weights_in(read_whole(files[0], alone=True), files[0])[key]
     state.__dict__.update(getattr(first, "__dict__", {}))  # the versions of its modules
     return state
 
@@ -181,9 +182,7 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
             f"{path} is not there: pass the directory of a CheckpointManager, which writes it"
         )
     metric, minimization, found, _ = read_history(path, inside=folder)
-    sign = 1 if minimization else -1
-    rows = [row for row in found if row.get(metric) is not None]
-    ranked = sorted(rows, key=lambda row: sign * row[metric])
+    ranked = Epochs(metric, minimization, found).ranked()
     ends = (".pth", ".dcp")
     names = [[folder / checkpoint_name(row["epoch"], end) for end in ends] for row in ranked]
     kept = [path for epoch in names for path in [path for path in epoch if path.exists()][:1]]
@@ -218,13 +217,8 @@ def _counts(weights: Weights, files: list[Path]) -> list[float]:
 
 
 def _has_meta(value: Any) -> bool:
-    found = []
-
-    def look(leaf: Any, place: str) -> Any:  # noqa: ARG001
-        found.append(isinstance(leaf, Tensor) and leaf.is_meta and leaf.numel() > 0)
-
-    rebuilt(value, look)
-    return any(found)
+    tensors = (leaf for leaf in leaves_of(value) if isinstance(leaf, Tensor))
+    return any(tensor.is_meta and tensor.numel() > 0 for tensor in tensors)
 
 
 def _without_data(value: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from batteries.averaging._sources import WINDOW, Part, Source, lies_alike, place_of
 from batteries.checkpoint._read_file import SPARE
 from batteries.checkpoint._read_outline import CheckpointError
-from batteries.checkpoint._write_archive import Form, formed
+from batteries.checkpoint._write import Form, formed
 from batteries.progress import tqdm
 
 

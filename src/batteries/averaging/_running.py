@@ -26,7 +26,11 @@ class _Running:
     """A running average of a model's weights."""
 
     def __init__(
-        self, model: nn.Module, device: torch.device | str | None, buffers: Buffers
+        self,
+        model: nn.Module,
+        *,
+        device: torch.device | str | None = None,
+        buffers: Buffers = "copy",
     ) -> None:
         if buffers not in ("copy", "average"):
             raise ValueError(f"buffers is {buffers!r}; expected 'copy' or 'average'")
@@ -206,7 +210,7 @@ class EMA(_Running):
         buffers: Buffers = "copy",
     ) -> None:
         self.decay = decay
-        super().__init__(model, device, buffers)
+        super().__init__(model, device=device, buffers=buffers)
         self._warmup = warmup
         self._every = as_whole(update_every, "update_every", 1)
         self._after = as_whole(update_after, "update_after", 0)
@@ -267,15 +271,6 @@ class SWA(_Running):
         device: Where the average is. Default: where the model is.
         buffers: "copy" or "average", as for `EMA`.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        device: torch.device | str | None = None,
-        buffers: Buffers = "copy",
-    ) -> None:
-        super().__init__(model, device, buffers)
 
     def update(self, model: nn.Module) -> None:
         """Add the model's present weights.

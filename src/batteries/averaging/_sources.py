@@ -16,7 +16,7 @@ from batteries.checkpoint._read import is_sharded, named_weights
 from batteries.checkpoint._read_file import SPARE, Stream
 from batteries.checkpoint._read_outline import CheckpointError, is_state
 from batteries.checkpoint._read_shards import Shards
-from batteries.checkpoint._write_archive import Form, form_of, is_plain
+from batteries.checkpoint._write import Form, form_of, is_plain
 
 _KEY = "model_state_dict"
 WINDOW = 2**20  # bytes of a file that are read at once: they fit into the processor's cache

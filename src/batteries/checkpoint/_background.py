@@ -18,7 +18,7 @@ from torch import Tensor
 
 from batteries._processes import call_at_end
 from batteries.checkpoint._contents import plain_or_refused, rebuilt
-from batteries.checkpoint._write_archive import form_of, formed, is_plain, storage_bytes
+from batteries.checkpoint._write import form_of, formed, is_plain, storage_bytes
 
 Save = Callable[[Any], None]  # takes the copy of a checkpoint
 _Jobs = queue.SimpleQueue[Callable[[], object] | None]  # its put is safe in a finalizer
@@ -90,12 +90,6 @@ class BackgroundWriter:
         self._dropped.detach()
         self._cancel_exit()
         self._raise()
-
-    def __enter__(self) -> BackgroundWriter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def _raise(self) -> None:
         if self._errors:

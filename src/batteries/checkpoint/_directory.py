@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import os
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +17,11 @@ from batteries._files import (
     link_or_copy,
     naming,
     remove_leftovers,
-    replace_link,
     temporary_name,
 )
 from batteries._foreign import Most, check
 from batteries._rundir.history import NAME, MetricsFile, Row, is_row, read_history
 from batteries._rundir.names import checkpoint_name, epoch_of
-from batteries.checkpoint._epochs import Epochs
 from batteries.checkpoint._read import newest_first
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._seal import Note, identity_of, read_note, read_seal
@@ -58,6 +59,54 @@ class Kept(NamedTuple):
         return bool(self.all or epoch in self.some or every)
 
 
+class Epochs:
+    """The rows of the epochs in their order. Adding one is fast, however many there are."""
+
+    def __init__(self, metric: str, minimization: bool, rows: Iterable[Row] = ()) -> None:
+        self.metric = metric
+        self.minimization = minimization
+        self._set(sorted(rows, key=_epoch))
+
+    def _set(self, rows: list[Row]) -> None:
+        scores = (self._score(row) for row in rows)
+        self._ranked = sorted((s, place) for place, s in enumerate(scores) if s is not None)
+        self.rows = rows
+
+    def _score(self, row: Row) -> float | None:
+        score = row.get(self.metric)
+        return None if score is None else score if self.minimization else -score
+
+    def add(self, row: Row) -> list[Row]:
+        """Add a row. Rows of its epoch and of later ones are removed and returned."""
+        place = bisect.bisect_left(self.rows, row["epoch"], key=_epoch)
+        forgotten = self.rows[place:]
+        if forgotten:
+            self._set([*self.rows[:place], row])
+            return forgotten
+        self.rows.append(row)
+        score = self._score(row)
+        if score is not None:
+            bisect.insort(self._ranked, (score, place))  # of equal scores the earlier comes first
+        return forgotten
+
+    def take_back(self, forgotten: list[Row]) -> None:
+        """Undo the last `add`."""
+        self._set(self.rows[:-1] + forgotten)
+
+    def ranked(self) -> Iterator[Row]:
+        """The rows with a finite score, best first."""
+        return (self.rows[place] for _, place in self._ranked)
+
+    def best(self, number: int | None = None) -> list[Row]:
+        """The best few rows; None for all."""
+        return list(islice(self.ranked(), number))
+
+    def has(self, row: Row) -> bool:
+        place = bisect.bisect_left(self.rows, row["epoch"], key=_epoch)
+        return self.rows[place : place + 1] == [row]
+
+
+@dataclass(eq=False, kw_only=True)
 class Directory:
     """The checkpoints in a directory, and the scores of all epochs."""
 
@@ -67,26 +116,16 @@ class Directory:
     # rest (settle), as often as it needs to. metrics.json is written last: until then it names the
     # files that are to be removed.
 
-    folder = Place()
+    folder: Path = Place()  # type: ignore[assignment]  # noqa: RUF009
+    metric: str
+    minimization: bool
+    sharded: bool
+    save_n_best: int | None
+    keep_every: int | None
 
-    def __init__(
-        self,
-        folder: Path,
-        metric: str,
-        minimization: bool,
-        *,
-        sharded: bool,
-        save_n_best: int | None,
-        keep_every: int | None,
-    ) -> None:
-        self.folder = folder
-        self.metric = metric
-        self.minimization = minimization
-        self.sharded = sharded
-        self.save_n_best = save_n_best
-        self.keep_every = keep_every
-        self._suffix = ".dcp" if sharded else ".pth"
-        self.epochs = Epochs(metric, minimization, self._read_rows())
+    def __post_init__(self) -> None:
+        self._suffix = ".dcp" if self.sharded else ".pth"
+        self.epochs = Epochs(self.metric, self.minimization, self._read_rows())
         self.metrics_file = MetricsFile(self.memory_path)
 
     @property
@@ -133,13 +172,11 @@ class Directory:
         best = Epochs(self.metric, self.minimization, [*few, row]).best(self.save_n_best)
         return Kept(False, frozenset(map(_epoch, best)), self.keep_every)
 
-    def follow(self, row: Row, kept: Kept, thorough: bool) -> None:
+    def follow(self, row: Row, kept: Kept) -> None:
         """Add the row of a new last.pth, and make the directory follow from it."""
-        before = self.epochs.best(self.save_n_best or 0)
         forgotten = self.epochs.add(row)
         try:
-            gone = [known for known in before if known["epoch"] not in kept]
-            self._settle(kept, forgotten, None if thorough or forgotten else gone)
+            self._settle(kept, forgotten)
         except BaseException:
             self.epochs.take_back(forgotten)
             raise
@@ -153,6 +190,7 @@ class Directory:
             lambda name: name.endswith(ends) and (name in own or epoch_of(name) is not None),
         )
         self._part_links(own)
+        self.metrics_file.forget()
         note = self._note_in(self.last_path)
         if self.memory_path.exists() or not self.epochs.rows:  # else the rows are in memory
             self.epochs = Epochs(self.metric, self.minimization, self._read_rows())
@@ -179,39 +217,35 @@ class Directory:
 
     # ---------------------------------------------------------------- what follows
 
-    def _settle(self, kept: Kept, forgotten: list[Row], gone: list[Row] | None = None) -> None:
+    def _settle(self, kept: Kept, forgotten: list[Row]) -> None:
         """Make the rest of the directory follow from a new last.pth. It can be repeated.
 
         Args:
             forgotten: Rows that are no longer in the history.
-            gone: Rows whose file is to be removed. Default: found by reading the directory.
         """
         epoch = self.epochs.rows[-1]["epoch"]
-        best = self._best_at_hand(Kept(True) if gone is None else kept)
+        best = self._best_at_hand()
         # Files are removed first, since new names need room on the disk, too. The best one is
         # removed only after best.pth stands for it.
-        self._remove(kept, forgotten, gone, best)
+        self._remove(kept, forgotten, besides=best)
         if epoch in kept:
             self._let_be(self._path(epoch), self.last_path)
         if best is not None:
             self._let_be(self.best_path, best)
-            if best.name not in (self.best_path.name, self.last_path.name):
-                self._remove(kept, forgotten, gone)
+            own = epoch_of(best.name)  # None: it has another name
+            if own is not None and own not in kept:
+                self._drop(best)
         elif self._row_in(self.best_path) is not None:
             self._drop(self.best_path)
-        if gone is None:
+        if forgotten:
             self.metrics_file.forget()
         self.metrics_file.add(self.metric, self.minimization, self.epochs.rows)
 
-    def _remove(
-        self, kept: Kept, forgotten: list[Row], gone: list[Row] | None, besides: Path | None = None
-    ) -> None:
-        if gone is None:
-            found = [path for path, _ in self._epoch_files(exempt=kept)]
-        else:
-            found = [self._path(row["epoch"]) for row in gone]
-        for path in found:
-            known = self._row_in(path) in forgotten or self._is_known(path)
+    def _remove(self, kept: Kept, forgotten: list[Row], besides: Path | None) -> None:
+        if kept.all:
+            return
+        for path, row in self._epoch_files(exempt=kept):
+            known = row in forgotten or self.epochs.has(row)
             if path != besides and known:  # other files are the user's
                 self._drop(path)
 
@@ -231,12 +265,12 @@ class Directory:
         else:
             name.unlink()
 
-    def _best_at_hand(self, kept: Kept) -> Path | None:
+    def _best_at_hand(self) -> Path | None:
         """The file of the best epoch that has one. A better epoch's save may have been lost."""
         named = [(path, self._row_in(path)) for path in (self.best_path, self.last_path)]
         for row in self.epochs.ranked():
             path = self._path(row["epoch"])
-            if row["epoch"] in kept and self._row_in(path) == row:
+            if self._row_in(path) == row:
                 return path
             for name, own in named:
                 if own == row:
@@ -249,7 +283,7 @@ class Directory:
             ours = path.name in own or epoch_of(path.name) is not None
             beside = os.path.realpath(path.parent) == str(Path(os.path.realpath(path)).parent)
             if ours and path.is_symlink() and beside:
-                replace_link(path) if path.exists() else path.unlink()
+                link_or_copy(path, path, over_links=True) if path.exists() else path.unlink()
             elif ours:
                 check_inside(path, self.folder)
 

@@ -11,9 +11,8 @@ from batteries.checkpoint._read import is_sharded, named_weights, opened
 from batteries.checkpoint._read_file import Where
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._read_safetensors import library
-from batteries.checkpoint._read_shards import read_shards
-from batteries.checkpoint._write import save_checkpoint
-from batteries.checkpoint._write_archive import leaves_of
+from batteries.checkpoint._read_shards import Shards
+from batteries.checkpoint._write import leaves_of, save_checkpoint
 
 
 def consolidate(directory: PathLike, out: PathLike) -> None:
@@ -32,7 +31,7 @@ def consolidate(directory: PathLike, out: PathLike) -> None:
         raise CheckpointError(
             f"{directory} is not a sharded checkpoint; expected a directory such as last.dcp"
         )
-    save_checkpoint(read_shards(directory), out)
+    save_checkpoint(Shards(directory).read(lambda *_: torch.device("cpu")), out)
 
 
 def export_safetensors(path: PathLike, out: PathLike, *, key: str = "model") -> None:

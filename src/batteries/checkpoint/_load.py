@@ -30,7 +30,7 @@ from batteries.checkpoint._load_states import LoadReport, find, put_in
 from batteries.checkpoint._read import checkpoint_of, newest_first, opened
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._seal import digest_read
-from batteries.checkpoint._write_archive import leaves_of
+from batteries.checkpoint._write import leaves_of
 from batteries.distributed._agreement import check_same
 from batteries.distributed._messages import is_sharded as is_dtensor
 

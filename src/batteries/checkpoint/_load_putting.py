@@ -98,7 +98,8 @@ def _realised(module: nn.Module, state: Any, path: PathLike) -> Iterator[tuple[T
     for name, tensor in named:
         if not (tensor.is_meta and isinstance(state.get(name), Tensor)) or is_lazy(tensor):
             continue
-        device = _home(tensor) if is_dtensor(tensor) else state[name].device
+        mesh = tensor.device_mesh if is_dtensor(tensor) else None  # type: ignore[attr-defined]
+        device = mesh.device_type if mesh else state[name].device
         other = torch.empty_like(tensor, device=device)
         if isinstance(tensor, nn.Parameter):
             other = nn.Parameter(other, tensor.requires_grad)
@@ -125,7 +126,3 @@ def _check_real(part: Any) -> None:
         raise ValueError(
             "its parameters are on the meta device; load the model first, or in the same call"
         )
-
-
-def _home(tensor: Any) -> torch.device | str:
-    return str(tensor.device_mesh.device_type) if is_dtensor(tensor) else tensor.device

@@ -8,6 +8,7 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,17 @@ from batteries._processes import is_alive, is_own, own_process
 from batteries._rundir import record as run_record
 from batteries._rundir.history import Row
 from batteries.checkpoint._background import BackgroundWriter
-from batteries.checkpoint._directory import Directory
-from batteries.checkpoint._epochs import Epochs
+from batteries.checkpoint._directory import Directory, Epochs
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._seal import Note, digest_read, identity_of
 from batteries.checkpoint._write import save_checkpoint
 from batteries.checkpoint._write_shards import (
     claim_shards,
     commit_shards,
-    new_folder,
     remove_unnamed,
     write_shards,
 )
 from batteries.distributed._rank_zero import others_wait
-from batteries.distributed._waiting import wait_until
 
 
 class CheckpointManager:
@@ -125,9 +123,9 @@ class CheckpointManager:
         if self.logdir.exists() and not self.logdir.is_dir():
             make_directory(self.logdir)  # raises, and says what is in the way
         self._directory = Directory(
-            self.logdir,
-            self.metric,
-            self.metric_minimization,
+            folder=self.logdir,
+            metric=self.metric,
+            minimization=self.metric_minimization,
             sharded=sharded,
             save_n_best=save_n_best,
             keep_every=keep_every,
@@ -286,7 +284,8 @@ class CheckpointManager:
                     told.append(f"{self._owner['id']} {self._owner['host']}")
             if told and not (distributed.is_main() or self._seen):
                 self._seen = True
-                self._look_for(*told[0].split())
+                owner, host = told[0].split()
+                run_record.warn_unless_seen(partial(self._is_by, owner), self.logdir, host)
         elif self._writer is None:
             return  # not rank 0
         else:
@@ -297,21 +296,14 @@ class CheckpointManager:
                 self._waiting.remove(row)
                 raise
 
-    def _look_for(self, owner: str, host: str) -> None:
-        """Warn if this rank does not see the checkpoint that rank 0 has written."""
-
-        def there() -> bool:
-            with suppress(OSError):  # some file systems lose a name for a moment
-                return bool((self._directory.found_owner() or {}).get("id") == owner)
-            return False
-
-        if not wait_until(there, run_record.SEEN):
-            run_record.warn_apart(self.logdir, host)
+    def _is_by(self, owner: str) -> bool:
+        """Whether this rank sees a last checkpoint of that owner."""
+        return (self._directory.found_owner() or {}).get("id") == owner
 
     def _save_sharded(self, checkpoint: Any, row: Row | None) -> None:
         on_rank_zero = distributed.rank_zero_only(share=True)
         shards = self._directory.shards
-        folder = new_folder(shards)
+        folder = shards / uuid.uuid4().hex
         with ExitStack() as held:  # by rank 0
 
             def hold() -> Path:
@@ -335,8 +327,7 @@ class CheckpointManager:
     @contextmanager
     def _committing(self, row: Row | None) -> Iterator[Note]:
         """Give the note for a new last checkpoint. When that is in place, do what follows."""
-        thorough = self._disturbed or not self._owns
-        if thorough:
+        if self._disturbed or not self._owns:
             self._directory.recover()  # the last save may be incomplete, or another run's
         self._disturbed = True
         if row is None:
@@ -347,7 +338,7 @@ class CheckpointManager:
             yield {"row": row, **kept.note(), "owner": self._owner}
         self._owns = True
         if row is not None:
-            self._directory.follow(row, kept, thorough)
+            self._directory.follow(row, kept)
         self._disturbed = False
 
     @contextmanager

@@ -13,13 +13,13 @@ import torch
 
 from batteries._device import known_device
 from batteries._files import PathLike
-from batteries._foreign import brief
+from batteries._foreign import brief, open_regular
 from batteries._rundir.names import epoch_of
 from batteries.checkpoint._contents import Checkpoint
 from batteries.checkpoint._read_file import Stream, Where
-from batteries.checkpoint._read_outline import CheckpointError, is_state, peek_file
+from batteries.checkpoint._read_outline import CheckpointError, check_exists, is_state, outline_file
 from batteries.checkpoint._read_safetensors import files_in_index
-from batteries.checkpoint._read_shards import Shards, peek_shards, verify_shards
+from batteries.checkpoint._read_shards import Shards, peek_shards
 from batteries.checkpoint._seal import INDEX
 
 
@@ -102,17 +102,13 @@ def read_checkpoint(path: PathLike, map_location: torch.device | str = "cpu") ->
         ValueError: An unknown `map_location`.
         CheckpointError: Damaged, cut short, or not a checkpoint.
     """
-    return _read(path, map_location)
+    return read_whole(path, map_location)
 
 
-def read_alone(path: PathLike) -> Checkpoint:
-    """Read a checkpoint in this process only, also where there is a process group."""
-    return _read(path, "cpu", alone=True)
-
-
-def _read(
-    path: PathLike, map_location: torch.device | str, alone: bool | None = None
+def read_whole(
+    path: PathLike, map_location: torch.device | str = "cpu", alone: bool | None = None
 ) -> Checkpoint:
+    """Read and verify a checkpoint; with `alone=True`, also a sharded one in this process only."""
     device = known_device(map_location)
     to = None if device.type == "meta" else device
     with opened(path, alone=alone) as file:
@@ -153,12 +149,15 @@ def peek(path: PathLike) -> Checkpoint:
         FileNotFoundError: No such file.
         CheckpointError: Not a checkpoint.
     """
+    path = Path(path)
     if is_sharded(path):
         return peek_shards(path)
-    if Path(path).suffix != ".safetensors" and not _is_index(path):
-        return peek_file(path)
-    with opened(path) as file:
-        return file.contents  # type: ignore[no-any-return]
+    if path.suffix == ".safetensors" or _is_index(path):
+        with opened(path) as file:
+            return file.contents  # type: ignore[no-any-return]
+    check_exists(path)
+    with open_regular(path) as stream:
+        return outline_file(path, stream).contents  # type: ignore[no-any-return]
 
 
 def latest(logdir: PathLike) -> Path | None:
@@ -172,10 +171,7 @@ def latest(logdir: PathLike) -> Path | None:
     """
     for path in newest_first(logdir):
         try:
-            if is_sharded(path):
-                verify_shards(path)
-            else:
-                read_checkpoint(path, "meta")
+            read_checkpoint(path, "meta")
         except CheckpointError as error:
             warnings.warn(f"{error}; an older one is taken", stacklevel=2)
         else:

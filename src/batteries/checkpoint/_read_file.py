@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
 import os
 import platform
@@ -43,7 +42,7 @@ from batteries.checkpoint._seal import (
     identity,
     note_digest,
 )
-from batteries.checkpoint._write_archive import form_of, formed, is_plain
+from batteries.checkpoint._write import form_of, formed, is_plain
 
 # From a tensor and its place to where it goes: to a device, or to the ranks as a given DTensor is
 # divided. None: the tensor is not read, and stays on the meta device.
@@ -140,7 +139,8 @@ class Stream:
     def _at_once(self, where: Where) -> Any:
         """Load the whole file with torch: tensors of subclasses, say, are more than bytes."""
         self.verify()
-        contents = torch_load(self.path, _Bytes(self, self._size), torch.device("cpu"))
+        self._file.seek(0)
+        contents = torch_load(self.path, self._file, torch.device("cpu"))
 
         def moved(value: Any, place: str) -> Any:
             if not isinstance(value, Tensor):
@@ -378,32 +378,3 @@ def _each(function: Callable[[T], None], values: Sequence[T]) -> None:
 
 def _is_placed(tensor: Tensor) -> bool:
     return is_plain(tensor) and tensor.untyped_storage()._checkpoint_offset is not None
-
-
-class _Bytes(io.RawIOBase):
-    """A stream as a file object."""
-
-    def __init__(self, stream: Stream, size: int) -> None:
-        self._stream = stream
-        self._size, self._at = size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        size = max(0, min(len(buffer), self._size - self._at))
-        room = torch.empty(size + SPARE, dtype=torch.uint8)
-        buffer[:size] = memoryview(self._stream.take(self._at, size, room).numpy().data)
-        self._at += size
-        return size

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batteries._files import PathLike, kind_of
-from batteries._foreign import open_regular
-from batteries.checkpoint._contents import Checkpoint, rebuilt
-from batteries.checkpoint._read_pickle import OldFormat, Suspicious, Unknown, check_cost, outline
+from batteries._files import kind_of
+from batteries.checkpoint._contents import rebuilt
+from batteries.checkpoint._read_pickle import OldFormat, Suspicious, Unknown, check_calls, outline
 from batteries.checkpoint._read_safely import inspect_contents, inspect_file, is_usual, storages_in
 
 
@@ -27,14 +26,6 @@ class CheckpointError(ValueError):
 def is_state(state: Mapping[Any, Any]) -> bool:
     """Whether a dict is the bare state dict of a model."""
     return all(isinstance(v, Tensor) or str(k).endswith("_extra_state") for k, v in state.items())
-
-
-def peek_file(path: PathLike) -> Checkpoint:
-    """A checkpoint file with meta tensors. Nothing is verified."""
-    path = Path(path)
-    check_exists(path)
-    with open_regular(path) as file:
-        return outline_file(path, file).contents  # type: ignore[no-any-return]
 
 
 class Outline(NamedTuple):
@@ -59,7 +50,7 @@ def outline_file(path: Path, file: BinaryIO, *, placed: bool = False) -> Outline
         try:
             contents = outline(pickled, begins if placed else None)
         except Unknown:
-            check_cost(pickled)
+            check_calls(pickled)
             file.seek(0)
             contents = load_shapes(path, file, pickled)
         inspect_contents(contents, size, pickled)

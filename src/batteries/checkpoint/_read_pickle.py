@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Set
 from itertools import chain, repeat
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from batteries.checkpoint._contents import registered
 
 
 class Suspicious(Exception):  # noqa: N818 (the text says what is wrong)
@@ -25,6 +26,26 @@ class Unknown(Exception):  # noqa: N818 (not an error: torch.load knows more)
     """A file has a value that few checkpoints have."""
 
 
+# What the pickles of torch.save call. torch.load calls more, such as bytearray(8 GiB).
+CALLED = {
+    "torch._utils _rebuild_tensor",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_tensor_v3",
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_parameter_with_state",
+    "torch._utils _rebuild_sparse_tensor",
+    "torch._utils _rebuild_qtensor",
+    "torch._tensor _rebuild_from_type_v2",
+    "torch.serialization _get_layout",
+    "torch Size",
+    "torch device",
+    "collections Counter",
+    "collections OrderedDict",
+    "__builtin__ complex",
+    "__builtin__ set",
+    "builtins set",
+    "_codecs encode",
+}
 _BROKEN = LookupError, TypeError, ValueError, RuntimeError, AttributeError, struct.error
 
 
@@ -45,14 +66,17 @@ def outline(pickled: bytes, offsets: Mapping[str, int] | None = None) -> Any:
     return _run(_Reader(pickled, offsets=offsets))
 
 
-def check_cost(pickled: bytes) -> None:
-    """Raise if a pickle would take more time or memory than its size justifies.
+def check_calls(pickled: bytes) -> None:
+    """Raise if torch.load would call what torch.save does not write, or would take too much for it.
 
     A pickle can make a set of the same list a thousand times. It can also make a key of nested
-    tuples whose hash takes for ever. Unknown values are passed over.
+    tuples whose hash takes for ever. What is called is not executed, and its result is None.
     """
-    with suppress(Unknown):
-        _run(_Reader(pickled, strict=False))
+    allowed = CALLED | registered().keys() | {"torch._utils _rebuild_wrapper_subclass"}
+    try:
+        _run(_Reader(pickled, allowed=allowed))
+    except Unknown as error:
+        raise Suspicious(f"its pickle is broken: {error}") from None
 
 
 def met(value: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
@@ -91,15 +115,18 @@ def _run(reader: _Reader) -> Any:
 class _Reader:
     """The stack machine that runs a pickle."""
 
-    __slots__ = ("at", "data", "left", "marks", "memo", "offsets", "stack", "storages", "strict")
+    __slots__ = ("allowed", "at", "data", "left", "marks", "memo", "offsets", "stack", "storages")
 
     def __init__(
-        self, data: bytes, strict: bool = True, offsets: Mapping[str, int] | None = None
+        self,
+        data: bytes,
+        offsets: Mapping[str, int] | None = None,
+        allowed: Set[str] | None = None,
     ) -> None:
         self.data = data
         self.offsets = offsets
+        self.allowed = allowed  # what may be called, to inspect a pickle; None: to read it
         self.storages: dict[str, torch.UntypedStorage] = {}  # by the names of their records
-        self.strict = strict  # whether to refuse unknown values
         # The number of values that may still be copied or hashed: one key may be in many dicts.
         self.left = 10 * len(data)
         self.at = 0
@@ -139,10 +166,10 @@ def _line(reader: _Reader) -> str:
 
 def _global(reader: _Reader) -> None:
     name = _line(reader), _line(reader)
-    if reader.strict or name in _KNOWN:
+    if reader.allowed is None:
         reader.stack.append(_KNOWN[name])
     else:
-        reader.stack.append(_PASSED_OVER)
+        reader.stack.append(_Call(_CONTAINERS.get(name, _nothing), " ".join(name)))
 
 
 def _put(reader: _Reader) -> None:
@@ -151,9 +178,7 @@ def _put(reader: _Reader) -> None:
 
 
 def _long_put(reader: _Reader) -> None:
-    at = reader.at
-    reader.at = end = at + 4
-    reader.memo[reader.data[at:end]] = reader.stack[-1]
+    reader.memo[_long_place(reader)] = reader.stack[-1]
 
 
 def _get(reader: _Reader) -> None:
@@ -162,7 +187,14 @@ def _get(reader: _Reader) -> None:
 
 
 def _long_get(reader: _Reader) -> None:
-    reader.stack.append(reader.memo[reader.take(4)])
+    reader.stack.append(reader.memo[_long_place(reader)])
+
+
+def _long_place(reader: _Reader) -> bytes:
+    place = reader.take(4)
+    if place[1:] == b"\0\0\0":  # a place of one byte, which torch takes for the same
+        raise ValueError("a long form of a short number")
+    return place
 
 
 def _mark(reader: _Reader) -> None:
@@ -236,23 +268,36 @@ def _set_items(reader: _Reader) -> None:
 
 def _reduce(reader: _Reader) -> None:
     arguments = _only(reader.stack.pop(), tuple)
-    function = _only(reader.stack.pop(), _Call).function
+    call = _only(reader.stack.pop(), _Call)
+    if reader.allowed is not None and call.name not in reader.allowed:
+        raise Suspicious(f"it would call {call.name}")
     for argument in arguments:
         if isinstance(argument, list | tuple | dict | str):
             reader.spend(len(argument))
-    if function in (set, Counter, OrderedDict):
+    if call.function in _CONTAINERS.values():
         for item in chain(*arguments):
             # The item itself is hashed, or the first of a pair.
             reader.hash(item, *(item[:1] if type(item) in (list, tuple) else ()))
-    if not reader.strict and function not in (set, Counter, OrderedDict):
+    if call.function is _nothing:
         reader.spend(met(arguments, {})[0])  # torch may compare them, or print them in an error
-        function = _nothing
-    reader.stack.append(function(*arguments))
+    reader.stack.append(call.function(*arguments))
+
+
+def _unsupported(reader: _Reader) -> None:
+    """Torch refuses these operations, too."""
+    refused = Unknown if reader.allowed is None else Suspicious
+    raise refused(f"Unsupported operand {reader.data[reader.at - 1]}")
+
+
+def _new_object(reader: _Reader) -> None:
+    if reader.allowed is None:
+        raise TypeError("an object of a class")
+    _reduce(reader)
 
 
 def _build(reader: _Reader) -> None:
     state = reader.stack.pop()
-    if not reader.strict:
+    if reader.allowed is not None:
         reader.spend(met(state, {})[0])
         return
     _only(reader.stack[-1], OrderedDict).__dict__.update(_only(state, dict))
@@ -260,7 +305,7 @@ def _build(reader: _Reader) -> None:
 
 def _storage(reader: _Reader) -> None:
     identity = reader.stack.pop()
-    if not reader.strict:
+    if reader.allowed is not None:
         reader.spend(met(identity, {})[0])
         reader.stack.append(None)
         return
@@ -286,15 +331,13 @@ def _only(value: Any, *kinds: type) -> Any:
 class _Call:
     """A function that a pickle may name."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], name: str = "") -> None:
         self.function = function
+        self.name = name
 
 
 def _nothing(*_: Any) -> None:
-    """The result of an unknown call, whose cost alone is checked."""
-
-
-_PASSED_OVER = _Call(_nothing)
+    """The result of a call that is not executed."""
 
 
 def _tensor(
@@ -340,13 +383,16 @@ def _encode(text: str, encoding: str) -> bytes:
 
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 _STORAGES = {name: dtype for dtype, name in torch.storage._dtype_to_storage_type_map().items()}
+_CONTAINERS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "Counter"): Counter,
+    ("__builtin__", "set"): set,
+}
 _KNOWN: dict[tuple[str, str], Any] = {
+    **{name: _Call(kind) for name, kind in _CONTAINERS.items()},
     ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
     ("torch._utils", "_rebuild_tensor_v3"): _Call(_typed_tensor),
     ("torch._utils", "_rebuild_parameter"): _Call(_parameter),
-    ("collections", "OrderedDict"): _Call(OrderedDict),
-    ("collections", "Counter"): _Call(Counter),
-    ("__builtin__", "set"): _Call(set),
     ("torch.storage", "UntypedStorage"): torch.uint8,
     ("torch", "Size"): _Call(torch.Size),
     ("torch", "device"): _Call(torch.device),
@@ -354,38 +400,37 @@ _KNOWN: dict[tuple[str, str], Any] = {
     **{("torch", name): dtype for name, dtype in (_DTYPES | _STORAGES).items()},
 }
 _STOP = ord(".")
-_OPERATIONS: dict[int, Callable[[_Reader], None]] = {
-    ord(code): operation
-    for code, operation in {
-        "\x80": lambda reader: None if reader.take(1) == b"\2" else _only(None),
-        "c": _global,
-        "q": _put,
-        "r": _long_put,
-        "h": _get,
-        "j": _long_get,
-        "(": _mark,
-        "X": _unicode,
-        "J": _integer(4, signed=True),
-        "K": _integer(1),
-        "M": _integer(2),
-        "\x8a": _long,
-        "G": _float,
-        "N": _new(lambda: None),
-        "\x88": _new(lambda: True),
-        "\x89": _new(lambda: False),
-        "}": _new(dict),
-        "]": _new(list),
-        ")": _new(tuple),
-        "t": _tuple,
-        "\x85": _tuple_of(1),
-        "\x86": _tuple_of(2),
-        "\x87": _tuple_of(3),
-        "a": _append,
-        "e": _appends,
-        "s": _set_item,
-        "u": _set_items,
-        "R": _reduce,
-        "b": _build,
-        "Q": _storage,
-    }.items()
+_KNOWN_OPERATIONS: dict[str, Callable[[_Reader], Any]] = {
+    "\x80": lambda reader: reader.take(1),  # the protocol
+    "c": _global,
+    "q": _put,
+    "r": _long_put,
+    "h": _get,
+    "j": _long_get,
+    "(": _mark,
+    "X": _unicode,
+    "J": _integer(4, signed=True),
+    "K": _integer(1),
+    "M": _integer(2),
+    "\x8a": _long,
+    "G": _float,
+    "N": _new(lambda: None),
+    "\x88": _new(lambda: True),
+    "\x89": _new(lambda: False),
+    "}": _new(dict),
+    "]": _new(list),
+    ")": _new(tuple),
+    "t": _tuple,
+    "\x85": _tuple_of(1),
+    "\x86": _tuple_of(2),
+    "\x87": _tuple_of(3),
+    "a": _append,
+    "e": _appends,
+    "s": _set_item,
+    "u": _set_items,
+    "R": _reduce,
+    "\x81": _new_object,
+    "b": _build,
+    "Q": _storage,
 }
+_OPERATIONS = [_KNOWN_OPERATIONS.get(chr(code), _unsupported) for code in range(256)]

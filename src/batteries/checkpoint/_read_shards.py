@@ -25,11 +25,6 @@ from batteries.checkpoint._seal import INDEX, Digest
 Room = Callable[[str, Tensor], Tensor]  # from a place and a meta tensor to a tensor to fill
 
 
-def read_shards(path: PathLike) -> Checkpoint:
-    """Read a whole sharded checkpoint, on any number of ranks. All ranks call it."""
-    return Shards(path).read(lambda *_: torch.device("cpu"))
-
-
 class Shards:
     """A verified sharded checkpoint. Its tensors are read on demand.
 
@@ -89,11 +84,6 @@ class Shards:
         self._places[id(whole)] = place
         self._metas[place] = whole
         return whole
-
-
-def verify_shards(path: PathLike) -> None:
-    """Raise if the files are not as they were written. All ranks call it and verify some each."""
-    _verified(Path(path).resolve(), path, alone=False)
 
 
 def _verified(folder: Path, path: PathLike, alone: bool) -> Checkpoint:

@@ -8,7 +8,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -19,9 +20,9 @@ import torch.distributed as dist
 import tqdm
 from torch import Tensor
 
-from batteries.distributed._causes import MissingRankError
 from batteries.distributed._groups import (
     ANY_LEFT,
+    MissingRankError,
     Ranks,
     break_off,
     closed,
@@ -235,6 +236,37 @@ class Transfer:
             raise RuntimeError(f"it was not over in {timeout():g} s")
         work.wait()  # raises the error of the work, if it has one
 
+    def send(self, data: Tensor, src: int, dst: int | None = None) -> Callable[[], None]:
+        """Begin to send a tensor from rank `src` to rank `dst`, or to all; these ranks call it.
+
+        Args:
+            data: The tensor of rank `src`. On the other ranks, the memory for it.
+
+        Returns:
+            A function that waits until the data has arrived, or raises and names the missing rank.
+        """
+        group, sends = self.ranks.group, self.ranks.rank == src
+        if not data.numel():
+            return lambda: None
+        # A copy only if the data is on the CPU and nccl is the group's only backend.
+        carrier = data if data.is_cuda else data.to(transport_device(group))
+        with self.sending():
+            if dst is None:
+                work = dist.broadcast(carrier, group_src=src, group=group, async_op=True)
+            elif sends:
+                work = dist.isend(carrier, group_dst=dst, group=group)
+            else:
+                work = dist.irecv(carrier, group_src=src, group=group)
+
+        def arrive() -> None:
+            with self.sending():
+                posted = dst is not None and carrier.device.type == "cpu"
+                self.wait(_Posted(work) if posted else work, carrier.device, carrier)
+            if carrier is not data and not sends:
+                data.copy_(carrier)
+
+        return arrive
+
     def _check_connections(self) -> None:
         for other in closed(self.ranks):
             left = self._left(other)
@@ -351,3 +383,30 @@ def _done_within(seconds: float, work: Any, device: torch.device) -> bool:
         return bool(work.is_completed())
     # With nccl, a wait that times out would end the whole group.
     return wait_until(work.is_completed, seconds, pause=0.001)
+
+
+class _Posted:
+    """A message that can tell whether it is complete.
+
+    A message of gloo cannot, and a wait for it that times out closes all connections of the group.
+    """
+
+    def __init__(self, work: Any) -> None:
+        self._work = work
+        self._errors: list[RuntimeError] = []
+        self._thread = threading.Thread(target=self._run, name="message", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            self._errors.append(error)
+
+    def is_completed(self) -> bool:
+        return not self._thread.is_alive()
+
+    def wait(self, limit: timedelta | None = None) -> None:
+        self._thread.join(None if limit is None else limit.total_seconds())
+        if self._errors:
+            raise self._errors[0]

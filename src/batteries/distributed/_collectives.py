@@ -28,11 +28,12 @@ from batteries.distributed._messages import (
     refuse_sharded,
     transport_device,
 )
-from batteries.distributed._sending import send
 
 T = TypeVar("T")
 # Whether only some ranks execute this code. A collective here would pair with another one.
 _apart: ContextVar[bool] = ContextVar("_apart", default=False)
+# Whether other ranks do something else at the same time.
+_one_rank: ContextVar[bool] = ContextVar("_one_rank", default=False)
 
 
 def alone(what: str, ranks: Ranks | None = None) -> bool:
@@ -54,25 +55,11 @@ def alone(what: str, ranks: Ranks | None = None) -> bool:
 
 
 @contextmanager
-def being_apart() -> Iterator[None]:
-    """A block that only some ranks execute. Collectives raise in it."""
-    token = _apart.set(True)
-    try:
-        with on_one_rank():
-            yield
-    finally:
-        _apart.reset(token)
-
-
-# Whether other ranks do something else at the same time.
-_one_rank: ContextVar[bool] = ContextVar("_one_rank", default=False)
-
-
-@contextmanager
-def on_one_rank() -> Iterator[None]:
+def on_one_rank(*, collectives: bool) -> Iterator[None]:
     """A block in which calling a sharded model raises, because the call would wait for all ranks.
 
-    The user's own collectives are allowed, because another rank may call the same one elsewhere.
+    Args:
+        collectives: Whether collectives are allowed: another rank may call the same one elsewhere.
     """
     if not in_group():
         yield
@@ -82,12 +69,14 @@ def on_one_rank() -> Iterator[None]:
         if is_fsdp(module):
             check_together(*module.parameters())
 
-    token, hook = _one_rank.set(True), register_module_forward_pre_hook(refuse)
+    one_rank, apart = _one_rank.set(True), _apart.set(_apart.get() or not collectives)
+    hook = register_module_forward_pre_hook(refuse)
     try:
         yield
     finally:
         hook.remove()
-        _one_rank.reset(token)
+        _apart.reset(apart)
+        _one_rank.reset(one_rank)
 
 
 def check_together(*tensors: Any) -> None:
@@ -164,7 +153,7 @@ def _carry(own: Tensor, payloads: list[Tensor], transfer: Transfer) -> None:
             transfer.wait(work, own.device, own, *payloads)
     else:
         payloads[ranks.rank] = own
-        for arrive in [send(transfer, part, src) for src, part in enumerate(payloads)]:
+        for arrive in [transfer.send(part, src) for src, part in enumerate(payloads)]:
             arrive()
 
 
@@ -217,7 +206,7 @@ def broadcast(data: T, src: int = 0, *, check: bool = True, group: Group = None)
         if not sending:
             payload = torch.empty(meta.size, dtype=torch.uint8, device=carrier)
         payload = payload.to(carrier)
-        send(Transfer(operation, check, ranks), payload, src)()
+        Transfer(operation, check, ranks).send(payload, src)()
     if sending and not meta.failed:
         return data
     received: T = decode(meta, payload if small is None else small, device_of(data))

@@ -1,7 +1,8 @@
-"""The ranks of a process group or of a mesh dimension; by default, the world."""
+"""The ranks of a process group or of a mesh dimension, and their first error."""
 
 from __future__ import annotations
 
+import platform
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeAlias
@@ -12,11 +13,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from batteries.distributed._launch import in_group, rank, world_size
-from batteries.distributed._waiting import Notes, wait_until
+from batteries.distributed._waiting import Notes, StoreGoneError, wait_until
 
 Group: TypeAlias = Any  # a ProcessGroup, a DeviceMesh of one dimension, (mesh, "dp"), or None
 ANY_LEFT = "left/any"  # a key that is set before the first note of a rank that leaves or fails
 _TAG = 2**30  # the tag of a message that no rank sends
+_LONG = 500  # characters of an error text
 # The number of collectives that this rank has begun in each group.
 counts: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 _lent: list[ref[Tensor]] = []  # tensors that a thread of gloo may still hold
@@ -149,3 +151,39 @@ def take_back(seconds: float) -> bool:
 def _is_held(lent: ref[Tensor]) -> bool:
     tensor = lent()  # the reference is valid even if only gloo holds the tensor
     return tensor is not None and int(tensor._use_count()) > 1  # type: ignore[attr-defined]
+
+
+class MissingRankError(RuntimeError):
+    """Some ranks did not come, or have left. The text says which ranks, and why."""
+
+
+def first_cause(error: BaseException) -> str:
+    """The report of the first rank that ended with an error; no rank waits.
+
+    If the connection to a rank is closed and the rank has left no report, it was killed. Then it is
+    the cause of the other errors.
+    """
+    own = f"rank {rank()} on {platform.node()}: {type(error).__name__}: {error}"[:_LONG]
+    if not in_group():
+        return own
+    says_who = isinstance(error, MissingRankError)  # this rank has then closed its connections
+    gone = closed(ranks_of()) if isinstance(error, RuntimeError) and not says_who else []
+    try:
+        store = notes()
+        dead = [other for other in gone if not store.check([f"left/{other}"])]
+        if dead:
+            hosts = {other: store.get(f"host/{other}") for other in dead}
+            told = ", ".join(f"rank {other} on {host}" for other, host in hosts.items())
+            own = f"{told} ended without an error message: was it killed?"
+        return store.first("left/first", own)
+    except StoreGoneError as silent:
+        told = ", ".join(f"rank {other}" for other in gone)
+        return f"{told} ended, and {silent}" if gone else own
+
+
+def with_cause(error: BaseException) -> str:
+    """An error as text, followed by the first cause if that is another error."""
+    own, cause = f"{type(error).__name__}: {error}", first_cause(error)
+    if "; the first cause: " in own:
+        return own
+    return own if own[: _LONG // 2] in cause else f"{own}; the first cause: {cause}"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
-from batteries.distributed._collectives import alone, being_apart, broadcast, on_one_rank
+from batteries.distributed._collectives import alone, broadcast, on_one_rank
 from batteries.distributed._groups import closed, notes, ranks_of, timeout
 from batteries.distributed._launch import in_group, is_main, rank
 from batteries.distributed._messages import Failure
@@ -40,15 +40,12 @@ def rank_zero_only(function: Callable[P, T] | None = None, *, share: bool = Fals
     call the function: the others wait for rank 0 and get its result, or raise its error.
     """
     if function is None:
-        return functools.partial(_rank_zero_only, share=share)
-    return _rank_zero_only(function, share)
+        return functools.partial(rank_zero_only, share=share)
 
-
-def _rank_zero_only(function: Callable[P, T], share: bool) -> Callable[P, T | None]:
     @functools.wraps(function)
     def on_rank_zero(*args: P.args, **kwargs: P.kwargs) -> T | None:
         if not share:
-            with on_one_rank():
+            with on_one_rank(collectives=True):
                 return function(*args, **kwargs) if is_main() else None
         if alone("a shared rank_zero_only function"):
             return function(*args, **kwargs)
@@ -78,7 +75,7 @@ def rank_zero_first() -> Iterator[None]:
         broadcast(None, check=False)
     else:
         broadcast(None, check=False)
-        with being_apart():
+        with on_one_rank(collectives=False):
             yield
 
 
@@ -86,7 +83,7 @@ def rank_zero_first() -> Iterator[None]:
 def _sharing_errors() -> Iterator[None]:
     """If a block raises, send its error to the ranks that wait in `broadcast`."""
     try:
-        with being_apart():
+        with on_one_rank(collectives=False):
             yield
     except BaseException as error:
         with suppress(BaseException):  # it raises the error that it sends; so do we, below

@@ -20,8 +20,7 @@ from batteries.distributed._groups import Group, ranks_of
 from batteries.distributed._messages import is_sharded
 from batteries.distributed._messages import pickled as _pickle
 from batteries.predictions._files import write
-from batteries.predictions._parts import Part, bring
-from batteries.predictions._result import Form, Indices, Result, each_once
+from batteries.predictions._rows import Form, Indices, Part, Result, bring, each_once
 
 
 class Gathered(tuple[Any, ...]):
