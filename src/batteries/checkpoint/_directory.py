@@ -227,21 +227,20 @@ class Directory:
         best = self._best_at_hand()
         # Files are removed first, since new names need room on the disk, too. The best one is
         # removed only after best.pth stands for it.
-        self._remove(kept, forgotten, besides=best)
+        self._remove(kept, forgotten, best)
         if epoch in kept:
             self._let_be(self._path(epoch), self.last_path)
         if best is not None:
             self._let_be(self.best_path, best)
-            own = epoch_of(best.name)  # None: it has another name
-            if own is not None and own not in kept:
-                self._drop(best)
+            if best.name not in (self.best_path.name, self.last_path.name):
+                self._remove(kept, forgotten)
         elif self._row_in(self.best_path) is not None:
             self._drop(self.best_path)
         if forgotten:
             self.metrics_file.forget()
         self.metrics_file.add(self.metric, self.minimization, self.epochs.rows)
 
-    def _remove(self, kept: Kept, forgotten: list[Row], besides: Path | None) -> None:
+    def _remove(self, kept: Kept, forgotten: list[Row], besides: Path | None = None) -> None:
         if kept.all:
             return
         for path, row in self._epoch_files(exempt=kept):
