@@ -24,7 +24,6 @@ from batteries.averaging._batch_norm import update_bn
 from batteries.averaging._parts import Averaging
 from batteries.averaging._sources import Part, Source, lies_alike, weights_in
 from batteries.checkpoint._contents import state_of
-from batteries.checkpoint._directory import Epochs
 from batteries.checkpoint._read import peek, read_whole
 from batteries.checkpoint._write import leaves_of, save_checkpoint
 from batteries.progress import tqdm
@@ -182,7 +181,9 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
             f"{path} is not there: pass the directory of a CheckpointManager, which writes it"
         )
     metric, minimization, found, _ = read_history(path, inside=folder)
-    ranked = Epochs(metric, minimization, found).ranked()
+    sign = 1 if minimization else -1
+    rows = [row for row in found if row.get(metric) is not None]
+    ranked = sorted(rows, key=lambda row: sign * row[metric])
     ends = (".pth", ".dcp")
     names = [[folder / checkpoint_name(row["epoch"], end) for end in ends] for row in ranked]
     kept = [path for epoch in names for path in [path for path in epoch if path.exists()][:1]]

@@ -73,7 +73,7 @@ class Epochs:
         self.rows = rows
 
     def _score(self, row: Row) -> float | None:
-        score = row.get(self.metric)
+        score = row[self.metric]
         return None if score is None else score if self.minimization else -score
 
     def add(self, row: Row) -> list[Row]:
@@ -172,11 +172,13 @@ class Directory:
         best = Epochs(self.metric, self.minimization, [*few, row]).best(self.save_n_best)
         return Kept(False, frozenset(map(_epoch, best)), self.keep_every)
 
-    def follow(self, row: Row, kept: Kept) -> None:
+    def follow(self, row: Row, kept: Kept, thorough: bool) -> None:
         """Add the row of a new last.pth, and make the directory follow from it."""
+        before = self.epochs.best(self.save_n_best or 0)
         forgotten = self.epochs.add(row)
         try:
-            self._settle(kept, forgotten)
+            gone = [known for known in before if known["epoch"] not in kept]
+            self._settle(kept, forgotten, None if thorough or forgotten else gone)
         except BaseException:
             self.epochs.take_back(forgotten)
             raise
@@ -190,7 +192,6 @@ class Directory:
             lambda name: name.endswith(ends) and (name in own or epoch_of(name) is not None),
         )
         self._part_links(own)
-        self.metrics_file.forget()
         note = self._note_in(self.last_path)
         if self.memory_path.exists() or not self.epochs.rows:  # else the rows are in memory
             self.epochs = Epochs(self.metric, self.minimization, self._read_rows())
@@ -217,34 +218,39 @@ class Directory:
 
     # ---------------------------------------------------------------- what follows
 
-    def _settle(self, kept: Kept, forgotten: list[Row]) -> None:
+    def _settle(self, kept: Kept, forgotten: list[Row], gone: list[Row] | None = None) -> None:
         """Make the rest of the directory follow from a new last.pth. It can be repeated.
 
         Args:
             forgotten: Rows that are no longer in the history.
+            gone: Rows whose file is to be removed. Default: found by reading the directory.
         """
         epoch = self.epochs.rows[-1]["epoch"]
-        best = self._best_at_hand()
+        best = self._best_at_hand(Kept(True) if gone is None else kept)
         # Files are removed first, since new names need room on the disk, too. The best one is
         # removed only after best.pth stands for it.
-        self._remove(kept, forgotten, best)
+        self._remove(kept, forgotten, gone, best)
         if epoch in kept:
             self._let_be(self._path(epoch), self.last_path)
         if best is not None:
             self._let_be(self.best_path, best)
             if best.name not in (self.best_path.name, self.last_path.name):
-                self._remove(kept, forgotten)
+                self._remove(kept, forgotten, gone)
         elif self._row_in(self.best_path) is not None:
             self._drop(self.best_path)
-        if forgotten:
+        if gone is None:
             self.metrics_file.forget()
         self.metrics_file.add(self.metric, self.minimization, self.epochs.rows)
 
-    def _remove(self, kept: Kept, forgotten: list[Row], besides: Path | None = None) -> None:
-        if kept.all:
-            return
-        for path, row in self._epoch_files(exempt=kept):
-            known = row in forgotten or self.epochs.has(row)
+    def _remove(
+        self, kept: Kept, forgotten: list[Row], gone: list[Row] | None, besides: Path | None = None
+    ) -> None:
+        if gone is None:
+            found = [path for path, _ in self._epoch_files(exempt=kept)]
+        else:
+            found = [self._path(row["epoch"]) for row in gone]
+        for path in found:
+            known = self._row_in(path) in forgotten or self._is_known(path)
             if path != besides and known:  # other files are the user's
                 self._drop(path)
 
@@ -264,12 +270,12 @@ class Directory:
         else:
             name.unlink()
 
-    def _best_at_hand(self) -> Path | None:
+    def _best_at_hand(self, kept: Kept) -> Path | None:
         """The file of the best epoch that has one. A better epoch's save may have been lost."""
         named = [(path, self._row_in(path)) for path in (self.best_path, self.last_path)]
         for row in self.epochs.ranked():
             path = self._path(row["epoch"])
-            if self._row_in(path) == row:
+            if row["epoch"] in kept and self._row_in(path) == row:
                 return path
             for name, own in named:
                 if own == row:

@@ -31,6 +31,7 @@ from batteries.checkpoint._write import save_checkpoint
 from batteries.checkpoint._write_shards import (
     claim_shards,
     commit_shards,
+    new_folder,
     remove_unnamed,
     write_shards,
 )
@@ -303,7 +304,7 @@ class CheckpointManager:
     def _save_sharded(self, checkpoint: Any, row: Row | None) -> None:
         on_rank_zero = distributed.rank_zero_only(share=True)
         shards = self._directory.shards
-        folder = shards / uuid.uuid4().hex
+        folder = new_folder(shards)
         with ExitStack() as held:  # by rank 0
 
             def hold() -> Path:
@@ -327,7 +328,8 @@ class CheckpointManager:
     @contextmanager
     def _committing(self, row: Row | None) -> Iterator[Note]:
         """Give the note for a new last checkpoint. When that is in place, do what follows."""
-        if self._disturbed or not self._owns:
+        thorough = self._disturbed or not self._owns
+        if thorough:
             self._directory.recover()  # the last save may be incomplete, or another run's
         self._disturbed = True
         if row is None:
@@ -338,7 +340,7 @@ class CheckpointManager:
             yield {"row": row, **kept.note(), "owner": self._owner}
         self._owns = True
         if row is not None:
-            self._directory.follow(row, kept)
+            self._directory.follow(row, kept, thorough)
         self._disturbed = False
 
     @contextmanager

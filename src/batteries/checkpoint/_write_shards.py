@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ from batteries.distributed._waiting import wait_until
 # the digests of the other files.
 _UUID = "[0-9a-f]{32}"
 _CLAIM = rf"\..+\.dcp\.{_UUID}\.tmp"
+
+
+def new_folder(shards: Path) -> Path:
+    return shards / uuid.uuid4().hex
 
 
 def write_shards(checkpoint: Mapping[str, Any], folder: Path) -> Checkpoint:
@@ -83,13 +88,7 @@ def write_shards(checkpoint: Mapping[str, Any], folder: Path) -> Checkpoint:
         save(own_parts, storage_writer=writer, no_dist=not dist.is_initialized())
     own = list(folder.glob(f"__{distributed.rank()}_*"))
     own += [folder / ".metadata"] if distributed.is_main() else []
-
-    def synced() -> dict[str, str]:
-        for path in own:
-            sync(path)
-        return {path.name: digest_of(path) for path in own}
-
-    digests = distributed.together(synced)
+    digests = distributed.together(lambda: {path.name: _synced_digest(path) for path in own})
     return {
         "checkpoint": plain,
         "shapes": {place: list(tensor.shape) for place, tensor in tensors.items()},
@@ -157,3 +156,8 @@ def remove_unnamed(shards: Path) -> None:
         if ours and folder not in named and folder.is_dir():
             shutil.rmtree(folder)
         link.unlink()
+
+
+def _synced_digest(path: Path) -> str:
+    sync(path)
+    return digest_of(path)
