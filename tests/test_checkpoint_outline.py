@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import random
+import struct
 import zipfile
 from collections import Counter, OrderedDict
 from typing import Any
@@ -109,6 +110,8 @@ def test_broken_pickles() -> None:
 
 
 TUPLES = b")" + b"q\x00h\x00\x86" * 60  # of two of the one before, sixty times
+NUMBERS = b"](" + b"".join(b"M" + struct.pack("<H", number) for number in range(2000)) + b"e"
+TEXT = b"X" + struct.pack("<I", 2000) + b"a" * 2000 + b"X\6\0\0\0latin1\x86"
 COSTLY = {
     "a key of tuples": b"}" + TUPLES + b"Ns",
     "a set of tuples": b"c__builtin__\nset\n]" + TUPLES + b"a\x85R",
@@ -117,6 +120,19 @@ COSTLY = {
     + b"K\x01" * 2000
     + b"eq\x02]"
     + b"h\x01h\x02\x85Ra" * 1000,
+    **{
+        f"a thousand of {kind}": b"(" + large + made + b"q\x02" + b"h\x01h\x02\x85R" * 1000 + b"t"
+        for kind, large, made in [
+            ("a set", b"c__builtin__\nset\nq\x01", NUMBERS + b"\x85R"),
+            ("a new set", b"cbuiltins\nset\nq\x01", NUMBERS + b"\x85R"),
+            ("sizes", b"ctorch\nSize\nq\x01", NUMBERS + b"\x85R"),
+            ("bytes", b"c__builtin__\nset\nq\x01", b"c_codecs\nencode\n" + TEXT + b"R"),
+        ]
+    },
+    "a thousand updates": b"ccollections\nOrderedDict\n)R}q\x01("
+    + b"".join(b"M" + struct.pack("<H", number) + b"N" for number in range(2000))
+    + b"ub"
+    + b"h\x01b" * 1000,
 }
 
 
@@ -146,6 +162,11 @@ CALLS = {
     + LARGE
     + b"R\x86",
     "a call of what was made": b"c__builtin__\nset\n)R)R",
+    "a call by a function of torch": b"ctorch._tensor\n_rebuild_from_type_v2\n("
+    + b"cbuiltins\nbytearray\ncbuiltins\nbytearray\n"
+    + LARGE
+    + b"}tR",
+    "bytes that grow": b"c_codecs\nencode\nX\1\0\0\0aX\3\0\0\0hex\x86R",
 }
 
 

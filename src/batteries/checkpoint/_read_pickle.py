@@ -70,7 +70,7 @@ def check_calls(pickled: bytes) -> None:
     """Raise if torch.load would call what torch.save does not write, or would take too much for it.
 
     A pickle can make a set of the same list a thousand times. It can also make a key of nested
-    tuples whose hash takes for ever. What is called is not executed, and its result is None.
+    tuples whose hash takes for ever. Only containers are made. Other calls result in None.
     """
     allowed = CALLED | registered().keys() | {"torch._utils _rebuild_wrapper_subclass"}
     try:
@@ -169,7 +169,7 @@ def _global(reader: _Reader) -> None:
     if reader.allowed is None:
         reader.stack.append(_KNOWN[name])
     else:
-        reader.stack.append(_Call(_CONTAINERS.get(name, _nothing), " ".join(name)))
+        reader.stack.append(_Call(_EXECUTED.get(name, _nothing), " ".join(name)))
 
 
 def _put(reader: _Reader) -> None:
@@ -271,10 +271,14 @@ def _reduce(reader: _Reader) -> None:
     call = _only(reader.stack.pop(), _Call)
     if reader.allowed is not None and call.name not in reader.allowed:
         raise Suspicious(f"it would call {call.name}")
+    if reader.allowed is not None and call.name == _CALLS_ANOTHER:
+        other = _only(arguments[0], _Call)
+        if other.function is not _nothing or other.name not in reader.allowed:
+            raise Suspicious(f"it would call {other.name}")
     for argument in arguments:
-        if isinstance(argument, list | tuple | dict | str):
+        if isinstance(argument, list | tuple | dict | set | str | bytes):
             reader.spend(len(argument))
-    if call.function in _CONTAINERS.values():
+    if call.function in (set, Counter, OrderedDict):
         for item in chain(*arguments):
             # The item itself is hashed, or the first of a pair.
             reader.hash(item, *(item[:1] if type(item) in (list, tuple) else ()))
@@ -300,7 +304,8 @@ def _build(reader: _Reader) -> None:
     if reader.allowed is not None:
         reader.spend(met(state, {})[0])
         return
-    _only(reader.stack[-1], OrderedDict).__dict__.update(_only(state, dict))
+    reader.spend(len(_only(state, dict)))
+    _only(reader.stack[-1], OrderedDict).__dict__.update(state)
 
 
 def _storage(reader: _Reader) -> None:
@@ -383,20 +388,23 @@ def _encode(text: str, encoding: str) -> bytes:
 
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 _STORAGES = {name: dtype for dtype, name in torch.storage._dtype_to_storage_type_map().items()}
-_CONTAINERS: dict[tuple[str, str], Any] = {
+_CALLS_ANOTHER = "torch._tensor _rebuild_from_type_v2"  # its first argument is called
+# Executed also to inspect a pickle, because other calls may copy the result again and again.
+_EXECUTED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("collections", "Counter"): Counter,
     ("__builtin__", "set"): set,
+    ("builtins", "set"): set,
+    ("torch", "Size"): torch.Size,
+    ("_codecs", "encode"): _encode,
 }
 _KNOWN: dict[tuple[str, str], Any] = {
-    **{name: _Call(kind) for name, kind in _CONTAINERS.items()},
+    **{name: _Call(function) for name, function in _EXECUTED.items()},
     ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
     ("torch._utils", "_rebuild_tensor_v3"): _Call(_typed_tensor),
     ("torch._utils", "_rebuild_parameter"): _Call(_parameter),
     ("torch.storage", "UntypedStorage"): torch.uint8,
-    ("torch", "Size"): _Call(torch.Size),
     ("torch", "device"): _Call(torch.device),
-    ("_codecs", "encode"): _Call(_encode),
     **{("torch", name): dtype for name, dtype in (_DTYPES | _STORAGES).items()},
 }
 _STOP = ord(".")
