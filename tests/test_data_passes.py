@@ -187,3 +187,18 @@ def test_passes_inside_of_a_pass_are_told() -> None:
         assert sum(1 for _ in alone)
         with pytest.raises(RuntimeError, match=r"have only one place.*make a second loader"):
             list(outer)
+
+
+@pytest.mark.parametrize("count", [None, 4])
+def test_two_passes_of_a_stream(count: int | None) -> None:
+    """A pass over a stream raises at its next batch, while the other pass is still going on."""
+    data = made(Forgetful, count)
+    outer = iter(data)
+    next(outer)
+    inner = iter(data)
+    next(inner)
+    place = data.state_dict()
+    with pytest.raises(RuntimeError, match="have only one place"):
+        next(outer)
+    assert data.state_dict() == place
+    assert len(list(inner)) == (11 if count is None else 3)

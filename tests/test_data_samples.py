@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import random
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
@@ -382,3 +384,18 @@ def test_samplers_without_a_copy() -> None:
     """A sampler that cannot be copied, such as one with a lock, is read as before."""
     sampler: Any = Buckets("in place", threading.Lock())
     assert len(epochs(loader(Noisy(), batch_size=1, batch_sampler=sampler))) == 3
+
+
+@pytest.mark.parametrize(
+    "large",
+    [np.broadcast_to(np.zeros(1), (2**22,)), torch.zeros(2**25, dtype=torch.uint8), ["a"] * 2**22],
+)
+def test_large_samplers_are_not_copied(large: Any) -> None:
+    """A sampler with a large array, such as a memmap, a tensor or a list is read without a copy."""
+    data = loader(Noisy(), batch_size=1, batch_sampler=Buckets("a copy", large))
+    tracemalloc.start()
+    try:
+        assert len(next(iter(data))) == 2
+        assert tracemalloc.get_traced_memory()[1] < 16e6
+    finally:
+        tracemalloc.stop()

@@ -7,10 +7,11 @@ import pickle
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-_MOST = 2**26  # bytes
+_MOST = 2**23  # bytes
 _SHARED = (Dataset, DataLoader, nn.Module, type, FunctionType, BuiltinFunctionType, MethodType)
 
 
@@ -34,6 +35,8 @@ class _Pickler(pickle.Pickler):
         self.shared: dict[int, Any] = {}
 
     def reducer_override(self, value: Any) -> Any:  # is not called for numbers, lists and dicts
+        if isinstance(value, np.ndarray | Tensor) and value.nbytes > _MOST:
+            raise ValueError("the sampler is too large")  # a memmap would be read into the memory
         if value is _shared or not isinstance(value, _SHARED):
             return NotImplemented
         self.shared[id(value)] = value

@@ -267,12 +267,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._unsettled = this.unsettled
         try:
             if self._is_stream:
-                batches, self._open = self._open or self._streamed(), None
+                batches, self._open = self._open or self._streamed(this), None
             else:
                 batches = self._read(this)
             if self._is_stream and self.batches_per_pass is not None:
                 for number in range(place.done + 1, self.batches_per_pass + 1):
-                    yield next(batches)._replace(done=number)
+                    yield next(batches)._replace(done=number, of=this)
                 self._open = batches
             else:
                 yield from batches
@@ -324,7 +324,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         came = self._prefetch((batch, None) for batch in self._started())
         return (plan.awaited.popleft()._replace(batch=batch) for batch, _ in came)
 
-    def _streamed(self) -> Generator[Arrival, None, None]:
+    def _streamed(self, this: _Pass) -> Generator[Arrival, None, None]:
         """The batches of a stream from the pass's beginning; endless with `batches_per_pass`."""
         (turn, begin, *_), parts = self._begin, self._begin_parts
         if begin:
@@ -337,7 +337,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             came = ((received(batch), part) for batch, part in self._started())
             for batch, part in self._prefetch(came):
                 start, stop = stop, stop + 1
-                yield Arrival(batch, [], start, stop, part, turn, stop, self._latest)
+                yield Arrival(batch, [], start, stop, part, turn, stop, this)
             if self.batches_per_pass is None:
                 return
             if not stop:
