@@ -495,6 +495,7 @@ def test_checkpoints_of_gpus_open_anywhere(kind: str, monkeypatch: pytest.Monkey
         save_checkpoint({"weight": kinds[kind]}, "a.pth")
         torch.save({"weight": kinds[kind]}, "torch.pth")
     assert torch.load("a.pth")["weight"].to_dense().equal(dense)
+    assert Path("a.pth").read_bytes().count(b"cpu") == 1  # for all tensors together
     with pytest.raises(RuntimeError, match="CUDA device"):
         torch.load("torch.pth")
 

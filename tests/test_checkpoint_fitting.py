@@ -522,3 +522,16 @@ def test_parameters_that_were_unfrozen() -> None:
     load_checkpoint("True.pth", model, torch.optim.Adam(model.parameters()))
     with pytest.warns(UserWarning, match=r"has trained 2 parameters that are .* is 0\.weight\."):
         load_checkpoint("False.pth", model, optimizer)
+
+
+def test_a_state_before_the_first_step() -> None:
+    """No warning names frozen parameters whose state Adagrad makes before it trains any."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.Adagrad(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    save_checkpoint(make_checkpoint("train", 1, model, optimizer), "a.pth")
+    load_checkpoint("a.pth", model, optimizer)
+    with pytest.warns(UserWarning, match="has trained 2 parameters that are frozen"):
+        load_checkpoint("a.pth", model.requires_grad_(False), optimizer)

@@ -105,7 +105,7 @@ def test_killed_after_a_save(new_store: Path) -> None:
 
 MAKE_A_STORE = """
 import threading
-from batteries import MLflowLogger, WandbLogger
+from batteries import MLflowLogger
 MLflowLogger("logs").log_metrics({"loss": 1}, 1)
 threading.Event().wait()
 """

@@ -86,10 +86,18 @@ def frozen_with_state(optimizer: Optimizer, state: Mapping[str, Any]) -> list[Te
     """The parameters that are frozen, although the state shows that they were trained."""
     pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
     both = (zip(saved["params"], own["params"], strict=True) for saved, own in pairs)
-    trained = (
-        parameter for index, parameter in chain.from_iterable(both) if state["state"].get(index)
-    )
-    return [parameter for parameter in trained if not parameter.requires_grad]
+    return [
+        parameter
+        for index, parameter in chain.from_iterable(both)
+        if not parameter.requires_grad and _is_trained(state["state"].get(index))
+    ]
+
+
+def _is_trained(entry: Any) -> bool:
+    step = entry.get("step") if isinstance(entry, Mapping) else None
+    if isinstance(step, Tensor):  # Adagrad makes its state before the first step
+        return bool(step.any())
+    return isinstance(entry, Mapping) and len(entry) > 0
 
 
 def _completed(optimizer: Optimizer, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -119,7 +119,7 @@ class _Pickler(pickle.Pickler):
 
 def _place_on_cpu(made: Any) -> None:
     if isinstance(made, torch.storage.TypedStorage):
-        made._fake_device = torch.device("cpu")
+        made._fake_device = "cpu"  # type: ignore[assignment]  # one text, which is written once
     elif isinstance(made, tuple):
         for part in made:
             _place_on_cpu(part)
