@@ -145,6 +145,27 @@ def test_one_that_fails() -> None:
     assert read_json("good") == {"loss": [(step, float(step)) for step in range(5)]}
 
 
+class Late(JsonLinesLogger):
+    """A logger whose tracker is asked for long, and then fails."""
+
+    asked = threading.Event()
+
+    def _open(self) -> None:
+        assert self.asked.wait(60)
+        raise OSError("no tracker")
+
+
+def test_states_are_not_lost() -> None:
+    """A state that is asked for while the tracker opens is not counted as a lost call."""
+    logger = Late("logs")
+    logger.log_metrics({"loss": 0.5}, 1)
+    threading.Timer(0.1, Late.asked.set).start()
+    assert logger.state_dict()["step"] == 1
+    with pytest.warns(UserWarning, match="fails|were lost") as caught:
+        logger.close()
+    assert str(caught[-1].message) == "Late: 1 calls were lost"
+
+
 class Broken:
     """A logger of the user's own."""
 

@@ -260,10 +260,12 @@ class BackgroundLogger:
         """Wait for the calls before, or until the tracker fails or takes too long."""
         if self._thread is None or self._error is not None or not self._thread.is_alive():
             return
+        end = time.monotonic() + _GRACE
+        if not self._tried.wait(_GRACE) or self._error is not None:
+            return  # calls that wait for a tracker to open are counted as lost: add none
         written = threading.Event()
         self._calls.put((self, "_tell", (written,)))
         self._hurry.set()
-        end = time.monotonic() + _GRACE
         while not written.wait(0.05) and self._error is None and time.monotonic() < end:
             pass
 
