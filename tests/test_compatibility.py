@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,8 @@ def test_a_run_is_resumed(run: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
     ema = EMA(model, decay=0.5)
-    data = DataLoader(torch.arange(8.0).view(4, 2), batch_size=1, shuffle=True, seed=1)
+    rows: Any = torch.arange(8.0).view(4, 2)
+    data = DataLoader(rows, batch_size=1, shuffle=True, seed=1)
     with JsonLinesLogger(run) as logger:
         old = resume(run, model, optimizer, scheduler, ema=ema, loader=data, logger=logger)
     assert old is not None
