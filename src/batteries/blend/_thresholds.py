@@ -91,7 +91,7 @@ def find_threshold(
     >>> round(found.value, 3), found.unseen_score
     (0.325, 1.0)
 
-    A large spread says that other cut-offs are as good. Of cut-offs with equal scores, the middle
+    A large spread says that other cut-offs are as good. If cut-offs have equal scores, the middle
     one is taken.
 
     Args:
