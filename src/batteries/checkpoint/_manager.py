@@ -194,7 +194,7 @@ class CheckpointManager:
         that call it wait for rank 0, however long it takes. Ranks that do not call it wait in
         their next collective, up to the timeout of the process group.
 
-        NaN and infinities are never best and remove nothing. Of equal scores the earlier stays.
+        NaN and infinities are never best and remove nothing. With equal scores, the earlier stays.
         If you save an earlier epoch again, the manager forgets the old scores of this epoch and of
         all later ones, and removes their checkpoints.
 

@@ -118,7 +118,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             loaders made since without a seed. Loaders of other ranks are not counted, and loaders
             with and without shuffling (or a sampler) are counted separately. So two loaders differ,
             and a program that makes its loaders in the same order on all ranks of their group can
-            be repeated. A loaded state restores this number, too.
+            be repeated. A loaded state restores the number of loaders, too.
         sharded: Which parts of the data an iterable dataset yields. False: every rank and worker
             yields all items, and each keeps every n-th. "workers": the workers of a rank yield
             different parts, and the loader divides these among the ranks. "ranks": the ranks yield
@@ -419,7 +419,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._unsettled.clear()
 
     def complete(self, last: Arrival | None = None) -> None:
-        """End a pass whose batches have all been received, the last one of which may be given.
+        """End a pass after its last batch. `last` is that batch, if there was one.
 
         >>> loader = DataLoader(range(4))
         >>> loader.complete()
