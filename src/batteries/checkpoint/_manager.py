@@ -68,9 +68,9 @@ class CheckpointManager:
             call `process` and `save_last`. The names end in `.dcp` and are symbolic links to
             directories in `shards`, which `torch.distributed.checkpoint` writes;
             `load_checkpoint` reads them on any number of ranks. All ranks must share the storage.
-        background: `process` copies the checkpoint and returns; another thread writes it, as
-            safely. Call `wait()` before you read the files. Call `close()` at the end, or use the
-            manager in a `with`. The error of a save is raised by the next call.
+        background: `process` copies the checkpoint and returns; another thread writes it, just
+            as safely. Call `wait()` before you read the files. Call `close()` at the end, or use
+            the manager in a `with`. The error of a save is raised by the next call.
         go_on: Save although the directory has checkpoints of another program, and this program has
             loaded none of them.
 
