@@ -108,6 +108,26 @@ def test_every_item_comes_once_on_ranks() -> None:
     assert "sharded='workers'" in error
 
 
+class AtOnce(Range):
+    """A stream that shuffles when it is asked for its iterator, not at its first item."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(torch.randperm(self.end).tolist())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streams_that_shuffle_at_once(workers: int) -> None:
+    """All workers shuffle alike, so every item comes once, in an order of the seed and the epoch."""
+    orders = []
+    for noise in range(2):
+        torch.manual_seed(noise)
+        data = DataLoader(AtOnce(), 2, seed=3, num_workers=workers)
+        orders.append([[item for batch in data for item in batch.tolist()] for _ in range(2)])
+    [first, second], again = orders
+    assert [first, second] == again and first != second
+    assert sorted(first) == [*range(12)]
+
+
 def test_what_is_not_clear_is_asked() -> None:
     """A dataset that asks for its id alone may divide itself or not: an error asks."""
     with pytest.raises(ValueError, match=r"Range reads id of get_worker_info\(\)\. It is not"):

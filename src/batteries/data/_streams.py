@@ -23,7 +23,7 @@ from batteries.data._workers import (
 )
 from batteries.distributed._groups import Group, Ranks, ranks_of
 
-_ITEM = 4  # the use of keys
+_ITEM, _BEGIN = 4, 6  # the uses of keys
 _SPACING = 20  # pause between two states of the dataset, in multiples of the time that one takes
 # The place of a worker: its number, the items it read, whether it has read all, and whether the
 # dataset was seen to divide itself. Also a state of the dataset, after `since` items.
@@ -109,6 +109,8 @@ class Stream(IterableDataset[Any]):
         epoch = self._epoch
         self._epoch += 1  # a persistent worker gets no other sign of the next pass
         asked.clear()
+        # The same for all, as before the first item: `__iter__` may shuffle at once.
+        rekey(_BEGIN, self._seed, epoch)
         items, known = self._items(part, epoch), part["items"]
         part["items"] = part.get("since", known)
         last = None
