@@ -284,7 +284,7 @@ def test_optimizers_around_others(way: str, lost: str) -> None:
     if lost:
         with pytest.warns(UserWarning, match=rf"a Around, lacks .* \({lost}\)"):
             make_checkpoint("train", 1, model, optimizer)
-    others = {"inner": optimizer.inner} if way == "inner" else {}
+    others: dict[str, Any] = {"inner": optimizer.inner} if way == "inner" else {}
     if way != "slow":
         make_checkpoint("train", 1, model, optimizer, **others)
 
