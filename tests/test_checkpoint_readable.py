@@ -91,10 +91,11 @@ def test_an_interrupted_trial(monkeypatch: pytest.MonkeyPatch) -> None:
 
     state = {"model_state_dict": {"x": torch.ones(1)}}
     _contents._storable.cache_clear()
+    load = torch.load
     monkeypatch.setattr(torch, "load", interrupted)
     with pytest.raises(TimeoutError, match="handler of a signal"):
         save_checkpoint(state, "a.pth")
-    monkeypatch.undo()
+    monkeypatch.setattr(torch, "load", load)
     save_checkpoint(state, "a.pth")
 
 
