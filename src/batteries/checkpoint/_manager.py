@@ -17,7 +17,7 @@ from torch import Tensor
 from batteries import distributed
 from batteries._direction import said_direction
 from batteries._files import PathLike, Place, locked_directory, make_directory
-from batteries._foreign import brief, is_epoch
+from batteries._foreign import LONGEST_NAME, brief, is_epoch
 from batteries._numbers import as_number, as_whole
 from batteries._preemption import timed_save
 from batteries._processes import is_alive, is_own, own_process
@@ -259,6 +259,12 @@ class CheckpointManager:
             raise KeyError(
                 f"the score has no {self.metric!r}, by which {self.logdir} is ranked; "
                 f"it has {', '.join(map(repr, score)) or 'nothing'}"
+            )
+        longest = max(map(len, map(str, score)))
+        if longest > LONGEST_NAME:
+            raise ValueError(
+                f"a score's name has {longest:,} characters; expected {LONGEST_NAME:,} at most, "
+                "because metrics.json would not be read"
             )
         return {"epoch": 0} | {name: _finite(name, value) for name, value in score.items()}
 

@@ -18,6 +18,7 @@ from batteries._backends import adopt_backends
 from batteries._numbers import as_whole
 from batteries._preemption import holding_signals, ignore_signals
 from batteries._seeding import chosen_seed, isolated_rng, next_number, numbered_seed, rekey
+from batteries.data._carried import plain_values, warn_of_old_values
 from batteries.data._failing import Failed, Going
 from batteries.data._generators import difference
 from batteries.data._orders import AsItIs, Order, Sampled, Shuffled, check_undivided
@@ -212,6 +213,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         dataset = self.dataset
         if isinstance(dataset, IterableDataset):
             self._stream = Stream(dataset, sharded, self.group)
+            self._stream.lasts = not self.num_workers or self.persistent_workers
             collate = functools.partial(self._stream.collated, self.collate_fn)
             sizes = {"batch_size": self.batch_size, "drop_last": self.drop_last}
             return {"dataset": self._stream, "collate_fn": collate, **sizes}
@@ -348,6 +350,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             turn, begin, parts = turn + 1, 0, fresh_parts(len(parts))
 
     def _started(self) -> Iterator[Any]:
+        in_workers = self._is_stream and hasattr(self.dataset, "set_epoch")  # it is called there
+        if self.persistent_workers and not in_workers:
+            values = dict(plain_values(self.dataset))
+            if self._inner._iterator is None:
+                self._values = values  # those that the workers have
+            warn_of_old_values(self.dataset, self._values, values)
         with holding_signals(), without_collection():
             inner: Any = iter(self._inner)
         came = self._taken(inner)
