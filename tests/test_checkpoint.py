@@ -463,6 +463,20 @@ def test_scores_without_the_metric() -> None:
     assert not Path("logs").exists()
 
 
+@pytest.mark.parametrize("where", ["metric", "score"])
+def test_long_names(where: str) -> None:
+    """A name that metrics.json could not be read with is refused before anything is saved."""
+    name = "x" * 1001
+    manager = CheckpointManager("run", name if where == "metric" else "loss", True)
+    checkpoint = make_checkpoint("train", 1, nn.Linear(2, 1))
+    with pytest.raises(ValueError, match="name has 1,001 characters; expected 1,000 at most"):
+        manager.process({manager.metric: 0.5, name: 0.5}, 1, checkpoint)
+    assert not Path("run").exists()
+    manager = CheckpointManager("run", "x" * 1000, True)
+    manager.process({manager.metric: 0.5, "y" * 1000: 0.5}, 1, checkpoint)
+    assert CheckpointManager("run", "x" * 1000, True).best_score == 0.5
+
+
 def test_another_metric() -> None:
     """A directory that ranks by another metric is refused."""
     run_manager([0.5])

@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import torch
 from mounts import remounted, tmpfs
 from ranks import run_ranks
 from test_checkpoint_crashes import manager, process_epoch, run_epochs, state, undisturbed
+from torch import nn
 
-from batteries import CheckpointError, CheckpointManager
+from batteries import CheckpointError, CheckpointManager, make_checkpoint
 from batteries.checkpoint import read_checkpoint
 
 NUMBERS = 50_000  # a file of 200 KB
@@ -201,3 +204,34 @@ def test_directories_behind_links(mode: str | None) -> None:
     Path("disk/real").rename("moved")
     run_epochs("moved", 7, mode=mode)
     assert state("moved") == undisturbed(7, mode)
+
+
+def test_a_save_in_a_signal_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it interrupts another save, it raises at once, and later saves work."""
+    checkpoint = make_checkpoint("train", 1, nn.Linear(2, 1))
+    checkpoints = CheckpointManager("run")
+    checkpoints.save_last(checkpoint)
+    synchronise, errors = os.fsync, []
+
+    def interrupted(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", synchronise)
+        signal.raise_signal(signal.SIGUSR2)
+        synchronise(descriptor)
+
+    def handle(*_: object) -> None:
+        try:
+            checkpoints.save_last(checkpoint)
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    before = signal.signal(signal.SIGUSR2, handle)
+    try:
+        checkpoints.process(0.5, 1, checkpoint)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert len(errors) == 1
+    assert errors[0].startswith("a save into run is under way in this thread")
+    assert [row["loss"] for row in checkpoints.history] == [0.5]
+    checkpoints.process(0.25, 2, {**checkpoint, "epoch": 2})
+    assert torch.load("run/best.pth")["epoch"] == 2

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from batteries import CheckpointError, average_checkpoints, save_checkpoint
-from batteries.checkpoint import peek, read_checkpoint
+from batteries.checkpoint import _contents, peek, read_checkpoint
 from batteries.checkpoint._background import BackgroundWriter
 
 
@@ -81,6 +81,22 @@ def test_what_is_saved_can_be_read() -> None:
         "mkldnn",
     }
     assert not refused & {"torch.float32", "torch.float8_e4m3fn", "torch.uint16", "coo", "csr"}
+
+
+def test_an_interrupted_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that interrupts the trial of a dtype is raised, and the next save works."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise TimeoutError("the program's handler of a signal")
+
+    state = {"model_state_dict": {"x": torch.ones(1)}}
+    _contents._storable.cache_clear()
+    load = torch.load
+    monkeypatch.setattr(torch, "load", interrupted)
+    with pytest.raises(TimeoutError, match="handler of a signal"):
+        save_checkpoint(state, "a.pth")
+    monkeypatch.setattr(torch, "load", load)
+    save_checkpoint(state, "a.pth")
 
 
 def test_complex_numbers() -> None:

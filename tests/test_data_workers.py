@@ -9,9 +9,12 @@ import random
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,6 +109,102 @@ def test_every_item_comes_once_on_ranks() -> None:
         assert [len(items) for items in part] == [6, 6]
     assert "Range is an iterable dataset that 2 ranks read" in error
     assert "sharded='workers'" in error
+
+
+class AtOnce(Range):
+    """A stream that shuffles when it is asked for its iterator, not at its first item."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(torch.randperm(self.end).tolist())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streams_that_shuffle_at_once(workers: int) -> None:
+    """Every item comes once, in an order that depends only on the seed and the epoch."""
+    orders = []
+    for noise in range(2):
+        torch.manual_seed(noise)
+        data = DataLoader(AtOnce(), 2, seed=3, num_workers=workers)
+        orders.append([[item for batch in data for item in batch.tolist()] for _ in range(2)])
+    [first, second], again = orders
+    assert [first, second] == again
+    assert first != second
+    assert sorted(first) == [*range(12)]
+
+
+class Files(IterableDataset[Any]):
+    """A stream with a list of files, in an order that each pass makes in some way."""
+
+    def __init__(self, way: str) -> None:
+        self.files, self.way = [f"shard-{number}" for number in range(9)], way
+
+    def __iter__(self) -> Iterator[str]:
+        if self.way == "in place":
+            random.shuffle(self.files)
+        elif self.way == "a new list":
+            self.files = random.sample(self.files, 9)
+        elif self.way == "sorted first":
+            self.files.sort()
+            random.shuffle(self.files)
+        else:
+            self.order = random.sample(self.files, 9)
+        yield from self.order if self.way == "a copy" else self.files
+        if self.way == "at the end":
+            random.shuffle(self.files)
+
+
+WAYS = {"in place": True, "a new list": True, "at the end": True, "sorted first": False}
+WAYS["a copy"] = False
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_streams_that_change_their_order(way: str) -> None:
+    """A warning names a list whose order depends on earlier passes, and only such a one."""
+    told = "Files puts its list files into another order"
+    first, later = (DataLoader(Files(way), seed=3) for _ in range(2))
+    later.set_epoch(2)
+    with pytest.warns(UserWarning, match=told) if WAYS[way] else nullcontext():
+        third = [[*first] for _ in range(3)][2]
+        assert ([*later] == third) != WAYS[way]
+
+
+@pytest.mark.parametrize("lasts", [True, False])
+def test_streams_that_change_their_order_in_workers(lasts: bool) -> None:
+    """Workers that last keep the order of the pass before; others begin with the program's."""
+    data = DataLoader(Files("in place"), seed=3, num_workers=2, persistent_workers=lasts)
+    warnings.simplefilter("error")
+    if lasts:
+        with pytest.raises(UserWarning, match="Files puts its list files into another order"):
+            next(iter(data))
+    else:
+        assert len([*data, *data]) == 18
+
+
+class Lesson(Dataset[Any]):
+    """Samples of a difficulty that the program changes."""
+
+    def __init__(self) -> None:
+        self.level, self.inner = 0, [SimpleNamespace(size=8)]
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        return self.level
+
+
+@pytest.mark.parametrize("lasts", [True, False])
+def test_datasets_that_change_between_passes(lasts: bool) -> None:
+    """Workers that last have the old values, and a warning says so."""
+    lesson = Lesson()
+    data = DataLoader(lesson, 4, num_workers=1, persistent_workers=lasts)
+    assert [batch.tolist() for batch in (*data, *data)] == [[0] * 4] * 2
+    lesson.level = 1
+    if lasts:
+        with pytest.warns(UserWarning, match=r"Lesson has changed .* \(level\)"):
+            assert next(iter(data)).tolist() == [0] * 4
+    else:
+        assert next(iter(data)).tolist() == [1] * 4
 
 
 def test_what_is_not_clear_is_asked() -> None:

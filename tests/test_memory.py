@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import logging
 import queue
 import random
@@ -253,6 +254,39 @@ class Wide(Scores):
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(1, 3)
+
+
+class Around(torch.optim.Optimizer):
+    """An optimizer around another one, as of SAM, with slow weights, as of Lookahead."""
+
+    def __init__(self, parameters: list[Tensor], way: str) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+        self.inner = torch.optim.SGD(self.param_groups, momentum=0.9 * (way != "slow"))
+        self.slow = [p.detach().clone() for p in parameters] if way == "slow" else []
+        self.ones, self.way = torch.ones(5), way
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.way == "copies":
+            return {**super().state_dict(), "inner": copy.deepcopy(self.inner.state_dict())}
+        return super().state_dict()
+
+
+@pytest.mark.parametrize(("way", "lost"), [("inner", "inner"), ("slow", "slow"), ("copies", "")])
+def test_optimizers_around_others(way: str, lost: str) -> None:
+    """A warning names what no state of the checkpoint has, and there is none if one has it."""
+    model = nn.Linear(2, 3)
+    optimizer = Around(list(model.parameters()), way)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    if lost:
+        with pytest.warns(UserWarning, match=rf"a Around, lacks .* \({lost}\)"):
+            make_checkpoint("train", 1, model, optimizer)
+    others: dict[str, Any] = {"inner": optimizer.inner} if way == "inner" else {}
+    if way != "slow":
+        make_checkpoint("train", 1, model, optimizer, **others)
 
 
 def test_modules_with_metrics_load_like_others() -> None:

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, DistributedSampler, TensorDataset
 
 from batteries import Predictions, distributed, predictions
 from batteries.data import DataLoader
+from batteries.distributed import rank
 from batteries.predictions import _rows
 
 KINDS = {
@@ -170,6 +171,30 @@ def test_missing_samples(dst: int | None) -> None:
     for error in run_ranks(lose_some, dst):
         told = "100 (900, 901, 902, 903, 904, ...) of 1000 samples are missing: add each sample"
         assert str(error) == f"{told} on one of the ranks"
+
+
+def box(number: int, change: float) -> dict[str, Any]:
+    """Outputs of a detector: their number depends on the sample."""
+    boxes = torch.arange(4.0 * number).reshape(number, 4)
+    return {"boxes": boxes + change, "names": ("cat", "dog"), "score": 0.5 + change}
+
+
+def gather_boxes(change: float) -> Any:
+    outputs = Predictions(2, duplicates="drop")
+    change *= rank()
+    outputs.add([0, 1], found=[box(2, change), box(3, 0)], map=[np.ones(2) + change, np.array("a")])
+    try:
+        return outputs.gather()
+    except ValueError as error:
+        return str(error)
+
+
+def test_equal_objects_agree() -> None:
+    """A sample that came twice may have tensors, arrays and dicts; floats agree as rows do."""
+    for found, _ in run_ranks(gather_boxes, 1e-9):
+        assert torch.equal(found[0]["boxes"], box(2, 0)["boxes"])
+    for error in run_ranks(gather_boxes, 0.1):
+        assert "1 (0) came more than once with different values of found; 1 (0)" in error
 
 
 def add_different_arrays() -> None:

@@ -139,6 +139,13 @@ def test_folds_together() -> None:
     assert (run.row()["validation"], run.row()["validation of"]) == (0.79, "out-of-fold")
 
 
+def test_a_recorded_validation_score() -> None:
+    """The table says that a validation score was recorded."""
+    record_scores(make_run([]), validation=0.9, metric="auc", metric_minimization=False)
+    [run] = read_runs("runs")
+    assert (run.row()["validation"], run.row()["validation of"]) == (0.9, "recorded")
+
+
 def test_scores_without_checkpoints() -> None:
     """The score of a run is known when somebody has removed its checkpoints."""
     path = make_run([0.8, 0.9, 0.7])

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import stat
+import threading
 import time
 import uuid
 import warnings
@@ -23,6 +24,7 @@ except ImportError:  # Windows
 
 PathLike = str | os.PathLike[str]
 _LONG = 64  # bytes; temporary names contain only shorter names, because they are longer
+_held_here = threading.local()
 _NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
@@ -197,14 +199,27 @@ def locked_directory(path: PathLike, timeout: float = 60) -> Iterator[None]:
 
     The lock is on the directory itself, without a lock file. On systems and file systems without
     such locks, nothing is locked. If another process has the lock for `timeout` seconds, a
-    TimeoutError is raised.
+    TimeoutError is raised. If this thread has it, a signal handler has interrupted a save, and the
+    lock would never be free: a RuntimeError is raised.
     """
     if fcntl is None:
         yield
         return
     with _opened(Path(path)) as descriptor:
-        _lock(descriptor, path, timeout)
-        yield
+        held = vars(_held_here).setdefault("directories", set())
+        place = os.fstat(descriptor)[1:3]  # the inode and the device
+        if place in held:
+            raise RuntimeError(
+                f"a save into {path} is under way in this thread, and a signal handler has "
+                "interrupted it to save, too: let the handler only set a flag, and save after the "
+                "step, as with PreemptionGuard"
+            )
+        held.add(place)
+        try:
+            _lock(descriptor, path, timeout)
+            yield
+        finally:
+            held.discard(place)
 
 
 def _lock(descriptor: int, path: PathLike, timeout: float) -> None:

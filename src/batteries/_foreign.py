@@ -17,7 +17,7 @@ from batteries._files import PathLike, check_inside, kind_of
 _MOST = 64 * 2**20  # bytes of JSON: 100,000 epochs of ten metrics take 50 MB
 _VALUES = 4_000_000  # values in JSON; each takes up to 100 bytes of memory
 _DEEP = 64  # levels of nested containers
-_NAME = 1000  # letters of a name
+LONGEST_NAME = 1000  # letters
 _LINE = 16 * 2**20  # bytes of a line
 LARGEST = 10.0**300  # numbers are smaller, so their differences and sums are finite
 LAST_EPOCH = 10**18  # epochs are smaller
@@ -133,8 +133,8 @@ def check(value: Any, kind: Any, place: str = "it") -> None:
             raise ValueError(
                 f"{place} has {len(value):,} {counted}; expected {most.number:,} at most"
             )
-        if own is dict and max(map(len, value), default=0) > _NAME:
-            raise ValueError(f"{place} has a name of more than {_NAME} characters")
+        if own is dict and max(map(len, value), default=0) > LONGEST_NAME:
+            raise ValueError(f"{place} has a name of more than {LONGEST_NAME} characters")
         kind = (
             dict.fromkeys(value, most.each) if own is dict else [most.each] if own is list else own
         )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from batteries._changes import CONTAINERS, PLAIN, attributes, changed, ids_in, is_library
 
@@ -60,6 +61,8 @@ def check_remember(parts: Mapping[str, tuple[Any, Any]]) -> None:
         told = f"state_dict() of {name}, a {type(part).__name__}, is"
         if empty:
             _check_no_tensors(part, told)
+        if not empty and isinstance(getattr(part, "param_groups", None), list):
+            _warn_of_lost(name, part, [each for _, each in parts.values()])
         if _is_known(part) or (isinstance(part, nn.Module) and not empty):
             continue
         owners = owners or [(each, ids_in(each)) for each, _ in parts.values()]
@@ -90,6 +93,58 @@ def _check_no_tensors(part: Any, told: str) -> None:
             f"{told} empty, but it has tensors ({', '.join(kept)}): they would be lost. Let its "
             "state_dict() return them (register_buffer with persistent=True), or leave it out"
         )
+
+
+def _warn_of_lost(name: str, optimizer: Any, states: list[Any]) -> None:
+    """Warn of an optimizer that has an inner one, or slow weights, which no state has.
+
+    Only tensors like a parameter count: others may be constants.
+    """
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    apart, shapes = set(map(id, parameters)), {each.shape for each in parameters}
+    found = {}
+    for key, value in attributes(optimizer).items():
+        tensors = _tensors_in([] if key in ("param_groups", "state") else value)
+        found[key] = [
+            each for each in tensors if id(each) not in apart and {each.shape} <= shapes - {()}
+        ]
+    if not any(found.values()):
+        return
+    saved = [*_tensors_in(states)]
+    ids = set(map(id, saved))
+    # A state dict may have copies.
+    lost = [
+        key
+        for key, own in found.items()
+        for each in [one for one in own if id(one) not in ids][:1]
+        if not any(_equal(each, other) for other in saved)
+    ]
+    if lost:
+        warnings.warn(
+            f"state_dict() of {name}, a {type(optimizer).__name__}, lacks the tensors in its "
+            f"attributes ({', '.join(lost)}): a resumed run does not get them back. Let "
+            "state_dict() return them and load_state_dict() set them",
+            stacklevel=4,
+        )
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Optimizer):
+        yield from _tensors_in(value.state)
+    elif isinstance(value, Mapping):
+        yield from _tensors_in(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors_in(each)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    plain = type(one) is type(other) is Tensor and (one.device, one.dtype) == (
+        other.device, other.dtype
+    )  # fmt: skip
+    return plain and torch.equal(one, other)
 
 
 def is_loader(part: Any) -> bool:

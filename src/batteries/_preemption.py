@@ -60,8 +60,8 @@ class PreemptionGuard:
     limit is read from `SLURM_JOB_END_TIME`, and the earlier limit counts.
 
     Args:
-        patience: Seconds in which the ranks must agree. Steps may take longer, because a rank
-            answers in the middle of a step.
+        patience: Seconds in which the ranks must agree. A rank answers in the middle of a step,
+            so a step may take longer.
         time_limit: "8h50m", seconds or a timedelta, from the start of this process.
         reserve: Seconds to keep before the limit for everything that is not measured.
 

@@ -30,10 +30,11 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
     >>> torch.initial_seed()
     42
 
-    Call it twice in a distributed program. First, before the model is created, without `rank`:
-    every rank gets the same weights. Then, after the model is created, with
-    `rank=distributed.rank()`: the ranks get different dropout masks and augmentations. You can
-    repeat the second call in each epoch, with the epoch in the seed.
+    In a distributed program, call it without `rank` before the model is created: every rank gets
+    the same weights. `batteries.data.DataLoader` then gives the ranks different dropout masks and
+    augmentations. With torch's own loader, call it again after the model is created, with
+    `rank=distributed.rank()`. You can repeat this second call in each epoch, with the epoch in the
+    seed.
 
     `DataLoader(..., worker_init_fn=seed_all)` does the same as `seed_worker`. Workers read the rank
     from the launcher's environment. Without a launcher (`mp.spawn`), pass the rank:

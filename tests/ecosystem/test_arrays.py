@@ -63,8 +63,8 @@ class Rows(Dataset[Any]):
 
 
 FORKS = (
-    'Pass `multiprocessing_context="spawn"`: its threads do not survive a fork, so a forked worker '
-    "that opens a file waits for ever, also in torch's loader."
+    'Pass `multiprocessing_context="spawn"`: threads of polars do not survive a fork, so a forked '
+    "worker that opens a file waits for ever, also in torch's loader."
 )
 
 

@@ -32,7 +32,7 @@ def plain(batches: Any) -> list[Any]:
 
 @pytest.mark.beside("OpenCV", package="opencv-python-headless")
 def test_noise() -> None:
-    """What `randn` draws is that of the sample, with any workers, and after a resume."""
+    """A sample gets the same numbers of `randn` with any workers and after a resume."""
     data = loader()
     expected, later = plain(data), plain(data)
     assert {tuple(row) for _, rows in expected for row in rows}.isdisjoint(

@@ -131,7 +131,7 @@ OBJECTS = {"adashift", "conda", "scalableshampoo"}
 
 @pytest.mark.beside(
     "pytorch-optimizer",
-    remedy="105 of its 128 optimizers work as they are. Conda needs "
+    remedy="105 of its 128 optimizers work as they are. Its `Conda` needs "
     "`torch.serialization.add_safe_globals([GaLoreProjector])`. 20 were not tried: they need other "
     "arguments, or do not resume from a file of `torch.save` either.",
     cannot="The states of AdaShift and ScalableShampoo have objects that torch does not load, so "

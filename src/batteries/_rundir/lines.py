@@ -25,7 +25,7 @@ _ALIKE = 16, 100  # lines at least, and metrics at most, for which a pattern is 
 
 
 def read_lines(logdir: PathLike) -> Iterator[dict[str, Any]]:
-    """Read the lines of a `JsonLinesLogger`, one by one. Torn and foreign lines are left out.
+    """Read the lines of a `JsonLinesLogger`, one by one. Incomplete and other lines are left out.
 
     >>> list(read_lines("runs/nothing"))
     []

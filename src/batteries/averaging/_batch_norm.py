@@ -40,10 +40,10 @@ def update_bn(
     the same number of batches on each rank. A model of FSDP2 needs at least one on each rank.
 
     Args:
-        loader: Batches of the training data, with the augmentations that the model will see. Of a
-            tuple or list the model gets the first element. Of a dict it gets the arguments of
-            `forward` by name, or the whole dict if it has none of them. Other batches are passed
-            as they are.
+        loader: Batches of the training data, with the augmentations that the model will see. If a
+            batch is a tuple or list, the model gets its first element. If a batch is a dict, the
+            model gets the arguments of `forward` by name, or the whole dict if it has none of them.
+            Other batches are passed as they are.
         device: Where the batches go. Default: where the model is.
 
     Raises:

@@ -116,8 +116,8 @@ def save_average(
     >>> [(part["epoch"], part["weight"]) for part in load_checkpoint("swa.pth")["averaged"]]
     [(3, 0.5), (7, 0.5)]
 
-    The written checkpoint has no optimizer. Its "averaged" has the path, weight, stage,
-    epoch and metrics of each part.
+    The written checkpoint has no optimizer. Its key "averaged" lists the path, weight,
+    stage, epoch and metrics of each part.
 
     Args:
         model: A model of the same class. It gets the averaged weights. With `loader` it also gets

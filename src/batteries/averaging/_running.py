@@ -178,8 +178,8 @@ class EMA(_Running):
     `make_checkpoint(..., ema=ema)` stores the average. `load_checkpoint` and `resume` load it with
     `ema=ema`.
 
-    Do not write to a frozen parameter (`requires_grad=False`) through its `.data`: it is averaged
-    only if its `_version` has changed.
+    Do not write to a frozen parameter (`requires_grad=False`) through its `.data`: a frozen
+    parameter is averaged only if its `_version` has changed.
 
     Args:
         decay: The weight of the old average in each update, in [0, 1]. You can set `ema.decay`

@@ -72,8 +72,8 @@ def greedy_soup(
     (['exp_1.pth', 'exp_0.pth'], 0.5)
 
     This is the greedy soup of arXiv 2203.05482. Checkpoints are tried in the order of their own
-    scores. One that makes the average no worse stays in it. Each decision is logged
-    at the level INFO: `get_logger("batteries")` shows them.
+    scores. A checkpoint stays in the average if the score of the average does not get
+    worse. Each decision is logged at the level INFO: `get_logger("batteries")` shows them.
 
     The score is chosen on the data of `evaluate`, so it is optimistic: it is never worse than that
     of the best checkpoint. Score the soup on other data.

@@ -114,7 +114,7 @@ def geometric(predictions: Any, *more: Any, weights: Weights = None) -> Array:
 
 @hints
 def majority_vote(labels: Any, *more: Any, weights: Weights = None) -> Array:
-    """The label that most models predict. Of labels with equal votes, the smallest.
+    """The label that most models predict. If labels have equal votes, the smallest one.
 
     >>> majority_vote([[1, 0], [1, 2], [0, 2]])
     array([1, 2])

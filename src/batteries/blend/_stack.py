@@ -89,7 +89,7 @@ def stack(
 
     For each fold, the model is fitted on the rows of the other folds and predicts those of the
     fold. `unseen_score` and `verdict` are of these predictions. As in every stack, one dependence
-    is left: the first-level models that predicted the other folds were fitted on rows of this one.
+    is left: the first-level models that predicted the other folds were also fitted on this fold.
 
     Args:
         oof: Out-of-fold predictions, as for `find_weights`. Each class of (rows, classes) is a

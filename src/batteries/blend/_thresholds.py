@@ -21,7 +21,7 @@ _Score = Callable[[NDArray[Any], Cuts], float]  # from rows and cut-offs; higher
 
 
 class Threshold(NamedTuple):
-    """A cut-off, and its score on unseen folds.
+    """A threshold (cut-off), and its score on unseen folds.
 
     >>> scores, target = [0.1, 0.4, 0.6, 0.9] * 5, [0, 0, 1, 1] * 5
     >>> find_threshold(scores, target, "accuracy")
@@ -91,7 +91,7 @@ def find_threshold(
     >>> round(found.value, 3), found.unseen_score
     (0.325, 1.0)
 
-    A large spread says that other cut-offs are as good. Of cut-offs with equal scores, the middle
+    A large spread says that other cut-offs are as good. If cut-offs have equal scores, the middle
     one is taken.
 
     Args:

@@ -121,8 +121,8 @@ def find_weights(
             - another name of scikit-learn's scorers, a scorer, or any function of target and
               prediction.
 
-            Accuracy and other metrics of classes, by name, take the largest of (rows, classes), or
-            (rows,) above 0.5.
+            Names and scorers of class metrics, such as "accuracy", get classes: of (rows, classes)
+            the most probable one, of (rows,) whether the number is above 0.5.
         method: "hill_climb" adds the model that helps most, `rounds` times, with replacement, and
             returns the best step (Caruana et al. 2004). "simplex" is scipy's SLSQP over positive
             weights whose sum is 1, for smooth metrics.

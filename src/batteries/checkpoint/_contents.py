@@ -7,6 +7,7 @@ import io
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import numpy as np
@@ -274,13 +275,17 @@ def why_unreadable(tensor: Tensor) -> str:
 
 @functools.cache
 def _storable(dtype: torch.dtype) -> bool:
-    """Whether torch can read a dtype that it writes. This is tried."""
+    """Whether torch can read a dtype that it writes. This is tried.
+
+    Other errors, such as one that a signal handler raises in the middle, say nothing of the dtype.
+    They pass, and the next call tries again.
+    """
     file = io.BytesIO()
     try:
         torch.save(torch.empty(1, dtype=dtype), file)
         file.seek(0)
         return bool(torch.load(file, weights_only=True).dtype == dtype)
-    except Exception:  # of many kinds: 4-bit integers raise a KeyError
+    except (AttributeError, KeyError, NotImplementedError, TypeError, UnpicklingError):
         return False
 
 

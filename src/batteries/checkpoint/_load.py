@@ -103,15 +103,16 @@ def load_checkpoint(
 
     Args:
         strict: False loads the parameters, and the states of other objects, that fit.
-        prefix: Load only the weights whose names begin so, without the prefix: "encoder.". Names
-            of wrappers before or in it, such as "module." and "_orig_mod.", do not matter.
+        prefix: Load only the weights whose names begin with this text, such as "encoder.". The
+            names are compared with those of the model without it. Names of wrappers, such as
+            "module." and "_orig_mod.", do not matter.
         key: Which of the file's weights `model` gets: "ema" for the average that was saved as
             `ema=`, or by timm and torchvision.
         map_location: The device of the tensors in the result. The objects stay on their own.
         together: True if all ranks call it, for the same file. Each rank reads what its objects
             need, the ranks divide the rest among them to verify it, and an error on one rank is
             raised on all. Default: each rank verifies the whole file, and one rank may load alone.
-        **objects: Others, by the names they had in `make_checkpoint`.
+        **objects: Other objects, by the names that they had in `make_checkpoint`.
 
     Returns:
         Everything in the file. Its `report` says what was loaded, and what did not fit.

@@ -17,7 +17,7 @@ from torch import Tensor
 from batteries import distributed
 from batteries._direction import said_direction
 from batteries._files import PathLike, Place, locked_directory, make_directory
-from batteries._foreign import brief, is_epoch
+from batteries._foreign import LONGEST_NAME, brief, is_epoch
 from batteries._numbers import as_number, as_whole
 from batteries._preemption import timed_save
 from batteries._processes import is_alive, is_own, own_process
@@ -68,9 +68,9 @@ class CheckpointManager:
             call `process` and `save_last`. The names end in `.dcp` and are symbolic links to
             directories in `shards`, which `torch.distributed.checkpoint` writes;
             `load_checkpoint` reads them on any number of ranks. All ranks must share the storage.
-        background: `process` copies the checkpoint and returns; another thread writes it, as
-            safely. Call `wait()` before you read the files. Call `close()` at the end, or use the
-            manager in a `with`. The error of a save is raised by the next call.
+        background: `process` copies the checkpoint and returns; another thread writes it, just
+            as safely. Call `wait()` before you read the files. Call `close()` at the end, or use
+            the manager in a `with`. The error of a save is raised by the next call.
         go_on: Save although the directory has checkpoints of another program, and this program has
             loaded none of them.
 
@@ -194,7 +194,7 @@ class CheckpointManager:
         that call it wait for rank 0, however long it takes. Ranks that do not call it wait in
         their next collective, up to the timeout of the process group.
 
-        NaN and infinities are never best and remove nothing. Of equal scores the earlier stays.
+        NaN and infinities are never best and remove nothing. With equal scores, the earlier stays.
         If you save an earlier epoch again, the manager forgets the old scores of this epoch and of
         all later ones, and removes their checkpoints.
 
@@ -259,6 +259,12 @@ class CheckpointManager:
             raise KeyError(
                 f"the score has no {self.metric!r}, by which {self.logdir} is ranked; "
                 f"it has {', '.join(map(repr, score)) or 'nothing'}"
+            )
+        longest = max(map(len, map(str, score)))
+        if longest > LONGEST_NAME:
+            raise ValueError(
+                f"a score's name has {longest:,} characters; expected {LONGEST_NAME:,} at most, "
+                "because metrics.json would not be read"
             )
         return {"epoch": 0} | {name: _finite(name, value) for name, value in score.items()}
 

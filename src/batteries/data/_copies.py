@@ -1,4 +1,4 @@
-"""Copies of a sampler, without the data that it refers to."""
+"""Copies of a sampler, without the data that it refers to, or of a stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 _MOST = 2**23  # bytes
-_SHARED = (Dataset, DataLoader, nn.Module, type, FunctionType, BuiltinFunctionType, MethodType)
+ALONE = (nn.Module, type, FunctionType, BuiltinFunctionType, MethodType)
+_SHARED = (Dataset, DataLoader, *ALONE)
 
 
 class Pickled(NamedTuple):
@@ -30,14 +31,15 @@ class _File(io.BytesIO):
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, file: _File) -> None:
+    def __init__(self, file: _File, apart: tuple[Any, ...]) -> None:
         super().__init__(file)
+        self._apart = apart
         self.shared: dict[int, Any] = {}
 
     def reducer_override(self, value: Any) -> Any:  # is not called for numbers, lists and dicts
         if isinstance(value, np.ndarray | Tensor) and value.nbytes > _MOST:
             raise ValueError("the sampler is too large")  # a memmap would be read into the memory
-        if value is _shared or not isinstance(value, _SHARED):
+        if value is _shared or not isinstance(value, self._apart):
             return NotImplemented
         self.shared[id(value)] = value
         return _shared, (id(value),)
@@ -57,9 +59,13 @@ def _shared(number: int) -> Any:
     raise NotImplementedError(number)  # stands for what is shared
 
 
-def pickled(sampler: Any) -> Pickled | None:
-    """The state of a sampler; None if it cannot be copied, or is large."""
-    pickler = _Pickler(file := _File())
+def pickled(sampler: Any, apart: tuple[Any, ...] = _SHARED) -> Pickled | None:
+    """The state of a sampler; None if it cannot be copied, or is large.
+
+    Args:
+        apart: The kinds of objects that its copies share with it.
+    """
+    pickler = _Pickler(file := _File(), apart)
     try:
         pickler.dump(sampler)
     except Exception:  # of many kinds: locks, open files, generators

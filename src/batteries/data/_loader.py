@@ -18,6 +18,7 @@ from batteries._backends import adopt_backends
 from batteries._numbers import as_whole
 from batteries._preemption import holding_signals, ignore_signals
 from batteries._seeding import chosen_seed, isolated_rng, next_number, numbered_seed, rekey
+from batteries.data._carried import plain_values, warn_of_old_values
 from batteries.data._failing import Failed, Going
 from batteries.data._generators import difference
 from batteries.data._orders import AsItIs, Order, Sampled, Shuffled, check_undivided
@@ -115,10 +116,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     Args:
         seed: The same on every rank. Loaders with the same seed and length have the same order.
             Default: derived from the seed of the last `seed_all` (42 without it) and the number of
-            loaders made since without a seed. Loaders of other ranks are not counted, and loaders
-            with and without shuffling (or a sampler) are counted separately. So two loaders differ,
-            and a program that makes its loaders in the same order on all ranks of their group can
-            be repeated. A loaded state restores this number, too.
+            loaders made since without a seed. Loaders of another `group` are not counted, and
+            loaders with and without shuffling (or a sampler) are counted separately. So two loaders
+            differ, and a program that makes its loaders in the same order on all ranks of their
+            group can be repeated. A loaded state restores the number of loaders, too.
         sharded: Which parts of the data an iterable dataset yields. False: every rank and worker
             yields all items, and each keeps every n-th. "workers": the workers of a rank yield
             different parts, and the loader divides these among the ranks. "ranks": the ranks yield
@@ -212,6 +213,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         dataset = self.dataset
         if isinstance(dataset, IterableDataset):
             self._stream = Stream(dataset, sharded, self.group)
+            self._stream.lasts = not self.num_workers or self.persistent_workers
             collate = functools.partial(self._stream.collated, self.collate_fn)
             sizes = {"batch_size": self.batch_size, "drop_last": self.drop_last}
             return {"dataset": self._stream, "collate_fn": collate, **sizes}
@@ -348,6 +350,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             turn, begin, parts = turn + 1, 0, fresh_parts(len(parts))
 
     def _started(self) -> Iterator[Any]:
+        in_workers = self._is_stream and hasattr(self.dataset, "set_epoch")  # it is called there
+        if self.persistent_workers and not in_workers:
+            values = dict(plain_values(self.dataset))
+            if self._inner._iterator is None:
+                self._values = values  # those that the workers have
+            warn_of_old_values(self.dataset, self._values, values)
         with holding_signals(), without_collection():
             inner: Any = iter(self._inner)
         came = self._taken(inner)
@@ -419,7 +427,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._unsettled.clear()
 
     def complete(self, last: Arrival | None = None) -> None:
-        """End a pass whose batches have all been received, the last one of which may be given.
+        """End a pass after its last batch. `last` is that batch, if there was one.
 
         >>> loader = DataLoader(range(4))
         >>> loader.complete()

@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from batteries._seeding import rekey
+from batteries._seeding import isolated_rng, rekey
+from batteries.data._carried import Orders
 from batteries.data._failing import Failed, say_where
 from batteries.data._workers import (
     asked,
@@ -23,7 +24,7 @@ from batteries.data._workers import (
 )
 from batteries.distributed._groups import Group, Ranks, ranks_of
 
-_ITEM = 4  # the use of keys
+_ITEM, _BEGIN = 4, 6  # the uses of keys
 _SPACING = 20  # pause between two states of the dataset, in multiples of the time that one takes
 # The place of a worker: its number, the items it read, whether it has read all, and whether the
 # dataset was seen to divide itself. Also a state of the dataset, after `since` items.
@@ -50,6 +51,7 @@ class Stream(IterableDataset[Any]):
         self._own = sharded in (True, "workers")  # whether the workers yield different items
         self._part: Part = {}  # this worker's place
         self._due = 0.0  # the time of the next state
+        self.lasts = False  # whether the process that reads it reads the next pass, too
 
     def begin(self, epoch: int, parts: list[Part], seed: int) -> bool:
         """Prepare the pass of an epoch; return whether persistent workers would begin there too.
@@ -109,9 +111,12 @@ class Stream(IterableDataset[Any]):
         epoch = self._epoch
         self._epoch += 1  # a persistent worker gets no other sign of the next pass
         asked.clear()
+        # The same for all, as before the first item: `__iter__` may shuffle at once.
+        rekey(_BEGIN, self._seed, epoch)
+        orders = Orders(self.dataset) if self.lasts else None
         items, known = self._items(part, epoch), part["items"]
         part["items"] = part.get("since", known)
-        last = None
+        last, first = None, True
         while True:
             # The same key for all that read the same items. Before the first item, the same key
             # for all: a dataset may shuffle there what it then divides among workers.
@@ -124,6 +129,7 @@ class Stream(IterableDataset[Any]):
                 culprit = leaked_by(end)
                 if culprit is None:
                     part["ended"] = True
+                    self._look_at(orders, epoch)
                     if last is not None:
                         yield last
                     return
@@ -134,6 +140,9 @@ class Stream(IterableDataset[Any]):
             if self._sharded is None and workers > 1 and not own and asked & {"id", "num_workers"}:
                 self._check_asked(part["items"])
                 own = part["own"] = True
+            if first:
+                first = False
+                self._look_at(orders, epoch)
             ranks = 1 if by_ranks else self._world_size
             shards = ranks * (1 if own else workers)
             shard = (0 if by_ranks else self._rank) * (1 if own else workers)
@@ -146,6 +155,21 @@ class Stream(IterableDataset[Any]):
                 else:
                     last = failed  # if this error ends the stream, all ranks and workers yield it
             asked.clear()
+
+    def _look_at(self, orders: Orders | None, epoch: int) -> None:
+        """Warn, once, of a list that this pass has reordered for the next one."""
+
+        def begin(dataset: Any) -> None:
+            with isolated_rng():
+                rekey(_BEGIN, self._seed, epoch)
+                if hasattr(dataset, "set_epoch"):
+                    dataset.set_epoch(epoch)
+                items = iter(dataset)
+                rekey(_ITEM, self._seed, epoch, 0, 0)
+                next(items, None)
+
+        if self.lasts and orders is not None:
+            self.lasts = not orders.warn_of_change(begin)
 
     def _items(self, part: Part, epoch: int) -> Iterator[Any]:
         if hasattr(self.dataset, "set_epoch"):

@@ -32,7 +32,7 @@ class MLflowLogger(BackgroundLogger):
     >>> mlflow.close()
 
     A resumed run is found by its id in the tag `batteries.run_id`, and numbers that MLflow already
-    has are not sent again. Characters that MLflow allows in no name become _: "acc@5" is "acc_5",
+    has are not sent again. Characters that MLflow does not allow become _: "acc@5" is "acc_5",
     or "acc_5_2" if another metric has that name. The tag `batteries.name.acc_5` has the old name.
 
     If the program has an active run at the first call, and you pass none of `tracking_uri`,

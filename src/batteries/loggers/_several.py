@@ -38,7 +38,7 @@ class Loggers:
     `resume(..., loggers=loggers)`, each logger continues its run.
 
     Args:
-        *loggers: Loggers of this room, or other objects with the methods of `Logger`.
+        *loggers: Loggers of this module, or other objects with the methods of `Logger`.
 
     Raises:
         TypeError: An argument lacks these methods.

@@ -87,8 +87,8 @@ class Validation(NamedTuple):
     'mean of 5 folds'
 
     Attributes:
-        of: "best epoch"; "mean of 5 folds" (of their best epochs); "told" (by `record_scores`); or
-            "out-of-fold" (told together with scores of folds).
+        of: "best epoch"; "mean of 5 folds" (of their best epochs); "recorded" (by
+            `record_scores`); or "out-of-fold" (recorded together with scores of folds).
         spread: The standard deviation of the folds.
         epoch: The best epoch.
         stage: The stage of that epoch.
@@ -228,7 +228,7 @@ class RunInfo:
         told, folds = self.scores.get("validation"), self.scores.get("folds") or []
         spread = statistics.stdev(folds) if len(folds) > 1 else None
         if told is not None:
-            return Validation(float(told), "out-of-fold" if folds else "told", spread)
+            return Validation(float(told), "out-of-fold" if folds else "recorded", spread)
         if folds:
             return Validation(statistics.fmean(folds), f"mean of {len(folds)} folds", spread)
         best = self.best_stage

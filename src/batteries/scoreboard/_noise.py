@@ -44,7 +44,7 @@ class Difference(NamedTuple):
         pair: The positions of the two runs in `Comparison.names`.
         of: The number of comparisons that were made together.
         needed: About how many seeds of each, folds or rows would show such a difference in 80 of
-            100 cases. None if these do.
+            100 cases. None if the present ones show it.
     """
 
     value: float

@@ -33,7 +33,8 @@ class Metric(NamedTuple):
         last: The value at the last step. It may be NaN or infinite.
         step: The last step.
         values: The number of values.
-        lowest: The lowest finite value and its step, the earliest of equal ones; None without one.
+        lowest: The lowest finite value and its step, the earliest of equal ones; None if there is
+            none.
         highest: The highest finite value, in the same form.
     """
 

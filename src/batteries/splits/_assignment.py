@@ -33,7 +33,8 @@ class Folds:
             validated, such as the first ones in the order of time.
         kind: The kind of `make_folds`.
         left_out: (folds, rows) bool, the rows that a fold neither trains nor validates on, such as
-            those in a gap. None: all rows are used, or for "time" all rows up to the fold's.
+            those in a gap. None: a fold trains on all rows that it does not validate on, or for
+            "time" on all earlier rows.
     """
 
     assignment: NDArray[np.int64]

@@ -44,8 +44,8 @@ def check_folds(
     Args:
         targets: Classes, (rows,), or the name of a column of `data`. The table has the fraction of
             each of the twenty most frequent classes in the validation rows, and of all others
-            together. For more different numbers it has their mean, for labels, (rows, labels), the
-            fraction of each.
+            together. If there are more than twenty different numbers, it has their mean. For
+            labels, (rows, labels), it has the fraction of each label.
         groups: Groups, (rows,), or the name of a column of `data`. A group on both sides is a leak.
         data: The samples, (rows, ...), a table, or a list of arrays, bytes or strings. Exact
             duplicates on both sides are a leak.
