@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from trackers import query_mlflow, read_wandb
+from trackers import query_mlflow, read_wandb, wait_until
 
 from batteries import MLflowLogger, TrackioLogger, WandbLogger
 
@@ -31,6 +31,8 @@ def test_wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
                 model(torch.ones(1, 1)).sum().backward()
                 logger.log_metrics({"loss": 0.5 / step}, step)
         assert wandb.run is run
+    # W&B's server may still write when `finish` has returned.
+    wait_until(lambda: len(read_wandb(".").get("loss", [])) == 2)
     assert read_wandb(".")["loss"] == [(1, 0.5), (2, 0.25)]
 
 
