@@ -497,7 +497,7 @@ def test_negative_save_n_best() -> None:
         CheckpointManager("logs", save_n_best=-1)
 
 
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks", "ignore:Validating sparse tensor")
 @pytest.mark.parametrize("kind", ["dense", "parameter", "sparse"])
 def test_checkpoints_of_gpus_open_anywhere(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain torch.load reads tensors onto the CPU, though torch had them on a GPU."""
