@@ -36,8 +36,8 @@ class Difference(NamedTuple):
 
     Attributes:
         interval: The 95 % interval. It is wider if there are several comparisons: then all verdicts
-            "beyond noise" are right with 95 % probability (Holm 1979). It is infinite if the seeds
-            or folds have no spread, since their noise is then not known.
+            "beyond noise" are right with a probability of at least 95 % (Holm 1979). It is infinite
+            if the seeds or folds have no spread, since their noise is then not known.
         by: The source of the noise: "5 folds", "300 rows", "3 and 4 seeds", "5 pairs of seeds".
         scores: The first and the second score, or their means.
         p: The probability of such a difference or a larger one, if there was none.
