@@ -58,9 +58,9 @@ def make_checkpoint(
     Args:
         epoch: The epoch, or the step if there are no epochs.
         **kwargs: Stored under their names. The state of an object that has `state_dict()` (an EMA,
-            a GradScaler) is stored as `{name}_state_dict`. For a metric of
-            torchmetrics, it has all states of the metric. If another module has metrics inside,
-            they are stored as `{name}.metrics_state_dict`.
+            a GradScaler) is stored as `{name}_state_dict`. For a metric of torchmetrics, this
+            has all states of the metric. If another module has metrics inside, they are stored as
+            `{name}.metrics_state_dict`.
 
     These values become plain, at any depth:
 

@@ -1,4 +1,4 @@
-"""Copies of a sampler, without the data that it refers to, or of a stream."""
+"""Copies of a stream, and of a sampler without the data that it refers to."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _SHARED = (Dataset, DataLoader, *ALONE)
 
 
 class Pickled(NamedTuple):
-    """The state of a sampler."""
+    """The state of a sampler or stream."""
 
     data: bytes  # equal if nothing has changed
-    shared: dict[int, Any]  # what the copies share with the sampler
+    shared: dict[int, Any]  # what the copies share with the original
 
 
 class _File(io.BytesIO):
     def write(self, data: Any) -> int:
         if self.tell() + len(data) > _MOST:
-            raise ValueError("the sampler is too large")
+            raise ValueError("too large to be copied")
         return super().write(data)
 
 
@@ -38,7 +38,7 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:  # is not called for numbers, lists and dicts
         if isinstance(value, np.ndarray | Tensor) and value.nbytes > _MOST:
-            raise ValueError("the sampler is too large")  # a memmap would be read into the memory
+            raise ValueError("too large to be copied")  # a memmap would be read into the memory
         if value is _shared or not isinstance(value, self._apart):
             return NotImplemented
         self.shared[id(value)] = value
@@ -59,15 +59,15 @@ def _shared(number: int) -> Any:
     raise NotImplementedError(number)  # stands for what is shared
 
 
-def pickled(sampler: Any, apart: tuple[Any, ...] = _SHARED) -> Pickled | None:
-    """The state of a sampler; None if it cannot be copied, or is large.
+def pickled(thing: Any, apart: tuple[Any, ...] = _SHARED) -> Pickled | None:
+    """The state of a sampler or stream; None if it cannot be copied, or is large.
 
     Args:
         apart: The kinds of objects that its copies share with it.
     """
     pickler = _Pickler(file := _File(), apart)
     try:
-        pickler.dump(sampler)
+        pickler.dump(thing)
     except Exception:  # of many kinds: locks, open files, generators
         return None
     return Pickled(file.getvalue(), pickler.shared)

@@ -292,7 +292,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         if this is None or this is self._latest:
             return
         goes_on = "a pass over the loader goes on after another pass over the same loader has begun"
-        if isinstance(self.dataset, IterableDataset) or self.persistent_workers:
+        if self._is_stream or self.persistent_workers:
             raise RuntimeError(
                 f"{goes_on}, but an iterable dataset, and persistent workers, have only one place "
                 "in the data: make a second loader for the other pass"
