@@ -7,6 +7,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,24 @@ def test_another_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(json.loads(Path("logs/metrics.json").read_text())["values"]) == 2
     assert json.loads(Path("runs/001/run.json").read_text())["sessions"][0]["state"] == "finished"
     assert len(list(Path("runs/001").glob("events*"))) == 1
+
+
+def test_the_directory_changes_while_a_thread_writes() -> None:
+    """A thread has an absolute path: the program may change the directory while it is used."""
+    run, lines = start_run("runs", {}), JsonLinesLogger("lines")
+    board, manager = TensorBoardLogger("board"), CheckpointManager("logs")
+    reads: list[Callable[[], Path]] = [
+        lambda: run.path,
+        lambda: lines.logdir,
+        lambda: board.logdir,
+        lambda: manager.logdir,
+        lambda: manager.last_path,
+    ]
+    with ThreadPoolExecutor() as pool:
+        for read in reads:
+            found = pool.submit(read).result()
+            assert (found, read()) == (Path.cwd() / read(), found.relative_to(Path.cwd()))
+    run.close()
 
 
 # ---------------------------------------------------------------- objects

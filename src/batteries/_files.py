@@ -31,7 +31,8 @@ _NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 class Place:
     """An attribute with a path that stays the same place if the working directory changes.
 
-    It is as it was given while the working directory is the same.
+    It is as it was given while the working directory is the same. A thread beside the main one gets
+    an absolute path, because the program may change the directory while the thread uses the path.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -46,8 +47,10 @@ class Place:
             raise AttributeError  # so that a dataclass sees no default
         path: Path
         path, above = vars(instance)[self._name]
+        if above is None:
+            return path
         with suppress(OSError):  # the working directory was removed
-            if above is None or above == Path.cwd():
+            if threading.current_thread() is threading.main_thread() and above == Path.cwd():
                 return path
         return Path(above, path)
 

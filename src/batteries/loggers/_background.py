@@ -272,10 +272,11 @@ class BackgroundLogger:
     def _report(self) -> None:
         if self._error is not None and not self._told:
             self._told = True
-            error = self._error
+            error, given = self._error, self.logdir
+            text = str(error).replace(str(given.absolute()), str(given))  # the thread's is absolute
             warnings.warn(
-                f"{self._name} ({self.logdir}) fails, and training goes on: "
-                f"{type(error).__name__}: {error}",
+                f"{self._name} ({given}) fails, and training goes on: "
+                f"{type(error).__name__}: {text}",
                 stacklevel=4,
             )
 
