@@ -68,11 +68,11 @@ def test_rank_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     store, soon = HashStore(), timedelta(seconds=0.3)
     with (
         pytest.raises(TimeoutError, match=r"rank 1 found no rank 0 in 0\.3 s"),
-        pytest.warns(UserWarning, match=r"rank 1 waits for 0 in setup\(\) since"),
+        pytest.warns(UserWarning, match=r"rank 1 has waited for rank 0 in setup\(\) for"),
     ):
         attempt_store(store, 1, 2, soon)
     with (
         pytest.raises(TimeoutError, match=r"waited 0\.3 s for ranks \[1, 2\], which did not come"),
-        pytest.warns(UserWarning, match=r"rank 0 waits for \[1, 2\] in setup\(\) since"),
+        pytest.warns(UserWarning, match=r"rank 0 has waited for ranks \[1, 2\] in setup\(\) for"),
     ):
         attempt_store(store, 0, 3, soon)

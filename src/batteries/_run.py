@@ -46,8 +46,8 @@ def run_directory(logdir: PathLike, *, resume: bool = False, unless: str | None 
     All ranks call it and get the same directory. Nothing is deleted.
 
     Args:
-        resume: Return the newest directory if its run has not finished. The arguments of that run
-            are not checked, which `start_run` does.
+        resume: Return the newest directory if its run has not finished. Only `start_run` checks
+            the arguments of that run.
         unless: The name of a file that a run writes when it is finished. A run with this file, or
             one that `start_run` has recorded as finished, is not resumed.
 

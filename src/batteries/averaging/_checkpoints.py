@@ -133,8 +133,8 @@ def save_average(
     """
     if loader is not None and model is None:
         raise ValueError(
-            "save_average got a loader but no model, which computes batch norm's statistics: pass "
-            "model=, too"
+            "save_average got a loader but no model, and needs both for batch norm's statistics: "
+            "pass model=, too"
         )
     files = listed(paths)
     counts = _counts(weights, files)

@@ -195,7 +195,7 @@ class EMA(_Running):
 
     Raises:
         ValueError: A decay outside of [0, 1], an unknown `buffers`, or a model that cannot be
-            copied, with what to do.
+            copied. The message says what to do.
     """
 
     def __init__(

@@ -75,8 +75,8 @@ def greedy_soup(
     scores. A checkpoint stays in the average if the score of the average does not get
     worse. Each decision is logged at the level INFO: `get_logger("batteries")` shows them.
 
-    The score is chosen on the data of `evaluate`, so it is optimistic: it is never worse than that
-    of the best checkpoint. Score the soup on other data.
+    The checkpoints are chosen by the score of `evaluate`, so this score is optimistic: it is never
+    worse than the score of the best checkpoint. Score the soup on other data.
 
     Args:
         evaluate: Loads a state dict into a model, computes batch norm's statistics again if there

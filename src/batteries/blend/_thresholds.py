@@ -91,8 +91,8 @@ def find_threshold(
     >>> round(found.value, 3), found.unseen_score
     (0.325, 1.0)
 
-    A large spread says that other cut-offs are as good. If cut-offs have equal scores, the middle
-    one is taken.
+    If `spread` is large, the cut-off depends much on the rows. If several cut-offs have the best
+    score, the middle one is taken.
 
     Args:
         oof: (rows,) scores.
@@ -106,7 +106,7 @@ def find_threshold(
         seed: For folds that are made here.
 
     Raises:
-        TypeError: No `metric_minimization`.
+        TypeError: A function of your own without `metric_minimization`.
         ValueError: Scores with NaN, scores that are not (rows,), or a metric that is never a
             number.
     """
@@ -166,7 +166,7 @@ def find_thresholds(
         candidates: The number of places for a cut-off. They lie between quantiles of the scores.
 
     Raises:
-        TypeError: No `metric_minimization`.
+        TypeError: A function of your own without `metric_minimization`.
         ValueError: As for `find_threshold`, or a single class.
     """
     scores, truth, pairs = _given(oof, target, folds, allow_missing, seed)

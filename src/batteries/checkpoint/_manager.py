@@ -76,8 +76,7 @@ class CheckpointManager:
 
     Raises:
         TypeError: A metric without its direction.
-        ValueError: The directory has the scores of another metric, or the metric has no name of
-            its own.
+        ValueError: The directory has the scores of another metric, or `metric` is "" or "epoch".
         NotADirectoryError: `logdir` is a file.
         PermissionError: One of its names is a symbolic link that leads out of the directory.
     """

@@ -35,7 +35,10 @@ class _Named(click.Group):
 @click.group(cls=_Named, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="batteries")
 def main() -> None:
-    """Look at runs, score and compare them, average and blend, and start new ones."""
+    """List, score and compare runs, average checkpoints, blend predictions, start experiments.
+
+    LOGDIR is the directory that has the runs. Default: runs.
+    """
 
 
 def say(text: str, err: bool = False) -> None:
@@ -56,5 +59,9 @@ def read(
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 logdir_option = click.option(
-    "--logdir", default=".", type=click.Path(file_okay=False), help="Where to look for runs."
+    "--logdir",
+    default=".",
+    type=click.Path(file_okay=False),
+    show_default=True,
+    help="Where to look for runs.",
 )

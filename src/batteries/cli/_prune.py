@@ -37,9 +37,10 @@ def prune(
 ) -> None:
     """List the checkpoints of the runs that all rules select, and remove them if you confirm it.
 
-    Scores, logged lines, records and all other files stay. Running runs are never selected. With
-    --keep-best, no run without a score is selected, and the best N of each metric stay. A run
-    without a record may be running: only --state unknown (or unreadable) selects it.
+    Without LOGDIR, the runs are those below `runs`. Scores, logged lines, records and all other
+    files stay. Running runs are never selected, not even by --state running. With --keep-best, no
+    run without a score is selected, and the best N of each metric stay. A run without a record may
+    be running: only --state unknown (or unreadable) selects it.
 
     \b
     batteries prune runs --keep-best 3

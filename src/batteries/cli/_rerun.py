@@ -58,11 +58,11 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @main.command()
 @_options
 def rerun(run: str, words: tuple[str, ...], logdir: str, current_code: bool, yes: bool) -> None:
-    """Print the command of RUN, with its directory and its code. With --yes, run it.
+    """Print the command of RUN, with its working directory and its code. With --yes, run it.
 
-    If the code has changed since the run, its code is checked out into a git worktree: the commit,
-    with the diff applied. WORDS after -- are added at the end of the command. argparse and click
-    use the last value of an option.
+    If the code has changed since the run, the run's code is checked out into a git worktree: the
+    commit, with the diff applied. WORDS after -- are added at the end of the command. argparse and
+    click use the last value of an option.
 
     \b
     batteries rerun 13

@@ -15,7 +15,7 @@ from batteries.cli._tables import dumped
 @click.option("--test", type=float, help="The score on the test set.")
 @click.option("--leaderboard", type=float, help="The score on the leaderboard.")
 @click.option("--name", default="public", show_default=True, help="The name of the leaderboard.")
-@click.option("--private", type=float, help="The score on its private part.")
+@click.option("--private", type=float, help="The score on the private part of the leaderboard.")
 @click.option("--validation", type=float, help="The validation score, instead of the best epoch's.")
 @click.option("--file", type=click.Path(exists=True, dir_okay=False), help="The submitted file.")
 @click.option("-m", "--message", help="A note about the submission.")

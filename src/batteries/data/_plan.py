@@ -28,7 +28,8 @@ class Arrival(NamedTuple):
             stream, the number of batches before this one.
         stop: The position after the step.
         part: The state of the worker's stream, or of the sampler, after this batch.
-        turn: The number of the round through the data: the epoch, without `batches_per_pass`.
+        turn: The number of the round through the data. It is the epoch, unless the loader has
+            `batches_per_pass`.
         done: The number of batches of the pass, including this one.
     """
 

@@ -114,9 +114,10 @@ def all_gather(data: T, *, check: bool = True, group: Group = None) -> list[T]:
     Other data is pickled, and tensors inside it arrive on the CPU. Unpickling runs code, so the
     processes must trust each other.
 
-    The tensors have no gradient. A contrastive loss needs that of this rank's own tensor:
-    `gathered[rank()] = own`. If each rank computes the whole loss, multiply it by `world_size()`,
-    because DDP divides gradients by it. The gradient is then that of one process.
+    The tensors have no gradient. A contrastive loss needs the gradient of this rank's own tensor,
+    so put that tensor back: `gathered[rank()] = own`. If each rank computes the whole loss,
+    multiply the loss by `world_size()`, because DDP divides gradients by this number. The gradient
+    is then that of one process.
 
     Args:
         check: False lets the ranks call from different places in the program.

@@ -63,7 +63,7 @@ def setup(
         backend: Default: "gloo" for the CPU, and "nccl" for GPUs if there are some. With "gloo",
             the device is the CPU.
         timeout: The longest time of a collective, including the wait for other ranks: "10m",
-            seconds or a timedelta. Default: torch's, 30 minutes.
+            seconds or a timedelta. Default: 30 minutes, or torch's 10 with `backend="nccl"`.
 
     Raises:
         ValueError: More processes were started on this host than it has GPUs. Or a variable of the
@@ -211,7 +211,7 @@ def _ask(store: Notes, rank: int, timeout: timedelta) -> str:
     store.set(f"asked/{rank}", own)
     try:
         asked = _telling(
-            lambda: store.check([f"answered/{own}"]), lambda: f"rank {rank} waits for 0"
+            lambda: store.check([f"answered/{own}"]), lambda: f"rank {rank} has waited for rank 0"
         )
         met = wait_until(asked, seconds)
     except StoreGoneError as error:
@@ -240,7 +240,7 @@ def _answer(store: Notes, name: str, world_size: int, timeout: timedelta) -> Non
                 missing.discard(rank)
         return not missing
 
-    asked = _telling(all_confirmed, lambda: f"rank 0 waits for {sorted(missing)}")
+    asked = _telling(all_confirmed, lambda: f"rank 0 has waited for ranks {sorted(missing)}")
     if not wait_until(asked, timeout.total_seconds()):
         raise TimeoutError(
             f"rank 0 waited {timeout.total_seconds():g} s for ranks {sorted(missing)}, which "
@@ -258,7 +258,7 @@ def _telling(over: Callable[[], bool], who: Callable[[], str]) -> Callable[[], b
         if not answer and late is not None and time.monotonic() > late:
             late = None
             warnings.warn(
-                f"{who()} in setup() since {_PATIENCE:g} s: check whether all ranks have started, "
+                f"{who()} in setup() for {_PATIENCE:g} s: check whether all ranks have started, "
                 "and whether one has ended",
                 stacklevel=6,
             )

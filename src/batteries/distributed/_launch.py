@@ -85,7 +85,7 @@ def in_group() -> bool:
 
 
 def rank() -> int:
-    """The number of this process among all, from 0. Without a group, the launcher's.
+    """The number of this process among all, from 0. Without a group, the launcher's number.
 
     >>> rank()
     0
@@ -97,7 +97,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """The number of processes. Without a group, the launcher's.
+    """The number of processes. Without a group, the launcher's number.
 
     >>> world_size()
     1

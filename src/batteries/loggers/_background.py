@@ -200,7 +200,7 @@ class BackgroundLogger:
         self._continues = -1 if self._step is None else self._step
 
     def start_over(self) -> None:
-        """Begin a run again whose steps will come again, because it has no checkpoint.
+        """Start the run from its first step, because it has no checkpoint.
 
         `resume` calls it if it finds no checkpoint. After the first logging call it does nothing.
         """

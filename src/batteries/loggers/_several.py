@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Logger(Protocol):
-    """The methods that a logger needs, also one of yours.
+    """The methods that a logger needs, also a logger of yours.
 
-    It may also have log_params, log_figure, log_image, log_histogram and log_text. `Loggers` calls
-    only the methods that it has.
+    A logger may also have log_params, log_figure, log_image, log_histogram and log_text. `Loggers`
+    calls only the methods that exist.
     """
 
     def log_metrics(self, metrics: Any, step: int) -> None: ...
@@ -106,7 +106,7 @@ class Loggers:
                 each.load_state_dict(state[name])
 
     def start_over(self) -> None:
-        """Let each logger start a run again, because it has no checkpoint."""
+        """Let each logger start its run from the first step, because it has no checkpoint."""
         for each in self._loggers:
             if hasattr(each, "start_over"):
                 each.start_over()

@@ -39,10 +39,10 @@ def write_report(logdir: PathLike, output: PathLike = "report.html") -> Path:
     PosixPath('report.html')
 
     The page has the table of runs, curves, plots of any columns, what differs between runs, and
-    for each run its arguments, environment, pictures, diff and the end of `log.txt`. It has under
-    1 MB for 100 runs and 5 MB for 1,000, and 2 MB of pictures at most: curves keep their first,
-    last and extreme points, and long texts are cut, with a note. What cannot be read is named on
-    the page, and the rest is shown.
+    for each run its arguments, environment, pictures, diff and the end of `log.txt`. The page of
+    100 runs has less than 1 MB, and that of 1,000 runs less than 5 MB. Pictures add 2 MB at most.
+    Curves keep their first, last and extreme points, and long texts are cut, with a note. The page
+    names the files that cannot be read, and shows the rest.
 
     Raises:
         LookupError: There are no runs.

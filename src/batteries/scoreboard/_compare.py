@@ -42,7 +42,8 @@ class Comparison:
         code: The output of `git diff --stat` between the commits of the first and the others.
         scores: By name, the score of each run, and the last and best of each logged metric.
         differences: For each pair of runs, the second's score minus the first's. The noise is that
-            of seeds if there are runs with other seeds, else that of folds. Without both, no entry.
+            of seeds if there are runs with other seeds, else that of folds. A pair without both
+            has no entry.
         metric: The metric that is compared; "" if the runs have several, or none.
         minimization: Whether lower is better; None if that is not known.
         only_seeds: The pairs of runs whose arguments differ only in seeds.
@@ -138,8 +139,8 @@ def compare(*runs: RunInfo | PathLike, among: Sequence[RunInfo | PathLike] = ())
 
     Runs have one configuration if their arguments differ only in the seed. The interval of two
     configurations with several seeds is Welch's. If both have the same five or more seeds, it is
-    the interval of the paired differences. With several comparisons, Holm's procedure keeps the
-    chance of any false verdict below 5 %.
+    the interval of the paired differences. With several comparisons, Holm's procedure makes
+    the intervals wider: all verdicts "beyond noise" are right with a probability of at least 95 %.
 
     Args:
         among: Other runs. Those with the configuration of one of the runs show the noise of seeds.

@@ -109,8 +109,12 @@ class RunInfo:
     'unknown'
 
     Attributes:
-        name: Its directory, relative to the log directory.
+        name: The directory of the run, relative to the log directory.
+        path: The directory of the run.
         record: The content of `run.json`.
+        state: "running", "finished", "stopped", "failed" or "killed". Without a record it is
+            "unknown", or "unreadable" if a file cannot be read.
+        stages: The stages of the run, each with a directory of checkpoints.
         scores: The scores of `record_scores`.
         problems: Files that could not be read, and why.
     """

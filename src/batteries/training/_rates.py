@@ -94,7 +94,7 @@ def lr_range_test(
     >>> found.suggestion < 10, optimizer.param_groups[0]["lr"]
     (True, 0.1)
 
-    The test of Smith, 2017 (https://arxiv.org/abs/1506.01186), with rates that rise exponentially.
+    This is the test of Smith (https://arxiv.org/abs/1506.01186). The rates rise exponentially.
     Afterwards, even if `step` raised, the model (parameters, gradients, buffers, modes), the
     optimizer and all random generators have the same bits as before. All ranks call it, and the
     mean of their losses decides when it ends.

@@ -76,7 +76,7 @@ class Throughput:
 
         `torch.utils.flop_counter` counts matrix products, convolutions and attention, as MFU does.
         Run `unwrap(model)` on a batch of the usual shape, without activation checkpointing: MFU
-        has no recomputed FLOPs.
+        does not count recomputed FLOPs.
 
         Raises:
             ValueError: No FLOPs were counted.
