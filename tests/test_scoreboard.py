@@ -479,7 +479,7 @@ def test_gaps_of_other_metrics() -> None:
     first, second = check_gaps(read_runs("runs"))
     assert (first.metric, first.verdict) == ("accuracy", "test moves with validation")
     assert second.correlation == pytest.approx(-1.0)
-    assert "against validation, whose loss is better when lower" in second.verdict
+    assert "against validation: lower loss is better, so this is right if higher" in second.verdict
 
 
 def test_code_of_two_runs() -> None:

@@ -64,7 +64,7 @@ class Trial:
         """Whether to use the blend, in words."""
         what = self._what
         if math.isnan(self.unseen_score):
-            return "not tested on unseen folds: the score is of the rows that it was found on"
+            return f"the {what} was not tested on unseen folds, so its score is too good"
         few = f" of the {self.rows:,} rows that have all predictions ({self.left_out:,} have not)"
         told = (
             f"unseen folds{few if self.left_out else ''}: {what} {self.unseen_score:.6g}, best "
@@ -77,7 +77,7 @@ class Trial:
             if not gain.beyond_noise:
                 return (
                     f"{told}the {what} does not beat {other} beyond noise "
-                    f"({gain.mean:+.2g}, standard error {gain.error:.2g}): use that"
+                    f"({gain.mean:+.2g}, standard error {gain.error:.2g}): use {other}"
                 )
         return f"{told}the {what} beats both beyond noise"
 

@@ -104,8 +104,8 @@ def find_weights(
     >>> found = find_weights(oof, target, "neg_log_loss")
     >>> found.weights
     {'good': 1.0, 'bad': 0.0}
-    >>> found.verdict[-88:]
-    'does not beat the best single model (good) beyond noise (+0, standard error 0): use that'
+    >>> found.verdict[-69:]
+    'beyond noise (+0, standard error 0): use the best single model (good)'
 
     The score on the rows that the weights were found on is too good. So, for each fold, weights
     are found on the other folds and scored on this one. The best single model is chosen in the

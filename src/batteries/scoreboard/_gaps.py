@@ -100,7 +100,8 @@ def _checked(
     elif high < 0:
         verdict = f"{against} moves against validation"
         if minimization:  # the direction of the other score is not known
-            verdict += f", whose {metric} is better when lower: right if {against} is better higher"
+            lower = metric or "validation"
+            verdict += f": lower {lower} is better, so this is right if higher {against} is better"
     else:
         verdict = f"{count} runs are too few to show that {against} follows validation"
     return GapCheck(against, metric, count, correlation, (low, high), verdict)

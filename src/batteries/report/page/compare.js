@@ -45,7 +45,7 @@ function sideBySide(title, columns, some, differ) {
         index === best ? make("strong", null, `${text} (best)`) : text);
     }));
   });
-  const none = differ ? "Their arguments are the same." : "None is known.";
+  const none = differ ? "The arguments of these runs are the same." : "No scores or metrics of these runs are known.";
   return make("div", null, make("h3", null, title), rows.length
     ? box(title, make("table", null, make("thead", null, head), make("tbody", null, ...body))) : note(none));
 }
@@ -61,8 +61,8 @@ function codeOf(first, second) {
   const [a, b] = [first, second].map((run) => String(valueOf(run, "commit") || "unknown"));
   const [before, after] = [first, second].map((run) => data.shared[runs[run].diff]);
   const commits = a === b ? `Both are of commit ${a}.` : `Commits ${a} and ${b}.`;
-  if (before === after) return note(`${commits} ${before ? "Their changes after it are the same." : ""}`);
-  const title = "What changed from one to the other, in their changes after the commit";
+  if (before === after) return note(`${commits} ${before ? "The changes after the commit are the same." : ""}`);
+  const title = "Changes after the commit: the lines in which the two runs differ";
   return make("div", null, note(commits), box(title, diffText(lineDiff(before.split("\n"), after.split("\n")))));
 }
 
