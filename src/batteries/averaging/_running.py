@@ -98,8 +98,8 @@ class _Running:
         the same parameters and buffers. It takes the memory of a second model.
 
         In the block, `state_dict()` of the model or a part of it raises, so no checkpoint pairs
-        averaged weights with the optimizer of others. `update` of any average raises, too. A copy
-        of the model does not raise.
+        averaged weights with the optimizer of the model's own weights. `update` of any average
+        raises, too. A copy of the model does not raise.
 
         Raises:
             RuntimeError: Inside of another such block, of this or another average.

@@ -104,8 +104,8 @@ def load_checkpoint(
     Args:
         strict: False loads the parameters, and the states of other objects, that fit.
         prefix: Load only the weights whose names begin with this text, such as "encoder.". The
-            names are compared with those of the model without it. Names of wrappers, such as
-            "module." and "_orig_mod.", do not matter.
+            prefix is removed before the names are compared with those of the model. Names of
+            wrappers, such as "module." and "_orig_mod.", do not matter.
         key: Which of the file's weights `model` gets: "ema" for the average that was saved as
             `ema=`, or by timm and torchvision.
         map_location: The device of the tensors in the result. The objects stay on their own.
@@ -128,7 +128,7 @@ def load_checkpoint(
         if not isinstance(option, kind):
             raise TypeError(
                 f"{name} is a {type(option).__name__}; expected a {kind.__name__}: it is an option "
-                "of load_checkpoint, so no object can be called so"
+                "of load_checkpoint, so no object can have this name"
             )
     parts = _given(model, optimizer, scheduler, objects)
     known = str(path) in _compared

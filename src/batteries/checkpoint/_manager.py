@@ -189,11 +189,11 @@ class CheckpointManager:
         >>> checkpoint = make_checkpoint("train", 1, nn.Linear(2, 1))
         >>> manager.process(score={"loss": 0.5, "accuracy": 0.9}, epoch=1, checkpoint=checkpoint)
 
-        Global rank 0 writes. Call it on every rank, or, unless sharded, on rank 0 alone. Ranks
-        that call it wait for rank 0, however long it takes. Ranks that do not call it wait in
-        their next collective, up to the timeout of the process group.
+        Global rank 0 writes. Call `process` on every rank. Without `sharded`, you may also call it
+        on rank 0 alone. Ranks that call it wait for rank 0, however long it takes. Ranks that do
+        not call it wait in their next collective, up to the timeout of the process group.
 
-        NaN and infinities are never best and remove nothing. With equal scores, the earlier stays.
+        NaN and infinities are never best and remove nothing. Of equal scores, the earlier is best.
         If you save an earlier epoch again, the manager forgets the old scores of this epoch and of
         all later ones, and removes their checkpoints.
 

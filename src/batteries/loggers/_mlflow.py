@@ -41,8 +41,9 @@ class MLflowLogger(BackgroundLogger):
 
     Args:
         tracking_uri: A tracking server, "http://host:5000". Default: the address in
-            MLFLOW_TRACKING_URI or of `mlflow.set_tracking_uri`. Without one, it is MLflow's own
-            default after `mlflow.set_experiment`, and `mlflow.db` in `logdir` otherwise.
+            MLFLOW_TRACKING_URI or of `mlflow.set_tracking_uri`. Without such an address, it is
+            MLflow's own default if the program has called `mlflow.set_experiment`, and `mlflow.db`
+            in `logdir` otherwise.
         experiment: The MLflow experiment of the run. Default: that of `mlflow.set_experiment` or
             MLFLOW_EXPERIMENT_NAME, else "batteries".
 

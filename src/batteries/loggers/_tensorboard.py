@@ -22,8 +22,7 @@ class TensorBoardLogger(BackgroundLogger):
     ...     tensorboard.log_metrics({"train": {"loss": 0.5}, "lr": 1e-3}, step=1)
 
     A resumed run writes into the same directory, and TensorBoard hides the older steps after its
-    checkpoint. After an error of the disk, the logger goes on, which torch's `SummaryWriter` does
-    not.
+    checkpoint. After an error of the disk, this logger goes on. Torch's `SummaryWriter` does not.
 
     Args:
         run_id: The id in the logger's state. Default: the checkpoint's, else a new one.

@@ -39,8 +39,8 @@ class WandbLogger(BackgroundLogger):
     Before version 0.31, wandb keeps up to 32 KiB of rows in memory if it is offline. A SIGKILL
     loses them.
 
-    A resumed run keeps its id, and steps that W&B already has are not written again. Offline it is
-    a new directory in `logdir`/wandb, which `wandb sync` adds to the run.
+    A resumed run keeps its id, and steps that W&B already has are not written again. Offline, each
+    start makes a new directory in `logdir`/wandb. `wandb sync` adds this directory to the run.
 
     If the program has an active run at the first call, and you pass none of `project`, `mode` and
     `run_id`, the logger writes into that run and does not finish it. In such a program, do not

@@ -40,7 +40,7 @@ class Difference(NamedTuple):
             if the seeds or folds have no spread, since their noise is then not known.
         by: The source of the noise: "5 folds", "300 rows", "3 and 4 seeds", "5 pairs of seeds".
         scores: The first and the second score, or their means.
-        p: The probability of such a difference or a larger one, if there was none.
+        p: The probability that two equal runs would show such a difference or a larger one.
         pair: The positions of the two runs in `Comparison.names`.
         of: The number of comparisons that were made together.
         needed: About how many seeds of each, folds or rows would show such a difference in 80 of

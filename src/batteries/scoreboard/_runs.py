@@ -224,7 +224,7 @@ class Runs(Sequence[RunInfo]):
         return self._of(in_order(self._rows, name, descending))
 
     def best_first(self, metric: str | None = None) -> Runs:
-        """The runs in the order of a metric, best first. Default: of their validation scores.
+        """The runs in the order of a metric, best first. Default: the validation score.
 
         >>> Runs([]).best_first()[:1]
         []

@@ -113,7 +113,9 @@ class OutOfFold:
 
     @property
     def predictions(self) -> NDArray[Any]:
-        """The predictions of all rows, (rows, ...). The mean over repeats; NaN if there is none.
+        """The predictions of all rows, (rows, ...).
+
+        Repeated folds give the mean. Rows without a prediction are NaN.
 
         Raises:
             ValueError: Folds are missing, with their numbers.

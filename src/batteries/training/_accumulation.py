@@ -356,8 +356,8 @@ def accumulate(
     `collate_fn` and `batch_sampler`, and not for an iterable dataset.
 
     If a batch fails, `next` raises its error, and the next call goes on with the next batch. The
-    last good batch closes the window. A checkpoint of the loader that is made inside a window
-    resumes with the window's first batch. One that is made after it resumes with the next window.
+    last good batch closes the window. A checkpoint of the loader inside a window resumes with the
+    window's first batch. A checkpoint after a window resumes with the next window.
 
     Args:
         loader: Any iterable of batches. All ranks need the same number of batches. Put a progress
