@@ -128,9 +128,9 @@ def _planned(run: RunInfo, words: Sequence[str], current_code: bool) -> _Plan:
             "after --, such as: batteries rerun RUN -- --token ..."
         )
     if not session.get("directory"):
-        plan.notes.append("the directory was not recorded: the present one is used")
+        plan.notes.append("the run's directory was not recorded: the present directory is used")
     if not Path(directory).is_dir():
-        plan.obstacles.append(f"its directory {directory} does not exist here: make it first")
+        plan.obstacles.append(f"the run's directory {directory} does not exist here: make it first")
     if not Path(launch[0]).exists():
         plan.notes.append(f"{launch[0]} does not exist here: this Python is used")
         plan.command[0] = sys.executable
@@ -158,11 +158,13 @@ def _note_ranks(session: dict[str, Any], plan: _Plan) -> None:
     nodes = next((word for word in plan.command if word.startswith("--nnodes=")), "--nnodes=1")
     if nodes != "--nnodes=1":
         plan.obstacles.append(
-            f"it ran on several hosts ({nodes}): start this command on each host, with "
+            f"the run used several hosts ({nodes}): start this command on each host, with "
             "--node-rank and --master-addr"
         )
     if "SLURM_PROCID" in (session.get("variables") or {}):
-        plan.obstacles.append(f"Slurm started its {session.get('world_size')} ranks: use srun")
+        plan.obstacles.append(
+            f"Slurm started the run's {session.get('world_size')} ranks: use srun"
+        )
 
 
 def _check_out(run: RunInfo, plan: _Plan) -> None:
@@ -172,7 +174,7 @@ def _check_out(run: RunInfo, plan: _Plan) -> None:
     git, program = run.session.get("git") or {}, run.session.get("program")
     commit = str(git.get("commit"))
     if not program or not re.fullmatch("[0-9a-f]{40,64}", commit):
-        plan.notes.append("its code was not in a git repository: the present code is used")
+        plan.notes.append("the run's code was not in a git repository: the present code is used")
         return
     top = git_text(Path(program).parent, "rev-parse", "--show-toplevel")
     if top and Path(top).resolve().is_relative_to(run.path.resolve()):
