@@ -2,7 +2,7 @@
 
     python examples/kfold/experiment.py
 
-Takes about 40 seconds on two CPU cores. Out-of-fold accuracy: 0.98 to 0.99; test: 0.98 to 0.99.
+Takes 40 to 60 seconds on two CPU cores. Out-of-fold accuracy: 0.98 to 0.99; test: 0.98 or more.
 With `--fold 3` the program trains only that fold. To use several machines, train a fold on each,
 and copy the directories of the folds into one run. Then start the program there without `--fold`.
 """

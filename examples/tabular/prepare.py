@@ -1,6 +1,6 @@
 """Generate the competition: visits to shops. Will the customer come back within a month?
 
-    python prepare.py data
+    python examples/tabular/prepare.py data
 
 `train.csv` has 60 shops. `test.csv` has 30 other shops, in later months. `sample_submission.csv`
 shows the form of a submission. Only `score.py` reads `hidden/answers.csv`.

@@ -1,6 +1,6 @@
 """Play the competition's server: only this program reads the answers of the test.
 
-    python score.py data submission.csv
+    python examples/tabular/score.py data submission.csv
 
 It prints the public score, which is F1 on 30 % of the rows. With `--private` it prints the score
 on the other rows. In a competition, this score is secret until the end.
