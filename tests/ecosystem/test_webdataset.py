@@ -23,7 +23,8 @@ pytestmark = [
     pytest.mark.beside(
         "webdataset",
         remedy="Use `shuffle(1000, rng=random)`: without `rng`, the time of day is the seed.",
-        cannot="It has no state, so it cannot resume in the middle of an epoch; an error says so.",
+        cannot="Its datasets have no state, so they cannot resume in the middle of an epoch; an "
+        "error says so.",
     ),
 ]
 
