@@ -204,7 +204,7 @@ class RunInfo:
 
     @cached_property
     def best_stage(self) -> Stage | None:
-        """The stage with the best score, among those with the metric of the last one."""
+        """The stage with the best score, among the stages with the metric of the last stage."""
         scored = [stage for stage in self.stages if stage.best is not None]
         if not scored:
             return None
@@ -228,7 +228,7 @@ class RunInfo:
 
     @cached_property
     def validated(self) -> Validation | None:
-        """The score of `record_scores`, else the mean of the folds, else that of the best epoch."""
+        """The score of `record_scores`, else the mean of the folds, else the best epoch's score."""
         told, folds = self.scores.get("validation"), self.scores.get("folds") or []
         spread = statistics.stdev(folds) if len(folds) > 1 else None
         if told is not None:
