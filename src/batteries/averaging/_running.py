@@ -19,8 +19,6 @@ from batteries.averaging._shards import divide, gather_in_forward
 from batteries.checkpoint._contents import renamed, state_of, without_compile
 from batteries.distributed._messages import is_sharded
 
-Buffers = Literal["copy", "average"]
-
 
 class _Running:
     """A running average of a model's weights."""
@@ -30,7 +28,7 @@ class _Running:
         model: nn.Module,
         *,
         device: torch.device | str | None = None,
-        buffers: Buffers = "copy",
+        buffers: Literal["copy", "average"] = "copy",
     ) -> None:
         if buffers not in ("copy", "average"):
             raise ValueError(f"buffers is {buffers!r}; expected 'copy' or 'average'")
@@ -207,7 +205,7 @@ class EMA(_Running):
         update_every: int = 1,
         update_after: int = 0,
         device: torch.device | str | None = None,
-        buffers: Buffers = "copy",
+        buffers: Literal["copy", "average"] = "copy",
     ) -> None:
         self.decay = decay
         super().__init__(model, device=device, buffers=buffers)
