@@ -119,9 +119,6 @@ class _Running:
             _copy(pairs.theirs, pairs.ours)
             yield
 
-    def _take(self, model: nn.Module, weight: float) -> None:
-        self._pairs_with(model).move(weight)
-
     def _pairs_with(self, model: nn.Module) -> _Pairs:
         model = unwrap(model)
         if self._swapped or _is_swapped(model):
@@ -235,7 +232,7 @@ class EMA(_Running):
         calls = self._updates + 1
         weight = self._weight(calls)
         if weight is not None:
-            self._take(model, weight)
+            self._pairs_with(model).move(weight)
         self._updates = calls
 
     def _weight(self, calls: int) -> float | None:
@@ -277,7 +274,7 @@ class SWA(_Running):
             ValueError: The model has other parameters, with their names.
             RuntimeError: Inside of `swapped`.
         """
-        self._take(model, 1 / (self._updates + 1))
+        self._pairs_with(model).move(1 / (self._updates + 1))
         self._updates += 1
 
 

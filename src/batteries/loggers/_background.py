@@ -42,8 +42,6 @@ _GRACE = 2.0  # seconds that `state_dict` waits for a tracker
 
 
 class Row(NamedTuple):
-    """The metrics of a step."""
-
     step: int
     time: float  # seconds since 1970
     metrics: dict[str, float]

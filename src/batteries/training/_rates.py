@@ -57,8 +57,6 @@ class LearningRates:
     def plot(self) -> Figure:
         """A matplotlib figure of the losses over the rates.
 
-        >>> figure = LearningRates([0.01, 0.1, 1.0], [0.5, 0.4, 9.0]).plot()
-
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
         """
