@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from batteries import distributed
 from batteries._foreign import brief
 from batteries._masking import masked
-from batteries.loggers._background import Metrics, flatten, read_together
+from batteries.loggers._values import Metrics, flatten, read_together
 
 
 @runtime_checkable
