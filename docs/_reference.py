@@ -34,10 +34,10 @@ def page_of(room: str, names: list[str]) -> str:
     entries = []
     for name in names:
         value = getattr(module, name)
-        alias = getattr(value, "__name__", name) != name  # of the specification
-        kind = "class" if isinstance(value, type) else "function" if callable(value) else "data"
-        if alias or getattr(value, "__module__", "builtins") in ("builtins", "typing"):
-            told = f"The same as `{value.__name__}`." if alias else f"`{value}`"
+        kind = "class" if isinstance(value, type) else "function"
+        if value.__module__ != room or value.__name__ != name:
+            spelling = value.__module__ == room  # of the specification
+            told = f"The same as `{value.__name__}`." if spelling else f"`{value}`"
             entries.append(f".. py:data:: {room}.{name}\n\n   {told}")
         else:
             members = "\n   :members:" if kind == "class" and name != "tqdm" else ""

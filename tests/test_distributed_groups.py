@@ -121,7 +121,7 @@ def pass_the_wrong_ones() -> None:
     with pytest.raises(ValueError, match=r"no dimension 'data'; .* are \('dp', 'tp'\)"):
         AverageMeter().all_reduce((mesh, "data"))
     with pytest.raises(TypeError, match="group is a str; expected a ProcessGroup"):
-        accumulate([], nn.Linear(1, 1), group="dp")
+        accumulate([], nn.Linear(1, 1), group="dp")  # type: ignore[arg-type]
 
 
 def test_what_is_no_group() -> None:

@@ -26,7 +26,7 @@ def test_full_disk() -> None:
         "import resource, warnings; from batteries import JsonLinesLogger\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))\n"
         "logger = JsonLinesLogger('logs')\n"
-        "for step in range(10): logger.log_metrics({'loss': step}, step); logger._hurry.set()\n"
+        "for step in range(10): logger.log_metrics({'loss': step}, step); logger._calls.wake()\n"
         "logger.close()"
     )
     result = warm.run([sys.executable, "-c", program], capture_output=True, text=True)

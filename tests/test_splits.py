@@ -282,6 +282,7 @@ def test_what_there_is() -> None:
     rows = {row["column"]: row for row in seen.columns.iter_rows(named=True)}
     assert (rows["x"]["missing in train"], rows["n"]["missing in test"]) == (20, 20)
     assert (rows["y"]["test dtype"], rows["y"]["missing in test"]) == (None, None)
+    assert seen.classes is not None
     assert seen.classes["part"].to_list() == pytest.approx([1 / 3, 2 / 3])
 
 
@@ -316,6 +317,7 @@ def test_too_few_rows(rows: int) -> None:
 def test_missing_targets() -> None:
     """Targets that are missing are a row of their own beside the classes."""
     seen = look({"x": np.arange(10.0)}, {"x": np.arange(10.0)}, targets=["a", "b", None, "b", "b"])
+    assert seen.classes is not None
     assert seen.classes.rows() == [("a", 1, 0.2), ("b", 3, 0.6), (None, 1, 0.2)]
 
 
@@ -626,6 +628,7 @@ def test_what_columns_tell(tmp_path: Path) -> None:
     assert seen.leaks == ["late"]
     assert rows["noise"]["tells target"] == pytest.approx(0.5, abs=0.1)
     assert (rows["shop"]["known in test"], rows["word"]["known in test"]) == (0.0, 1.0)
+    assert seen.missing is not None
     assert seen.missing["missing"].to_list() == ["noise, word"]
     assert seen.missing["in test"][0] == int(np.isnan(sides[1]["noise"]).sum())
     assert look(train, sides[1], "late").leaks == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable
 from typing import Any
@@ -164,7 +163,7 @@ def test_the_suggestion() -> None:
     found = lr_range_test(step, model, optimizer, lowest=1e-5, steps=200)
     assert len(found.lr) < 200
     assert 0.001 < found.suggestion < 0.2
-    assert copy.copy(found.plot().axes[0].lines[0].get_xdata()[0]) == found.lr[0]
+    assert np.asarray(found.plot().axes[0].lines[0].get_xdata())[0] == found.lr[0]
     with pytest.raises(ValueError, match="expected rates that rise"):
         lr_range_test(step, model, optimizer, lowest=1.0, highest=0.1)
     assert LearningRates([1.0], [1.0]).suggestion == 0.1

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from batteries._device import t2d as t2d
     from batteries._device import to_device as to_device
     from batteries._early_stopping import EarlyStopping as EarlyStopping
+    from batteries._files import PathLike as PathLike
     from batteries._logs import get_logger as get_logger
     from batteries._meters import AverageMeter as AverageMeter
     from batteries._meters import AverageMetter as AverageMetter
@@ -71,6 +72,7 @@ __all__ = [
     "JsonLinesLogger",
     "Loggers",
     "MLflowLogger",
+    "PathLike",
     "Predictions",
     "PreemptionGuard",
     "Run",
@@ -126,6 +128,7 @@ _ROOMS = {
     "save_checkpoint",
     "_device": "t2d to_device",
     "_early_stopping": "EarlyStopping",
+    "_files": "PathLike",
     "loggers": "JsonLinesLogger Loggers MLflowLogger TensorBoardLogger TensorBoardXLogger "
     "TrackioLogger WandbLogger",
     "_logs": "get_logger",

@@ -62,14 +62,6 @@ def _move_tensor(data: Tensor, device: torch.device, how: bool | Copy) -> Tensor
     return how(data, device)
 
 
-def _move_itself(data: Any, device: torch.device, how: bool | Copy) -> Any:  # noqa: ARG001
-    return data.to(device)
-
-
-def _move_itself_non_blocking(data: Any, device: torch.device, how: bool | Copy) -> Any:
-    return data.to(device, non_blocking=bool(how))
-
-
 def _move_list(data: list[Any], device: torch.device, how: bool | Copy) -> list[Any]:
     return [_MOVES[type(value)](value, device, how) for value in data]
 
@@ -142,7 +134,9 @@ def _move_for(kind: type) -> Move:
         return _move_tensor
     own = getattr(kind, "to", None)
     if callable(own):
-        return _move_itself_non_blocking if _takes_non_blocking(kind, own) else _move_itself
+        if _takes_non_blocking(kind, own):
+            return lambda data, device, how: data.to(device, non_blocking=bool(how))
+        return lambda data, device, _: data.to(device)
     if issubclass(kind, Mapping):  # before dataclasses: if a class is both, its items are moved
         return _move_mapping
     if dataclasses.is_dataclass(kind):

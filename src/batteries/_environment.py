@@ -61,10 +61,8 @@ def code(
     Args:
         run: The directory of a run. Neither it nor its sibling runs count as changes.
     """
-    top, commit = (
-        git(directory, "rev-parse", "--show-toplevel"),
-        git_text(directory, "rev-parse", "HEAD"),
-    )
+    top = git(directory, "rev-parse", "--show-toplevel")
+    commit = git_text(directory, "rev-parse", "HEAD")
     if not top or not commit:
         return None, b""
     root = os.fsdecode(top.removesuffix(b"\n"))

@@ -42,8 +42,6 @@ class AverageMeter:
     def update(self, value: float | Tensor, times: float | Tensor = 1) -> None:
         """Add one number.
 
-        >>> AverageMeter().update(torch.tensor(0.5), times=32)
-
         Args:
             value: A number or a tensor of one element, such as the mean loss of a batch.
             times: The weight: the number of elements in the mean. 0 changes nothing.

@@ -215,13 +215,8 @@ def _part_of(tensor: Any) -> str:
     """A text for the part of a tensor on this rank, the same on ranks with the same part."""
     if not is_sharded(tensor):
         return ""
-    here = tensor.device_mesh.get_coordinate()
-    return str(
-        [
-            None if p.is_replicate() else (p, at)
-            for p, at in zip(tensor.placements, here, strict=True)
-        ]
-    )
+    places = zip(tensor.placements, tensor.device_mesh.get_coordinate(), strict=True)
+    return str([None if placement.is_replicate() else (placement, at) for placement, at in places])
 
 
 def digest(tensor: Any) -> str:

@@ -16,7 +16,6 @@ _IMPORTED = time.monotonic()
 
 
 def own_process() -> dict[str, Any]:
-    """The identity of this process."""
     numbers = _numbers()
     return {
         "host": platform.node(),

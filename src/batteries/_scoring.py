@@ -12,7 +12,6 @@ from batteries._direction import said_direction
 from batteries._numbers import as_number
 from batteries._optional import import_optional
 
-Metric = Callable[[Any, Any], float] | str  # a function of target and prediction, or a name
 Function = Callable[[Any, Any], float]
 
 
@@ -55,7 +54,9 @@ _NAMES = ("auc", "log_loss", "accuracy", "rmse")
 
 
 def as_scoring(
-    metric: Metric, metric_minimization: bool | None = None, of: str | None = None
+    metric: str | Callable[[Any, Any], float],
+    metric_minimization: bool | None = None,
+    of: str | None = None,
 ) -> Scoring:
     """The metric that a user passed, with its direction.
 

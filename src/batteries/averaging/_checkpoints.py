@@ -28,16 +28,14 @@ from batteries.checkpoint._read import peek, read_whole
 from batteries.checkpoint._write import leaves_of, save_checkpoint
 from batteries.progress import tqdm
 
-State = OrderedDict[str, Any]
-Weights = Mapping[Any, float] | Iterable[float] | None  # by path, or in order
 _THREADS = 32  # at most; each takes a MiB
 
 
 def average_checkpoints(
     paths: Iterable[PathLike],
-    weights: Weights = None,
+    weights: Mapping[Any, float] | Iterable[float] | None = None,
     dtype: torch.dtype = torch.float32,
-) -> State:
+) -> OrderedDict[str, Any]:
     """The average of the weights in checkpoints, as the state dict of a model.
 
     >>> for epoch in (1, 2):
@@ -78,7 +76,7 @@ def average_checkpoints(
         for another in sources[1:]:
             sources[0].check_alike(another)
         parts, first = sources[0].parts(sources[1:]), sources[0].state
-        state: State = OrderedDict((key, _without_data(value)) for key, value in first.items())
+        state = OrderedDict((key, _without_data(value)) for key, value in first.items())
         alike, unlike = _parted(parts, sources)
         threads = min(torch.get_num_threads(), _THREADS)
         stack.callback(torch.set_num_threads, torch.get_num_threads())  # also for new threads
@@ -100,7 +98,7 @@ def average_checkpoints(
 def save_average(
     paths: Iterable[PathLike],
     out: PathLike,
-    weights: Weights = None,
+    weights: Mapping[Any, float] | Iterable[float] | None = None,
     dtype: torch.dtype = torch.float32,
     *,
     model: nn.Module | None = None,
@@ -195,7 +193,9 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
     return kept[:number]
 
 
-def _counts(weights: Weights, files: list[Path]) -> list[float]:
+def _counts(
+    weights: Mapping[Any, float] | Iterable[float] | None, files: list[Path]
+) -> list[float]:
     number = len(files)
     if not number:
         raise ValueError("there are no checkpoints to average")

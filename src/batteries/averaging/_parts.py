@@ -18,8 +18,6 @@ from batteries.progress import tqdm
 
 @dataclass
 class Averaging:
-    """The files that are averaged, and how."""
-
     sources: list[Source]  # files of the same model
     weights: list[float]  # of the files
     dtype: torch.dtype  # the least precise dtype to compute in

@@ -19,8 +19,6 @@ from batteries.averaging._shards import divide, gather_in_forward
 from batteries.checkpoint._contents import renamed, state_of, without_compile
 from batteries.distributed._messages import is_sharded
 
-Buffers = Literal["copy", "average"]
-
 
 class _Running:
     """A running average of a model's weights."""
@@ -30,7 +28,7 @@ class _Running:
         model: nn.Module,
         *,
         device: torch.device | str | None = None,
-        buffers: Buffers = "copy",
+        buffers: Literal["copy", "average"] = "copy",
     ) -> None:
         if buffers not in ("copy", "average"):
             raise ValueError(f"buffers is {buffers!r}; expected 'copy' or 'average'")
@@ -121,9 +119,6 @@ class _Running:
             _copy(pairs.theirs, pairs.ours)
             yield
 
-    def _take(self, model: nn.Module, weight: float) -> None:
-        self._pairs_with(model).move(weight)
-
     def _pairs_with(self, model: nn.Module) -> _Pairs:
         model = unwrap(model)
         if self._swapped or _is_swapped(model):
@@ -207,7 +202,7 @@ class EMA(_Running):
         update_every: int = 1,
         update_after: int = 0,
         device: torch.device | str | None = None,
-        buffers: Buffers = "copy",
+        buffers: Literal["copy", "average"] = "copy",
     ) -> None:
         self.decay = decay
         super().__init__(model, device=device, buffers=buffers)
@@ -237,7 +232,7 @@ class EMA(_Running):
         calls = self._updates + 1
         weight = self._weight(calls)
         if weight is not None:
-            self._take(model, weight)
+            self._pairs_with(model).move(weight)
         self._updates = calls
 
     def _weight(self, calls: int) -> float | None:
@@ -279,7 +274,7 @@ class SWA(_Running):
             ValueError: The model has other parameters, with their names.
             RuntimeError: Inside of `swapped`.
         """
-        self._take(model, 1 / (self._updates + 1))
+        self._pairs_with(model).move(1 / (self._updates + 1))
         self._updates += 1
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from batteries._direction import said_direction
 from batteries._files import PathLike, listed
 from batteries._numbers import as_number
-from batteries.averaging._checkpoints import State, average_checkpoints
+from batteries.averaging._checkpoints import average_checkpoints
 
 _logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Soup(NamedTuple):
         decisions: The decision about each checkpoint, in the order of the attempts.
     """
 
-    state: State
+    state: OrderedDict[str, Any]
     score: float
     paths: list[Path]
     decisions: list[Decision]
@@ -56,7 +57,7 @@ class Soup(NamedTuple):
 
 def greedy_soup(
     paths: Iterable[PathLike],
-    evaluate: Callable[[State], float],
+    evaluate: Callable[[OrderedDict[str, Any]], float],
     *,
     metric_minimization: bool | None = None,
 ) -> Soup:

@@ -2,7 +2,7 @@
 
 from batteries import _public
 from batteries.blend._correlations import Correlation, correlation
-from batteries.blend._means import geometric, majority_vote, mean, power_average
+from batteries.blend._means import Weights, geometric, majority_vote, mean, power_average
 from batteries.blend._ranks import rank_average
 from batteries.blend._stack import Stack, stack
 from batteries.blend._submissions import check_submission
@@ -19,6 +19,7 @@ __all__ = [
     "Step",
     "Threshold",
     "Thresholds",
+    "Weights",
     "blend_files",
     "check_submission",
     "correlation",

@@ -23,7 +23,7 @@ _ByBlock = Callable[[list[Array], Array, Array], Array]
 
 
 @hints
-def mean(predictions: Any, *more: Any, weights: Weights = None) -> Array:
+def mean(predictions: Any, *more: Any, weights: Weights = None) -> NDArray[Any]:
     """The weighted mean of predictions.
 
     >>> mean([[0.2, 0.9], [0.4, 0.9]])
@@ -47,7 +47,7 @@ def mean(predictions: Any, *more: Any, weights: Weights = None) -> Array:
     return weighted(models, own)
 
 
-def weighted(models: Models, own: Array) -> Array:
+def weighted(models: Models, own: Array) -> NDArray[Any]:
     """The mean with weights that add up to 1."""
     return _blended(
         models,
@@ -59,7 +59,7 @@ def weighted(models: Models, own: Array) -> Array:
 @hints
 def power_average(
     predictions: Any, *more: Any, power: float = 2.0, weights: Weights = None
-) -> Array:
+) -> NDArray[Any]:
     """The power mean of predictions: the mean of their powers, to the power of `1 / power`.
 
     >>> power_average([[0.2, 0.9], [0.4, 0.9]], power=2)
@@ -101,7 +101,7 @@ def power_average(
 
 
 @hints
-def geometric(predictions: Any, *more: Any, weights: Weights = None) -> Array:
+def geometric(predictions: Any, *more: Any, weights: Weights = None) -> NDArray[Any]:
     """The geometric mean of predictions. If one prediction is zero, the mean is zero.
 
     >>> geometric([[0.2, 0.9], [0.8, 0.9]])
@@ -113,7 +113,7 @@ def geometric(predictions: Any, *more: Any, weights: Weights = None) -> Array:
 
 
 @hints
-def majority_vote(labels: Any, *more: Any, weights: Weights = None) -> Array:
+def majority_vote(labels: Any, *more: Any, weights: Weights = None) -> NDArray[Any]:
     """The label that most models predict. If labels have equal votes, the smallest one.
 
     >>> majority_vote([[1, 0], [1, 2], [0, 2]])

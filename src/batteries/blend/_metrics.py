@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batteries._arrays import as_array
-from batteries._scoring import Metric, as_scoring
+from batteries._scoring import as_scoring
 from batteries.blend._models import Array
 
 _Score = Callable[[Array, Array], float]
@@ -50,7 +50,7 @@ class Problem:
 def as_problem(
     arrays: list[Array],
     target: Any,
-    metric: Metric,
+    metric: str | Callable[[Any, Any], float],
     metric_minimization: bool | None,
     of: str = "find_weights",
 ) -> Problem:

@@ -20,7 +20,7 @@ _FEW = 2**14  # with fewer rows, threads take longer to start than to work
 
 
 @hints
-def rank_average(predictions: Any, *more: Any, weights: Weights = None) -> Array:
+def rank_average(predictions: Any, *more: Any, weights: Weights = None) -> NDArray[Any]:
     """The weighted mean of the predictions' ranks, in (0, 1].
 
     >>> rank_average([[0.1, 0.2, 0.9], [10, 30, 20]])

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from batteries._scoring import Metric
 from batteries._spellings import hints
 from batteries.blend._metrics import as_problem
 from batteries.blend._models import Array, Models, as_models
@@ -39,7 +38,7 @@ class Stack(Trial):
     """
 
     model: Any
-    oof: Array
+    oof: NDArray[Any]
     names: list[str]
     _predict: Callable[[Any, Array], Array]
 
@@ -48,7 +47,7 @@ class Stack(Trial):
     def __repr__(self) -> str:
         return f"<Stack: {self.verdict}. Of: {', '.join(self.names)}>"
 
-    def predict(self, predictions: Any, *more: Any) -> Array:
+    def predict(self, predictions: Any, *more: Any) -> NDArray[Any]:
         """The model's predictions from other predictions of the same models.
 
         Raises:
@@ -71,7 +70,7 @@ def stack(
     oof: Any,
     target: ArrayLike,
     model: Any,
-    metric: Metric | None = None,
+    metric: str | Callable[[Any, Any], float] | None = None,
     *,
     metric_minimization: bool | None = None,
     folds: int | Folds | ArrayLike = 5,
@@ -112,7 +111,7 @@ def stack(
     problem = as_problem(models.arrays, truth, metric, metric_minimization, "stack")
     positive = probable and models.arrays[0].ndim == 1 and len(classes) == 2
 
-    def predict(fitted: Any, features: Array) -> Array:
+    def predict(fitted: Any, features: Array) -> NDArray[Any]:
         if not probable:
             return np.asarray(fitted.predict(features))
         told = np.zeros((len(features), len(classes)))

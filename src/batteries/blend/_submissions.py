@@ -88,10 +88,8 @@ def _of_ids(own: Any, given: Any) -> list[str]:
     own, given = own.cast(text), given.cast(text)
     if own.equals(given, check_names=False):
         return []
-    absent, extra = (
-        given.filter(~given.is_in(own.implode())),
-        own.filter(own.is_not_null() & ~own.is_in(given.implode())),
-    )
+    absent = given.filter(~given.is_in(own.implode()))
+    extra = own.filter(own.is_not_null() & ~own.is_in(given.implode()))
     faults = [f"{own.null_count()} ids are empty"] if own.null_count() else []
     for which, ids in (("missing", absent), ("not in the sample", extra)):
         if len(ids):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -20,15 +20,16 @@ from batteries.blend._models import Array, Models
 from batteries.blend._ranks import rank_average
 from batteries.progress import tqdm
 
-Method = Literal["mean", "power", "geometric", "rank", "vote"]
+if TYPE_CHECKING:
+    from polars import DataFrame
+
 _TRUTH = ("target", "targets")  # columns that have the targets
-Table = Any  # of polars, which loads when it is needed
 
 
 @hints
 def blend_files(
     paths: Iterable[PathLike] | Mapping[str, PathLike],
-    method: Method = "mean",
+    method: Literal["mean", "power", "geometric", "rank", "vote"] = "mean",
     *,
     out: PathLike | None = None,
     id_column: str | None = None,
@@ -36,7 +37,7 @@ def blend_files(
     weights: Weights = None,
     power: float = 2.0,
     renormalise: bool = False,
-) -> Table:
+) -> DataFrame:
     r"""Blend files of predictions. Rows are matched by their ids, in any order.
 
     >>> _ = Path("a.csv").write_text("id,target\n7,0.25\n9,0.5\n")
@@ -113,7 +114,9 @@ def blend_files(
     if renormalise:
         blended = _renormalised(blended, ids)
     polars = polars_of()
-    table = first.with_columns([polars.Series(name, array) for name, array in blended.items()])
+    table: DataFrame = first.with_columns(
+        [polars.Series(name, array) for name, array in blended.items()]
+    )
     if out is not None:
         _write(table, Path(out), None if method == "rank" else _decimals(files[0], names))
     return table
@@ -177,7 +180,7 @@ def names_in(path: Path) -> list[str]:
     return list(predictions.load(path))
 
 
-def _read(path: Path, plan: _Plan, header: Sequence[str]) -> Table:
+def _read(path: Path, plan: _Plan, header: Sequence[str]) -> Any:
     for name in (plan.key, *plan.names):
         if name not in header:
             raise ValueError(f"{path} has no column {name!r}; it has {', '.join(header)}")
@@ -204,7 +207,7 @@ def _check_ids(path: Path, ids: Any) -> None:
 
 
 def _aligned(
-    path: Path, first_path: Path, first: Table, plan: _Plan, orders: dict[Any, Any]
+    path: Path, first_path: Path, first: Any, plan: _Plan, orders: dict[Any, Any]
 ) -> dict[str, Array]:
     """The columns of another file, with rows in the order of the first file."""
     header = names_in(path)
@@ -277,7 +280,7 @@ def _comparable(first: Any, other: Any) -> tuple[Any, Any]:
     return first.cast(text), other.cast(text)
 
 
-def _arrays(path: Path, table: Table, plan: _Plan) -> dict[str, Array]:
+def _arrays(path: Path, table: Any, plan: _Plan) -> dict[str, Array]:
     arrays = {}
     for name in plan.names:
         column = table[name]
@@ -328,7 +331,7 @@ def _decimals(path: Path, names: list[str]) -> int | None:
     return None if only is None else max(6, only)
 
 
-def _write(table: Table, path: Path, decimals: int | None) -> None:
+def _write(table: Any, path: Path, decimals: int | None) -> None:
     size = table.estimated_size()
     with write_whole(path, size) as file:
         if path.suffix == ".csv":

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from batteries._arrays import as_array
 from batteries._numbers import as_whole
-from batteries._scoring import Metric, as_scoring
+from batteries._scoring import as_scoring
 from batteries._spellings import hints
 from batteries.blend._models import as_models
 from batteries.blend._trials import Pair, as_pairs, predicted_by_all
@@ -76,7 +76,7 @@ class Thresholds(NamedTuple):
 def find_threshold(
     oof: Any,
     target: ArrayLike,
-    metric: Metric,
+    metric: str | Callable[[Any, Any], float],
     *,
     metric_minimization: bool | None = None,
     folds: int | Folds | ArrayLike = 5,
@@ -138,7 +138,7 @@ def find_threshold(
 def find_thresholds(
     oof: Any,
     target: ArrayLike,
-    metric: Metric,
+    metric: str | Callable[[Any, Any], float],
     *,
     metric_minimization: bool | None = None,
     folds: int | Folds | ArrayLike = 5,

@@ -15,15 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from batteries._numbers import as_whole
 from batteries._optional import import_optional
-from batteries._scoring import Metric
 from batteries._spellings import hints
 from batteries.blend._means import weighted
 from batteries.blend._metrics import Problem, as_problem
-from batteries.blend._models import Array, as_models, as_weights
+from batteries.blend._models import as_models, as_weights
 from batteries.blend._trials import Rows, Trial, as_pairs, best_single, predicted_by_all, tried
 from batteries.splits._assignment import Folds
-
-Weights = NDArray[np.float64]
 
 
 class Step(NamedTuple):
@@ -37,7 +34,7 @@ class Step(NamedTuple):
         score: The score of the blend with these weights, on the rows of the search.
     """
 
-    weights: Weights
+    weights: NDArray[np.float64]
     score: float
 
 
@@ -73,7 +70,7 @@ class FoundWeights(Trial):
         shown = ", ".join(f"{name} {weight:.3g}" for name, weight in self.weights.items())
         return f"<FoundWeights: {self.verdict}. Weights: {shown}>"
 
-    def blend(self, predictions: Any, *more: Any) -> Array:
+    def blend(self, predictions: Any, *more: Any) -> NDArray[Any]:
         """The weighted mean of other predictions of the same models.
 
         Raises:
@@ -87,7 +84,7 @@ class FoundWeights(Trial):
 def find_weights(
     oof: Any,
     target: ArrayLike,
-    metric: Metric,
+    metric: str | Callable[[Any, Any], float],
     method: Literal["hill_climb", "simplex"] = "hill_climb",
     *,
     metric_minimization: bool | None = None,

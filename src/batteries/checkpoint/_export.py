@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from batteries._files import PathLike, write_whole
 from batteries.checkpoint._read import is_sharded, named_weights, opened
-from batteries.checkpoint._read_file import Where
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._read_safetensors import library
 from batteries.checkpoint._read_shards import Shards
@@ -59,7 +56,8 @@ def export_safetensors(path: PathLike, out: PathLike, *, key: str = "model") -> 
                 f"{path} has no weights to export under {key}_state_dict; it has "
                 f"{', '.join(map(str, file.contents)) or 'nothing'}"
             )
-        own = file.read(_only(weights, torch.device("cpu")))
+        wanted, cpu = {id(leaf) for leaf in leaves_of(weights)}, torch.device("cpu")
+        own = file.read(lambda _, leaf: cpu if id(leaf) in wanted or not leaf.is_meta else None)
         file.verify()
     own = {
         name: value.clone(memory_format=torch.contiguous_format)
@@ -68,9 +66,3 @@ def export_safetensors(path: PathLike, out: PathLike, *, key: str = "model") -> 
     data = library("export_safetensors").save(own, metadata={"format": "pt"})
     with write_whole(out) as target:
         target.write(data)
-
-
-def _only(part: Any, to: torch.device) -> Where:
-    """Read only the tensors of one part."""
-    wanted = {id(leaf) for leaf in leaves_of(part)}
-    return lambda _, tensor: to if id(tensor) in wanted or not tensor.is_meta else None

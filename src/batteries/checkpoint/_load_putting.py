@@ -119,10 +119,8 @@ def param_groups(part: Any) -> list[Any]:
 
 
 def _check_real(part: Any) -> None:
-    groups = param_groups(part)
-    if any(
-        getattr(parameter, "is_meta", False) for group in groups for parameter in group["params"]
-    ):
+    parameters = (each for group in param_groups(part) for each in group["params"])
+    if any(getattr(parameter, "is_meta", False) for parameter in parameters):
         raise ValueError(
             "its parameters are on the meta device; load the model first, or in the same call"
         )

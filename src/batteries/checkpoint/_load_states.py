@@ -292,10 +292,8 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     one, other = own_part(one), own_part(other)
     if (one.shape, one.dtype) != (other.shape, other.dtype) or one.is_meta or other.is_meta:
         return True
-    if (
-        one.layout != torch.strided or one.data_ptr() == other.data_ptr()
-    ):  # as torch.save writes tied weights
-        return True
+    if one.layout != torch.strided or one.data_ptr() == other.data_ptr():
+        return True  # torch.save writes tied weights so
     one, other = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
     return torch.equal(one, other)
 

@@ -219,17 +219,11 @@ class CheckpointManager:
             self._directory.epochs.add(row)
 
     def save_last(self, checkpoint: Mapping[str, Any]) -> None:
-        """Replace `last.pth` alone: in the middle of an epoch, or before the job is preempted.
-
-        >>> manager = CheckpointManager("runs/digits/checkpoints")
-        >>> manager.save_last(make_checkpoint("train", 1, nn.Linear(2, 1)))
-        """
+        """Replace `last.pth` alone: in the middle of an epoch, or before the job is preempted."""
         self._save(checkpoint, None)
 
     def wait(self) -> None:
         """Wait until every checkpoint that was processed is on the disk.
-
-        >>> CheckpointManager("runs/digits/checkpoints").wait()
 
         Raises:
             Exception: The error of a save in the background.
@@ -238,10 +232,7 @@ class CheckpointManager:
             self._writer.wait()
 
     def close(self) -> None:
-        """Wait, and end the thread that writes in the background.
-
-        >>> CheckpointManager("runs/digits/checkpoints").close()
-        """
+        """Wait, and end the thread that writes in the background."""
         if self._writer is not None:
             self._writer.close()
 

@@ -62,7 +62,7 @@ def find_seal(tail: bytes) -> Seal | None:
     return Seal(note, tail[-DIGEST_LENGTH:], comment.startswith(_OWN_MARK))
 
 
-def read_note(path: PathLike) -> Note | None:
+def read_note(path: PathLike) -> dict[str, Any] | None:
     """The note that was saved with a checkpoint; None if there is none.
 
     >>> save_checkpoint({"model_state_dict": {}}, "last.pth", note={"epoch": 1})

@@ -33,7 +33,7 @@ _CHUNK = 2**22  # bytes that are written at once; a multiple of the digest's blo
 
 
 def save_checkpoint(
-    checkpoint: Mapping[str, Any], path: PathLike, note: Note | None = None
+    checkpoint: Mapping[str, Any], path: PathLike, note: dict[str, Any] | None = None
 ) -> None:
     """Write a checkpoint. The file is complete or absent, whatever happens meanwhile.
 

@@ -18,11 +18,10 @@ _LAST = ("state", "why", "seconds", "bytes")
 
 
 def _formats(command: Callable[..., None]) -> Callable[..., None]:
-    for name in ("latex", "markdown", "csv"):
-        shown = {"latex": "LaTeX", "markdown": "Markdown", "csv": "CSV"}[name]
-        command = click.option(f"--{name}", f"as_{name}", is_flag=True, help=f"Print {shown}.")(
-            command
-        )
+    for shown in ("LaTeX", "Markdown", "CSV"):
+        name = shown.lower()
+        option = click.option(f"--{name}", f"as_{name}", is_flag=True, help=f"Print {shown}.")
+        command = option(command)
     return as_json_option(command)
 
 

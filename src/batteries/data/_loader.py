@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing.util import Finalize
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
@@ -32,7 +32,7 @@ from batteries.data._plan import (
 )
 from batteries.data._prefetch import Prefetch
 from batteries.data._samples import Ask, Samples, draws
-from batteries.data._streams import Sharded, Stream, followed, fresh_parts, thawed
+from batteries.data._streams import Stream, followed, fresh_parts, thawed
 from batteries.data._workers import (
     change_worker,
     ends_nothing,
@@ -160,7 +160,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         drop_last: bool = False,
         *,
         seed: int | None = None,
-        sharded: Sharded = None,
+        sharded: bool | Literal["workers", "ranks"] | None = None,
         group: Group = None,
         batches_per_pass: int | None = None,
         prefetch_to: torch.device | str | int | None = None,
@@ -208,7 +208,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                 worker_init_fn=begin, **own, **options
             )
 
-    def _read_by(self, sharded: Sharded, draws_too: bool) -> dict[str, Any]:
+    def _read_by(self, sharded: bool | str | None, draws_too: bool) -> dict[str, Any]:
         """The arguments of the inner torch loader that differ from the user's."""
         dataset = self.dataset
         if isinstance(dataset, IterableDataset):

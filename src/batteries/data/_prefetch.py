@@ -58,7 +58,6 @@ class Prefetch:
             failed.throw()
 
     def _begun(self, batch: Any) -> Any:
-        """Begin to move a batch."""
         if isinstance(batch, Failed):
             return batch
         try:

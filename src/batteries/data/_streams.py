@@ -6,7 +6,7 @@ import inspect
 import io
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -29,13 +29,14 @@ _SPACING = 20  # pause between two states of the dataset, in multiples of the ti
 # The place of a worker: its number, the items it read, whether it has read all, and whether the
 # dataset was seen to divide itself. Also a state of the dataset, after `since` items.
 Part = dict[str, Any]
-Sharded: TypeAlias = bool | Literal["workers", "ranks"] | None
 
 
 class Stream(IterableDataset[Any]):
     """The part of an iterable dataset that this rank and worker reads."""
 
-    def __init__(self, dataset: IterableDataset[Any], sharded: Sharded, group: Group) -> None:
+    def __init__(
+        self, dataset: IterableDataset[Any], sharded: bool | str | None, group: Group
+    ) -> None:
         if sharded not in (None, False, True, "workers", "ranks"):
             raise ValueError(
                 f"sharded is {sharded!r}; expected True, False, 'workers', 'ranks' or None"

@@ -11,11 +11,12 @@ from weakref import WeakKeyDictionary, ref
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from batteries.distributed._launch import in_group, rank, world_size
 from batteries.distributed._waiting import Notes, StoreGoneError, wait_until
 
-Group: TypeAlias = Any  # a ProcessGroup, a DeviceMesh of one dimension, (mesh, "dp"), or None
+Group: TypeAlias = dist.ProcessGroup | DeviceMesh | tuple[DeviceMesh, str] | None
 ANY_LEFT = "left/any"  # a key that is set before the first note of a rank that leaves or fails
 _TAG = 2**30  # the tag of a message that no rank sends
 _LONG = 500  # characters of an error text
@@ -62,27 +63,28 @@ def ranks_of(group: Group = None) -> Ranks:
                 f"the mesh has no dimension {name!r}; its dimensions are {mesh.mesh_dim_names}"
             )
         group = mesh[name]
-    if hasattr(group, "get_group"):  # a DeviceMesh; importing its class takes long
+    own: Any = group
+    if isinstance(group, DeviceMesh):
         if group.ndim > 1:
             raise ValueError(
                 f"the mesh has {group.ndim} dimensions, {group.mesh_dim_names}: pass one of them, "
                 'as mesh["dp"] or (mesh, "dp")'
             )
-        own = group.get_coordinate() is not None
-        group = group.get_group() if own else dist.GroupMember.NON_GROUP_MEMBER
-    if not isinstance(group, dist.ProcessGroup):
-        if group == dist.GroupMember.NON_GROUP_MEMBER:
+        ours = group.get_coordinate() is not None
+        own = group.get_group() if ours else dist.GroupMember.NON_GROUP_MEMBER
+    if not isinstance(own, dist.ProcessGroup):
+        if own == dist.GroupMember.NON_GROUP_MEMBER:
             raise ValueError(
                 f"rank {rank()} is not in the group that it passed: only the group's ranks may "
                 "make this call"
             )
         raise TypeError(
-            f"group is a {type(group).__name__}; expected a ProcessGroup, a DeviceMesh of one "
+            f"group is a {type(own).__name__}; expected a ProcessGroup, a DeviceMesh of one "
             'dimension, or (mesh, "dp")'
         )
-    if group is dist.group.WORLD:
+    if own is dist.group.WORLD:
         return Ranks(rank(), world_size())
-    return Ranks(dist.get_rank(group), dist.get_world_size(group), group)
+    return Ranks(dist.get_rank(own), dist.get_world_size(own), own)
 
 
 def notes() -> Notes:

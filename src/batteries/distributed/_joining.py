@@ -34,7 +34,6 @@ from batteries.distributed._groups import (
 from batteries.distributed._launch import Launch, launched, local_rank, number, said
 from batteries.distributed._waiting import Notes, StoreGoneError, seconds_between, wait_until
 
-_AT_ITS_END = "it came to its end"
 _LET_GO = 1.0  # seconds for gloo's threads to release tensors
 _LEAVE = 10.0  # seconds for the other ranks to reach the end of the block
 _PATIENCE = 30.0  # seconds of a wait, after which a warning names the missing ranks
@@ -88,7 +87,7 @@ def setup(
         timeout=limit,
         device_id=device if device.type == "cuda" else None,
     )
-    why, well = _AT_ITS_END, True
+    why, well = "it came to its end", True
     try:
         if "gloo" in dist.get_backend_config():
             # A rank that ends at once would close a connection that another rank still opens.

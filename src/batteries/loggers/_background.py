@@ -1,49 +1,34 @@
-"""The base class of the loggers: a queue, a thread that writes, and a state to resume from."""
+"""The base class of the loggers: a thread that writes, and a state to resume from."""
 
 from __future__ import annotations
 
-import hashlib
 import io
-import math
-import queue
-import re
 import threading
 import time
 import uuid
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from batteries import distributed
 from batteries._files import PathLike, Place
-from batteries._foreign import brief
 from batteries._masking import masked
-from batteries._numbers import as_number, as_whole
+from batteries._numbers import as_whole
 from batteries._processes import call_at_end
+from batteries.loggers._calls import BOUND, PATIENCE, Call, Calls
 from batteries.loggers._pictures import Histogram, histogram_of, png_of
+from batteries.loggers._values import Metrics, Numbers, flatten, read_together
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Metrics = Mapping[str, "float | Tensor | Metrics"]
-Call = tuple["BackgroundLogger", str, tuple[Any, ...]]  # a logger, a method, its arguments
-_BOUND = 10_000  # calls that may wait in the queue
-_MANY = _BOUND // 2  # calls in the queue that wake the thread at once
-_GATHER = 0.1  # seconds in which calls are gathered, to be written together
-_IDLE = 600  # intervals without a call, after which the thread sleeps until the next call
 _RETRY = 5.0  # seconds until the next attempt to open a tracker
-_PATIENCE = 60.0  # seconds that `close` waits for a tracker; a full queue waits once as long
 _GRACE = 2.0  # seconds that `state_dict` waits for a tracker
 
 
 class Row(NamedTuple):
-    """The metrics of a step."""
-
     step: int
     time: float  # seconds since 1970
     metrics: dict[str, float]
@@ -75,9 +60,8 @@ class BackgroundLogger:
         self.run_id = run_id or uuid.uuid4().hex[:16]
         self._step: int | None = None  # the highest so far
         self._continues: int | None = None  # the last step of the run to continue; None: a new run
-        self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
-        self._hurry, self._room, self._ending, self._tried = (threading.Event() for _ in range(4))
-        self._patient = True
+        self._calls = Calls()
+        self._ending, self._tried = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._told = False
         self._error: Exception | None = None
@@ -157,11 +141,11 @@ class BackgroundLogger:
         if self._thread is not None:
             self._calls.put((self, "_end", ()))
             self._ending.set()
-            self._hurry.set()
-            self._thread.join(_PATIENCE)
+            self._calls.wake()
+            self._thread.join(PATIENCE)
             if self._thread.is_alive():
-                self._lost += self._calls.qsize()
-                self._error = TimeoutError(f"it did not answer for {_PATIENCE:.0f} s")
+                self._lost += len(self._calls)
+                self._error = TimeoutError(f"it did not answer for {PATIENCE:.0f} s")
             self._thread = None
         self._report()
         if self._lost:
@@ -239,21 +223,18 @@ class BackgroundLogger:
         if self._thread is None:
             self._look_around()
             self._thread = threading.Thread(
-                target=_work, args=(self._calls, self._hurry), name=self._name, daemon=True
+                target=_work, args=(self._calls,), name=self._name, daemon=True
             )
             self._thread.start()
-        waiting = self._calls.qsize()
-        if waiting >= _MANY:
-            self._hurry.set()
-        if waiting < _BOUND or self._has_room():
+        if self._calls.has_room(wait=self._error is None):
             self._calls.put((self, what, arguments))
         else:
             self._lost += 1
             self._error = self._error or TimeoutError(
-                f"{_BOUND:,} calls wait for it; further calls are lost"
+                f"{BOUND:,} calls wait for it; further calls are lost"
             )
         if self._opens_at_once and not self._tried.is_set():
-            self._tried.wait(_PATIENCE)
+            self._tried.wait(PATIENCE)
             self._tried.set()
 
     def _wait_until_written(self) -> None:
@@ -265,7 +246,7 @@ class BackgroundLogger:
             return  # calls that wait for a tracker to open are counted as lost: add none
         written = threading.Event()
         self._calls.put((self, "_tell", (written,)))
-        self._hurry.set()
+        self._calls.wake()
         while not written.wait(0.05) and self._error is None and time.monotonic() < end:
             pass
 
@@ -279,16 +260,6 @@ class BackgroundLogger:
                 f"{type(error).__name__}: {text}",
                 stacklevel=4,
             )
-
-    def _has_room(self) -> bool:
-        """Whether the queue has room; if the tracker works, wait for room.
-
-        So a loop that logs faster than the tracker writes is slowed down and loses nothing.
-        """
-        self._room.clear()
-        if self._calls.qsize() >= _BOUND and self._patient and self._error is None:
-            self._patient = self._room.wait(_PATIENCE)
-        return self._calls.qsize() < _BOUND
 
     def __del__(self) -> None:
         if not self.__dict__.get("_closed", True):
@@ -306,7 +277,7 @@ class BackgroundLogger:
             if opened:
                 break
             if self._ending.wait(_RETRY):  # meanwhile the calls wait in the queue
-                self._lost += self._calls.qsize()  # the first call is out of it, "_end" is in it
+                self._lost += len(self._calls)  # the first call is out of it, "_end" is in it
                 return False
         if not self._closed:  # registered again, to run before the tracker's own exit function
             self._cancel_exit()
@@ -342,35 +313,16 @@ class BackgroundLogger:
         return True
 
 
-def _work(calls: queue.SimpleQueue[Call], hurry: threading.Event) -> None:
-    some = [calls.get()]
+def _work(calls: Calls) -> None:
+    some = calls.first()
     if not some[0][0]._begin():
         return
     while some[-1][1] != "_end":
         some[0][0]._write_calls(some)
         some.clear()  # no reference to the logger remains here
-        some = _gathered(calls, hurry)
-        some[0][0]._patient = True
-        some[0][0]._room.set()
+        some = calls.gathered()
     some[0][0]._write_calls(some[:-1])
     some[0][0]._end()
-
-
-def _gathered(calls: queue.SimpleQueue[Call], hurry: threading.Event) -> list[Call]:
-    """The calls of the last interval.
-
-    Waking the thread would take each call tens of microseconds. So the thread checks the queue in
-    intervals, and a call wakes it only if the queue is long.
-    """
-    for _ in range(_IDLE):
-        hurry.wait(_GATHER)
-        if not calls.empty():
-            break
-    some = [calls.get()]
-    hurry.clear()
-    while len(some) < _BOUND and some[-1][1] != "_end" and not calls.empty():
-        some.append(calls.get())
-    return some
 
 
 def _closing(own: Callable[[], BackgroundLogger | None]) -> Callable[[], None]:
@@ -382,75 +334,3 @@ def _closing(own: Callable[[], BackgroundLogger | None]) -> Callable[[], None]:
             logger.close()
 
     return close
-
-
-class Numbers(dict[str, float]):
-    """The result of `read_together`."""
-
-
-def read_together(metrics: Metrics) -> dict[str, float]:
-    """Metrics as numbers by joined names. The tensors of a device are copied together.
-
-    >>> read_together({"train": {"loss": torch.tensor(0.5)}, "lr": 1})
-    {'train/loss': 0.5, 'lr': 1.0}
-
-    Raises:
-        TypeError: A value is not one number; the message has its name.
-    """
-    if isinstance(metrics, Numbers):
-        return metrics
-    read, away = Numbers(), dict[str, Any]()
-    for name, value in flatten(metrics).items():
-        found = _number(name, value)
-        if type(found) is float:
-            read[name] = found
-        else:
-            read[name], away[name] = math.nan, found  # NaN keeps the place in the order
-    for device in {tensor.device for tensor in away.values()}:
-        there = {name: tensor for name, tensor in away.items() if tensor.device == device}
-        exact = torch.float32 if device.type == "mps" else torch.float64
-        together = torch.stack([tensor.to(exact) for tensor in there.values()])
-        read.update(zip(there, together.tolist(), strict=True))
-    return read
-
-
-def _number(name: str, value: Any) -> float | Tensor:
-    if type(value) is float:  # the usual case, which takes a tenth of the time
-        return value
-    if isinstance(value, Tensor):
-        value = value.detach()
-        if value.numel() == 1 and value.device.type != "cpu":
-            scalar: Tensor = value.reshape(())
-            return scalar
-    return as_number(value, f"the metric {name!r}")
-
-
-def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of nested mappings, with joined names."""
-    if not isinstance(values, Mapping):
-        raise TypeError(f"{brief(values)} was logged; expected values by their names: {{'a': 0.5}}")
-    found: dict[str, Any] = {}
-    for name, value in _joined(values, ""):
-        if name in found:
-            raise ValueError(
-                f"two values have the name {name!r} when nested names are joined: {found[name]!r} "
-                f"and {value!r}; rename one"
-            )
-        found[name] = value
-    return found
-
-
-def _joined(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if type(value) is not float and isinstance(value, Mapping):
-            yield from _joined(value, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def file_name(name: str) -> str:
-    """A name for files on any file system; different names stay different."""
-    cleaned = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:150]
-    if cleaned == name:
-        return name
-    return f"{cleaned}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:4]}"

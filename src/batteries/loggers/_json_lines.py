@@ -8,8 +8,9 @@ from typing import Any
 from batteries._files import make_directory, write_whole
 from batteries._rundir.lines import NAME, add_lines, mend, put_aside, strict
 from batteries._rundir.record import check_held
-from batteries.loggers._background import BackgroundLogger, Row, file_name
+from batteries.loggers._background import BackgroundLogger, Row
 from batteries.loggers._pictures import Histogram
+from batteries.loggers._values import file_name
 
 
 class JsonLinesLogger(BackgroundLogger):

@@ -14,8 +14,9 @@ from typing import Any
 from batteries._files import PathLike, locked_directory, make_directory
 from batteries._masking import distinct
 from batteries._optional import import_optional
-from batteries.loggers._background import BackgroundLogger, Row, file_name
+from batteries.loggers._background import BackgroundLogger, Row
 from batteries.loggers._pictures import Histogram
+from batteries.loggers._values import file_name
 
 _TAG = "batteries.run_id"
 _REFUSED = re.compile(r"[^\w\-. /]|^[./]|(?<=/)\.+(?=/|$)|/$")  # MLflow makes paths of names

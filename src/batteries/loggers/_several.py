@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from batteries import distributed
 from batteries._foreign import brief
 from batteries._masking import masked
-from batteries.loggers._background import Metrics, flatten, read_together
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from batteries.loggers._values import Metrics, flatten, read_together
 
 
 @runtime_checkable
@@ -140,7 +137,7 @@ class Loggers:
                     stacklevel=4,
                 )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Loggers:
         return self
 
     def __exit__(self, *error: object) -> None:

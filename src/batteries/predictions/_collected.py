@@ -260,12 +260,8 @@ def _form_of(name: str, rows: Any) -> Form:
 
 
 def _described(forms: list[Form]) -> str:
-    return (
-        ", ".join(
-            f"{f.name}: {f.dtype or 'objects'} {f.shape if f.dtype else ''}".strip() for f in forms
-        )
-        or "nothing"
-    )
+    told = [f"{f.name}: {f'{f.dtype} {f.shape}' if f.dtype else 'objects'}" for f in forms]
+    return ", ".join(told) or "nothing"
 
 
 def _spaced(indices: NDArray[np.integer]) -> Indices:

@@ -27,11 +27,9 @@ Indices = range | NDArray[np.integer]  # a range takes no memory
 
 
 class Form(NamedTuple):
-    """The name, dtype and shape of one row of an array."""
-
     name: str
     dtype: str  # "" for objects
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of one row
 
 
 def each_once(parts: list[range | None], length: int) -> bool:
@@ -195,14 +193,11 @@ def _equal(some: Any, others: Any) -> NDArray[np.bool_]:
 
 def _agree(one: Any, two: Any) -> bool:
     """Whether two objects agree; the pickles of equal tensors differ."""
-    if (
-        isinstance(one, np.ndarray | np.generic | float | complex)
-        and one.__class__ is two.__class__
-    ):
-        with suppress(TypeError):  # of strings and objects
-            one, two = (torch.as_tensor(np.array(each)) for each in (one, two))
     if type(one) is not type(two):
         return False
+    if isinstance(one, np.ndarray | np.generic | float | complex):
+        with suppress(TypeError):  # of strings and objects
+            one, two = (torch.as_tensor(np.array(each)) for each in (one, two))
     if isinstance(one, Tensor):
         alike = (one.shape, one.dtype, one.layout) == (two.shape, two.dtype, two.layout)
         return alike and bool(_equal(one.to_dense()[None], two.to_dense()[None]).all())

@@ -7,11 +7,11 @@ import hashlib
 import json
 from collections.abc import Hashable, Sequence
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from batteries import __version__
 from batteries._files import PathLike, make_directory, write_whole
 from batteries.report._contents import CURVE, Contents, cell
 from batteries.report._media import fitting
@@ -84,7 +84,7 @@ def _head(logdir: str, runs: Runs) -> dict[str, Any]:
     return {
         "logdir": logdir,
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "version": _version(),
+        "version": __version__,
         "columns": {
             name: values
             for name, values in columns.items()
@@ -194,10 +194,3 @@ def page_of(data: bytes, live: bool = False) -> bytes:
 
 def _digest(text: bytes) -> bytes:
     return b"sha256-" + base64.b64encode(hashlib.sha256(text).digest())
-
-
-def _version() -> str:
-    try:
-        return version("batteries")
-    except PackageNotFoundError:  # from a directory of sources
-        return ""

@@ -241,10 +241,8 @@ class RunInfo:
         groups: dict[tuple[str, bool], list[Stage]] = {}
         for stage in self.stages:
             if stage.best is not None and stage.metric == best.metric:
-                name, is_fold = _FOLD.subn("", stage.name)
-                groups.setdefault((name if is_fold else stage.name, bool(is_fold)), []).append(
-                    stage
-                )
+                name, folds_in_name = _FOLD.subn("", stage.name)
+                groups.setdefault((name, bool(folds_in_name)), []).append(stage)
         found = [_of_stages(name, stages) for (name, _), stages in groups.items()]
         choose: Any = min if best.minimization else max
         chosen: Validation = choose(found, key=lambda each: each.value)
@@ -362,11 +360,8 @@ def _recorded(run: Path, record: dict[str, Any], problems: list[str]) -> Iterato
         stages |= {told.get("stage", ""): told for told in session.get("stages", [])}
     needed = {"metric", "minimization", "score", "epoch"}
     for name, told in stages.items():
-        if (
-            Path(name).is_absolute()
-            or ".." in Path(name).parts
-            or not is_epoch(told.get("epoch", 0))
-        ):
+        leads_out = Path(name).is_absolute() or ".." in Path(name).parts
+        if leads_out or not is_epoch(told.get("epoch", 0)):
             problems.append(f"{run / NAME} has an impossible stage: {brief(name)}"[:_LONG])
         elif needed <= told.keys():
             rows = [{"epoch": told["epoch"], told["metric"]: told["score"]}]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from batteries._arrays import as_array
 from batteries._optional import import_optional
-from batteries._scoring import Metric, as_scoring
+from batteries._scoring import as_scoring
 from batteries.scoreboard._info import RunInfo, folds_of
 
 _SAMPLES = 2000
@@ -185,7 +185,10 @@ def _without_spread(pair: tuple[int, int], means: tuple[float, float], by: str) 
 
 
 def paired_bootstrap(
-    target: ArrayLike, first: ArrayLike, second: ArrayLike, metric: Metric
+    target: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    metric: str | Callable[[Any, Any], float],
 ) -> Difference:
     """Compare two predictions, with an interval by resampling the rows.
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from batteries._direction import said_direction
 from batteries._files import PathLike
@@ -19,9 +19,10 @@ from batteries._rundir.scores import NAME as SCORES
 from batteries.scoreboard._info import RunInfo, read_run
 from batteries.scoreboard._select import grouped, in_order, select
 
+if TYPE_CHECKING:
+    from polars import DataFrame
+
 _DEPTH = 4  # directories below the log directory in which runs are looked for
-Table = Any  # of polars, which loads when it is needed
-Which = Literal["last", "best"]
 
 
 class Runs(Sequence[RunInfo]):
@@ -53,7 +54,7 @@ class Runs(Sequence[RunInfo]):
         self,
         runs: Sequence[RunInfo],
         metric_minimization: Mapping[str, bool] | None = None,
-        which: Which = "best",
+        which: Literal["last", "best"] = "best",
     ) -> None:
         self._runs = list(runs)
         self._told = {
@@ -101,7 +102,7 @@ class Runs(Sequence[RunInfo]):
         """The table as plain values. All rows have the same columns; missing values are None."""
         return [dict(row) for row in self._rows]
 
-    def table(self) -> Table:
+    def table(self) -> DataFrame:
         """One row a run, as a polars frame.
 
         Raises:
@@ -109,12 +110,12 @@ class Runs(Sequence[RunInfo]):
         """
         pl: Any = import_optional("polars", for_="Runs.table")
         rows = self._rows
-        frame: Table = pl.DataFrame({
+        frame: DataFrame = pl.DataFrame({
             name: _column(pl, name, [row[name] for row in rows]) for name in self.columns
         })  # fmt: skip
         return frame
 
-    def metrics(self) -> Table:
+    def metrics(self) -> DataFrame:
         """All logged values as one long frame: run, metric, step, time, value.
 
         Raises:
@@ -132,7 +133,7 @@ class Runs(Sequence[RunInfo]):
                 own = pl.DataFrame({name: np.asarray(each) for name, each in columns.items()})
                 named = (pl.lit(run.name).alias("run"), pl.lit(series.name).alias("metric"))
                 parts.append(own.select(*named, "step", "time", "value"))
-        frame: Table = pl.concat(parts)
+        frame: DataFrame = pl.concat(parts)
         return frame
 
     @cached_property
@@ -225,9 +226,6 @@ class Runs(Sequence[RunInfo]):
 
     def best_first(self, metric: str | None = None) -> Runs:
         """The runs in the order of a metric, best first. Default: the validation score.
-
-        >>> Runs([]).best_first()[:1]
-        []
 
         Args:
             metric: "valid/loss", or a column of it: "valid/loss.last".

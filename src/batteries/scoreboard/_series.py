@@ -45,11 +45,7 @@ class Metric(NamedTuple):
     highest: tuple[float, float] | None
 
     def best(self, minimization: bool) -> tuple[float, float] | None:
-        """The best value and its step.
-
-        >>> Metric(0.3, 9, 9, (0.2, 7), (0.9, 1)).best(minimization=False)
-        (0.9, 1)
-        """
+        """The best value and its step."""
         return self.lowest if minimization else self.highest
 
 

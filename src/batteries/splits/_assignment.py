@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from batteries.splits._tables import length_of
 
-Part = tuple[NDArray[np.int64], NDArray[np.int64]]
-
 
 @dataclass(frozen=True, eq=False)
 class Folds:
@@ -44,10 +42,10 @@ class Folds:
     def __len__(self) -> int:
         return self.n_folds
 
-    def __iter__(self) -> Iterator[Part]:
+    def __iter__(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         return (self[fold] for fold in range(self.n_folds))
 
-    def __getitem__(self, fold: int) -> Part:
+    def __getitem__(self, fold: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The rows to train on and to validate on, sorted."""
         if not -self.n_folds <= fold < self.n_folds:
             raise IndexError(f"there is no fold {fold}: they are 0 to {self.n_folds - 1}")
@@ -89,7 +87,12 @@ class Folds:
             data += np.packbits(self.left_out).tobytes()
         return hashlib.blake2b(data, digest_size=8).hexdigest()
 
-    def split(self, X: Any = None, y: Any = None, groups: Any = None) -> Iterator[Part]:  # noqa: ARG002, N803 (scikit-learn's names)
+    def split(
+        self,
+        X: Any = None,  # noqa: N803 (scikit-learn's name)
+        y: Any = None,  # noqa: ARG002
+        groups: Any = None,  # noqa: ARG002
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """The rows to train and to validate on, by fold, as scikit-learn's splitters return them.
 
         Raises:
@@ -104,7 +107,7 @@ class Folds:
         return self.n_folds
 
 
-def fold_indices(folds: Folds, fold: int) -> Part:
+def fold_indices(folds: Folds, fold: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The rows to train on and to validate on, sorted: `folds[fold]`.
 
     >>> train, valid = fold_indices(Folds(np.array([-1, 0, 1]), "time"), 0)

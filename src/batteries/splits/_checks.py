@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from batteries._foreign import brief
 from batteries._spellings import hints
 from batteries.splits._assignment import Folds
-from batteries.splits._duplicates import Near, hashes, near_hashes, rows_of
+from batteries.splits._duplicates import hashes, near_hashes, rows_of
 from batteries.splits._tables import (
     as_table,
     column_of,
@@ -21,6 +21,9 @@ from batteries.splits._tables import (
     polars_for,
     refuse_missing,
 )
+
+if TYPE_CHECKING:
+    from polars import DataFrame
 
 _NAMED = 5  # rows or groups in an error
 _CLASSES = 20  # at most, with a column of their own
@@ -34,8 +37,8 @@ def check_folds(
     groups: Any = None,
     data: Any = None,
     ids: Sequence[str] | None = None,
-    near: Near | None = None,
-) -> Any:
+    near: Literal["rounded", "images"] | None = None,
+) -> DataFrame:
     """Return a short table of the folds, or raise if a group or sample is on both sides of one.
 
     >>> check_folds(Folds(np.array([0, 1]), "kfold"), targets=["cat", "dog"]).rows()
@@ -99,7 +102,8 @@ def check_folds(
     ]
     if leaks:
         raise ValueError("the folds leak: " + "; ".join(dict.fromkeys(leaks)) + without)
-    return polars_for("check_folds").DataFrame(columns)
+    table: DataFrame = polars_for("check_folds").DataFrame(columns)
+    return table
 
 
 def _check_rows(folds: Folds, **values: Any) -> None:

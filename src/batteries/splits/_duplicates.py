@@ -13,7 +13,6 @@ from torch import Tensor
 
 from batteries.splits._tables import as_table, is_table
 
-Near = Literal["rounded", "images"]
 _STEP = 0.05  # numbers are rounded to so many standard deviations of their column
 _SIDE = 9  # an image's hash compares neighbours among 9 x 9 areas
 _BITS = 6  # so many of 144 bits may differ between nearly equal images
@@ -25,7 +24,7 @@ def rows_of(columns: list[NDArray[Any]]) -> list[tuple[Any, ...]]:
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-def near_hashes(data: Any, near: Near) -> list[NDArray[Any]]:
+def near_hashes(data: Any, near: Literal["rounded", "images"]) -> list[NDArray[Any]]:
     """Arrays of hashes, (rows,) each. Nearly equal rows have equal hashes in one of the arrays."""
     if near == "images":
         return [_clusters(torch.stack([_edges(image) for image in data]))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from batteries._spellings import hints
 from batteries.splits._adversarial import PARTS, tell_apart, tells
 from batteries.splits._page import draw
 from batteries.splits._tables import as_table, column_of, id_columns, is_missing, polars_for
+
+if TYPE_CHECKING:
+    from polars import DataFrame
 
 _LEAK = 0.98  # with more AUC or R², a column alone gives the target away
 Table = dict[str, NDArray[Any]]
@@ -35,12 +38,12 @@ class Look(NamedTuple):
         missing: A polars frame: the columns that are missing together, and in how many rows.
     """
 
-    columns: Any
-    classes: Any
+    columns: DataFrame
+    classes: DataFrame | None
     auc: float
     spread: float
     note: str = ""
-    missing: Any = None
+    missing: DataFrame | None = None
 
     @property
     def leaks(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,9 +27,8 @@ from batteries.splits._tables import (
     refuse_missing,
     sklearn_room,
 )
-from batteries.splits._time import Span, as_times, in_blocks, refuse_unsorted
+from batteries.splits._time import as_times, in_blocks, refuse_unsorted
 
-Kind = Literal["kfold", "stratified", "group", "stratified_group", "time"]
 _SPLITTERS = {
     "kfold": "KFold",
     "stratified": "StratifiedKFold",
@@ -42,15 +42,15 @@ _KINDS = [*_SPLITTERS, "time"]
 def make_folds(
     data: Any,
     n_folds: int = 5,
-    kind: Kind = "kfold",
+    kind: Literal["kfold", "stratified", "group", "stratified_group", "time"] = "kfold",
     seed: int = 42,
     *,
     targets: Any = None,
     groups: Any = None,
     time: Any = None,
-    gap: Span = 0,
-    embargo: Span | None = None,
-    window: Span | None = None,
+    gap: float | timedelta | np.timedelta64 = 0,
+    embargo: float | timedelta | np.timedelta64 | None = None,
+    window: float | timedelta | np.timedelta64 | None = None,
     repeats: int = 1,
     path: PathLike | None = None,
 ) -> Folds:
@@ -122,9 +122,9 @@ class _Order(NamedTuple):
     """The arguments of folds of kind "time"."""
 
     time: NDArray[Any] | None
-    gap: Span
-    embargo: Span | None
-    window: Span | None
+    gap: float | timedelta | np.timedelta64
+    embargo: float | timedelta | np.timedelta64 | None
+    window: float | timedelta | np.timedelta64 | None
 
     @property
     def asked(self) -> list[str]:

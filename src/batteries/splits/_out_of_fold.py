@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from batteries._arrays import as_array
-from batteries._scoring import Metric, as_scoring
+from batteries._scoring import as_scoring
 from batteries.splits._assignment import Folds
 
 
@@ -151,7 +152,7 @@ class OutOfFold:
         kept = dtype if np.issubdtype(dtype, np.floating) else np.float64
         return np.asarray(mean, dtype=kept)
 
-    def score(self, targets: ArrayLike, metric: Metric) -> Score:
+    def score(self, targets: ArrayLike, metric: str | Callable[[Any, Any], float]) -> Score:
         """The score on all rows, on each fold, and the spread.
 
         >>> folds = make_folds(4, n_folds=2)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from batteries.splits._tables import is_missing, refuse_missing
 
-Span = int | float | datetime.timedelta | np.timedelta64  # a number of rows, or a span of time
 _Blocks = tuple[NDArray[np.int64], NDArray[np.bool_] | None]
 
 

@@ -25,7 +25,6 @@ from batteries.training._clipping import clip, share_overflow
 from batteries.training._foreign_loaders import Place, fetched
 
 T = TypeVar("T")
-Count = Callable[[Any], Any]
 _learned: WeakSet[nn.Module] = WeakSet()  # DDP models that have recorded their static graph
 _latest: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # the pass of the last window
 
@@ -105,7 +104,11 @@ class Window:
         weighted.backward()  # type: ignore[no-untyped-call]
 
     def clip(
-        self, gradients_of: Optimizer | Iterable[Tensor], max_norm: float, *, scaler: Any = None
+        self,
+        gradients_of: Optimizer | Iterable[Tensor],
+        max_norm: float,
+        *,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> Tensor:
         """Scale the window's gradients so that their norm is at most `max_norm`.
 
@@ -256,8 +259,8 @@ class Windows(Generic[T]):
         loader: Iterable[T],
         model: nn.Module,
         steps: int,
-        count: Count | None,
-        scaler: Any,
+        count: Callable[[T], float | Tensor] | None,
+        scaler: torch.amp.GradScaler | None,
         group: Group,
     ) -> None:
         self._loader = loader
@@ -332,8 +335,8 @@ def accumulate(
     model: nn.Module,
     accumulation_steps: int = 1,
     *,
-    count: Count | None = None,
-    scaler: Any = None,
+    count: Callable[[T], float | Tensor] | None = None,
+    scaler: torch.amp.GradScaler | None = None,
     group: Group = None,
 ) -> Windows[T]:
     """Group batches into windows; a window has the gradient of all its samples in one batch.

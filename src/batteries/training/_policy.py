@@ -57,7 +57,7 @@ class StepPolicy:
         spike: float | None = None,
         history: int = 100,
         at_most: int = 10,
-        scaler: Any = None,
+        scaler: torch.amp.GradScaler | None = None,
         group: Group = None,
     ) -> None:
         if action not in ("raise", "skip"):
@@ -70,7 +70,7 @@ class StepPolicy:
         self._norms: deque[float] = deque(maxlen=as_whole(history, "history", 1))
         self._steps = 0
         self._in_a_row = 0
-        self._scaler = scaler
+        self._scaler: Any = scaler
         self._group = group
 
     def accepts(self, norm: Tensor | float, loss: Tensor | float | None = None) -> bool:

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from batteries._modules import reshard
 from batteries._optional import import_optional
 from batteries._seeding import isolated_rng
 from batteries.training._clipping import whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MEMORY = 0.9  # of the running mean of losses
 
@@ -51,16 +54,14 @@ class LearningRates:
         smoothed = self.smoothed
         return self.lr[smoothed.index(min(smoothed))] / 10
 
-    def plot(self) -> Any:
+    def plot(self) -> Figure:
         """A matplotlib figure of the losses over the rates.
-
-        >>> figure = LearningRates([0.01, 0.1, 1.0], [0.5, 0.4, 9.0]).plot()
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
         """
         figures = import_optional("matplotlib.figure", needs="matplotlib", for_="plot")
-        figure = figures.Figure(layout="constrained")
+        figure: Figure = figures.Figure(layout="constrained")
         axes = figure.subplots()
         axes.plot(self.lr, self.loss, alpha=0.3, label="loss")
         axes.plot(self.lr, self.smoothed, label="smoothed")
