@@ -10,7 +10,9 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from numpy.typing import ArrayLike
 
 from batteries import distributed
 from batteries._files import PathLike, Place
@@ -21,9 +23,7 @@ from batteries.loggers._calls import BOUND, PATIENCE, Call, Calls
 from batteries.loggers._pictures import Histogram, histogram_of, png_of
 from batteries.loggers._values import Metrics, Numbers, flatten, read_together
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
+Own = TypeVar("Own", bound="BackgroundLogger")
 _RETRY = 5.0  # seconds until the next attempt to open a tracker
 _GRACE = 2.0  # seconds that `state_dict` waits for a tracker
 
@@ -117,7 +117,7 @@ class BackgroundLogger:
         if distributed.is_main():
             self._put("_write_figure", name, png_of(name, image), as_whole(step, "step"))
 
-    def log_histogram(self, name: str, values: Any, step: int, bins: int = 64) -> None:
+    def log_histogram(self, name: str, values: ArrayLike, step: int, bins: int = 64) -> None:
         """Write a histogram of the values of a tensor or array.
 
         Values that are NaN, infinite or as large as 1e300 are in no bin. The call waits for the
@@ -152,7 +152,7 @@ class BackgroundLogger:
             warnings.warn(f"{self._name}: {self._lost} calls were lost", stacklevel=2)
             self._lost = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Own) -> Own:
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
