@@ -8,7 +8,8 @@ import time
 import uuid
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
@@ -68,7 +69,7 @@ class BackgroundLogger:
         self._lost = 0
         self._failed = False  # whether the run failed, not the logger
         self._closed = False
-        self._exit = _closing(weakref.ref(self))
+        self._exit = partial(_close_existing, weakref.ref(self))
         self._cancel_exit = call_at_end(self._exit)
 
     # ---------------------------------------------------------------- called in the loop
@@ -325,12 +326,7 @@ def _work(calls: Calls) -> None:
     some[0][0]._end()
 
 
-def _closing(own: Callable[[], BackgroundLogger | None]) -> Callable[[], None]:
-    """A function that closes a logger at the end of the program if the logger still exists."""
-
-    def close() -> None:
-        logger = own()
-        if logger is not None:
-            logger.close()
-
-    return close
+def _close_existing(logger: weakref.ref[BackgroundLogger]) -> None:
+    """Close a logger at the end of the program, if it still exists."""
+    if (there := logger()) is not None:
+        there.close()
