@@ -108,9 +108,8 @@ def blend_files(
     blended = {}
     for name in names:
         sources = [f"{path}, column {name!r}," for path in files]
-        blended[name] = methods[method](
-            Models([part.pop(name) for part in arrays], keys, ids, sources)
-        )
+        models = Models([part.pop(name) for part in arrays], keys, ids, sources)
+        blended[name] = methods[method](models)
     if renormalise:
         blended = _renormalised(blended, ids)
     polars = polars_of()
