@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -132,7 +131,7 @@ def as_weights(weights: Any, models: Models, negative: bool = False) -> NDArray[
     """Weights of models, by name or in order, divided by their sum."""
     number = len(models.arrays)
     if weights is None:
-        return _same(number)
+        return np.full(number, 1 / number)
     if isinstance(weights, Mapping):
         if set(weights) != set(models.keys):
             raise ValueError(
@@ -146,13 +145,6 @@ def as_weights(weights: Any, models: Models, negative: bool = False) -> NDArray[
     if not (np.isfinite(own).all() and (negative or (own >= 0).all()) and own.sum() > 0):
         raise ValueError(f"the weights are {own.tolist()}; expected positive numbers")
     return np.asarray(own / own.sum())
-
-
-@functools.cache
-def _same(number: int) -> NDArray[np.float64]:
-    weights = np.full(number, 1 / number)
-    weights.flags.writeable = False
-    return weights
 
 
 def in_blocks(number: int, work: Callable[[int, int], None]) -> None:

@@ -108,9 +108,8 @@ def blend_files(
     blended = {}
     for name in names:
         sources = [f"{path}, column {name!r}," for path in files]
-        blended[name] = methods[method](
-            Models([part.pop(name) for part in arrays], keys, ids, sources)
-        )
+        models = Models([part.pop(name) for part in arrays], keys, ids, sources)
+        blended[name] = methods[method](models)
     if renormalise:
         blended = _renormalised(blended, ids)
     polars = polars_of()
@@ -237,24 +236,9 @@ def _aligned(
 
 
 def in_order(hashes: Array) -> tuple[Array, Array]:
-    """The rows in the order of their ids' hashes, and the sorted hashes: (rows,) each.
-
-    The last bits of each hash are replaced by its row, so that one sort of integers is enough.
-    This takes a third of the time of `argsort`, and a fraction of a join's memory.
-    """
-    low = np.uint64(2 ** len(hashes).bit_length() - 1)
-    keys = hashes & ~low
-    keys |= np.arange(len(hashes), dtype=np.uint64)
-    keys.sort()
-    order = (keys & low).astype(np.int64)
-    ordered = hashes[order]
-    keys &= ~low
-    alike = keys[1:] == keys[:-1]
-    if alike.any():  # hashes with equal first bits
-        at = np.flatnonzero(np.append(alike, False) | np.append(False, alike))
-        order[at] = order[at][np.argsort(ordered[at])]
-        ordered = hashes[order]
-    return order, ordered
+    """The rows in the order of their ids' hashes, and the sorted hashes: (rows,) each."""
+    order = np.argsort(hashes)
+    return order, hashes[order]
 
 
 def _refuse_ids(path: Path, ids: Any, first_path: Path, first: Any) -> NoReturn:
