@@ -417,8 +417,9 @@ def test_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="fold 0 has 5 rows, but there are 4 predictions"):
         collected.add(0, np.zeros(4), trained_on=folds.hash)
     collected.add(0, np.zeros((5, 2)), np.zeros(3), trained_on=folds.hash)
-    with pytest.raises(ValueError, match="fold 0 was added before"):
-        collected.add(0, np.zeros((5, 2)), trained_on=folds.hash)
+    for again in (0, -2):
+        with pytest.raises(ValueError, match="fold 0 was added before"):
+            collected.add(again, np.zeros((5, 2)), trained_on=folds.hash)
     with pytest.raises(
         ValueError, match=r"fold 1 has rows of shape \(5,\), but earlier folds have"
     ):

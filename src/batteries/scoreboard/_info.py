@@ -297,15 +297,19 @@ def read_run(path: PathLike, name: str | None = None) -> RunInfo:
         state = state_of(path, record) if record else "unknown"
     with _telling(path / SCORES, problems):
         scores = read_scores(path)
+    left_out = []
     for file in sorted(files_of(path, METRICS), key=_changed):
         with _telling(file, problems):
-            own = read_history(file, inside=path)[:3]
-            stages.append(Stage(stage_of(file, path), file.parent, *own))
+            own = read_history(file, inside=path)
+            stages.append(Stage(stage_of(file, path), file.parent, *own[:3]))
+            if own.foreign:
+                told = f"{file}: {own.foreign:,} rows have values that no CheckpointManager writes"
+                left_out.append(f"{told}, which are left out")
     known = {stage.name for stage in stages}
     stages = [s for s in _recorded(path, record, problems) if s.name not in known] + stages
     if problems and state == "unknown":
         state = "unreadable"
-    return RunInfo(name or str(path), path, record, state, stages, scores, problems)
+    return RunInfo(name or str(path), path, record, state, stages, scores, problems + left_out)
 
 
 def logged_by(run: RunInfo) -> Logged:
