@@ -283,6 +283,10 @@ def test_models_are_numbers() -> None:
             with pytest.raises(TypeError, match=r"model 1 is of .*; expected real numbers"):
                 function([0.5, 0.5], values)
     assert blend.majority_vote(["a", "b"], ["a", "c"]).tolist() == ["a", "b"]
+    for missing in (None, math.nan, pd.NA):
+        votes = pd.DataFrame({"x": ["a", "b"], "y": ["a", missing]}, dtype=object)
+        with pytest.raises(ValueError, match="model 'y' has no label in row 1"):
+            blend.majority_vote(votes)
 
 
 def test_labels_as_objects() -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from batteries._numbers import as_number
 from batteries._spellings import hints
 from batteries.blend._models import BLOCK, Array, Models, as_models, as_weights, in_blocks
+from batteries.splits._tables import is_missing
 
 Weights = Mapping[str, float] | Sequence[float] | NDArray[Any] | None
 _FEW = 2**11  # numbers, below which torch's calls take longer than their work
@@ -134,6 +135,8 @@ def majority_vote(labels: Any, *more: Any, weights: Weights = None) -> Array:
     models = as_models(labels, more, labels=True)
     own = as_weights(weights, models)
     for name, array in zip(models.names, models.arrays, strict=True):
+        if array.dtype == object and (gone := is_missing(array.reshape(-1))).any():
+            raise ValueError(f"{name} has no label in {models.row(int(gone.argmax()))}")
         if array.dtype.kind != "f":
             continue
         models.refuse()
