@@ -181,6 +181,10 @@ def test_forms_of_folds() -> None:
     expected = find_weights(OOF, TARGET, "auc", folds=numbers, rounds=5)
     assert find_weights(OOF, TARGET, "auc", folds=names, rounds=5).verdict == expected.verdict
     spared = find_weights(OOF, TARGET, "auc", folds=np.where(numbers == 3, -1, numbers), rounds=5)
+    for none in (-1.0, np.nan):  # as a frame has whole numbers of which some are missing
+        column = np.where(numbers == 3, none, numbers)
+        found = find_weights(OOF, TARGET, "auc", folds=column, rounds=5)
+        assert found.verdict == spared.verdict
     scores = [
         metrics.roc_auc_score(TARGET[numbers == k], np.mean(OOF, 0)[numbers == k]) for k in range(3)
     ]

@@ -482,6 +482,10 @@ def test_samples_of_several_parts() -> None:
     assert len(check_folds(folds, data=data)) == 2
     with pytest.raises(ValueError, match="exact duplicates"):
         check_folds(folds, data=[data[0], data[0]])
+    nears: list[Any] = [None, "rounded"]
+    for near in nears:
+        with pytest.raises(ValueError, match="duplicates"):
+            check_folds(folds, data=torch.ones(2, 3, dtype=torch.bfloat16), near=near)
     with pytest.raises(TypeError, match="a Opaque cannot be compared: pass arrays, bytes or texts"):
         check_folds(folds, data=[Opaque(), Opaque()])
 

@@ -157,7 +157,9 @@ def as_folds(folds: int | ArrayLike, target: ArrayLike, seed: int) -> NDArray[An
         own[order] = np.arange(len(truth)) % max(as_whole(folds, "folds"), 1)
     else:
         own = as_array(folds, "folds")
-        if own.dtype.kind not in "iu":  # names
+        if own.dtype.kind == "f":  # whole numbers of a frame in which some are missing
+            own = np.where(np.isnan(own), -1, own).astype(np.int64)
+        elif own.dtype.kind not in "iu":  # names
             own = np.unique(own, return_inverse=True)[1]
     return own
 
