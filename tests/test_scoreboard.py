@@ -193,6 +193,20 @@ def test_rows_by_hand() -> None:
     ]
 
 
+def test_a_recorded_metric_has_its_own_direction() -> None:
+    """A recorded AUC is not better when it is lower because the checkpoints' loss is."""
+    path = make_run([0.4], metric="loss", minimization=True)
+    record_scores(path, leaderboard=0.9, metric="auc", metric_minimization=False)
+    assert (read_run(path).metric, read_run(path).minimization) == ("loss", True)
+    (path / "scores.json").unlink()
+    record_scores(path, validation=0.9, metric="auc")
+    assert (read_run(path).metric, read_run(path).minimization) == ("auc", None)
+    record_scores(path, metric_minimization=False)
+    assert read_run(path).minimization is False
+    record_scores(path, metric="loss")
+    assert read_run(path).minimization is False
+
+
 def test_folds_by_name() -> None:
     """Folds with names are compared with those of the same name, in whatever order they came."""
     names = [f"fold_{number}" for number in range(11)]

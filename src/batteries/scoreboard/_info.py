@@ -210,17 +210,25 @@ class RunInfo:
         return min(alike, key=lambda stage: sign * (stage.best or {})[last.metric])
 
     @property
+    def _told(self) -> dict[str, Any]:
+        """What is recorded about the validation score; nothing if it is that of a checkpoint."""
+        recorded = self.scores.keys() & {"validation", "folds"}
+        return self.scores if recorded or self.best_stage is None else {}
+
+    @property
     def metric(self) -> str:
         """The metric of the validation score; "" if it is not known."""
         stage = self.best_stage
-        return str(self.scores.get("metric") or (stage.metric if stage else ""))
+        return str(self._told.get("metric") or (stage.metric if stage else ""))
 
     @property
     def minimization(self) -> bool | None:
         """Whether lower is better; None if it is not known."""
-        told: bool | None = self.scores.get("minimization")
+        told: bool | None = self._told.get("minimization")
         stage = self.best_stage
-        return told if told is not None or stage is None else stage.minimization
+        # The direction of a checkpoint's loss is not that of a recorded AUC.
+        same = stage is not None and stage.metric == self.metric
+        return stage.minimization if stage and same and told is None else told
 
     @cached_property
     def validated(self) -> Validation | None:
