@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -88,3 +89,19 @@ def test_targets_of_several_columns() -> None:
 
     found = find_weights({"good": good, "bad": bad}, LABELS, area, metric_minimization=False)
     assert (found.weights["good"], found.unseen_score) == (1, 1)
+
+
+@pytest.mark.parametrize("metric", ["neg_log_loss", "rmse", "roc_auc", "neg_mean_squared_error"])
+def test_half_precision(metric: str) -> None:
+    """Predictions of 16 bits have the score of the same numbers of 64 bits."""
+    half = chance.random(60).astype(np.float16)
+    half[TARGET.argmax()] = 0
+    scores: list[Callable[[Any], float]] = [
+        lambda own: out_of_fold(own).score(TARGET, metric).value,
+        lambda own: find_weights([own], TARGET, metric, folds=None).score,
+        lambda own: find_weights([own], TARGET, metric, folds=FOLDS).single_score,
+    ]
+    for score in scores:
+        assert score(half) == score(half.astype(float))
+    large = (1000 * half).astype(np.float16)  # whose squares no 16 bits hold
+    assert np.isfinite(out_of_fold(large).score(large + 500, "rmse").value)

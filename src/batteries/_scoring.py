@@ -40,9 +40,15 @@ class Scoring(NamedTuple):
         def score(y: Any, p: Any) -> float:
             if classes is not None and self.of_labels:
                 p = _labels(np.asarray(p), classes)
-            return as_number(function(y, p, **more), f"the result of {self.name}")
+            return as_number(function(wide(y), wide(p), **more), f"the result of {self.name}")
 
         return score
+
+
+def wide(values: Any) -> NDArray[Any]:
+    """An array; floats of 16 bits become those of 64, since their squares and sums overflow."""
+    array = np.asarray(values)
+    return array.astype(np.float64) if array.dtype == np.float16 else array
 
 
 _FAST = {  # by the names of scikit-learn's scorers, of scikit-learn's functions, and ours
