@@ -39,7 +39,10 @@ def refuse_other_order(told: str, *indexes: Any) -> None:
     """Raise if indexes of pandas have the same rows in different orders. None is left out."""
     known = [index for index in indexes if index is not None]
     for other in known[1:]:
-        if not other.equals(known[0]) and set(other) == set(known[0]):
+        if other.equals(known[0]):
+            continue
+        rows, first = list(other), list(known[0])
+        if rows != first and set(rows) == set(first):
             raise ValueError(
                 f"{told} have the same rows in different orders, by their indexes of pandas: bring "
                 "them into one order, or pass .to_numpy() if they are in one"
