@@ -68,8 +68,14 @@ class Thresholds(NamedTuple):
     classes: NDArray[Any]
 
     def apply(self, scores: ArrayLike) -> NDArray[Any]:
-        """The classes of scores: (rows,)."""
-        return _cut(np.asarray(scores), np.array(self.values), self.classes)
+        """The classes of scores: (rows,).
+
+        Raises:
+            ValueError: A NaN or an infinity, with its row.
+        """
+        models = as_models({"scores": scores})
+        models.refuse()
+        return _cut(models.arrays[0], np.array(self.values), self.classes)
 
 
 @hints

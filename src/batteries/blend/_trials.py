@@ -154,7 +154,8 @@ def as_folds(folds: int | ArrayLike, target: ArrayLike, seed: int) -> NDArray[An
         if truth.ndim == 1:
             order = order[np.argsort(truth[order], kind="stable")]
         own = np.empty(len(truth), dtype=np.int64)
-        own[order] = np.arange(len(truth)) % max(as_whole(folds, "folds"), 1)
+        number = as_whole(folds, "folds", told=", the Folds, or the fold of each row")
+        own[order] = np.arange(len(truth)) % max(number, 1)
     else:
         own = as_array(folds, "folds")
         if own.dtype.kind == "f":  # whole numbers of a frame in which some are missing
