@@ -207,6 +207,19 @@ def test_a_recorded_metric_has_its_own_direction() -> None:
     assert read_run(path).minimization is False
 
 
+def test_scores_of_different_metrics() -> None:
+    """An AUC minus an error is no difference, whatever the noise of their folds."""
+    for metric, folds in (
+        ("auc", [0.7, 0.8, 0.75]),
+        ("rmse", [2.1, 2.3, 2.2]),
+        ("auc", [0.8, 0.9, 0.85]),
+    ):
+        record_scores(make_run([0.9], {"folds": folds}), folds=folds, metric=metric)
+    auc, error, other = read_runs("runs")
+    assert [each.pair for each in compare(auc, error, other).differences] == [(0, 2)]
+    assert "; and the same metric" in compare(auc, error).verdicts()[0]
+
+
 def test_folds_by_name() -> None:
     """Folds with names are compared with those of the same name, in whatever order they came."""
     names = [f"fold_{number}" for number in range(11)]
