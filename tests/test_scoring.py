@@ -47,6 +47,8 @@ def test_accuracy_of_no_probabilities() -> None:
     """Numbers that are neither classes nor probabilities have no accuracy."""
     with pytest.raises(ValueError, match="mix of binary and continuous"):
         out_of_fold(TARGET * 3.5 - 1).score(TARGET, "accuracy")
+    with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="contains NaN"):
+        out_of_fold(TARGET).score(np.where(np.arange(60) == 7, np.nan, TARGET), "accuracy")
     classes = TARGET + 1  # numbers from 0 to 1 may be classes, too
     assert out_of_fold(classes.astype(float)).score(classes, "f1").folds == [1.0] * 3
 

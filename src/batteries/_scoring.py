@@ -148,8 +148,8 @@ def _of_sklearn(scoring: Scoring) -> Function:
 
 
 def _are_classes(target: NDArray[Any], prediction: NDArray[Any]) -> bool:
-    kinds = target.dtype.kind, prediction.dtype.kind
-    alike = kinds[0] == kinds[1] != "f" or (kinds[0] in "biuf" and kinds[1] in "biu")
+    kinds = {target.dtype.kind, prediction.dtype.kind}
+    alike = "f" not in kinds and (len(kinds) == 1 or kinds <= set("biu"))
     return alike and target.shape == prediction.shape == (len(target),)
 
 
