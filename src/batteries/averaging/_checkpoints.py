@@ -212,7 +212,7 @@ def _counts(
         raise ValueError(
             f"there are {len(own)} weights for {number} checkpoints; expected one for each"
         )
-    if not all(0 <= weight < math.inf for weight in own) or not sum(own):
+    if not all(0 <= weight < math.inf for weight in own) or not 0 < sum(own) < math.inf:
         raise ValueError(f"the weights are {own}; expected positive numbers")
     return own
 
