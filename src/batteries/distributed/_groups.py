@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from batteries.distributed._launch import in_group, rank, world_size
+from batteries.distributed._launch import in_group, place, rank
 from batteries.distributed._waiting import Notes, StoreGoneError, wait_until
 
 Group: TypeAlias = Any  # a ProcessGroup, a DeviceMesh of one dimension, (mesh, "dp"), or None
@@ -54,7 +54,7 @@ def ranks_of(group: Group = None) -> Ranks:
             the group.
     """
     if group is None:
-        return Ranks(rank(), world_size())
+        return Ranks(*place())
     if isinstance(group, tuple):
         mesh, name = group
         if name not in (mesh.mesh_dim_names or ()):
@@ -81,7 +81,7 @@ def ranks_of(group: Group = None) -> Ranks:
             'dimension, or (mesh, "dp")'
         )
     if group is dist.group.WORLD:
-        return Ranks(rank(), world_size())
+        return Ranks(*place())
     return Ranks(dist.get_rank(group), dist.get_world_size(group), group)
 
 
