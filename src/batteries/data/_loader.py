@@ -323,6 +323,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._broken = broken
 
     def _read(self, this: _Pass) -> Iterator[Arrival]:
+        if self._keyed and self.num_workers:
+            self._samples.look()  # so that each worker searches faster
         plan = self._asked.plan = this.plan = Plan(self._planned(this))
         came = self._prefetch((batch, None) for batch in self._started())
         return (Arrival(batch, *plan.awaited.popleft()[1:]) for batch, _ in came)

@@ -81,15 +81,22 @@ class Samples(Dataset[Any]):
         new = {id(generator) for generator in self._own.values()} - known
         return self._keyed(read, what, *key) if new else value
 
-    def _look(self) -> None:
-        """Find the dataset's own generators, once in each process."""
-        if self._pid != os.getpid():
+    @property
+    def _draws_nothing(self) -> bool:
+        return self._collates_only and _is_plain(self.dataset)
+
+    def look(self) -> None:
+        """Find the dataset's own generators, once in each process.
+
+        The search may take 100 ms. It takes 5 in a process whose parent has searched before a fork.
+        """
+        if self._pid != os.getpid() and not self._draws_nothing:
             self._pid, self._first, self._own = os.getpid(), True, self.generators()
 
     def _one_by_one(self, ask: Ask) -> list[Any]:
         seed, epoch, indices, again = ask
         samples = []
-        self._look()
+        self.look()
         for place, index in enumerate(indices):
             number = index if type(index) is int else number_of(index)
             more = (again[place],) if again and again[place] else ()
@@ -107,11 +114,11 @@ class Samples(Dataset[Any]):
 
     def _together(self, ask: Ask) -> Any:
         seed, epoch, indices, again = ask
-        if self._collates_only and _is_plain(self.dataset):
+        if self._draws_nothing:
             return self._batch(indices)
         plain = set(map(type, indices)) == {int}  # faster than number_of for each index
         numbers = indices if plain else map(number_of, indices)
-        self._look()
+        self.look()
         return self._keyed(self._batch, indices, _SAMPLES, seed, epoch, *numbers, *(again or ()))
 
     def _batch(self, indices: list[Any]) -> Any:
