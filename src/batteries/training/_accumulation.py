@@ -313,7 +313,9 @@ class Windows(Generic[T]):
         else:
             window = [first, *islice(others, self._steps - 1)]
             counts = [self._counted(arrival.batch) for arrival in window]
-            total = distributed.all_reduce(sum(counts), group=self._group)
+            total = sum(counts)
+            if ranks > 1:
+                total = distributed.all_reduce(total, group=self._group)
         weights = [count * ranks / total if total else 0.0 for count in counts]
         return zip(window, weights, strict=True)
 
