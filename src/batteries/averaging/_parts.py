@@ -29,7 +29,7 @@ class Averaging:
         """The averages of some parts of the first source, by the names of their tensors."""
         averaged: dict[str, Tensor] = {}
         pieces: list[_Piece] = []
-        room = torch.empty(WINDOW + SPARE, dtype=torch.uint8)
+        room = torch.empty(WINDOW + SPARE, dtype=torch.uint8, device="cpu")
         for part in parts:
             storage = _memory_for(part)
             tensors = {key: formed(storage, form) for key, form in part.forms.items()}
@@ -49,7 +49,7 @@ class Averaging:
         """Average a tensor whose strides differ: read it as a whole from each source."""
         # One room for all sources: allocating one for each would fragment the memory.
         size = max(source.size(key) for source in self.sources)
-        room = torch.empty(size + SPARE, dtype=torch.uint8)
+        room = torch.empty(size + SPARE, dtype=torch.uint8, device="cpu")
         self._mean([_Piece(key, form, 0, 0, tensor)], lambda s: [s.tensor(key, room)])
         self.bar.update(tensor.nbytes)
 
@@ -123,7 +123,7 @@ def _memory_for(part: Part) -> torch.UntypedStorage:
     """New memory. Bytes that no tensor uses are zero, so that no old data of the process leaks."""
     filled = any(f.size.numel() * f.dtype.itemsize == part.size for f in part.forms.values())
     make = torch.empty if filled else torch.zeros
-    return make(part.size, dtype=torch.uint8).untyped_storage()
+    return make(part.size, dtype=torch.uint8, device="cpu").untyped_storage()
 
 
 # ---------------------------------------------------------------- one file after the other
@@ -212,7 +212,8 @@ class _Mended(_Running):
         self.room, self.average, self.total = running.room, running.average, running.total
         self.wrong = ~self.average.isfinite() | (self.average == 0)
         self.firsts: Tensor | None = None
-        self.same, self.mean = torch.tensor(True), torch.tensor(0.0)
+        self.same = torch.tensor(True, device="cpu")
+        self.mean = torch.tensor(0.0, device="cpu")
 
     def add(self, value: Tensor, weight: float, source: Source) -> None:  # noqa: ARG002
         if not weight:

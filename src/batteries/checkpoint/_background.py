@@ -188,7 +188,7 @@ class _Buffers:
         if index < len(self._memory) and self._memory[index].numel() == source.nbytes():
             return self._memory[index]
         pinned = source.device.type == "cuda"
-        return torch.empty(source.nbytes(), dtype=torch.uint8, pin_memory=pinned)
+        return torch.empty(source.nbytes(), dtype=torch.uint8, pin_memory=pinned, device="cpu")
 
 
 def _queue_copies(rooms: list[Tensor], sources: list[Tensor]) -> list[torch.cuda.Event]:
