@@ -55,7 +55,8 @@ class BackgroundWriter:
         self._raise()
         if not self._thread.is_alive():
             raise RuntimeError(
-                "the manager is closed and saves no more checkpoints: call close() at the end"
+                "the manager is closed and saves no more checkpoints: call close() at the end; a "
+                "fork of the process that has made the manager needs one of its own"
             )
         try:
             buffers = self._buffers.get_nowait()

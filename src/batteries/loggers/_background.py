@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 import queue
 import re
 import threading
@@ -79,13 +80,15 @@ class BackgroundLogger:
         self._hurry, self._room, self._ending, self._tried = (threading.Event() for _ in range(4))
         self._patient = True
         self._thread: threading.Thread | None = None
+        self._starting = threading.RLock()  # several threads of the program may log at once
+        self._process = 0  # in which the thread is
         self._told = False
         self._error: Exception | None = None
         self._lost = 0
         self._failed = False  # whether the run failed, not the logger
         self._closed = False
         self._exit = _closing(weakref.ref(self))
-        self._cancel_exit = call_at_end(self._exit)
+        self._cancel_exit: Callable[[], None] = lambda: None
 
     # ---------------------------------------------------------------- called in the loop
 
@@ -236,12 +239,9 @@ class BackgroundLogger:
             raise RuntimeError(f"{self._name} was closed: log before close()")
         if self._error is not None:
             self._report()
-        if self._thread is None:
-            self._look_around()
-            self._thread = threading.Thread(
-                target=_work, args=(self._calls, self._hurry), name=self._name, daemon=True
-            )
-            self._thread.start()
+        if self._process != os.getpid() and not self._started():
+            self._lost += 1
+            return self._report()
         waiting = self._calls.qsize()
         if waiting >= _MANY:
             self._hurry.set()
@@ -255,6 +255,27 @@ class BackgroundLogger:
         if self._opens_at_once and not self._tried.is_set():
             self._tried.wait(_PATIENCE)
             self._tried.set()
+        return None
+
+    def _started(self) -> bool:
+        """Start the thread; False in a fork of the process that has it."""
+        with self._starting:
+            if self._thread is None:
+                self._look_around()
+                self._thread = threading.Thread(
+                    target=_work, args=(self._calls, self._hurry), name=self._name, daemon=True
+                )
+                # Not before, because this process may be a fork of the one that made the logger.
+                self._cancel_exit = call_at_end(self._exit)
+                self._process = os.getpid()
+                self._thread.start()
+        if self._process == os.getpid():
+            return True
+        self._error = self._error or RuntimeError(
+            f"it has begun in process {self._process}, of which this process is a fork: make a "
+            "logger in each process"
+        )
+        return False
 
     def _wait_until_written(self) -> None:
         """Wait for the calls before, or until the tracker fails or takes too long."""
