@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterator
+from types import FrameType
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from batteries import (
     resume,
 )
 from batteries.blend import rank_average
+from batteries.data import DataLoader
 from batteries.training import StepPolicy
 
 MODEL = nn.Linear(2, 1)
@@ -80,3 +84,20 @@ def test_ranks_ignore_the_default_device() -> None:
     """Ranks exchange values on the CPU, whatever the default device is."""
     expected = [[[0], [1, 3]], [0, 1, 2, 3, 4], ["0", "1", "2", "3", "4"], 0.5]
     assert run_ranks(with_a_default_device) == [expected, expected]
+
+
+def test_making_a_loader_hides_one_warning() -> None:
+    """Warnings of other threads are shown meanwhile: filters belong to the whole process."""
+    seen = []
+
+    def look(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == "check_worker_number_rationality":
+            seen.append(warnings.filters[0])
+
+    sys.setprofile(look)
+    try:
+        DataLoader(range(2))  # type: ignore[arg-type]
+    finally:
+        sys.setprofile(None)
+    assert seen
+    assert all(action != "ignore" or message for action, message, *_ in seen)
