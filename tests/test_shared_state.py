@@ -11,6 +11,7 @@ import pytest
 import torch
 from ranks import run_ranks
 from torch import nn
+from torch.utils.serialization import config
 
 from batteries import (
     AverageMeter,
@@ -21,6 +22,8 @@ from batteries import (
     load_checkpoint,
     make_checkpoint,
     resume,
+    rng_state,
+    set_rng_state,
 )
 from batteries.blend import rank_average
 from batteries.data import DataLoader
@@ -62,6 +65,17 @@ def test_results_ignore_the_default_device() -> None:
     assert (score.tolist(), name) == ([0.25, 0.5], ["a", "b"])
     assert rank_average([[0.1, 0.3], [0.2, 0.4]]).tolist() == [0.5, 1.0]
     assert StepPolicy().accepts(1.0, torch.ones((), device="cpu"))
+
+
+def test_checkpoints_ignore_the_default_of_mmap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may let torch.load map files into memory: checkpoints are saved and read."""
+    monkeypatch.setattr(config.load, "mmap", True)
+    with CheckpointManager("logs") as manager:
+        count = torch.ones(1, dtype=torch.uint16)
+        manager.process(0.5, 1, make_checkpoint("train", 1, MODEL, rng=rng_state(), count=count))
+    last = resume(manager.logdir, nn.Linear(2, 1))
+    assert last is not None
+    set_rng_state(last["rng"])
 
 
 def with_a_default_device() -> list[object]:

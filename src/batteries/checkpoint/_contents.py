@@ -284,7 +284,7 @@ def _storable(dtype: torch.dtype) -> bool:
     try:
         torch.save(torch.empty(1, dtype=dtype, device="cpu"), file)
         file.seek(0)
-        return bool(torch.load(file, weights_only=True).dtype == dtype)
+        return bool(torch.load(file, weights_only=True, mmap=False).dtype == dtype)
     except (AttributeError, KeyError, NotImplementedError, TypeError, UnpicklingError):
         return False
 
