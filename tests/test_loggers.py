@@ -554,3 +554,16 @@ def test_two_threads_begin() -> None:
     lines.close()
     assert not lines.second.is_set()
     assert sorted(line["step"] for line in read_lines("logs")) == [1, 2]
+
+
+class Exiting(JsonLinesLogger):
+    def _write_metrics(self, rows: Any) -> None:  # noqa: ARG002
+        sys.exit("the tracker gives up")
+
+
+def test_a_tracker_that_exits() -> None:
+    """A tracker that calls sys.exit in the thread is told of, as any other failure."""
+    logger = Exiting("logs")
+    logger.log_metrics({"loss": 1}, 1)
+    with pytest.warns(match="SystemExit: the tracker gives up"), pytest.warns(match="1 calls"):
+        logger.close()

@@ -83,7 +83,7 @@ class BackgroundLogger:
         self._starting = threading.RLock()  # several threads of the program may log at once
         self._process = 0  # in which the thread is
         self._told = False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._lost = 0
         self._failed = False  # whether the run failed, not the logger
         self._closed = False
@@ -357,7 +357,7 @@ class BackgroundLogger:
     def _try(self, function: Any, *arguments: Any) -> bool:
         try:
             function(*arguments)
-        except Exception as error:
+        except BaseException as error:  # a SystemExit would end the thread without a word
             self._error = self._error or error
             return False
         return True
