@@ -182,7 +182,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         members = tuple(ranks_of(group).members)  # raises if the group is not usable
         self.indices: list[Any] = []
         self._place = self._begin = _Place()  # after the last received batch; where a pass begins
-        self._broken = (_Place(), _Place())  # where the last unfinished pass began and stopped
+        self._broken: Any = None  # where the last unfinished pass began and stopped
+        self._saved: Any = None  # the place of the last `state_dict()`
         self._open: Iterator[Arrival] | None = None  # a stream between two passes
         self._pass: _Pass | None = None  # the pass under way
         self._latest: _Pass | None = None  # the pass to which the loader's place belongs
@@ -309,17 +310,25 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._unsettled, self._asked.plan = this.unsettled, this.plan
 
     def _say_what_repeats(self) -> None:
-        """Warn if two passes in a row were left at the same place."""
-        broken = self._begin, self._place
+        """Warn if the last pass was left early, and was saved there or left there before."""
+        begin, left = self._begin[:3], self._place[:3]  # a sampler's state may have tensors
         count = self._place.done - self._begin.done
-        if broken == self._broken and count > 1:
-            warnings.warn(
+        again = (begin, left) == self._broken
+        if count > 1 and self._pass is None and (again or left == self._saved):
+            why = (
                 f"the last two passes over the loader were left after the same {count} batches, "
-                "and this pass begins with them again: pass batches_per_pass="
-                f"{count} if each pass should go on where the last one stopped",
+                "and this pass begins with them again"
+                if again
+                else f"the last pass over the loader was left after {count} batches, and its state "
+                "was saved there. This pass begins with the same batches again, but a run that "
+                "resumes from this state goes on after them"
+            )
+            warnings.warn(
+                f"{why}: pass batches_per_pass={count} if each pass should go on where the last "
+                "one stopped",
                 stacklevel=3,
             )
-        self._broken = broken
+        self._broken = begin, left
 
     def _read(self, this: _Pass) -> Iterator[Arrival]:
         plan = self._asked.plan = this.plan = Plan(self._planned(this))
@@ -564,6 +573,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         >>> DataLoader(range(4), batch_size=2, seed=42).state_dict()
         {'seed': 42, 'epoch': 0, 'position': 0, 'length': 4, 'order': 'as it is', 'step': 2}
         """
+        self._saved = self._place[:3]
         state = {"seed": self.seed, "epoch": self.epoch, "position": self._place.position}
         if self._number:
             state["loader"] = self._number
