@@ -29,7 +29,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from batteries import accumulate, distributed, seed_all
+from batteries import accumulate, distributed, make_checkpoint, seed_all
 from batteries.data import DataLoader, Shuffle
 
 Draws = tuple[int, float, float, float]
@@ -318,6 +318,24 @@ def test_resume_on_other_ranks(batch_size: int) -> None:
     ranks = run_ranks(resumed, data.state_dict(), batch_size, world_size=2)
     rest = [sample for batches in ranks for batch, *_ in batches for sample in batch]
     assert sorted(seen + rest) == sorted(s for batch, *_ in passes(loader(50), 1) for s in batch)
+
+
+def test_a_loader_for_each_round() -> None:
+    """A loader that a loop makes again after a checkpoint has another seed in a resumed run."""
+    rows: Any = range(4)
+
+    def rounds(**options: Any) -> None:
+        for _ in range(2):
+            DataLoader(rows, shuffle=True, **options)
+            make_checkpoint("train", 1, torch.nn.Linear(1, 1))
+
+    rounds(seed=3)
+    with pytest.warns(UserWarning, match=r"test_data.py:\d+ makes a loader again.* pass seed="):
+        rounds()
+    for seed in range(2):
+        seed_all(seed)
+        DataLoader(rows, shuffle=True)
+        make_checkpoint("train", 1, torch.nn.Linear(1, 1))
 
 
 def test_a_pass_that_is_broken_off() -> None:

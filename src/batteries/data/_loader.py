@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -17,7 +18,14 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from batteries._backends import adopt_backends
 from batteries._numbers import as_whole
 from batteries._preemption import holding_signals, ignore_signals
-from batteries._seeding import chosen_seed, isolated_rng, next_number, numbered_seed, rekey
+from batteries._seeding import (
+    chosen_seed,
+    is_made_again,
+    isolated_rng,
+    next_number,
+    numbered_seed,
+    rekey,
+)
 from batteries.data._carried import plain_values, warn_of_old_values
 from batteries.data._failing import Failed, Going
 from batteries.data._generators import difference
@@ -79,6 +87,25 @@ def _check(options: dict[str, Any], batches_per_pass: int | None) -> None:
         )
     if batches_per_pass is not None:
         as_whole(batches_per_pass, "batches_per_pass", 1)
+
+
+def _number(in_step: bool, members: tuple[int, ...]) -> int:
+    """A count of the loaders that the same ranks make without a seed.
+
+    Warns of a line that makes a loader again after a checkpoint, as in a loop over rounds.
+    """
+    frame: Any = sys._getframe(1)
+    while frame.f_code.co_name == "__init__" and frame.f_back is not None:
+        frame = frame.f_back
+    line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    if in_step and is_made_again(line):
+        warnings.warn(
+            f"{line} makes a loader again, after a checkpoint. Its order depends on the number of "
+            "loaders made before it, so a run that resumes after this checkpoint gets other "
+            "batches: pass seed=, such as the number of the round",
+            stacklevel=3,
+        )
+    return next_number((in_step, members))
 
 
 class DataLoader(torch.utils.data.DataLoader[T]):
@@ -191,8 +218,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._unit = "samples" if batch_sampler is None else "batches"
         self._shuffled = bool(shuffle)
         self.in_step = self._shuffled or self._sampler is not None
-        # a count of the loaders that the same ranks make without a seed
-        self._number = next_number((self.in_step, members)) if seed is None else 0
+        self._number = _number(self.in_step, members) if seed is None else 0
         self.in_step = self.in_step or batches_per_pass is not None
         self._key = numbered_seed(self.seed, self._number)
         self._asked = Asked()
