@@ -320,6 +320,32 @@ def test_resume_on_other_ranks(batch_size: int) -> None:
     assert sorted(seen + rest) == sorted(s for batch, *_ in passes(loader(50), 1) for s in batch)
 
 
+def draws_after_passes(validate: bool, done: int = 0) -> list[tuple[float, float, float]]:
+    """The numbers that a program draws between its epochs; with `done`, it has been resumed."""
+    seed_all(1)
+    rows: Any = range(8)
+    train, valid = DataLoader(rows, batch_size=4, shuffle=True), DataLoader(rows, batch_size=4)
+    train.load_state_dict({**train.state_dict(), "epoch": done})
+    drawn = []
+    while train.epoch < 3:
+        for _ in train:
+            torch.rand(2)
+        if validate:
+            valid.set_epoch(0)
+        for _ in valid if validate else ():
+            random.random(), np.random.rand(), torch.rand(2)
+        drawn.append((random.random(), np.random.rand(), torch.rand(()).item()))
+    return drawn
+
+
+def test_random_numbers_after_a_validation() -> None:
+    """A pass over a loader in order, which no checkpoint has, changes no later random number."""
+    alone = draws_after_passes(validate=False)
+    assert draws_after_passes(validate=True) == alone
+    assert draws_after_passes(validate=True, done=1) == alone[1:]
+    assert len({*alone}) == 3
+
+
 def test_a_loader_for_each_round() -> None:
     """A loader that a loop makes again after a checkpoint has another seed in a resumed run."""
     rows: Any = range(4)

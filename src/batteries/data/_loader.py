@@ -25,6 +25,8 @@ from batteries._seeding import (
     next_number,
     numbered_seed,
     rekey,
+    rng_state,
+    set_rng_state,
 )
 from batteries.data._carried import plain_values, warn_of_old_values
 from batteries.data._failing import Failed, Going
@@ -72,6 +74,7 @@ class _Pass:
         self.unsettled: list[tuple[int, int, int, Any]] = []  # of batches whose step is open
         self.plan = Plan(_ for _ in ())
         self.ended = False
+        self.before: dict[str, Any] | None = None  # the generators, if they are restored after it
 
 
 def _check(options: dict[str, Any], batches_per_pass: int | None) -> None:
@@ -125,6 +128,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     generators, and for generators that are found from the dataset, also those of albumentations.
     `check()` reads some samples twice and says where they differ. The random numbers of the loop
     between two batches also depend on the rank.
+
+    After a pass, the global generators are seeded by the seed, the epoch and the rank. If the loader
+    has no shuffle, no sampler and no saved state, as in validation, they are as before the pass.
 
     `state_dict()` counts the batches that the loop has received, not those read ahead. Another run
     resumes from it at the next sample, with any number of workers and ranks.
@@ -294,6 +300,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         place = self._place = self._begin
         this = self._pass = self._latest = _Pass(self.epoch, place, self._rank)
         self._unsettled = this.unsettled
+        if not self.in_step and self._saved is None:
+            this.before = rng_state()
         try:
             if self._is_stream:
                 batches, self._open = self._open or self._streamed(this), None
@@ -470,7 +478,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         1
         """
         self._come_back(None if last is None else last.of)
-        rekey(_STEP, self._key, self.epoch, self._rank, -1)
+        before = None if self._latest is None else self._latest.before
+        if before is not None and self._saved is None:
+            # A resumed run does not know how often the program has validated.
+            set_rng_state(before)
+        else:
+            rekey(_STEP, self._key, self.epoch, self._rank, -1)
         self._settle()
         if self.batches_per_pass is None:
             self.set_epoch(self.epoch + 1)
