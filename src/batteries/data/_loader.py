@@ -129,8 +129,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     `check()` reads some samples twice and says where they differ. The random numbers of the loop
     between two batches also depend on the rank.
 
-    After a pass, the global generators are seeded by the seed, the epoch and the rank. If the loader
-    has no shuffle, no sampler and no saved state, as in validation, they are as before the pass.
+    After a pass, the global generators are seeded by the seed, the epoch and the rank. If the
+    loader has no shuffle, no sampler and no saved state, as in validation, they are as before the
+    pass.
 
     `state_dict()` counts the batches that the loop has received, not those read ahead. Another run
     resumes from it at the next sample, with any number of workers and ranks.
