@@ -29,7 +29,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from batteries import accumulate, distributed, seed_all
+from batteries import accumulate, distributed, make_checkpoint, seed_all
 from batteries.data import DataLoader, Shuffle
 
 Draws = tuple[int, float, float, float]
@@ -318,6 +318,50 @@ def test_resume_on_other_ranks(batch_size: int) -> None:
     ranks = run_ranks(resumed, data.state_dict(), batch_size, world_size=2)
     rest = [sample for batches in ranks for batch, *_ in batches for sample in batch]
     assert sorted(seen + rest) == sorted(s for batch, *_ in passes(loader(50), 1) for s in batch)
+
+
+def draws_after_passes(validate: bool, done: int = 0) -> list[tuple[float, float, float]]:
+    """The numbers that a program draws between its epochs; with `done`, it has been resumed."""
+    seed_all(1)
+    rows: Any = range(8)
+    train, valid = DataLoader(rows, batch_size=4, shuffle=True), DataLoader(rows, batch_size=4)
+    train.load_state_dict({**train.state_dict(), "epoch": done})
+    drawn = []
+    while train.epoch < 3:
+        for _ in train:
+            torch.rand(2)
+        if validate:
+            valid.set_epoch(0)
+        for _ in valid if validate else ():
+            random.random(), np.random.rand(), torch.rand(2)
+        drawn.append((random.random(), np.random.rand(), torch.rand(()).item()))
+    return drawn
+
+
+def test_random_numbers_after_a_validation() -> None:
+    """A pass over a loader in order, which no checkpoint has, changes no later random number."""
+    alone = draws_after_passes(validate=False)
+    assert draws_after_passes(validate=True) == alone
+    assert draws_after_passes(validate=True, done=1) == alone[1:]
+    assert len({*alone}) == 3
+
+
+def test_a_loader_for_each_round() -> None:
+    """A loader that a loop makes again after a checkpoint has another seed in a resumed run."""
+    rows: Any = range(4)
+
+    def rounds(**options: Any) -> None:
+        for _ in range(2):
+            DataLoader(rows, shuffle=True, **options)
+            make_checkpoint("train", 1, torch.nn.Linear(1, 1))
+
+    rounds(seed=3)
+    with pytest.warns(UserWarning, match=r"test_data.py:\d+ makes a loader again.* pass seed="):
+        rounds()
+    for seed in range(2):
+        seed_all(seed)
+        DataLoader(rows, shuffle=True)
+        make_checkpoint("train", 1, torch.nn.Linear(1, 1))
 
 
 def test_a_pass_that_is_broken_off() -> None:

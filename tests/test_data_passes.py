@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_ranks
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from batteries import accumulate
 from batteries.data import DataLoader
@@ -108,6 +108,45 @@ def test_breaking_off_again_and_again() -> None:
         list(itertools.islice(data, 4))
     with pytest.warns(UserWarning, match="after the same 4 batches.*pass batches_per_pass=4"):
         list(itertools.islice(data, 4))
+
+
+def test_a_state_saved_where_a_pass_was_left() -> None:
+    """A pass was left and saved there: a resumed run would differ, which is told at once."""
+    data, short = made(Noisy, None), made(Noisy, None, batch_size=8)
+    for _ in zip(short, data, strict=False):  # the short loader ends the loop
+        data.state_dict()
+    state = data.state_dict()
+    with pytest.warns(UserWarning, match=r"after 3 batches, and its state was .*_per_pass=3"):
+        first = next(iter(data))
+    other = made(Noisy, None)
+    other.load_state_dict(state)
+    assert next(iter(other)) != first
+
+
+class Endless(Sampler[int]):
+    """A sampler whose state has tensors."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator()
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            yield int(torch.randint(23, (), generator=self.generator))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+
+
+def test_breaking_off_with_a_sampler_whose_state_has_tensors() -> None:
+    """The places of passes are compared, whatever is in a sampler's state."""
+    data = DataLoader(Noisy(), batch_size=2, sampler=Endless(), collate_fn=as_it_is)
+    for _ in range(2):
+        list(itertools.islice(data, 4))
+    with pytest.warns(UserWarning, match="after the same 4 batches"):
+        assert len([*itertools.islice(data, 4)]) == 4
 
 
 def test_epochs_of_so_many_batches() -> None:

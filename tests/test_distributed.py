@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 import pickle
+import random
 import socket
 import time
 from collections.abc import Callable
@@ -29,6 +30,9 @@ from batteries import (
     check_in_sync,
     distribute,
     distributed,
+    rng_state,
+    seed_all,
+    set_rng_state,
     share_buffers,
     unwrap,
 )
@@ -66,6 +70,49 @@ def test_all_gather_of_tensors(world_size: int) -> None:
     results = run_ranks(gather_tensors, world_size=world_size)
     for gathered in results:
         torch.testing.assert_close(gathered, expected_tensors(world_size), rtol=0, atol=0)
+
+
+UNTYPED = [torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn]
+
+
+def untyped_values(rank: int) -> dict[str, Tensor]:
+    own = torch.arange(48, dtype=torch.uint8) + rank
+    values = {str(dtype): own.view(dtype).view(-1, 3)[1:, :2] for dtype in UNTYPED}
+    return {**values, "empty": torch.zeros((0, 2), dtype=torch.uint16)}
+
+
+def forms_of(values: dict[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+    return {
+        name: (value.dtype, value.shape, value.contiguous().view(torch.uint8).tolist())
+        for name, value in values.items()
+    }
+
+
+def gather_values() -> list[dict[str, tuple[Any, ...]]]:
+    return [*map(forms_of, distributed.all_gather(untyped_values(distributed.rank())))]
+
+
+def test_values_with_tensors_that_torch_cannot_unpickle() -> None:
+    """Inside of a value, too, tensors of any dtype arrive whole."""
+    sent = [forms_of(untyped_values(rank)) for rank in range(2)]
+    assert run_ranks(gather_values) == [sent, sent]
+
+
+def states_of_two() -> tuple[bool, bool]:
+    seed_all(42, rank=distributed.rank())
+    states = distributed.all_gather(rng_state())
+    numbers = distributed.all_gather(draw_all())
+    set_rng_state(states[1 - distributed.rank()])
+    return draw_all() == numbers[1 - distributed.rank()], numbers[0] != numbers[1]
+
+
+def draw_all() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_states_of_generators_of_all_ranks() -> None:
+    """Each rank can read the states of the generators of all ranks."""
+    assert run_ranks(states_of_two) == [(True, True)] * 2
 
 
 def gather_views() -> list[Tensor]:

@@ -40,6 +40,7 @@ from batteries import distributed
 from batteries.data import DataLoader
 from batteries._modules import unwrap
 from batteries.splits import check_folds, fold_indices, make_folds
+seed_all(42)
 device, num_epochs = torch.device("cpu"), 1
 targets, patients, images = np.arange(60) % 2, np.arange(60), np.arange(60)
 data = torch.utils.data.TensorDataset(torch.eye(8), torch.arange(8) % 2)

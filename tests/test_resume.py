@@ -16,6 +16,7 @@ from killable import Kill, run, run_torchrun, struck
 from ranks import run_ranks
 from sweeps import sweep
 from torch import nn
+from torch.utils.data import Dataset
 
 from batteries import (
     AverageMeter,
@@ -30,6 +31,7 @@ from batteries import (
     save_checkpoint,
 )
 from batteries.checkpoint import _sharing, share_checkpoint
+from batteries.data import DataLoader
 
 
 @cache
@@ -254,6 +256,39 @@ def test_check_in_sync(change: str, name: str) -> None:
     """The first tensor or number that differs is named, on every rank."""
     for error in run_ranks(out_of_sync, change, world_size=3):
         assert str(error).startswith(f"{name} differs between the ranks: 1")
+
+
+class Growing(Dataset[int]):
+    """A dataset to which the program adds samples, as in active learning."""
+
+    def __init__(self) -> None:
+        self.rows = [0, 1]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> int:
+        return self.rows[index]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows = state["rows"]
+
+
+def test_a_dataset_that_has_grown() -> None:
+    """A loader is loaded after its dataset, in whatever order they are passed."""
+    dataset, model = Growing(), nn.Linear(1, 1)
+    loader = DataLoader(dataset, batch_size=2, shuffle=True)
+    dataset.rows += [2, 3, 4]
+    first = next(iter(loader)).tolist()
+    save_checkpoint(make_checkpoint("train", 1, model, loader=loader, dataset=dataset), "last.pth")
+
+    dataset = Growing()
+    loader = DataLoader(dataset, batch_size=2, shuffle=True)
+    load_checkpoint("last.pth", model, loader=loader, dataset=dataset)
+    assert sorted([*first, *(row for batch in loader for row in batch.tolist())]) == [*range(5)]
 
 
 class Nodes:

@@ -317,6 +317,69 @@ def test_batches_of_another_size_than_was_planned() -> None:
         assert gradient == pytest.approx(expected, rel=1e-6)
 
 
+def boxes_of(row: int) -> dict[str, Tensor]:
+    """A sample as detection has them: its tensors have other lengths than other samples'."""
+    return {"image": torch.full((3, 2 + row % 3), float(row)), "boxes": torch.ones(1 + row % 4, 4)}
+
+
+def nodes_of(rows: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Graphs in one tensor of nodes, the graph of each node, and a label for each graph."""
+    sizes = torch.tensor([1 + row % 5 for row in rows])
+    nodes, labels = torch.tensor([*map(float, rows)]), torch.ones(len(rows))
+    return nodes.repeat_interleave(sizes), torch.arange(len(rows)).repeat_interleave(sizes), labels
+
+
+COLLATED: dict[str, tuple[Callable[[list[int]], Any], Callable[[Any], list[float]]]] = {
+    "a list of samples": (
+        lambda rows: [*map(boxes_of, rows)],
+        lambda batch: [sample["image"].mean().item() for sample in batch],
+    ),
+    "a list of images": (
+        lambda rows: [boxes_of(row)["image"] for row in rows],
+        lambda batch: [image.mean().item() for image in batch],
+    ),
+    "lists of columns": (
+        lambda rows: tuple(zip(*[boxes_of(row).values() for row in rows], strict=True)),
+        lambda batch: [image.mean().item() for image in batch[0]],
+    ),
+    "graphs": (
+        nodes_of,
+        lambda batch: [batch[0][batch[1] == i][0].item() for i in range(len(batch[2]))],
+    ),
+    "time first": (
+        lambda rows: (torch.tensor([[*map(float, rows)]] * (7 + rows[0])), torch.tensor(rows)),
+        lambda batch: batch[0][0].tolist(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", COLLATED)
+def test_batches_of_samples_of_unequal_sizes(kind: str) -> None:
+    """A batch counts as many samples as the loader asked for, in whatever form they come."""
+    collate, values_of = COLLATED[kind]
+    rows: Any = range(10)
+    batches = [[0, 1, 2, 3, 4], [5], [6, 7, 8], [9]]
+    for loader in (
+        DataLoader(rows, batch_sampler=batches, collate_fn=collate),
+        DataLoader(rows, batch_size=4, collate_fn=collate),
+    ):
+        model = nn.Linear(1, 1, bias=False)
+        for batch, window in accumulate(loader, model, accumulation_steps=4):
+            with window:
+                window.backward(model(torch.tensor(values_of(batch))[:, None]).mean())
+        assert gradients(model)[0].item() == pytest.approx(4.5)
+
+
+@pytest.mark.parametrize("kind", ["a list of samples", "lists of columns"])
+def test_samples_that_cannot_be_counted(kind: str) -> None:
+    """Another library's loader does not say how many samples it asked for: `count` must."""
+    collate, _ = COLLATED[kind]
+    rows: Any = range(6)
+    loader: Any = torch.utils.data.DataLoader(rows, batch_size=4, collate_fn=collate)
+    with pytest.raises(ValueError, match="number of samples is unknown; pass count=lambda batch"):
+        next(iter(accumulate(loader, nn.Linear(1, 1), 2)))
+
+
 def test_one_batch_at_a_time() -> None:
     """A window's batches are fetched one ahead of their turn, where their sizes are known."""
     fetched: list[int] = []

@@ -116,6 +116,18 @@ def next_number(kind: Hashable) -> int:
     return _numbered[kind] - 1
 
 
+def note_checkpoint() -> None:
+    _numbered["checkpoints"] += 1
+
+
+def is_made_again(place: Hashable) -> bool:
+    """Whether the program was at this place before it last made a checkpoint."""
+    return (
+        _numbered.setdefault(("place", place), _numbered["checkpoints"])
+        < (_numbered["checkpoints"])
+    )
+
+
 def numbered_seed(seed: int, number: int) -> int:
     """The seed for the n-th of several objects with the same seed; for 0, the seed itself."""
     return int.from_bytes(_entropy(seed, number)[:8], "little") if number else seed

@@ -18,6 +18,7 @@ from batteries._configurations import parts_of, plain_value
 from batteries._masking import MASK
 from batteries._memory import check_remember, memory_of, metrics_inside
 from batteries._modules import unwrap
+from batteries._seeding import note_checkpoint
 from batteries.distributed._messages import is_sharded
 
 Checkpoint = dict[str, Any]
@@ -102,6 +103,7 @@ def make_checkpoint(
         else:
             checkpoint[name] = value
     check_remember(saved)
+    note_checkpoint()
     return dict(rebuilt(checkpoint, _plain_or_same))
 
 

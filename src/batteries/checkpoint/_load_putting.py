@@ -33,8 +33,9 @@ def put_all(parts: dict[str, Any], states: dict[str, Any], path: PathLike, stric
                 undo.callback(swap_tensors, meta, real)
         unchanged = {id(p) for name in modules for p in _of_same_dtype(bare[name], states[name])}
         own_ways = any(_loads_in_own_way(bare[name]) for name in modules)
-        # Modules come last: they are known to fit, but other objects may still refuse their state.
-        for name in sorted(parts, key=lambda name: name in modules):
+        # Loaders come after their datasets, whose lengths may change. Modules come last: they are
+        # known to fit, but other objects may still refuse their state.
+        for name in sorted(parts, key=lambda name: (name in modules, is_loader(parts[name]))):
             part = bare[name]
             options = {} if strict or name not in modules else {"strict": False}
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -17,7 +18,16 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from batteries._backends import adopt_backends
 from batteries._numbers import as_whole
 from batteries._preemption import holding_signals, ignore_signals
-from batteries._seeding import chosen_seed, isolated_rng, next_number, numbered_seed, rekey
+from batteries._seeding import (
+    chosen_seed,
+    is_made_again,
+    isolated_rng,
+    next_number,
+    numbered_seed,
+    rekey,
+    rng_state,
+    set_rng_state,
+)
 from batteries.data._carried import plain_values, warn_of_old_values
 from batteries.data._failing import Failed, Going
 from batteries.data._generators import difference
@@ -65,6 +75,7 @@ class _Pass:
         self.unsettled: list[tuple[int, int, int, Any]] = []  # of batches whose step is open
         self.plan = Plan(_ for _ in ())
         self.ended = False
+        self.before: dict[str, Any] | None = None  # the generators, if they are restored after it
 
 
 def _check(options: dict[str, Any], batches_per_pass: int | None) -> None:
@@ -80,6 +91,25 @@ def _check(options: dict[str, Any], batches_per_pass: int | None) -> None:
         )
     if batches_per_pass is not None:
         as_whole(batches_per_pass, "batches_per_pass", 1)
+
+
+def _number(in_step: bool, members: tuple[int, ...]) -> int:
+    """A count of the loaders that the same ranks make without a seed.
+
+    Warns of a line that makes a loader again after a checkpoint, as in a loop over rounds.
+    """
+    frame: Any = sys._getframe(1)
+    while frame.f_code.co_name == "__init__" and frame.f_back is not None:
+        frame = frame.f_back
+    line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    if in_step and is_made_again(line):
+        warnings.warn(
+            f"{line} makes a loader again, after a checkpoint. Its order depends on the number of "
+            "loaders made before it, so a run that resumes after this checkpoint gets other "
+            "batches: pass seed=, such as the number of the round",
+            stacklevel=3,
+        )
+    return next_number((in_step, members))
 
 
 class DataLoader(torch.utils.data.DataLoader[T]):
@@ -99,6 +129,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     generators, and for generators that are found from the dataset, also those of albumentations.
     `check()` reads some samples twice and says where they differ. The random numbers of the loop
     between two batches also depend on the rank.
+
+    After a pass, the global generators are seeded by the seed, the epoch and the rank. If the
+    loader has no shuffle, no sampler and no saved state, as in validation, they are as before the
+    pass.
 
     `state_dict()` counts the batches that the loop has received, not those read ahead. Another run
     resumes from it at the next sample, with any number of workers and ranks.
@@ -183,7 +217,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         members = tuple(ranks_of(group).members)  # raises if the group is not usable
         self.indices: list[Any] = []
         self._place = self._begin = _Place()  # after the last received batch; where a pass begins
-        self._broken = (_Place(), _Place())  # where the last unfinished pass began and stopped
+        self._broken: Any = None  # where the last unfinished pass began and stopped
+        self._saved: Any = None  # the place of the last `state_dict()`
         self._open: Iterator[Arrival] | None = None  # a stream between two passes
         self._pass: _Pass | None = None  # the pass under way
         self._latest: _Pass | None = None  # the pass to which the loader's place belongs
@@ -191,8 +226,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._unit = "samples" if batch_sampler is None else "batches"
         self._shuffled = bool(shuffle)
         self.in_step = self._shuffled or self._sampler is not None
-        # a count of the loaders that the same ranks make without a seed
-        self._number = next_number((self.in_step, members)) if seed is None else 0
+        self._number = _number(self.in_step, members) if seed is None else 0
         self.in_step = self.in_step or batches_per_pass is not None
         self._key = numbered_seed(self.seed, self._number)
         self._asked = Asked()
@@ -268,6 +302,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         place = self._place = self._begin
         this = self._pass = self._latest = _Pass(self.epoch, place, self._rank)
         self._unsettled = this.unsettled
+        if not self.in_step and self._saved is None:
+            this.before = rng_state()
         try:
             if self._is_stream:
                 batches, self._open = self._open or self._streamed(this), None
@@ -310,17 +346,25 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._unsettled, self._asked.plan = this.unsettled, this.plan
 
     def _say_what_repeats(self) -> None:
-        """Warn if two passes in a row were left at the same place."""
-        broken = self._begin, self._place
+        """Warn if the last pass was left early, and was saved there or left there before."""
+        begin, left = self._begin[:3], self._place[:3]  # a sampler's state may have tensors
         count = self._place.done - self._begin.done
-        if broken == self._broken and count > 1:
-            warnings.warn(
+        again = (begin, left) == self._broken
+        if count > 1 and self._pass is None and (again or left == self._saved):
+            why = (
                 f"the last two passes over the loader were left after the same {count} batches, "
-                "and this pass begins with them again: pass batches_per_pass="
-                f"{count} if each pass should go on where the last one stopped",
+                "and this pass begins with them again"
+                if again
+                else f"the last pass over the loader was left after {count} batches, and its state "
+                "was saved there. This pass begins with the same batches again, but a run that "
+                "resumes from this state goes on after them"
+            )
+            warnings.warn(
+                f"{why}: pass batches_per_pass={count} if each pass should go on where the last "
+                "one stopped",
                 stacklevel=3,
             )
-        self._broken = broken
+        self._broken = begin, left
 
     def _read(self, this: _Pass) -> Iterator[Arrival]:
         if self._keyed and self.num_workers:
@@ -440,7 +484,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         1
         """
         self._come_back(None if last is None else last.of)
-        rekey(_STEP, self._key, self.epoch, self._rank, -1)
+        before = None if self._latest is None else self._latest.before
+        if before is not None and self._saved is None:
+            # A resumed run does not know how often the program has validated.
+            set_rng_state(before)
+        else:
+            rekey(_STEP, self._key, self.epoch, self._rank, -1)
         self._settle()
         if self.batches_per_pass is None:
             self.set_epoch(self.epoch + 1)
@@ -569,6 +618,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         >>> DataLoader(range(4), batch_size=2, seed=42).state_dict()
         {'seed': 42, 'epoch': 0, 'position': 0, 'length': 4, 'order': 'as it is', 'step': 2}
         """
+        self._saved = self._place[:3]
         state = {"seed": self.seed, "epoch": self.epoch, "position": self._place.position}
         if self._number:
             state["loader"] = self._number

@@ -83,10 +83,18 @@ class _Pickler(pickle.Pickler):
         refuse_sharded(value, "it")
         if type(value) is not Tensor or value.layout != torch.strided:
             return NotImplemented
+        if value.dtype not in torch.storage._dtype_to_storage_type_map():
+            # Torch cannot read its own pickle of the dtype, such as uint32 and float8.
+            plain = value.detach().cpu().contiguous()
+            return _typed, (plain.reshape(-1).view(torch.uint8), value.dtype, value.shape)
         small = value.untyped_storage().nbytes() > value.numel() * value.element_size()
         if value.device.type == "cpu" and not small:
             return NotImplemented
         return value.detach().cpu().clone().__reduce_ex__(2)  # type: ignore[no-untyped-call]
+
+
+def _typed(data: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    return data.view(dtype).reshape(shape)
 
 
 def is_sharded(value: object) -> bool:

@@ -315,17 +315,22 @@ class Windows(Generic[T]):
             window: Iterable[Arrival] = chain([first], islice(others, len(sizes) - 1))
         else:
             window = [first, *islice(others, self._steps - 1)]
-            counts = [self._counted(arrival.batch) for arrival in window]
+            counts = [self._counted(arrival, own) for arrival in window]
             total = sum(counts)
             if ranks > 1:
                 total = distributed.all_reduce(total, group=self._group)
         weights = [count * ranks / total if total else 0.0 for count in counts]
         return zip(window, weights, strict=True)
 
-    def _counted(self, batch: Any) -> float:
+    def _counted(self, arrival: Arrival, own: DataLoader[Any] | None) -> float:
+        batch = arrival.batch
         if isinstance(batch, Failed):
             return 0.0
-        count = float(_size(batch) if self._count is None else self._count(batch))
+        if self._count is not None:
+            count = float(self._count(batch))
+        else:
+            whole = own is None or (own.batch_size is None and own.batch_sampler is None)
+            count = _size(batch, 0 if whole else len(arrival.indices))
         if not count >= 0:
             raise ValueError(f"count returned {count} for a batch; expected 0 or more")
         return count
@@ -368,7 +373,8 @@ def accumulate(
             bar around `accumulate`, not around the loader.
         model: The model that the loop calls, wrapped or not.
         count: Returns the number of items over which a batch's loss is a mean. For tokens:
-            `lambda batch: (batch[1] != PAD).sum()`. Default: the number of samples.
+            `lambda batch: (batch[1] != PAD).sum()`. Default: the number of samples. If the loader
+            is not `batteries.data`'s, this is the length of the first tensor.
         scaler: A `torch.amp.GradScaler`, for `window.backward` and `window.step(optimizer)`.
         group: The ranks whose gradients are averaged. Default: the group of the loader if it is
             `batteries.data`'s, else all ranks.
@@ -406,18 +412,41 @@ def _closed(
         yield arrival, weight, closing
 
 
-def _size(batch: Any) -> int:
-    """The samples of a batch: the length of the first tensor in it."""
-    if isinstance(batch, Tensor):
-        return batch.shape[0]
-    if isinstance(batch, Mapping):
-        batch = list(batch.values())
-    if isinstance(batch, list | tuple) and batch:
-        return _size(batch[0])
+def _size(batch: Any, asked: int) -> float:
+    """The samples of a batch: as many as the loader asked for, if a column has this length.
+
+    Otherwise a `collate_fn` has dropped or added samples, or `asked` is 0, because it is unknown.
+    Then it is the length of all tensors, or that of the first column if this is a tensor.
+    """
+    columns = [batch, *_parts(batch)]
+    lists = [each for each in columns if isinstance(each, list | tuple) or _is_column(each)]
+    if asked and any(len(each) == asked for each in lists):
+        return asked
+    tensors = [*_columns_in(batch)]
+    lengths = [len(each) for each in tensors]
+    if len({*lengths}) == 1 or (lengths and any(each is tensors[0] for each in columns[:2])):
+        return lengths[0]
     raise ValueError(
         f"the batch is a {type(batch).__name__} whose number of samples is unknown; pass "
         "count=lambda batch: ... to accumulate"
     )
+
+
+def _is_column(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def _parts(batch: Any) -> list[Any]:
+    if isinstance(batch, Mapping):
+        return list(batch.values())
+    return list(batch) if isinstance(batch, list | tuple) else []
+
+
+def _columns_in(batch: Any) -> Iterator[Tensor]:
+    if _is_column(batch):
+        yield batch
+    for part in _parts(batch):
+        yield from _columns_in(part)
 
 
 def _backward_of_zero(loss: Tensor) -> None:
