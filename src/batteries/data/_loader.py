@@ -459,7 +459,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         ranks = self._ranks()
         if self._is_stream or self._unit == "batches" or not self._keeps_samples:
             return None
-        rest = 0 if self.in_step or self._drops else self._length() % self._group()
+        left = self._length() - arrival.of.begin.position
+        rest = 0 if self.in_step or self._drops else left % self._group()
         if 0 < rest < ranks.size:
             return None  # some ranks have one batch less
         sizes = []
