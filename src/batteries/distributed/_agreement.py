@@ -170,16 +170,20 @@ class _Left(NamedTuple):
     done: bool
 
 
-def check_same(what: str, value: str, remedy: str) -> None:
-    """Raise if another rank has another value between the same two collectives.
+def check_same(what: str, value: str, remedy: str, key: str | None = None) -> None:
+    """Raise if another rank has another value under the key.
 
     No rank waits: the first rank writes its value to the store, the others compare theirs.
+
+    Args:
+        key: Default: what is checked, between the same two collectives.
     """
     if not in_group():
         return
     own = f"{value} on rank {rank()} on {platform.node()}"
     with suppress(StoreGoneError):
-        first = notes().first(f"same/{counts.get(dist.group.WORLD, 0)}/{what}", own)
+        key = f"{counts.get(dist.group.WORLD, 0)}/{what}" if key is None else key
+        first = notes().first(f"same/{key}", own)
         if not first.startswith(f"{value} on rank "):
             raise RuntimeError(f"{what} is not the same on all ranks: {first}, {own}; {remedy}")
 
@@ -198,7 +202,7 @@ class Transfer:
         number = 0
         if group is not None:  # one process may have no group
             number = counts[group] = counts.get(group, 0) + 1
-        self.call = Call(number, operation, _place() if check else "")
+        self.call = Call(number, operation, place() if check else "")
         self._words = 0
 
     @contextmanager
@@ -345,7 +349,7 @@ class Transfer:
         return absent
 
 
-def _place() -> str:
+def place() -> str:
     """The innermost callers outside of this package: "train.py:31, from main.py:12"."""
     places: list[str] = []
     frame: Any = sys._getframe(1)
