@@ -314,8 +314,9 @@ class Transfer:
             with suppress(StoreGoneError):
                 self._say(_FAILED)
             break_off(self.ranks)
-            absent = self._absent()
-            gone = {other: why for other, why in self._gone().items() if other in absent}
+            absent, gone = self._absent(), self._gone()
+            absent = absent or {other for other, why in gone.items() if why != _FAILED}
+            gone = {other: why for other, why in gone.items() if other in absent}
         except StoreGoneError as error:
             return str(error)
         # A rank that failed here because another had left is no cause.
@@ -337,13 +338,14 @@ class Transfer:
         absent = set(first)
 
         def over() -> bool:
+            gone = set(self._gone())  # before the words: a rank that fails meanwhile is present
             for other in list(absent):
                 number, word = said = self._said(other)
                 fresh = said != first[other] and number >= self.call.number
                 left = self._left(other)
                 if word == _FAILED or fresh or (left and left.done):
                     absent.discard(other)
-            return absent <= set(self._gone())
+            return absent <= gone
 
         wait_until(over, _OTHERS + 2 * seconds_between(self.ranks.size), pause=0.05)
         return absent
