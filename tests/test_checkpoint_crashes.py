@@ -540,3 +540,23 @@ def test_ranks_agree_on_the_best(tmp_path: Path) -> None:
         "runs/001",
     ]
     assert all("rank 1 on " in text and "rank 0 on " in text for text in second[2])
+
+
+def scores_after_a_kill(directory: str) -> list[dict[str, Any]]:
+    early = None if distributed.is_main() else manager(directory)
+    distributed.barrier()
+    checkpoints = early or manager(directory)
+    process_epoch(checkpoints, 3)
+    return checkpoints.history
+
+
+def test_ranks_agree_on_the_scores_after_a_kill(tmp_path: Path) -> None:
+    """The scores of a save that was killed after its commit are known to every rank."""
+    checkpoints = manager(tmp_path)
+    process_epoch(checkpoints, 1)
+    before = checkpoints.logdir.joinpath("metrics.json").read_text()
+    process_epoch(checkpoints, 2)
+    checkpoints.logdir.joinpath("metrics.json").write_text(before)
+    first, second = run_ranks(scores_after_a_kill, str(tmp_path))
+    assert [row["epoch"] for row in first] == [1, 2, 3]
+    assert second == first

@@ -141,6 +141,8 @@ class CheckpointManager:
                     if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                         raise
                     self._disturbed = True
+        elif self.logdir.is_dir():
+            self._directory.know_last()
         self._found = identity_of(newest) if (newest := self._directory.newest()) else None
 
     @property
