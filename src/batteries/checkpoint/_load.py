@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from batteries import distributed
 from batteries._device import known_device
 from batteries._files import PathLike
-from batteries._memory import is_loader, memory_of
+from batteries._memory import has_state_before_loading, memory_of
 from batteries.checkpoint._contents import (
     Checkpoint,
     Stateful,
@@ -244,7 +244,7 @@ class _Asked:
         self._device = None if device.type == "meta" else device
         self._shared: dict[str, Tensor] = {}  # DTensors of the objects, by their places
         for name, part in parts.items():
-            if not is_loader(part):
+            if has_state_before_loading(part):
                 rebuilt({state_key(name): state_of(part)}, self._keep)
             # Before its first step an optimizer has no state; most of it is like its parameters.
             parameters = [p for group in param_groups(part) for p in group["params"]]
