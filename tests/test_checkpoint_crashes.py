@@ -39,6 +39,8 @@ from batteries import (
 from batteries._files import locked_directory, make_directory
 from batteries._rundir import record as run_record
 from batteries.checkpoint import read_checkpoint
+from batteries.distributed._groups import notes
+from batteries.distributed._waiting import wait_until
 
 # Epoch 4 is a new best and drops epoch 1; epoch 5 is kept by `keep_every` alone; epoch 6 is
 # neither; epoch 7 has no score.
@@ -560,3 +562,18 @@ def test_ranks_agree_on_the_scores_after_a_kill(tmp_path: Path) -> None:
     first, second = run_ranks(scores_after_a_kill, str(tmp_path))
     assert [row["epoch"] for row in first] == [1, 2, 3]
     assert second == first
+
+
+def save_after_a_save_of_rank_zero(directory: str) -> bool:
+    checkpoints = manager(directory)
+    if distributed.is_main():  # in the middle of an epoch
+        checkpoints.save_last(make_checkpoint("train", 1, nn.Linear(1, 1)))
+        wait_until(lambda: notes().check(["too early"]), 0.5)
+    process_epoch(checkpoints, 1)
+    notes().set("too early", "")
+    return checkpoints.best_path.exists()
+
+
+def test_ranks_wait_for_the_save_that_they_call(tmp_path: Path) -> None:
+    """After `process` the checkpoint is there, also if rank 0 has saved more often than others."""
+    assert run_ranks(save_after_a_save_of_rank_zero, str(tmp_path)) == [True, True]

@@ -287,7 +287,7 @@ class CheckpointManager:
             with timed_save():
                 self._save_sharded(checkpoint, row)
         elif not self.background:
-            with others_wait() as told:
+            with others_wait("last/" if row is None else f"{row['epoch']}/") as told:
                 if distributed.is_main():
                     save(checkpoint)
                     told.append(f"{self._owner['id']} {self._owner['host']}")
