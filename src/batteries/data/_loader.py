@@ -47,7 +47,7 @@ from batteries.distributed._groups import Group, Ranks, ranks_of
 
 T = TypeVar("T", covariant=True)
 
-_made: Counter[str] = Counter()  # loaders, by the place in the program
+_made: Counter[Any] = Counter()  # loaders, by their places in the program and their ranks
 _SHUFFLE, _SAMPLER, _STEP = 0, 1, 3  # the uses of keys; samples and streams have other numbers
 
 
@@ -69,11 +69,11 @@ class _Pass:
         self.ended = False
 
 
-def _made_here() -> tuple[str, int]:
-    """Where the program makes a loader, and how many it has made there: the same on all ranks."""
+def _made_here(members: Any) -> tuple[str, int]:
+    """Where the program makes a loader, and how many it has made there for the same ranks."""
     at = place()
-    _made[at] += 1
-    return at, _made[at]
+    _made[at, members] += 1
+    return at, _made[at, members]
 
 
 def _check(options: dict[str, Any], batches_per_pass: int | None) -> None:
@@ -204,7 +204,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._number = next_number((self.in_step, members)) if seed is None else 0
         self.in_step = self.in_step or batches_per_pass is not None
         self._key = numbered_seed(self.seed, self._number)
-        self._asked, self._made = Asked(), _made_here()
+        self._asked, self._made = Asked(), _made_here(members)
         self._running: Callable[[], Any] = lambda: None
         self._keeps_samples = collate_fn is None and batch_size is not None
         # of each worker in a stream; the worker of the next batch is first
