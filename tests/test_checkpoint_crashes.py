@@ -577,3 +577,19 @@ def save_after_a_save_of_rank_zero(directory: str) -> bool:
 def test_ranks_wait_for_the_save_that_they_call(tmp_path: Path) -> None:
     """After `process` the checkpoint is there, also if rank 0 has saved more often than others."""
     assert run_ranks(save_after_a_save_of_rank_zero, str(tmp_path)) == [True, True]
+
+
+def save_with_own_scores(directory: str, mode: str | None) -> tuple[float | None, list[Any]]:
+    checkpoints = manager(directory, mode)
+    for epoch in (1, 2):
+        score = epoch / 10 if distributed.is_main() else 1 / epoch
+        checkpoint = make_checkpoint("train", epoch, nn.Linear(1, 1))
+        checkpoints.process(score, epoch, checkpoint)
+    return checkpoints.best_score, checkpoints.history
+
+
+@pytest.mark.parametrize("mode", [None, "sharded"])
+def test_the_scores_of_rank_zero_count(mode: str | None, tmp_path: Path) -> None:
+    """Every rank has the scores of rank 0, also if the program gives each rank another score."""
+    expected = 0.2, [{"epoch": 1, "accuracy": 0.1}, {"epoch": 2, "accuracy": 0.2}]
+    assert run_ranks(save_with_own_scores, str(tmp_path), mode) == [expected, expected]
