@@ -39,6 +39,8 @@ from batteries import (
 from batteries._files import locked_directory, make_directory
 from batteries._rundir import record as run_record
 from batteries.checkpoint import read_checkpoint
+from batteries.distributed._groups import notes
+from batteries.distributed._waiting import wait_until
 
 # Epoch 4 is a new best and drops epoch 1; epoch 5 is kept by `keep_every` alone; epoch 6 is
 # neither; epoch 7 has no score.
@@ -540,3 +542,54 @@ def test_ranks_agree_on_the_best(tmp_path: Path) -> None:
         "runs/001",
     ]
     assert all("rank 1 on " in text and "rank 0 on " in text for text in second[2])
+
+
+def scores_after_a_kill(directory: str) -> list[dict[str, Any]]:
+    early = None if distributed.is_main() else manager(directory)
+    distributed.barrier()
+    checkpoints = early or manager(directory)
+    process_epoch(checkpoints, 3)
+    return checkpoints.history
+
+
+def test_ranks_agree_on_the_scores_after_a_kill(tmp_path: Path) -> None:
+    """The scores of a save that was killed after its commit are known to every rank."""
+    checkpoints = manager(tmp_path)
+    process_epoch(checkpoints, 1)
+    before = checkpoints.logdir.joinpath("metrics.json").read_text()
+    process_epoch(checkpoints, 2)
+    checkpoints.logdir.joinpath("metrics.json").write_text(before)
+    first, second = run_ranks(scores_after_a_kill, str(tmp_path))
+    assert [row["epoch"] for row in first] == [1, 2, 3]
+    assert second == first
+
+
+def save_after_a_save_of_rank_zero(directory: str) -> bool:
+    checkpoints = manager(directory)
+    if distributed.is_main():  # in the middle of an epoch
+        checkpoints.save_last(make_checkpoint("train", 1, nn.Linear(1, 1)))
+        wait_until(lambda: notes().check(["too early"]), 0.5)
+    process_epoch(checkpoints, 1)
+    notes().set("too early", "")
+    return checkpoints.best_path.exists()
+
+
+def test_ranks_wait_for_the_save_that_they_call(tmp_path: Path) -> None:
+    """After `process` the checkpoint is there, also if rank 0 has saved more often than others."""
+    assert run_ranks(save_after_a_save_of_rank_zero, str(tmp_path)) == [True, True]
+
+
+def save_with_own_scores(directory: str, mode: str | None) -> tuple[float | None, list[Any]]:
+    checkpoints = manager(directory, mode)
+    for epoch in (1, 2):
+        score = epoch / 10 if distributed.is_main() else 1 / epoch
+        checkpoint = make_checkpoint("train", epoch, nn.Linear(1, 1))
+        checkpoints.process(score, epoch, checkpoint)
+    return checkpoints.best_score, checkpoints.history
+
+
+@pytest.mark.parametrize("mode", [None, "sharded"])
+def test_the_scores_of_rank_zero_count(mode: str | None, tmp_path: Path) -> None:
+    """Every rank has the scores of rank 0, also if the program gives each rank another score."""
+    expected = 0.2, [{"epoch": 1, "accuracy": 0.1}, {"epoch": 2, "accuracy": 0.2}]
+    assert run_ranks(save_with_own_scores, str(tmp_path), mode) == [expected, expected]

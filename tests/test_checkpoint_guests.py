@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import run_ranks
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from batteries import (
     CheckpointError,
     CheckpointManager,
+    distributed,
     load_checkpoint,
     make_checkpoint,
+    resume,
     save_checkpoint,
 )
 from batteries.checkpoint import peek
@@ -140,3 +144,34 @@ def test_what_torch_cannot_load_even_so() -> None:
     ):
         save_checkpoint({"optimizer": {"queue": deque([1, 2], maxlen=3)}}, "last.pth")
     assert not Path("last.pth").exists()
+
+
+def train_with_zero(directory: str) -> bool:
+    optim: Any = importlib.import_module("torch.distributed.optim")  # it warns of torch.jit
+
+    def make() -> tuple[nn.Module, Any]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
+        return model, optim.ZeroRedundancyOptimizer(model.parameters(), torch.optim.Adam, lr=0.1)
+
+    def train(model: nn.Module, optimizer: Any) -> None:
+        model(torch.ones(2, 4)).square().mean().backward()  # the same on both ranks
+        optimizer.step()
+        optimizer.zero_grad()
+
+    whole, resumed = make(), make()
+    train(*whole)
+    whole[1].consolidate_state_dict(0)
+    if distributed.is_main():
+        save_checkpoint(make_checkpoint("train", 1, *whole), Path(directory, "last.pth"))
+    distributed.barrier()
+    train(*whole)
+    assert resume(directory, *resumed) is not None
+    train(*resumed)
+    states = [part.state_dict() for part in (whole[0], resumed[0])]
+    return all(value.equal(states[1][name]) for name, value in states[0].items())
+
+
+def test_an_optimizer_that_is_divided_among_ranks(tmp_path: Path) -> None:
+    """ZeroRedundancyOptimizer is saved after it was consolidated, and resumes without that."""
+    assert run_ranks(train_with_zero, str(tmp_path)) == [True, True]

@@ -137,6 +137,20 @@ def test_consolidate(tmp_path: Path) -> None:
         assert_equal(found, state)
 
 
+def train_and_consolidate(logdir: str) -> Any:
+    state = train(logdir, 1)
+    if distributed.is_main():
+        consolidate(Path(logdir, "last.dcp"), Path(logdir, "model.pth"))
+    distributed.barrier()
+    return state
+
+
+def test_consolidate_on_one_rank(tmp_path: Path) -> None:
+    """Rank 0 alone makes one file at the end of its training; the others wait for it."""
+    state = run_ranks(train_and_consolidate, str(tmp_path))[0]
+    assert_equal(torch.load(tmp_path / "model.pth"), state)
+
+
 def test_the_engine_reads_it(tmp_path: Path) -> None:
     """The shards are what torch.distributed.checkpoint writes: it reads them without us."""
     state = run_ranks(train, str(tmp_path), 1)[0]

@@ -609,6 +609,29 @@ def test_accelerate_may_not_prepare_it() -> None:
         getattr(DataLoader(Noisy(4)), "_is_accelerate_prepared", False)
 
 
+def read_differently(what: str) -> list[int]:
+    rank, numbers = distributed.rank(), range(12)
+    data: Any = range(12 + rank) if what == "length" else numbers
+    seed_all(42 + rank if what == "seed" else 42)
+    if what == "loaders" and rank == 0:
+        DataLoader[int](data, shuffle=True)
+    shuffled: DataLoader[Any] = DataLoader(data, batch_size=3, shuffle=what != "length")
+    if rank == 0:  # a look at some samples
+        next(iter(shuffled))
+    passes = [[i for batch in shuffled for i in batch.tolist()] for _ in range(2)]
+    return distributed.all_gather(passes)[0][0]
+
+
+@pytest.mark.parametrize("what", ["seed", "loaders", "length"])
+def test_ranks_with_different_loaders(what: str) -> None:
+    """Ranks that would divide other samples, or another order of them, do not train."""
+    ranks = run_ranks(read_differently, what)
+    for error in ranks:
+        assert "the loader made at test_data.py:" in str(error)
+        assert "is not the same on all ranks: " in str(error)
+    assert run_ranks(read_differently, "nothing")[0] == run_ranks(read_differently, "nothing")[1]
+
+
 @pytest.mark.parametrize("shuffle", [True, False, None])
 def test_loaders_that_others_make_of_one(shuffle: bool | None) -> None:
     """A loader made of another one's parts, which would have another order or place, says so."""

@@ -254,6 +254,23 @@ def test_all_reduce_of_mixed_numbers() -> None:
         assert all(math.isnan(number) for number in result[7:])
 
 
+def reduce_large(dtype: torch.dtype) -> list[Tensor]:
+    most = torch.finfo if dtype.is_floating_point else torch.iinfo
+    value = torch.full((2,), int(most(dtype).max), dtype=torch.float64).to(dtype)
+    return [distributed.all_reduce(value, op) for op in ("sum", "mean", "max")]
+
+
+@pytest.mark.parametrize("name", ["uint8", "int16", "int32", "uint16", "float16"])
+def test_all_reduce_of_large_numbers(name: str) -> None:
+    """Sums of small types do not wrap around, as in `torch.sum`, and means do not overflow."""
+    dtype = getattr(torch, name)
+    [alone] = run_ranks(reduce_large, dtype, world_size=1)
+    for total, mean, most in run_ranks(reduce_large, dtype):
+        assert total.equal((2 * most.double()).to(total.dtype))  # infinite in float16
+        assert mean.double().equal(most.double())
+        assert [total.dtype, mean.dtype, most.dtype] == [each.dtype for each in alone]
+
+
 def reduce_a_view() -> Tensor:
     view = torch.arange(6.0).reshape(2, 3).t()
     return distributed.all_reduce(view)

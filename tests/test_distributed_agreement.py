@@ -191,6 +191,23 @@ def test_left_with_more_under_way() -> None:
         assert str(error).endswith("failed: rank 1 has left: ValueError: no data")
 
 
+def come_after_an_error() -> None:
+    with distributed.setup():
+        transfer = Transfer("barrier")
+        if distributed.rank() == 0:  # it gives up, as after the timeout
+            with transfer.sending():
+                raise RuntimeError("nobody came")
+        wait_until(lambda: notes().check(["left/0"]), 60)
+        distributed.barrier()
+
+
+def test_a_rank_that_has_given_up() -> None:
+    """A rank that comes too late is told why another rank has left."""
+    first, late = run_ranks(come_after_an_error, group=False)
+    assert "rank 1 did not come" in str(first)
+    assert "failed: rank 0 has left: MissingRankError: barrier at test_dist" in str(late)
+
+
 def host_a_store(pipe: Connection) -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     pipe.send(store.port)

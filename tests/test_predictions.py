@@ -159,6 +159,20 @@ def test_duplicates_in_one_batch(indices: list[int]) -> None:
     assert [list(column) for column in outputs.gather()] == [[0, 1, 2], ["0", "1", "2"]]
 
 
+def repeat_all(duplicates: Any) -> Any:
+    outputs = Predictions(2, duplicates)
+    outputs.add([0, 1], value=torch.tensor([4, 5]))
+    return outputs.gather()[0]
+
+
+def test_a_rank_that_repeats_all() -> None:
+    """A rank may have only samples that came before, as with more ranks than samples."""
+    for value in run_ranks(repeat_all, "drop"):
+        assert value.tolist() == [4, 5]
+    for error in run_ranks(repeat_all, "raise"):
+        assert "2 (0, 1) came more than once" in str(error)
+
+
 def lose_some(dst: int | None) -> None:
     outputs = Predictions(1000)
     outputs.add(range(distributed.rank(), 900, 2), value=torch.zeros(450))

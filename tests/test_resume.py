@@ -185,6 +185,28 @@ def test_loading_on_hosts_that_share_nothing(tmp_path: Path) -> None:
     assert "logs/last.pth is not the same on all ranks" in max(told)
 
 
+def resume_beside_a_cut_copy(directory: str) -> int:
+    own = Path(directory, str(distributed.rank()))
+    shutil.copytree(Path(directory, "logs"), own)
+    if distributed.rank() == 1:
+        with Path(own, "last.pth").open("r+b") as file:
+            file.truncate(1000)
+    os.chdir(own)
+    with pytest.warns(UserWarning, match=r"last.pth.*; an older one is taken"):
+        last = resume(".", nn.Linear(2, 1))
+    assert last is not None
+    return int(last["epoch"])
+
+
+def test_one_host_has_a_cut_copy(tmp_path: Path) -> None:
+    """If one rank cannot read a checkpoint, all ranks take the same older one."""
+    manager = CheckpointManager(tmp_path / "logs")
+    for epoch in (1, 2):
+        manager.process(0.5, epoch, make_checkpoint("train", epoch, nn.Linear(2, 1)))
+    Path(tmp_path, "logs/exp_2.pth").unlink()
+    assert run_ranks(resume_beside_a_cut_copy, str(tmp_path)) == [1, 1]
+
+
 def resume_what_is_sent(directory: str) -> tuple[str, Any]:
     """Rank 0 is on a host of its own, the others are on another."""
     own = Path(directory, f"host-{min(1, distributed.rank())}")

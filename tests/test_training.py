@@ -15,6 +15,7 @@ from ranks import run_ranks
 from sweeps import sweep
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.algorithms.join import Join
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -378,6 +379,48 @@ def test_samples_that_cannot_be_counted(kind: str) -> None:
     loader: Any = torch.utils.data.DataLoader(rows, batch_size=4, collate_fn=collate)
     with pytest.raises(ValueError, match="number of samples is unknown; pass count=lambda batch"):
         next(iter(accumulate(loader, nn.Linear(1, 1), 2)))
+
+
+def uneven_passes(batch_size: int, passes: int) -> None:
+    numbers: Any = range(13)
+    own: Any = DataLoader(numbers, batch_size=batch_size)
+    loader = [torch.ones(2)] * (3 + distributed.rank()) if batch_size == 1 else own
+    for _ in range(passes):
+        for _, window in accumulate(loader, nn.Linear(1, 1)):
+            assert window.weight == 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_ranks_with_different_numbers_of_batches(batch_size: int) -> None:
+    """A rank that begins its next pass is not counted in the last window of another rank."""
+    for error in run_ranks(uneven_passes, batch_size, 2):
+        assert "have different numbers of batches" in str(error)
+        assert "at micro-batch 0" in str(error)
+
+
+def join_with_uneven_batches() -> None:
+    model = distribute(nn.Linear(1, 1), "cpu")
+    with Join([model]):  # type: ignore[list-item]
+        for x, window in accumulate([torch.ones(2, 1)] * (1 + distributed.rank()), model):
+            window.backward(model(x).mean())
+
+
+def test_join() -> None:
+    """Inside of torch's `Join` no rank waits for the ranks that have ended."""
+    for error in run_ranks(join_with_uneven_batches):
+        assert "inside of torch's Join" in str(error)
+
+
+def weights_after_a_resume() -> list[float]:
+    numbers: Any = range(12)
+    loader: Any = DataLoader(numbers, batch_size=2, seed=1)
+    loader.load_state_dict({**loader.state_dict(), "position": 3})
+    return [window.weight for _, window in accumulate(loader, nn.Linear(1, 1), 3)]
+
+
+def test_uneven_windows_after_a_resume() -> None:
+    """The rest of a pass, resumed with another number of ranks, is weighted by what each gets."""
+    assert run_ranks(weights_after_a_resume) == [[4 / 9, 4 / 9, 2 / 9], [4 / 9, 4 / 9]]
 
 
 def test_one_batch_at_a_time() -> None:

@@ -149,6 +149,11 @@ def is_loader(part: Any) -> bool:
     return kind and hasattr(part, "__dict__")
 
 
+def has_state_before_loading(part: Any) -> bool:
+    """Whether `state_dict` works before a state is loaded. ZeRO's optimizer gathers it first."""
+    return not (is_loader(part) or hasattr(part, "consolidate_state_dict"))
+
+
 def _is_known(part: Any) -> bool:
     """Whether a library, not the program, makes the state of an object."""
     kind = type(part)

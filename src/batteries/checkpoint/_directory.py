@@ -205,6 +205,12 @@ class Directory:
         if not written or found != expected:
             self._settle(kept, [] if written else forgotten)
 
+    def know_last(self) -> None:
+        """Add the row of the last save, which another rank may still have to complete."""
+        row = self._row_in(self.last_path)
+        if row is not None and not self.epochs.has(row):
+            self.epochs.add(row)
+
     def newest(self) -> Path | None:
         """The newest checkpoint that this manager or an earlier one has written."""
         own = (path for path in newest_first(self.folder) if path.suffix == self._suffix)

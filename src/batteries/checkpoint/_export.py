@@ -13,7 +13,7 @@ from batteries.checkpoint._write import leaves_of, save_checkpoint
 
 
 def consolidate(directory: PathLike, out: PathLike) -> None:
-    """Make one file of a sharded checkpoint, in one process with memory for all of it.
+    """Make one file of a sharded checkpoint, in this process alone, with memory for all of it.
 
     >>> manager = CheckpointManager("runs/large", sharded=True)
     >>> manager.process(0.5, epoch=1, checkpoint=make_checkpoint("train", 1, nn.Linear(2, 1)))
@@ -28,7 +28,7 @@ def consolidate(directory: PathLike, out: PathLike) -> None:
         raise CheckpointError(
             f"{directory} is not a sharded checkpoint; expected a directory such as last.dcp"
         )
-    save_checkpoint(Shards(directory).read(lambda *_: torch.device("cpu")), out)
+    save_checkpoint(Shards(directory, alone=True).read(lambda *_: torch.device("cpu")), out)
 
 
 def export_safetensors(path: PathLike, out: PathLike, *, key: str = "model") -> None:

@@ -6,6 +6,7 @@ import copy
 import functools
 import warnings
 from collections import OrderedDict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from batteries import distributed
 from batteries._device import known_device
 from batteries._files import PathLike
-from batteries._memory import is_loader, memory_of
+from batteries._memory import has_state_before_loading, memory_of
 from batteries.checkpoint._contents import (
     Checkpoint,
     Stateful,
@@ -177,10 +178,14 @@ def resume(
     """
     parts = _given(model, optimizer, scheduler, objects)
     asked = _Asked(parts, "model", known_device(map_location))
-    paths = newest_first(logdir)
-    there = "it has checkpoints" if paths else "it has no checkpoints"
-    distributed.together(lambda: check_same("the directory of resume", there, _SHARE))
-    paths = distributed.broadcast(paths)
+
+    def look() -> list[Path]:
+        paths = newest_first(logdir)
+        there = "it has checkpoints" if paths else "it has no checkpoints"
+        check_same("the directory of resume", there, _SHARE)
+        return paths
+
+    paths = distributed.broadcast(distributed.together(look))
     for path in paths:
         try:
             checkpoint = distributed.together(functools.partial(_alike, asked, path, together=True))
@@ -212,7 +217,9 @@ def resume(
 
 def _alike(asked: _Asked, path: PathLike, *, together: bool = False) -> Loaded:
     """Read a checkpoint, and raise if the ranks that read it now have different files."""
-    check_same(f"{path}", "there" if Path(path).exists() else "missing", _SHARE)
+    there = "there" if Path(path).exists() else "missing"
+    same = functools.partial(check_same, f"{path}", there, _SHARE)
+    distributed.together(same) if together else same()
     loaded = asked.read(path, together=together)
     if (digest := digest_read(path)) is not None:
         check_same(f"the content of {path}", digest, _SHARE)
@@ -237,7 +244,7 @@ class _Asked:
         self._device = None if device.type == "meta" else device
         self._shared: dict[str, Tensor] = {}  # DTensors of the objects, by their places
         for name, part in parts.items():
-            if not is_loader(part):
+            if has_state_before_loading(part):
                 rebuilt({state_key(name): state_of(part)}, self._keep)
             # Before its first step an optimizer has no state; most of it is like its parameters.
             parameters = [p for group in param_groups(part) for p in group["params"]]
@@ -246,18 +253,23 @@ class _Asked:
 
     def read(self, path: PathLike, *, together: bool = False) -> Loaded:
         """The verified checkpoint. With `together`, all ranks call it."""
-        with opened(path) as file:
-            contents = checkpoint_of(file.contents, path, file.sealed)
-            wanted = [find(contents, name, self._key) for name in self._names]
-            left_out = _tensors_in(_states_in(contents)) - _tensors_in(wanted)
+        with ExitStack() as files:
 
-            def where(place: str, tensor: Tensor) -> torch.device | Tensor | None:
-                if self._names and id(tensor) in left_out:
-                    return None
-                shared = self._like(place, tensor)
-                return self._device if shared is None else shared
+            def begin() -> tuple[Any, Checkpoint, Any]:
+                file = files.enter_context(opened(path))
+                contents = checkpoint_of(file.contents, path, file.sealed)
+                wanted = [find(contents, name, self._key) for name in self._names]
+                left_out = _tensors_in(_states_in(contents)) - _tensors_in(wanted)
 
-            found = file.read(where)
+                def where(place: str, tensor: Tensor) -> torch.device | Tensor | None:
+                    if self._names and id(tensor) in left_out:
+                        return None
+                    shared = self._like(place, tensor)
+                    return self._device if shared is None else shared
+
+                return file, contents, file.read(where)
+
+            file, contents, found = distributed.together(begin) if together else begin()
             file.verify(together=together)
         bare = found.keys() != contents.keys()
         return Loaded({"model_state_dict": found} if bare else found)

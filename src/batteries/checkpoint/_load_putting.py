@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils import swap_tensors
 
 from batteries._files import PathLike
-from batteries._memory import is_loader
+from batteries._memory import has_state_before_loading, is_loader
 from batteries._modules import unwrap
 from batteries.checkpoint._contents import state_key
 from batteries.checkpoint._load_fitting import keep_dtypes, loads_as_torch
@@ -75,7 +75,7 @@ def _way_back(part: Any, keep: bool) -> Callable[[], Any]:
         tensors = [*part.parameters(), *part.buffers()] if keep else []
         pairs = [(each.detach(), each.detach().clone()) for each in tensors if not each.is_meta]
         return lambda: [tensor.copy_(before) for tensor, before in pairs]
-    if not is_loader(part):
+    if has_state_before_loading(part):
         return functools.partial(part.load_state_dict, part.state_dict())
     before = dict(vars(part))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import uuid
 import warnings
@@ -140,6 +141,8 @@ class CheckpointManager:
                     if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                         raise
                     self._disturbed = True
+        elif self.logdir.is_dir():
+            self._directory.know_last()
         self._found = identity_of(newest) if (newest := self._directory.newest()) else None
 
     @property
@@ -214,9 +217,9 @@ class CheckpointManager:
                 completes this save first.
         """
         row = {**self._scores(score), "epoch": _checked_epoch(epoch, checkpoint)}
-        self._save(checkpoint, row)
-        if not distributed.is_main():
-            self._directory.epochs.add(row)
+        saved = self._save(checkpoint, row)
+        if saved is not None and not distributed.is_main():
+            self._directory.epochs.add(saved)
 
     def save_last(self, checkpoint: Mapping[str, Any]) -> None:
         """Replace `last.pth` alone: in the middle of an epoch, or before the job is preempted."""
@@ -260,7 +263,9 @@ class CheckpointManager:
 
     # ---------------------------------------------------------------- a save
 
-    def _save(self, checkpoint: Any, row: Row | None) -> None:
+    def _save(self, checkpoint: Any, row: Row | None) -> Row | None:
+        """Save; return the row that rank 0 has saved, or None."""
+
         def save(plain: Mapping[str, Any]) -> None:
             with self._owned(row), self._committing(row) as note:
                 save_checkpoint(plain, self.last_path, note=note)
@@ -273,31 +278,34 @@ class CheckpointManager:
 
         if self.sharded:
             with timed_save():
-                self._save_sharded(checkpoint, row)
-        elif not self.background:
-            with others_wait() as told:
+                return self._save_sharded(checkpoint, row)
+        if not self.background:
+            with others_wait("last/" if row is None else f"{row['epoch']}/") as told:
                 if distributed.is_main():
                     save(checkpoint)
-                    told.append(f"{self._owner['id']} {self._owner['host']}")
-            if told and not (distributed.is_main() or self._seen):
-                self._seen = True
-                owner, host = told[0].split()
-                run_record.warn_unless_seen(partial(self._is_by, owner), self.logdir, host)
-        elif self._writer is None:
-            return  # not rank 0
-        else:
+                    told.append(json.dumps([self._owner["id"], self._owner["host"], row]))
+            if not told:
+                return None
+            if not distributed.is_main():
+                owner, host, row = json.loads(told[0])
+                if not self._seen:
+                    self._seen = True
+                    seen = partial(self._is_by, owner)
+                    run_record.warn_unless_seen(seen, self.logdir, host)
+        elif self._writer is not None:  # rank 0
             self._waiting.append(row)
             try:
                 self._writer.submit(checkpoint, save_waiting)
             except BaseException:
                 self._waiting.remove(row)
                 raise
+        return row
 
     def _is_by(self, owner: str) -> bool:
         """Whether this rank sees a last checkpoint of that owner."""
         return (self._directory.found_owner() or {}).get("id") == owner
 
-    def _save_sharded(self, checkpoint: Any, row: Row | None) -> None:
+    def _save_sharded(self, checkpoint: Any, row: Row | None) -> Row | None:
         on_rank_zero = distributed.rank_zero_only(share=True)
         shards = self._directory.shards
         folder = new_folder(shards)
@@ -308,14 +316,15 @@ class CheckpointManager:
                 claim_shards(Path("shards", folder.name), self.last_path)
                 return make_directory(folder)
 
-            def commit() -> None:
+            def commit() -> Row | None:
                 with self._committing(row) as note:
                     commit_shards(index, folder, self.last_path, note)
+                return row
 
             folder = on_rank_zero(hold)()
             try:
                 index = write_shards(checkpoint, folder)
-                on_rank_zero(commit)()
+                return on_rank_zero(commit)()
             finally:
                 if distributed.is_main():
                     with suppress(OSError):  # the first error is the one to raise

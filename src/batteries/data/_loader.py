@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing.util import Finalize
 from typing import Any, Literal, NamedTuple, TypeVar, cast
@@ -52,10 +53,12 @@ from batteries.data._workers import (
     stopped,
     without_collection,
 )
+from batteries.distributed._agreement import check_same, place
 from batteries.distributed._groups import Group, Ranks, ranks_of
 
 T = TypeVar("T", covariant=True)
 
+_made: Counter[Any] = Counter()  # loaders, by their places in the program and their ranks
 _SHUFFLE, _SAMPLER, _STEP = 0, 1, 3  # the uses of keys; samples and streams have other numbers
 
 
@@ -76,6 +79,13 @@ class _Pass:
         self.plan = Plan(_ for _ in ())
         self.ended = False
         self.before: dict[str, Any] | None = None  # the generators, if they are restored after it
+
+
+def _made_here(members: Any) -> tuple[str, int]:
+    """Where the program makes a loader, and how many it has made there for the same ranks."""
+    at = place()
+    _made[at, members] += 1
+    return at, _made[at, members]
 
 
 def _check(options: dict[str, Any], batches_per_pass: int | None) -> None:
@@ -213,7 +223,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         _check(options, batches_per_pass)
         self.batches_per_pass = batches_per_pass
         self.seed = chosen_seed(seed)
-        self.epoch, self._rank, self.group = 0, 0, group
+        self.epoch, self._rank, self._compared, self.group = 0, 0, False, group
         members = tuple(ranks_of(group).members)  # raises if the group is not usable
         self.indices: list[Any] = []
         self._place = self._begin = _Place()  # after the last received batch; where a pass begins
@@ -229,7 +239,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._number = _number(self.in_step, members) if seed is None else 0
         self.in_step = self.in_step or batches_per_pass is not None
         self._key = numbered_seed(self.seed, self._number)
-        self._asked = Asked()
+        self._asked, self._made = Asked(), _made_here(members)
         self._running: Callable[[], Any] = lambda: None
         self._keeps_samples = collate_fn is None and batch_size is not None
         # of each worker in a stream; the worker of the next batch is first
@@ -299,6 +309,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         """
         self._say_what_repeats()
         self._rank = self._ranks().rank
+        self._compare_with_other_ranks()
         place = self._place = self._begin
         this = self._pass = self._latest = _Pass(self.epoch, place, self._rank)
         self._unsettled = this.unsettled
@@ -344,6 +355,25 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             this.epoch, this.begin, this.place, this.rank
         )  # fmt: skip
         self._unsettled, self._asked.plan = this.unsettled, this.plan
+
+    def _compare_with_other_ranks(self) -> None:
+        """Raise once if another rank divides other samples, or has another order of them."""
+        ranks = self._ranks()
+        if self._compared or ranks.size == 1 or (self._is_stream and self._stream.by_ranks):
+            return
+        self._compared = True
+        (at, number), told = self._made, []
+        if self._shuffled or self._sampler is not None or self._is_stream:
+            told.append(f"seed {self.seed}, {self._number} loaders before it")
+        if not self._is_stream and (self._sampler is None or hasattr(self._sampler, "__len__")):
+            told.append(f"{self._length()} {self._unit}")
+        check_same(
+            f"the loader made at {at}",
+            ", ".join(told),
+            "the ranks would read some samples twice and others never: call seed_all with the "
+            "same seed on all ranks, and make the same loaders on all of them; or pass seed=",
+            f"{ranks.name}/{at}/{number}",
+        )
 
     def _say_what_repeats(self) -> None:
         """Warn if the last pass was left early, and was saved there or left there before."""
@@ -513,7 +543,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         ranks = self._ranks()
         if self._is_stream or self._unit == "batches" or not self._keeps_samples:
             return None
-        rest = 0 if self.in_step or self._drops else self._length() % self._group()
+        left = self._length() - arrival.of.begin.position
+        rest = 0 if self.in_step or self._drops else left % self._group()
         if 0 < rest < ranks.size:
             return None  # some ranks have one batch less
         sizes = []

@@ -76,6 +76,11 @@ class Stream(IterableDataset[Any]):
     def _name(self) -> str:
         return type(self.dataset).__name__
 
+    @property
+    def by_ranks(self) -> bool:
+        """Whether the ranks yield different parts."""
+        return self._sharded in (True, "ranks")
+
     def _ranks(self) -> Ranks:
         return ranks_of(self._of)
 
@@ -106,7 +111,6 @@ class Stream(IterableDataset[Any]):
         worker = get_worker_info()
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
         self._part = part = next(dict(part) for part in self._parts if part["worker"] == number)
-        by_ranks = self._sharded in (True, "ranks")
         own = self._own or part.get("own", False)
         self._due = 0
         epoch = self._epoch
@@ -121,7 +125,7 @@ class Stream(IterableDataset[Any]):
         while True:
             # The same key for all that read the same items. Before the first item, the same key
             # for all: a dataset may shuffle there what it then divides among workers.
-            key = (self._rank * by_ranks * workers + number * own) if part["items"] else 0
+            key = (self._rank * self.by_ranks * workers + number * own) if part["items"] else 0
             rekey(_ITEM, self._seed, epoch, key, part["items"])
             failed = None
             try:
@@ -144,9 +148,9 @@ class Stream(IterableDataset[Any]):
             if first:
                 first = False
                 self._look_at(orders, epoch)
-            ranks = 1 if by_ranks else self._world_size
+            ranks = 1 if self.by_ranks else self._world_size
             shards = ranks * (1 if own else workers)
-            shard = (0 if by_ranks else self._rank) * (1 if own else workers)
+            shard = (0 if self.by_ranks else self._rank) * (1 if own else workers)
             shard += 0 if own else number
             part["items"] += 1
             last = None

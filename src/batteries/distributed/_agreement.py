@@ -170,16 +170,20 @@ class _Left(NamedTuple):
     done: bool
 
 
-def check_same(what: str, value: str, remedy: str) -> None:
-    """Raise if another rank has another value between the same two collectives.
+def check_same(what: str, value: str, remedy: str, key: str | None = None) -> None:
+    """Raise if another rank has another value under the key.
 
     No rank waits: the first rank writes its value to the store, the others compare theirs.
+
+    Args:
+        key: Default: what is checked, between the same two collectives.
     """
     if not in_group():
         return
     own = f"{value} on rank {rank()} on {platform.node()}"
     with suppress(StoreGoneError):
-        first = notes().first(f"same/{counts.get(dist.group.WORLD, 0)}/{what}", own)
+        key = f"{counts.get(dist.group.WORLD, 0)}/{what}" if key is None else key
+        first = notes().first(f"same/{key}", own)
         if not first.startswith(f"{value} on rank "):
             raise RuntimeError(f"{what} is not the same on all ranks: {first}, {own}; {remedy}")
 
@@ -198,7 +202,7 @@ class Transfer:
         number = 0
         if group is not None:  # one process may have no group
             number = counts[group] = counts.get(group, 0) + 1
-        self.call = Call(number, operation, _place() if check else "")
+        self.call = Call(number, operation, place() if check else "")
         self._words = 0
 
     @contextmanager
@@ -310,8 +314,9 @@ class Transfer:
             with suppress(StoreGoneError):
                 self._say(_FAILED)
             break_off(self.ranks)
-            absent = self._absent()
-            gone = {other: why for other, why in self._gone().items() if other in absent}
+            absent, gone = self._absent(), self._gone()
+            absent = absent or {other for other, why in gone.items() if why != _FAILED}
+            gone = {other: why for other, why in gone.items() if other in absent}
         except StoreGoneError as error:
             return str(error)
         # A rank that failed here because another had left is no cause.
@@ -333,19 +338,20 @@ class Transfer:
         absent = set(first)
 
         def over() -> bool:
+            gone = set(self._gone())  # before the words: a rank that fails meanwhile is present
             for other in list(absent):
                 number, word = said = self._said(other)
                 fresh = said != first[other] and number >= self.call.number
                 left = self._left(other)
                 if word == _FAILED or fresh or (left and left.done):
                     absent.discard(other)
-            return absent <= set(self._gone())
+            return absent <= gone
 
         wait_until(over, _OTHERS + 2 * seconds_between(self.ranks.size), pause=0.05)
         return absent
 
 
-def _place() -> str:
+def place() -> str:
     """The innermost callers outside of this package: "train.py:31, from main.py:12"."""
     places: list[str] = []
     frame: Any = sys._getframe(1)

@@ -236,8 +236,9 @@ def all_reduce(
     tensor([1, 0])
 
     Numbers may be ints on some ranks and floats on others. Tensors need the same shape and dtype
-    on all ranks, and are not changed. Booleans count as integers, the mean of integers is float64,
-    and the result is NaN if some rank has NaN.
+    on all ranks, and are not changed. As in `torch.sum`, the result of booleans and integers is
+    int64, and 16-bit floats are added up in float32. The mean of integers is float64, and the
+    result is NaN if some rank has NaN.
 
     Args:
         op: "sum", "mean", "min", "max" or "product".
@@ -259,17 +260,19 @@ def all_reduce(
         return _reduced(values, op)
     refuse_sharded(value, "the value of all_reduce")
     reduced = value.detach().clone(memory_format=torch.contiguous_format)
-    if reduced.dtype == torch.bool:
-        reduced = reduced.long()
-    if op == "mean" and not (reduced.is_floating_point() or reduced.is_complex()):
-        reduced = reduced.double()
+    small = reduced.is_floating_point() and reduced.itemsize < 4
+    if small:
+        reduced = reduced.float()
+    elif not (reduced.is_floating_point() or reduced.is_complex()):
+        reduced = reduced.double() if op == "mean" else reduced.long()
     if not alone("all_reduce", ranks):
         form = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
         operation = f"all_reduce({op}) of {form}"
         if check:
             agree(operation, encode(None)[0], ranks=ranks)
         reduced = _all_reduced(reduced, op, Transfer(operation, check, ranks)).to(value.device)
-    return reduced / ranks.size if op == "mean" else reduced
+    reduced = reduced / ranks.size if op == "mean" else reduced
+    return reduced.to(value.dtype) if small else reduced
 
 
 def _all_reduced(own: Tensor, op: str, transfer: Transfer) -> Tensor:

@@ -92,8 +92,10 @@ def _sharing_errors() -> Iterator[None]:
 
 
 @contextmanager
-def others_wait() -> Iterator[list[str]]:
+def others_wait(what: str = "") -> Iterator[list[str]]:
     """A block in which rank 0 may take longer than a collective's timeout.
+
+    `what` tells the blocks apart that rank 0 may enter alone.
 
     The others wait at its end until rank 0 has left the block, for up to a day. Rank 0 waits for
     no other rank. If rank 0 does not enter the block, the others wait for a collective's timeout.
@@ -105,7 +107,7 @@ def others_wait() -> Iterator[list[str]]:
         yield told
         return
     store = notes()
-    turn = f"turn {store.add(f'turns/{rank()}', 1)}"
+    turn = f"turn {what}{store.add(f'turns/{what}{rank()}', 1)}"
     if not is_main():
         yield told
         with suppress(StoreGoneError):

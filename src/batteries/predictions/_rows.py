@@ -124,7 +124,8 @@ class Result:
             if isinstance(array, list):
                 for place, item in zip(there, value, strict=True):
                     array[place] = item
-            elif value.data_ptr() != array[there[0] :].data_ptr():  # else it was received in place
+            # Rows that were received in place are there already.
+            elif len(there) and value.data_ptr() != array[there[0] :].data_ptr():
                 _bits(array)[_selector(there)] = _bits(value)
 
     def checked(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from collections import deque
@@ -282,13 +281,14 @@ class Windows(Generic[T]):
         # iter is called at once, because some loaders have no state before it.
         arrivals = fetched(iter(self._loader)) if own is None else own.arrivals()
         this = _Pass(self._model, self._scaler, None if own is None else own.epoch)
-        steps, ranks = itertools.count(), ranks_of(self._group).size
+        step, ranks = -1, ranks_of(self._group).size
         arrival: Arrival | None = None
         try:
             for first in place.held(arrivals):
                 this.begin()
-                for arrival, weight, closing in _closed(self._window(first, arrivals, own, ranks)):
-                    step, closed = next(steps), closing is not None
+                weighed = self._window(first, arrivals, own, ranks, step + 1)
+                for arrival, weight, closing in _closed(weighed):
+                    step, closed = step + 1, closing is not None
                     failed = isinstance(arrival.batch, Failed)
                     # Failed batches after the closing one were received with it.
                     if own is not None and not (failed and closed):
@@ -305,20 +305,28 @@ class Windows(Generic[T]):
         this.tell_queued(wait=True)
 
     def _window(
-        self, first: Arrival, others: Iterator[Arrival], own: DataLoader[Any] | None, ranks: int
+        self,
+        first: Arrival,
+        others: Iterator[Arrival],
+        own: DataLoader[Any] | None,
+        ranks: int,
+        step: int,
     ) -> Iterator[tuple[Arrival, float]]:
-        """The batches of a window of all `ranks`, and their weights."""
+        """The batches of a window and their weights. `step` is the number of its first batch."""
         sizes = own.sizes(first, self._steps) if own is not None and self._count is None else None
         if sizes is not None:  # known before the batches are fetched
             counts: list[float] = [mine for mine, _ in sizes]
             total: float = sum(together for _, together in sizes)
             window: Iterable[Arrival] = chain([first], islice(others, len(sizes) - 1))
         else:
+            _check_not_joining(self._model)
             window = [first, *islice(others, self._steps - 1)]
             counts = [self._counted(arrival, own) for arrival in window]
             total = sum(counts)
             if ranks > 1:
-                total = distributed.all_reduce(total, group=self._group)
+                told = distributed.all_gather((step, total), group=self._group)
+                _check_in_step([at for at, _ in told])
+                total = sum(count for _, count in told)
         weights = [count * ranks / total if total else 0.0 for count in counts]
         return zip(window, weights, strict=True)
 
@@ -381,6 +389,7 @@ def accumulate(
 
     Raises:
         ValueError: `accumulation_steps` is below 1, or `count` returned a negative number.
+        RuntimeError: The ranks have different numbers of batches.
         TypeError: `accumulation_steps` is not a whole number.
     """
     accumulation_steps = as_whole(accumulation_steps, "accumulation_steps", 1, " batches")
@@ -388,6 +397,27 @@ def accumulate(
         group = loader.group
     ranks_of(group)  # raises if the group is not usable
     return Windows(loader, model, accumulation_steps, count, scaler, group)
+
+
+def _check_not_joining(model: nn.Module) -> None:
+    """Raise inside of torch's `Join`: a rank that has ended does not take part in our exchange."""
+    if getattr(getattr(model, "_join_config", None), "enable", False):
+        raise RuntimeError(
+            "accumulate was called inside of torch's Join, but its ranks must have the same number "
+            "of batches: leave out Join, and use shuffle=True, drop_last=True or batches_per_pass "
+            "of batteries.data.DataLoader"
+        )
+
+
+def _check_in_step(steps: list[int]) -> None:
+    """Raise if a rank has begun its next pass: its window would be added to an older one."""
+    if len(set(steps)) > 1:
+        where = ", ".join(f"rank {rank} at micro-batch {at}" for rank, at in enumerate(steps))
+        raise RuntimeError(
+            f"the ranks have different numbers of batches: now {where} of a pass, counted from 0. "
+            "Give each rank as many; batteries.data.DataLoader does with shuffle=True, "
+            "drop_last=True or batches_per_pass"
+        )
 
 
 def _closed(
