@@ -144,7 +144,7 @@ def as_weights(weights: Any, models: Models, negative: bool = False) -> NDArray[
     if own.shape != (number,):
         raise ValueError(f"there are {own.size} weights for {number} models; expected one for each")
     if not (np.isfinite(own).all() and (negative or (own >= 0).all()) and own.sum() > 0):
-        raise ValueError(f"the weights are {own.tolist()}; expected positive numbers")
+        raise ValueError(f"the weights are {own.tolist()}; expected 0 or more, and not only zeros")
     return np.asarray(own / own.sum())
 
 

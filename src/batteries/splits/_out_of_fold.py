@@ -73,6 +73,7 @@ class OutOfFold:
 
         Raises:
             ValueError: Other folds, a fold that was added before, or arrays of another shape.
+            IndexError: No such fold.
         """
         _, rows = self._folds[fold]
         if trained_on is not None and trained_on != self._folds.hash:
