@@ -44,7 +44,10 @@ def page_of(room: str, names: list[str]) -> str:
             bases = getattr(value, "__mro__", (value,))[1:]
             if members and any(base.__module__.startswith("batteries.") for base in bases):
                 members += "\n   :inherited-members:"
-            entries.append(f".. auto{kind}:: {room}.{name}{members}")
+            # The library alone makes objects that have private parts.
+            parts = str(getattr(value.__init__, "__annotations__", ""))
+            hidden = "()" if re.search(r"\b_[a-zA-Z]", parts) else ""
+            entries.append(f".. auto{kind}:: {room}.{name}{hidden}{members}")
     said = (module.__doc__ or "").partition("\n")[0]
     text = "\n\n".join(entries)
     return f"# {room}\n\n{said}\n\n```{{eval-rst}}\n{text}\n```\n"

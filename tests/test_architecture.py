@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from types import GenericAlias
-from typing import Any, get_origin
+from typing import Any, get_origin, get_type_hints
 
 import pytest
 
@@ -172,6 +172,16 @@ def test_types_in_signatures_are_public(module: str) -> None:
             said = set().union(*(names_in(kind) for kind in types_in(node) if kind))
             for name in said & own_types():
                 assert any(names.get(name) is each for each in values), f"{node} has {name}"
+
+
+def test_types_resolve_anywhere() -> None:
+    """`get_type_hints` reads the types of all public functions and methods; frames are optional."""
+    optional = {"DataFrame": object, "Figure": object}
+    for value in public_names().values():
+        kinds = filter(is_ours, getattr(value, "__mro__", ()))
+        methods = [each for kind in kinds for key, each in vars(kind).items() if key[0] != "_"]
+        for function in filter(inspect.isfunction, [value, *methods]):
+            assert get_type_hints(function, localns=optional) is not None
 
 
 def is_ours(value: type) -> bool:

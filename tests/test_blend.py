@@ -222,6 +222,12 @@ def test_infinities_that_would_vanish(power: float) -> None:
         majority_vote([[1.0, 2.0], [np.inf, 2.0]])
 
 
+def test_zeros_with_signs() -> None:
+    """A power mean with a zero is zero for negative powers, whatever the signs of zeros."""
+    for power in (-1, -0.5, -3):
+        assert power_average([[-0.0, -0.0], [0.0, 0.5]], power).tolist() == [0, 0]
+
+
 def test_powers_of_next_to_nothing() -> None:
     """A power near 0 gives the geometric mean."""
     numbers = [[0.2, 0.9], [0.4, 0.9]]
@@ -258,6 +264,15 @@ def test_permuted_rows_and_copies(blend: str) -> None:
     copies = BLENDS[blend]([sample[0]] * 6)
     expected = stats.rankdata(sample[0]) / 1000 if blend == "rank" else sample[0]
     np.testing.assert_allclose(copies, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("blend", BLENDS)
+def test_equal_rows(blend: str, weights: Any) -> None:
+    """Rows with equal predictions have the same blend, to the last bit, wherever they are."""
+    for rows in range(1, 40):
+        sample = np.repeat(SAMPLES["float64"][:, :1], rows, axis=1)
+        assert len(set(BLENDS[blend](sample, weights=weights))) == 1
 
 
 @pytest.mark.parametrize("blend", BLENDS)

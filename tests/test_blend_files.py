@@ -221,6 +221,16 @@ def test_votes_of_words() -> None:
     assert Path("blend.csv").read_text() == "id,label\n1,cat\n2,cat\n"
 
 
+@pytest.mark.parametrize("other", ["1.0", " 1"])
+def test_labels_in_two_spellings(other: str) -> None:
+    """One label that files write in two ways does not lose its votes: it is named."""
+    for index, label in enumerate(["1", other, "0"]):
+        Path(f"{index}.csv").write_text(f"id,y\n7,{label}\n")
+    named = rf"1\.csv, column 'y', has the label '{other}', and 0\.csv, column 'y', has '1': write"
+    with pytest.raises(ValueError, match=named):
+        blend_files(["0.csv", "1.csv", "2.csv"], "vote")
+
+
 def test_labels_stay_what_they_are() -> None:
     """Labels that look like numbers keep their zeros; other files' are read as the first's."""
     Path("a.csv").write_text("id,label\n1,01\n2,True\n")
@@ -271,6 +281,17 @@ print(peak() - before)
         check=True,
     )
     assert float(result.stdout) < 15 + 12 + 100  # the columns, the first file's ids
+
+
+def test_an_index_of_pandas() -> None:
+    """The index that pandas writes by default is neither taken for the ids nor blended."""
+    for name, ids in (("a.csv", (7, 9)), ("b.csv", (9, 7))):
+        lines = [f"{row},{own},0.{own}" for row, own in enumerate(ids)]
+        Path(name).write_text("\n".join([",id,target", *lines]))
+    with pytest.raises(ValueError, match=r"a\.csv has a column without a name, as pandas writes"):
+        blend_files(["a.csv", "b.csv"])
+    blend = blend_files(["a.csv", "b.csv"], id_column="id", columns=["target"])
+    assert blend["target"].to_list() == pytest.approx([0.7, 0.9])
 
 
 def test_a_column_twice() -> None:
@@ -363,3 +384,22 @@ def test_submissions_of_classes() -> None:
         check_submission("mine.csv", "sample.csv")
     with pytest.raises(ValueError, match=r"sample.csv has no column 'row'; it has id, label, word"):
         check_submission("mine.csv", "sample.csv", id_column="row")
+
+
+def test_submissions_of_masks() -> None:
+    """Values may be missing where the sample's are; all missing, they show no kind."""
+    Path("mine.csv").write_text("id,rle\n7,1 3\n9,\n")
+    for sample in ("id,rle\n7,1 1\n9,\n", "id,rle\n7,\n9,\n"):
+        Path("sample.csv").write_text(sample)
+        assert check_submission("mine.csv", "sample.csv") == 2
+    Path("sample.csv").write_text("id,rle\n7,1 1\n9,1 1\n")
+    with pytest.raises(ValueError, match="column 'rle': 1 missing, first in row 1"):
+        check_submission("mine.csv", "sample.csv")
+
+
+def test_the_sample_in_other_digits() -> None:
+    """Predictions that are the sample's are noticed however they are written."""
+    Path("sample.csv").write_text("id,target\n7,0\n9,0.5\n")
+    Path("mine.csv").write_text("id,target\n7,0.0\n9,5e-1\n")
+    with pytest.raises(ValueError, match="all predictions are equal to those of the sample"):
+        check_submission("mine.csv", "sample.csv")

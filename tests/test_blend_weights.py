@@ -12,9 +12,10 @@ import torch
 import warm
 from scipy.optimize import nnls
 from sklearn import metrics
+from sklearn.model_selection import KFold
 from torch.nn.functional import softmax
 
-from batteries.blend import Correlation, find_threshold, find_weights
+from batteries.blend import Correlation, find_threshold, find_thresholds, find_weights
 from batteries.blend._metrics import as_problem, auc
 from batteries.blend._trials import Gain, as_folds
 from batteries.splits import make_folds
@@ -181,6 +182,10 @@ def test_forms_of_folds() -> None:
     expected = find_weights(OOF, TARGET, "auc", folds=numbers, rounds=5)
     assert find_weights(OOF, TARGET, "auc", folds=names, rounds=5).verdict == expected.verdict
     spared = find_weights(OOF, TARGET, "auc", folds=np.where(numbers == 3, -1, numbers), rounds=5)
+    for none in (-1.0, np.nan):  # as a frame has whole numbers of which some are missing
+        column = np.where(numbers == 3, none, numbers)
+        found = find_weights(OOF, TARGET, "auc", folds=column, rounds=5)
+        assert found.verdict == spared.verdict
     scores = [
         metrics.roc_auc_score(TARGET[numbers == k], np.mean(OOF, 0)[numbers == k]) for k in range(3)
     ]
@@ -266,6 +271,8 @@ def test_input_of_weights() -> None:
         find_weights(OOF, first, "auc", folds=np.arange(ROWS) % 2)
     with pytest.raises(ValueError, match="expected two or more"):
         find_weights(OOF, TARGET, "auc", folds=1)
+    with pytest.raises(TypeError, match="a whole number, the Folds, or the fold of each row"):
+        find_weights(OOF, TARGET, "auc", folds=KFold(3))
     with pytest.raises(ValueError, match="rounds is 0"):
         find_weights(OOF, TARGET, "auc", rounds=0)
 
@@ -303,6 +310,14 @@ def test_threshold_of_many_scores() -> None:
         find_threshold([np.nan, 1.0], [0, 1], metrics.f1_score, **UP)
     with pytest.raises(ValueError, match="the metric is NaN for every cut-off"):
         find_threshold([0.1, 0.9] * 5, [0, 1] * 5, lambda *_: np.nan, **UP)
+
+
+def test_scores_to_cut() -> None:
+    """A score that is NaN has no class, and scores may be tensors."""
+    found = find_thresholds([0.1, 0.9, 1.2, 2.4] * 5, [0, 1, 1, 2] * 5, "accuracy")
+    assert found.apply(torch.tensor([0.25, 9.0], requires_grad=True)).tolist() == [0, 2]
+    with pytest.raises(ValueError, match="model 'scores' has nan in row 1"):
+        found.apply([0.1, np.nan])
 
 
 def test_threshold_below_all() -> None:

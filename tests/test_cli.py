@@ -262,6 +262,20 @@ def test_compare() -> None:
     assert "--predictions needs one in each run" in run(*words[:-1], "no.npy", code=1).output
 
 
+@pytest.mark.usefixtures("_three_runs")
+def test_compare_other_targets() -> None:
+    """Predictions are not compared by the targets of another run, unless these are the same."""
+    words = ("compare", "001", "002", "--logdir", "runs", "--predictions", "oof.npy")
+    for target in ([1, 0], [1.0, 0.0], [1, 1], ["1", "0"]):
+        for name, own in (("001", [1, 0]), ("002", target)):
+            kinds = [("id", int), ("probability", float), ("target", np.asarray(own).dtype)]
+            rows = list(zip(range(2), (0.9, 0.2), own, strict=True))
+            np.save(f"runs/{name}/oof.npy", np.array(rows, dtype=kinds))
+        is_same = target in ([1, 0], [1.0, 0.0])
+        output = run(*words, code=0 if is_same else 1).output
+        assert ("different targets for the same ids; compare runs of" in output) != is_same
+
+
 def test_seeds_are_no_difference() -> None:
     """Runs of one configuration do not differ; several seeds of two tell whether these do."""
     for number in range(8):

@@ -429,7 +429,8 @@ def test_numpy_views() -> None:
 def test_arrays_by_name() -> None:
     """What is gathered has the names that were added, unpacks, and can be pickled."""
     outputs = Predictions(2)
-    outputs.add([1, 0], **{"valid/loss": torch.tensor([0.5, 0.25]), "count": ["a", "b"]})
+    added: dict[str, Any] = {"valid/loss": torch.tensor([0.5, 0.25]), "count": ["a", "b"]}
+    outputs.add([1, 0], **added)
     arrays = pickle.loads(pickle.dumps(outputs.gather()))
     losses, names = arrays
     assert (losses.tolist(), names, arrays.count) == ([0.25, 0.5], ["b", "a"], ["b", "a"])

@@ -23,6 +23,7 @@ from batteries.scoreboard import (
     compare,
     find_run,
     paired_bootstrap,
+    read_run,
     read_runs,
     record_scores,
 )
@@ -177,6 +178,59 @@ def test_foreign_rows() -> None:
     [found] = read_runs("runs")
     assert "[Errno 2] No such file or directory: 'runs/001/metrics.json'" in found.problems
     assert found.row()["validation"] == 0.9
+
+
+def test_rows_by_hand() -> None:
+    """Rows of a metrics.json that are left out are a problem of the run, and it stays unknown."""
+    Path("runs").mkdir()
+    rows = [{"epoch": 1, "auc": 0.8}, {"epoch": 2.0, "auc": 0.9}]
+    told = {"metric_name": "auc", "metric_minimization": False, "values": rows}
+    Path("runs/metrics.json").write_text(json.dumps(told))
+    found = read_run("runs")
+    assert (found.validation, found.state) == (0.8, "unknown")
+    assert found.problems == [
+        "runs/metrics.json: 1 rows have values that no CheckpointManager writes, which are left out"
+    ]
+
+
+def test_a_recorded_metric_has_its_own_direction() -> None:
+    """A recorded AUC is not better when it is lower because the checkpoints' loss is."""
+    path = make_run([0.4], metric="loss", minimization=True)
+    record_scores(path, leaderboard=0.9, metric="auc", metric_minimization=False)
+    assert (read_run(path).metric, read_run(path).minimization) == ("loss", True)
+    (path / "scores.json").unlink()
+    record_scores(path, validation=0.9, metric="auc")
+    assert (read_run(path).metric, read_run(path).minimization) == ("auc", None)
+    record_scores(path, metric_minimization=False)
+    assert read_run(path).minimization is False
+    record_scores(path, metric="loss")
+    assert read_run(path).minimization is False
+
+
+def test_scores_of_different_metrics() -> None:
+    """An AUC minus an error is no difference, whatever the noise of their folds."""
+    for metric, folds in (
+        ("auc", [0.7, 0.8, 0.75]),
+        ("rmse", [2.1, 2.3, 2.2]),
+        ("auc", [0.8, 0.9, 0.85]),
+    ):
+        record_scores(make_run([0.9], {"folds": folds}), folds=folds, metric=metric)
+    auc, error, other = read_runs("runs")
+    assert [each.pair for each in compare(auc, error, other).differences] == [(0, 2)]
+    assert "; and the same metric" in compare(auc, error).verdicts()[0]
+
+
+def test_folds_by_name() -> None:
+    """Folds with names are compared with those of the same name, in whatever order they came."""
+    names = [f"fold_{number}" for number in range(11)]
+    scores = {name: 0.8 + 0.01 * number for number, name in enumerate(names)}
+    better = {name: scores[name] + 0.001 * number for number, name in enumerate(names)}
+    for lr, folds in ((0.1, scores), (0.2, dict(reversed(better.items())))):
+        record_scores(make_run([0.9], {"lr": lr}), folds=folds)
+    found = compare(*read_runs("runs")).difference
+    assert read_run("runs/001").scores["folds"] == list(scores.values())
+    assert found is not None
+    assert found.beyond_noise
 
 
 def test_any_place_to_start_from() -> None:

@@ -35,7 +35,8 @@ def parts(folds: Folds) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]
 @pytest.mark.parametrize("seed", range(5))
 def test_every_row_is_validated_once(kind: Any, seed: int) -> None:
     """Training and validation never overlap, and but for the order of time all rows are used."""
-    folds = make_folds(TABLE, 5, kind, seed, targets="label", groups="patient")
+    groups = "patient" if "group" in kind else None
+    folds = make_folds(TABLE, 5, kind, seed, targets="label", groups=groups)
     for train, valid in parts(folds):
         assert not set(train) & set(valid)
         if kind == "time":
@@ -170,6 +171,12 @@ def test_errors_of_the_disk_on_ranks(tmp_path: Path) -> None:
             "2 groups for 3 folds",
         ),
         ({"data": TABLE, "kind": "group", "groups": "name"}, "there is no column 'name'; expected"),
+        ({"data": TABLE, "groups": "patient"}, "kind='kfold' would divide the groups"),
+        ({"data": TABLE, "kind": "time", "groups": GROUPS}, "kind='time' would divide the groups"),
+        (
+            {"data": TABLE, "kind": "group", "groups": ["label", "patient"]},
+            r"groups have shape \(200, 2\); expected \(rows,\): join the columns",
+        ),
     ],
 )
 def test_bad_requests(arguments: dict[str, Any], text: str) -> None:
@@ -203,6 +210,8 @@ def test_groups_on_both_sides() -> None:
     with pytest.raises(ValueError, match=r"in fold 0 \d+ validation rows are in groups .*patient"):
         check_folds(make_folds(200), groups=GROUPS)
     check_folds(make_folds(TABLE, kind="group", groups="patient"), groups=GROUPS)
+    with pytest.raises(ValueError, match=r"groups have shape \(200, 2\); expected \(rows,\)"):
+        check_folds(make_folds(200), groups=["label", "patient"], data=TABLE)
 
 
 IMAGES = torch.rand(20, 1, 4, 4)
@@ -410,8 +419,9 @@ def test_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="fold 0 has 5 rows, but there are 4 predictions"):
         collected.add(0, np.zeros(4), trained_on=folds.hash)
     collected.add(0, np.zeros((5, 2)), np.zeros(3), trained_on=folds.hash)
-    with pytest.raises(ValueError, match="fold 0 was added before"):
-        collected.add(0, np.zeros((5, 2)), trained_on=folds.hash)
+    for again in (0, -2):
+        with pytest.raises(ValueError, match="fold 0 was added before"):
+            collected.add(again, np.zeros((5, 2)), trained_on=folds.hash)
     with pytest.raises(
         ValueError, match=r"fold 1 has rows of shape \(5,\), but earlier folds have"
     ):
@@ -474,6 +484,10 @@ def test_samples_of_several_parts() -> None:
     assert len(check_folds(folds, data=data)) == 2
     with pytest.raises(ValueError, match="exact duplicates"):
         check_folds(folds, data=[data[0], data[0]])
+    nears: list[Any] = [None, "rounded"]
+    for near in nears:
+        with pytest.raises(ValueError, match="duplicates"):
+            check_folds(folds, data=torch.ones(2, 3, dtype=torch.bfloat16), near=near)
     with pytest.raises(TypeError, match="a Opaque cannot be compared: pass arrays, bytes or texts"):
         check_folds(folds, data=[Opaque(), Opaque()])
 

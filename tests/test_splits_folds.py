@@ -78,6 +78,8 @@ def test_gaps_and_windows_in_rows(gap: int, window: int | None) -> None:
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+ZONES = (datetime.timezone.utc, None)
+ZONED = [datetime.datetime(2024, 1, 1 + n % 28, tzinfo=ZONES[n % 2]) for n in range(120)]
 HOURS: list[Any] = [
     DAYS,
     (DAYS - DAYS[0]).astype(float),
@@ -119,7 +121,19 @@ def test_rows_in_no_order() -> None:
     )
 
 
+@pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin"])
+def test_objects_in_no_order(zone: str | None) -> None:
+    """Dates of Python, and of pandas with a time zone, are dates, too; None among them is none."""
+    pd: Any = pytest.importorskip("pandas")
+    days = pd.Series(DAYS[::-1]).dt.tz_localize(zone)
+    for own in (days, days.where(days.index != 3), [day.date() for day in days]):
+        with pytest.raises(ValueError, match="not in the order of column 'day': pass time='day'"):
+            make_folds({"day": own}, 4, "time")
+        make_folds({"day": list(own)[::-1], "name": ["a", None] * 60}, 4, "time")
+
+
 SLIPS: dict[str, tuple[dict[str, Any], str]] = {
+    "zones": ({"time": ZONED}, "some times have a time zone and others have none: give all"),
     "texts": ({"time": DAYS.astype(str)}, "expected dates or numbers, since texts sort in"),
     "missing": (
         {"time": [None, *DAYS[1:]]},

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from torch import Tensor, nn
@@ -251,6 +252,33 @@ def test_models_of_pandas_in_other_orders() -> None:
     assert blend.mean(first, second.loc[first.index]).tolist() == pytest.approx([0.2, 0.3])
 
 
+def test_classes_in_other_orders() -> None:
+    """Frames with the same columns in different orders are not blended column by column."""
+    first = pd.DataFrame({"cat": [0.9, 0.2], "dog": [0.1, 0.8]})
+    for other in (first[["dog", "cat"]], pl.DataFrame({"dog": [0.1, 0.8], "cat": [0.9, 0.2]})):
+        with pytest.raises(ValueError, match=r"orders, \['cat', 'dog'\] and \['dog', 'cat'\]: br"):
+            blend.mean(first, other)
+    assert np.array_equal(blend.mean(first, first.to_numpy()), first)
+
+
+def test_targets_of_pandas_in_other_orders() -> None:
+    """Rows are not scored with targets of other rows, as after a concat of the folds."""
+    target, scores = pd.Series(TARGET), pd.Series(SCORES)
+    shuffled = scores.sample(frac=1, random_state=0)
+    for call in (
+        lambda own: find_weights({"a": own}, target, "auc", folds=None),
+        lambda own: find_weights(pd.DataFrame({"a": own}), target, "auc", folds=None),
+        lambda own: find_threshold(own, target, "f1"),
+        lambda own: paired_bootstrap(target, SCORES, own, distance),
+    ):
+        with pytest.raises(ValueError, match="have the same rows in different orders, by their in"):
+            call(shuffled)
+        assert call(shuffled.loc[target.index]) == call(np.array(SCORES))
+    days = pd.date_range("2024", periods=20, tz="UTC")  # one order, in two time zones
+    found = find_weights([scores.set_axis(days)], target.set_axis(days.tz_convert("EST")), "auc")
+    assert found.single_score == 1
+
+
 def test_models_are_numbers() -> None:
     """Means of complex numbers and of texts name the model; votes take texts."""
     for values in ([1j, 0.5], ["a", "b"], [None, 0.5]):
@@ -258,6 +286,10 @@ def test_models_are_numbers() -> None:
             with pytest.raises(TypeError, match=r"model 1 is of .*; expected real numbers"):
                 function([0.5, 0.5], values)
     assert blend.majority_vote(["a", "b"], ["a", "c"]).tolist() == ["a", "b"]
+    for missing in (None, math.nan, pd.NA):
+        votes = pd.DataFrame({"x": ["a", "b"], "y": ["a", missing]}, dtype=object)
+        with pytest.raises(ValueError, match="model 'y' has no label in row 1"):
+            blend.majority_vote(votes)
 
 
 def test_labels_as_objects() -> None:

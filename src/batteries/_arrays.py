@@ -30,6 +30,25 @@ def as_array(values: Any, name: str) -> NDArray[Any]:
     return array
 
 
+def index_of(values: Any) -> Any:
+    """The index of a column or frame of pandas; None for other values."""
+    return values.index if hasattr(values, "iloc") else None
+
+
+def refuse_other_order(told: str, *indexes: Any) -> None:
+    """Raise if indexes of pandas have the same rows in different orders. None is left out."""
+    known = [index for index in indexes if index is not None]
+    for other in known[1:]:
+        if other.equals(known[0]):
+            continue
+        rows, first = list(other), list(known[0])
+        if rows != first and set(rows) == set(first):
+            raise ValueError(
+                f"{told} have the same rows in different orders, by their indexes of pandas: bring "
+                "them into one order, or pass .to_numpy() if they are in one"
+            )
+
+
 def _listed(values: Any) -> Any:
     if isinstance(values, Mapping | Set | str | bytes) or hasattr(values, "__array__"):
         return values

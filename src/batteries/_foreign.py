@@ -140,9 +140,8 @@ def check(value: Any, kind: Any, place: str = "it") -> None:
         )
     if isinstance(kind, dict):
         for name in kind.keys() & value.keys():
-            check(
-                value[name], kind[name], name if place == "it" else f"{place}.{brief(name)[1:-1]}"
-            )
+            inside = name if place == "it" else f"{place}.{brief(name)[1:-1]}"
+            check(value[name], kind[name], inside)
     elif isinstance(kind, list):
         for index, each in enumerate(value):
             check(each, kind[0], f"{place}[{index}]")

@@ -101,13 +101,11 @@ def _warn_of_lost(name: str, optimizer: Any, states: list[Any]) -> None:
     Only tensors like a parameter count: others may be constants.
     """
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    apart, shapes = set(map(id, parameters)), {each.shape for each in parameters}
+    apart, shapes = set(map(id, parameters)), {each.shape for each in parameters} - {()}
     found = {}
     for key, value in attributes(optimizer).items():
         tensors = _tensors_in([] if key in ("param_groups", "state") else value)
-        found[key] = [
-            each for each in tensors if id(each) not in apart and {each.shape} <= shapes - {()}
-        ]
+        found[key] = [each for each in tensors if id(each) not in apart and each.shape in shapes]
     if not any(found.values()):
         return
     saved = [*_tensors_in(states)]
@@ -141,10 +139,8 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    plain = type(one) is type(other) is Tensor and (one.device, one.dtype) == (
-        other.device, other.dtype
-    )  # fmt: skip
-    return plain and torch.equal(one, other)
+    alike = (one.device, one.dtype) == (other.device, other.dtype)
+    return type(one) is type(other) is Tensor and alike and torch.equal(one, other)
 
 
 def is_loader(part: Any) -> bool:

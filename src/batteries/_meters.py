@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -145,17 +145,14 @@ def all_reduce_meters(meters: Mapping[str, AverageMeter], group: Group = None) -
                 f"rank {rank} has meters {sorted(theirs)}, this rank {sorted(own)}: pass meters "
                 "with the same names on all ranks"
             )
-    totals = {
-        name: [_total(part) for part in zip(*(theirs[name] for theirs in ranks), strict=True)]
-        for name in own
-    }
-    return {
-        name: total / counter if counter else math.nan for name, (total, counter) in totals.items()
-    }
+    averages = {}
+    for name in own:
+        total, counter = map(_total, zip(*(theirs[name] for theirs in ranks), strict=True))
+        averages[name] = total / counter if counter else math.nan
+    return averages
 
 
-def _total(parts: Iterable[float]) -> float:
-    parts = list(parts)
+def _total(parts: tuple[float, ...]) -> float:
     try:
         return math.fsum(parts)
     except (OverflowError, ValueError):  # too large for a float, or infinities of both signs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ from batteries._direction import said_direction
 from batteries._numbers import as_number
 from batteries._optional import import_optional
 
-Function = Callable[[Any, Any], float]
+Function = Callable[..., float]  # of target and prediction
+_ROUNDED = 1e-6  # errors of probabilities of 32 bits
 
 
 class Scoring(NamedTuple):
@@ -24,18 +26,28 @@ class Scoring(NamedTuple):
     minimized: bool
     function: Function | None = None  # a function that is not ours
     of_labels: bool = False  # whether the function takes classes and not probabilities
+    with_classes: bool = False  # whether it takes labels=: the rows may lack some classes
 
     def of(self, target: Any) -> Function:
         """The function for predictions; `target` has the classes."""
         # Our fast function may not apply, for example to several targets.
         function = self.function or _of_sklearn(self)
-        classes = np.unique(target) if self.of_labels else None
+        needed = (self.of_labels or self.with_classes) and np.ndim(target) == 1
+        classes = np.unique(target) if needed else None
+        more = {"labels": classes} if self.with_classes and needed else {}
 
         def score(y: Any, p: Any) -> float:
-            own = p if classes is None else _labels(np.asarray(p), classes)
-            return as_number(function(y, own), f"the result of {self.name}")
+            if classes is not None and self.of_labels:
+                p = _labels(np.asarray(p), classes)
+            return as_number(function(wide(y), wide(p), **more), f"the result of {self.name}")
 
         return score
+
+
+def wide(values: Any) -> NDArray[Any]:
+    """An array; floats of 16 bits become those of 64, since their squares and sums overflow."""
+    array = np.asarray(values)
+    return array.astype(np.float64) if array.dtype == np.float16 else array
 
 
 _FAST = {  # by the names of scikit-learn's scorers, of scikit-learn's functions, and ours
@@ -74,7 +86,8 @@ def as_scoring(
     if ours and name in _FAST:
         fast, sign, minimized = _FAST[name]
         own = None if isinstance(metric, str) else metric
-        found = Scoring(name, fast, sign, minimized, own, fast == "accuracy" and own is None)
+        of_labels = fast == "accuracy" and own is None
+        found = Scoring(name, fast, sign, minimized, own, of_labels, fast == "log_loss")
     elif isinstance(metric, str) or hasattr(metric, "_score_func"):
         found = _of_scorer(metric)
     else:
@@ -113,16 +126,32 @@ def _of_scorer(metric: Any) -> Scoring:
     score, sign, options = metric._score_func, metric._sign, metric._kwargs
     of_classes = _is_of_sklearn(score) and not score.__module__.endswith("_regression")
     of_labels = of_classes and getattr(metric, "_response_method", "predict") == "predict"
-    return Scoring(name, None, 1, False, lambda y, p: sign * score(y, p, **options), of_labels)
+    with_classes = of_classes and not of_labels and "labels" in inspect.signature(score).parameters
+
+    def function(y: Any, p: Any, **more: Any) -> Any:
+        return sign * score(y, p, **{**more, **options})
+
+    return Scoring(name, None, 1, False, function, of_labels, with_classes)
+
+
+_FUNCTIONS = {"auc": "roc_auc_score", "rmse": "root_mean_squared_error"}
+_FUNCTIONS |= {"log_loss": "log_loss", "accuracy": "accuracy_score"}
 
 
 def _of_sklearn(scoring: Scoring) -> Function:
-    if scoring.fast == "accuracy":  # the same result in a tenth of the time
-        return lambda y, p: float(np.mean(np.asarray(y) == np.asarray(p)))
-    metrics = import_optional("sklearn.metrics", needs="scikit-learn", for_=scoring.name)
-    functions = {"auc": "roc_auc_score", "rmse": "root_mean_squared_error"}
-    function = getattr(metrics, functions.get(str(scoring.fast), "log_loss"))
-    return lambda y, p: scoring.sign * function(y, p)
+    def function(y: Any, p: Any, **more: Any) -> Any:
+        if scoring.fast == "accuracy" and _are_classes(np.asarray(y), np.asarray(p)):
+            return np.mean(y == p)  # the same result in a tenth of the time
+        metrics = import_optional("sklearn.metrics", needs="scikit-learn", for_=scoring.name)
+        return scoring.sign * getattr(metrics, _FUNCTIONS[str(scoring.fast)])(y, p, **more)
+
+    return function
+
+
+def _are_classes(target: NDArray[Any], prediction: NDArray[Any]) -> bool:
+    kinds = {target.dtype.kind, prediction.dtype.kind}
+    alike = "f" not in kinds and (len(kinds) == 1 or kinds <= set("biu"))
+    return alike and target.shape == prediction.shape == (len(target),)
 
 
 def _labels(prediction: NDArray[Any], classes: NDArray[Any]) -> NDArray[Any]:
@@ -131,7 +160,10 @@ def _labels(prediction: NDArray[Any], classes: NDArray[Any]) -> NDArray[Any]:
         return prediction
     if prediction.ndim == 2 and prediction.shape[1] == len(classes):
         return np.asarray(classes[prediction.argmax(1)])
-    if prediction.ndim == 1 and len(classes) == 2:
-        inside = (prediction.min(initial=0) >= 0) and (prediction.max(initial=0) <= 1)
-        return np.asarray(classes[(prediction > 0.5).astype(int)]) if inside else prediction
-    return prediction
+    if prediction.ndim != 1 or len(classes) != 2:
+        return prediction
+    same = classes.dtype.kind in "biuf" and np.isin(prediction, classes).all()
+    inside = np.abs(prediction - 0.5).max(initial=0) <= 0.5 + _ROUNDED
+    return (
+        np.asarray(classes[(prediction > 0.5).astype(int)]) if inside and not same else prediction
+    )

@@ -62,7 +62,8 @@ def record_scores(
     Args:
         leaderboard: The score, or several by name: `{"public": 0.907, "private": 0.9}`.
         name: The leaderboard, or the part of it.
-        folds: The validation score of each fold, in order or by name.
+        folds: The validation score of each fold, in order or by name. They are stored in the order
+            of their names.
         metric: The name of the metric of the validation score, if no `CheckpointManager` says it.
         metric_minimization: Whether lower is better.
         file: The file that was submitted. Its name and its SHA-256 are stored.
@@ -83,7 +84,9 @@ def record_scores(
         if value is not None
     }
     if folds is not None:
-        folds = folds.values() if isinstance(folds, Mapping) else folds
+        if isinstance(folds, Mapping):  # in one order for all runs, whose folds are compared
+            names = sorted(folds, key=lambda name: (len(str(name)), str(name)))
+            folds = [folds[name] for name in names]
         new["folds"] = [_finite("folds", value) for value in folds]
     new |= {} if metric is None else {"metric": str(metric)}
     if metric_minimization is not None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
-import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -86,7 +84,9 @@ def average_checkpoints(
         # Without this, torch's own threads in each of ours take a quarter more time.
         alone = functools.partial(torch.set_num_threads, 1)
         with bar, ThreadPoolExecutor(threads, initializer=alone) as pool:
-            for averaged in pool.map(averaging.of, _shared_out(alike, threads)):
+            some = len(alike) // (8 * threads) + 1  # neighbours in the files
+            groups = [alike[at : at + some] for at in range(0, len(alike), some)]
+            for averaged in pool.map(averaging.of, groups):
                 state.update(averaged)
             state.update(averaging.of(unlike))
     for key in [key for key, value in state.items() if _has_meta(value)]:  # an extra state
@@ -212,8 +212,8 @@ def _counts(
         raise ValueError(
             f"there are {len(own)} weights for {number} checkpoints; expected one for each"
         )
-    if not all(0 <= weight < math.inf for weight in own) or not sum(own):
-        raise ValueError(f"the weights are {own}; expected 0 or more, and not only zeros")
+    if not all(0 <= weight < math.inf for weight in own) or not 0 < sum(own) < math.inf:
+        raise ValueError(f"the weights are {own}; expected 0 or more, and a finite sum above 0")
     return own
 
 
@@ -236,11 +236,3 @@ def _parted(parts: list[Part], sources: list[Source]) -> tuple[list[Part], list[
         same = all(lies_alike(key, form, sources) for key, form in part.forms.items())
         (alike if same else unlike).append(part)
     return alike, unlike
-
-
-def _shared_out(parts: list[Part], threads: int) -> list[list[Part]]:
-    """Neighbouring parts for each thread, with about the same number of bytes."""
-    ends = list(itertools.accumulate(part.size for part in parts))
-    total = ends[-1] if ends else 0
-    bounds = [bisect.bisect_left(ends, total * thread / threads) for thread in range(threads)]
-    return [parts[begin:end] for begin, end in itertools.pairwise([*bounds, len(parts)])]

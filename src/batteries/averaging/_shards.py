@@ -60,12 +60,9 @@ def _of_fsdp(part: nn.Module) -> Iterator[tuple[dict[Any, Any], Any, Any]]:
                 function: Any = getattr(hook, "hook", hook)  # hooks of load_state_dict are wrapped
                 while isinstance(function, functools.partial):
                     function = function.func
-                if hook is _NOTHING or _module(function).startswith("torch.distributed.fsdp"):
+                module = str(getattr(function, "__module__", ""))
+                if hook is _NOTHING or module.startswith("torch.distributed.fsdp"):
                     yield value, key, hook
-
-
-def _module(function: Any) -> str:
-    return getattr(function, "__module__", None) or ""
 
 
 def divide(average: nn.Module, theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

@@ -37,12 +37,10 @@ class Correlation(NamedTuple):
         texts = iter(shown(self.values.ravel().tolist()))
         cells += [[name, *(next(texts) for _ in self.names)] for name in self.names]
         left, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
-        lines = [
-            "  ".join(
-                [row[0].ljust(left), *(c.rjust(w) for c, w in zip(row[1:], widths, strict=True))]
-            )
-            for row in cells
-        ]
+        lines = []
+        for name, *others in cells:
+            right = [cell.rjust(width) for cell, width in zip(others, widths, strict=True)]
+            lines.append("  ".join([name.ljust(left), *right]))
         return "\n".join(lines)
 
     def plot(self, path: PathLike) -> None:

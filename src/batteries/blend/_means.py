@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from batteries._numbers import as_number
 from batteries._spellings import hints
 from batteries.blend._models import BLOCK, Array, Models, as_models, as_weights, in_blocks
+from batteries.splits._tables import is_missing
 
 Weights = Mapping[str, float] | Sequence[float] | NDArray[Any] | None
 _FEW = 2**11  # numbers, below which torch's calls take longer than their work
@@ -51,7 +52,7 @@ def weighted(models: Models, own: Array) -> NDArray[Any]:
     """The mean with weights that add up to 1."""
     return _blended(
         models,
-        lambda rows: np.dot(own, rows),
+        lambda rows: _dot(own, rows),
         lambda parts, total, term: _weighted_sum(parts, own, total, term),
     )
 
@@ -134,6 +135,8 @@ def majority_vote(labels: Any, *more: Any, weights: Weights = None) -> NDArray[A
     models = as_models(labels, more, labels=True)
     own = as_weights(weights, models)
     for name, array in zip(models.names, models.arrays, strict=True):
+        if array.dtype == object and (gone := is_missing(array.reshape(-1))).any():
+            raise ValueError(f"{name} has no label in {models.row(int(gone.argmax()))}")
         if array.dtype.kind != "f":
             continue
         models.refuse()
@@ -189,6 +192,11 @@ def _blended(models: Models, together: _Together, by_block: _ByBlock) -> Array:
     return out.reshape(shape)
 
 
+def _dot(weights: Array, rows: Array) -> Array:
+    """Their product. BLAS would add up the last columns in another order than the others."""
+    return np.asarray(np.add.reduce(weights[:, None] * rows))
+
+
 def _weighted_sum(parts: list[Array], weights: Array, total: Array, term: Array) -> Array:
     if (weights == weights[0]).all():
         np.copyto(total, parts[0])
@@ -234,10 +242,10 @@ def _power_together(rows: Array, power: float, weights: Array, models: Models) -
     if math.isinf(power):
         return np.asarray((np.maximum if power > 0 else np.minimum).reduce(rows))
     if not _is_geometric(power):
-        return _root(np.dot(weights, _raised(rows, power)), power, rows, weights)
+        return _root(_dot(weights, _raised(rows, power)), power, rows, weights)
     if _all_the_same(weights):
         return _geometric_root(np.multiply.reduce(rows), rows)
-    return np.asarray(np.exp(np.dot(weights, np.log(rows))))
+    return np.asarray(np.exp(_dot(weights, np.log(rows))))
 
 
 def _power_by_block(
@@ -302,7 +310,7 @@ def _not_held(total: Array) -> Array | None:
     """Where numbers are too small or too large for float64; None if nowhere."""
     if np.minimum.reduce(total) > 1e-290 and np.maximum.reduce(total) < 1e290:
         return None
-    return (total < 1e-290) | (total > 1e290)
+    return ~((total >= 1e-290) & (total <= 1e290))  # also NaN, of -0 and 0
 
 
 def _root(total: Array, power: float, parts: list[Array] | Array, weights: Array) -> Array:

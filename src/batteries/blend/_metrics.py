@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batteries._arrays import as_array
-from batteries._scoring import as_scoring
+from batteries._scoring import as_scoring, wide
 from batteries.blend._models import Array
 
 _Score = Callable[[Array, Array], float]
@@ -54,7 +54,7 @@ def as_problem(
     metric_minimization: bool | None,
     of: str = "find_weights",
 ) -> Problem:
-    truth = as_array(target, "target")
+    arrays, truth = list(map(wide, arrays)), wide(as_array(target, "target"))
     if truth.dtype.kind == "f" and not np.isfinite(truth).all():
         raise ValueError(f"the target of row {np.isfinite(truth).argmin()} is not a finite number")
     scoring = as_scoring(metric, metric_minimization, of)

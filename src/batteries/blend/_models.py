@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ class Models:
     named: Sequence[str] = ()  # the user's names
     rows: ArrayLike = ()  # the user's ids of the rows, if any
     told: Sequence[str] = ()  # the names of the models in errors, if others
+    index: Any = None  # of pandas, if the models have one
 
     @property
     def keys(self) -> list[str]:
@@ -92,6 +92,7 @@ def as_models(predictions: Any, more: Sequence[Any] = (), *, labels: bool = Fals
     if not models.arrays:
         raise ValueError("there are no predictions to blend")
     _check(models, parts, labels)
+    models.index = next((part.index for part in parts if hasattr(part, "iloc")), None)
     shape = models.shape
     if shape and all(array.shape == shape for array in models.arrays):
         return models
@@ -109,7 +110,7 @@ def as_models(predictions: Any, more: Sequence[Any] = (), *, labels: bool = Fals
 
 
 def _check(models: Models, parts: list[Any], labels: bool) -> None:
-    """Raise if there are other values than numbers, or columns of pandas in different orders."""
+    """Raise if there are other values than numbers, or rows or columns in different orders."""
     for at, array in enumerate(models.arrays):
         if array.dtype.kind not in "biuf" and not labels:
             raise TypeError(f"{models.names[at]} is of {array.dtype}; expected real numbers")
@@ -119,6 +120,13 @@ def _check(models: Models, parts: list[Any], labels: bool) -> None:
             f"{models.names[0]} and another model have different indexes of pandas: bring their "
             "rows into one order, or pass .to_numpy() if they are in one"
         )
+    columns = [list(part.columns) for part in parts if hasattr(part, "columns")]
+    for other in columns[1:]:
+        if other != columns[0] and set(other) == set(columns[0]):
+            raise ValueError(
+                f"{models.names[0]} and another model have their columns in different orders, "
+                f"{columns[0]} and {other}: bring the columns into one order"
+            )
 
 
 def _as_array(values: Any, at: int, names: Sequence[str]) -> Array:
@@ -132,7 +140,7 @@ def as_weights(weights: Any, models: Models, negative: bool = False) -> NDArray[
     """Weights of models, by name or in order, divided by their sum."""
     number = len(models.arrays)
     if weights is None:
-        return _same(number)
+        return np.full(number, 1 / number)
     if isinstance(weights, Mapping):
         if set(weights) != set(models.keys):
             raise ValueError(
@@ -143,16 +151,11 @@ def as_weights(weights: Any, models: Models, negative: bool = False) -> NDArray[
     own = as_array(weights, "weights").astype(np.float64)
     if own.shape != (number,):
         raise ValueError(f"there are {own.size} weights for {number} models; expected one for each")
-    if not (np.isfinite(own).all() and (negative or (own >= 0).all()) and own.sum() > 0):
-        raise ValueError(f"the weights are {own.tolist()}; expected 0 or more, and not only zeros")
+    if not ((negative or (own >= 0).all()) and 0 < own.sum() < np.inf):
+        raise ValueError(
+            f"the weights are {own.tolist()}; expected 0 or more, and a finite sum above 0"
+        )
     return np.asarray(own / own.sum())
-
-
-@functools.cache
-def _same(number: int) -> NDArray[np.float64]:
-    weights = np.full(number, 1 / number)
-    weights.flags.writeable = False
-    return weights
 
 
 def in_blocks(number: int, work: Callable[[int, int], None]) -> None:

@@ -44,8 +44,8 @@ def check_submission(
 
     Raises:
         ValueError: A list of all faults: other columns; other ids, or the same ids in another
-            order; missing values, infinities, other types, numbers out of range; the sample's
-            own predictions.
+            order; missing values in a column without any in the sample, infinities, other types,
+            numbers out of range; the sample's own predictions.
         FileNotFoundError: No such file.
         ModuleNotFoundError: polars is not installed.
     """
@@ -65,7 +65,7 @@ def check_submission(
             f"column {name!r}: {fault}" for fault in _of_column(own[name], given[name], low, high)
         ]
     alike = len(own) == len(given) > 1 and shared and not faults
-    if alike and all(own[name].equals(given[name]) for name in shared):
+    if alike and all(_same(own[name], given[name]) for name in shared):
         faults.append("all predictions are equal to those of the sample")
     if unknown := sorted(set(ranges or {}) - set(shared)):
         faults.append(f"ranges= has columns that are not there: {', '.join(unknown)}")
@@ -114,15 +114,18 @@ def _of_column(own: Any, given: Any, low: float, high: float) -> list[str]:
     texts, expected = own.cast(polars.String).str.strip_chars(), given.cast(polars.String)
     numbers, wanted = (each.cast(polars.Float64, strict=False) for each in (texts, expected))
     gone = texts.is_null() | (texts == "") | numbers.is_nan().fill_null(False)
-    words = wanted.is_null() & (expected.str.strip_chars().fill_null("") != "")
-    if words.any() and (low, high) == (-np.inf, np.inf):  # the sample has texts
-        return _told({"missing": gone}, texts)
+    empty = expected.str.strip_chars().fill_null("") == ""
+    # If the sample has missing values, the competition allows them, such as for an empty mask.
+    faults = {} if empty.any() else {"missing": gone}
+    words = (wanted.is_null() & ~empty).any() or empty.all()
+    if words and (low, high) == (-np.inf, np.inf):  # the sample has texts, or shows nothing
+        return _told(faults, texts)
     # If the sample has only one number, such as 0, it does not show which kind is expected.
     whole = wanted.n_unique() > 1 and bool((wanted == wanted.floor()).all())
     finite = numbers.fill_null(0.0).fill_nan(0.0)
     return _told(
         {
-            "missing": gone,
+            **faults,
             "no numbers": numbers.is_null() & ~gone,
             "infinite": finite.is_infinite(),
             "no whole numbers, as the sample has": (finite != finite.floor()) & whole,
@@ -130,6 +133,12 @@ def _of_column(own: Any, given: Any, low: float, high: float) -> list[str]:
         },
         texts,
     )
+
+
+def _same(own: Any, given: Any) -> bool:
+    """Whether all values are equal, also as numbers that are written in other ways."""
+    one, other = (each.cast(polars_of().Float64, strict=False) for each in (own, given))
+    return bool(own.equals(given) or (not one.null_count() and one.equals(other)))
 
 
 def _told(faults: dict[str, Any], texts: Any) -> list[str]:

@@ -98,6 +98,11 @@ def blend_files(
             f"the columns to blend are {names} and the id column is {key!r}; {files[0]} has "
             f"{', '.join(header)}: expected one or more columns without the ids, each once"
         )
+    if "" in (key, *names):
+        raise ValueError(
+            f"{files[0]} has a column without a name, as pandas writes its index: write the file "
+            "with index=False, or pass id_column= and columns="
+        )
     plan = _Plan(key, names, whole=columns is None, labels=method == "vote")
     first = _read(files[0], plan, header)
     _check_ids(files[0], first[key])
@@ -109,9 +114,10 @@ def blend_files(
     blended = {}
     for name in names:
         sources = [f"{path}, column {name!r}," for path in files]
-        blended[name] = methods[method](
-            Models([part.pop(name) for part in arrays], keys, ids, sources)
-        )
+        if plan.labels:
+            _refuse_spellings(sources, [part[name] for part in arrays])
+        models = Models([part.pop(name) for part in arrays], keys, ids, sources)
+        blended[name] = methods[method](models)
     if renormalise:
         blended = _renormalised(blended, ids)
     polars = polars_of()
@@ -238,24 +244,9 @@ def _aligned(
 
 
 def in_order(hashes: Array) -> tuple[Array, Array]:
-    """The rows in the order of their ids' hashes, and the sorted hashes: (rows,) each.
-
-    The last bits of each hash are replaced by its row, so that one sort of integers is enough.
-    This takes a third of the time of `argsort`, and a fraction of a join's memory.
-    """
-    low = np.uint64(2 ** len(hashes).bit_length() - 1)
-    keys = hashes & ~low
-    keys |= np.arange(len(hashes), dtype=np.uint64)
-    keys.sort()
-    order = (keys & low).astype(np.int64)
-    ordered = hashes[order]
-    keys &= ~low
-    alike = keys[1:] == keys[:-1]
-    if alike.any():  # hashes with equal first bits
-        at = np.flatnonzero(np.append(alike, False) | np.append(False, alike))
-        order[at] = order[at][np.argsort(ordered[at])]
-        ordered = hashes[order]
-    return order, ordered
+    """The rows in the order of their ids' hashes, and the sorted hashes: (rows,) each."""
+    order = np.argsort(hashes)
+    return order, hashes[order]
 
 
 def _refuse_ids(path: Path, ids: Any, first_path: Path, first: Any) -> NoReturn:
@@ -296,6 +287,26 @@ def _arrays(path: Path, table: Any, plan: _Plan) -> dict[str, Array]:
             )
         arrays[name] = array
     return arrays
+
+
+def _refuse_spellings(sources: list[str], arrays: list[Array]) -> None:
+    """Raise if files have texts for one label that differ, such as 1 and 1.0: each got a vote."""
+    known: dict[Any, tuple[str, str]] = {}
+    for source, array in zip(sources, arrays, strict=True):
+        for label in set(array.tolist()) if array.dtype == object else ():
+            text, told = known.setdefault(_meaning(label), (label, source))
+            if text != label:
+                raise ValueError(
+                    f"{source} has the label {label!r}, and {told} has {text!r}: write equal "
+                    "labels alike in all files"
+                )
+
+
+def _meaning(label: Any) -> Any:
+    try:
+        return float(label)
+    except (TypeError, ValueError):
+        return label.strip() if isinstance(label, str) else label
 
 
 # ---------------------------------------------------------------- writing

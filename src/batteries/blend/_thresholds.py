@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from batteries._arrays import as_array
+from batteries._arrays import as_array, index_of, refuse_other_order
 from batteries._numbers import as_whole
 from batteries._scoring import as_scoring
 from batteries._spellings import hints
@@ -68,8 +68,14 @@ class Thresholds(NamedTuple):
     classes: NDArray[Any]
 
     def apply(self, scores: ArrayLike) -> NDArray[Any]:
-        """The classes of scores: (rows,)."""
-        return _cut(np.asarray(scores), np.array(self.values), self.classes)
+        """The classes of scores: (rows,).
+
+        Raises:
+            ValueError: A NaN or an infinity, with its row.
+        """
+        models = as_models({"scores": scores})
+        models.refuse()
+        return _cut(models.arrays[0], np.array(self.values), self.classes)
 
 
 @hints
@@ -123,7 +129,7 @@ def find_threshold(
         return sign * function(truth[rows], (scores[rows] >= cuts[0]).astype(np.int64))
 
     def best(rows: NDArray[Any]) -> Cuts:
-        nothing = np.nextafter(scores[rows].max(initial=-np.inf).astype(np.float64), np.inf)
+        nothing = np.nextafter(scores[rows].astype(np.float64).max(initial=-np.inf), np.inf)
         return _best_of(
             score, rows, np.append(_between(scores[rows], candidates), nothing)[:, None]
         )
@@ -210,6 +216,7 @@ def _given(
     oof: Any, target: ArrayLike, folds: Any, allow_missing: bool, seed: int
 ) -> tuple[NDArray[Any], NDArray[Any], list[Pair]]:
     models = as_models([oof])
+    refuse_other_order("the target and the scores", models.index, index_of(target))
     truth = as_array(target, "target")
     if models.shape != truth.shape or truth.ndim != 1:
         raise ValueError(

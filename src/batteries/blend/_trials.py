@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from batteries._arrays import as_array
+from batteries._arrays import as_array, index_of, refuse_other_order
 from batteries._numbers import as_seed, as_whole
 from batteries.blend._metrics import Problem
 from batteries.blend._models import Models
@@ -84,6 +84,7 @@ class Trial:
 
 def predicted_by_all(models: Models, target: Any, allow_missing: bool) -> tuple[Models, Any, Rows]:
     """The predictions and targets of the rows that all models have predicted, and these rows."""
+    refuse_other_order("the target and the predictions", models.index, index_of(target))
     truth = as_array(target, "target")
     if len(truth) != models.shape[0]:
         raise ValueError(
@@ -149,13 +150,17 @@ def as_folds(folds: int | ArrayLike, target: ArrayLike, seed: int) -> NDArray[An
         raise ValueError("folds is None; expected their number, the Folds, or the fold of each row")
     if _is_number(folds):
         # Rows with neighbouring targets go to different folds; equal targets are shuffled.
-        shuffled = np.random.default_rng(as_seed(seed)).permutation(len(truth))
-        order = shuffled[np.argsort(truth[shuffled], kind="stable")]
+        order = np.random.default_rng(as_seed(seed)).permutation(len(truth))
+        if truth.ndim == 1:
+            order = order[np.argsort(truth[order], kind="stable")]
         own = np.empty(len(truth), dtype=np.int64)
-        own[order] = np.arange(len(truth)) % max(as_whole(folds, "folds"), 1)
+        number = as_whole(folds, "folds", told=", the Folds, or the fold of each row")
+        own[order] = np.arange(len(truth)) % max(number, 1)
     else:
         own = as_array(folds, "folds")
-        if own.dtype.kind not in "iu":  # names
+        if own.dtype.kind == "f":  # whole numbers of a frame in which some are missing
+            own = np.where(np.isnan(own), -1, own).astype(np.int64)
+        elif own.dtype.kind not in "iu":  # names
             own = np.unique(own, return_inverse=True)[1]
     return own
 

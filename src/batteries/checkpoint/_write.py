@@ -176,9 +176,8 @@ def form_of(tensor: Tensor) -> Form:
 
 def formed(storage: torch.UntypedStorage, form: Form) -> Tensor:
     """A tensor of that form in other memory."""
-    same = torch.empty(0, dtype=form.dtype, device=storage.device).set_(
-        storage, form.offset, form.size, form.stride
-    )
+    empty = torch.empty(0, dtype=form.dtype, device=storage.device)
+    same = empty.set_(storage, form.offset, form.size, form.stride)
     if form.learned:
         return nn.Parameter(same, form.requires_grad)
     return same.requires_grad_(form.requires_grad)

@@ -170,8 +170,19 @@ def _predictions(paths: list[Path], target: str, prediction: str) -> tuple[Any, 
                 f"{paths[0]} and {path} have predictions of different rows; compare runs with the "
                 "same ids"
             )
-    predicted = [arrays[prediction][order] for arrays, order in zip(files, orders, strict=True)]
-    return files[0][target][orders[0]], predicted
+    targets, predicted = (
+        [arrays[name][order] for arrays, order in zip(files, orders, strict=True)]
+        for name in (target, prediction)
+    )
+    for path, own in zip(paths, targets, strict=True):
+        kinds = targets[0].dtype.kind + own.dtype.kind
+        same = np.allclose if "f" in kinds and set(kinds) <= set("biuf") else np.array_equal
+        if own.shape != targets[0].shape or not same(targets[0], own):
+            raise ValueError(
+                f"{paths[0]} and {path} have different targets for the same ids; compare runs of "
+                "the same data"
+            )
+    return targets[0], predicted
 
 
 def _with_metric(

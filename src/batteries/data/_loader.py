@@ -152,8 +152,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         dataset: Dataset[T],
         batch_size: int | None = 1,
         shuffle: bool | None = None,
-        sampler: Any = None,
-        batch_sampler: Any = None,
+        sampler: Iterable[Any] | None = None,
+        batch_sampler: Iterable[Any] | None = None,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         pin_memory: bool = False,
@@ -186,7 +186,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._open: Iterator[Arrival] | None = None  # a stream between two passes
         self._pass: _Pass | None = None  # the pass under way
         self._latest: _Pass | None = None  # the pass to which the loader's place belongs
-        self._sampler = sampler if batch_sampler is None else batch_sampler
+        self._sampler: Any = sampler if batch_sampler is None else batch_sampler
         self._unit = "samples" if batch_sampler is None else "batches"
         self._shuffled = bool(shuffle)
         self.in_step = self._shuffled or self._sampler is not None

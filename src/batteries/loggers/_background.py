@@ -8,9 +8,12 @@ import time
 import uuid
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from numpy.typing import ArrayLike
 
 from batteries import distributed
 from batteries._files import PathLike, Place
@@ -21,9 +24,7 @@ from batteries.loggers._calls import BOUND, PATIENCE, Call, Calls
 from batteries.loggers._pictures import Histogram, histogram_of, png_of
 from batteries.loggers._values import Metrics, Numbers, flatten, read_together
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
+Own = TypeVar("Own", bound="BackgroundLogger")
 _RETRY = 5.0  # seconds until the next attempt to open a tracker
 _GRACE = 2.0  # seconds that `state_dict` waits for a tracker
 
@@ -68,7 +69,7 @@ class BackgroundLogger:
         self._lost = 0
         self._failed = False  # whether the run failed, not the logger
         self._closed = False
-        self._exit = _closing(weakref.ref(self))
+        self._exit = partial(_close_existing, weakref.ref(self))
         self._cancel_exit = call_at_end(self._exit)
 
     # ---------------------------------------------------------------- called in the loop
@@ -117,7 +118,7 @@ class BackgroundLogger:
         if distributed.is_main():
             self._put("_write_figure", name, png_of(name, image), as_whole(step, "step"))
 
-    def log_histogram(self, name: str, values: Any, step: int, bins: int = 64) -> None:
+    def log_histogram(self, name: str, values: ArrayLike, step: int, bins: int = 64) -> None:
         """Write a histogram of the values of a tensor or array.
 
         Values that are NaN, infinite or as large as 1e300 are in no bin. The call waits for the
@@ -152,7 +153,7 @@ class BackgroundLogger:
             warnings.warn(f"{self._name}: {self._lost} calls were lost", stacklevel=2)
             self._lost = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Own) -> Own:
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
@@ -325,12 +326,7 @@ def _work(calls: Calls) -> None:
     some[0][0]._end()
 
 
-def _closing(own: Callable[[], BackgroundLogger | None]) -> Callable[[], None]:
-    """A function that closes a logger at the end of the program if the logger still exists."""
-
-    def close() -> None:
-        logger = own()
-        if logger is not None:
-            logger.close()
-
-    return close
+def _close_existing(logger: weakref.ref[BackgroundLogger]) -> None:
+    """Close a logger at the end of the program, if it still exists."""
+    if (there := logger()) is not None:
+        there.close()

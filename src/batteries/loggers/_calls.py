@@ -53,6 +53,7 @@ class Calls:
     # ---------------------------------------------------------------- in the thread
 
     def first(self) -> list[Call]:
+        """Wait for a call."""
         return [self._queue.get()]
 
     def gathered(self) -> list[Call]:

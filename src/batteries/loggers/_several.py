@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from numpy.typing import ArrayLike
+
 from batteries import distributed
 from batteries._foreign import brief
 from batteries._masking import masked
@@ -75,7 +77,7 @@ class Loggers:
         """
         self._each("log_image", name, image, step)
 
-    def log_histogram(self, name: str, values: Any, step: int, bins: int = 64) -> None:
+    def log_histogram(self, name: str, values: ArrayLike, step: int, bins: int = 64) -> None:
         """Write a histogram of the values of a tensor or array."""
         self._each("log_histogram", name, values, step, bins)
 

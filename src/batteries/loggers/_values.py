@@ -14,7 +14,7 @@ from torch import Tensor
 from batteries._foreign import brief
 from batteries._numbers import as_number
 
-Metrics = Mapping[str, "float | Tensor | Metrics"]
+Metrics = Mapping[str, float | Tensor | Mapping[str, Any]]
 
 
 class Numbers(dict[str, float]):

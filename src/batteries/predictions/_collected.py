@@ -89,7 +89,9 @@ class Predictions:
         # int64 would take twice the memory of a float32 prediction.
         self._places = np.dtype(np.int32 if length < 2**31 else np.int64)
 
-    def add(self, indices: Iterable[int] | Tensor, **arrays: Any) -> None:
+    def add(
+        self, indices: Iterable[int] | Tensor, **arrays: Tensor | NDArray[Any] | Sequence[Any]
+    ) -> None:
         """Add the predictions for a batch.
 
         >>> Predictions(8).add(range(2), logits=torch.zeros(2, 10), name=["a", "b"])

@@ -49,18 +49,13 @@ def write_report(logdir: PathLike, output: PathLike = "report.html") -> Path:
         NotADirectoryError: There is no such directory.
         OSError: The page cannot be written. A page that was there before is unchanged.
     """
-    page = page_of(data_of(logdir, *read_all(logdir)))
+    runs = some_runs(logdir)
+    page = page_of(data_of(logdir, runs, read_contents(runs)))
     output = Path(output)
     make_directory(output.parent)
     with write_whole(output, len(page)) as file:
         file.write(page)
     return output
-
-
-def read_all(logdir: PathLike) -> tuple[Runs, list[Contents]]:
-    """The runs below a directory, at least one, and what the page shows of each."""
-    runs = some_runs(logdir)
-    return runs, read_contents(runs)
 
 
 def data_of(logdir: PathLike, runs: Runs, found: Sequence[Contents]) -> bytes:

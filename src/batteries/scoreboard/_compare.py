@@ -42,8 +42,8 @@ class Comparison:
         code: The output of `git diff --stat` between the commits of the first and the others.
         scores: By name, the score of each run, and the last and best of each logged metric.
         differences: For each pair of runs, the second's score minus the first's. The noise is that
-            of seeds if there are runs with other seeds, else that of folds. A pair without both
-            has no entry.
+            of seeds if there are runs with other seeds, else that of folds. A pair without both,
+            or with different metrics, has no entry.
         metric: The metric that is compared; "" if the runs have several, or none.
         minimization: Whether lower is better; None if that is not known.
         only_seeds: The pairs of runs whose arguments differ only in seeds.
@@ -83,7 +83,7 @@ class Comparison:
             found = [
                 "whether they differ is not known: this needs several runs of each that differ "
                 "only in the seed, the scores of folds (record_scores(run, folds=...)), or "
-                "predictions (--predictions)"
+                "predictions (--predictions); and the same metric"
             ]
         if self.left_out:
             found.append(
@@ -173,7 +173,7 @@ def compare(*runs: RunInfo | PathLike, among: Sequence[RunInfo | PathLike] = ())
         by_seeds((i, j), infos[i], infos[j], [*infos, *others])
         or by_folds((i, j), infos[i], infos[j])
         for i, j in pairs
-        if (i, j) not in same
+        if (i, j) not in same and _one_metric(infos[i], infos[j])
     ]
     metrics = {(info.metric, info.minimization) for info in infos}
     metric, lower = metrics.pop() if len(metrics) == 1 else ("", None)
@@ -189,6 +189,10 @@ def compare(*runs: RunInfo | PathLike, among: Sequence[RunInfo | PathLike] = ())
         same,
         len(left_out),
     )
+
+
+def _one_metric(first: RunInfo, second: RunInfo) -> bool:
+    return first.metric == second.metric or not (first.metric and second.metric)
 
 
 def _names(runs: Sequence[RunInfo]) -> list[str]:

@@ -214,17 +214,25 @@ class RunInfo:
         return min(alike, key=lambda stage: sign * (stage.best or {})[last.metric])
 
     @property
+    def _told(self) -> dict[str, Any]:
+        """What is recorded about the validation score; nothing if it is that of a checkpoint."""
+        recorded = self.scores.keys() & {"validation", "folds"}
+        return self.scores if recorded or self.best_stage is None else {}
+
+    @property
     def metric(self) -> str:
         """The metric of the validation score; "" if it is not known."""
         stage = self.best_stage
-        return str(self.scores.get("metric") or (stage.metric if stage else ""))
+        return str(self._told.get("metric") or (stage.metric if stage else ""))
 
     @property
     def minimization(self) -> bool | None:
         """Whether lower is better; None if it is not known."""
-        told: bool | None = self.scores.get("minimization")
+        told: bool | None = self._told.get("minimization")
         stage = self.best_stage
-        return told if told is not None or stage is None else stage.minimization
+        # The direction of a checkpoint's loss is not that of a recorded AUC.
+        same = stage is not None and stage.metric == self.metric
+        return stage.minimization if stage and same and told is None else told
 
     @cached_property
     def validated(self) -> Validation | None:
@@ -299,15 +307,19 @@ def read_run(path: PathLike, name: str | None = None) -> RunInfo:
         state = state_of(path, record) if record else "unknown"
     with _telling(path / SCORES, problems):
         scores = read_scores(path)
+    left_out = []
     for file in sorted(files_of(path, METRICS), key=_changed):
         with _telling(file, problems):
-            own = read_history(file, inside=path)[:3]
-            stages.append(Stage(stage_of(file, path), file.parent, *own))
+            own = read_history(file, inside=path)
+            stages.append(Stage(stage_of(file, path), file.parent, *own[:3]))
+            if own.foreign:
+                told = f"{file}: {own.foreign:,} rows have values that no CheckpointManager writes"
+                left_out.append(f"{told}, which are left out")
     known = {stage.name for stage in stages}
     stages = [s for s in _recorded(path, record, problems) if s.name not in known] + stages
     if problems and state == "unknown":
         state = "unreadable"
-    return RunInfo(name or str(path), path, record, state, stages, scores, problems)
+    return RunInfo(name or str(path), path, record, state, stages, scores, problems + left_out)
 
 
 def logged_by(run: RunInfo) -> Logged:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from batteries._arrays import as_array
+from batteries._arrays import as_array, index_of, refuse_other_order
 from batteries._optional import import_optional
 from batteries._scoring import as_scoring
 from batteries.scoreboard._info import RunInfo, folds_of
@@ -210,6 +210,7 @@ def paired_bootstrap(
     Raises:
         ValueError: Different numbers of rows.
     """
+    refuse_other_order("target and predictions", *map(index_of, (target, first, second)))
     target = as_array(target, "target")
     own = as_scoring(metric).of(target)
     return decided(list(by_rows(target, [first, second], own)))[0]
@@ -230,6 +231,7 @@ def by_rows(
     drawn = []
     with warnings.catch_warnings():  # samples without a rare class have no score
         warnings.filterwarnings("ignore", "Only one class is present")
+        warnings.filterwarnings("ignore", module=r"sklearn\.")
         for _ in samples:
             rows = generator.integers(0, count, count)
             drawn.append([metric(y[rows], own[rows]) for own in ours])

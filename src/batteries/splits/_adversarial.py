@@ -80,9 +80,8 @@ def tells(column: NDArray[Any] | None, targets: NDArray[Any] | None, seed: int) 
     selection, metrics = sklearn_room("model_selection"), sklearn_room("metrics")
     if numbers:
         folds = selection.KFold(PARTS, shuffle=True, random_state=random_state(seed))
-        return float(
-            metrics.r2_score(truth, selection.cross_val_predict(model, feature, truth, cv=folds))
-        )
+        told = selection.cross_val_predict(model, feature, truth, cv=folds)
+        return float(metrics.r2_score(truth, told))
     told = selection.cross_val_predict(
         model, feature, truth, cv=_splitter(seed), method="predict_proba"
     )

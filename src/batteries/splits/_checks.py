@@ -15,6 +15,7 @@ from batteries.splits._duplicates import hashes, near_hashes, rows_of
 from batteries.splits._tables import (
     as_table,
     column_of,
+    groups_of,
     id_columns,
     is_table,
     length_of,
@@ -68,7 +69,7 @@ def check_folds(
     """
     if not isinstance(folds, Folds):
         raise TypeError(f"folds is {brief(folds)}; expected what make_folds returns")
-    targets, groups = column_of(data, targets, "targets"), column_of(data, groups, "groups")
+    targets, groups = column_of(data, targets, "targets"), groups_of(data, groups)
     _check_rows(folds, targets=targets, groups=groups, data=data)
     parts = list(folds)
     for fold, rows in enumerate(parts):

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from batteries._arrays import as_array
 from batteries.splits._tables import as_table, is_table
 
 _STEP = 0.05  # numbers are rounded to so many standard deviations of their column
@@ -31,7 +32,7 @@ def near_hashes(data: Any, near: Literal["rounded", "images"]) -> list[NDArray[A
     if near != "rounded":
         raise ValueError(f"near is {near!r}; expected 'rounded' or 'images'")
     if not is_table(data):
-        rows = [_array(row).reshape(-1) for row in data]
+        rows = [as_array(row, "a row").reshape(-1) for row in data]
         if len({len(row) for row in rows}) > 1 or any(row.dtype.kind not in "biuf" for row in rows):
             raise ValueError("near='rounded' needs a table, or rows of equally many numbers")
         data = dict(enumerate(np.array(rows).T))
@@ -49,13 +50,9 @@ def _rounded(column: NDArray[Any], shift: float) -> NDArray[Any]:
     return np.floor(numbers / ((spread or 1.0) * _STEP) + shift) + 0.0  # no -0
 
 
-def _array(row: Any) -> NDArray[Any]:
-    return np.asarray(row.detach().cpu() if isinstance(row, Tensor) else row)
-
-
 def _edges(image: Any) -> Tensor:
     """Where an image gets lighter, to the right and downwards: (bits,), 1 or -1."""
-    gray = _array(image).astype(np.float32)
+    gray = as_array(image, "an image").astype(np.float32)
     if gray.ndim == 3:  # channels first or last
         gray = gray.mean(int(np.argmin(gray.shape)))
     if gray.ndim != 2 or min(gray.shape) < _LEAST:
@@ -92,7 +89,7 @@ def hashes(data: Any) -> NDArray[Any]:
 
 def _hash_of(row: Any) -> str:
     if isinstance(row, Tensor):
-        row = row.detach().cpu().numpy()
+        row = as_array(row, "a sample")
     if isinstance(row, np.ndarray) and row.dtype != object:
         data = f"{row.dtype} {row.shape}".encode() + np.ascontiguousarray(row).tobytes()
     elif isinstance(row, list | tuple | np.ndarray):

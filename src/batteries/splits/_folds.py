@@ -21,6 +21,7 @@ from batteries.splits._strata import of_labels, strata
 from batteries.splits._tables import (
     as_table,
     column_of,
+    groups_of,
     is_table,
     length_of,
     random_state,
@@ -88,17 +89,21 @@ def make_folds(
         TypeError: A number or a span of another type, or an unknown argument. If scikit-learn has
             this argument, the error says how it is called here.
         ValueError: Too few rows, groups, or members of a class for so many folds; missing targets
-            or groups; rows that are not in the order of time; a file of other folds, or one that
-            was changed.
+            or groups; groups for a kind that would divide them; rows that are not in the order of
+            time; a file of other folds, or one that was changed.
     """
     labels = ": pass labels as targets=" if isinstance(n_folds, Iterable) else ""
     n_folds = as_whole(n_folds, "n_folds", told=labels)  # not numpy's, which have another repr
     seed, repeats = as_seed(seed), as_whole(repeats, "repeats", 1)
     rows, targets = _rows_and_targets(data, targets, "stratified" in str(kind))
-    groups = column_of(data, groups, "groups")
+    groups = groups_of(data, groups)
     _check_request(rows, n_folds, kind, targets, groups)
+    if groups is not None and "group" not in str(kind):
+        raise ValueError(
+            f"groups= is for kind='group' and kind='stratified_group'; kind={kind!r} would divide "
+            "the groups"
+        )
     targets = targets if "stratified" in kind else None  # unused, so not part of the digest
-    groups = groups if "group" in kind else None
     order = _Order(column_of(data, time, "time"), gap, embargo, window)
     _check_order(order, kind, repeats, data)
     if path is not None and Path(path).suffix not in (".csv", ".parquet"):

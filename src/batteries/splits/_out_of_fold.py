@@ -76,6 +76,7 @@ class OutOfFold:
             IndexError: No such fold.
         """
         _, rows = self._folds[fold]
+        fold = range(self._folds.n_folds)[fold]  # -1 is the last one
         if trained_on is not None and trained_on != self._folds.hash:
             raise ValueError(
                 f"the model of fold {fold} was trained on other folds ({trained_on}) than these "

@@ -43,6 +43,17 @@ def column_of(data: Any, column: Any, told: str = "it") -> Any:
     return mixed if mixed.ndim == 1 and is_missing(mixed).any() else np.asarray(values)
 
 
+def groups_of(data: Any, groups: Any) -> Any:
+    """The group of each row, (rows,), or None."""
+    own = column_of(data, groups, "groups")
+    if own is not None and own.ndim != 1:
+        raise ValueError(
+            f"groups have shape {own.shape}; expected (rows,): join the columns, such as 'a/b', "
+            "for groups of equal values in all of them"
+        )
+    return own
+
+
 def names_in(data: Any) -> list[str]:
     return list(data if isinstance(data, Mapping) else getattr(data, "columns", []))
 

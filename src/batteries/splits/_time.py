@@ -20,13 +20,7 @@ def as_times(values: Any, rows: int) -> NDArray[Any]:
         return np.arange(rows)
     times = np.asarray(values)
     refuse_missing("times", times)
-    if times.dtype == object:  # Python's dates, or pandas' with a time zone
-        utc = datetime.timezone.utc
-        zoned = [each for each in times if getattr(each, "tzinfo", None)]
-        if zoned:
-            times = np.array([each.astimezone(utc).replace(tzinfo=None) for each in times])
-        if all(isinstance(each, datetime.date) for each in times):
-            times = times.astype("datetime64[us]")
+    times = _dates(times)
     if times.dtype.kind not in "iufM":
         raise ValueError(
             f"time has the dtype {times.dtype}, such as {times.ravel()[0]!r}; expected dates or "
@@ -37,12 +31,25 @@ def as_times(values: Any, rows: int) -> NDArray[Any]:
     return times
 
 
+def _dates(times: NDArray[Any]) -> NDArray[Any]:
+    """Dates of numpy, in UTC, for Python's dates, and for pandas' with a time zone."""
+    if times.dtype != object or not all(isinstance(each, datetime.date) for each in times.flat):
+        return times
+    zoned = [bool(getattr(each, "tzinfo", None)) for each in times.flat]
+    if any(zoned) and not all(zoned):
+        raise ValueError("some times have a time zone and others have none: give all of them one")
+    if any(zoned):
+        utc = datetime.timezone.utc
+        times = np.array([each.astimezone(utc).replace(tzinfo=None) for each in times.flat])
+    return times.astype("datetime64[us]")
+
+
 def refuse_unsorted(data: dict[str, NDArray[Any]]) -> None:
     """Raise if a table has a column of unsorted dates: its rows are not in the order of time."""
     for name, column in data.items():
-        if column.dtype.kind == "M":
-            known = column[~is_missing(column)]
-            if (known[1:] < known[:-1]).any():
+        if column.dtype.kind in "MO" and column.ndim == 1:
+            known = _dates(column[~is_missing(column)])
+            if known.dtype.kind == "M" and (known[1:] < known[:-1]).any():
                 raise ValueError(
                     f"the rows are not in the order of column {name!r}: pass time={name!r}, or "
                     "the name of another column of times"
