@@ -547,6 +547,18 @@ def test_it_is_a_torch_loader() -> None:
     assert distributed.world_size() == 1
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_profiler_sees_the_batches(workers: int) -> None:
+    """A profiler that starts in the middle of a pass counts the batches from there on."""
+    batches = iter(DataLoader(Noisy(12), 4, num_workers=workers))
+    next(batches)
+    with torch.autograd.profiler.profile() as profile:
+        assert len(list(batches)) == 2
+    told = {event.key: event.count for event in profile.key_averages()}
+    [count] = [told[name] for name in told if name.startswith("enumerate(DataLoader)")]
+    assert count == 3  # with the attempt that found the end
+
+
 def test_accelerate_may_not_prepare_it() -> None:
     """The question that accelerate asks before it makes a plain loader is an error with advice."""
     with pytest.raises(TypeError, match=r"out of accelerator.prepare\(\).*to_device\(batch, acc"):

@@ -8,6 +8,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
@@ -56,24 +57,24 @@ class Plan:
         return self
 
     def __next__(self) -> Any:
-        if not self._ahead:
-            self._look(1)
-        if not self._ahead:
-            raise StopIteration
-        ask, arrival = self._ahead.popleft()
+        ask, arrival = self._ahead.popleft() if self._ahead else self._step()
         self.awaited.append(arrival)
         return ask
 
-    def _look(self, count: int) -> None:
+    def _step(self) -> tuple[Any, Arrival]:
         try:
-            self._ahead.extend(itertools.islice(self._steps, count))
+            return next(self._steps)
+        except StopIteration:
+            raise
         except BaseException:
             self.broken = True
             raise
 
     def next_steps(self, count: int) -> list[Arrival]:
         """The next arrivals: `count` of them, or all that are left."""
-        self._look(max(0, count - len(self.awaited) - len(self._ahead)))
+        with suppress(StopIteration):
+            while len(self.awaited) + len(self._ahead) < count:
+                self._ahead.append(self._step())
         ahead = (arrival for _, arrival in self._ahead)
         return list(itertools.islice(itertools.chain(self.awaited, ahead), count))
 

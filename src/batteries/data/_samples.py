@@ -20,7 +20,7 @@ from torch.utils.data import (
 from batteries._seeding import rekey
 from batteries.data._failing import say_where
 from batteries.data._generators import generators_in, rekey_each
-from batteries.data._workers import ends_nothing, stopped
+from batteries.data._workers import stopped
 
 _SAMPLE, _SAMPLES = 2, 5  # the uses of keys
 
@@ -81,15 +81,22 @@ class Samples(Dataset[Any]):
         new = {id(generator) for generator in self._own.values()} - known
         return self._keyed(read, what, *key) if new else value
 
-    def _look(self) -> None:
-        """Find the dataset's own generators, once in each process."""
-        if self._pid != os.getpid():
+    @property
+    def _draws_nothing(self) -> bool:
+        return self._collates_only and _is_plain(self.dataset)
+
+    def look(self) -> None:
+        """Find the dataset's own generators, once in each process.
+
+        The search may take 100 ms. It takes 5 in a process whose parent has searched before a fork.
+        """
+        if self._pid != os.getpid() and not self._draws_nothing:
             self._pid, self._first, self._own = os.getpid(), True, self.generators()
 
     def _one_by_one(self, ask: Ask) -> list[Any]:
         seed, epoch, indices, again = ask
         samples = []
-        self._look()
+        self.look()
         for place, index in enumerate(indices):
             number = index if type(index) is int else number_of(index)
             more = (again[place],) if again and again[place] else ()
@@ -107,22 +114,21 @@ class Samples(Dataset[Any]):
 
     def _together(self, ask: Ask) -> Any:
         seed, epoch, indices, again = ask
-        if self._collates_only and _is_plain(self.dataset):
-            return self._whole(self.dataset.__getitems__(indices), indices)
+        if self._draws_nothing:
+            return self._batch(indices)
         plain = set(map(type, indices)) == {int}  # faster than number_of for each index
         numbers = indices if plain else map(number_of, indices)
-        key = _SAMPLES, seed, epoch, *numbers, *(again or ())
-        self._look()
-        call = f"dataset.__getitems__({indices!r})"
-        with ends_nothing(call):
-            try:
-                samples = self._keyed(self.dataset.__getitems__, indices, *key)
-            except Exception as error:
-                say_where(error, call)
-                raise
-        return self._whole(samples, indices)
+        self.look()
+        return self._keyed(self._batch, indices, _SAMPLES, seed, epoch, *numbers, *(again or ()))
 
-    def _whole(self, samples: Any, indices: list[Any]) -> Any:
+    def _batch(self, indices: list[Any]) -> Any:
+        try:
+            samples = self.dataset.__getitems__(indices)
+        except StopIteration as error:
+            raise stopped(f"dataset.__getitems__({indices!r})") from error
+        except Exception as error:
+            say_where(error, f"dataset.__getitems__({indices!r})")
+            raise
         if self._exact and len(samples) != len(indices):
             raise ValueError(
                 f"{type(self.dataset).__name__}.__getitems__ returned {len(samples)} samples for "

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from batteries.distributed._launch import in_group, rank, world_size
+from batteries.distributed._launch import in_group, place, rank
 from batteries.distributed._waiting import Notes, StoreGoneError, wait_until
 
 Group: TypeAlias = dist.ProcessGroup | DeviceMesh | tuple[DeviceMesh, str] | None
@@ -55,7 +55,7 @@ def ranks_of(group: Group = None) -> Ranks:
             the group.
     """
     if group is None:
-        return Ranks(rank(), world_size())
+        return Ranks(*place())
     if isinstance(group, tuple):
         mesh, name = group
         if name not in (mesh.mesh_dim_names or ()):
@@ -83,7 +83,7 @@ def ranks_of(group: Group = None) -> Ranks:
             'dimension, or (mesh, "dp")'
         )
     if own is dist.group.WORLD:
-        return Ranks(rank(), world_size())
+        return Ranks(*place())
     return Ranks(dist.get_rank(own), dist.get_world_size(own), own)
 
 

@@ -32,7 +32,8 @@ def launched() -> Launch | None:
 
 def _read() -> Launch | None:
     env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
+    ranked, counted = "RANK" in env, "WORLD_SIZE" in env
+    if ranked and counted:
         return Launch(
             rank=number("RANK"),
             world_size=number("WORLD_SIZE"),
@@ -54,9 +55,8 @@ def _read() -> Launch | None:
             local_world_size=0,
             init_method=f"tcp://{host}:{port}",
         )
-    for name, other in (("WORLD_SIZE", "RANK"), ("RANK", "WORLD_SIZE")):
-        if name in env:
-            said(other)
+    if ranked or counted:
+        said("WORLD_SIZE" if ranked else "RANK")  # raises
     return None
 
 
@@ -84,16 +84,21 @@ def in_group() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def place() -> tuple[int, int]:
+    """The rank of this process, and the number of processes. Without a group, the launcher's."""
+    if in_group():
+        return dist.get_rank(), dist.get_world_size()
+    launch = launched()
+    return (launch.rank, launch.world_size) if launch else (0, 1)
+
+
 def rank() -> int:
     """The number of this process among all, from 0. Without a group, the launcher's number.
 
     >>> rank()
     0
     """
-    if in_group():
-        return dist.get_rank()
-    launch = launched()
-    return launch.rank if launch else 0
+    return place()[0]
 
 
 def world_size() -> int:
@@ -102,10 +107,7 @@ def world_size() -> int:
     >>> world_size()
     1
     """
-    if in_group():
-        return dist.get_world_size()
-    launch = launched()
-    return launch.world_size if launch else 1
+    return place()[1]
 
 
 def local_rank() -> int:

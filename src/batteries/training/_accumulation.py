@@ -282,12 +282,12 @@ class Windows(Generic[T]):
         # iter is called at once, because some loaders have no state before it.
         arrivals = fetched(iter(self._loader)) if own is None else own.arrivals()
         this = _Pass(self._model, self._scaler, None if own is None else own.epoch)
-        steps = itertools.count()
+        steps, ranks = itertools.count(), ranks_of(self._group).size
         arrival: Arrival | None = None
         try:
             for first in place.held(arrivals):
                 this.begin()
-                for arrival, weight, closing in _closed(self._window(first, arrivals, own)):
+                for arrival, weight, closing in _closed(self._window(first, arrivals, own, ranks)):
                     step, closed = next(steps), closing is not None
                     failed = isinstance(arrival.batch, Failed)
                     # Failed batches after the closing one were received with it.
@@ -305,10 +305,9 @@ class Windows(Generic[T]):
         this.tell_queued(wait=True)
 
     def _window(
-        self, first: Arrival, others: Iterator[Arrival], own: DataLoader[Any] | None
+        self, first: Arrival, others: Iterator[Arrival], own: DataLoader[Any] | None, ranks: int
     ) -> Iterator[tuple[Arrival, float]]:
-        """The batches of a window and their weights."""
-        ranks = ranks_of(self._group)
+        """The batches of a window of all `ranks`, and their weights."""
         sizes = own.sizes(first, self._steps) if own is not None and self._count is None else None
         if sizes is not None:  # known before the batches are fetched
             counts: list[float] = [mine for mine, _ in sizes]
@@ -317,8 +316,10 @@ class Windows(Generic[T]):
         else:
             window = [first, *islice(others, self._steps - 1)]
             counts = [self._counted(arrival.batch) for arrival in window]
-            total = distributed.all_reduce(sum(counts), group=self._group)
-        weights = [count * ranks.size / total if total else 0.0 for count in counts]
+            total = sum(counts)
+            if ranks > 1:
+                total = distributed.all_reduce(total, group=self._group)
+        weights = [count * ranks / total if total else 0.0 for count in counts]
         return zip(window, weights, strict=True)
 
     def _counted(self, batch: Any) -> float:
