@@ -92,6 +92,16 @@ def test_a_foreign_repository_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert "worktree add" in run("rerun", "../work/runs/001").output
 
 
+def test_a_program_that_changes_its_directory() -> None:
+    """The command runs where the program was started, not where the program went before its run."""
+    begin = "import os; os.makedirs('out', exist_ok=True); os.chdir('out')"
+    Path("train.py").write_text(f"{begin}\n{PROGRAM}")
+    warm.run([sys.executable, "train.py"], env={**os.environ, "RECORD": "1"}, check=True)
+    Path("out/out.txt").unlink()
+    run("resume", "1", "--logdir", "out/runs", "--yes")
+    assert Path("out/out.txt").read_text() == "changed [] out"
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="needs Python that has a safe path")
 def test_modules_of_the_run() -> None:
     """`python -m` takes module and packages of the run's code, and runs where it ran."""

@@ -16,6 +16,7 @@ from types import GenericAlias
 from typing import Any, get_origin, get_type_hints
 
 import pytest
+import torch
 
 import batteries
 
@@ -231,3 +232,13 @@ def test_functions_are_short(module: str) -> None:
         if isinstance(node, ast.FunctionDef):
             said = len((ast.get_docstring(node, clean=False) or "").splitlines())
             assert (node.end_lineno or 0) - node.lineno + 1 - said <= 60, node.name
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_tensors_say_their_device(module: str) -> None:
+    """A new tensor says its device: the program may have set another default than the CPU."""
+    makers = {each.__name__ for each in torch.utils._device._device_constructors()}
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"torch.{m}" for m in makers}:
+            said = {each.arg for each in node.keywords}
+            assert said & {"device", None}, ast.unparse(node)  # None: **options

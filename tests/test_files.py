@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import pty
 import socket
@@ -17,6 +18,7 @@ from batteries import CheckpointManager, save_checkpoint
 from batteries._files import (
     append_whole,
     link_or_copy,
+    locked_directory,
     make_directory,
     point_to,
     remove_leftovers,
@@ -229,3 +231,16 @@ def test_directory_that_is_a_file(path: str) -> None:
     Path("file").touch()
     with pytest.raises(NotADirectoryError, match=rf"directory {path}: file is a file; choose"):
         make_directory(path)
+
+
+def test_a_fork_does_not_keep_the_lock() -> None:
+    """After a save the directory is free, although a worker was forked meanwhile and lives on."""
+    forking = multiprocessing.get_context("fork")
+    over = forking.Event()
+    worker = forking.Process(target=over.wait, daemon=True)
+    with locked_directory("."):
+        worker.start()
+    with locked_directory(".", timeout=0):
+        over.set()
+    worker.join()
+    assert worker.exitcode == 0

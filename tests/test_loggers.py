@@ -525,3 +525,45 @@ def test_histograms_of_any_numbers(values: list[float], lost: int) -> None:
         assert (np.diff(found.edges) > 0).all()
     with pytest.raises(ValueError, match="histogram 'w' has 300 bins; expected 1 to 256"):
         histogram_of("w", values, 300)
+
+
+class Begun(JsonLinesLogger):
+    """The first thread that begins waits a moment for a second one."""
+
+    def __init__(self) -> None:
+        self.first, self.second = threading.Event(), threading.Event()
+        super().__init__("logs")
+
+    def _look_around(self) -> None:
+        if self.first.is_set():
+            self.second.set()
+        self.first.set()
+        self.second.wait(0.2)
+
+
+def test_two_threads_begin() -> None:
+    """Threads of the program whose first calls come at once share one thread and one file."""
+    lines = Begun()
+    threads = [
+        threading.Thread(target=lines.log_metrics, args=({"loss": 1}, step)) for step in (1, 2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines.close()
+    assert not lines.second.is_set()
+    assert sorted(line["step"] for line in read_lines("logs")) == [1, 2]
+
+
+class Exiting(JsonLinesLogger):
+    def _write_metrics(self, rows: Any) -> None:  # noqa: ARG002
+        sys.exit("the tracker gives up")
+
+
+def test_a_tracker_that_exits() -> None:
+    """A tracker that calls sys.exit in the thread is told of, as any other failure."""
+    logger = Exiting("logs")
+    logger.log_metrics({"loss": 1}, 1)
+    with pytest.warns(match="SystemExit: the tracker gives up"), pytest.warns(match="1 calls"):
+        logger.close()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import warm
 from sweeps import sweep
+
+from batteries import JsonLinesLogger
+from batteries.loggers import read_lines
 
 PROGRAM = """
 import multiprocessing, sys
@@ -62,3 +67,24 @@ def test_nothing_is_lost(how: str, end: str, code: int, state: str, more: list[s
     assert len(Path("logs/metrics.jsonl").read_text().splitlines()) == 2
     [session] = json.loads(Path("runs/001/run.json").read_bytes())["sessions"]
     assert session["state"] == state
+
+
+def log_in_a_fork(lines: JsonLinesLogger, step: int) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        lines.log_metrics({"loss": 1}, step)
+    Path("told.txt").write_text("".join(str(each.message) for each in told))
+
+
+def test_a_logger_that_was_made_before_a_fork() -> None:
+    """A fork writes what it logs, or says that it cannot: the thread is in the other process."""
+    lines, forking = JsonLinesLogger("logs"), multiprocessing.get_context("fork")
+    for step in (1, 3):  # the first one before the logger has begun here
+        fork = forking.Process(target=log_in_a_fork, args=(lines, step))
+        fork.start()
+        fork.join(60)
+        assert fork.exitcode == 0
+        lines.log_metrics({"loss": 1}, step + 1)
+    lines.close()
+    assert [line["step"] for line in read_lines("logs")] == [1, 2, 4]
+    assert "which this process is a fork: make a logger in each" in Path("told.txt").read_text()

@@ -27,6 +27,15 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "\rtrain: 100%|" in file.getvalue()
 
 
+def test_a_program_without_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a program has no stderr (`2>&-`, pythonw), the bar is silent, and the loop runs."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert list(tqdm(range(3), disable=None)) == [0, 1, 2]
+    file = io.StringIO()
+    assert list(tqdm(range(3), file=file)) == [0, 1, 2]
+    assert "3/3" in file.getvalue()
+
+
 def test_a_file_gets_lines() -> None:
     """In a log file 100,000 steps are one line, with no carriage return."""
     file = io.StringIO()

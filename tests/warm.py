@@ -195,7 +195,7 @@ def _interpret(words: list[str]) -> int:
                 sys.argv, source, name, folder = words[:1] + words[2:], words[1], "<string>", ""
             else:
                 sys.argv, name, source = words, words[0], Path(words[0]).read_text()
-                module.__file__, folder = name, str(Path(name).resolve().parent)
+                module.__file__, folder = os.path.abspath(name), str(Path(name).resolve().parent)
             sys.path.insert(0, folder)
             exec(compile(source, name, "exec", dont_inherit=True), module.__dict__)
     except SystemExit as error:

@@ -223,6 +223,8 @@ def locked_directory(path: PathLike, timeout: float = 60) -> Iterator[None]:
             yield
         finally:
             held.discard(place)
+            with suppress(OSError):  # closing is not enough: a forked process may have a copy
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _lock(descriptor: int, path: PathLike, timeout: float) -> None:

@@ -302,10 +302,13 @@ def _launch() -> dict[str, Any]:
         before = [word for word in words[: len(words) - len(own)] if word != "-u"]  # of torchrun
         words = ["-m", "torch.distributed.run", *nodes, *before, *own]
     program = getattr(sys.modules.get("__main__"), "__file__", None)
+    program = os.path.abspath(program) if program else None
+    given = os.sep + os.path.normpath("".join(sys.argv[:1]))
+    began = program[: -len(given)] or os.sep if program and program.endswith(given) else None
     return {
         "launch": masked_command([sys.executable, *words]),
-        "directory": os.fspath(Path.cwd()),
-        "program": os.path.abspath(program) if program else None,
+        "directory": began or os.fspath(Path.cwd()),  # the program may have left the first one
+        "program": program,
     }
 
 

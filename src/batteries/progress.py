@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from time import time
 from typing import Any
@@ -43,7 +44,7 @@ class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
     ) -> None:
         self._batch_size, self._meters = batch_size, meters or {}
         self._last_line = 0.0
-        if distributed.rank() != 0:
+        if distributed.rank() != 0 or (kwargs.get("file") or sys.stderr) is None:
             kwargs["disable"] = True
         super().__init__(*args, **kwargs)
         if self.disable or self._redraws():

@@ -27,7 +27,7 @@ class Averaging:
     def of(self, parts: Sequence[Part]) -> dict[str, Tensor]:
         """The averages of some parts of the first source, by the names of their tensors."""
         averaged: dict[str, Tensor] = {}
-        room = torch.empty(WINDOW + SPARE, dtype=torch.uint8)
+        room = torch.empty(WINDOW + SPARE, dtype=torch.uint8, device="cpu")
         for part in parts:
             storage = _memory_for(part)
             tensors = {key: formed(storage, form) for key, form in part.forms.items()}
@@ -45,7 +45,7 @@ class Averaging:
         """Average a tensor whose strides differ: read it as a whole from each source."""
         # One room for all sources: allocating one for each would fragment the memory.
         size = max(source.size(key) for source in self.sources)
-        room = torch.empty(size + SPARE, dtype=torch.uint8)
+        room = torch.empty(size + SPARE, dtype=torch.uint8, device="cpu")
         self._mean(_Piece(key, form, tensor), lambda source: source.tensor(key, room))
 
     def _in_pieces(self, key: str, form: Form, tensor: Tensor, room: Tensor) -> None:
@@ -82,7 +82,7 @@ def _memory_for(part: Part) -> torch.UntypedStorage:
     """New memory. Bytes that no tensor uses are zero, so that no old data of the process leaks."""
     filled = any(f.size.numel() * f.dtype.itemsize == part.size for f in part.forms.values())
     make = torch.empty if filled else torch.zeros
-    return make(part.size, dtype=torch.uint8).untyped_storage()
+    return make(part.size, dtype=torch.uint8, device="cpu").untyped_storage()
 
 
 # ---------------------------------------------------------------- one file after the other
@@ -171,7 +171,8 @@ class _Mended(_Running):
         self.room, self.average, self.total = running.room, running.average, running.total
         self.wrong = ~self.average.isfinite() | (self.average == 0)
         self.firsts: Tensor | None = None
-        self.same, self.mean = torch.tensor(True), torch.tensor(0.0)
+        self.same = torch.tensor(True, device="cpu")
+        self.mean = torch.tensor(0.0, device="cpu")
 
     def add(self, value: Tensor, weight: float, source: Source) -> None:  # noqa: ARG002
         if not weight:

@@ -214,7 +214,7 @@ def _can_compute_with(dtype: torch.dtype) -> bool:
     if dtype.itemsize > 1 or not dtype.is_floating_point:
         return True
     try:
-        torch.zeros(1, dtype=torch.uint8).view(dtype).float().to(dtype)
+        torch.zeros(1, dtype=torch.uint8, device="cpu").view(dtype).float().to(dtype)
     except RuntimeError:  # 4-bit numbers, two in a byte
         return False
     return True

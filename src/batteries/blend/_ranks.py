@@ -83,7 +83,7 @@ def ranks(values: Array) -> NDArray[np.float64]:
     starts, stops = np.concatenate(([0], ends)), np.concatenate((ends, [len(values)]))
     in_order = np.repeat((starts + stops + 1) * 0.5, stops - starts)
     # torch's scatter is several times faster than out[order] = in_order of numpy.
-    out = torch.empty(len(values), dtype=torch.float64)
+    out = torch.empty(len(values), dtype=torch.float64, device="cpu")
     out.scatter_(0, torch.from_numpy(order.astype(np.int64)), torch.from_numpy(in_order))
     return out.numpy()
 

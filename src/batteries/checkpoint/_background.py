@@ -55,7 +55,8 @@ class BackgroundWriter:
         self._raise()
         if not self._thread.is_alive():
             raise RuntimeError(
-                "the manager is closed and saves no more checkpoints: call close() at the end"
+                "the manager is closed and saves no more checkpoints: call close() at the end; a "
+                "fork of the process that has made the manager needs one of its own"
             )
         try:
             buffers = self._buffers.get_nowait()
@@ -188,7 +189,7 @@ class _Buffers:
         if index < len(self._memory) and self._memory[index].numel() == source.nbytes():
             return self._memory[index]
         pinned = source.device.type == "cuda"
-        return torch.empty(source.nbytes(), dtype=torch.uint8, pin_memory=pinned)
+        return torch.empty(source.nbytes(), dtype=torch.uint8, pin_memory=pinned, device="cpu")
 
 
 def _queue_copies(rooms: list[Tensor], sources: list[Tensor]) -> list[torch.cuda.Event]:

@@ -282,9 +282,9 @@ def _storable(dtype: torch.dtype) -> bool:
     """
     file = io.BytesIO()
     try:
-        torch.save(torch.empty(1, dtype=dtype), file)
+        torch.save(torch.empty(1, dtype=dtype, device="cpu"), file)
         file.seek(0)
-        return bool(torch.load(file, weights_only=True).dtype == dtype)
+        return bool(torch.load(file, weights_only=True, mmap=False).dtype == dtype)
     except (AttributeError, KeyError, NotImplementedError, TypeError, UnpicklingError):
         return False
 

@@ -169,7 +169,9 @@ class Stream:
 
         def read(run: list[int]) -> None:
             begin, size = run[0], run[-1] + sizes[run[-1]] - run[0]
-            data = self.take(begin, size, torch.empty(size + SPARE, dtype=torch.uint8))
+            data = self.take(
+                begin, size, torch.empty(size + SPARE, dtype=torch.uint8, device="cpu")
+            )
             for offset in run:
                 at = int(data.storage_offset()) + offset - begin
                 storage = data.untyped_storage()[at : at + sizes[offset]]
@@ -223,7 +225,7 @@ class Stream:
     def _check(self, share: slice) -> None:
         summed = np.frombuffer(self._summed, np.uint8).reshape(-1, _ROWS)
         self._read_blocks(np.flatnonzero(~summed.all(1)))
-        room = torch.empty(Digest.block + SPARE, dtype=torch.uint8)
+        room = torch.empty(Digest.block + SPARE, dtype=torch.uint8, device="cpu")
         if self.sealed or self._tensors_alone:
             digest, whole = Digest(), len(self._row_sums) * Digest.block
             digest.take(np.concatenate((self._row_sums, self._column_sums), 1))
@@ -290,7 +292,7 @@ class Stream:
 
     def _read_blocks(self, blocks: Any) -> None:
         def read(some: Any) -> None:
-            room = torch.empty(Digest.block + SPARE, dtype=torch.uint8)
+            room = torch.empty(Digest.block + SPARE, dtype=torch.uint8, device="cpu")
             for block in map(int, some):
                 self.take(block * Digest.block, Digest.block, room)
 

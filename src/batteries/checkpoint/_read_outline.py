@@ -130,7 +130,7 @@ def torch_load(path: Path, file: Any, device: torch.device) -> Any:
                 "Detected pickle protocol",
             ):
                 warnings.filterwarnings("ignore", known)
-            return torch.load(file, map_location=device, weights_only=True)
+            return torch.load(file, map_location=device, weights_only=True, mmap=False)
     except OSError:
         raise
     except Exception as error:  # damage raises many kinds

@@ -63,7 +63,7 @@ def write_shards(checkpoint: Mapping[str, Any], folder: Path) -> Checkpoint:
             why = why or "it is sparse; store tensor.to_dense()"
             raise TypeError(f"a sharded checkpoint cannot hold {place}: {why}")
         tensors[place] = value.detach()
-        return torch.empty(0, dtype=value.dtype)
+        return torch.empty(0, dtype=value.dtype, device="cpu")
 
     def checked() -> Any:
         if not (distributed.is_main() or wait_until(folder.is_dir, run_record.SEEN)):

@@ -203,7 +203,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._unsettled: list[tuple[int, int, int, Any]] = []
         own = self._read_by(sharded, collate_fn is not None)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the call of super() has warned already
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # super() has warned
             begin = functools.partial(_begin_worker, worker_init_fn)
             self._inner: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
                 worker_init_fn=begin, **own, **options

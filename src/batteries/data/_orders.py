@@ -130,7 +130,7 @@ class Sampled:
             sampler.set_epoch(key[-1])
         generator = getattr(sampler, "generator", None)
         if isinstance(generator, torch.Generator):
-            generator.manual_seed(int(torch.randint(2**62, ())))
+            generator.manual_seed(int(torch.randint(2**62, (), device="cpu")))
         self._own: dict[str, Any] = {}
         self._find_generators()
         state, position = begun

@@ -294,5 +294,6 @@ def thawed(part: Part) -> Part:
     """A part in which the dataset's state is an object, not bytes."""
     if "frozen" not in part:
         return part
-    state = torch.load(io.BytesIO(part["frozen"]), weights_only=False)  # from our own worker
+    # From our own worker, so it may have any values.
+    state = torch.load(io.BytesIO(part["frozen"]), weights_only=False, mmap=False)
     return {**{n: value for n, value in part.items() if n != "frozen"}, "dataset": state}

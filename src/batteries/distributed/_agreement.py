@@ -140,7 +140,7 @@ def _compared(transfer: Transfer, header: Header, length: int) -> list[int]:
     if rows:
         calls, places, headers, lengths = (set(each) for each in torch.stack(rows).T.tolist())
         same = len(calls) == 1 and len(places - {0}) <= 1
-        result.copy_(torch.tensor([same, len(headers) == 1, max(lengths)]))
+        result.copy_(torch.tensor([same, len(headers) == 1, max(lengths)], device="cpu"))
     work = dist.broadcast(result, group_src=0, group=ranks.group, async_op=True)
     transfer.wait(work, device, result, here=True)
     return list(map(int, result.tolist()))

@@ -132,7 +132,7 @@ def _asked_for(ranks: Ranks, other: int) -> Any:
     """Ask for a message that never comes; raises if the connection is closed."""
     if other == ranks.rank:
         return None
-    return dist.irecv(torch.empty(1), group=ranks.group, group_src=other, tag=_TAG)
+    return dist.irecv(torch.empty(1, device="cpu"), group=ranks.group, group_src=other, tag=_TAG)
 
 
 def lend(*tensors: Tensor) -> None:

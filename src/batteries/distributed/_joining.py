@@ -92,7 +92,7 @@ def setup(
     try:
         if "gloo" in dist.get_backend_config():
             # A rank that ends at once would close a connection that another rank still opens.
-            connected = torch.zeros(1)
+            connected = torch.zeros(1, device="cpu")
             lend(connected)
             dist.all_reduce(connected)
         notes().set(f"host/{launch.rank}", platform.node())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 import time
 import uuid
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
@@ -64,13 +65,15 @@ class BackgroundLogger:
         self._calls = Calls()
         self._ending, self._tried = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
+        self._starting = threading.RLock()  # several threads of the program may log at once
+        self._process = 0  # in which the thread is
         self._told = False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._lost = 0
         self._failed = False  # whether the run failed, not the logger
         self._closed = False
         self._exit = partial(_close_existing, weakref.ref(self))
-        self._cancel_exit = call_at_end(self._exit)
+        self._cancel_exit: Callable[[], None] = lambda: None
 
     # ---------------------------------------------------------------- called in the loop
 
@@ -221,12 +224,10 @@ class BackgroundLogger:
             raise RuntimeError(f"{self._name} was closed: log before close()")
         if self._error is not None:
             self._report()
-        if self._thread is None:
-            self._look_around()
-            self._thread = threading.Thread(
-                target=_work, args=(self._calls,), name=self._name, daemon=True
-            )
-            self._thread.start()
+        if self._process != os.getpid() and not self._started():
+            self._lost += 1
+            self._report()
+            return
         if self._calls.has_room(wait=self._error is None):
             self._calls.put((self, what, arguments))
         else:
@@ -237,6 +238,26 @@ class BackgroundLogger:
         if self._opens_at_once and not self._tried.is_set():
             self._tried.wait(PATIENCE)
             self._tried.set()
+
+    def _started(self) -> bool:
+        """Start the thread; False in a fork of the process that has it."""
+        with self._starting:
+            if self._thread is None:
+                self._look_around()
+                self._thread = threading.Thread(
+                    target=_work, args=(self._calls,), name=self._name, daemon=True
+                )
+                # Not before, because this process may be a fork of the one that made the logger.
+                self._cancel_exit = call_at_end(self._exit)
+                self._process = os.getpid()
+                self._thread.start()
+        if self._process == os.getpid():
+            return True
+        self._error = self._error or RuntimeError(
+            f"it has begun in process {self._process}, of which this process is a fork: make a "
+            "logger in each process"
+        )
+        return False
 
     def _wait_until_written(self) -> None:
         """Wait for the calls before, or until the tracker fails or takes too long."""
@@ -308,7 +329,7 @@ class BackgroundLogger:
     def _try(self, function: Any, *arguments: Any) -> bool:
         try:
             function(*arguments)
-        except Exception as error:
+        except BaseException as error:  # a SystemExit would end the thread without a word
             self._error = self._error or error
             return False
         return True

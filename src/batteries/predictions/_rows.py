@@ -59,7 +59,9 @@ class Result:
         self._repeated: list[int] = []
         self._differing: dict[str, list[int]] = {form.name: [] for form in forms}
         self._arrays: dict[str, Any] = {
-            form.name: torch.empty(length, *form.shape, dtype=getattr(torch, form.dtype))
+            form.name: torch.empty(
+                length, *form.shape, dtype=getattr(torch, form.dtype), device="cpu"
+            )
             if form.dtype
             else [None] * length
             for form in forms
@@ -198,7 +200,7 @@ def _agree(one: Any, two: Any) -> bool:
         return False
     if isinstance(one, np.ndarray | np.generic | float | complex):
         with suppress(TypeError):  # of strings and objects
-            one, two = (torch.as_tensor(np.array(each)) for each in (one, two))
+            one, two = (torch.from_numpy(np.array(each)) for each in (one, two))
     if isinstance(one, Tensor):
         alike = (one.shape, one.dtype, one.layout) == (two.shape, two.dtype, two.layout)
         return alike and bool(_equal(one.to_dense()[None], two.to_dense()[None]).all())
@@ -252,7 +254,10 @@ class Part(NamedTuple):
         tensors = [] if isinstance(indices, range) else [torch.from_numpy(indices[piece])]
         for values in (values[piece] for values in rows):
             if isinstance(values, list):
-                tensors += [torch.tensor(list(map(len, values))), as_tensor(b"".join(values))]
+                tensors += [
+                    torch.tensor([*map(len, values)], device="cpu"),
+                    as_tensor(b"".join(values)),
+                ]
             else:
                 tensors.append(values.contiguous())
         return tensors
@@ -260,14 +265,18 @@ class Part(NamedTuple):
     def rooms(self, number: int, piece: slice, result: Result) -> list[Tensor]:
         """Memory into which the tensors of a piece are received."""
         count, sizes = piece.stop - piece.start, iter(self.sizes[number])
-        tensors = [] if self.spaced is not None else [torch.empty(count, dtype=result.places)]
+        tensors = (
+            []
+            if self.spaced is not None
+            else [torch.empty(count, dtype=result.places, device="cpu")]
+        )
         for form in self.forms:
             if form.dtype:
                 tensors.append(result.room(form, count, self.spaced and self.spaced[piece]))
             else:
                 tensors += [
-                    torch.empty(count, dtype=torch.int64),
-                    torch.empty(next(sizes), dtype=torch.uint8),
+                    torch.empty(count, dtype=torch.int64, device="cpu"),
+                    torch.empty(next(sizes), dtype=torch.uint8, device="cpu"),
                 ]
         return tensors
 

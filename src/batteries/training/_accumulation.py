@@ -227,7 +227,7 @@ class _Pass:
         if not loss.is_cuda:
             self._tell(loss.item(), step)
             return
-        value = torch.empty((), dtype=loss.dtype, pin_memory=True)
+        value = torch.empty((), dtype=loss.dtype, pin_memory=True, device="cpu")
         value.copy_(own_part(loss).detach(), non_blocking=True)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record(torch.cuda.current_stream(loss.device))  # perhaps not the current device

@@ -29,7 +29,7 @@ def clip(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         if gradient is not None:
             meshes[gradient.device_mesh if is_sharded(gradient) else None].append(gradient)
     if not meshes:
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
     norms: list[Tensor] = [whole(torch.nn.utils.get_total_norm(part)) for part in meshes.values()]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     if max_norm < math.inf:

@@ -155,7 +155,8 @@ class StepPolicy:
 
 def _numbers(norm: Any, loss: Any) -> Tensor:
     """Norm and loss (0 if it is None), (2,), on the device of the norm."""
-    norm = torch.as_tensor(whole(norm)).detach().float()
-    if loss is None:
-        return torch.stack([norm, norm.new_zeros(())])
-    return torch.stack([norm, torch.as_tensor(whole(loss)).detach().to(norm)])
+    own, other = (
+        torch.as_tensor(each, device=getattr(each, "device", "cpu")).detach()
+        for each in (whole(norm), 0.0 if loss is None else whole(loss))
+    )
+    return torch.stack([own.float(), other.to(own.device, torch.float32)])

@@ -197,6 +197,6 @@ def _copied(value: Any) -> Any:
 def _set(group: dict[str, Any], name: str, value: Any) -> None:
     """Set a value of a group; a tensor is changed in place, because compiled code may hold it."""
     if isinstance(group[name], Tensor):
-        group[name].copy_(torch.as_tensor(value))
+        group[name].copy_(torch.as_tensor(value, device=group[name].device))
     else:
         group[name] = value

@@ -103,7 +103,9 @@ class Throughput:
         own = [self._items, self._steps, self._elapsed, self._waiting]
         own += [self._items * (self.flops_per_item or 0.0), float(self._watched), 1.0]
         self._reset()
-        shared = distributed.all_reduce(torch.tensor(own, dtype=torch.float64), group=self._group)
+        shared = distributed.all_reduce(
+            torch.tensor(own, dtype=torch.float64, device="cpu"), group=self._group
+        )
         items, steps, elapsed, waiting, flops, watched, ranks = shared.tolist()
         if not (steps and elapsed):
             return {}
