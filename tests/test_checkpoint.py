@@ -444,6 +444,15 @@ def test_coming_back_to_an_epoch() -> None:
     assert [row["epoch"] for row in manager.history] == [1, 2]
 
 
+@pytest.mark.parametrize("options", [{"save_n_best": None}, {"keep_every": 1}])
+def test_coming_back_where_all_are_kept(options: dict[str, Any]) -> None:
+    """The checkpoints of forgotten epochs are removed, also if those of all epochs are kept."""
+    manager = CheckpointManager("logs", **options)
+    for epoch in (1, 2, 3, 4, 2):
+        manager.process(1 / epoch, epoch, make_checkpoint("train", epoch, nn.Linear(1, 1)))
+    assert files("logs") == ["best.pth", "exp_1.pth", "exp_2.pth", "last.pth", "metrics.json"]
+
+
 def test_what_cannot_be_saved_changes_nothing() -> None:
     """A checkpoint that is refused leaves the directory and the memory as they were."""
     manager = run_manager([0.5])

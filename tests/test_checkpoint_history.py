@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from warm import start
 
 from batteries import CheckpointError, CheckpointManager, resume
@@ -50,6 +51,14 @@ def test_another_programs_history() -> None:
     resume("logs")
     save("logs", 2)
     assert [row["epoch"] for row in CheckpointManager("logs").history] == [1, 2]
+
+
+def test_checkpoints_of_an_unknown_program() -> None:
+    """A directory with a file of plain torch.save is refused, and the error names nobody."""
+    Path("logs").mkdir()
+    torch.save({"epoch": 1}, "logs/last.pth")
+    with pytest.raises(CheckpointError, match=r"of another program \(an unknown process\), and"):
+        save("logs", 1)
 
 
 @pytest.mark.parametrize("way", ["the next epoch", "loaded", "go_on"])

@@ -657,7 +657,9 @@ def pass_sharded() -> list[str]:
     copies.register_buffer("copy", distribute_tensor(torch.ones(2), mesh, [Replicate()]))
     check_in_sync(copies)
     copies.copy.to_local().fill_(distributed.rank())  # type: ignore[operator, union-attr]
-    with pytest.raises(RuntimeError, match="copy differs between the ranks: 1 have another one"):
+    with pytest.raises(
+        RuntimeError, match="copy differs between the ranks: it has another value on rank 1"
+    ):
         check_in_sync(copies)
     return told
 

@@ -187,10 +187,11 @@ def train_with_example(example: str, micro_batches: list[Batch]) -> tuple[Tensor
         model.register_comm_hook(None, count)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-    memory = AverageMeter(), PreemptionGuard()
     args = argparse.Namespace(accumulation_steps=2, batch_size=8)
     mine = micro_batches[distributed.rank() :: distributed.world_size()]
-    program["train"](1, model, mine, optimizer, scheduler, *memory, torch.device("cpu"), args)
+    with PreemptionGuard() as guard:
+        memory = AverageMeter(), guard
+        program["train"](1, model, mine, optimizer, scheduler, *memory, torch.device("cpu"), args)
     return unwrap(model).state_dict()["weight"], shared
 
 

@@ -349,7 +349,8 @@ def test_limits_and_requests_of_one_rank() -> None:
 
 
 def stops_at_once(seconds: float, reserve: float = 0.0) -> bool:
-    return PreemptionGuard(time_limit=seconds_lived() + seconds, reserve=reserve).stop()
+    with PreemptionGuard(time_limit=seconds_lived() + seconds, reserve=reserve) as guard:
+        return guard.stop()
 
 
 def test_a_save_fits_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,10 +358,11 @@ def test_a_save_fits_in(monkeypatch: pytest.MonkeyPatch) -> None:
     saves: deque[float] = deque(maxlen=5)
     monkeypatch.setattr(_preemption, "_saves", saves)
     assert [stops_at_once(900, 1000), stops_at_once(900), stops_at_once(-1)] == [True, False, True]
-    guard = PreemptionGuard(time_limit=timedelta(seconds=seconds_lived() + 0.5), reserve=0)
-    with _preemption.timed_save():
-        threading.Event().wait(0.26)
-    assert guard.stop()
+    limit = timedelta(seconds=seconds_lived() + 0.5)
+    with PreemptionGuard(time_limit=limit, reserve=0) as guard:
+        with _preemption.timed_save():
+            threading.Event().wait(0.26)
+        assert guard.stop()
     save_checkpoint({"epoch": 1}, "a.pth")
     with CheckpointManager("kept", background=True) as manager:
         manager.save_last({"epoch": 1})
@@ -375,8 +377,8 @@ def test_the_limit_of_slurm(left: str, stops: bool, monkeypatch: pytest.MonkeyPa
     """The end of a Slurm job counts, where that is known, and the earlier of two limits."""
     end = str(int(time.time() + float(left))) if left else "UNLIMITED"
     monkeypatch.setenv("SLURM_JOB_END_TIME", end)
-    guard = PreemptionGuard(time_limit="30d")
-    assert guard.stop() == stops
+    with PreemptionGuard(time_limit="30d") as guard:
+        assert guard.stop() == stops
     assert ("Slurm's time limit" in str(guard.why)) == stops
 
 
@@ -406,6 +408,27 @@ def test_the_record_says_why() -> None:
     assert left.value.code == 75
     session = (read_record("runs/a/001") or {})["sessions"][-1]
     assert (session["state"], session["why"]) == ("stopped", "no disk")
+
+
+def test_the_record_of_a_stop_in_evaluation() -> None:
+    """A loop that ends because of `requested`, without `stop`, also records the reason."""
+
+    def evaluate() -> None:
+        with start_run("runs/a"), PreemptionGuard() as guard:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            if guard.requested:
+                raise SystemExit(guard.exit_code)
+
+    with pytest.raises(SystemExit):
+        evaluate()
+    session = (read_record("runs/a/001") or {})["sessions"][-1]
+    assert (session["state"], session["why"]) == ("stopped", "SIGUSR1")
+
+
+def test_a_guard_that_was_not_entered() -> None:
+    """A guard outside of its block, where it gets no signals, raises at the first step."""
+    with pytest.raises(RuntimeError, match=r"not entered.*with PreemptionGuard"):
+        PreemptionGuard().stop()
 
 
 def test_the_first_interval_counts() -> None:

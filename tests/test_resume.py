@@ -268,7 +268,7 @@ def out_of_sync(change: str) -> None:
 def test_check_in_sync_of_other_models() -> None:
     """A tensor that only one rank has is an error on all of them."""
     for error in run_ranks(out_of_sync, "more"):
-        assert str(error).startswith("more is missing on the ranks 0: all ranks must build")
+        assert str(error).startswith("more is missing on rank 0: all ranks must build")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,9 @@ def test_check_in_sync_of_other_models() -> None:
 def test_check_in_sync(change: str, name: str) -> None:
     """The first tensor or number that differs is named, on every rank."""
     for error in run_ranks(out_of_sync, change, world_size=3):
-        assert str(error).startswith(f"{name} differs between the ranks: 1")
+        assert str(error).startswith(
+            f"{name} differs between the ranks: it has another value on rank 1"
+        )
 
 
 class Growing(Dataset[int]):

@@ -194,7 +194,7 @@ def check_in_sync(model: nn.Module, **values: object) -> None:
         lacking = [number for number, rank in enumerate(everybody) if name not in rank]
         if lacking:
             raise RuntimeError(
-                f"{name} is missing on the ranks {', '.join(map(str, lacking))}: all ranks must "
+                f"{name} is missing on rank {', '.join(map(str, lacking))}: all ranks must "
                 "build the model in the same way"
             )
         found = [rank[name] for rank in everybody]
@@ -206,8 +206,9 @@ def check_in_sync(model: nn.Module, **values: object) -> None:
         ]
         if others:
             raise RuntimeError(
-                f"{name} differs between the ranks: {', '.join(map(str, others))} have another one "
-                "than rank 0. Check that all ranks had the same seed and took the same steps"
+                f"{name} differs between the ranks: it has another value on rank "
+                f"{', '.join(map(str, others))}. Check that all ranks had the same seed and took "
+                "the same steps"
             )
 
 

@@ -70,7 +70,7 @@ class PreemptionGuard:
         exit_code: 75, for "start again". If a run ends with this code, its record has the reason.
 
     Raises:
-        RuntimeError: It was entered outside of the main thread. Only that thread gets signals.
+        RuntimeError: The guard was entered outside of the main thread, which alone gets signals.
         ValueError: The time limit cannot be read.
     """
 
@@ -110,6 +110,8 @@ class PreemptionGuard:
     def requested(self) -> bool:
         """Whether a rank was asked to stop, or the time limit is near."""
         self._look_at_the_clock(time.monotonic())
+        if self._requested:
+            self._explain()
         return self._requested
 
     @property
@@ -120,10 +122,10 @@ class PreemptionGuard:
     def request(self, why: str = "the program asked for it") -> None:
         """Ask all ranks to stop, as a signal does. A call on one rank is enough.
 
-        >>> guard = PreemptionGuard()
-        >>> guard.request("the disk is nearly full")
-        >>> guard.stop(), guard.why
-        (True, 'the disk is nearly full')
+        >>> with PreemptionGuard() as guard:
+        ...     guard.request("the disk is nearly full")
+        ...     print(guard.stop(), guard.why)
+        True the disk is nearly full
         """
         self._why = self._why or why
         self._requested = True
@@ -138,9 +140,18 @@ class PreemptionGuard:
             self.request(f"{limit}, which ends in {max(end - now, 0):.0f} s")
 
     def stop(self) -> bool:
-        """Whether to stop now; once True, always True. Every rank calls it after every step."""
+        """Whether to stop now; once True, always True. Every rank calls it after every step.
+
+        Raises:
+            RuntimeError: The guard was not entered: `with PreemptionGuard() as guard:`.
+        """
         now = time.monotonic()
-        self._longest = max(self._longest, now - (self._at or now))
+        if self._at is None:
+            raise RuntimeError(
+                "PreemptionGuard was not entered, so it gets no signals: put the loop into "
+                "'with PreemptionGuard() as guard:'"
+            )
+        self._longest = max(self._longest, now - self._at)
         self._at = now
         self._look_at_the_clock(now)
         with self._changed:
@@ -150,10 +161,13 @@ class PreemptionGuard:
             elif self._requested and self._last is None and _alone():
                 self._last = AT_ONCE
             self._leaving = self._last is not None and self._passed >= self._last
-            if self._leaving:
-                self.exit_code = _Code(type(self).exit_code)
-                self.exit_code.why = self._why or "another rank"
-            return self._leaving
+        if self._leaving:
+            self._explain()
+        return self._leaving
+
+    def _explain(self) -> None:
+        self.exit_code = _Code(type(self).exit_code)
+        self.exit_code.why = self._why or "another rank"
 
     def __enter__(self) -> PreemptionGuard:
         if threading.current_thread() is not threading.main_thread():

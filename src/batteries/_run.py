@@ -208,6 +208,7 @@ def start_run(
     Raises:
         RuntimeError: Another process is recording the run; the message names it.
         ValueError: The run to resume has other arguments, or its `run.json` is no record of a run.
+        NotADirectoryError: `logdir` is a file.
     """
     same = [may_differ] if isinstance(may_differ, str) else [*may_differ]
     path, name, resumed, session, host = _begin(Path(logdir), args, new, same, world_size())

@@ -92,7 +92,7 @@ def seed_worker(worker_id: int) -> None:
     depends on the loader's base seed (which is new in each epoch), the rank and the worker.
 
     Raises:
-        RuntimeError: It was not called in a worker.
+        RuntimeError: The call is not in a worker.
     """
     if get_worker_info() is None:
         raise RuntimeError(

@@ -95,7 +95,7 @@ def test_an_interrupted_cell() -> None:
 @pytest.mark.beside("Jupyter", package="nbclient")
 @pytest.mark.filterwarnings("ignore")
 def test_a_program_in_a_notebook() -> None:
-    """`%run` may start the program of a run twice; the second one resumes the first."""
+    """`%run` may start the program of a run twice; the second start resumes the run."""
     Path("program.py").write_text(
         "from batteries import start_run\nprint(start_run('runs').resumed)"
     )

@@ -32,7 +32,7 @@ def test_configurations() -> None:
 
 
 def test_what_cannot_be_resolved() -> None:
-    """An interpolation without a value stays as it is; single values and None are plain."""
+    """An interpolation without a value stays as it is. A node of one value becomes this value."""
     values = {"a": 1, "b": "${a}", "c": "${nope}", "d": {"e": "${a}", "f": ["${a}", "${nope}"]}}
     config: dict[str, Any] = {"all": omegaconf.OmegaConf.create(values)}
     plain: dict[str, Any] = {

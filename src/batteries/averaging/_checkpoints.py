@@ -57,14 +57,14 @@ def average_checkpoints(
     Tensors that share memory in all files share it in the result.
 
     Args:
-        weights: The weight of each file, positive, in order or by path; their sum does not matter.
+        weights: The weight of each file, 0 or more, in order or by path. Their sum does not matter.
             Default: all equal.
         dtype: The least precise dtype to compute in: float64 tensors are averaged in float64. The
             result has the dtypes of the files.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: No files, or not one positive weight for each.
+        ValueError: No files, not one weight for each, or no weight above 0.
         CheckpointError: A damaged file, or files of different models, with the file and the name.
     """
     files = listed(paths)
@@ -213,7 +213,7 @@ def _counts(
             f"there are {len(own)} weights for {number} checkpoints; expected one for each"
         )
     if not all(0 <= weight < math.inf for weight in own) or not 0 < sum(own) < math.inf:
-        raise ValueError(f"the weights are {own}; expected positive numbers")
+        raise ValueError(f"the weights are {own}; expected 0 or more, and a finite sum above 0")
     return own
 
 

@@ -33,15 +33,15 @@ def mean(predictions: Any, *more: Any, weights: Weights = None) -> NDArray[Any]:
     Args:
         predictions: (models, rows, ...), or an array or tensor (rows, ...) for each model: a list,
             a mapping by name, a frame with a column for each, or separate arguments.
-        weights: (models,), positive, or a mapping by name. Their sum does not matter. Default: all
-            equal.
+        weights: (models,), 0 or more, or a mapping by name. Their sum does not matter. Default:
+            all equal.
 
     Returns:
         (rows, ...): float32 for predictions of 16 or 32 bits, else float64. Computed in float64.
 
     Raises:
         ValueError: A NaN or an infinity, with model and row; arrays of different shapes; not one
-            positive weight for each model.
+            weight for each model, or no weight above 0.
     """
     models = as_models(predictions, more)
     own = as_weights(weights, models)

@@ -46,6 +46,7 @@ def check_submission(
         ValueError: A list of all faults: other columns; other ids, or the same ids in another
             order; missing values in a column without any in the sample, infinities, other types,
             numbers out of range; the sample's own predictions.
+        FileNotFoundError: No such file.
         ModuleNotFoundError: polars is not installed.
     """
     own, given = (_read(Path(each)) for each in (path, sample))

@@ -76,6 +76,7 @@ def blend_files(
         ValueError: Ids that differ or repeat, other columns, or numbers that are missing or not
             finite, with file and id. Also: no files, a file that cannot be read, an unknown method
             or kind of file.
+        FileNotFoundError: No such file.
         ModuleNotFoundError: polars is not installed.
     """
     methods = _methods(weights, power)

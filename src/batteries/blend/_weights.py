@@ -121,8 +121,8 @@ def find_weights(
             Names and scorers of class metrics, such as "accuracy", get classes: of (rows, classes)
             the most probable one, of (rows,) whether the number is above 0.5.
         method: "hill_climb" adds the model that helps most, `rounds` times, with replacement, and
-            returns the best step (Caruana et al. 2004). "simplex" is scipy's SLSQP over positive
-            weights whose sum is 1, for smooth metrics.
+            returns the best step (Caruana et al. 2004). "simplex" is scipy's SLSQP over weights
+            of 0 or more whose sum is 1, for smooth metrics.
         metric_minimization: Whether lower is better. Required for a function of your own, and
             known for names and scorers.
         negative: Whether weights may be negative: a step may also subtract a model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 import os
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class Kept(NamedTuple):
     all: bool
     some: frozenset[int] = frozenset()
     every: int | None = None
+    last: float = math.inf  # later epochs are forgotten
 
     @classmethod
     def of(cls, note: Note) -> Kept:
@@ -55,8 +57,9 @@ class Kept(NamedTuple):
         return {} if long else {"kept": sorted(self.some), "every": self.every}
 
     def __contains__(self, epoch: object) -> bool:
-        every = self.every and isinstance(epoch, int) and epoch % self.every == 0
-        return bool(self.all or epoch in self.some or every)
+        if not isinstance(epoch, int) or epoch > self.last:
+            return False
+        return self.all or epoch in self.some or bool(self.every and epoch % self.every == 0)
 
 
 class Epochs:
@@ -232,6 +235,7 @@ class Directory:
             gone: Rows whose file is to be removed. Default: found by reading the directory.
         """
         epoch = self.epochs.rows[-1]["epoch"]
+        kept = kept._replace(last=epoch)
         best = self._best_at_hand(Kept(True) if gone is None else kept)
         # Files are removed first, since new names need room on the disk, too. The best one is
         # removed only after best.pth stands for it.

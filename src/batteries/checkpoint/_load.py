@@ -122,6 +122,7 @@ def load_checkpoint(
         FileNotFoundError: No such file.
         TypeError: An object without a state.
         CheckpointError: Damaged, not a checkpoint, or keys, shapes or types that do not fit.
+        ValueError: An unknown `map_location`.
         RuntimeError: The ranks read different files when they first load this path.
     """
     options = ("strict", strict, bool), ("prefix", prefix, str), ("key", key, str)

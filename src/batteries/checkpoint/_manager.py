@@ -77,9 +77,11 @@ class CheckpointManager:
 
     Raises:
         TypeError: A metric without its direction.
-        ValueError: The directory has the scores of another metric, or `metric` is "" or "epoch".
+        ValueError: The directory has the scores of another metric, `metric` is "" or "epoch", or
+            `sharded` and `background` are both true.
         NotADirectoryError: `logdir` is a file.
-        PermissionError: One of its names is a symbolic link that leads out of the directory.
+        PermissionError: A file of the manager in `logdir` is a symbolic link that leads out of
+            `logdir`. A save may raise it, too.
     """
 
     logdir = Place()
@@ -363,7 +365,7 @@ class CheckpointManager:
         except RuntimeError as error:
             raise CheckpointError(str(error)) from None
         owner = self._directory.found_owner() or {}
-        by = f"process {owner.get('pid')} on {owner.get('host')}"
+        by = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "an unknown process"
         own = owner.get("id") == self._owner["id"]
         newest = None if self._owns or own else self._directory.newest()
         known = newest is None or is_own(owner) or digest_read(newest) is not None
@@ -376,11 +378,12 @@ class CheckpointManager:
         rows = self._directory.epochs.rows
         is_next = row is not None and rows and row["epoch"] == rows[-1]["epoch"] + 1
         if not (known or self.go_on or is_next):
+            epochs = f"; {len(rows)} epochs, to {rows[-1]['epoch']}" if rows else ""
             raise CheckpointError(
-                f"{self.logdir} has checkpoints of another program ({by}; {len(rows)} epochs, to "
-                f"{rows[-1]['epoch'] if rows else 'none'}), and this program has loaded none of "
-                "them: nothing was saved or removed. Load the last one with resume(...) before the "
-                "first save; or pass go_on=True to the CheckpointManager; or take another directory"
+                f"{self.logdir} has checkpoints of another program ({by}{epochs}), and this "
+                "program has loaded none of them: nothing was saved or removed. Load the last one "
+                "with resume(...) before the first save; or pass go_on=True to the "
+                "CheckpointManager; or take another directory"
             )
         if newest is not None and owner and not is_own(owner) and is_alive(owner):
             warnings.warn(

@@ -63,7 +63,7 @@ def find_seal(tail: bytes) -> Seal | None:
 
 
 def read_note(path: PathLike) -> dict[str, Any] | None:
-    """The note that was saved with a checkpoint; None if there is none.
+    """The note that was saved with a checkpoint: {} without one, None for a file of `torch.save`.
 
     >>> save_checkpoint({"model_state_dict": {}}, "last.pth", note={"epoch": 1})
     >>> read_note("last.pth")

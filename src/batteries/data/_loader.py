@@ -623,7 +623,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     # ---------------------------------------------------------------- the state
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next pass. The epoch of a loaded state resumes at its position."""
+        """Set the epoch of the next pass. If a loaded state has this epoch, its position stays."""
         if epoch != self.epoch:
             self._begin = self._place = self._place_of(epoch)
             self.epoch, self._open = epoch, None

@@ -91,7 +91,7 @@ def check_together(*tensors: Any) -> None:
 
 
 def barrier(group: Group = None) -> None:
-    """Wait until every rank has called it.
+    """Wait until every rank has called `barrier`.
 
     >>> barrier()
 

@@ -65,8 +65,9 @@ def setup(
             seconds or a timedelta. Default: 30 minutes, or torch's 10 with `backend="nccl"`.
 
     Raises:
-        ValueError: More processes were started on this host than it has GPUs. Or a variable of the
-            launcher is missing, for example under `torch.multiprocessing.spawn`, which sets none.
+        ValueError: The timeout cannot be read. Or more processes were started on this host than it
+            has GPUs. Or a variable of the launcher is missing, for example under
+            `torch.multiprocessing.spawn`, which sets none.
     """
     limit = None if timeout is None else timedelta(seconds=as_seconds(timeout, "timeout"))
     launch = launched()

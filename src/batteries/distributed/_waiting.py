@@ -95,4 +95,4 @@ class Notes:
         if answers:
             return answers[0]
         why = "is gone" if errors else "does not answer"
-        raise StoreGoneError(f"the ranks' store {why}: rank 0 may have ended")
+        raise StoreGoneError(f"the ranks' store {why}: rank 0, or torchrun, may have ended")

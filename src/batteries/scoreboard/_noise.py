@@ -43,8 +43,8 @@ class Difference(NamedTuple):
         p: The probability that two equal runs would show such a difference or a larger one.
         pair: The positions of the two runs in `Comparison.names`.
         of: The number of comparisons that were made together.
-        needed: About how many seeds of each, folds or rows would show such a difference in 80 of
-            100 cases. None if the present ones show it.
+        needed: About how many seeds of each run, folds or rows would show such a difference in 80
+            of 100 cases. None if the present ones show it.
     """
 
     value: float

@@ -73,6 +73,7 @@ class OutOfFold:
 
         Raises:
             ValueError: Other folds, a fold that was added before, or arrays of another shape.
+            IndexError: No such fold.
         """
         _, rows = self._folds[fold]
         fold = range(self._folds.n_folds)[fold]  # -1 is the last one
