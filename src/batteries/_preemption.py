@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -140,18 +141,15 @@ class PreemptionGuard:
             self.request(f"{limit}, which ends in {max(end - now, 0):.0f} s")
 
     def stop(self) -> bool:
-        """Whether to stop now; once True, always True. Every rank calls it after every step.
-
-        Raises:
-            RuntimeError: The guard was not entered: `with PreemptionGuard() as guard:`.
-        """
+        """Whether to stop now; once True, always True. Every rank calls it after every step."""
         now = time.monotonic()
-        if self._at is None:
-            raise RuntimeError(
+        if self._at is None and self._ends is None and not self._requested:
+            warnings.warn(
                 "PreemptionGuard was not entered, so it gets no signals: put the loop into "
-                "'with PreemptionGuard() as guard:'"
+                "'with PreemptionGuard() as guard:'",
+                stacklevel=2,
             )
-        self._longest = max(self._longest, now - self._at)
+        self._longest = max(self._longest, now - (self._at or now))
         self._at = now
         self._look_at_the_clock(now)
         with self._changed:
