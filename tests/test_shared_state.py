@@ -67,15 +67,15 @@ def test_results_ignore_the_default_device() -> None:
     assert StepPolicy().accepts(1.0, torch.ones((), device="cpu"))
 
 
-def test_checkpoints_ignore_the_default_of_mmap(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_ignore_the_default_of_mmap() -> None:
     """A program may let torch.load map files into memory: checkpoints are saved and read."""
-    monkeypatch.setattr(config.load, "mmap", True)
-    with CheckpointManager("logs") as manager:
-        count = torch.ones(1, dtype=torch.uint16)
+    count = torch.ones(1, dtype=torch.uint16)
+    patched: Any = config  # its type says nothing of patch
+    with patched.patch("load.mmap", True), CheckpointManager("logs") as manager:
         manager.process(0.5, 1, make_checkpoint("train", 1, MODEL, rng=rng_state(), count=count))
-    last = resume(manager.logdir, nn.Linear(2, 1))
-    assert last is not None
-    set_rng_state(last["rng"])
+        last = resume(manager.logdir, nn.Linear(2, 1))
+        assert last is not None
+        set_rng_state(last["rng"])
 
 
 def with_a_default_device() -> list[object]:

@@ -543,10 +543,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         ranks = self._ranks()
         if self._is_stream or self._unit == "batches" or not self._keeps_samples:
             return None
-        left = self._length() - arrival.of.begin.position
-        rest = 0 if self.in_step or self._drops else left % self._group()
-        if 0 < rest < ranks.size:
-            return None  # some ranks have one batch less
+        if not (self.in_step or self._drops):
+            left = self._length() - arrival.of.begin.position
+            if 0 < left % self._group() < ranks.size:
+                return None  # some ranks have one batch less
         sizes = []
         for step in (arrival, *self._asked.plan.next_steps(steps - 1)):
             together = step.stop - step.start
