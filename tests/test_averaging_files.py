@@ -273,7 +273,7 @@ def test_files_that_do_not_fit() -> None:
         average_checkpoints(["a.pth", "e.pth"])
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint f.pth"):
         average_checkpoints(["f.pth"])
-    for weights, message in (([1.0], "1 weights for 2"), ([1.0, -1.0], "expected 0 or more")):
+    for weights, message in (([1.0], "1 weights for 2"), ([1.0, -1.0], "expected positive")):
         with pytest.raises(ValueError, match=message):
             average_checkpoints(["a.pth", "a.pth"], weights)
     with pytest.raises(ValueError, match="no checkpoints to average"):

@@ -286,7 +286,7 @@ def test_input_that_does_not_fit(blend: str) -> None:
     with pytest.raises(ValueError, match="there are 1 weights for 2 models"):
         function([[0.1], [0.2]], weights=[1])
     for weights in ([1, -1], [0, 0], [np.nan, 1]):
-        with pytest.raises(ValueError, match="expected 0 or more"):
+        with pytest.raises(ValueError, match="expected positive numbers"):
             function([[0.1], [0.2]], weights=weights)
 
 

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import pytest
 import torch

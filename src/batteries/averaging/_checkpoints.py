@@ -213,7 +213,9 @@ def _counts(
             f"there are {len(own)} weights for {number} checkpoints; expected one for each"
         )
     if not all(0 <= weight < math.inf for weight in own) or not 0 < sum(own) < math.inf:
-        raise ValueError(f"the weights are {own}; expected 0 or more, and a finite sum above 0")
+        raise ValueError(
+            f"the weights are {own}; expected positive numbers or 0, and a finite sum above 0"
+        )
     return own
 
 

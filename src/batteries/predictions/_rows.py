@@ -138,13 +138,12 @@ class Result:
             )
         if self._repeated and not self._drops:
             told.append(
-                f"{_few(self._repeated)} of {total} samples came more than once: with torch's "
-                "DistributedSampler, which repeats some samples, pass duplicates='drop'"
+                f"{_few(self._repeated)} came more than once: with torch's DistributedSampler, "
+                "which repeats some samples, pass duplicates='drop'"
             )
         if self._drops:
             told += [
-                f"{_few(places)} of {total} samples came more than once with different values of "
-                f"{name}"
+                f"{_few(places)} came more than once with different values of {name}"
                 for name, places in self._differing.items()
                 if places
             ]
