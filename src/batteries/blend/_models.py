@@ -153,7 +153,8 @@ def as_weights(weights: Any, models: Models, negative: bool = False) -> NDArray[
         raise ValueError(f"there are {own.size} weights for {number} models; expected one for each")
     if not ((negative or (own >= 0).all()) and 0 < own.sum() < np.inf):
         raise ValueError(
-            f"the weights are {own.tolist()}; expected positive numbers or 0, and a finite sum above 0"
+            f"the weights are {own.tolist()}; expected positive numbers or 0, and a finite sum "
+            "above 0"
         )
     return np.asarray(own / own.sum())
 
