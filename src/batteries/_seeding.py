@@ -122,10 +122,8 @@ def note_checkpoint() -> None:
 
 def is_made_again(place: Hashable) -> bool:
     """Whether the program was at this place before it last made a checkpoint."""
-    return (
-        _numbered.setdefault(("place", place), _numbered["checkpoints"])
-        < (_numbered["checkpoints"])
-    )
+    checkpoints = _numbered["checkpoints"]
+    return _numbered.setdefault(("place", place), checkpoints) < checkpoints
 
 
 def numbered_seed(seed: int, number: int) -> int:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import sys
 import warnings
 import weakref
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing.util import Finalize
 from typing import Any, Literal, NamedTuple, TypeVar, cast
@@ -21,9 +19,7 @@ from batteries._numbers import as_whole
 from batteries._preemption import holding_signals, ignore_signals
 from batteries._seeding import (
     chosen_seed,
-    is_made_again,
     isolated_rng,
-    next_number,
     numbered_seed,
     rekey,
     rng_state,
@@ -32,6 +28,7 @@ from batteries._seeding import (
 from batteries.data._carried import plain_values, warn_of_old_values
 from batteries.data._failing import Failed, Going
 from batteries.data._generators import difference
+from batteries.data._made import check_same_loader, made_here, unseeded_number, warn_of_repeats
 from batteries.data._orders import AsItIs, Order, Sampled, Shuffled, check_undivided
 from batteries.data._plan import (
     Arrival,
@@ -53,12 +50,10 @@ from batteries.data._workers import (
     stopped,
     without_collection,
 )
-from batteries.distributed._agreement import check_same, place
 from batteries.distributed._groups import Group, Ranks, ranks_of
 
 T = TypeVar("T", covariant=True)
 
-_made: Counter[Any] = Counter()  # loaders, by their places in the program and their ranks
 _SHUFFLE, _SAMPLER, _STEP = 0, 1, 3  # the uses of keys; samples and streams have other numbers
 
 
@@ -81,13 +76,6 @@ class _Pass:
         self.before: dict[str, Any] | None = None  # the generators, if they are restored after it
 
 
-def _made_here(members: Any) -> tuple[str, int]:
-    """Where the program makes a loader, and how many it has made there for the same ranks."""
-    at = place()
-    _made[at, members] += 1
-    return at, _made[at, members]
-
-
 def _check(options: dict[str, Any], batches_per_pass: int | None) -> None:
     if options.get("in_order") is False:
         raise ValueError(
@@ -101,25 +89,6 @@ def _check(options: dict[str, Any], batches_per_pass: int | None) -> None:
         )
     if batches_per_pass is not None:
         as_whole(batches_per_pass, "batches_per_pass", 1)
-
-
-def _number(in_step: bool, members: tuple[int, ...]) -> int:
-    """A count of the loaders that the same ranks make without a seed.
-
-    Warns of a line that makes a loader again after a checkpoint, as in a loop over rounds.
-    """
-    frame: Any = sys._getframe(1)
-    while frame.f_code.co_name == "__init__" and frame.f_back is not None:
-        frame = frame.f_back
-    line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-    if in_step and is_made_again(line):
-        warnings.warn(
-            f"{line} makes a loader again, after a checkpoint. Its order depends on the number of "
-            "loaders made before it, so a run that resumes after this checkpoint gets other "
-            "batches: pass seed=, such as the number of the round",
-            stacklevel=3,
-        )
-    return next_number((in_step, members))
 
 
 class DataLoader(torch.utils.data.DataLoader[T]):
@@ -236,10 +205,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._unit = "samples" if batch_sampler is None else "batches"
         self._shuffled = bool(shuffle)
         self.in_step = self._shuffled or self._sampler is not None
-        self._number = _number(self.in_step, members) if seed is None else 0
+        self._asked, self._made = Asked(), made_here(members)
+        self._number = unseeded_number(self._made, self.in_step, members) if seed is None else 0
         self.in_step = self.in_step or batches_per_pass is not None
         self._key = numbered_seed(self.seed, self._number)
-        self._asked, self._made = Asked(), _made_here(members)
         self._running: Callable[[], Any] = lambda: None
         self._keeps_samples = collate_fn is None and batch_size is not None
         # of each worker in a stream; the worker of the next batch is first
@@ -362,18 +331,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         if self._compared or ranks.size == 1 or (self._is_stream and self._stream.by_ranks):
             return
         self._compared = True
-        (at, number), told = self._made, []
+        told = []
         if self._shuffled or self._sampler is not None or self._is_stream:
             told.append(f"seed {self.seed}, {self._number} loaders before it")
         if not self._is_stream and (self._sampler is None or hasattr(self._sampler, "__len__")):
             told.append(f"{self._length()} {self._unit}")
-        check_same(
-            f"the loader made at {at}",
-            ", ".join(told),
-            "the ranks would read some samples twice and others never: call seed_all with the "
-            "same seed on all ranks, and make the same loaders on all of them; or pass seed=",
-            f"{ranks.name}/{at}/{number}",
-        )
+        check_same_loader(self._made, told, ranks)
 
     def _say_what_repeats(self) -> None:
         """Warn if the last pass was left early, and was saved there or left there before."""
@@ -381,19 +344,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         count = self._place.done - self._begin.done
         again = (begin, left) == self._broken
         if count > 1 and self._pass is None and (again or left == self._saved):
-            why = (
-                f"the last two passes over the loader were left after the same {count} batches, "
-                "and this pass begins with them again"
-                if again
-                else f"the last pass over the loader was left after {count} batches, and its state "
-                "was saved there. This pass begins with the same batches again, but a run that "
-                "resumes from this state goes on after them"
-            )
-            warnings.warn(
-                f"{why}: pass batches_per_pass={count} if each pass should go on where the last "
-                "one stopped",
-                stacklevel=3,
-            )
+            warn_of_repeats(count, again)
         self._broken = begin, left
 
     def _read(self, this: _Pass) -> Iterator[Arrival]:
