@@ -224,7 +224,11 @@ class CheckpointManager:
             self._directory.epochs.add(saved)
 
     def save_last(self, checkpoint: Mapping[str, Any]) -> None:
-        """Replace `last.pth` alone: in the middle of an epoch, or before the job is preempted."""
+        """Replace `last.pth` alone: in the middle of an epoch, or before the job is preempted.
+
+        >>> manager = CheckpointManager("runs/digits/checkpoints")
+        >>> manager.save_last(make_checkpoint("train", 1, nn.Linear(2, 1)))
+        """
         self._save(checkpoint, None)
 
     def wait(self) -> None:
