@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -84,9 +86,7 @@ def average_checkpoints(
         # Without this, torch's own threads in each of ours take a quarter more time.
         alone = functools.partial(torch.set_num_threads, 1)
         with bar, ThreadPoolExecutor(threads, initializer=alone) as pool:
-            some = len(alike) // (8 * threads) + 1  # neighbours in the files
-            groups = [alike[at : at + some] for at in range(0, len(alike), some)]
-            for averaged in pool.map(averaging.of, groups):
+            for averaged in pool.map(averaging.of, _shared_out(alike, threads)):
                 state.update(averaged)
             state.update(averaging.of(unlike))
     for key in [key for key, value in state.items() if _has_meta(value)]:  # an extra state
@@ -238,3 +238,11 @@ def _parted(parts: list[Part], sources: list[Source]) -> tuple[list[Part], list[
         same = all(lies_alike(key, form, sources) for key, form in part.forms.items())
         (alike if same else unlike).append(part)
     return alike, unlike
+
+
+def _shared_out(parts: list[Part], threads: int) -> list[list[Part]]:
+    """Neighbouring parts for each thread, with about the same number of bytes."""
+    ends = list(itertools.accumulate(part.size for part in parts))
+    total = ends[-1] if ends else 0
+    bounds = [bisect.bisect_left(ends, total * thread / threads) for thread in range(threads)]
+    return [parts[begin:end] for begin, end in itertools.pairwise([*bounds, len(parts)])]
