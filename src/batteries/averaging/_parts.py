@@ -1,11 +1,10 @@
-"""The average of tensors of many files, piece by piece."""
+"""The average of tensors of many files, window by window."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +26,7 @@ class Averaging:
     def of(self, parts: Sequence[Part]) -> dict[str, Tensor]:
         """The averages of some parts of the first source, by the names of their tensors."""
         averaged: dict[str, Tensor] = {}
+        pieces: list[_Piece] = []
         room = torch.empty(WINDOW + SPARE, dtype=torch.uint8, device="cpu")
         for part in parts:
             storage = _memory_for(part)
@@ -35,10 +35,12 @@ class Averaging:
             places = {(f.offset, f.size, f.stride): key for key, f in reversed(part.forms.items())}
             for key in reversed(places.values()):  # the first of tied tensors
                 form, tensor = part.forms[key], tensors[key].detach()
-                if lies_alike(key, form, self.sources):
-                    self._in_pieces(key, form, tensor, room)
-                else:
+                if not lies_alike(key, form, self.sources):
                     self._whole(key, form, tensor)
+                else:
+                    pieces += _cut(key, form, tensor)
+        for window in _windows(pieces, self.sources):
+            self._run(window, room)
         return averaged
 
     def _whole(self, key: str, form: Form, tensor: Tensor) -> None:
@@ -46,36 +48,73 @@ class Averaging:
         # One room for all sources: allocating one for each would fragment the memory.
         size = max(source.size(key) for source in self.sources)
         room = torch.empty(size + SPARE, dtype=torch.uint8, device="cpu")
-        self._mean(_Piece(key, form, tensor), lambda source: source.tensor(key, room))
+        self._mean([_Piece(key, form, 0, 0, tensor)], lambda s: [s.tensor(key, room)])
+        self.bar.update(tensor.nbytes)
 
-    def _in_pieces(self, key: str, form: Form, tensor: Tensor, room: Tensor) -> None:
-        """Average a tensor whose bytes are contiguous in each source."""
-        flat, width = tensor.as_strided((tensor.numel(),), (1,)), form.dtype.itemsize
-        for at in range(0, tensor.nbytes, WINDOW):
-            part = flat[at // width : (at + WINDOW) // width]
+    def _run(self, window: list[_Piece], room: Tensor) -> None:
+        def values(source: Source) -> Iterator[Tensor]:
+            begin, end = window[0].begin(source), window[-1].end(source)
+            data = source.stream.take(begin, end - begin, room)
+            for piece in window:
+                at = piece.begin(source) - begin
+                yield data[at : at + piece.size].view(piece.form.dtype)
 
-            def read(source: Source, at: int = at, size: int = part.nbytes) -> Tensor:
-                begin = source.places[key].begin + at
-                return source.stream.take(begin, size, room).view(form.dtype)
+        self._mean(window, values)
+        self.bar.update(sum(piece.size for piece in window))
 
-            self._mean(_Piece(key, form, part), read)
-
-    def _mean(self, piece: _Piece, read: Callable[[Source], Tensor]) -> None:
+    def _mean(
+        self, window: list[_Piece], values: Callable[[Source], Iterator[Tensor] | list[Tensor]]
+    ) -> None:
         """Go through the files once, and again if the running average is not enough."""
-        mean: _Mean | None = _mean_of(piece, self.dtype)
-        while mean is not None:
+        means: list[_Mean | None] = [_mean_of(piece, self.dtype) for piece in window]
+        while any(means):
             for source, weight in zip(self.sources, self.weights, strict=True):
-                mean.add(read(source), weight, source)
-            mean = mean.ended()
-        self.bar.update(piece.room.nbytes)
+                for mean, value in zip(means, values(source), strict=True):
+                    if mean is not None:
+                        mean.add(value, weight, source)
+            means = [mean and mean.ended() for mean in means]
 
 
-class _Piece(NamedTuple):
-    """A tensor, or a part of it."""
+@dataclass
+class _Piece:
+    """Bytes of a tensor that are contiguous in each file."""
 
     key: str
-    form: Form  # of the whole tensor
+    form: Form
+    at: int  # bytes from the tensor's beginning
+    size: int
     room: Tensor  # where the average goes
+
+    def begin(self, source: Source) -> int:
+        return source.places[self.key].begin + self.at
+
+    def end(self, source: Source) -> int:
+        return self.begin(source) + self.size
+
+
+def _cut(key: str, form: Form, tensor: Tensor) -> list[_Piece]:
+    flat, width = tensor.as_strided((tensor.numel(),), (1,)), form.dtype.itemsize
+    pieces = []
+    for at in range(0, tensor.nbytes, WINDOW):
+        room = flat[at // width : (at + WINDOW) // width]
+        pieces.append(_Piece(key, form, at, room.nbytes, room))
+    return pieces
+
+
+def _windows(pieces: list[_Piece], sources: list[Source]) -> Iterator[list[_Piece]]:
+    """Groups of pieces that are in this order in all files, and span at most WINDOW bytes."""
+    window: list[_Piece] = []
+    for piece in pieces:
+        if window and not all(
+            window[-1].end(source) <= piece.begin(source)
+            and piece.end(source) - window[0].begin(source) <= WINDOW
+            for source in sources
+        ):
+            yield window
+            window = []
+        window.append(piece)
+    if window:
+        yield window
 
 
 def _memory_for(part: Part) -> torch.UntypedStorage:
