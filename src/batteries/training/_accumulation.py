@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -22,6 +22,7 @@ from batteries.data._failing import Failed, Going
 from batteries.distributed._groups import Group, ranks_of
 from batteries.training._clipping import clip, share_overflow
 from batteries.training._foreign_loaders import Place, fetched
+from batteries.training._samples import samples_in
 
 T = TypeVar("T")
 _learned: WeakSet[nn.Module] = WeakSet()  # DDP models that have recorded their static graph
@@ -338,7 +339,7 @@ class Windows(Generic[T]):
             count = float(self._count(batch))
         else:
             whole = own is None or (own.batch_size is None and own.batch_sampler is None)
-            count = _size(batch, 0 if whole else len(arrival.indices))
+            count = samples_in(batch, 0 if whole else len(arrival.indices))
         if not count >= 0:
             raise ValueError(f"count returned {count} for a batch; expected 0 or more")
         return count
@@ -440,43 +441,6 @@ def _closed(
         if not isinstance(arrival.batch, Failed):
             closing = [other for other, _ in waiting]
         yield arrival, weight, closing
-
-
-def _size(batch: Any, asked: int) -> float:
-    """The samples of a batch: as many as the loader asked for, if a column has this length.
-
-    Otherwise a `collate_fn` has dropped or added samples, or `asked` is 0, because it is unknown.
-    Then it is the length of all tensors, or that of the first column if this is a tensor.
-    """
-    columns = [batch, *_parts(batch)]
-    lists = [each for each in columns if isinstance(each, list | tuple) or _is_column(each)]
-    if asked and any(len(each) == asked for each in lists):
-        return asked
-    tensors = [*_columns_in(batch)]
-    lengths = [len(each) for each in tensors]
-    if len({*lengths}) == 1 or (lengths and any(each is tensors[0] for each in columns[:2])):
-        return lengths[0]
-    raise ValueError(
-        f"the batch is a {type(batch).__name__} whose number of samples is unknown; pass "
-        "count=lambda batch: ... to accumulate"
-    )
-
-
-def _is_column(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0
-
-
-def _parts(batch: Any) -> list[Any]:
-    if isinstance(batch, Mapping):
-        return list(batch.values())
-    return list(batch) if isinstance(batch, list | tuple) else []
-
-
-def _columns_in(batch: Any) -> Iterator[Tensor]:
-    if _is_column(batch):
-        yield batch
-    for part in _parts(batch):
-        yield from _columns_in(part)
 
 
 def _backward_of_zero(loss: Tensor) -> None:

@@ -1,0 +1,45 @@
+"""The number of samples in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def samples_in(batch: Any, asked: int) -> float:
+    """The samples of a batch: as many as the loader asked for, if a column has this length.
+
+    Otherwise a `collate_fn` has dropped or added samples, or `asked` is 0, because it is unknown.
+    Then it is the length of all tensors, or that of the first column if this is a tensor.
+    """
+    columns = [batch, *_parts(batch)]
+    lists = [each for each in columns if isinstance(each, list | tuple) or _is_column(each)]
+    if asked and any(len(each) == asked for each in lists):
+        return asked
+    tensors = [*_columns_in(batch)]
+    lengths = [len(each) for each in tensors]
+    if len({*lengths}) == 1 or (lengths and any(each is tensors[0] for each in columns[:2])):
+        return lengths[0]
+    raise ValueError(
+        f"the batch is a {type(batch).__name__} whose number of samples is unknown; pass "
+        "count=lambda batch: ... to accumulate"
+    )
+
+
+def _is_column(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def _parts(batch: Any) -> list[Any]:
+    if isinstance(batch, Mapping):
+        return list(batch.values())
+    return list(batch) if isinstance(batch, list | tuple) else []
+
+
+def _columns_in(batch: Any) -> Iterator[Tensor]:
+    if _is_column(batch):
+        yield batch
+    for part in _parts(batch):
+        yield from _columns_in(part)
