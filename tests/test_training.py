@@ -371,6 +371,19 @@ def test_batches_of_samples_of_unequal_sizes(kind: str) -> None:
         assert gradients(model)[0].item() == pytest.approx(4.5)
 
 
+def test_a_collate_fn_that_drops_samples() -> None:
+    """Two columns are not two samples: a batch of two with one left counts one."""
+
+    def without_five(rows: list[int]) -> tuple[Tensor, Tensor]:
+        kept = [float(row) for row in rows if row != 5]
+        return torch.tensor(kept)[:, None], torch.tensor(kept)
+
+    rows: Any = range(6)
+    loader = DataLoader(rows, batch_size=2, collate_fn=without_five)
+    weights = [window.weight for _, window in accumulate(loader, nn.Linear(1, 1), 3)]
+    assert weights == [0.4, 0.4, 0.2]
+
+
 @pytest.mark.parametrize("kind", ["a list of samples", "lists of columns"])
 def test_samples_that_cannot_be_counted(kind: str) -> None:
     """Another library's loader does not say how many samples it asked for: `count` must."""

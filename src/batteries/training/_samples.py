@@ -14,13 +14,18 @@ def samples_in(batch: Any, asked: int) -> float:
     Otherwise a `collate_fn` has dropped or added samples, or `asked` is 0, because it is unknown.
     Then it is the length of all tensors, or that of the first column if this is a tensor.
     """
-    columns = [batch, *_parts(batch)]
+    parts = _parts(batch)
+    # Samples have one form. Columns, such as images and labels, usually have different ones.
+    forms = {(type(p), getattr(p, "ndim", None), getattr(p, "dtype", None)) for p in parts}
+    columns = parts if len(forms) > 1 else [batch, *parts]
     lists = [each for each in columns if isinstance(each, list | tuple) or _is_column(each)]
     if asked and any(len(each) == asked for each in lists):
         return asked
     tensors = [*_columns_in(batch)]
     lengths = [len(each) for each in tensors]
-    if len({*lengths}) == 1 or (lengths and any(each is tensors[0] for each in columns[:2])):
+    if len({*lengths}) == 1 or (
+        lengths and any(each is tensors[0] for each in [batch, *parts[:1]])
+    ):
         return lengths[0]
     raise ValueError(
         f"the batch is a {type(batch).__name__} whose number of samples is unknown; pass "
