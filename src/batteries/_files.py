@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import os
 import re
@@ -16,11 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 PathLike = str | os.PathLike[str]
 _LONG = 64  # bytes; temporary names contain only shorter names, because they are longer
@@ -200,14 +196,11 @@ def remove_leftovers(directory: PathLike, own: Callable[[str], object]) -> None:
 def locked_directory(path: PathLike, timeout: float = 60) -> Iterator[None]:
     """Lock a directory. The system releases the lock of a process that ends.
 
-    The lock is on the directory itself, without a lock file. On systems and file systems without
-    such locks, nothing is locked. If another process has the lock for `timeout` seconds, a
+    The lock is on the directory itself, without a lock file. On file systems without such locks,
+    nothing is locked. If another process has the lock for `timeout` seconds, a
     TimeoutError is raised. If this thread has it, a signal handler has interrupted a save, and the
     lock would never be free: a RuntimeError is raised.
     """
-    if fcntl is None:
-        yield
-        return
     with _opened(Path(path)) as descriptor:
         held = vars(_held_here).setdefault("directories", set())
         place = os.fstat(descriptor)[1:3]  # the inode and the device
@@ -320,7 +313,7 @@ def _described(error: OSError, path: Path, size: int) -> OSError:
     try:
         directory = next(part for part in path.parents if part.exists())
         free = f"{shutil.disk_usage(directory).free:,} bytes are free"
-        full = error.errno == errno.ENOSPC and hasattr(os, "statvfs") and os.statvfs(directory)
+        full = error.errno == errno.ENOSPC and os.statvfs(directory)
         if full and full.f_files and not full.f_favail:
             free = "the file system has no room for another file: remove some (df -i counts them)"
     except OSError:  # the disk is gone
@@ -353,8 +346,6 @@ def sync(path: PathLike) -> None:
 
     Some file systems, such as network mounts, cannot sync directories. This is no error.
     """
-    if os.name != "posix":
-        return
     with naming(path), _opened(Path(path)) as descriptor:
         try:
             os.fsync(descriptor)

@@ -23,9 +23,7 @@ from batteries._processes import seconds_lived
 from batteries.distributed._launch import in_group
 from batteries.distributed._waiting import seconds_between
 
-_SIGNALS = [
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
-]
+_SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 _SAME = 1.0  # seconds in which repeated signals count once: Slurm and torchrun may both send it
 _POKE = b"\0"  # wakes the thread; no signal has this number
 
@@ -367,8 +365,6 @@ def _undo_in_children() -> None:
     Signals are blocked during a fork. Otherwise a signal to the new child could reach the parent's
     socket.
     """
-    if not hasattr(os, "register_at_fork"):
-        return
     held = threading.local()
 
     def hold() -> None:
@@ -391,9 +387,6 @@ def _undo_in_children() -> None:
 @contextmanager
 def holding_signals() -> Iterator[None]:
     """Block signals for children that start in the block, until they call `ignore_signals`."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
@@ -414,8 +407,7 @@ def ignore_signals() -> None:
     signal.signal(signal.SIGTERM, lambda *_: None)  # it reaches the socket all the same
     signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_end_at_the_second, args=(read, write), daemon=True).start()
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _end_at_the_second(read: socket.socket, write: socket.socket) -> None:

@@ -55,7 +55,6 @@ SPARE = 2 * _ROW  # bytes of memory that `take` needs besides those it is asked 
 _GAP = 2**16  # storages with at most so many bytes between them are read in one call
 _RUN = 2**26  # bytes of storages that share one piece of memory
 _ROUND = 2**12  # blocks whose sums the ranks send each other at once
-_preadv = getattr(os, "preadv", None)  # Windows has none
 
 
 class Stream:
@@ -202,7 +201,7 @@ class Stream:
             raise self._cut_short()
         while start < end:  # block by block: each is summed up while it is in the cache
             part = view[: Digest.block - start % Digest.block]
-            if self._read_into(part, start) != len(part):
+            if os.preadv(self._file.fileno(), [part], start) != len(part):
                 raise self._cut_short()
             self._sum_up(part, start // _ROW)
             start, view = start + len(part), view[len(part) :]
@@ -320,13 +319,6 @@ class Stream:
                 claimed.append((begin, end))
                 begin = end
         return claimed
-
-    def _read_into(self, view: memoryview, start: int) -> int:
-        if _preadv is not None:
-            return int(_preadv(self._file.fileno(), [view], start))
-        with self._lock:
-            self._file.seek(start)
-            return self._file.readinto(view)  # type: ignore[attr-defined,no-any-return]
 
     def _cut_short(self) -> CheckpointError:
         return CheckpointError(

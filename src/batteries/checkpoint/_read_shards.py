@@ -205,7 +205,6 @@ _DESCRIBES = {
     ("torch.serialization", "_get_layout"),
     ("torch", "Size"),
     ("pathlib", "PosixPath"),
-    ("pathlib", "WindowsPath"),
     ("collections", "OrderedDict"),
 }
 

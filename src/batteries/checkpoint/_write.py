@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import mmap
 import os
@@ -23,11 +24,6 @@ from batteries._files import PathLike, write_whole
 from batteries._preemption import timed_save
 from batteries.checkpoint._contents import plain_or_refused, rebuilt, registered
 from batteries.checkpoint._seal import Digest, Note, comment_of
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _CHUNK = 2**22  # bytes that are written at once; a multiple of the digest's blocks
 
@@ -296,8 +292,8 @@ def _write_all(file: int, data: Any) -> None:
 
 def _set_direct(file: int, direct: bool) -> bool:
     """Write without the page cache or with it. Returns whether that is a change."""
-    flag = getattr(os, "O_DIRECT", 0)
-    before = fcntl.fcntl(file, fcntl.F_GETFL) if flag else 0
+    flag = getattr(os, "O_DIRECT", 0)  # macOS has none
+    before = fcntl.fcntl(file, fcntl.F_GETFL)
     after = before | flag if direct else before & ~flag
     try:
         return before != after and fcntl.fcntl(file, fcntl.F_SETFL, after) == 0
