@@ -242,24 +242,18 @@ class Stream:
     def _check_records(self, share: slice) -> bytes:
         """Compare records of a zip file with their checksums; a digest of these is returned."""
         self._file.seek(0)
-        broken = ""
         try:
             with zipfile.ZipFile(self._file) as archive:
                 records = archive.infolist()
-                for record in records[share]:
-                    broken = record.filename
-                    with archive.open(record) as data:
-                        while data.read(Digest.block):
-                            pass
-        except zipfile.BadZipFile as error:
-            if not broken:
-                raise unreadable(self.path, error) from error
+                archive.filelist = records[share]
+                broken = archive.testzip()
+        except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as e:
+            raise unreadable(self.path, e) from e
+        if broken:
             raise CheckpointError(
                 f"{self.path} is damaged: the checksum of its record {broken} is wrong; use "
                 "another checkpoint of the run"
-            ) from error
-        except (EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-            raise unreadable(self.path, error) from error
+            )
         sums = [(record.filename, record.file_size, record.CRC) for record in records]
         return hashlib.blake2b(repr(sums).encode(), digest_size=16).hexdigest().encode()
 
