@@ -95,7 +95,7 @@ class Stream:
         self._row_sums = np.zeros((blocks, _ROWS), np.uint64)
         self._column_sums = np.zeros((blocks, _WORDS), np.uint64)
         self._records: dict[int, int] = {}  # the sizes of storages, by where they begin
-        self._usual = True  # whether all tensors are known
+        self._usual = True  # else objects of other classes may have tensors
         try:
             self.contents = self._described()
         except CheckpointError:

@@ -16,7 +16,7 @@ from torch import Tensor
 from batteries._files import kind_of
 from batteries.checkpoint._contents import rebuilt
 from batteries.checkpoint._read_pickle import OldFormat, Suspicious, Unknown, check_calls, outline
-from batteries.checkpoint._read_safely import inspect_contents, inspect_file, is_usual, storages_in
+from batteries.checkpoint._read_safely import inspect_contents, inspect_file, storages_in
 
 
 class CheckpointError(ValueError):
@@ -32,7 +32,7 @@ class Outline(NamedTuple):
     """The contents of a file, without its numbers."""
 
     contents: Any  # with meta tensors
-    usual: bool  # whether the file uses no class that a program has passed to add_safe_globals
+    usual: bool  # whether it has no values but those that most checkpoints have
     records: dict[int, int]  # the sizes of storages, by where they begin
 
 
@@ -47,16 +47,18 @@ def outline_file(path: Path, file: BinaryIO, *, placed: bool = False) -> Outline
         pickled, records = inspect_file(file, size)
         storages = storages_in(file, records) if placed else {}
         begins = {name: begin for name, (begin, _) in storages.items()}
+        usual = True
         try:
             contents = outline(pickled, begins if placed else None)
         except Unknown:
+            usual = False
             check_calls(pickled)
             file.seek(0)
             contents = load_shapes(path, file, pickled)
         inspect_contents(contents, size, pickled)
     except Suspicious as error:
         raise unreadable(path, error) from error
-    return Outline(contents, is_usual(pickled), dict(storages.values()))
+    return Outline(contents, usual, dict(storages.values()))
 
 
 # ---------------------------------------------------------------- reading

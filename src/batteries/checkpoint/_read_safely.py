@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import struct
 import zipfile
 from typing import Any, BinaryIO
@@ -11,16 +10,9 @@ import torch
 from torch import Tensor
 
 from batteries.checkpoint._contents import rebuilt
-from batteries.checkpoint._read_pickle import CALLED, OldFormat, Suspicious, met
+from batteries.checkpoint._read_pickle import OldFormat, Suspicious, met
 
 _OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the beginning of torch's format before 1.6
-
-# Every file names storages and dtypes. Torch's reader does not call them.
-_HARMLESS = CALLED | {
-    f"torch {name}"
-    for name in dir(torch)
-    if name.endswith("Storage") or isinstance(getattr(torch, name), torch.dtype)
-}
 
 
 def inspect_file(file: BinaryIO, size: int) -> tuple[bytes, list[zipfile.ZipInfo]]:
@@ -59,15 +51,6 @@ def storages_in(file: BinaryIO, records: list[zipfile.ZipInfo]) -> dict[str, tup
             lengths = struct.unpack("<HH", file.read(4))
             places[name] = record.header_offset + 30 + sum(lengths), record.file_size
     return places
-
-
-def is_usual(pickled: bytes) -> bool:
-    """Whether a pickle uses no class that a program has passed to `add_safe_globals`.
-
-    A string that looks like the name of a class counts as one.
-    """
-    found = re.findall(r"c([\w.]+)\n([\w.]+)\n", pickled.decode("latin1"))
-    return {f"{module} {name}" for module, name in found} <= _HARMLESS
 
 
 def inspect_contents(contents: Any, size: int, pickled: bytes) -> None:
