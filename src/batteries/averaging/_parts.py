@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from batteries.averaging._sources import WINDOW, Part, Source, lies_alike, place_of
+from batteries.averaging._sources import WINDOW, Part, Source, lies, lies_alike, place_of
 from batteries.checkpoint._read_file import SPARE
 from batteries.checkpoint._read_outline import CheckpointError
-from batteries.checkpoint._write import Form, formed
+from batteries.checkpoint._write import formed
 from batteries.progress import tqdm
 
 
@@ -32,7 +32,7 @@ class Averaging:
             storage = _memory_for(part)
             tensors = {key: formed(storage, form) for key, form in part.forms.items()}
             averaged |= tensors
-            places = {(f.offset, f.size, f.stride): key for key, f in reversed(part.forms.items())}
+            places = {lies(form): key for key, form in reversed(part.forms.items())}
             for key in reversed(places.values()):  # the first of tied tensors
                 form, tensor = part.forms[key], tensors[key].detach()
                 if not lies_alike(key, form, self.sources):
@@ -43,7 +43,7 @@ class Averaging:
             self._run(window, room)
         return averaged
 
-    def _whole(self, key: str, form: Form, tensor: Tensor) -> None:
+    def _whole(self, key: str, form: Tensor, tensor: Tensor) -> None:
         """Average a tensor whose strides differ: read it as a whole from each source."""
         # One room for all sources: allocating one for each would fragment the memory.
         size = max(source.size(key) for source in self.sources)
@@ -80,7 +80,7 @@ class _Piece:
     """Bytes of a tensor that are contiguous in each file."""
 
     key: str
-    form: Form
+    form: Tensor  # the whole tensor, without data
     at: int  # bytes from the tensor's beginning
     size: int
     room: Tensor  # where the average goes
@@ -92,7 +92,7 @@ class _Piece:
         return self.begin(source) + self.size
 
 
-def _cut(key: str, form: Form, tensor: Tensor) -> list[_Piece]:
+def _cut(key: str, form: Tensor, tensor: Tensor) -> list[_Piece]:
     flat, width = tensor.as_strided((tensor.numel(),), (1,)), form.dtype.itemsize
     pieces = []
     for at in range(0, tensor.nbytes, WINDOW):
@@ -119,7 +119,7 @@ def _windows(pieces: list[_Piece], sources: list[Source]) -> Iterator[list[_Piec
 
 def _memory_for(part: Part) -> torch.UntypedStorage:
     """New memory. Bytes that no tensor uses are zero, so that no old data of the process leaks."""
-    filled = any(f.size.numel() * f.dtype.itemsize == part.size for f in part.forms.values())
+    filled = any(form.nbytes == part.size for form in part.forms.values())
     make = torch.empty if filled else torch.zeros
     return make(part.size, dtype=torch.uint8, device="cpu").untyped_storage()
 
@@ -237,7 +237,7 @@ def _mean_of(piece: _Piece, at_least: torch.dtype) -> _Mean:
         return _Running(piece, torch.promote_types(known, at_least))
     if dtype == torch.bool:
         return _Same(piece)
-    return _Largest(piece) if piece.form.size.numel() == 1 else _Mean(piece)
+    return _Largest(piece) if piece.form.numel() == 1 else _Mean(piece)
 
 
 def _has_minus_zero(tensor: Tensor) -> bool:

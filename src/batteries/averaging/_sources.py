@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from batteries._files import PathLike
 from batteries.checkpoint._read import is_sharded, named_weights
 from batteries.checkpoint._read_file import SPARE, Stream
 from batteries.checkpoint._read_outline import CheckpointError, is_state
 from batteries.checkpoint._read_shards import Shards
-from batteries.checkpoint._write import Form, form_of, is_plain
+from batteries.checkpoint._write import is_plain
 
 _KEY = "model_state_dict"
 WINDOW = 2**20  # bytes of a file that are read at once: they fit into the processor's cache
@@ -27,7 +27,7 @@ class Part:
     """Memory of one or several tensors of a state."""
 
     size: int  # bytes
-    forms: dict[str, Form]  # of the tensors, by their names
+    forms: dict[str, Tensor]  # by their names, without data
 
 
 class _Place(NamedTuple):
@@ -35,12 +35,12 @@ class _Place(NamedTuple):
 
     memory: int  # where its storage begins
     begin: int  # where its first element is
-    form: Form
+    form: Tensor
     in_pieces: bool = False  # only torch's engine knows where the pieces are
 
-    def lies_as(self, form: Form) -> bool:
+    def lies_as(self, form: Tensor) -> bool:
         """Whether the bytes in the file are in the order of a form."""
-        alike = self.form.stride == form.stride or _steps(self.form) == _steps(form)
+        alike = self.form.stride() == form.stride() or _steps(self.form) == _steps(form)
         return alike and not self.in_pieces and not self.begin % form.dtype.itemsize
 
 
@@ -68,9 +68,9 @@ class Source:
         self.places: dict[str, _Place] = {}  # not of empty tensors
         for key, value in self.state.items():
             if isinstance(value, Tensor) and value.numel():
-                memory, form = stream.offset(value), form_of(value)
-                begin = memory + form.offset * form.dtype.itemsize
-                self.places[key] = _Place(memory, begin, form)
+                memory = stream.offset(value)
+                begin = memory + int(value.storage_offset()) * value.itemsize
+                self.places[key] = _Place(memory, begin, value)
 
     def check_alike(self, other: Source) -> None:
         """Raise if the names, shapes or dtypes of two files differ."""
@@ -108,22 +108,18 @@ class Source:
         """The parts of tensors that share their memory in all files."""
         parts: dict[object, Part] = {}
         alike = len(keys) == 1 or all(
-            _lies(places[key].form) == _lies(self.places[key].form)
+            lies(places[key].form) == lies(self.places[key].form)
             for key in keys
             for places in everywhere
         )
         for key in keys:
-            tensor, form, place = self.state[key], self.places[key].form, None
-            size = tensor.untyped_storage().nbytes()
-            if _reach(form) < tensor.numel():  # an expanded tensor is written in full
-                form = form_of(torch.empty_like(tensor, memory_format=torch.contiguous_format))
-                size, place = tensor.nbytes, key
+            form, place = self.state[key], None
+            if _reach(form) < form.numel():  # an expanded tensor is written in full
+                form, place = _alone(form, torch.contiguous_format), key
             elif not alike:  # the files divide the memory in different ways
-                whole = torch.empty_like(tensor)
-                form = form._replace(offset=0, stride=whole.stride())
-                size = whole.untyped_storage().nbytes()
-                place = str([_lies(places[key].form) for places in everywhere])
-            part = parts.setdefault(place, Part(size, {}))
+                form = _alone(form, torch.preserve_format)
+                place = str([lies(places[key].form) for places in everywhere])
+            part = parts.setdefault(place, Part(form.untyped_storage().nbytes(), {}))
             part.forms[key] = form
             if next(iter(part.forms.values())).dtype != form.dtype:
                 raise CheckpointError(
@@ -139,11 +135,11 @@ class Source:
             part = memory[at : at + WINDOW + SPARE]
             data = self.stream.take(begin + at, min(WINDOW, size - at), part)
             memory[at : at + len(data)] = data.clone()  # both overlap
-        return memory[:size].view(form.dtype).as_strided(form.size, form.stride)
+        return memory[:size].view(form.dtype).as_strided(form.size(), form.stride())
 
     def size(self, key: str) -> int:
         """The number of bytes from the first element of a tensor to its last."""
-        return _reach(self.places[key].form) * self.places[key].form.dtype.itemsize
+        return _reach(self.places[key].form) * self.places[key].form.itemsize
 
 
 class _ShardedSource(Source):
@@ -154,7 +150,7 @@ class _ShardedSource(Source):
         self._shards = Shards(path, alone=True)
         self.state = weights_in(self._shards.contents, self.path)
         self.places = {
-            key: _Place(id(value), 0, form_of(value), in_pieces=True)  # tied tensors are one object
+            key: _Place(id(value), 0, value, in_pieces=True)  # tied tensors are one object
             for key, value in self.state.items()
             if isinstance(value, Tensor) and value.numel()
         }
@@ -166,25 +162,33 @@ class _ShardedSource(Source):
         return room
 
 
-def lies_alike(key: str, form: Form, sources: Iterable[Source]) -> bool:
+def lies_alike(key: str, form: Tensor, sources: Iterable[Source]) -> bool:
     """Whether a tensor's bytes are contiguous and in the order of a form, in all files."""
-    whole = _reach(form) == form.size.numel()
+    whole = _reach(form) == form.numel()
     return whole and all(source.places[key].lies_as(form) for source in sources)
 
 
-def _reach(form: Form) -> int:
+def _reach(form: Tensor) -> int:
     """The number of elements in memory from the first of a tensor to its last."""
-    return 1 + sum((size - 1) * stride for size, stride in zip(form.size, form.stride, strict=True))
+    return 1 + sum((size - 1) * step for size, step in zip(form.size(), form.stride(), strict=True))
 
 
-def _lies(form: Form) -> tuple[int, list[tuple[int, int]]]:
-    return form.offset, _steps(form)
+def _alone(form: Tensor, layout: torch.memory_format) -> Tensor:
+    """A form like another one, in memory of its own."""
+    own = torch.empty_like(form, memory_format=layout)
+    if isinstance(form, nn.Parameter):
+        return nn.Parameter(own, form.requires_grad)
+    return own.requires_grad_(form.requires_grad)
 
 
-def _steps(form: Form) -> list[tuple[int, int]]:
+def lies(form: Tensor) -> tuple[int, tuple[tuple[int, int], ...]]:
+    return int(form.storage_offset()), _steps(form)
+
+
+def _steps(form: Tensor) -> tuple[tuple[int, int], ...]:
     """Sizes and strides, except of dimensions with one element: their stride does not matter."""
-    steps = zip(form.size, form.stride, strict=True)
-    return [(number, step) for number, step in steps if number > 1]
+    steps = zip(form.size(), form.stride(), strict=True)
+    return tuple((number, step) for number, step in steps if number > 1)
 
 
 def weights_in(contents: Any, path: Path) -> Mapping[str, Any]:

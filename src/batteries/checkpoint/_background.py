@@ -18,7 +18,7 @@ from torch import Tensor
 
 from batteries._processes import call_at_end
 from batteries.checkpoint._contents import plain_or_refused, rebuilt
-from batteries.checkpoint._write import form_of, formed, is_plain, storage_bytes
+from batteries.checkpoint._write import formed, is_plain, storage_bytes
 
 Save = Callable[[Any], None]  # takes the copy of a checkpoint
 _Jobs = queue.SimpleQueue[Callable[[], object] | None]  # its put is safe in a finalizer
@@ -174,7 +174,7 @@ class _Buffers:
             if key not in rooms:
                 rooms[key] = self._room(len(rooms), source)
                 sources.append(storage_bytes(source))
-            return formed(rooms[key].untyped_storage(), form_of(value))
+            return formed(rooms[key].untyped_storage(), value)
 
         copy = rebuilt(checkpoint, taken)
         self._memory = list(rooms.values())

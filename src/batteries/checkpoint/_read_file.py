@@ -42,7 +42,7 @@ from batteries.checkpoint._seal import (
     identity,
     note_digest,
 )
-from batteries.checkpoint._write import form_of, formed, is_plain
+from batteries.checkpoint._write import formed, is_plain
 
 # From a tensor and its place to where it goes: to a device, or to the ranks as a given DTensor is
 # divided. None: the tensor is not read, and stays on the meta device.
@@ -128,10 +128,10 @@ class Stream:
             offset = tensor.untyped_storage()._checkpoint_offset
             assert offset is not None
             if isinstance(to, Tensor):
-                return sharded_like(formed(storages[offset], form_of(tensor)), to)
+                return sharded_like(formed(storages[offset], tensor), to)
             if storages[offset].device.type != to.type:  # "cuda" does not equal its "cuda:0"
                 storages[offset] = storages[offset].to(device=to)
-            return formed(storages[offset], form_of(tensor))
+            return formed(storages[offset], tensor)
 
         return rebuilt(self.contents, filled)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
 from types import ModuleType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -148,35 +148,13 @@ def _is_dense(tensor: Tensor) -> bool:
     return own and tensor.layout == torch.strided and not tensor.is_quantized
 
 
-class Form(NamedTuple):
-    """How a tensor lies in its memory."""
-
-    dtype: torch.dtype
-    offset: int
-    size: torch.Size
-    stride: tuple[int, ...]
-    requires_grad: bool
-    learned: bool  # a parameter
-
-
-def form_of(tensor: Tensor) -> Form:
-    return Form(
-        tensor.dtype,
-        int(tensor.storage_offset()),
-        tensor.size(),
-        tensor.stride(),
-        tensor.requires_grad,
-        isinstance(tensor, nn.Parameter),
-    )
-
-
-def formed(storage: torch.UntypedStorage, form: Form) -> Tensor:
-    """A tensor of that form in other memory."""
-    empty = torch.empty(0, dtype=form.dtype, device=storage.device)
-    same = empty.set_(storage, form.offset, form.size, form.stride)
-    if form.learned:
-        return nn.Parameter(same, form.requires_grad)
-    return same.requires_grad_(form.requires_grad)
+def formed(storage: torch.UntypedStorage, like: Tensor) -> Tensor:
+    """A tensor that lies in this memory as another one lies in its own."""
+    empty = torch.empty(0, dtype=like.dtype, device=storage.device)
+    same = empty.set_(storage, int(like.storage_offset()), like.size(), like.stride())
+    if isinstance(like, nn.Parameter):
+        return nn.Parameter(same, like.requires_grad)
+    return same.requires_grad_(like.requires_grad)
 
 
 class _Skeleton:
