@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Generic, NoReturn, TypeVar
 
 T = TypeVar("T")
+
+
+def called(name: str, function: Callable[..., T], *args: Any) -> T:
+    """Call the user's function. Its errors get a note with its name and the arguments.
+
+    Torch would take a StopIteration for the epoch's end, so it becomes another error.
+    """
+    try:
+        return function(*args)
+    except StopIteration as error:
+        raise stopped(name.format(*args)) from error
+    except Exception as error:
+        say_where(error, name.format(*args))
+        raise
 
 
 def say_where(error: Exception, call: str) -> None:
@@ -13,6 +27,15 @@ def say_where(error: Exception, call: str) -> None:
     note = f"in {call}"
     if hasattr(error, "add_note") and note not in getattr(error, "__notes__", ()):
         error.add_note(note)
+
+
+def stopped(name: str) -> RuntimeError:
+    """The error for a StopIteration that is not the end of the epoch."""
+    return RuntimeError(
+        f"{name} raised StopIteration, which would have ended the epoch as if it were complete; "
+        "a next() inside it may have met the end of an iterator: give next() a default or catch "
+        "the end"
+    )
 
 
 class Failed:

@@ -26,7 +26,7 @@ from batteries._seeding import (
     set_rng_state,
 )
 from batteries.data._carried import plain_values, warn_of_old_values
-from batteries.data._failing import Failed, Going
+from batteries.data._failing import Failed, Going, called
 from batteries.data._generators import difference
 from batteries.data._made import check_same_loader, made_here, unseeded_number, warn_of_repeats
 from batteries.data._orders import AsItIs, Order, Sampled, Shuffled, check_undivided
@@ -43,11 +43,9 @@ from batteries.data._samples import Ask, Samples, draws
 from batteries.data._streams import Stream, followed, fresh_parts, thawed
 from batteries.data._workers import (
     change_worker,
-    ends_nothing,
     leave_garbage,
     received,
     report_what_cannot_be_sent,
-    stopped,
     without_collection,
 )
 from batteries.distributed._groups import Group, Ranks, ranks_of
@@ -237,7 +235,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         asked = {"sampler": self._asked, "batch_size": None} if single else {}
         return {
             "dataset": self._samples if self._keyed else dataset,
-            "collate_fn": functools.partial(_collated, self.collate_fn),
+            "collate_fn": functools.partial(called, "collate_fn", self.collate_fn),
             **(asked or {"batch_sampler": self._asked}),
         }
 
@@ -748,13 +746,6 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         return Shuffled(length, (_SHUFFLE, self._key, turn)) if self._shuffled else AsItIs(length)
 
 
-def _collated(collate: Callable[[Any], Any], samples: Any) -> Any:
-    try:
-        return collate(samples)
-    except StopIteration as error:
-        raise stopped("collate_fn") from error
-
-
 _REMEDY = (
     "The loader seeds random, numpy.random, torch, and the generators that it finds from dataset "
     "and collate_fn through attributes, containers and closures. Use one of these. Do not use "
@@ -773,11 +764,11 @@ def _begin_worker(then: Callable[[int], None] | None, worker_id: int) -> None:
     report_what_cannot_be_sent()
     info: Any = get_worker_info()
     dataset = info.dataset
-    with ends_nothing("worker_init_fn"):
-        if isinstance(dataset, Stream):
-            dataset.begin_worker(then, worker_id)
-            return
-        if isinstance(dataset, Samples):
-            change_worker(dataset=dataset.dataset)
-        if then is not None:
-            then(worker_id)
+    begin = functools.partial(called, "worker_init_fn", then) if then else None
+    if isinstance(dataset, Stream):
+        dataset.begin_worker(begin, worker_id)
+        return
+    if isinstance(dataset, Samples):
+        change_worker(dataset=dataset.dataset)
+    if begin is not None:
+        begin(worker_id)

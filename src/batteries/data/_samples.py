@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 import zlib
 from collections.abc import Callable
@@ -18,9 +20,8 @@ from torch.utils.data import (
 )
 
 from batteries._seeding import rekey
-from batteries.data._failing import say_where
+from batteries.data._failing import called
 from batteries.data._generators import generators_in, rekey_each
-from batteries.data._workers import stopped
 
 _SAMPLE, _SAMPLES = 2, 5  # the uses of keys
 
@@ -95,22 +96,14 @@ class Samples(Dataset[Any]):
 
     def _one_by_one(self, ask: Ask) -> list[Any]:
         seed, epoch, indices, again = ask
+        read = functools.partial(called, "dataset[{1!r}]", operator.getitem, self.dataset)
         samples = []
         self.look()
         for place, index in enumerate(indices):
             number = index if type(index) is int else number_of(index)
             more = (again[place],) if again and again[place] else ()
-            samples.append(self._keyed(self._sample, index, _SAMPLE, seed, epoch, number, *more))
+            samples.append(self._keyed(read, index, _SAMPLE, seed, epoch, number, *more))
         return samples
-
-    def _sample(self, index: Any) -> Any:
-        try:
-            return self.dataset[index]
-        except StopIteration as error:
-            raise stopped(f"dataset[{index!r}]") from error
-        except Exception as error:
-            say_where(error, f"dataset[{index!r}]")
-            raise
 
     def _together(self, ask: Ask) -> Any:
         seed, epoch, indices, again = ask
@@ -122,13 +115,7 @@ class Samples(Dataset[Any]):
         return self._keyed(self._batch, indices, _SAMPLES, seed, epoch, *numbers, *(again or ()))
 
     def _batch(self, indices: list[Any]) -> Any:
-        try:
-            samples = self.dataset.__getitems__(indices)
-        except StopIteration as error:
-            raise stopped(f"dataset.__getitems__({indices!r})") from error
-        except Exception as error:
-            say_where(error, f"dataset.__getitems__({indices!r})")
-            raise
+        samples = called("dataset.__getitems__({!r})", self.dataset.__getitems__, indices)
         if self._exact and len(samples) != len(indices):
             raise ValueError(
                 f"{type(self.dataset).__name__}.__getitems__ returned {len(samples)} samples for "

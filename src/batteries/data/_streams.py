@@ -13,15 +13,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from batteries._seeding import isolated_rng, rekey
 from batteries.data._carried import Orders
-from batteries.data._failing import Failed, say_where
-from batteries.data._workers import (
-    asked,
-    change_worker,
-    ends_nothing,
-    leaked_by,
-    sendable,
-    stopped,
-)
+from batteries.data._failing import Failed, called, say_where, stopped
+from batteries.data._workers import asked, change_worker, leaked_by, sendable
 from batteries.distributed._groups import Group, Ranks, ranks_of
 
 _ITEM, _BEGIN = 4, 6  # the uses of keys
@@ -207,8 +200,7 @@ class Stream(IterableDataset[Any]):
             if isinstance(item, Failed)
         ]
         try:
-            with ends_nothing("collate_fn"):
-                batch = sendable(failed[0]) if failed else collate(items)
+            batch = sendable(failed[0]) if failed else called("collate_fn", collate, items)
         except Exception as error:
             batch = sendable(Failed(error))
         part = {name: self._part[name] for name in self._part if name not in _STATE}

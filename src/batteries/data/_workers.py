@@ -42,29 +42,6 @@ def change_worker(**values: Any) -> None:
         object.__setattr__(info, "__class__", _Watched)
 
 
-class ends_nothing:  # noqa: N801  # contextlib.contextmanager lets a StopIteration pass
-    """Turn the user's StopIteration into an error: torch would take it for the epoch's end."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, StopIteration):
-            raise stopped(self._name) from error
-
-
-def stopped(name: str) -> RuntimeError:
-    """The error for a StopIteration that is not the end of the epoch."""
-    return RuntimeError(
-        f"{name} raised StopIteration, which would have ended the epoch as if it were complete; "
-        "a next() inside it may have met the end of an iterator: give next() a default or catch "
-        "the end"
-    )
-
-
 def leaked_by(end: StopIteration) -> str | None:
     """The transform's function that raised a StopIteration; None if an iterator has ended."""
     names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(end.__traceback__)][1:]
