@@ -158,7 +158,7 @@ class _ShardedSource(Source):
     def tensor(self, key: str, memory: Tensor) -> Tensor:
         meta = self.state[key]
         room = memory[: meta.nbytes].view(meta.dtype).view(meta.shape)
-        self._shards.fill([(meta, room)])
+        self._shards.fill(meta, room)
         return room
 
 

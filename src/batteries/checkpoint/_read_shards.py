@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,6 @@ from batteries.checkpoint._contents import Checkpoint, rebuilt
 from batteries.checkpoint._read_file import Stream, Where
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._seal import INDEX, Digest
-
-Room = Callable[[str, Tensor], Tensor]  # from a place and a meta tensor to a tensor to fill
 
 
 class Shards:
@@ -40,50 +38,45 @@ class Shards:
     def __init__(self, path: PathLike, *, alone: bool | None = None) -> None:
         folder = Path(path).resolve()  # the name may get another target meanwhile
         self._alone = not dist.is_initialized() if alone is None else alone
-        self._index = _verified(folder, path, self._alone)
+        index = _verified(folder, path, self._alone)
         self._path = path
-        self._reader = _reader(folder, self._index)
-        self._places: dict[int, str] = {}
-        self._metas: dict[str, Tensor] = {}
-        self.contents = _filled(self._index, self._placed)  # with meta tensors
+        self._reader = _reader(folder, index)
+        self.contents = _outline(index)
+        self._places: dict[int, str] = {}  # by the ids of the tensors
+        rebuilt(self.contents, lambda leaf, place: self._places.setdefault(id(leaf), place))
 
     def read(self, where: Where) -> Checkpoint:
         rooms: dict[str, Tensor] = {}
 
-        def room(place: str, whole: Tensor) -> Tensor:
-            to = where(place, self._metas[place])
+        def room(meta: Any, place: str) -> Any:
+            to = where(place, meta) if isinstance(meta, Tensor) else None
             if to is None:
-                return self._metas[place]
+                return meta
             if isinstance(to, Tensor):
                 home = to.device_mesh.device_type  # type: ignore[attr-defined]
-                options = {"dtype": whole.dtype, "device": home, "requires_grad": False}
+                options = {"dtype": meta.dtype, "device": home, "requires_grad": False}
                 rooms[place] = torch.empty_like(to, **options)
             else:
-                rooms[place] = torch.empty_like(whole, device=to)
+                rooms[place] = torch.empty_like(meta, device=to)
             return rooms[place]
 
-        checkpoint = _filled(self._index, room)
-        self.load(rooms)
+        checkpoint: Checkpoint = rebuilt(self.contents, room)
+        self._load(rooms)
         return checkpoint
 
     def verify(self, *, together: bool = False) -> None:
         """Nothing is left to verify."""
 
-    def fill(self, tensors: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Fill the second tensor of each pair with the numbers of the first, a meta tensor."""
-        self.load({self._places[id(meta)]: room for meta, room in tensors})
+    def fill(self, meta: Tensor, room: Tensor) -> None:
+        """Read the numbers of one tensor."""
+        self._load({self._places[id(meta)]: room})
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
+    def _load(self, tensors: dict[str, Tensor]) -> None:
         """Fill tensors by their places."""
         from torch.distributed.checkpoint.state_dict_loader import load  # takes long to import
 
         with engine(f"{self._path} cannot be read"):
             load(tensors, storage_reader=self._reader, no_dist=self._alone)
-
-    def _placed(self, place: str, whole: Tensor) -> Tensor:
-        self._places[id(whole)] = place
-        self._metas[place] = whole
-        return whole
 
 
 def _verified(folder: Path, path: PathLike, alone: bool) -> Checkpoint:
@@ -107,7 +100,7 @@ def _verified(folder: Path, path: PathLike, alone: bool) -> Checkpoint:
 
 def peek_shards(path: PathLike) -> Checkpoint:
     """A sharded checkpoint with meta tensors. The shards are not verified."""
-    return _filled(_read_index(Path(path), path), lambda place, whole: whole)  # noqa: ARG005
+    return _outline(_read_index(Path(path), path))
 
 
 def _read_index(folder: Path, path: PathLike) -> Checkpoint:
@@ -138,19 +131,18 @@ _PARTS = {
 }
 
 
-def _filled(index: Checkpoint, room: Room) -> Checkpoint:
-    """The checkpoint of an index, with the tensors that `room` gives."""
+def _outline(index: Checkpoint) -> Checkpoint:
+    """The checkpoint of an index, with meta tensors."""
 
     def leaf(value: Any, place: str) -> Any:
         if not isinstance(value, Tensor):
             return value
         try:
-            whole = torch.empty(index["shapes"][place], dtype=value.dtype, device="meta")
+            return torch.empty(index["shapes"][place], dtype=value.dtype, device="meta")
         except (KeyError, RuntimeError):
             raise CheckpointError(
                 f"the index of a sharded checkpoint has no shape for {place}"
             ) from None
-        return room(place, whole)
 
     return dict(rebuilt(index["checkpoint"], leaf))
 
