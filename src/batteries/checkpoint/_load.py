@@ -17,6 +17,7 @@ from batteries import distributed
 from batteries._device import known_device
 from batteries._files import PathLike
 from batteries._memory import has_state_before_loading, memory_of
+from batteries._modules import unwrap
 from batteries.checkpoint._contents import (
     Checkpoint,
     Stateful,
@@ -228,10 +229,12 @@ def _alike(asked: _Asked, path: PathLike, *, together: bool = False) -> Loaded:
 
 
 def _given(model: Any, optimizer: Any, scheduler: Any, objects: dict[str, Any]) -> dict[str, Any]:
+    """The objects by name; modules without their wrappers."""
     given = {"model": model, "optimizer": optimizer, "scheduler": scheduler, **objects}
     parts = {name: part for name, part in given.items() if part is not None}
     for name, part in parts.items():
         check_stateful(name, part)
+        parts[name] = unwrap(part) if isinstance(part, nn.Module) else part
     for name in objects.keys() & parts.keys():
         parts |= dict(beside(name, parts[name])) | {name: memory_of(parts[name])}
     return parts

@@ -16,7 +16,6 @@ from torch.utils import swap_tensors
 
 from batteries._files import PathLike
 from batteries._memory import has_state_before_loading, is_loader
-from batteries._modules import unwrap
 from batteries.checkpoint._contents import state_key
 from batteries.checkpoint._load_fitting import keep_dtypes, loads_as_torch
 from batteries.checkpoint._read_outline import CheckpointError
@@ -26,17 +25,16 @@ from batteries.distributed._messages import is_sharded as is_dtensor
 def put_all(parts: dict[str, Any], states: dict[str, Any], path: PathLike, strict: bool) -> None:
     """Load every state, or leave every object as it was."""
     modules = [name for name, part in parts.items() if isinstance(part, nn.Module)]
-    bare = {name: unwrap(part) if name in modules else part for name, part in parts.items()}
     with ExitStack() as undo:
         for name in modules:
-            for meta, real in _realised(bare[name], states[name], path):
+            for meta, real in _realised(parts[name], states[name], path):
                 undo.callback(swap_tensors, meta, real)
-        unchanged = {id(p) for name in modules for p in _of_same_dtype(bare[name], states[name])}
-        own_ways = any(_loads_in_own_way(bare[name]) for name in modules)
+        unchanged = {id(p) for name in modules for p in _of_same_dtype(parts[name], states[name])}
+        own_ways = any(_loads_in_own_way(parts[name]) for name in modules)
         # Loaders come after their datasets, whose lengths may change. Modules come last: they are
         # known to fit, but other objects may still refuse their state.
         for name in sorted(parts, key=lambda name: (name in modules, is_loader(parts[name]))):
-            part = bare[name]
+            part = parts[name]
             options = {} if strict or name not in modules else {"strict": False}
             try:
                 _check_real(part)

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from batteries._files import PathLike
-from batteries._modules import own_part, sharded_like, unwrap
+from batteries._modules import own_part, sharded_like
 from batteries.checkpoint._contents import Checkpoint, bare_name, renamed, state_key
 from batteries.checkpoint._load_fitting import (
     frozen_with_state,
@@ -112,7 +112,7 @@ def _fitted(
             f"{state_key(name)} in {path} is a {type(state).__name__}; expected the state dict of "
             "a module"
         )
-    own, ties = unwrap(part).state_dict(), _ties(part)
+    own, ties = part.state_dict(), _ties(part)
     state = _under_own_names(state, own, prefix, path)
     if strict and (torn := _torn(state, ties)):
         raise CheckpointError(
@@ -139,7 +139,7 @@ def _warn_of_order(model: Any, state: Any, path: PathLike) -> None:
     """Warn if a model has its parameters in another order than a file, which has their states."""
     if not isinstance(model, nn.Module):
         return
-    named = [*unwrap(model).named_parameters(remove_duplicate=False)]
+    named = [*model.named_parameters(remove_duplicate=False)]
     uses = Counter(id(parameter) for _, parameter in named)
     own = {name: None for name, parameter in named if uses[id(parameter)] == 1}
     there = [name for name in state if name in own]
@@ -159,7 +159,7 @@ def _warn_of_frozen(name: str, frozen: list[Tensor], parts: Any, path: PathLike)
     """Warn of frozen parameters that the run has trained: it may have unfrozen them."""
     if not frozen:
         return
-    modules = (unwrap(part) for part in parts.values() if isinstance(part, nn.Module))
+    modules = (part for part in parts.values() if isinstance(part, nn.Module))
     named = {id(tensor): own for part in modules for own, tensor in part.named_parameters()}
     first = named.get(id(frozen[0]), f"one of shape {tuple(frozen[0].shape)}")
     warnings.warn(
@@ -173,9 +173,9 @@ def _warn_of_frozen(name: str, frozen: list[Tensor], parts: Any, path: PathLike)
 def _warn_of_meta(parts: dict[str, Any]) -> None:
     """Warn of buffers without numbers that no file has."""
     for name, part in parts.items():
-        buffers = unwrap(part).named_buffers() if isinstance(part, nn.Module) else ()
+        buffers = part.named_buffers() if isinstance(part, nn.Module) else ()
         empty = [buffer for buffer, tensor in buffers if tensor.is_meta]
-        if empty := [*{*empty}.difference(unwrap(part).state_dict())] if empty else []:
+        if empty := [*{*empty}.difference(part.state_dict())] if empty else []:
             warnings.warn(
                 f"{min(empty)} of the {name} is still on the meta device: a buffer with "
                 "persistent=False is in no file; compute it before you call the model",
@@ -271,7 +271,7 @@ def _compare(name: str, state: Any, own: Any, path: PathLike, report: LoadReport
 def _ties(module: nn.Module) -> list[list[str]]:
     """The names of each tensor that has several."""
     names: dict[int, list[str]] = {}
-    for name, tensor in unwrap(module).state_dict(keep_vars=True).items():
+    for name, tensor in module.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor):
             names.setdefault(id(tensor), []).append(name)
     return [tied for tied in names.values() if len(tied) > 1]
@@ -310,11 +310,11 @@ def _with_tied(state: Any, ties: list[list[str]]) -> Any:
 def _loads(state: Any, module: nn.Module) -> bool:
     """Whether a module loads a state with other names or shapes: some convert their older forms."""
     try:
-        same = copy.deepcopy(unwrap(module))
+        same = copy.deepcopy(module)
         same.load_state_dict(state)
     except Exception:
         return False
-    own, before = same.state_dict(), unwrap(module).state_dict()
+    own, before = same.state_dict(), module.state_dict()
     return all(
         _fits(key, value, own) and not _overflows(value, before.get(key, own[key]))
         for key, value in state.items()
