@@ -59,7 +59,7 @@ class _Place(NamedTuple):
     turn: int = 0  # the round through the data
     position: int = 0  # in the order of the round
     done: int = 0  # batches of the pass
-    sampler: Any = None  # the sampler's state, if it has one
+    state: Any = None  # the sampler's, if it has one; of a stream, the places of its workers
 
 
 class _Pass:
@@ -193,12 +193,13 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self.epoch, self._rank, self._compared, self.group = 0, 0, False, group
         members = tuple(ranks_of(group).members)  # raises if the group is not usable
         self.indices: list[Any] = []
-        self._place = self._begin = _Place()  # after the last received batch; where a pass begins
+        # After the last received batch, and where a pass begins.
+        self._place = self._begin = self._start_of(0)
         self._broken: Any = None  # where the last unfinished pass began and stopped
         self._saved: Any = None  # the place of the last `state_dict()`
         self._open: Iterator[Arrival] | None = None  # a stream between two passes
         self._pass: _Pass | None = None  # the pass under way
-        self._latest: _Pass | None = None  # the pass to which the loader's place belongs
+        self._latest = _Pass(0, self._begin, 0)  # the pass to which the loader's place belongs
         self._sampler: Any = sampler if batch_sampler is None else batch_sampler
         self._unit = "samples" if batch_sampler is None else "batches"
         self._shuffled = bool(shuffle)
@@ -209,9 +210,6 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._key = numbered_seed(self.seed, self._number)
         self._running: Callable[[], Any] = lambda: None
         self._keeps_samples = collate_fn is None and batch_size is not None
-        # of each worker in a stream; the worker of the next batch is first
-        self._begin_parts = self._parts = fresh_parts(num_workers or 1)
-        self._unsettled: list[tuple[int, int, int, Any]] = []
         own = self._read_by(sharded, collate_fn is not None)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # super() has warned
@@ -279,7 +277,6 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._compare_with_other_ranks()
         place = self._place = self._begin
         this = self._pass = self._latest = _Pass(self.epoch, place, self._rank)
-        self._unsettled = this.unsettled
         if not self.in_step and self._saved is None:
             this.before = rng_state()
         try:
@@ -321,7 +318,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self.epoch, self._begin, self._place, self._rank = (
             this.epoch, this.begin, this.place, this.rank
         )  # fmt: skip
-        self._unsettled, self._asked.plan = this.unsettled, this.plan
+        self._asked.plan = this.plan
 
     def _compare_with_other_ranks(self) -> None:
         """Raise once if another rank divides other samples, or has another order of them."""
@@ -354,10 +351,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
     def _streamed(self, this: _Pass) -> Generator[Arrival, None, None]:
         """The batches of a stream from the pass's beginning; endless with `batches_per_pass`."""
-        (turn, begin, *_), parts = self._begin, self._begin_parts
+        turn, begin, _, parts = self._begin
         if begin:
             self._stream.check_memory()
-        self._parts = parts
         while True:
             if not self._stream.begin(turn, parts, self._key):
                 self._inner._iterator = None  # persistent workers would go on at another place
@@ -434,7 +430,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         """
         self._come_back(arrival.of)
         for one in (arrival, *failed):
-            self._unsettled.append((one.turn, one.stop, one.done, one.part))
+            self._latest.unsettled.append((one.turn, one.stop, one.done, one.part))
         if isinstance(arrival.batch, Failed):
             return
         self.indices = arrival.indices
@@ -444,15 +440,13 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
     def _settle(self) -> None:
         stream = self._is_stream
-        for turn, stop, done, part in self._unsettled:
+        for turn, stop, done, part in self._latest.unsettled:
             if stream:
-                if turn != self._place.turn:
-                    self._parts = fresh_parts(len(self._parts))
-                self._parts = followed(self._parts, part)
-            self._place = _Place(turn, stop, done, None if stream else part)
-        if self._latest is not None:
-            self._latest.place = self._place
-        self._unsettled.clear()
+                before = self._place if turn == self._place.turn else self._start_of(turn)
+                part = followed(before.state, part)
+            self._place = _Place(turn, stop, done, part)
+        self._latest.place = self._place
+        self._latest.unsettled.clear()
 
     def complete(self, last: Arrival | None = None) -> None:
         """End a pass after its last batch. `last` is that batch, if there was one.
@@ -463,7 +457,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         1
         """
         self._come_back(None if last is None else last.of)
-        before = None if self._latest is None else self._latest.before
+        before = self._latest.before
         if before is not None and self._saved is None:
             # A resumed run does not know how often the program has validated.
             set_rng_state(before)
@@ -475,7 +469,6 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         else:
             self.epoch += 1
             self._begin = self._place = self._place._replace(done=0)
-            self._begin_parts = self._parts
 
     def sizes(self, arrival: Arrival, steps: int) -> list[tuple[int, int]] | None:
         """The number of samples in this step and the next ones: on this rank, and on all ranks.
@@ -576,11 +569,14 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         if epoch != self.epoch:
             self._begin = self._place = self._place_of(epoch)
             self.epoch, self._open = epoch, None
-            self._begin_parts = self._parts = fresh_parts(len(self._parts))
+
+    def _start_of(self, turn: int, position: int = 0) -> _Place:
+        workers = fresh_parts(self.num_workers or 1) if self._is_stream else None
+        return _Place(turn, position, 0, workers)
 
     def _place_of(self, epoch: int) -> _Place:
         if self.batches_per_pass is None:
-            return _Place(epoch)
+            return self._start_of(epoch)
         sized = self._sampler is None or hasattr(self._sampler, "__len__")
         if self._is_stream or not sized:
             raise ValueError(
@@ -590,7 +586,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             )
         starts = self._starts(self._length())
         turn, step = divmod(epoch * self.batches_per_pass, len(starts) or 1)
-        return _Place(turn, step * self._group())
+        return self._start_of(turn, step * self._group())
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the loop in the data, as plain values.
@@ -608,10 +604,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         if self._is_stream:
             ranks = self._ranks()
             own = {"rank": ranks.rank, "ranks": ranks.size}
-            return {**state, **own, "workers": [thawed(part) for part in self._parts]}
+            return {**state, **own, "workers": [thawed(part) for part in self._place.state]}
         sized = hasattr(self._sampler, "__len__")
-        if self._place.sampler is not None:
-            state["sampler"] = self._place.sampler
+        if self._place.state is not None:
+            state["sampler"] = self._place.state
         return {
             **state,
             "length": self._length() if self._sampler is None or sized else None,
@@ -645,12 +641,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                     f"the state is that of a loader with {name} {state.get(name)!r}, and this one "
                     f"has {own.get(name)!r}: make the loader as before, or do not load its state"
                 )
+        kept = state.get("sampler")
         if self._is_stream:
-            begun = state["position"] > 0
-            if begun:
-                self._stream.check(state, len(self._parts))
-            self._begin_parts = state["workers"] if begun else fresh_parts(len(self._parts))
-            self._parts = self._begin_parts
+            kept = self._start_of(0).state
+            if state["position"] > 0:
+                self._stream.check(state, len(kept))
+                kept = state["workers"]
         elif self._sampler is None and not 0 <= state["position"] <= self._length():
             raise ValueError(
                 f"the state's position is {state['position']}; expected 0 to {self._length()}"
@@ -658,8 +654,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self.epoch, self._number = state["epoch"], state.get("loader", 0)
         self._key = numbered_seed(self.seed, self._number)
         turn, done = state.get("turn", self.epoch), state.get("done", 0)
-        sampler = state.get("sampler")
-        self._begin = self._place = _Place(turn, state["position"], done, sampler)
+        self._begin = self._place = _Place(turn, state["position"], done, kept)
         self._open = None
 
     # ---------------------------------------------------------------- the order of an epoch
@@ -739,7 +734,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         if self._sampler is not None:
             check_undivided(self._sampler, self.dataset, self._ranks().size)
             batches, begin = self._unit == "batches", self._begin
-            begun = (begin.sampler, begin.position) if turn == begin.turn else (None, 0)
+            begun = (begin.state, begin.position) if turn == begin.turn else (None, 0)
             key = _SAMPLER, self._key, turn
             return Sampled(self._sampler, key, self._keyed, batches, begun)
         length = self._length()
