@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ _SPLITTERS = {
     "stratified_group": "StratifiedGroupKFold",
 }
 _KINDS = [*_SPLITTERS, "time"]
+_Order = tuple[Any, Any, Any, Any]  # time, gap, embargo and window of folds of kind "time"
 _LEFT = "left out"  # prefix of the columns that say which rows a fold does not use
 
 
@@ -107,14 +108,17 @@ def make_folds(
             "the groups"
         )
     targets = targets if "stratified" in kind else None  # unused, so not part of the digest
-    order = _Order(column_of(data, time, "time"), gap, embargo, window)
-    _check_order(order, kind, repeats, data)
+    order = (column_of(data, time, "time"), gap, embargo, window)
+    unlike = (order[0], None if np.isscalar(gap) and gap == 0 else gap, embargo, window)
+    names = ("time", "gap", "embargo", "window")
+    asked = [name for name, each in zip(names, unlike, strict=True) if each is not None]
+    _check_order(order, asked, kind, repeats, data)
     if path is not None and Path(path).suffix not in (".csv", ".parquet"):
         raise ValueError(f"folds are saved as .csv or .parquet, not as {Path(path).name}")
     made = partial(_made, rows, n_folds, kind, seed, targets, groups, order, repeats)
     if path is None:
         return made()
-    more = [*(order if order.asked else ()), *([repeats] if repeats > 1 else ())]
+    more = [*(order if asked else ()), *([repeats] if repeats > 1 else ())]
     made_of = _digest(rows, n_folds, kind, seed, targets, groups, *more)
     on_rank_zero = distributed.rank_zero_only(share=True)
     folds, theirs = on_rank_zero(_kept)(Path(path), rows, kind, made_of, made)
@@ -126,29 +130,11 @@ def make_folds(
     return folds
 
 
-class _Order(NamedTuple):
-    """The arguments of folds of kind "time"."""
-
-    time: NDArray[Any] | None
-    gap: float | timedelta | np.timedelta64
-    embargo: float | timedelta | np.timedelta64 | None
-    window: float | timedelta | np.timedelta64 | None
-
-    @property
-    def asked(self) -> list[str]:
-        """The names of those that were passed."""
-        return [
-            name
-            for name, value, default in zip(self._fields, self, (None, 0, None, None), strict=True)
-            if value is not default and not (np.isscalar(value) and value == default)
-        ]
-
-
-def _check_order(order: _Order, kind: str, repeats: int, data: Any) -> None:
+def _check_order(order: _Order, asked: list[str], kind: str, repeats: int, data: Any) -> None:
     if kind != "time":
-        if order.asked:
-            raise ValueError(f"{order.asked[0]}= is for kind='time', not for kind={kind!r}")
-    elif order.time is None and is_table(data):
+        if asked:
+            raise ValueError(f"{asked[0]}= is for kind='time', not for kind={kind!r}")
+    elif order[0] is None and is_table(data):
         refuse_unsorted(as_table(data))
     if repeats > 1 and kind == "time":
         equal = "all repeats of kind='time' would be equal: leave out repeats="
@@ -160,8 +146,8 @@ def _made(
     repeats: int,
 ) -> Folds:  # fmt: skip
     if kind == "time":
-        times = as_times(order.time, rows)
-        blocks, left_out = in_blocks(times, n_folds, order.gap, order.embargo, order.window)
+        time, *spans = order
+        blocks, left_out = in_blocks(as_times(time, rows), n_folds, *spans)
         return Folds(blocks, kind, left_out)
     all_repeats = [
         _assigned(rows, n_folds, kind, own, targets, groups) for own in range(seed, seed + repeats)
