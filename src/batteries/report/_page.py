@@ -117,16 +117,9 @@ def _bodies(
 
     runs = [
         {
-            "name": run.name,
-            "path": run.path,
-            "state": run.state,
-            "problems": run.problems,
+            **vars(run),
             "curves": [curve.thinned(points).written() for curve in run.curves],
-            "clock": run.clock,
-            "epochs": run.epochs,
             "media": own,
-            "checkpoints": run.checkpoints,
-            "sessions": run.sessions,
             "facts": {title: table(values) for title, values in run.facts.items()},
             "packages": place(table(run.packages)),
             "diff": place(run.diff.cut(diffs)),
