@@ -56,6 +56,15 @@ def listed(paths: PathLike | Iterable[PathLike]) -> list[Path]:
     return [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(one) for one in paths]
 
 
+def walk(root: PathLike, deep: int = 1000) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk`, not more than some levels below the root."""
+    top = os.fspath(root)
+    for folder, folders, files in os.walk(top):
+        if folder.removeprefix(top).count(os.sep) >= deep:
+            folders.clear()
+        yield folder, folders, files
+
+
 def make_directory(path: PathLike) -> Path:
     """Create a directory with its parents. Several processes may do so at once."""
     path = Path(path)

@@ -63,22 +63,17 @@ def get_logger(
 
 
 def _add(logger: logging.Logger, handler: logging.Handler) -> None:
-    handler.setFormatter(_RankFormatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
+    line = "%(asctime)s - %(name)s - %(levelname)s - %(_rank)s%(message)s"
+    handler.setFormatter(logging.Formatter(line))
     handler.addFilter(_from_rank)
     logger.addHandler(handler)
 
 
 def _from_rank(record: logging.LogRecord) -> bool:
     # Called for every record, because the logger may be older than the process group.
-    return record.levelno >= logging.ERROR or distributed.is_main()
-
-
-class _RankFormatter(logging.Formatter):
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
-        rank = distributed.rank()
-        if rank:
-            record.message = f"[rank {rank}] {record.message}"
-        return super().formatMessage(record)
+    rank = distributed.rank()
+    record._rank = f"[rank {rank}] " if rank else ""
+    return record.levelno >= logging.ERROR or not rank
 
 
 class _ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # subscripts need 3.11

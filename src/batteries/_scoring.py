@@ -61,8 +61,12 @@ _FAST = {  # by the names of scikit-learn's scorers, of scikit-learn's functions
     "neg_root_mean_squared_error": ("rmse", -1, False),
     "rmse": ("rmse", 1, True),
     "root_mean_squared_error": ("rmse", 1, True),
+    "mae": ("mae", 1, True),
 }
-_NAMES = ("auc", "log_loss", "accuracy", "rmse")
+_FUNCTIONS = {  # of scikit-learn, by our names
+    "auc": "roc_auc_score", "log_loss": "log_loss", "accuracy": "accuracy_score",
+    "rmse": "root_mean_squared_error", "mae": "mean_absolute_error",
+}  # fmt: skip
 
 
 def as_scoring(
@@ -73,8 +77,8 @@ def as_scoring(
     """The metric that a user passed, with its direction.
 
     Args:
-        metric: "auc", "log_loss", "accuracy", "rmse"; a name of scikit-learn's scorers, such as
-            "neg_log_loss" or "f1_macro"; a scorer; or any function of target and prediction.
+        metric: "auc", "log_loss", "accuracy", "rmse", "mae"; a name of scikit-learn's scorers, such
+            as "neg_log_loss" or "f1_macro"; a scorer; or any function of target and prediction.
         of: The name of the caller, for errors. None: the direction does not matter.
 
     Raises:
@@ -106,7 +110,7 @@ def as_scoring(
 
 def _unknown(metric: Any) -> ValueError:
     return ValueError(
-        f"metric is {metric!r}; expected a function, one of {', '.join(_NAMES)}, or a name of "
+        f"metric is {metric!r}; expected a function, one of {', '.join(_FUNCTIONS)}, or a name of "
         "scikit-learn's: sklearn.metrics.get_scorer_names()"
     )
 
@@ -132,10 +136,6 @@ def _of_scorer(metric: Any) -> Scoring:
         return sign * score(y, p, **{**more, **options})
 
     return Scoring(name, None, 1, False, function, of_labels, with_classes)
-
-
-_FUNCTIONS = {"auc": "roc_auc_score", "rmse": "root_mean_squared_error"}
-_FUNCTIONS |= {"log_loss": "log_loss", "accuracy": "accuracy_score"}
 
 
 def _of_sklearn(scoring: Scoring) -> Function:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from batteries._files import PathLike, write_whole
+from batteries._files import PathLike, walk, write_whole
 from batteries._foreign import Most, check, read_json
 from batteries._masking import masked_record
 from batteries._processes import is_alive
@@ -82,20 +82,13 @@ def state_of(run: PathLike, record: dict[str, Any]) -> str:
     return "running" if alive else "killed"
 
 
-def files_of(run: PathLike, name: str, depth: int = 2, *, inside: bool = False) -> Iterator[Path]:
+def files_of(run: PathLike, name: str) -> Iterator[Path]:
     """The files of a run with a name: in its directory and two levels below, without inner runs."""
-    try:
-        with os.scandir(run) as entries:
-            found = list(entries)
-    except OSError:
-        return
-    if inside and any(entry.name == NAME for entry in found):
-        return
-    for entry in found:
-        if entry.name == name:
-            yield Path(entry.path)
-        elif depth and entry.is_dir(follow_symlinks=False):
-            yield from files_of(entry.path, name, depth - 1, inside=True)
+    for folder, folders, files in walk(run, 2):
+        if NAME in files and folder != os.fspath(run):
+            folders.clear()
+        elif name in (*files, *folders):
+            yield Path(folder, name)
 
 
 # ---------------------------------------------------------------- signs of life

@@ -60,7 +60,7 @@ def as_problem(
     scoring = as_scoring(metric, metric_minimization, of)
     sign = -1 if scoring.minimized else 1
     # For several targets scikit-learn's functions average in their own ways.
-    if scoring.fast is None or (callable(metric) and truth.ndim != 1):
+    if scoring.fast not in _KNOWN or (callable(metric) and truth.ndim != 1):
         return Problem(arrays, truth, scoring.of(truth), sign, known=False)
     prepare, score = _KNOWN[scoring.fast]
     columns, own = prepare(arrays, truth)

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from polars import DataFrame
 
 _TRUTH = ("target", "targets")  # columns that have the targets
+_METHODS: dict[str, Callable[..., Array]] = {
+    "mean": mean, "power": power_average, "geometric": geometric, "rank": rank_average,
+    "vote": majority_vote,
+}  # fmt: skip
 
 
 @hints
@@ -79,9 +83,9 @@ def blend_files(
         FileNotFoundError: No such file.
         ModuleNotFoundError: polars is not installed.
     """
-    methods = _methods(weights, power)
-    if method not in methods:
-        raise ValueError(f"method is {method!r}; expected one of {', '.join(methods)}")
+    if method not in _METHODS:
+        raise ValueError(f"method is {method!r}; expected one of {', '.join(_METHODS)}")
+    options = {"weights": weights} | ({"power": power} if method == "power" else {})
     files = listed(paths.values() if isinstance(paths, Mapping) else paths)
     keys = list(map(str, paths if isinstance(paths, Mapping) else files))
     if not files:
@@ -117,7 +121,7 @@ def blend_files(
         if plan.labels:
             _refuse_spellings(sources, [part[name] for part in arrays])
         models = Models([part.pop(name) for part in arrays], keys, ids, sources)
-        blended[name] = methods[method](models)
+        blended[name] = _METHODS[method](models, **options)
     if renormalise:
         blended = _renormalised(blended, ids)
     polars = polars_of()
@@ -133,16 +137,6 @@ def _blended_by_default(path: Path, header: Sequence[str], key: str) -> list[str
     names = [name for name in header if name != key]
     rest = [name for name in names if name not in _TRUTH]
     return names if path.suffix == ".csv" or not rest else rest
-
-
-def _methods(weights: Weights, power: float) -> dict[str, Callable[[Models], Array]]:
-    return {
-        "mean": lambda models: mean(models, weights=weights),
-        "power": lambda models: power_average(models, power=power, weights=weights),
-        "geometric": lambda models: geometric(models, weights=weights),
-        "rank": lambda models: rank_average(models, weights=weights),
-        "vote": lambda models: majority_vote(models, weights=weights),
-    }
 
 
 class _Plan(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batteries._digits import shown
-from batteries._optional import import_optional
 from batteries.cli._group import as_json_option, logdir_option, main, say
 from batteries.cli._tables import dumped, print_table
 
@@ -189,18 +187,11 @@ def _with_metric(
     name: str, target: Any, predicted: list[Any]
 ) -> tuple[Any, list[Any], Callable[[Any, Any], float]]:
     """Target, predictions, and a metric that also works on some of their rows."""
-    import numpy as np
-
     from batteries._scoring import as_scoring
     from batteries.blend._metrics import as_problem
 
-    classes = np.unique(target)
-    is_flat = predicted[0].ndim == 1
-    if name == "log_loss" or (name == "roc_auc" and len(classes) == 2 and is_flat):
-        ours = as_problem(predicted, target, name.removeprefix("roc_"), None)
-        return ours.target, list(ours.columns), ours.score  # much faster than scikit-learn's
-    if name in ("accuracy", "rmse"):
-        return target, predicted, as_scoring(name).of(target)
-    metrics: Any = import_optional("sklearn.metrics", needs="scikit-learn", for_=f"--metric {name}")
-    auc = functools.partial(metrics.roc_auc_score, labels=classes, multi_class="ovr")
-    return target, predicted, auc if name == "roc_auc" else metrics.mean_absolute_error
+    if name == "log_loss" or (name == "roc_auc" and predicted[0].ndim == 1):
+        ours = as_problem(predicted, target, name, None)
+        return ours.target, ours.columns, ours.score  # much faster than scikit-learn's
+    scoring = as_scoring("roc_auc_ovr" if name == "roc_auc" else name)
+    return target, predicted, scoring.of(target)

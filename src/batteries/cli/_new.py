@@ -17,19 +17,11 @@ def _examples() -> Path:
     return installed if installed.is_dir() else _HERE.parents[1] / "examples"
 
 
-class _Example(click.Choice):  # type: ignore[type-arg]  # click 8.1 has no Choice of a type
-    name = "example"
-
-    def __init__(self) -> None:
-        folder = _examples()
-        found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        super().__init__(
-            sorted(name for name in found if (folder / name / "experiment.py").exists())
-        )
+_KINDS = sorted(path.parent.name for path in _examples().glob("*/experiment.py"))
 
 
 @main.command()
-@click.argument("kind", type=_Example())
+@click.argument("kind", type=click.Choice(_KINDS))
 @click.argument("directory", type=click.Path())
 def new(kind: str, directory: str) -> None:
     """Copy an example experiment, which runs as it is, to DIRECTORY.

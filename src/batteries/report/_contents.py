@@ -54,7 +54,7 @@ _NOTHING = Text("")
 
 @dataclass
 class Contents:
-    """What the page shows of a run."""
+    """What the page shows of a run, by the names that the page has for it."""
 
     name: str
     path: str

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from batteries._files import PathLike
+from batteries._files import PathLike, walk
 from batteries.report._contents import Contents, contents_of
 from batteries.report._page import data_of, page_of
 from batteries.scoreboard import RunInfo, Runs, read_runs
 
 _FILES = 10_000  # of a run, whose times are looked at
 _DEEP = 2
-Seen = tuple[tuple[str, int, int], ...]
+Seen = tuple[tuple[Path, int, int], ...]
 
 
 class LiveReport:
@@ -49,21 +49,17 @@ class LiveReport:
             return self._data
 
 
-def _seen(path: Path, deep: int = _DEEP) -> Seen:
+def _seen(path: Path) -> Seen:
     """The sizes and times of the files of a run."""
-    found: list[tuple[str, int, int]] = []
-    try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    found += _seen(Path(entry.path), deep - 1) if deep else ()
-                elif len(found) < _FILES:
-                    told = entry.stat(follow_symlinks=False)
-                    # A touch of the record is a sign of life: its content is the same.
-                    time = told.st_mtime_ns if entry.name != "run.json" else told.st_ino
-                    found.append((entry.path, told.st_size, time))
-    except OSError:  # removed meanwhile
-        pass
+    found: list[tuple[Path, int, int]] = []
+    for folder, _, names in walk(path, _DEEP):
+        for name in names[: _FILES - len(found)]:
+            file = Path(folder, name)
+            with suppress(OSError):  # removed meanwhile
+                told = file.lstat()
+                # A touch of the record is a sign of life: its content is the same.
+                time = told.st_mtime_ns if name != "run.json" else told.st_ino
+                found.append((file, told.st_size, time))
     return tuple(sorted(found))
 
 

@@ -107,27 +107,27 @@ def _bodies(
     points = level(lengths, rooms["curves"] / _POINT, CURVE)
     diffs = level([len(text) for text in {run.diff.text for run in found}], rooms["diffs"])
     logs = level([len(run.log.text) for run in found], rooms["logs"])
-    shared = _Shared()
+    shared: dict[Hashable, int] = {}  # values of several runs, which are on the page once
+
+    def place(value: Hashable) -> int:
+        return shared.setdefault(value, len(shared))
+
+    def table(values: dict[str, str]) -> tuple[int, ...]:
+        return tuple(map(place, values.items()))
+
     runs = [
         {
-            "name": run.name,
-            "path": run.path,
-            "state": run.state,
-            "problems": run.problems,
+            **vars(run),
             "curves": [curve.thinned(points).written() for curve in run.curves],
-            "clock": run.clock,
-            "epochs": run.epochs,
             "media": own,
-            "checkpoints": run.checkpoints,
-            "sessions": run.sessions,
-            "facts": {title: shared.table(values) for title, values in run.facts.items()},
-            "packages": shared.add(shared.table(run.packages)),
-            "diff": shared.add(run.diff.cut(diffs)),
+            "facts": {title: table(values) for title, values in run.facts.items()},
+            "packages": place(table(run.packages)),
+            "diff": place(run.diff.cut(diffs)),
             "log": run.log.cut(logs),
         }
         for run, own in zip(found, media, strict=True)
     ]
-    return {"runs": runs, "shared": shared.values}
+    return {"runs": runs, "shared": list(shared)}
 
 
 def _written(head: dict[str, Any], bodies: dict[str, list[Any]]) -> bytes:
@@ -146,25 +146,6 @@ def level(sizes: Sequence[int], total: float, most: int = 2**20) -> int:
             return min(left // count, most)
         left -= size
     return most
-
-
-class _Shared:
-    """Values that several runs share; each is on the page once."""
-
-    def __init__(self) -> None:
-        self.values: list[Any] = []
-        self._places: dict[Hashable, int] = {}
-
-    def add(self, value: str | tuple[Any, ...]) -> int:
-        """The place of a value."""
-        if value not in self._places:
-            self._places[value] = len(self.values)
-            self.values.append(value)
-        return self._places[value]
-
-    def table(self, values: dict[str, str]) -> tuple[int, ...]:
-        """The places of the pairs of a dict."""
-        return tuple(map(self.add, values.items()))
 
 
 def page_of(data: bytes, live: bool = False) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import stat
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from batteries._arguments import leaves
-from batteries._files import PathLike, Place, check_inside
+from batteries._files import PathLike, Place, check_inside, walk
 from batteries._foreign import brief, is_epoch, open_regular
 from batteries._rundir.history import NAME as METRICS
 from batteries._rundir.history import best_row, read_history, stage_of
@@ -406,29 +407,14 @@ def _checkpoints(run: Path, stage: Stage) -> Iterator[Checkpoint]:
 
 def size_of(*paths: Path) -> int:
     """The size of files, and of those in directories. Files with several names count once."""
-    left = [_FILES]
-    return sum(dict(each for path in paths for each in _sizes(path, left)).values())
-
-
-def _sizes(path: Path, left: list[int]) -> Iterator[tuple[tuple[int, int], int]]:
-    """The identity and size of each file below a path. Links are not followed."""
-    try:
-        if path.is_symlink() or not path.is_dir():
-            found = path.lstat()
-            yield (found.st_dev, found.st_ino), found.st_size
-            return
-        with os.scandir(path) as entries:
-            for entry in entries:
-                left[0] -= 1
-                if left[0] < 0:
-                    return
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _sizes(Path(entry.path), left)
-                elif entry.is_file(follow_symlinks=False):
-                    found = entry.stat(follow_symlinks=False)
-                    yield (found.st_dev, entry.inode()), found.st_size
-    except OSError:  # removed meanwhile, or not readable
-        return
+    below = (Path(at, name) for path in paths for at, _, names in walk(path) for name in names)
+    sizes: dict[tuple[int, int], int] = {}
+    for file in itertools.islice(itertools.chain(paths, below), _FILES):
+        with suppress(OSError):  # removed meanwhile
+            found = os.lstat(file)
+            if stat.S_ISREG(found.st_mode):
+                sizes[found.st_dev, found.st_ino] = found.st_size
+    return sum(sizes.values())
 
 
 def _changed(path: Path) -> float:

@@ -6,8 +6,9 @@ import math
 import re
 import statistics
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,8 +72,8 @@ class Evidence:
     scores: tuple[float, float]
     by: str
     p: float
-    interval: Callable[[float], tuple[float, float]]  # for a probability of being outside
-    needed: float
+    interval: Callable[[float], Iterable[float]]  # for a probability of being outside
+    variance: float  # of one seed of each, of one fold or of one row
 
 
 def decided(found: Sequence[Evidence]) -> list[Difference]:
@@ -88,10 +89,12 @@ def decided(found: Sequence[Evidence]) -> list[Difference]:
 
 def _difference(each: Evidence, alpha: float, of: int) -> Difference:
     value = each.scores[1] - each.scores[0]
-    found = Difference(value, each.interval(alpha), each.by, each.scores, each.p, each.pair, of)
-    if found.beyond_noise or not math.isfinite(each.needed):
+    low, high = map(float, each.interval(alpha))
+    found = Difference(value, (low, high), each.by, each.scores, each.p, each.pair, of)
+    needed = _POWER**2 * each.variance / value**2 if value else math.inf
+    if found.beyond_noise or not math.isfinite(needed):
         return found
-    return found._replace(needed=math.ceil(each.needed))
+    return found._replace(needed=math.ceil(needed))
 
 
 # ---------------------------------------------------------------- seeds and folds
@@ -136,14 +139,12 @@ def by_seeds(
     if one.keys() == other.keys() and len(one) >= _PAIRS:
         return _paired(pair, [scores[0], [other[seed] for seed in one]], "pairs of seeds")
     by = f"{len(one)} and {len(other)} seeds"
-    value = means[1] - means[0]
     if not any(_has_spread(each, each) for each in scores):
         return _without_spread(pair, means, by)
     stats: Any = import_optional("scipy.stats", for_="compare by seeds")
     test = stats.ttest_ind(scores[1], scores[0], equal_var=False)
     variance = sum(float(each.var(ddof=1)) for each in scores)
-    needed = _POWER**2 * variance / value**2 if value else math.inf
-    return Evidence(pair, means, by, float(test.pvalue), _interval_of(test), needed)
+    return _tested(pair, means, by, test, variance)
 
 
 def by_folds(pair: tuple[int, int], first: RunInfo, second: RunInfo) -> Evidence | None:
@@ -158,9 +159,7 @@ def _paired(pair: tuple[int, int], scores: Sequence[Any], unit: str) -> Evidence
     if not _has_spread(gains, scores):
         return _without_spread(pair, means, by)
     stats: Any = import_optional("scipy.stats", for_=f"compare by {by}")
-    test, value = stats.ttest_1samp(gains, 0), float(gains.mean())
-    needed = _POWER**2 * float(gains.var(ddof=1)) / value**2 if value else math.inf
-    return Evidence(pair, means, by, float(test.pvalue), _interval_of(test), needed)
+    return _tested(pair, means, by, stats.ttest_1samp(gains, 0), float(gains.var(ddof=1)))
 
 
 def _has_spread(values: Any, scores: Any) -> bool:
@@ -168,12 +167,12 @@ def _has_spread(values: Any, scores: Any) -> bool:
     return bool(np.ptp(values) > _ROUNDED * np.max(np.abs(scores)))
 
 
-def _interval_of(test: Any) -> Callable[[float], tuple[float, float]]:
-    def interval(alpha: float) -> tuple[float, float]:
-        found = test.confidence_interval(1 - alpha)
-        return float(found.low), float(found.high)
-
-    return interval
+def _tested(
+    pair: tuple[int, int], means: tuple[float, float], by: str, test: Any, variance: float
+) -> Evidence:
+    return Evidence(
+        pair, means, by, float(test.pvalue), lambda a: test.confidence_interval(1 - a), variance
+    )
 
 
 def _without_spread(pair: tuple[int, int], means: tuple[float, float], by: str) -> Evidence:
@@ -244,19 +243,16 @@ def by_rows(
     for pair in pairs_of(len(ours)):
         i, j = pair
         gains = table[:, j] - table[:, i]
-        value = scores[j] - scores[i]
         p = 2 * min(float(np.mean(gains <= 0)), float(np.mean(gains >= 0)))
-        needed = count * (_POWER * float(gains.std()) / value) ** 2 if value else math.inf
+        variance = count * float(gains.var())
         own = (scores[i], scores[j])
-        yield Evidence(pair, own, f"{count} rows", min(p, 1.0), _quantiles(gains), needed)
+        yield Evidence(
+            pair, own, f"{count} rows", min(p, 1.0), partial(_quantiles, gains), variance
+        )
 
 
-def _quantiles(gains: Any) -> Callable[[float], tuple[float, float]]:
-    def interval(alpha: float) -> tuple[float, float]:
-        low, high = np.quantile(gains, [alpha / 2, 1 - alpha / 2])
-        return float(low), float(high)
-
-    return interval
+def _quantiles(gains: Any, alpha: float) -> Any:
+    return np.quantile(gains, [alpha / 2, 1 - alpha / 2])
 
 
 def pairs_of(number: int) -> list[tuple[int, int]]:

@@ -73,27 +73,20 @@ def tells(column: NDArray[Any] | None, targets: NDArray[Any] | None, seed: int) 
         rows = rows[common]
         if len(np.unique(truth)) < 2:
             return None
-    feature = _numeric(column[rows])
-    tree = sklearn_room("tree")
-    kind = tree.DecisionTreeRegressor if numbers else tree.DecisionTreeClassifier
-    model = kind(max_leaf_nodes=64, min_samples_leaf=2, random_state=random_state(seed))
-    selection, metrics = sklearn_room("model_selection"), sklearn_room("metrics")
-    if numbers:
-        folds = selection.KFold(PARTS, shuffle=True, random_state=random_state(seed))
-        told = selection.cross_val_predict(model, feature, truth, cv=folds)
-        return float(metrics.r2_score(truth, told))
-    told = selection.cross_val_predict(
-        model, feature, truth, cv=_splitter(seed), method="predict_proba"
+    kind, scoring = ("Regressor", "r2") if numbers else ("Classifier", "roc_auc_ovr")
+    model = getattr(sklearn_room("tree"), f"DecisionTree{kind}")(
+        max_leaf_nodes=64, min_samples_leaf=2, random_state=random_state(seed)
     )
-    classes = np.unique(truth)
-    each = [metrics.roc_auc_score(truth == value, told[:, at]) for at, value in enumerate(classes)]
-    return float(np.mean(each))
+    scores = sklearn_room("model_selection").cross_val_score(
+        model, _numeric(column[rows]), truth, cv=_splitter(seed, not numbers), scoring=scoring
+    )
+    return float(np.mean(scores))
 
 
-def _splitter(seed: int) -> Any:
-    return sklearn_room("model_selection").StratifiedKFold(
-        PARTS, shuffle=True, random_state=random_state(seed)
-    )
+def _splitter(seed: int, stratified: bool = True) -> Any:
+    selection = sklearn_room("model_selection")
+    kind = selection.StratifiedKFold if stratified else selection.KFold
+    return kind(PARTS, shuffle=True, random_state=random_state(seed))
 
 
 def _numeric(*columns: NDArray[Any]) -> NDArray[np.float64]:

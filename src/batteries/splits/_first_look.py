@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from batteries._files import PathLike
+from batteries._files import PathLike, write_whole
 from batteries._numbers import as_seed
+from batteries._optional import import_optional
 from batteries._spellings import hints
 from batteries.splits._adversarial import PARTS, tell_apart, tells
-from batteries.splits._page import draw
 from batteries.splits._tables import as_table, column_of, id_columns, is_missing, polars_for
 
 if TYPE_CHECKING:
     from polars import DataFrame
 
+_MOST = 15  # bars of a panel
 _LEAK = 0.98  # with more AUC or R², a column alone gives the target away
 Table = dict[str, NDArray[Any]]
 
@@ -57,7 +58,31 @@ class Look(NamedTuple):
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
         """
-        draw(self, path)
+        figures = import_optional("matplotlib.figure", for_="Look.plot")
+        figure = figures.Figure(figsize=(11, 8), layout="constrained")
+        panels = figure.subplots(2, 2)
+        columns = self.columns
+        _bars(
+            *(panels[0, 0], columns["column"], columns["tells test"]),
+            f"columns that differ between train and test (AUC {self.auc:.3f} ± {self.spread:.3f})",
+        )
+        _bars(
+            *(panels[0, 1], columns["column"], columns["tells target"]),
+            "how well one column predicts the target (AUC or R²)",
+        )
+        if self.missing is not None:
+            for side, shift, color in (("train", 0.2, "C0"), ("test", -0.2, "C1")):
+                rows = self.missing.head(_MOST)
+                _bars(
+                    *(panels[1, 0], rows["missing"], rows[f"in {side}"]),
+                    "rows in which these columns are missing: train above, test below",
+                    shift=shift, color=color,
+                )  # fmt: skip
+        if self.classes is not None:
+            rows = self.classes.sort("rows", descending=True)
+            _bars(panels[1, 1], rows["class"], rows["part"], "the fraction of each class")
+        with write_whole(path) as file:
+            figure.savefig(file, format="png", dpi=110)
 
 
 @hints
@@ -213,3 +238,21 @@ def _balance(classes: NDArray[Any]) -> dict[str, Any]:
     if absent.any():
         named, rows = [*named, None], [*rows, int(absent.sum())]
     return {"class": named, "rows": rows, "part": [count / len(classes) for count in rows]}
+
+
+def _bars(
+    axes: Any, names: Any, values: Any, title: str, shift: float = 0.0, color: str = "C0"
+) -> None:
+    axes.set_title(title, fontsize=9)
+    shown = [(str(n), v) for n, v in zip(names, values, strict=True) if v is not None]
+    if not shift:
+        shown = sorted(shown, key=lambda pair: -pair[1])
+    shown = shown[:_MOST][::-1]
+    if not shown:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "nothing", ha="center")
+        return
+    places = range(len(shown))
+    height = 0.4 if shift else 0.8
+    axes.barh([place + shift for place in places], [v for _, v in shown], height, color=color)
+    axes.set_yticks(places, [n if len(n) <= 24 else f"{n[:21]}..." for n, _ in shown], fontsize=8)
