@@ -16,7 +16,7 @@ from batteries.loggers._values import Metrics, flatten, read_together
 
 @runtime_checkable
 class Logger(Protocol):
-    """The methods that a logger needs, also a logger of yours.
+    """The methods that each logger needs, also one of your own.
 
     A logger may also have log_params, log_figure, log_image, log_histogram and log_text. `Loggers`
     calls only the methods that exist.
@@ -56,13 +56,18 @@ class Loggers:
         """Write each number under its name.
 
         Raises:
-            TypeError: A value is not one number; the message has its name.
+            TypeError: A value is not one number, with its name; or `metrics` is no mapping.
+            ValueError: Two values have the same joined name.
         """
         if distributed.is_main():
             self._on_each("log_metrics", read_together(metrics), step)
 
     def log_params(self, params: Any) -> None:
-        """Write the run's parameters."""
+        """Write the run's parameters.
+
+        Raises:
+            ValueError: Two values have the same joined name.
+        """
         flatten(masked(params))  # an error in the names raises here; it is no tracker's failure
         self._each("log_params", params)
 

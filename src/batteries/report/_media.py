@@ -22,9 +22,10 @@ _PIXELS = 2**25
 
 
 class Shown(NamedTuple):
-    """What is shown of an item; of a figure it is the file.
+    """What is shown of an item.
 
     Attributes:
+        value: Of a figure, the path of its file.
         rank: 0 for the last step of its name. Low ranks come first if room is short.
     """
 
