@@ -49,7 +49,7 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
         rank: Seed each rank differently.
 
     Raises:
-        TypeError, ValueError: The seed is not an integer, or out of range.
+        TypeError, ValueError: The seed is not a whole number, or out of range.
     """
     seed = as_seed(seed)
     _choose_algorithms(deterministic)

@@ -38,7 +38,7 @@ def rank_average(predictions: Any, *more: Any, weights: Weights = None) -> NDArr
         (rows, ...), with the dtype of `mean`.
 
     Raises:
-        ValueError: As for `mean`.
+        TypeError, ValueError: As for `mean`.
     """
     models = as_models(predictions, more)
     own = as_weights(weights, models)

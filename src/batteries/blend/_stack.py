@@ -102,8 +102,7 @@ def stack(
         metric_minimization, allow_missing, seed: As for `find_weights`.
 
     Raises:
-        TypeError: A function of your own without `metric_minimization`.
-        ValueError: As for `find_weights`.
+        TypeError, ValueError, ModuleNotFoundError: As for `find_weights`.
     """
     models, truth, rows = predicted_by_all(everything := as_models(oof), target, allow_missing)
     probable, classes = hasattr(model, "predict_proba"), np.unique(truth)

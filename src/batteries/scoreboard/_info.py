@@ -87,8 +87,8 @@ class Validation(NamedTuple):
     'mean of 5 folds'
 
     Attributes:
-        of: "best epoch"; "mean of 5 folds" (of their best epochs); "recorded" (by
-            `record_scores`); or "out-of-fold" (recorded together with scores of folds).
+        of: "best epoch"; "mean of 5 folds" (their recorded scores, or their best epochs);
+            "recorded" (by `record_scores`); or "out-of-fold" (recorded together with folds).
         spread: The standard deviation of the folds.
         epoch: The best epoch.
         stage: The stage of that epoch.
@@ -236,7 +236,7 @@ class RunInfo:
 
     @cached_property
     def validated(self) -> Validation | None:
-        """The score of `record_scores`, else the mean of the folds, else the best epoch's score."""
+        """The recorded score, else the mean of the folds, else the score of the best epoch."""
         told, folds = self.scores.get("validation"), self.scores.get("folds") or []
         spread = statistics.stdev(folds) if len(folds) > 1 else None
         if told is not None:
@@ -298,6 +298,8 @@ def read_run(path: PathLike, name: str | None = None) -> RunInfo:
     'finished'
     >>> read_run("runs/nothing").problems
     ['there is no directory runs/nothing']
+
+    It raises no error for files that are missing or damaged: they are in `problems`.
     """
     path = Path(path)
     problems = [] if path.is_dir() else [f"there is no directory {path}"]
@@ -311,7 +313,7 @@ def read_run(path: PathLike, name: str | None = None) -> RunInfo:
     for file in sorted(files_of(path, METRICS), key=_changed):
         with _telling(file, problems):
             own = read_history(file, inside=path)
-            stages.append(Stage(stage_of(file, path), file.parent, *own[:3]))
+            stages.append(Stage(stage_of(file, path), file.parent, *own[:3], len(own.rows)))
             if own.foreign:
                 told = f"{file}: {own.foreign:,} rows have values that no CheckpointManager writes"
                 left_out.append(f"{told}, which are left out")

@@ -202,13 +202,16 @@ def paired_bootstrap(
     Args:
         target: (rows,).
         first, second: The predictions, (rows,) or (rows, classes).
-        metric: A name of scikit-learn's scorers, or any function of target and prediction.
+        metric: As for `find_weights`. A function needs no direction here.
 
     Returns:
         The second score minus the first.
 
     Raises:
-        ValueError: Different numbers of rows.
+        TypeError: The metric does not return one number.
+        ValueError: Different numbers of rows, an unknown metric, or one that is not a finite number
+            on these rows.
+        ModuleNotFoundError: scikit-learn is not installed, for a metric by its name.
     """
     refuse_other_order("target and predictions", *map(index_of, (target, first, second)))
     target = as_array(target, "target")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,8 +58,17 @@ def names_in(data: Any) -> list[str]:
     return list(data if isinstance(data, Mapping) else getattr(data, "columns", []))
 
 
+def names_of(columns: str | Iterable[str], data: Any) -> list[str]:
+    """Names of columns that a user passed, as a list; a ValueError for one that is not there."""
+    names = [columns] if isinstance(columns, str) else [*columns]
+    for name in names:
+        if name not in names_in(data):
+            raise ValueError(f"there is no column {name!r}; expected one of {names_in(data)}")
+    return names
+
+
 def length_of(data: Any) -> int:
-    return len(next(iter(data.values()))) if isinstance(data, Mapping) else len(data)
+    return len(next(iter(data.values()), ())) if isinstance(data, Mapping) else len(data)
 
 
 def as_table(data: Any) -> dict[str, NDArray[Any]]:
