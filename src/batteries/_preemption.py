@@ -64,7 +64,7 @@ class PreemptionGuard:
     Args:
         patience: The time in which the ranks must agree. A rank answers in the middle of a step, so
             a step may take longer. Each time is in seconds, a timedelta, or a text: "8h50m".
-        time_limit: The time from the start of this process at which it must have ended.
+        time_limit: The time that this process may take, from its start.
         reserve: The time to keep before the limit for everything that is not measured.
 
     Attributes:

@@ -58,7 +58,7 @@ def record_scores(
     `leaderboard` has the newest score of each leaderboard. A call with a score of a leaderboard, a
     `file` or a `message` also adds an entry to `submissions`. Scores in entries are never
     overwritten. If the same file was submitted before and has no score of that leaderboard yet,
-    its entry gets the score.
+    its entry gets the score. After an error, all scores are as they were.
 
     Args:
         leaderboard: The score, or several by name: `{"public": 0.907, "private": 0.9}`.
@@ -73,12 +73,10 @@ def record_scores(
     Raises:
         TypeError: `metric_minimization` is not a bool.
         ValueError: A score that is not a finite number, with its name; more than 32 leaderboards;
-            a text that is too long; or a `scores.json` that cannot be read.
+            a text that is too long; or a `scores.json` that is damaged.
         NotADirectoryError: There is no such run.
         OSError: There is no such `file`, or the scores cannot be written.
         RuntimeError: Another program has taken over the run from this one.
-
-    After an error, the file is as it was.
     """
     path = Path(run)
     if not path.is_dir():

@@ -37,8 +37,8 @@ def mean(predictions: Any, *more: Any, weights: Weights = None) -> NDArray[Any]:
             all equal.
 
     Returns:
-        (rows, ...): float32 if it can hold all predictions exactly, as those of 16 bits, else
-            float64. Computed in float64.
+        (rows, ...): float32 if all predictions fit into it exactly (floats of up to 32 bits, whole
+            numbers of up to 16), else float64. Computed in float64.
 
     Raises:
         TypeError: Predictions that are not real numbers, or an unknown argument.

@@ -51,6 +51,7 @@ class Stack(Trial):
         """The model's predictions from other predictions of the same models.
 
         Raises:
+            TypeError: As for `mean`.
             ValueError: Other models, or NaN.
         """
         models = as_models(predictions, more)

@@ -137,7 +137,7 @@ def find_weights(
 
     Raises:
         TypeError: As for `mean`; a function of your own without `metric_minimization`, or one that
-            does not return one number; or a count of another type.
+            does not return one number; or `rounds`, `folds` or `seed` of another type.
         ValueError: Predictions with NaN, other shapes, predictions that the metric cannot score, an
             unknown metric or method, a wrong `metric_minimization`, fewer than two folds, or a
             fold on which the metric is not a number.

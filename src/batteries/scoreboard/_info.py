@@ -41,7 +41,8 @@ class Stage:
     {'epoch': 2, 'loss': 0.4}
 
     Attributes:
-        name: The name of the directory; "" if there is only one.
+        name: The directory inside the run: "warmup". It is "" for the run's own directory and its
+            "checkpoints".
         rows: `{"epoch": 1, "loss": 0.5, ...}`. None stands for values that are not finite.
         epochs: The number of epochs. If the directory was removed, only the best row is known.
     """
@@ -66,7 +67,7 @@ class Checkpoint(NamedTuple):
     1024
 
     Attributes:
-        stage: The stage of the run; "" if there is only one.
+        stage: The name of the stage.
         epoch: The epoch.
         score: The score of the epoch; None if it is not finite or not known.
         path: The file, or the directory of a sharded checkpoint.
@@ -109,7 +110,7 @@ class RunInfo:
     'unknown'
 
     Attributes:
-        name: The directory of the run, relative to the log directory.
+        name: The path of the run, relative to the log directory if `read_runs` has found it.
         path: The directory of the run.
         record: The content of `run.json`.
         state: "running", "finished", "stopped", "failed" or "killed". Without a record it is

@@ -44,7 +44,7 @@ class Difference(NamedTuple):
         pair: The positions of the two runs in `Comparison.names`.
         of: The number of comparisons that were made together.
         needed: About how many seeds of each run, folds or rows would show such a difference in 80
-            of 100 cases. None if the present ones show it.
+            of 100 cases. None if the present ones show it, or if that is not known.
     """
 
     value: float
