@@ -265,7 +265,9 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
         R: guard_in_a_thread, V: lambda: PreemptionGuard(time_limit="soon"),
         T: lambda: PreemptionGuard(ANY),  # type: ignore[arg-type]
     },
-    "run_directory": {N: lambda: run_directory("a.csv")},
+    "run_directory": {
+        N: lambda: run_directory("a.csv"), V: lambda: run_directory("odd", resume=True)
+    },
     "start_run": {
         N: lambda: start_run("a.csv"), R: lambda: within(lambda _: start_run("runs")),
         V: lambda: start_run("odd"),

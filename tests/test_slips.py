@@ -15,6 +15,7 @@ from batteries import (
     AverageMeter,
     CheckpointManager,
     JsonLinesLogger,
+    Loggers,
     Predictions,
     PreemptionGuard,
     accumulate,
@@ -36,6 +37,7 @@ PATH: Any = "a.pth"
 NAMES: Any = {"cnn": 1, "tree": 3}
 LISTED: Any = [1]
 NAN = float("nan")
+HALF: Any = 0.5
 TABLE = {"a": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
 DAYS = np.arange(6).astype("datetime64[D]")
 FOLDS = Folds(np.array([0, 1] * 3), "kfold")
@@ -118,6 +120,7 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda _: blend.find_threshold([0.5, NAN], [0, 1], "accuracy"),
         "model 'oof' has nan in row 1; expected finite numbers",
     ),
+    "half a step": (lambda _: Loggers().log_metrics({}, HALF), r"step is 0\.5; expected a whole"),
     "masked": (
         lambda _: Predictions(1).add([0], x=np.ma.array([1.0], mask=[True])),
         r"x is a masked array: pass x\.filled",

@@ -54,7 +54,7 @@ class PreemptionGuard:
     If a rank is dead or does not answer, the next `stop()` of the others is True, and a rank that
     hangs in a collective exits after `patience` seconds. If the same signal comes again after a
     second or more, the process exits at once. Only a second SIGTERM after `stop` was True is
-    ignored, because torchrun may have sent it. Each exit has `exit_code`.
+    ignored, because torchrun may have sent it. In each case, the exit code is `exit_code`.
 
     With a time limit, the ranks stop while there is time for a step and a save. This time is the
     sum of the longest time between two calls of `stop`, twice the longest of the last five saves,

@@ -54,6 +54,7 @@ def run_directory(logdir: PathLike, *, resume: bool = False, unless: str | None 
 
     Raises:
         NotADirectoryError: `logdir` is a file.
+        ValueError: The `run.json` of the run to resume is no record of a run.
     """
     logdir = make_directory(logdir)
     newest = _unfinished(logdir) if resume else None

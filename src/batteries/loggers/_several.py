@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from batteries import distributed
 from batteries._foreign import brief
 from batteries._masking import masked
+from batteries._numbers import as_whole
 from batteries.loggers._values import Metrics, flatten, read_together
 
 
@@ -56,11 +57,12 @@ class Loggers:
         """Write each number under its name.
 
         Raises:
-            TypeError: A value is not one number, with its name; or `metrics` is no mapping.
+            TypeError: A value is not one number, with its name; `metrics` is no mapping; or the
+                step is no whole number.
             ValueError: Two values have the same joined name.
         """
         if distributed.is_main():
-            self._on_each("log_metrics", read_together(metrics), step)
+            self._on_each("log_metrics", read_together(metrics), as_whole(step, "step"))
 
     def log_params(self, params: Any) -> None:
         """Write the run's parameters.
@@ -104,7 +106,7 @@ class Loggers:
         return {name: each.state_dict() for name, each in named if hasattr(each, "state_dict")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let each logger continue its run. Loggers that are not in the state begin a new one."""
+        """Let each logger continue its run. A logger that is not in the state begins a new run."""
         for name, each in self._named().items():
             if name in state:
                 each.load_state_dict(state[name])

@@ -48,8 +48,8 @@ def groups_of(data: Any, groups: Any) -> Any:
     own = column_of(data, groups, "groups")
     if own is not None and own.ndim != 1:
         raise ValueError(
-            f"groups have shape {own.shape}; expected (rows,): join the columns, such as 'a/b', "
-            "for groups of equal values in all of them"
+            f"groups have shape {own.shape}; expected (rows,): join the columns into "
+            "one, such as 'a/b', if rows of a group are equal in all of them"
         )
     return own
 
