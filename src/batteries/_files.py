@@ -23,7 +23,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 PathLike = str | os.PathLike[str]
-_LONG = 64  # bytes; temporary names contain only shorter names, because they are longer
+_LONG = 64  # bytes; a temporary name is longer than the name in it, so it has only shorter names
 _held_here = threading.local()
 _NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 

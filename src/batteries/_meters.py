@@ -173,5 +173,6 @@ def _one_number(value: float | Tensor, name: str) -> float | Tensor:
     if isinstance(value, Tensor) and not value.is_cpu:
         wide = torch.float32 if value.device.type == "mps" else torch.float64
         return value.detach().reshape(()).to(wide, copy=True)
-    # Numbers of numpy too, because numpy adds float32 numbers in float32.
-    return as_number(value, name)
+    # Numbers of numpy become Python's, because numpy adds float32 numbers in float32.
+    number = value.item() if hasattr(value, "item") else value
+    return number if type(number) in (int, float) else as_number(number, name)

@@ -284,7 +284,7 @@ class PreemptionGuard:
             self._look.clear()
         with suppress(Exception):
             if self._store is not None and not self._failed:
-                # No step follows, on the other ranks neither, so they need not wait for this rank.
+                # No rank takes more steps, so the others need not wait for this rank.
                 _decide(self._store, NEVER)
 
     def _agree(self) -> None:

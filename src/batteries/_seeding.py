@@ -191,7 +191,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
         raise KeyError(
             f"the state has no {', '.join(map(repr, missing))}; expected what rng_state returns"
         )
-    # Without GPUs in the state they are not counted, which would take some milliseconds.
+    # Counting the GPUs takes some milliseconds, so it is left out if the state has none.
     if state["cuda"] and len(state["cuda"]) > torch.cuda.device_count():
         raise ValueError(
             f"the state has the generators of {len(state['cuda'])} GPUs, but there are "

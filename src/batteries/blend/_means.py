@@ -314,7 +314,7 @@ def _not_held(total: Array) -> Array | None:
     """Which numbers are too small or too large for float64; None if there are none."""
     if np.minimum.reduce(total) > 1e-290 and np.maximum.reduce(total) < 1e290:
         return None
-    return ~((total >= 1e-290) & (total <= 1e290))  # also NaN, of -0 and 0
+    return ~((total >= 1e-290) & (total <= 1e290))  # also NaN
 
 
 def _root(total: Array, power: float, parts: list[Array] | Array, weights: Array) -> Array:

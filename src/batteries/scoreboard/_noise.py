@@ -24,8 +24,8 @@ _SEED = 42
 _SEEDS = re.compile(r"(?i)(?:^|_)seeds?(?:_|$)|^random_state$")  # names of arguments
 _ALPHA = 0.05
 _ROUNDED = 1e-12  # relative rounding error of scores
-_PAIRS = 5  # with so many equal seeds, runs are paired
-_POWER = 1.96 + 0.84  # a difference of so many standard errors is seen in 80 of 100 cases
+_PAIRS = 5  # with this many equal seeds, runs are paired
+_POWER = 1.96 + 0.84  # a difference of this many standard errors is seen in 80 of 100 cases
 
 
 class Difference(NamedTuple):
