@@ -53,9 +53,9 @@ def blend_files(
     blended are copied from the first file. Ids are compared as text, so "007" stays "007". Labels
     of a CSV for "vote" are text, too.
 
-    If the blended columns have one number of decimals in the first 1,000 rows of the first CSV, a
-    CSV of the result has as many, but at least six. Otherwise, and for ranks, numbers have as many
-    decimals as they need.
+    If the numbers to blend have the same number of decimals in the first 1,000 rows of the first
+    CSV, a CSV of the result has as many, but at least six. Otherwise, and for ranks, numbers have
+    as many decimals as they need.
 
     Args:
         paths: `.csv`, `.parquet`, or `.npy` of `Predictions.save`. A mapping gives them names.

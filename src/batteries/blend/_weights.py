@@ -129,8 +129,8 @@ def find_weights(
             known for names and scorers.
         negative: Whether weights may be negative: a step may also subtract a model.
         folds: The folds to test on: their number (then they are stratified by the target), the
-            `Folds` of the models, or the fold of each row. With folds in the order of time,
-            weights are found on earlier folds. None: no test.
+            `Folds` of the models (of repeated ones, the first repeat), or the fold of each row.
+            With folds in the order of time, weights are found on earlier folds. None: no test.
         allow_missing: Whether models may have NaN, as for rows that no fold validates. Rows
             without predictions of all models are left out, and counted.
         seed: For folds that are made here.
