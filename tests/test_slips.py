@@ -21,6 +21,7 @@ from batteries import (
     accumulate,
     average_checkpoints,
     blend,
+    distribute,
     load_checkpoint,
     make_checkpoint,
     resume,
@@ -119,6 +120,10 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "scores with NaN": (
         lambda _: blend.find_threshold([0.5, NAN], [0, 1], "accuracy"),
         "model 'oof' has nan in row 1; expected finite numbers",
+    ),
+    "no such device": (
+        lambda _: distribute(LINEAR, "cuda:99"),
+        "there is no device 'cuda:99': this m",
     ),
     "half a step": (lambda _: Loggers().log_metrics({}, HALF), r"step is 0\.5; expected a whole"),
     "masked": (
