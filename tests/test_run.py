@@ -619,6 +619,8 @@ def test_threads_end() -> None:
     """A closed run leaves no thread, and closing twice changes nothing."""
     before = threading.active_count()
     run = start_run("runs")
+    with pytest.raises(ValueError, match="state is 'done'; expected finished, stopped or failed"):
+        run.close("done")
     run.close("failed", "no")
     run.close()
     assert last_session("runs/001")["state"] == "failed"
@@ -651,12 +653,14 @@ def test_warnings_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATTERIES_BACKENDS", "{}")
     with warnings.catch_warnings():
         set_backends(ignore_warnings=["first"])
-        set_backends(ignore_warnings=["second"])
+        set_backends(ignore_warnings="second")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         adopt_backends()
         warnings.warn("first", stacklevel=1)
         warnings.warn("second", stacklevel=1)
+        with pytest.raises(UserWarning, match="sec"):
+            warnings.warn("sec", stacklevel=1)
 
 
 def test_switches_reach_torchs_workers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,7 @@ def test_what_a_run_says() -> None:
     [run] = read_runs("runs")
     row = run.row()
     assert (row["run"], row["state"], row["epochs"]) == ("001", "finished", 3)
+    assert [stage.epochs for stage in run.stages] == [3]
     assert (row["validation"], row["epoch"], row["metric"]) == (0.93, 2, "accuracy")
     assert (row["test"], row["leaderboard.public"], row["leaderboard.private"]) == (
         0.91,
@@ -251,6 +252,8 @@ def test_nearest_names() -> None:
     assert find_run("002", "runs").scores == {"test": 0.5}
     with pytest.raises(LookupError, match="there is no run runs/01; the nearest: runs/001"):
         find_run("runs/01")
+    with pytest.raises(LookupError, match=r"there is no run 1, and no runs are in .*run\.json"):
+        find_run("1", "runs/002/run.json")
     with pytest.raises(NotADirectoryError, match="there is no directory elsewhere"):
         read_runs("elsewhere")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ import pytest
 from torch import nn
 
 from batteries import (
+    AverageMeter,
     CheckpointManager,
     JsonLinesLogger,
+    Loggers,
     Predictions,
+    PreemptionGuard,
     accumulate,
     average_checkpoints,
     blend,
+    distribute,
     load_checkpoint,
     make_checkpoint,
     resume,
@@ -26,11 +31,17 @@ from batteries import (
 from batteries._rundir.record import read_record
 from batteries.averaging import greedy_soup
 from batteries.checkpoint import latest
-from batteries.splits import check_folds, make_folds
+from batteries.splits import Folds, check_folds, look, make_folds
 
 LINEAR: Any = nn.Linear(2, 1)
 PATH: Any = "a.pth"
 NAMES: Any = {"cnn": 1, "tree": 3}
+LISTED: Any = [1]
+NAN = float("nan")
+HALF: Any = 0.5
+TABLE = {"a": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
+DAYS = np.arange(6).astype("datetime64[D]")
+FOLDS = Folds(np.array([0, 1] * 3), "kfold")
 SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a file to resume": (lambda _: resume("a.pth", LINEAR), "one checkpoint: read it with load_ch"),
     "a shard to resume": (lambda _: latest("sharded/last.dcp"), "or pass its directory"),
@@ -59,6 +70,62 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda _: blend.mean({"a": [0.1], "b": [0.2]}, weights=NAMES),
         "the weights are of cnn, tree, but the models are a, b",
     ),
+    "a guard's patience": (
+        lambda _: PreemptionGuard(PATH),
+        "patience is 'a.pth'; expected seconds",
+    ),
+    "a list to a meter": (
+        lambda _: AverageMeter().update(LISTED),
+        r"value is \[1\]; expected one numb",
+    ),
+    "a group's name": (
+        lambda _: look(TABLE, TABLE, groups="b"),
+        r"no column 'b'; expected one of \['a",
+    ),
+    "an id's name": (
+        lambda _: look(TABLE, TABLE, ids=["b"]),
+        r"no column 'b'; expected one of \['a",
+    ),
+    "an id to leave out": (
+        lambda _: check_folds(FOLDS, data=TABLE, ids=["b"]),
+        r"no column 'b'; expected one of \['a",
+    ),
+    "targets of other rows": (
+        lambda _: look(TABLE, TABLE, targets=[0, 1]),
+        "there are 2 targets for 6 rows; expected one for each",
+    ),
+    "near what": (
+        lambda _: check_folds(FOLDS, near="rounded"),
+        "near= compares samples: pass data=",
+    ),
+    "a gap backwards": (
+        lambda _: make_folds(6, 2, "time", gap=-1),
+        "gap is -1; expected 0 or more",
+    ),
+    "a span backwards": (
+        lambda _: make_folds(6, 2, "time", time=DAYS, gap=-timedelta(1)),
+        r"gap is .*days=-1.*; expected 0 or more",
+    ),
+    "no window": (lambda _: make_folds(6, 2, "time", window=0), "window is 0; expected 1 or more"),
+    "no columns": (lambda _: make_folds({}, 2), "there are 0 rows; expected 2 or more"),
+    "one row": (lambda _: make_folds(2, 2, "time"), "there are 2 rows; expected 3 or more"),
+    "an array submitted": (
+        lambda _: blend.check_submission("a.npy", "a.csv"),
+        "a.npy is not a submission; expected .csv or .parquet",
+    ),
+    "a column without a name": (
+        lambda _: blend.blend_files(["a.csv", "index.csv"]),
+        "only one of them has ''; pass `columns`",
+    ),
+    "scores with NaN": (
+        lambda _: blend.find_threshold([0.5, NAN], [0, 1], "accuracy"),
+        "model 'oof' has nan in row 1; expected finite numbers",
+    ),
+    "no such device": (
+        lambda _: distribute(LINEAR, "cuda:99"),
+        "there is no device 'cuda:99': this m",
+    ),
+    "half a step": (lambda _: Loggers().log_metrics({}, HALF), r"step is 0\.5; expected a whole"),
     "masked": (
         lambda _: Predictions(1).add([0], x=np.ma.array([1.0], mask=[True])),
         r"x is a masked array: pass x\.filled",
@@ -70,6 +137,8 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
 def _checkpoints() -> None:
     save_checkpoint(make_checkpoint("train", 1, LINEAR), "a.pth")
     CheckpointManager("sharded", sharded=True).process(0.5, 1, {"epoch": 1})
+    Path("a.csv").write_text("id,p\n1,0.5\n")
+    Path("index.csv").write_text(",id,p\n0,1,0.5\n")
 
 
 @pytest.mark.parametrize("name", SLIPS)
@@ -87,8 +156,9 @@ def test_what_is_no_slip() -> None:
     state = average_checkpoints("a.pth")
     assert state["weight"].equal(LINEAR.weight)
     assert greedy_soup("a.pth", lambda _: 1.0, metric_minimization=True).paths == [Path("a.pth")]
-    Path("a.csv").write_text("id,p\n1,0.5\n")
     assert blend.blend_files("a.csv")["p"].to_list() == [0.5]
+    assert blend.blend_files([Path("a.csv")], weights={Path("a.csv"): 2})["p"].to_list() == [0.5]
+    assert blend.mean({0: [0.5], 1: [1.0]}, weights={0: 1, 1: 0}).tolist() == [0.5]
     assert len(accumulate([1, 2], LINEAR, np.int64(2))) == 2
     for args in ("fast", [1, 2]):
         with start_run("runs", args, new=True) as run:

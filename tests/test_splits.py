@@ -325,7 +325,7 @@ def test_too_few_rows(rows: int) -> None:
 
 def test_missing_targets() -> None:
     """Targets that are missing are a row of their own beside the classes."""
-    seen = look({"x": np.arange(10.0)}, {"x": np.arange(10.0)}, targets=["a", "b", None, "b", "b"])
+    seen = look({"x": np.arange(5.0)}, {"x": np.arange(10.0)}, targets=["a", "b", None, "b", "b"])
     assert seen.classes is not None
     assert seen.classes.rows() == [("a", 1, 0.2), ("b", 3, 0.6), (None, 1, 0.2)]
 

@@ -20,7 +20,7 @@ def set_backends(
     cudnn_benchmark: bool | None = None,
     anomaly_mode: bool | None = None,
     sharing_strategy: Literal["file_descriptor", "file_system"] | None = None,
-    ignore_warnings: Sequence[str] = (),
+    ignore_warnings: str | Sequence[str] = (),
 ) -> None:
     """Change torch's global settings. Settings that you do not pass keep their values.
 
@@ -40,8 +40,8 @@ def set_backends(
             several times slower, so use it only to find an error.
         sharing_strategy: How workers send tensors. "file_descriptor" is faster. Use "file_system"
             if you see "too many open files".
-        ignore_warnings: Regular expressions for the beginnings of messages, in addition to those
-            of earlier calls.
+        ignore_warnings: One or more regular expressions for the beginnings of messages, in addition
+            to those of earlier calls.
 
     Raises:
         ValueError: Torch does not know the precision, or this system does not have the sharing
@@ -57,7 +57,8 @@ def set_backends(
             f"matmul_precision is {matmul_precision!r}; expected one of {', '.join(_PRECISIONS)}"
         )
     known = chosen_backends()
-    messages = dict.fromkeys([*known.get("ignore_warnings", ()), *ignore_warnings])
+    new = [ignore_warnings] if isinstance(ignore_warnings, str) else ignore_warnings
+    messages = dict.fromkeys([*known.get("ignore_warnings", ()), *new])
     chosen: dict[str, Any] = {
         "matmul_precision": matmul_precision,
         "cudnn_benchmark": cudnn_benchmark,
@@ -66,7 +67,7 @@ def set_backends(
         "ignore_warnings": list(messages) or None,
     }
     own = {name: value for name, value in chosen.items() if value is not None}
-    _apply({**own, "ignore_warnings": ignore_warnings})
+    _apply({**own, "ignore_warnings": new})
     os.environ[_CHOSEN] = json.dumps({**known, **own})
 
 

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 PLAIN = (int, float, complex, str, bytes, bool, type(None), np.generic, Enum, PurePath)
 CONTAINERS = (list, tuple, dict, set, frozenset, deque)
-# Times, caches and counts of calls differ in each run. A resumed run does without them.
+# Times, caches and counts of calls differ in each run. A resumed run does not need them.
 _PASSING = re.compile(
     r"(^|_)(cached?|caches|memo|times?|timer|clock|stamp|timestamp|elapsed|started|tic|t0|calls?)(_|$)"
 )
@@ -58,7 +58,7 @@ def changed(part: Any, held: Mapping[str, Any], state: Any, apart: set[int]) -> 
         apart: The ids of objects whose changes do not count.
     """
     now = digest_of(state, whole=True)
-    if now is None:  # a large state is that of an object with a memory
+    if now is None:  # an object with a large state saves what it remembers
         _SEEN.pop(id(part), None)
         return []
     own = {name: digest_of(value, apart) for name, value in lasting(held).items()}
@@ -136,7 +136,7 @@ def digest_of(value: Any, apart: Container[int] = (), *, whole: bool = False) ->
             containers are left out.
     """
     digest = _Digest(apart, whole)
-    with suppress(Exception):  # of methods of the program, and of tensors without numbers
+    with suppress(Exception):  # raised by methods of the program, or by tensors without numbers
         digest.add(value)
         return digest.text()
     return None

@@ -16,7 +16,10 @@ from types import SimpleNamespace
 from typing import Any
 
 _TEXTS = {"uuid", "decimal", "fractions", "ipaddress", "pathlib", "datetime", "yarl", "yarl._url"}
-_TEXTS |= {"pydantic.networks", "pydantic_core._pydantic_core"}  # kinds whose `str` says it all
+_TEXTS |= {
+    "pydantic.networks",
+    "pydantic_core._pydantic_core",
+}  # kinds whose `str` is their whole value
 
 
 def parts_of(value: Any) -> Mapping[Any, Any] | list[Any] | None:
@@ -67,7 +70,7 @@ def plain_value(value: Any) -> Any:
         return plain_value(value.value)
     if isinstance(value, date | clock):  # a datetime is a date
         return value.isoformat()
-    if type(value).__module__.startswith("omegaconf."):  # a single value, or what is missing
+    if type(value).__module__.startswith("omegaconf."):  # a single value, or a missing one
         return value if isinstance(found := value._value(), dict | list) else plain_value(found)
     known = isinstance(value, PurePath) or type(value).__module__ in _TEXTS
     return str(value) if known and not isinstance(value, type) else value

@@ -50,7 +50,7 @@ class EarlyStopping:
         metric_minimization: bool | None = None,
         min_delta: float = 0.0,
     ) -> None:
-        self.patience = as_whole(patience, "patience", 0, " checks")
+        self.patience = as_whole(patience, "patience", 0)
         self.min_delta = as_number(min_delta, "min_delta")
         if not self.min_delta >= 0:
             raise ValueError(f"min_delta is {min_delta}; expected 0 or more")
@@ -63,6 +63,9 @@ class EarlyStopping:
         """Add the score of an epoch; return whether to stop.
 
         `stopper(score)` does the same. On ranks other than 0 the score may be None.
+
+        Raises:
+            TypeError: The score is not one number. All ranks raise it.
         """
         main = distributed.is_main()
         own = distributed.together(lambda: as_number(score, "the score") if main else 0.0)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 PathLike = str | os.PathLike[str]
-_LONG = 64  # bytes; temporary names contain only shorter names, because they are longer
+_LONG = 64  # bytes; a temporary name is longer than the name in it, so it has only shorter names
 _held_here = threading.local()
 _NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 
@@ -80,7 +80,7 @@ def make_directory(path: PathLike) -> Path:
 
 
 def check_inside(path: PathLike, directory: PathLike) -> Path:
-    """The end of a path's symbolic links; an error if it is not in a directory.
+    """The end of a path's symbolic links; an error if it is not inside a directory.
 
     The directory itself may be a link.
     """
@@ -106,7 +106,7 @@ def write_whole(
 
     Args:
         size: The number of bytes to write, for the error if there is no room.
-        inside: A directory out of which no link may lead.
+        inside: The directory that must contain the file, at the end of all links.
 
     Raises:
         OSError: The message has the path, the cause, the bytes needed and the bytes free. Or the

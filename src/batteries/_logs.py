@@ -17,7 +17,7 @@ from batteries._files import PathLike, make_directory
 def get_logger(
     name: str,
     log_file: PathLike | None = None,
-    log_level: int = logging.INFO,
+    log_level: int | str = logging.INFO,
     disable: bool = False,
 ) -> logging.Logger:
     """Return a logger that writes `time - name - level - message` lines.
@@ -33,12 +33,13 @@ def get_logger(
         name: The name of the logger, which is in each line.
         log_file: A file to write in addition to the console (stderr). Its directory is created. It
             may be a device or a pipe, such as /dev/stdout.
-        log_level: The lowest level that is written, as in `logging`. Default: INFO.
+        log_level: The lowest level that is written, as in `logging`: a number, or "DEBUG".
         disable: Write nothing.
 
     Raises:
         NotADirectoryError: The directory of the file is a file.
         IsADirectoryError: The file is a directory.
+        ValueError: `logging` does not know the level.
     """
     logger = logging.getLogger(name)
     logger.setLevel(log_level)

@@ -144,7 +144,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def is_loader(part: Any) -> bool:
-    """Some loaders begin a pass when `state_dict` is called, and then lose what they load."""
+    """Whether it is a loader. Some begin a pass at `state_dict`, and lose what they load then."""
     kind = isinstance(part, Iterable) and not isinstance(part, Container | nn.Module)
     return kind and hasattr(part, "__dict__")
 

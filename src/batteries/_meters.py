@@ -47,13 +47,15 @@ class AverageMeter:
             times: The weight: the number of elements in the mean. 0 changes nothing.
 
         Raises:
-            ValueError: The value has more than one element, or the weight is negative.
+            TypeError: The value or the weight is no number.
+            ValueError: A tensor or array does not have exactly one element, or the weight is
+                negative. On a device, a negative weight counts as 0, because reading it would wait.
         """
         # `type(...) is` is fast. isinstance(value, Tensor) takes as long as the addition.
         if type(value) is not float:
-            value = _one_number(value)
+            value = _one_number(value, "value")
         if type(times) is not int:
-            times = _one_number(times)
+            times = _one_number(times, "times")
         if type(times) is Tensor:  # on a device: reading it to handle 0 would wait
             times = times.clamp(min=0)
             if not isinstance(value, Tensor):  # of two numbers, `where` would make float32
@@ -159,7 +161,7 @@ def _total(parts: tuple[float, ...]) -> float:
         return sum(parts)
 
 
-def _one_number(value: float | Tensor) -> float | Tensor:
+def _one_number(value: float | Tensor, name: str) -> float | Tensor:
     """A python number, or for a tensor on a device a copy there, as float64 if possible."""
     if type(value) is Tensor and value.is_cpu and value.numel() == 1:  # the usual case, fast
         return value.item()
@@ -171,6 +173,6 @@ def _one_number(value: float | Tensor) -> float | Tensor:
     if isinstance(value, Tensor) and not value.is_cpu:
         wide = torch.float32 if value.device.type == "mps" else torch.float64
         return value.detach().reshape(()).to(wide, copy=True)
-    # Numbers of numpy too, because numpy adds float32 numbers in float32.
-    number: float = value.item() if hasattr(value, "item") else value
-    return number
+    # Numbers of numpy become Python's, because numpy adds float32 numbers in float32.
+    number = value.item() if hasattr(value, "item") else value
+    return number if type(number) in (int, float) else as_number(number, name)

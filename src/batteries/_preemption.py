@@ -52,7 +52,7 @@ class PreemptionGuard:
     If a rank is dead or does not answer, the next `stop()` of the others is True, and a rank that
     hangs in a collective exits after `patience` seconds. If the same signal comes again after a
     second or more, the process exits at once. Only a second SIGTERM after `stop` was True is
-    ignored, because torchrun may have sent it. Each exit has `exit_code`.
+    ignored, because torchrun may have sent it. In each case, the exit code is `exit_code`.
 
     With a time limit, the ranks stop while there is time for a step and a save. This time is the
     sum of the longest time between two calls of `stop`, twice the longest of the last five saves,
@@ -60,17 +60,17 @@ class PreemptionGuard:
     limit is read from `SLURM_JOB_END_TIME`, and the earlier limit counts.
 
     Args:
-        patience: Seconds in which the ranks must agree. A rank answers in the middle of a step,
-            so a step may take longer.
-        time_limit: "8h50m", seconds or a timedelta, from the start of this process.
-        reserve: Seconds to keep before the limit for everything that is not measured.
+        patience: The time in which the ranks must agree. A rank answers in the middle of a step, so
+            a step may take longer. Each time is in seconds, a timedelta, or a text: "8h50m".
+        time_limit: The time that this process may take, from its start.
+        reserve: The time to keep before the limit for everything that is not measured.
 
     Attributes:
         exit_code: 75, for "start again". If a run ends with this code, its record has the reason.
 
     Raises:
         RuntimeError: The guard was entered outside of the main thread, which alone gets signals.
-        ValueError: The time limit cannot be read.
+        TypeError, ValueError: One of the three times cannot be read, or is negative.
     """
 
     exit_code: int = 75  # EX_TEMPFAIL: try again later
@@ -82,14 +82,14 @@ class PreemptionGuard:
 
     def __init__(
         self,
-        patience: float = 5.0,
+        patience: str | float | timedelta = 5.0,
         *,
         time_limit: str | float | timedelta | None = None,
-        reserve: float = 30.0,
+        reserve: str | float | timedelta = 30.0,
     ) -> None:
-        self._patience = patience
+        self._patience = as_seconds(patience, "patience")
         self._ends = _ends(time_limit)  # the end by the monotonic clock, and the limit's name
-        self._reserve = reserve
+        self._reserve = as_seconds(reserve, "reserve")
         self._longest = 0.0  # seconds between two calls of stop()
         self._at: float | None = None  # the time of the last call
         self._why: str | None = None
@@ -282,7 +282,7 @@ class PreemptionGuard:
             self._look.clear()
         with suppress(Exception):
             if self._store is not None and not self._failed:
-                # No step follows, on the other ranks neither, so they need not wait for this rank.
+                # No rank takes more steps, so the others need not wait for this rank.
                 _decide(self._store, NEVER)
 
     def _agree(self) -> None:

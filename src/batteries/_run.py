@@ -29,6 +29,7 @@ from batteries._rundir.record import NAME, read_record, write_record
 from batteries.distributed import is_main, rank_zero_only, world_size
 from batteries.distributed._groups import with_cause
 
+_ENDS = ("finished", "stopped", "failed")
 _runs: dict[str, Run] = {}  # the runs that this process records, by session
 
 
@@ -53,6 +54,7 @@ def run_directory(logdir: PathLike, *, resume: bool = False, unless: str | None 
 
     Raises:
         NotADirectoryError: `logdir` is a file.
+        ValueError: The `run.json` of the run to resume is no record of a run.
     """
     logdir = make_directory(logdir)
     newest = _unfinished(logdir) if resume else None
@@ -133,7 +135,10 @@ class Run:
 
         Raises:
             OSError: The record could not be written. The program tries again at its end.
+            ValueError: Another `state`, or a `run.json` that is no record of a run.
         """
+        if state not in _ENDS:
+            raise ValueError(f"state is {state!r}; expected finished, stopped or failed")
         if self._ended.is_set() or not is_main():
             return
         told = {} if why is None else {"why": why}
@@ -206,8 +211,9 @@ def start_run(
             "data.num_workers" for a nested one.
 
     Raises:
-        RuntimeError: Another process is recording the run; the message names it.
-        ValueError: The run to resume has other arguments, or its `run.json` is no record of a run.
+        RuntimeError: Another process or this program is recording the run; the message says which.
+        ValueError: The run to resume has other arguments, or its `run.json` is no record of a run;
+            or `logdir` is the directory of a run, with `new=True`.
         NotADirectoryError: `logdir` is a file.
     """
     same = [may_differ] if isinstance(may_differ, str) else [*may_differ]

@@ -14,7 +14,7 @@ from batteries._numbers import as_number
 from batteries._optional import import_optional
 
 Function = Callable[..., float]  # of target and prediction
-_ROUNDED = 1e-6  # errors of probabilities of 32 bits
+_ROUNDED = 1e-6  # rounding errors of float32 probabilities
 
 
 class Scoring(NamedTuple):

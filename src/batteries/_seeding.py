@@ -49,7 +49,7 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
         rank: Seed each rank differently.
 
     Raises:
-        TypeError, ValueError: The seed is not an integer, or out of range.
+        TypeError, ValueError: The seed is not a whole number, or out of range.
     """
     seed = as_seed(seed)
     _choose_algorithms(deterministic)
@@ -191,7 +191,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
         raise KeyError(
             f"the state has no {', '.join(map(repr, missing))}; expected what rng_state returns"
         )
-    # Without GPUs in the state they are not counted, which would take some milliseconds.
+    # Counting the GPUs takes some milliseconds, so it is left out if the state has none.
     if state["cuda"] and len(state["cuda"]) > torch.cuda.device_count():
         raise ValueError(
             f"the state has the generators of {len(state['cuda'])} GPUs, but there are "

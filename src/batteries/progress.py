@@ -79,7 +79,7 @@ class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
     def display(self, msg: str | None = None, pos: int | None = None, **kwargs: Any) -> Any:
         if self._redraws():
             return super().display(msg, pos, **kwargs)
-        if msg == "":  # close() of a bar with leave=False clears the screen so
+        if msg == "":  # this is how close() clears a bar with leave=False
             return True
         closing = self.disable  # close() has set it, and writes the line's end
         if closing:

@@ -58,7 +58,8 @@ def first_difference(one: PathLike, other: PathLike) -> Parting | None:
     True
 
     It compares the steps that both have in the files of `training.log_checksums`. If a step is
-    there twice, as after a crash, the last one counts.
+    there twice, as after a crash, the last one counts. If no step is in both files, the result is
+    None.
     """
     # A long run has many names: only a hash of each step is kept, and then the names of one step.
     lines = [

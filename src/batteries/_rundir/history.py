@@ -34,7 +34,7 @@ def read_history(path: PathLike, inside: PathLike | None = None) -> History:
     """Read the scores of epochs from a file.
 
     Args:
-        inside: The directory that no link may lead out of.
+        inside: The directory that must contain the file, at the end of all links.
     """
     data = read_regular(path, inside)
     try:

@@ -21,7 +21,7 @@ BINS = 256  # of a histogram, at most
 _CHUNK = 2**20  # bytes that are parsed together
 _OTHERS = ("nan", "inf", "-inf")  # numbers that JSON does not have
 _NUMBER = b"0123456789+-.eE"  # letters of numbers
-_ALIKE = 16, 100  # lines at least, and metrics at most, for which a pattern is worth its price
+_ALIKE = 16, 100  # with fewer lines or more metrics, a pattern takes longer than JSON
 
 
 def read_lines(logdir: PathLike) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,7 @@ from batteries._processes import is_alive
 
 NAME = "run.json"
 BEAT = 3.0  # seconds between two signs of life
-WATCH = 20.0  # without a sign for so many seconds, a process of another host counts as dead
+WATCH = 20.0  # without a sign for this many seconds, a process of another host counts as dead
 SEEN = 5.0  # seconds in which a rank must see the files of rank 0
 _LONG_AGO = 3600.0  # seconds; an older record is not watched
 _looks: dict[Path, tuple[Any, float]] = {}  # the first look at a sign, and its time
@@ -76,7 +76,9 @@ def state_of(run: PathLike, record: dict[str, Any]) -> str:
     if state != "running":
         return state
     alive = is_alive(session)
-    if alive is None:  # clocks of two hosts are compared only here, since this is only shown
+    if (
+        alive is None
+    ):  # clocks of two hosts are compared only here, because the result is only shown
         age = abs(time.time() - Path(run, NAME).stat().st_mtime)
         alive = age < 2 * WATCH or (age < _LONG_AGO and shows_life(run))
     return "running" if alive else "killed"

@@ -55,24 +55,27 @@ def record_scores(
     >>> scores["leaderboard"], scores["submissions"][0]["message"]
     ({'public': 0.907}, 'with warmup')
 
-    `leaderboard` has the newest score of each leaderboard. A call with a score of a leaderboard, or
-    with `file`, also adds an entry to `submissions`. Entries are never overwritten. If the same
-    file was submitted before and has no score of that leaderboard yet, its entry gets the score.
+    `leaderboard` has the newest score of each leaderboard. A call with a score of a leaderboard, a
+    `file` or a `message` also adds an entry to `submissions`. Scores in entries are never
+    overwritten. If the same file was submitted before and has no score of that leaderboard yet,
+    its entry gets the score. After an error, all scores are as they were.
 
     Args:
         leaderboard: The score, or several by name: `{"public": 0.907, "private": 0.9}`.
         name: The leaderboard, or the part of it.
-        folds: The validation score of each fold, in order or by name. They are stored in the order
-            of their names.
+        folds: The validation score of each fold, in order or by name. Scores by name are stored in
+            the order of the names.
         metric: The name of the metric of the validation score, if no `CheckpointManager` says it.
         metric_minimization: Whether lower is better.
         file: The file that was submitted. Its name and its SHA-256 are stored.
         message: A note about the submission.
 
     Raises:
-        ValueError: A score that is not a finite number, with its name, or more than 32
-            leaderboards. Nothing is written then.
+        TypeError: `metric_minimization` is not a bool.
+        ValueError: A score that is not a finite number, with its name; more than 32 leaderboards;
+            a text that is too long; or a `scores.json` that is damaged.
         NotADirectoryError: There is no such run.
+        OSError: There is no such `file`, or the scores cannot be written.
         RuntimeError: Another program has taken over the run from this one.
     """
     path = Path(run)
@@ -90,7 +93,7 @@ def record_scores(
         new["folds"] = [_finite("folds", value) for value in folds]
     new |= {} if metric is None else {"metric": str(metric)}
     if metric_minimization is not None:
-        new["minimization"] = said_direction(metric_minimization, "a run")
+        new["minimization"] = said_direction(metric_minimization, "record_scores")
     told = {} if leaderboard is None else {name: leaderboard}
     told = dict(leaderboard) if isinstance(leaderboard, Mapping) else told
     boards = {board: _finite("leaderboard", value) for board, value in told.items()}

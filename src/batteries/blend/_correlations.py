@@ -44,9 +44,10 @@ class Correlation(NamedTuple):
         return "\n".join(lines)
 
     def plot(self, path: PathLike) -> None:
-        """Write a picture of the table, whole or not at all.
+        """Write a picture of the table as a PNG file, whole or not at all.
 
         Raises:
+            OSError: The file cannot be written.
             ModuleNotFoundError: matplotlib is not installed.
         """
         figures = import_optional("matplotlib.figure", for_="Correlation.plot")
@@ -89,7 +90,8 @@ def correlation(
         kind: "pearson", or "spearman" (the correlation of the ranks).
 
     Raises:
-        ValueError: As for `mean`, or no rows.
+        TypeError: As for `mean`.
+        ValueError: As for `mean`; no rows; not one name for each model; or an unknown kind.
     """
     models = as_models(predictions, more)
     models.refuse()

@@ -16,10 +16,10 @@ from batteries._spellings import hints
 from batteries.blend._models import BLOCK, Array, Models, as_models, as_weights, in_blocks
 from batteries.splits._tables import is_missing
 
-Weights = Mapping[str, float] | Sequence[float] | NDArray[Any] | None
-_FEW = 2**11  # numbers, below which torch's calls take longer than their work
-_Together = Callable[[Array], Array]  # all numbers, (models, numbers)
-# Of each model a block; where the result may be, and room for one term of it, both of float64.
+Weights = Mapping[Any, float] | Sequence[float] | NDArray[Any] | None
+_FEW = 2**11  # with fewer numbers, torch's calls take longer than their work
+_Together = Callable[[Array], Array]  # of all numbers, (models, numbers)
+# Of a block of each model, and two arrays of float64: for the result, and for one term of it.
 _ByBlock = Callable[[list[Array], Array, Array], Array]
 
 
@@ -37,11 +37,14 @@ def mean(predictions: Any, *more: Any, weights: Weights = None) -> NDArray[Any]:
             all equal.
 
     Returns:
-        (rows, ...): float32 for predictions of 16 or 32 bits, else float64. Computed in float64.
+        (rows, ...): float32 if all predictions fit into it exactly (floats of up to 32 bits, whole
+            numbers of up to 16), else float64. Computed in float64.
 
     Raises:
-        ValueError: A NaN or an infinity, with model and row; arrays of different shapes; not one
-            weight for each model, or no weight above 0.
+        TypeError: Predictions that are not real numbers, or an unknown argument.
+        ValueError: A NaN or an infinity, with model and row; no models; arrays of different shapes,
+            or with different indexes of pandas; not one weight for each model, a negative weight,
+            or no weight above 0.
     """
     models = as_models(predictions, more)
     own = as_weights(weights, models)
@@ -78,6 +81,7 @@ def power_average(
         (rows, ...), with the dtype of `mean`.
 
     Raises:
+        TypeError: As for `mean`, or a power that is not one number.
         ValueError: As for `mean`, a negative prediction, or a power that is NaN.
     """
     if more and (not isinstance(more[-1], Iterable) or getattr(more[-1], "ndim", 1) == 0):
@@ -129,8 +133,8 @@ def majority_vote(labels: Any, *more: Any, weights: Weights = None) -> NDArray[A
         (rows, ...), with the labels' dtype.
 
     Raises:
-        ValueError: Numbers that are not labels, such as 0.5; NaN and infinities, with model and
-            row.
+        TypeError: Texts of one model and numbers of another.
+        ValueError: As for `mean`; a missing label; or numbers that are not labels, such as 0.5.
     """
     models = as_models(labels, more, labels=True)
     own = as_weights(weights, models)
@@ -155,7 +159,7 @@ def majority_vote(labels: Any, *more: Any, weights: Weights = None) -> NDArray[A
 
 
 def _candidates(labels: list[Array]) -> Iterable[Any]:
-    """Labels that may have most votes: all, if there are few classes, else each model's labels."""
+    """Labels that may have most votes: all labels if there are few, else those of each model."""
     if all(array.dtype.kind in "iu" and array.size for array in labels):
         low, high = min(int(a.min()) for a in labels), max(int(a.max()) for a in labels)
         if high - low < len(labels):
@@ -167,7 +171,7 @@ def _candidates(labels: list[Array]) -> Iterable[Any]:
 
 
 def _blended(models: Models, together: _Together, by_block: _ByBlock) -> Array:
-    """What becomes of all rows, in the dtype of the predictions."""
+    """The blend of all rows, with `Models.dtype`."""
     arrays, shape = models.arrays, models.shape
     size = arrays[0].size
     if 0 < size * len(arrays) <= BLOCK:
@@ -193,7 +197,7 @@ def _blended(models: Models, together: _Together, by_block: _ByBlock) -> Array:
 
 
 def _dot(weights: Array, rows: Array) -> Array:
-    """Their product. BLAS would add up the last columns in another order than the others."""
+    """The weighted sum of rows. BLAS would add up the last columns in another order."""
     return np.asarray(np.add.reduce(weights[:, None] * rows))
 
 
@@ -215,7 +219,7 @@ def _weighted_sum(parts: list[Array], weights: Array, total: Array, term: Array)
 
 
 def _checked(part: Array, power: float, models: Models) -> Array:
-    """Numbers that have such a mean; of negative powers an infinity would not be seen in it."""
+    """The part, if it has a power mean. A mean of a negative power would hide an infinity."""
     if not np.minimum.reduce(part) >= 0 or (power < 0 and not np.isfinite(part).all()):
         models.refuse()
         _refuse_negative(models)
@@ -251,7 +255,7 @@ def _power_together(rows: Array, power: float, weights: Array, models: Models) -
 def _power_by_block(
     parts: list[Array], power: float, weights: Array, models: Models, total: Array, term: Array
 ) -> Array:
-    # A part is looked at where it is used: it is at hand then.
+    # Each part is checked just before its use, when it is in the cache.
     each = (_checked(part, power, models) for part in parts)
     if math.isinf(power):
         return np.asarray(functools.reduce(np.maximum if power > 0 else np.minimum, each))
@@ -266,7 +270,7 @@ def _power_by_block(
         np.copyto(term, part)
         if _is_geometric(power):
             added.add_(factor.log_(), alpha=weight)
-        elif power in (2, 3, 4):  # of the square there is one pass less
+        elif power in (2, 3, 4):  # the square takes one pass less
             square = factor if power == 2 else factor * factor
             added.addcmul_(square, square if power == 4 else factor, value=weight)
         else:
@@ -293,7 +297,7 @@ def _raised(rows: Array, power: float) -> Array:
 
 
 def _raise(values: Array, power: float) -> None:
-    """The same as a power, as exact as 64 bits have it, and in a third of its time."""
+    """Raise in place, as exactly as `**` and in a third of its time."""
     if power == 1:
         return
     if power == 0.5:
@@ -307,14 +311,14 @@ def _raise(values: Array, power: float) -> None:
 
 
 def _not_held(total: Array) -> Array | None:
-    """Where numbers are too small or too large for float64; None if nowhere."""
+    """Which numbers are too small or too large for float64; None if there are none."""
     if np.minimum.reduce(total) > 1e-290 and np.maximum.reduce(total) < 1e290:
         return None
-    return ~((total >= 1e-290) & (total <= 1e290))  # also NaN, of -0 and 0
+    return ~((total >= 1e-290) & (total <= 1e290))  # also NaN
 
 
 def _root(total: Array, power: float, parts: list[Array] | Array, weights: Array) -> Array:
-    """Of a mean of powers."""
+    """The root of a mean of powers."""
     lost = _not_held(total)
     _raise(total, 1 / power)
     if lost is not None:
@@ -331,7 +335,7 @@ def _scaled_power(power: float, parts: list[Array], weights: Array) -> Array:
 
 
 def _geometric_root(product: Array, parts: list[Array] | Array) -> Array:
-    lost = _not_held(product)  # else there is one logarithm, of the product of all
+    lost = _not_held(product)  # for the others, one logarithm is enough
     _raise(product, 1 / len(parts))
     if lost is not None:
         few = np.stack([part[lost] for part in parts]).astype(np.float64)

@@ -80,7 +80,7 @@ def _for_auc(arrays: list[Array], target: Array) -> _Prepared:
     if len(classes) != 2 or arrays[0].ndim != 1:
         raise ValueError(
             f"auc needs two classes and (rows,) predictions; found {len(classes)} classes and "
-            f"predictions of shape {arrays[0].shape}: pass a function of your own"
+            f"predictions of shape {arrays[0].shape}: use 'roc_auc_ovr' for more classes"
         )
     return arrays, positive.astype(np.int64)
 

@@ -44,12 +44,10 @@ class Models:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The dtype of a blend: float32 for predictions of 16 or 32 bits, else float64."""
+        """The dtype of a blend: float32 if it can hold all predictions exactly, else float64."""
         kinds = {array.dtype for array in self.arrays}
-        if kinds == {_FLOAT32}:
-            return _FLOAT32
-        found = np.result_type(*kinds, _FLOAT32)
-        return found if found.kind == "f" else np.dtype(np.float64)
+        exact = np.result_type(*kinds, _FLOAT32) == _FLOAT32
+        return _FLOAT32 if exact else np.dtype(np.float64)
 
     def refuse(self, start: int = 0, stop: int | None = None) -> None:
         """Raise if there is a NaN or an infinity from `start` to `stop` of the flat arrays."""
@@ -74,7 +72,7 @@ def as_models(predictions: Any, more: Sequence[Any] = (), *, labels: bool = Fals
 
     Args:
         more: The other models, if they were passed one by one.
-        labels: Whether they may be other values than numbers.
+        labels: Whether values other than numbers are allowed.
     """
     if isinstance(predictions, Models):
         return predictions
@@ -142,9 +140,10 @@ def as_weights(weights: Any, models: Models, negative: bool = False) -> NDArray[
     if weights is None:
         return np.full(number, 1 / number)
     if isinstance(weights, Mapping):
+        weights = {str(name): weight for name, weight in weights.items()}
         if set(weights) != set(models.keys):
             raise ValueError(
-                f"the weights are of {', '.join(map(str, weights))}, but the models are "
+                f"the weights are of {', '.join(weights)}, but the models are "
                 f"{', '.join(models.keys)}; expected one for each"
             )
         weights = [weights[name] for name in models.keys]

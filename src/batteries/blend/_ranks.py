@@ -26,9 +26,9 @@ def rank_average(predictions: Any, *more: Any, weights: Weights = None) -> NDArr
     >>> rank_average([[0.1, 0.2, 0.9], [10, 30, 20]])
     array([0.33333333, 0.83333333, 0.83333333])
 
-    Scores of any scale can be blended. A monotonic transform of a model's scores does not change
-    the blend. The largest of n predictions has rank 1, the smallest 1 / n. Equal ones get the mean
-    of their ranks, as in `scipy.stats.rankdata`.
+    Scores of any scale can be blended. A transform that keeps the order of a model's scores does
+    not change the blend. The largest of n predictions has rank 1, the smallest 1 / n. Equal ones
+    get the mean of their ranks, as in `scipy.stats.rankdata`.
 
     Args:
         predictions: As for `mean`. Each column is ranked on its own.
@@ -38,7 +38,7 @@ def rank_average(predictions: Any, *more: Any, weights: Weights = None) -> NDArr
         (rows, ...), with the dtype of `mean`.
 
     Raises:
-        ValueError: As for `mean`.
+        TypeError, ValueError: As for `mean`.
     """
     models = as_models(predictions, more)
     own = as_weights(weights, models)

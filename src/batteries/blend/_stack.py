@@ -51,6 +51,7 @@ class Stack(Trial):
         """The model's predictions from other predictions of the same models.
 
         Raises:
+            TypeError: As for `mean`.
             ValueError: Other models, or NaN.
         """
         models = as_models(predictions, more)
@@ -102,8 +103,7 @@ def stack(
         metric_minimization, allow_missing, seed: As for `find_weights`.
 
     Raises:
-        TypeError: A function of your own without `metric_minimization`.
-        ValueError: As for `find_weights`.
+        TypeError, ValueError, ModuleNotFoundError: As for `find_weights`.
     """
     models, truth, rows = predicted_by_all(everything := as_models(oof), target, allow_missing)
     probable, classes = hasattr(model, "predict_proba"), np.unique(truth)

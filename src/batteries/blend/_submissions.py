@@ -45,7 +45,8 @@ def check_submission(
     Raises:
         ValueError: A list of all faults: other columns; other ids, or the same ids in another
             order; missing values in a column without any in the sample, infinities, other types,
-            numbers out of range; the sample's own predictions.
+            numbers out of range; the sample's own predictions. Also: a file that cannot be read,
+            or a column in the arguments that is not there.
         FileNotFoundError: No such file.
         ModuleNotFoundError: polars is not installed.
     """
@@ -75,9 +76,9 @@ def check_submission(
 
 
 def _read(path: Path) -> Any:
-    header = names_in(path)
-    if path.suffix == ".npy":
+    if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"{path} is not a submission; expected .csv or .parquet")
+    header = names_in(path)
     with reading(path) as polars:
         if path.suffix == ".parquet":
             return polars.read_parquet(path, columns=header)

@@ -57,8 +57,9 @@ def blend_files(
     blended are copied from the first file. Ids are compared as text, so "007" stays "007". Labels
     of a CSV for "vote" are text, too.
 
-    If all numbers of the first CSV have the same number of decimals, the result has as many, but at
-    least six. Otherwise, and for ranks, numbers have as many decimals as they need.
+    If the numbers to blend have the same number of decimals in the first 1,000 rows of the first
+    CSV, a CSV of the result has as many, but at least six. Otherwise, and for ranks, numbers have
+    as many decimals as they need.
 
     Args:
         paths: `.csv`, `.parquet`, or `.npy` of `Predictions.save`. A mapping gives them names.
@@ -80,7 +81,9 @@ def blend_files(
         ValueError: Ids that differ or repeat, other columns, or numbers that are missing or not
             finite, with file and id. Also: no files, a file that cannot be read, an unknown method
             or kind of file.
+        TypeError: A power that is not one number.
         FileNotFoundError: No such file.
+        OSError: `out` cannot be written.
         ModuleNotFoundError: polars is not installed.
     """
     if method not in _METHODS:
@@ -152,7 +155,7 @@ class _Plan(NamedTuple):
 
 
 def polars_of() -> Any:
-    return import_optional("polars", for_="blend_files")
+    return import_optional("polars", for_="a file of predictions")
 
 
 @contextmanager
@@ -215,7 +218,8 @@ def _aligned(
     more = sorted(set(header) ^ set(first.columns))
     if plan.whole and more:
         raise ValueError(
-            f"{path} has other columns than {first_path}: only one of them has {', '.join(more)}; "
+            f"{path} has other columns than {first_path}: only one of them has "
+            f"{', '.join(name or repr(name) for name in more)}; "
             "pass `columns` to blend those that both have"
         )
     table = _read(path, plan, [name for name in header if name in (plan.key, *plan.names)])
@@ -284,7 +288,7 @@ def _arrays(path: Path, table: Any, plan: _Plan) -> dict[str, Array]:
 
 
 def _refuse_spellings(sources: list[str], arrays: list[Array]) -> None:
-    """Raise if files have texts for one label that differ, such as 1 and 1.0: each got a vote."""
+    """Raise if files spell one label in two ways, such as 1 and 1.0, which would divide votes."""
     known: dict[Any, tuple[str, str]] = {}
     for source, array in zip(sources, arrays, strict=True):
         for label in set(array.tolist()) if array.dtype == object else ():

@@ -71,6 +71,7 @@ class Thresholds(NamedTuple):
         """The classes of scores: (rows,).
 
         Raises:
+            TypeError: Scores that are not real numbers.
             ValueError: A NaN or an infinity, with its row.
         """
         models = as_models({"scores": scores})
@@ -108,13 +109,14 @@ def find_threshold(
         metric_minimization: As for `find_weights`.
         folds: As for `find_weights`, but not None.
         allow_missing: Whether scores may be NaN. These rows are left out.
-        candidates: The largest number of cut-offs to try. They lie between quantiles of the scores.
+        candidates: The largest number of cut-offs to try between the lowest and the highest score.
+            They lie between quantiles of the scores. Two more are tried: all rows are 1, or 0.
         seed: For folds that are made here.
 
     Raises:
-        TypeError: A function of your own without `metric_minimization`.
-        ValueError: Scores with NaN, scores that are not (rows,), or a metric that is never a
-            number.
+        TypeError, ModuleNotFoundError: As for `find_weights`.
+        ValueError: As for `find_weights`; scores that are not (rows,); a target other than 0 and 1;
+            or a metric that is never a number.
     """
     scores, truth, pairs = _given(oof, target, folds, allow_missing, seed)
     if len(others := np.setdiff1d(truth, [0, 1])):
@@ -169,11 +171,12 @@ def find_thresholds(
         target: (rows,) classes, such as 0 to 4. All classes must be there.
         metric: As for `find_weights`. It gets the target and classes.
         metric_minimization, folds, allow_missing, seed: As for `find_threshold`.
-        candidates: The number of places for a cut-off. They lie between quantiles of the scores.
+        candidates: The largest number of places for a cut-off. They lie between quantiles of the
+            scores. The lowest score is one more place.
 
     Raises:
-        TypeError: A function of your own without `metric_minimization`.
-        ValueError: As for `find_threshold`, or a single class.
+        TypeError, ModuleNotFoundError: As for `find_weights`.
+        ValueError: As for `find_threshold`, but the target may have any classes, two or more.
     """
     scores, truth, pairs = _given(oof, target, folds, allow_missing, seed)
     classes = np.unique(truth)
@@ -215,7 +218,7 @@ def find_thresholds(
 def _given(
     oof: Any, target: ArrayLike, folds: Any, allow_missing: bool, seed: int
 ) -> tuple[NDArray[Any], NDArray[Any], list[Pair]]:
-    models = as_models([oof])
+    models = as_models({"oof": oof})
     refuse_other_order("the target and the scores", models.index, index_of(target))
     truth = as_array(target, "target")
     if models.shape != truth.shape or truth.ndim != 1:

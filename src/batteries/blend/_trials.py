@@ -115,7 +115,7 @@ def as_pairs(
 
     Args:
         target: Of the kept rows.
-        rows: The number of all rows. Folds are of all, or are made of the kept ones.
+        rows: The number of all rows, which `folds` has. A number makes folds of the kept rows.
     """
     if isinstance(folds, Folds):
         _check_rows(folds.rows, rows)

@@ -74,6 +74,7 @@ class FoundWeights(Trial):
         """The weighted mean of other predictions of the same models.
 
         Raises:
+            TypeError: As for `mean`.
             ValueError: As for `mean`, or other models.
         """
         models = as_models(predictions, more)
@@ -118,8 +119,9 @@ def find_weights(
             - another name of scikit-learn's scorers, a scorer, or any function of target and
               prediction.
 
-            Names and scorers of class metrics, such as "accuracy", get classes: of (rows, classes)
-            the most probable one, of (rows,) whether the number is above 0.5.
+            Names and scorers of class metrics, such as "accuracy", get classes. For predictions
+            (rows, classes) that is the most probable class. For (rows,) it is the second class if
+            the number is above 0.5, else the first. A function gets the predictions themselves.
         method: "hill_climb" adds the model that helps most, `rounds` times, with replacement, and
             returns the best step (Caruana et al. 2004). "simplex" is scipy's SLSQP over weights
             of 0 or more whose sum is 1, for smooth metrics.
@@ -127,17 +129,20 @@ def find_weights(
             known for names and scorers.
         negative: Whether weights may be negative: a step may also subtract a model.
         folds: The folds to test on: their number (then they are stratified by the target), the
-            `Folds` of the models, or the fold of each row. With folds in the order of time,
-            weights are found on earlier folds. None: no test.
+            `Folds` of the models (of repeated ones, the first repeat), or the fold of each row.
+            With folds in the order of time, weights are found on earlier folds. None: no test.
         allow_missing: Whether models may have NaN, as for rows that no fold validates. Rows
             without predictions of all models are left out, and counted.
         seed: For folds that are made here.
 
     Raises:
-        TypeError: A function of your own without `metric_minimization`.
-        ValueError: Predictions with NaN, other shapes, an unknown metric or method, or a fold on
-            which the metric is not a number.
-        ModuleNotFoundError: scipy is not installed, for "simplex".
+        TypeError: As for `mean`; a function of your own without `metric_minimization`, or one that
+            does not return one number; or `rounds`, `folds` or `seed` of another type.
+        ValueError: Predictions with NaN, other shapes, predictions that the metric cannot score, an
+            unknown metric or method, a wrong `metric_minimization`, fewer than two folds, or a
+            fold on which the metric is not a number.
+        ModuleNotFoundError: scipy is not installed, for "simplex"; or scikit-learn, for its
+            metrics.
     """
     models, truth, rows = predicted_by_all(everything := as_models(oof), target, allow_missing)
     problem = as_problem(models.arrays, truth, metric, metric_minimization)

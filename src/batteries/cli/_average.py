@@ -17,7 +17,7 @@ from batteries.cli._group import main, say
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True))
 @click.option("-o", "--output", required=True, help="The checkpoint to write.")
 @click.option(
-    "--best", type=click.IntRange(min=1), help="Average the best N checkpoints of LOGDIR."
+    "--best", type=click.IntRange(min=1), help="Average the best N checkpoints of a directory."
 )
 @click.option(
     "--weight", "weights", type=float, multiple=True, help="Give it once for each file, in order."
@@ -34,7 +34,7 @@ def average(
     model: str | None,
     loader: str | None,
 ) -> None:
-    """Average the weights of checkpoints, or of the --best ones of a LOGDIR.
+    """Average the weights of checkpoints, or of the --best ones in a directory of checkpoints.
 
     \b
     batteries average exp_3.pth exp_7.pth -o swa.pth
@@ -45,7 +45,7 @@ def average(
 
     if best is not None:
         if len(paths) != 1:
-            raise click.UsageError("expected one LOGDIR with --best")
+            raise click.UsageError("expected one directory of checkpoints with --best")
         files = best_checkpoints(paths[0], best)
     else:
         files = [Path(path) for path in paths]

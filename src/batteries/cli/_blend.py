@@ -17,6 +17,7 @@ from batteries.cli._group import main
     type=click.Choice(["mean", "power", "geometric", "rank", "vote"]),
     default="mean",
     show_default=True,
+    help="The mean, power mean, geometric mean or rank average, or the most frequent label.",
 )
 @click.option("--power", type=float, default=2.0, show_default=True, help="For --method power.")
 @click.option("--id", "id_column", help="The column of ids. Default: the first.")

@@ -19,6 +19,8 @@ from batteries.cli._tables import as_csv, dumped
 def export(logdir: str, output: str, metrics: bool) -> None:
     """Write a table of the runs below LOGDIR, or with --metrics of all logged values.
 
+    LOGDIR is `runs` by default.
+
     \b
     batteries export runs -o runs.csv
     batteries export runs --metrics -o values.parquet

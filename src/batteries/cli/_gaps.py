@@ -14,6 +14,8 @@ from batteries.cli._tables import dumped
 def gaps(logdir: str, as_json: bool) -> None:
     """Check whether test and leaderboard move with validation, over the runs below LOGDIR.
 
+    LOGDIR is `runs` by default.
+
     \b
     batteries gaps runs
     """  # noqa: D301

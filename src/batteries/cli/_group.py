@@ -63,5 +63,5 @@ logdir_option = click.option(
     default=".",
     type=click.Path(file_okay=False),
     show_default=True,
-    help="Where to look for runs.",
+    help="Where to look for a run, if it is given by its name in this directory or by its number.",
 )

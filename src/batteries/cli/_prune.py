@@ -29,7 +29,11 @@ _NAMES = ("best.pth", "last.pth", "best.dcp", "last.dcp")
 )
 @click.option("--state", type=click.Choice(_STATES), help="Select runs in this state.")
 @click.option(
-    "--filter", "filters", multiple=True, metavar="CONDITION", help="Select runs as in `runs`."
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="CONDITION",
+    help="Select runs as `batteries runs` does.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def prune(
@@ -37,7 +41,7 @@ def prune(
 ) -> None:
     """List the checkpoints of the runs that all rules select, and remove them if you confirm it.
 
-    Without LOGDIR, the runs are those below `runs`. Scores, logged lines, records and all other
+    The runs are those below LOGDIR (default: runs). Scores, logged lines, records and all other
     files stay. Running runs are never selected, not even by --state running. With --keep-best, no
     run without a score is selected, and the best N of each metric stay. A run without a record may
     be running: only --state unknown (or unreadable) selects it.

@@ -76,7 +76,7 @@ def rerun(run: str, words: tuple[str, ...], logdir: str, current_code: bool, yes
 @main.command()
 @_options
 def resume(run: str, words: tuple[str, ...], logdir: str, current_code: bool, yes: bool) -> None:
-    """Print the command that continues RUN. With --yes, run it.
+    """Print the command that continues RUN. With --yes, run it. WORDS are as for `rerun`.
 
     \b
     batteries resume 13 --yes

@@ -63,6 +63,8 @@ def runs(
 ) -> None:
     """List the runs below LOGDIR, best first, with their scores and the arguments that differ.
 
+    LOGDIR is `runs` by default.
+
     CheckpointManager, record_scores, --minimize or --maximize say whether lower is better. JSON
     and CSV have all columns.
 

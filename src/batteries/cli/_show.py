@@ -26,8 +26,6 @@ _LONG = 300  # letters of a value
 def show(run: str, logdir: str, lines: int, as_json: bool) -> None:
     """Show how RUN was started, how it ended, its scores and its checkpoints.
 
-    RUN is a path, a name below --logdir, or a number.
-
     \b
     batteries show 13
     """  # noqa: D301

@@ -41,9 +41,10 @@ class BackgroundLogger:
 
     Rank 0 writes; on the other ranks the calls do nothing. A call returns when it has read its
     numbers, and they reach the tracker within a second. If a tracker fails, the next call warns
-    once, and training goes on. If 10,000 calls wait for a tracker that does not answer, further
-    calls are lost, and `close` says how many. A logger that is deleted without `close` still writes
-    what it has.
+    once, and training goes on. If 10,000 calls wait for a tracker, the next call waits for room, up
+    to a minute. If the tracker does not answer, this and further calls are lost, and `close` says
+    how many. A logger that is deleted without `close` still writes what it has. After `close`, a
+    call raises a RuntimeError.
 
     `state_dict` has the id of the run and the highest step. Save it in the checkpoint: a run that
     loads it continues in the tracker. No step is there twice, and none is lost.
@@ -85,7 +86,8 @@ class BackgroundLogger:
             step: Your own count of epochs, updates or samples.
 
         Raises:
-            TypeError: A value is not one number; the message has its name.
+            TypeError: A value is not one number, with its name; `metrics` is no mapping; or the
+                step is no whole number.
             ValueError: Two values have the same joined name.
         """
         if isinstance(metrics, Numbers) or distributed.is_main():  # `Loggers` has asked is_main()
@@ -113,7 +115,7 @@ class BackgroundLogger:
 
         Args:
             image: A tensor (channels, height, width) or (height, width); an array (height, width,
-                channels) or (height, width); or an image of Pillow.
+                channels) or (height, width); or an image of Pillow. It has 1, 3 or 4 channels.
 
         Raises:
             ValueError: The image has another shape or dtype, or floats outside of 0 to 1.
@@ -127,8 +129,12 @@ class BackgroundLogger:
         Values that are NaN, infinite or as large as 1e300 are in no bin. The call waits for the
         device, because it copies the values.
 
+        Args:
+            bins: 1 to 256.
+
         Raises:
-            ValueError: Fewer than 1 or more than 256 bins.
+            TypeError: The values are no numbers.
+            ValueError: Another number of bins.
         """
         if distributed.is_main():
             histogram = histogram_of(name, values, bins)

@@ -29,7 +29,7 @@ class Calls:
         return self._queue.qsize()
 
     def has_room(self, wait: bool) -> bool:
-        """Whether a call may be added; with `wait`, a full queue is waited for, once.
+        """Whether a call may be added; with `wait`, it waits once for room in a full queue.
 
         So a loop that logs faster than the tracker writes is slowed down and loses nothing.
         """

@@ -38,7 +38,7 @@ class MLflowLogger(BackgroundLogger):
 
     If the program has an active run at the first call, and you pass none of `tracking_uri`,
     `experiment` and `run_id`, the logger writes into that run and does not end it. Without an
-    active run, it writes into the run of the variable MLFLOW_RUN_ID, and ends it.
+    active run, it writes into the run that the variable MLFLOW_RUN_ID names, if any, and ends it.
 
     Args:
         tracking_uri: A tracking server, "http://host:5000". Default: the address in

@@ -11,12 +11,13 @@ from numpy.typing import ArrayLike
 from batteries import distributed
 from batteries._foreign import brief
 from batteries._masking import masked
+from batteries._numbers import as_whole
 from batteries.loggers._values import Metrics, flatten, read_together
 
 
 @runtime_checkable
 class Logger(Protocol):
-    """The methods that a logger needs, also a logger of yours.
+    """The methods that each logger needs, also one of your own.
 
     A logger may also have log_params, log_figure, log_image, log_histogram and log_text. `Loggers`
     calls only the methods that exist.
@@ -56,13 +57,19 @@ class Loggers:
         """Write each number under its name.
 
         Raises:
-            TypeError: A value is not one number; the message has its name.
+            TypeError: A value is not one number, with its name; `metrics` is no mapping; or the
+                step is no whole number.
+            ValueError: Two values have the same joined name.
         """
         if distributed.is_main():
-            self._on_each("log_metrics", read_together(metrics), step)
+            self._on_each("log_metrics", read_together(metrics), as_whole(step, "step"))
 
     def log_params(self, params: Any) -> None:
-        """Write the run's parameters."""
+        """Write the run's parameters.
+
+        Raises:
+            ValueError: Two values have the same joined name.
+        """
         flatten(masked(params))  # an error in the names raises here; it is no tracker's failure
         self._each("log_params", params)
 
@@ -99,7 +106,7 @@ class Loggers:
         return {name: each.state_dict() for name, each in named if hasattr(each, "state_dict")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let each logger continue its run. Loggers that are not in the state begin a new one."""
+        """Let each logger continue its run. A logger that is not in the state begins a new run."""
         for name, each in self._named().items():
             if name in state:
                 each.load_state_dict(state[name])

@@ -28,7 +28,8 @@ def read_together(metrics: Metrics) -> dict[str, float]:
     {'train/loss': 0.5, 'lr': 1.0}
 
     Raises:
-        TypeError: A value is not one number; the message has its name.
+        TypeError: A value is not one number, with its name; or `metrics` is no mapping.
+        ValueError: Two values have the same joined name.
     """
     if isinstance(metrics, Numbers):
         return metrics

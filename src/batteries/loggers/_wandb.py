@@ -44,8 +44,9 @@ class WandbLogger(BackgroundLogger):
 
     If the program has an active run at the first call, and you pass none of `project`, `mode` and
     `run_id`, the logger writes into that run and does not finish it. In such a program, do not
-    pass W&B's own `step=`, because it counts the logger's rows too. Call `wandb.init()` before the
-    logger's first call: afterwards it returns the logger's run, which ends with the logger.
+    pass W&B's own `step=`, because W&B's step counts the logger's rows, too. Call `wandb.init()`
+    before the logger's first call. A later `wandb.init()` returns the logger's run, which ends with
+    the logger.
 
     Args:
         project: Default: the variable WANDB_PROJECT, else "batteries".

@@ -70,7 +70,9 @@ def read_curves(run: RunInfo, series: dict[str, Series]) -> tuple[list[Curve], P
         for row in stage.rows:
             value = row.get(stage.metric, "")
             x, y = number_of(row.get("epoch")), math.nan if value is None else number_of(value)
-            if x is not None and y is not None and abs(x) < _LAST:  # None is what was not finite
+            if (
+                x is not None and y is not None and abs(x) < _LAST
+            ):  # None stands for a value that was not finite
                 points[x] = y
         name = f"{stage.name}/{stage.metric} by epoch"[-_LONG:].removeprefix("/")
         own = Curve(name, sorted(points), [points[x] for x in sorted(points)], "epoch")

@@ -72,7 +72,7 @@ def report_server(logdir: PathLike, port: int = 0) -> tuple[ThreadingHTTPServer,
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            # Another name may come from a foreign page that leads here.
+            # With another Host, a foreign page may have sent the request (DNS rebinding).
             here = self.headers.get("Host") == f"127.0.0.1:{server.server_port}"
             name = {f"/{secret}/": "", f"/{secret}/data": "data"}.get(self.path) if here else None
             if name is None:

@@ -22,9 +22,10 @@ _PIXELS = 2**25
 
 
 class Shown(NamedTuple):
-    """What is shown of an item; of a figure it is the file.
+    """What is shown of an item.
 
     Attributes:
+        value: Of a figure, the path of its file.
         rank: 0 for the last step of its name. Low ranks come first if room is short.
     """
 
@@ -46,7 +47,9 @@ def media_of(items: Iterable[Item], problems: list[str]) -> list[Shown]:
         elif len(names) < _NAMES or (item.kind, item.name) in names:
             names.setdefault((item.kind, item.name), {})[item.step] = value
     if foreign:
-        problems.append(f"what no logger writes is not shown: {', '.join(sorted(foreign)[:3])}")
+        problems.append(
+            f"values that no logger writes are not shown: {', '.join(sorted(foreign)[:3])}"
+        )
     return [
         Shown(kind, name, step, rank, steps[step])
         for (kind, name), steps in names.items()

@@ -133,8 +133,8 @@ def _bodies(
 def _written(head: dict[str, Any], bodies: dict[str, list[Any]]) -> bytes:
     data = {**head, **bodies}
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    # Inside a script element only "<" can begin what ends it. A lone surrogate, which UTF-8 cannot
-    # write, becomes the \udcXX that JSON has for it.
+    # Without "<", no text can end the script element. A lone surrogate, which UTF-8 cannot write,
+    # becomes the \udcXX that JSON has for it.
     return text.replace("<", "\\u003c").encode(errors="backslashreplace")
 
 

@@ -39,7 +39,8 @@ class Comparison:
         names: The names of the runs.
         arguments: The arguments that differ: by name, the value of each run or None.
         versions: The versions of packages that differ, in the same form.
-        code: The output of `git diff --stat` between the commits of the first and the others.
+        code: The output of `git diff --stat` between the commits of the first and the others, or a
+            text that says why there is none.
         scores: By name, the score of each run, and the last and best of each logged metric.
         differences: For each pair of runs, the second's score minus the first's. The noise is that
             of seeds if there are runs with other seeds, else that of folds. A pair without both,
@@ -148,6 +149,8 @@ def compare(*runs: RunInfo | PathLike, among: Sequence[RunInfo | PathLike] = ())
 
     Raises:
         ValueError: Fewer than two runs.
+        LookupError: There is no such run.
+        ModuleNotFoundError: scipy is not installed. Noise of seeds or folds needs it.
     """
     if len(runs) < 2:
         raise ValueError(f"compare needs two or more runs; found {len(runs)}")

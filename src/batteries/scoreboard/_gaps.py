@@ -47,6 +47,10 @@ def check_gaps(runs: Sequence[RunInfo | PathLike]) -> list[GapCheck]:
 
     >>> check_gaps([])
     []
+
+    Raises:
+        LookupError: There is no such run.
+        ModuleNotFoundError: scipy is not installed. A check of five or more runs needs it.
     """
     groups: dict[tuple[str, bool], list[RunInfo]] = {}
     infos = [run_info(run) for run in runs]
@@ -112,6 +116,9 @@ def check_gap(run: RunInfo | PathLike) -> list[str]:
 
     >>> check_gap(RunInfo("001", Path("001"), scores={"folds": [0.90, 0.92, 0.94], "test": 0.91}))
     ['test - validation is -0.0100, inside the spread of 3 folds (0.9000 to 0.9400)']
+
+    Raises:
+        LookupError: There is no such run.
     """
     run = run_info(run)
     folds, validation = folds_of(run), run.validation

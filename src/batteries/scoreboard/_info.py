@@ -42,7 +42,8 @@ class Stage:
     {'epoch': 2, 'loss': 0.4}
 
     Attributes:
-        name: The name of the directory; "" if there is only one.
+        name: The directory inside the run: "warmup". It is "" for the run's own directory and its
+            "checkpoints".
         rows: `{"epoch": 1, "loss": 0.5, ...}`. None stands for values that are not finite.
         epochs: The number of epochs. If the directory was removed, only the best row is known.
     """
@@ -67,7 +68,7 @@ class Checkpoint(NamedTuple):
     1024
 
     Attributes:
-        stage: The stage of the run; "" if there is only one.
+        stage: The name of the stage.
         epoch: The epoch.
         score: The score of the epoch; None if it is not finite or not known.
         path: The file, or the directory of a sharded checkpoint.
@@ -88,8 +89,8 @@ class Validation(NamedTuple):
     'mean of 5 folds'
 
     Attributes:
-        of: "best epoch"; "mean of 5 folds" (of their best epochs); "recorded" (by
-            `record_scores`); or "out-of-fold" (recorded together with scores of folds).
+        of: "best epoch"; "mean of 5 folds" (their recorded scores, or their best epochs);
+            "recorded" (by `record_scores`); or "out-of-fold" (recorded together with folds).
         spread: The standard deviation of the folds.
         epoch: The best epoch.
         stage: The stage of that epoch.
@@ -110,7 +111,7 @@ class RunInfo:
     'unknown'
 
     Attributes:
-        name: The directory of the run, relative to the log directory.
+        name: The path of the run, relative to the log directory if `read_runs` has found it.
         path: The directory of the run.
         record: The content of `run.json`.
         state: "running", "finished", "stopped", "failed" or "killed". Without a record it is
@@ -237,7 +238,7 @@ class RunInfo:
 
     @cached_property
     def validated(self) -> Validation | None:
-        """The score of `record_scores`, else the mean of the folds, else the best epoch's score."""
+        """The recorded score, else the mean of the folds, else the score of the best epoch."""
         told, folds = self.scores.get("validation"), self.scores.get("folds") or []
         spread = statistics.stdev(folds) if len(folds) > 1 else None
         if told is not None:
@@ -299,6 +300,8 @@ def read_run(path: PathLike, name: str | None = None) -> RunInfo:
     'finished'
     >>> read_run("runs/nothing").problems
     ['there is no directory runs/nothing']
+
+    It raises no error for files that are missing or damaged: they are in `problems`.
     """
     path = Path(path)
     problems = [] if path.is_dir() else [f"there is no directory {path}"]
@@ -312,7 +315,7 @@ def read_run(path: PathLike, name: str | None = None) -> RunInfo:
     for file in sorted(files_of(path, METRICS), key=_changed):
         with _telling(file, problems):
             own = read_history(file, inside=path)
-            stages.append(Stage(stage_of(file, path), file.parent, *own[:3]))
+            stages.append(Stage(stage_of(file, path), file.parent, *own[:3], len(own.rows)))
             if own.foreign:
                 told = f"{file}: {own.foreign:,} rows have values that no CheckpointManager writes"
                 left_out.append(f"{told}, which are left out")

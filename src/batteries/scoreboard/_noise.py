@@ -25,8 +25,8 @@ _SEED = 42
 _SEEDS = re.compile(r"(?i)(?:^|_)seeds?(?:_|$)|^random_state$")  # names of arguments
 _ALPHA = 0.05
 _ROUNDED = 1e-12  # relative rounding error of scores
-_PAIRS = 5  # with so many equal seeds, runs are paired
-_POWER = 1.96 + 0.84  # a difference of so many standard errors is seen in 80 of 100 cases
+_PAIRS = 5  # with this many equal seeds, runs are paired
+_POWER = 1.96 + 0.84  # a difference of this many standard errors is seen in 80 of 100 cases
 
 
 class Difference(NamedTuple):
@@ -45,7 +45,7 @@ class Difference(NamedTuple):
         pair: The positions of the two runs in `Comparison.names`.
         of: The number of comparisons that were made together.
         needed: About how many seeds of each run, folds or rows would show such a difference in 80
-            of 100 cases. None if the present ones show it.
+            of 100 cases. None if the present ones show it, or if that is not known.
     """
 
     value: float
@@ -201,13 +201,16 @@ def paired_bootstrap(
     Args:
         target: (rows,).
         first, second: The predictions, (rows,) or (rows, classes).
-        metric: A name of scikit-learn's scorers, or any function of target and prediction.
+        metric: As for `find_weights`. A function needs no direction here.
 
     Returns:
         The second score minus the first.
 
     Raises:
-        ValueError: Different numbers of rows.
+        TypeError: The metric does not return one number.
+        ValueError: Different numbers of rows, an unknown metric, or one that is not a finite number
+            on these rows.
+        ModuleNotFoundError: scikit-learn is not installed, for a metric by its name.
     """
     refuse_other_order("target and predictions", *map(index_of, (target, first, second)))
     target = as_array(target, "target")

@@ -45,9 +45,9 @@ class Runs(Sequence[RunInfo]):
     "valid/loss" alone is the argument of that name, else the best of the metric, else its last.
 
     Attributes:
-        metric_minimization: Whether lower is better, by the names of metrics. It comes from
-            `CheckpointManager`, `record_scores` and the argument of `read_runs`. "loss" also
-            counts for "valid/loss".
+        minimization: Whether lower is better, by the names of metrics. It comes from
+            `CheckpointManager`, `record_scores` and `metric_minimization` of `read_runs`. "loss"
+            also counts for "valid/loss".
     """
 
     def __init__(
@@ -199,12 +199,13 @@ class Runs(Sequence[RunInfo]):
         >>> Runs([RunInfo("1", Path("1"))]).where("state=unknown", "run~^1")[0].name
         '1'
 
-        A condition is a column, an operator and a value: = != < <= > >=, or ~ for a
-        pattern. The value is a number, true, false, or text, which may be quoted. An empty value
-        after = selects runs without a value.
+        A condition is a column, an operator (=, !=, <, <=, >, >=, or ~ for a regular expression)
+        and a value. The value is a number, true, false, or text, which may be quoted. An empty
+        value after = selects runs without a value.
 
         Raises:
-            ValueError: A condition has another form, or compares text with a number.
+            ValueError: A condition has another form, its regular expression is wrong, or its value
+                has another type than the column.
             KeyError: There is no such column.
         """
         rows: Sequence[Mapping[str, Any]] = self._rows
@@ -217,6 +218,9 @@ class Runs(Sequence[RunInfo]):
 
         >>> [run.name for run in Runs([RunInfo("1", Path("1"))]).sorted("run")]
         ['1']
+
+        Raises:
+            KeyError: There is no such column.
         """
         name = self.column(column)
         if name == "run":  # numbers by their value
@@ -232,6 +236,7 @@ class Runs(Sequence[RunInfo]):
 
         Raises:
             ValueError: It is not known whether lower is better.
+            KeyError: There is no such column.
         """
         if metric is None:
             known = {id(run): row for run, row in zip(self._runs, self._rows, strict=True)}
@@ -258,6 +263,9 @@ class Runs(Sequence[RunInfo]):
             by: Columns. Runs with the same values in them are a group.
             of: The column of the statistics: `count` of finite values, `mean`, `std`, `sem` (the
                 standard error of the mean), `median`, `min` and `max`. `runs` counts all runs.
+
+        Raises:
+            KeyError: There is no such column.
         """
         names = [self.column(name) for name in ([by] if isinstance(by, str) else by)]
         return grouped(self._rows, names, self.column(of))
@@ -280,6 +288,7 @@ def read_runs(logdir: PathLike, *, metric_minimization: Mapping[str, bool] | Non
 
     Raises:
         NotADirectoryError: There is no such directory.
+        TypeError: A direction is not a bool.
     """
     root = Path(logdir)
     if not root.is_dir():
@@ -321,6 +330,9 @@ def best_first(runs: Sequence[RunInfo | PathLike]) -> list[RunInfo]:
     `metrics.json` or the scores of a run say whether lower is better. Runs with different metrics
     cannot be compared: the metric with the most runs comes first. Runs without a score or a known
     direction come last, in their old order.
+
+    Raises:
+        LookupError: There is no such run.
     """
     groups: dict[tuple[str, bool], list[tuple[float, RunInfo]]] = {}
     rest = []
@@ -384,7 +396,7 @@ def _run_paths(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
     try:
         with os.scandir(root) as entries:
             inside = list(entries)
-    except FileNotFoundError:  # removed meanwhile
+    except (FileNotFoundError, NotADirectoryError):  # removed meanwhile, or a file
         return
     except PermissionError:  # becomes a problem of the run
         yield root

@@ -57,8 +57,8 @@ class Series:
     0.4
 
     Attributes:
-        name: As it was logged, after the name of its stage, if any: "head/loss".
-        times: When they were logged, in seconds since 1970; NaN if that is not known.
+        name: The logged name, after the name of its stage, if any: "head/loss".
+        times: The time of each value, in seconds since 1970; NaN if it is not known.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Series:
     times: MutableSequence[float] = field(default_factory=lambda: array("d"))
 
     def metric(self) -> Metric:
-        """Its summary."""
+        """The summary of the values."""
         values = np.asarray(self.values)
         finite = np.flatnonzero(np.abs(values) < LARGEST)
         some, ends = values[finite], list[tuple[float, float] | None]([None, None])

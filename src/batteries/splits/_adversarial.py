@@ -12,7 +12,7 @@ from batteries.splits._tables import is_missing, random_state, sklearn_room
 
 PARTS = 5  # folds of the cross-validation
 _ROWS = 5000  # at most, of each side
-_FEATURES = 64  # at most; more are projected onto so many
+_FEATURES = 64  # at most; more are projected onto this number
 _LARGEST = 1e30  # the classifier adds up all values as float32
 Table = dict[str, NDArray[Any]]
 

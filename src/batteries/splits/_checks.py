@@ -19,6 +19,7 @@ from batteries.splits._tables import (
     id_columns,
     is_table,
     length_of,
+    names_of,
     polars_for,
     refuse_missing,
 )
@@ -63,9 +64,12 @@ def check_folds(
         A polars frame, a row for each fold.
 
     Raises:
-        TypeError: `folds` do not come from `make_folds`.
-        ValueError: Folds for another number of rows, missing targets or groups, an empty fold, or
-            leaks, with their number and the first few.
+        TypeError: `folds` do not come from `make_folds`, or samples are objects that cannot be
+            compared.
+        ValueError: Leaks, with their number and the first few. Also: folds for another number of
+            rows, missing targets or groups, an empty fold, an unknown column, or samples that
+            `near` cannot compare.
+        ModuleNotFoundError: polars is not installed.
     """
     if not isinstance(folds, Folds):
         raise TypeError(f"folds is {brief(folds)}; expected what make_folds returns")
@@ -90,6 +94,8 @@ def check_folds(
         },
     }
     sides = [] if groups is None else [("groups", groups)]
+    if near is not None and data is None:
+        raise ValueError("near= compares samples: pass data=, too")
     compared, without = _compared(data, ids, targets, groups)
     if data is not None:
         sides.append(("exact duplicates", hashes(_samples(compared))))
@@ -119,7 +125,8 @@ def _compared(data: Any, ids: Sequence[str] | None, *given: Any) -> tuple[Any, s
         return data, ""
     table = as_table(data)
     used = [name for name, column in table.items() if any(np.array_equal(column, g) for g in given)]
-    known = [name for name in (id_columns(table) if ids is None else ids) if name not in used]
+    given_ids = id_columns(table) if ids is None else names_of(ids, table)
+    known = [name for name in given_ids if name not in used]
     rest = {name: column for name, column in table.items() if name not in known}
     if not known or not set(rest) - set(used):  # without the ids, no column would be left
         return table, ""
@@ -132,7 +139,7 @@ def _samples(data: Any) -> Any:
 
 
 def _shares(targets: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-    """Columns of whose validation rows the table has the mean."""
+    """The columns whose mean over the validation rows is in the table."""
     if targets.ndim > 1:
         return {f"label {at}": column for at, column in enumerate(targets.T.astype(np.float64))}
     classes, counts = np.unique(targets, return_counts=True)

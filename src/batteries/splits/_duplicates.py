@@ -14,9 +14,9 @@ from torch import Tensor
 from batteries._arrays import as_array
 from batteries.splits._tables import as_table, is_table
 
-_STEP = 0.05  # numbers are rounded to so many standard deviations of their column
+_STEP = 0.05  # numbers are rounded to multiples of this many standard deviations of their column
 _SIDE = 9  # an image's hash compares neighbours among 9 x 9 areas
-_BITS = 6  # so many of 144 bits may differ between nearly equal images
+_BITS = 6  # this many of 144 bits may differ between nearly equal images
 _LEAST = 16  # pixels on a side: smaller images have too similar edges
 _BLOCK = 4096  # images that are compared with all others at once
 
@@ -66,7 +66,7 @@ def _edges(image: Any) -> Tensor:
 
 
 def _clusters(bits: Tensor) -> NDArray[np.int64]:
-    """A number for each cluster of hashes that differ in few bits, also through others: (rows,)."""
+    """The cluster of each row, (rows,). Rows in a chain of similar hashes are in one cluster."""
     own = np.arange(len(bits))
 
     def root(row: int) -> int:

@@ -14,13 +14,20 @@ from batteries._numbers import as_seed
 from batteries._optional import import_optional
 from batteries._spellings import hints
 from batteries.splits._adversarial import PARTS, tell_apart, tells
-from batteries.splits._tables import as_table, column_of, id_columns, is_missing, polars_for
+from batteries.splits._tables import (
+    as_table,
+    column_of,
+    id_columns,
+    is_missing,
+    names_of,
+    polars_for,
+)
 
 if TYPE_CHECKING:
     from polars import DataFrame
 
 _MOST = 15  # bars of a panel
-_LEAK = 0.98  # with more AUC or R², a column alone gives the target away
+_LEAK = 0.98  # with more AUC or R², a column alone nearly determines the target
 Table = dict[str, NDArray[Any]]
 
 
@@ -56,6 +63,7 @@ class Look(NamedTuple):
         """Draw the page as a PNG file: differing columns, leaks, missing values, and classes.
 
         Raises:
+            OSError: The file cannot be written.
             ModuleNotFoundError: matplotlib is not installed.
         """
         figures = import_optional("matplotlib.figure", for_="Look.plot")
@@ -114,8 +122,10 @@ def look(
     - "tells test": the loss of `auc` when the column is permuted.
     - "tells target": how well the column alone predicts the target of unseen rows, as AUC (0.5 is
       chance), or R² for numbers. Near 1 it is a leak: see `Look.leaks`.
-    - "known in test": the fraction of test rows whose value is in train. If it is near 0 for a
-      group, use folds by group.
+    - "known in test": the fraction of test rows whose value is in train, for texts and whole
+      numbers. If it is near 0 for a group, use folds by group.
+    - "train dtype", "missing in train", "infinite in train": the type with the shape, and the
+      number of such values. The same columns exist for test.
 
     Args:
         train: A table, or an array or tensor, (rows, ...).
@@ -126,18 +136,23 @@ def look(
             a blank, that have a different value in each row of both.
 
     Raises:
-        ValueError: Nothing to compare, or rows of different shapes.
+        TypeError: Data of another type, or a seed that is no whole number.
+        ValueError: Nothing to compare, rows of different shapes, not one target for each row, or an
+            unknown column.
+        ModuleNotFoundError: polars or scikit-learn is not installed.
     """
     polars = polars_for("look")
     tables = [as_table(train), as_table(test)]
     name = targets if isinstance(targets, str) else None
     truth, seed = column_of(train, targets, "targets"), as_seed(seed)
-    kinds = _kinds(tables, name, [groups] if isinstance(groups, str) else groups or (), ids)
+    named = {**tables[0], **tables[1]}
+    groups = () if groups is None else names_of(groups, named)
+    kinds = _kinds(tables, name, groups, None if ids is None else names_of(ids, named))
     shared = [key for key in tables[0] if key in tables[1] and key != name]
     features = [key for key in shared if kinds[key] == "feature"] or shared  # ids, or nothing
     if not features:
         raise ValueError("train and test have no column in common")
-    _check_shapes(tables, shared)
+    _check_shapes(tables, shared, truth)
     balance = None if truth is None or truth.ndim > 1 else polars.DataFrame(_balance(truth))
     few = [f"{len(table[shared[0]])} in {side}" for side, table in _named(tables)]
     aucs, note = [math.nan] * 2, ""
@@ -178,7 +193,10 @@ def _row_of(key: str, tables: list[Table], more: dict[str, Any]) -> dict[str, An
     return {"column": key, **facts, "known in test": _known(*columns), **more}
 
 
-def _check_shapes(tables: list[Table], shared: list[str]) -> None:
+def _check_shapes(tables: list[Table], shared: list[str], truth: NDArray[Any] | None) -> None:
+    rows = len(tables[0][shared[0]])
+    if truth is not None and len(truth) != rows:
+        raise ValueError(f"there are {len(truth)} targets for {rows} rows; expected one for each")
     for key in shared:
         shapes = [table[key].shape[1:] for table in tables]
         if shapes[0] != shapes[1]:

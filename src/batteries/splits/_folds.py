@@ -89,12 +89,15 @@ def make_folds(
             Rank 0 does this. All ranks make the call, and get the same folds or the same error.
 
     Raises:
-        OSError: An error of the disk, on every rank.
+        OSError: The file cannot be read or written. All ranks raise it.
         TypeError: A number or a span of another type, or an unknown argument. If scikit-learn has
             this argument, the error says how it is called here.
-        ValueError: Too few rows, groups, or members of a class for so many folds; missing targets
-            or groups; groups for a kind that would divide them; rows that are not in the order of
-            time; a file of other folds, or one that was changed.
+        ValueError: Too few rows, groups, or members of a class for so many folds; an unknown kind
+            or column; missing targets or groups, or not one for each row; groups for a kind that
+            would divide them; arguments that exclude each other; a negative span, or one that
+            leaves no rows to train on; rows that are not in the order of time; a file of other
+            folds, or one that was changed.
+        ModuleNotFoundError: scikit-learn is not installed; or polars, for `path`.
     """
     labels = ": pass labels as targets=" if isinstance(n_folds, Iterable) else ""
     n_folds = as_whole(n_folds, "n_folds", told=labels)  # not numpy's, which have another repr
@@ -185,6 +188,8 @@ def _check_request(rows: int, n_folds: int, kind: str, targets: Any, groups: Any
     if kind not in _KINDS:
         raise ValueError(f"kind is {kind!r}; expected one of {', '.join(_KINDS)}")
     most = rows - 1 if kind == "time" else rows
+    if most < 2:
+        raise ValueError(f"there are {rows} rows; expected {rows - most + 2} or more")
     if not 2 <= n_folds <= most:
         raise ValueError(f"n_folds is {n_folds}; expected 2 to {most} for {rows} rows")
     for name, value, needed in (

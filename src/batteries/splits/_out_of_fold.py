@@ -169,7 +169,9 @@ class OutOfFold:
             metric: As for `find_weights`. A function needs no direction here.
 
         Raises:
-            ValueError: Folds are missing, or targets of another length.
+            TypeError: The metric does not return one number.
+            ValueError: Folds are missing, targets of another length, or an unknown metric.
+            ModuleNotFoundError: scikit-learn is not installed, for a metric by its name.
         """
         truth = as_array(targets, "targets")
         if len(truth) != self._folds.rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,8 +48,8 @@ def groups_of(data: Any, groups: Any) -> Any:
     own = column_of(data, groups, "groups")
     if own is not None and own.ndim != 1:
         raise ValueError(
-            f"groups have shape {own.shape}; expected (rows,): join the columns, such as 'a/b', "
-            "for groups of equal values in all of them"
+            f"groups have shape {own.shape}; expected (rows,): join the columns into "
+            "one, such as 'a/b', if rows of a group are equal in all of them"
         )
     return own
 
@@ -58,8 +58,17 @@ def names_in(data: Any) -> list[str]:
     return list(data if isinstance(data, Mapping) else getattr(data, "columns", []))
 
 
+def names_of(columns: str | Iterable[str], data: Any) -> list[str]:
+    """Names of columns that a user passed, as a list; a ValueError for one that is not there."""
+    names = [columns] if isinstance(columns, str) else [*columns]
+    for name in names:
+        if name not in names_in(data):
+            raise ValueError(f"there is no column {name!r}; expected one of {names_in(data)}")
+    return names
+
+
 def length_of(data: Any) -> int:
-    return len(next(iter(data.values()))) if isinstance(data, Mapping) else len(data)
+    return len(next(iter(data.values()), ())) if isinstance(data, Mapping) else len(data)
 
 
 def as_table(data: Any) -> dict[str, NDArray[Any]]:

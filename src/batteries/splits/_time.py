@@ -92,10 +92,12 @@ def in_blocks(times: NDArray[Any], n_folds: int, gap: Any, embargo: Any, window:
 
 
 def _moved(ordered: NDArray[Any], row: int, span: Any, way: int, of: int | None = None) -> int:
-    """The first row at least a span after `row - 1`, or the end of those at least a span before.
+    """The first row that is at least a span after `row - 1`.
+
+    If `way` is -1: the end of the rows that are at least a span before the row `of`.
 
     Args:
-        of: The row from whose time the span before is measured. Default: `row`.
+        of: Default: `row`.
     """
     if _is_rows(span):
         return int(min(max(row + way * span, 0), len(ordered)))
@@ -116,11 +118,14 @@ def _check_spans(times: NDArray[Any], gap: Any, embargo: Any, window: Any) -> No
     kinds: Any = (datetime.timedelta, np.timedelta64) if dates else float
     for name, span in (("gap", gap), ("embargo", embargo), ("window", window)):
         if span is None or _is_rows(span):
-            if span is not None and span < (name == "window"):
-                raise ValueError(f"{name} is {span}; expected a positive number of rows")
-        elif not isinstance(span, kinds) or not span >= type(span)(0):  # NaN is refused, too
+            least = int(name == "window")
+            if span is not None and span < least:
+                raise ValueError(f"{name} is {span}; expected {least} or more rows")
+        elif not isinstance(span, kinds):
             unit = "a datetime.timedelta" if dates else "a float, because the times are numbers"
             raise TypeError(f"{name} is {span!r}; expected a number of rows, or {unit}")
+        elif not span >= type(span)(0):  # NaN is refused, too
+            raise ValueError(f"{name} is {span!r}; expected 0 or more")
     if embargo is not None and window is not None:
         raise ValueError("embargo= trains on later rows, window= does not: leave out one of them")
     if embargo and gap and _is_rows(gap) != _is_rows(embargo):

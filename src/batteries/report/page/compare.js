@@ -1,7 +1,7 @@
 // What differs between the runs that are drawn: arguments, scores, code.
 
 const SIDE = 8;  // runs beside each other
-const LINES = 1500;  // of a diff that is held against another
+const LINES = 1500;  // of a diff, at most
 
 function startCompare() {
   const node = make("div");
@@ -66,7 +66,7 @@ function codeOf(first, second) {
   return make("div", null, note(commits), box(title, diffText(lineDiff(before.split("\n"), after.split("\n")))));
 }
 
-// The longest common lines stay; others are taken away or added.
+// The lines of two texts: common ones (the longest sequence of them), removed ones, added ones.
 function lineDiff(a, b) {
   if (a.length > LINES || b.length > LINES) {
     [a, b] = [a.slice(0, LINES), b.slice(0, LINES)];

@@ -61,7 +61,7 @@ function valueAt(points, x) {
   return a[1] + ((x - a[0]) / (b[0] - a[0])) * (b[1] - a[1]);
 }
 
-// Of several curves: their mean, and a standard deviation to each side.
+// The mean of several curves, and their standard deviation.
 function meanOf(many) {
   const xs = [...new Set(many.flatMap((points) => points.map((point) => point[0])))].sort((a, b) => a - b);
   const every = Math.max(1, Math.ceil(xs.length / 400));
@@ -118,7 +118,7 @@ function looksOf(series) {
 
 // ---------------------------------------------------------------- the frame of a panel
 
-// Where the axis ends when few values lie far from all others.
+// The ends of the axis. With "clip outliers", the few values far from all others lie outside.
 function limitsOf(values, log) {
   const known = values.filter(isOn(log)).sort((a, b) => a - b);
   if (!state.clip || known.length < 20) return range(known, 0.05, log);
@@ -152,7 +152,7 @@ function bandPath(points, frame, log, [low, high]) {
 const lonely = (points, log) => points.filter(([, y], index) => isOn(log)(y)
   && !isOn(log)(points[index - 1]?.[1] ?? null) && !isOn(log)(points[index + 1]?.[1] ?? null));
 
-// A triangle at the edge beyond which a value lies, one for several beside each other.
+// Triangles at the edge, for values that lie outside. Values side by side share one triangle.
 function outside(points, frame, [low, high], fill) {
   const places = new Map();
   for (const [x, y] of points) {
@@ -214,7 +214,7 @@ function panel(place) {
     const series = seriesOf(name);
     if (!series.length) {
       key.replaceChildren();
-      const told = drawn().length ? (state.x === "step" ? "no run that is drawn has it" : `no ${state.x} is known of it`)
+      const told = drawn().length ? (state.x === "step" ? "no run that is drawn has this metric" : `the ${state.x} of its values is not known`)
         : "no run is drawn: tick one in the table";
       found.empty(width, told);
       return;
@@ -336,7 +336,7 @@ function startCurves() {
   watchers.push(showCurveTools, showPanels);
 }
 
-// As many panels as are wanted: each redraws itself.
+// Adds panels and hides those that are not wanted. Each panel redraws itself.
 function showPanels() {
   const count = shownGroups().length;
   byId("drop").hidden = count < 2;

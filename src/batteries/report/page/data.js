@@ -2,7 +2,7 @@
 
 let data = null;
 let runs = [];
-const known = new Map();  // what has been found of the data, until there are others
+const known = new Map();  // results that were computed from the data, until new data comes
 
 function once(name, find) {
   if (!known.has(name)) known.set(name, find());
@@ -39,7 +39,7 @@ function findMetric(column) {
   return metrics.size === 1 ? [...metrics][0] : "";
 }
 
-// Whether lower is better; null where nothing says it.
+// Whether lower is better; null if it is not known.
 function lowerIsBetter(column) {
   const metric = metricOf(column);
   const said = (name) => (Object.hasOwn(data.minimization, name) ? data.minimization[name] : null);
@@ -83,11 +83,11 @@ function defaultColumns(score) {
   return [...new Set(own)].filter((name) => Object.hasOwn(data.columns, name));
 }
 
-// Runs by a score, the best first; those of which nothing says the direction as they are.
+// Runs by a score, the best first. If the direction is not known, they keep their order.
 function bestFirst(some, column) {
   if (column === "validation" && data.best.length) {
     const place = new Map(data.best.map((run, index) => [run, index]));
-    return inOrder(some, (run) => place.get(run), false);  // those without a score stay behind
+    return inOrder(some, (run) => place.get(run), false);  // runs without a score come last
   }
   const lower = lowerIsBetter(column);
   return lower === null ? some : inOrder(some, (run) => valueOf(run, column), !lower);
@@ -122,7 +122,7 @@ function valuesOf(written) {
   return found;
 }
 
-// The curves of a run: decoded when they are first asked for.
+// The curves of a run. They are decoded on first use.
 function curvesOf(index) {
   const run = runs[index];
   run.decoded ??= run.curves.map(([name, unit, lost, steps, values]) => {
@@ -138,7 +138,7 @@ function curvesOf(index) {
 const curveGroups = () => once("groups", () => [...new Set(runs.flatMap((run) =>
   run.curves.map(([name]) => name.slice(name.lastIndexOf("/") + 1))))]);
 
-// Between two known places, in a straight line.
+// The value at a place, on a straight line between two known places.
 function interpolate([from, to], at) {
   if (!from.length) return null;
   const next = nextOf(from, at);
@@ -148,7 +148,7 @@ function interpolate([from, to], at) {
   return to[next - 1] + part * (to[next] - to[next - 1]);
 }
 
-// The first place whose value is not smaller.
+// The first index whose value is not smaller.
 function nextOf(sorted, value) {
   let low = 0;
   let high = sorted.length;

@@ -44,7 +44,7 @@ async function watch() {
   }
 }
 
-// Links to parts of the page leave the address to what is shown.
+// Links to parts of the page do not change the address, because it holds the view.
 for (const link of document.querySelectorAll("nav a")) {
   on(link, "click", (event) => {
     event.preventDefault();

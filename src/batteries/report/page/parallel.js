@@ -9,7 +9,7 @@ function axesOf() {
   return [...differing().slice(0, MOST_AXES - 1), ...(isNumeric(of) ? [of] : [])];
 }
 
-// Where the values of a column lie between 0 and 1, and the texts at its ends or its kinds.
+// The scale of a column: places of values from 0 to 1, and texts at both ends or at each text.
 function scaleOf(column) {
   const values = data.columns[column];
   const texts = [...new Set(values.filter((value) => !isMissing(value) && typeof value !== "number").map(String))];

@@ -153,7 +153,7 @@ function dragging(svg, found, dragged) {
   on(svg, "dblclick", () => dragged(null, null));
 }
 
-// Draws now and whenever the width changes. The width is told, as asking for it would lay the page out.
+// Draws now and whenever the width changes. The observer has the width: reading it would be slow.
 function drawWide(node, draw, when = (act) => act) {
   let width = 0;
   const redraw = when(() => { if (width >= 80) draw(width); });
@@ -169,7 +169,7 @@ function drawWide(node, draw, when = (act) => act) {
 
 const LOOKS = ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font-size", "font-family"];
 
-// The plot with its looks in it, as it needs no style of this page.
+// The plot as a file: it has its looks in it, because the style of this page is not there.
 function svgText(svg, title) {
   const copy = svg.cloneNode(true);
   const nodes = [...svg.querySelectorAll("*")];

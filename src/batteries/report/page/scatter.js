@@ -13,7 +13,7 @@ function scatterColumns() {
   return { numeric, x, y };
 }
 
-// Each axis decides for itself, unless the tick has decided for both.
+// Each axis is linear or logarithmic by its values, unless the user has ticked it for both.
 const isLog = (column) => (state.slog === null ? wide(numbersOf(column)) : state.slog) && numbersOf(column).some((v) => v > 0);
 
 function startScatter() {

@@ -44,7 +44,7 @@ function change(values) {
   changed();
 }
 
-// What lies below the curves is drawn after the frame that shows them, one part at a time.
+// Everything below the curves is drawn later than the curves, one part at a time.
 const waiting = new Set();
 const later = (draw) => () => {
   if (!waiting.size) requestAnimationFrame(() => setTimeout(drawNext));
@@ -58,7 +58,7 @@ function drawNext() {
   draw();
 }
 
-let nowDrawn = null;  // found once a change
+let nowDrawn = null;  // computed once for each change
 
 function changed() {
   nowDrawn = null;
@@ -93,7 +93,7 @@ function spread(some, column) {
   };
 }
 
-// The best few, until somebody chooses: of all runs or groups, those with curves first.
+// Until the user chooses, the best few runs or groups are drawn, those with curves first.
 function firstDrawn() {
   let found = unitsOf(bestFirst(all(), score()));
   if (state.group.length) {

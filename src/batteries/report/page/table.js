@@ -2,7 +2,7 @@
 
 const FIRST = 100;  // lines that are there at once
 let tableKey = null;  // what the table was made of
-let marks = [];  // of each line: show whether it is drawn
+let marks = [];  // for each line, a function that shows whether the line is drawn
 
 function shownColumns() {
   const chosen = state.cols.filter((name) => Object.hasOwn(data.columns, name));
@@ -15,7 +15,7 @@ function someRuns() {
     const found = filtered(state.q);
     told.textContent = "";
     return found;
-  } catch (error) {  // half typed, mostly
+  } catch (error) {  // mostly a filter that is not complete yet
     told.textContent = error.message;
     return all();
   }
@@ -107,7 +107,7 @@ function makeTable() {
   byId("more").textContent = `Show all ${lines.length} lines`;
 }
 
-// Controls that stay: a field in which somebody types is not made anew.
+// Controls are made for new data, not for each change: a new field would lose what is typed.
 function makeTools() {
   const flip = (list, name, wanted) => (wanted ? [...list, name] : list.filter((each) => each !== name));
   const regroup = (name, wanted) => change({ group: flip(state.group, name, wanted), draw: null, sort: "" });
