@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import statistics
@@ -25,7 +26,7 @@ _SEEDS = re.compile(r"(?i)(?:^|_)seeds?(?:_|$)|^random_state$")  # names of argu
 _ALPHA = 0.05
 _ROUNDED = 1e-12  # relative rounding error of scores
 _PAIRS = 5  # with so many equal seeds, runs are paired
-_POWER = 1.96 + 0.84  # a difference of so many standard errors is seen in 80 of 100 cases
+_POWER = 0.84  # standard errors beyond the limit: such a difference is seen in 80 of 100 cases
 
 
 class Difference(NamedTuple):
@@ -72,7 +73,7 @@ class Evidence:
     by: str
     p: float
     interval: Callable[[float], tuple[float, float]]  # for a probability of being outside
-    needed: float
+    needed: Callable[[float], float]  # for the same probability
 
 
 def decided(found: Sequence[Evidence]) -> list[Difference]:
@@ -89,9 +90,8 @@ def decided(found: Sequence[Evidence]) -> list[Difference]:
 def _difference(each: Evidence, alpha: float, of: int) -> Difference:
     value = each.scores[1] - each.scores[0]
     found = Difference(value, each.interval(alpha), each.by, each.scores, each.p, each.pair, of)
-    if found.beyond_noise or not math.isfinite(each.needed):
-        return found
-    return found._replace(needed=math.ceil(each.needed))
+    needed = math.inf if found.beyond_noise else each.needed(alpha)
+    return found._replace(needed=math.ceil(needed)) if math.isfinite(needed) else found
 
 
 # ---------------------------------------------------------------- seeds and folds
@@ -141,8 +141,9 @@ def by_seeds(
         return _without_spread(pair, means, by)
     stats: Any = import_optional("scipy.stats", for_="compare by seeds")
     test = stats.ttest_ind(scores[1], scores[0], equal_var=False)
-    variance = sum(float(each.var(ddof=1)) for each in scores)
-    needed = _POWER**2 * variance / value**2 if value else math.inf
+    variances = np.array([each.var(ddof=1) for each in scores])
+    variance = float(variances.sum())
+    needed = _seen_by(stats, value, variance, variance**2 / float(np.square(variances).sum()))
     return Evidence(pair, means, by, float(test.pvalue), _interval_of(test), needed)
 
 
@@ -159,8 +160,33 @@ def _paired(pair: tuple[int, int], scores: Sequence[Any], unit: str) -> Evidence
         return _without_spread(pair, means, by)
     stats: Any = import_optional("scipy.stats", for_=f"compare by {by}")
     test, value = stats.ttest_1samp(gains, 0), float(gains.mean())
-    needed = _POWER**2 * float(gains.var(ddof=1)) / value**2 if value else math.inf
+    needed = _seen_by(stats, value, float(gains.var(ddof=1)), 1)
     return Evidence(pair, means, by, float(test.pvalue), _interval_of(test), needed)
+
+
+def _seen_by(stats: Any, value: float, variance: float, freedom: float) -> Callable[[float], float]:
+    """The number of values whose interval shows a difference: few values need a larger one.
+
+    Args:
+        freedom: The degrees of freedom of two values; each further value adds as many.
+    """
+
+    def needed(alpha: float) -> float:
+        at_least = _normal(alpha) ** 2 * variance / value**2 if value else math.inf
+        if not math.isfinite(at_least):
+            return math.inf
+        for count in itertools.count(max(2, math.ceil(at_least))):
+            limit = float(stats.t.isf(alpha / 2, freedom * (count - 1))) + _POWER
+            if count * value**2 >= limit**2 * variance:
+                break
+        return count
+
+    return needed
+
+
+def _normal(alpha: float) -> float:
+    """The standard errors of a difference that very many values show."""
+    return statistics.NormalDist().inv_cdf(1 - alpha / 2) + _POWER
 
 
 def _has_spread(values: Any, scores: Any) -> bool:
@@ -178,7 +204,7 @@ def _interval_of(test: Any) -> Callable[[float], tuple[float, float]]:
 
 def _without_spread(pair: tuple[int, int], means: tuple[float, float], by: str) -> Evidence:
     """Equal values do not show their noise, so the interval is infinite."""
-    return Evidence(pair, means, by, 1.0, lambda _: (-math.inf, math.inf), math.inf)
+    return Evidence(pair, means, by, 1.0, lambda _: (-math.inf, math.inf), lambda _: math.inf)
 
 
 # ---------------------------------------------------------------- rows
@@ -246,9 +272,18 @@ def by_rows(
         gains = table[:, j] - table[:, i]
         value = scores[j] - scores[i]
         p = 2 * min(float(np.mean(gains <= 0)), float(np.mean(gains >= 0)))
-        needed = count * (_POWER * float(gains.std()) / value) ** 2 if value else math.inf
         own = (scores[i], scores[j])
-        yield Evidence(pair, own, f"{count} rows", min(p, 1.0), _quantiles(gains), needed)
+        yield Evidence(
+            pair, own, f"{count} rows", min(p, 1.0), _quantiles(gains), _more(count, value, gains)
+        )
+
+
+def _more(count: int, value: float, gains: Any) -> Callable[[float], float]:
+    def needed(alpha: float) -> float:
+        errors = _normal(alpha) * float(gains.std()) / value if value else math.inf
+        return max(count * errors**2, count + 1)
+
+    return needed
 
 
 def _quantiles(gains: Any) -> Callable[[float], tuple[float, float]]:
