@@ -117,6 +117,13 @@ def test_every_other_module_is_private() -> None:
         assert (value.__doc__ or "").strip(), name
 
 
+def test_examples_import_public_names() -> None:
+    """The programs that users copy, in the examples and on the pages, import no private name."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    for path in [*(ROOT / "examples").rglob("*.py"), *pages]:
+        assert not re.findall(r"(?:from|import) batteries[\w.]*\b_\w*", path.read_text()), path
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     # On Python 3.10 dict[str, Any] is a class, too.

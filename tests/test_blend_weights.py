@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,19 @@ def test_luck_is_called_luck() -> None:
     assert found.unseen_score < 0.58
     assert not (found.gain_over_single.beyond_noise and found.gain_over_mean.beyond_noise)
     assert "does not beat" in found.verdict
+
+
+def test_what_is_better_than_the_blend() -> None:
+    """Instead of a blend that is not better, the better of the best model and the mean is named."""
+    found = find_weights(OOF, TARGET, "auc", rounds=5)
+    sure, unsure = Gain(0.002, 0.0005), Gain(0.01, 0.007)
+    for single, mean, other, better in (
+        (sure, unsure, "the plain mean beyond", f"the best single model ({found.best_single})"),
+        (unsure, sure, f"the best single model ({found.best_single}) beyond", "the plain mean"),
+    ):
+        verdict = replace(found, gain_over_single=single, gain_over_mean=mean).verdict
+        assert f"does not beat {other}" in verdict
+        assert verdict.endswith(f"use {better}")
 
 
 def test_a_blend_that_is_better() -> None:

@@ -123,6 +123,15 @@ def test_a_state_saved_where_a_pass_was_left() -> None:
     assert next(iter(other)) != first
 
 
+def test_passes_whose_end_is_not_asked_for() -> None:
+    """A loop that takes exactly the batches of a pass is told how a pass ends."""
+    for data in (made(Noisy, 4), made(Noisy, None)):
+        for _ in range(2):
+            list(itertools.islice(data, len(data)))
+        with pytest.warns(UserWarning, match=r"asks for one more batch.*zip\(\.\.\., strict=True"):
+            next(iter(data))
+
+
 class Endless(Sampler[int]):
     """A sampler whose state has tensors."""
 

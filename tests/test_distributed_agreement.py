@@ -262,6 +262,24 @@ def test_rank_zero_killed_at_its_work(tmp_path: Path) -> None:
     assert (tmp_path / "over").exists()
 
 
+def save_alone() -> str:
+    """Rank 0 alone calls a function of ours, while the other rank sends data as FSDP2 does."""
+    if distributed.rank():
+        weights = torch.full((2**13,), 200, dtype=torch.uint8)
+        dist.all_gather([torch.empty_like(weights) for _ in range(2)], weights)
+        return ""
+    with pytest.raises(RuntimeError, match="the ranks are not doing the same") as told:
+        distributed.all_gather("a checkpoint")
+    return str(told.value)
+
+
+def test_data_of_another_collective() -> None:
+    """A rank that gets the data of a collective of torch's own says so, with its own place."""
+    told, _ = run_ranks(save_alone)
+    assert re.search(r"rank 0: all_gather at test_distributed_agreement.py:\d+", told)
+    assert "; rank 1: another collective, of PyTorch itself (DDP, FSDP)." in told
+
+
 def train_until(directory: str, end: str, where: int) -> None:
     _joining._LEAVE = _rank_zero._SILENCE = 0.2
     with distributed.setup(), start_run(Path(directory, "runs")):

@@ -526,6 +526,19 @@ def test_what_would_tell() -> None:
     assert 0.77 < seen.mean() < 0.83
 
 
+def test_more_would_tell() -> None:
+    """Where the data cannot tell, more seeds, folds or rows would, never those that are there."""
+    seeds = seeds_of([[1.531, 1.536], [3.060, 4.528]])
+    folds = [info(0.5, 0.5, folds) for folds in ([0.50, 0.50], [0.60, 0.68])]
+    target = np.arange(20) % 2
+    worse = np.where(np.arange(20) < 2, 1 - target, target)
+    rows = paired_bootstrap(target, target, worse, lambda y, x: float(np.mean(y == x)))
+    found = [*compare(seeds[0], seeds[2], among=seeds).differences, *compare(*folds).differences]
+    for difference, present in zip([*found, rows], (2, 2, 20), strict=True):
+        assert (difference.needed or 0) > present
+    assert [difference.needed for difference in found] == [4, 4]
+
+
 def test_gaps_of_other_metrics() -> None:
     """Runs with another metric are another check; of one that is minimised it is said."""
     for value in np.linspace(0.5, 0.9, 6):

@@ -2,7 +2,7 @@
 
     python examples/device/experiment.py
 
-Takes 10 to 20 seconds on two CPU cores. Test accuracy: 0.98 to 0.99.
+Takes 10 to 20 seconds on two CPU cores. Test accuracy: 0.98 or more.
 """
 
 from __future__ import annotations

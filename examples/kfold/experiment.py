@@ -38,7 +38,6 @@ from batteries import (
     start_run,
     to_device,
 )
-from batteries._files import write_whole
 from batteries.data import DataLoader
 from batteries.progress import tqdm
 from batteries.scoreboard import record_scores
@@ -134,8 +133,9 @@ def run_fold(fold: int, folds: Folds, root: Path, device: torch.device, args: An
     trained_on = load_checkpoint(manager.best_path, model)["folds"]
     predict(model, valid_set, device).save(run / "valid.parquet", ids=valid)
     predict(model, Images(test_images, test_labels), device).save(run / "test.parquet")
-    with write_whole(run / "fold.json") as file:  # the last file: now the fold is finished
-        file.write(json.dumps({"fold": fold, "trained_on": trained_on}).encode())
+    unfinished = run / "fold.unfinished"
+    unfinished.write_text(json.dumps({"fold": fold, "trained_on": trained_on}))
+    unfinished.replace(run / "fold.json")  # the last file: now the fold is finished
 
 
 def assemble(folds: Folds, root: Path, args: argparse.Namespace) -> bool:

@@ -37,7 +37,6 @@ from batteries import (
     start_run,
     to_device,
 )
-from batteries._files import write_whole
 from batteries.averaging import best_checkpoints, save_average
 from batteries.blend import blend_files, correlation, find_weights
 from batteries.data import DataLoader
@@ -152,8 +151,9 @@ def train_fold(
         load_checkpoint(path, model)
         predict(model, valid_set, device).save(run / f"{source}_valid.parquet", ids=valid)
         predict(model, test_set, device).save(run / f"{source}_test.parquet")
-    with write_whole(run / "fold.json") as file:  # the last file: now the fold is finished
-        file.write(json.dumps({"trained_on": folds.hash}).encode())
+    unfinished = run / "fold.unfinished"
+    unfinished.write_text(json.dumps({"trained_on": folds.hash}))
+    unfinished.replace(run / "fold.json")  # the last file: now the fold is finished
 
 
 def collect(name: str, source: str, folds: Folds, root: Path) -> Path:
@@ -224,15 +224,13 @@ def main(args: argparse.Namespace, root: Path, device: torch.device) -> None:
     print(f"\n{'log loss':20}" + "".join(f"{column:>15}" for column in columns))
     for name, row in rows.items():
         print(f"{name:20}" + "".join(f"{row[column]:15.4f}" for column in columns))
-    with write_whole(root / "table.json") as file:
-        file.write(json.dumps(rows, indent=2).encode())
+    (root / "table.json").write_text(json.dumps(rows, indent=2))
 
     # ---------------------------------------------------------------- 8. submit the best
     best = min(rows, key=lambda name: rows[name]["OOF"])
     blend = blended(candidates[best], "test")
-    with write_whole(root / "submission.csv") as file:
-        label = blend["probability"].to_numpy().argmax(1)
-        blend.select("id", label=pl.Series(label)).write_csv(file)
+    label = blend["probability"].to_numpy().argmax(1)
+    blend.select("id", label=pl.Series(label)).write_csv(root / "submission.csv")
     known, test, accuracy = (rows[best][name] for name in ("OOF", "test", "test accuracy"))
     record_scores(root, validation=known, test=test, metric="log loss", metric_minimization=True)
     logger.info(

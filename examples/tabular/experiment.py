@@ -36,7 +36,6 @@ from batteries import (
     seed_all,
     start_run,
 )
-from batteries._files import write_whole
 from batteries.blend import check_submission, correlation, find_threshold, find_weights, mean, stack
 from batteries.data import DataLoader
 from batteries.scoreboard import record_scores
@@ -113,15 +112,13 @@ def submit(
 ) -> dict[str, float]:
     """Write a submission, check it and send it. Return its scores, with both leaderboards."""
     folder = root / "submissions" / name.replace(" ", "_")
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     sample = pl.read_csv(data / "sample_submission.csv")
-    with write_whole(folder / "submission.csv") as file:
-        sample.with_columns(returns=pl.Series(labels)).write_csv(file)
-    check_submission(
-        folder / "submission.csv", data / "sample_submission.csv", ranges={"returns": (0, 1)}
-    )
-    public, private = (score(data, folder / "submission.csv", part) for part in (True, False))
-    record_scores(root, leaderboard=public, file=folder / "submission.csv", message=name)
+    path = folder / "submission.csv"
+    sample.with_columns(returns=pl.Series(labels)).write_csv(path)
+    check_submission(path, data / "sample_submission.csv", ranges={"returns": (0, 1)})
+    public, private = (score(data, path, part) for part in (True, False))
+    record_scores(root, leaderboard=public, file=path, message=name)
     return {**scores, "public": public, "private": private}
 
 
@@ -208,8 +205,7 @@ def main(args: argparse.Namespace, root: Path) -> None:
     best = max(honest, key=lambda name: rows[name]["validation"])
     explain(rows, best, spreads[best], len(targets) / FOLDS, len(test))
     table_of_scores = {name: {**row, "spread": spreads[name]} for name, row in rows.items()}
-    with write_whole(root / "table.json") as file:
-        file.write(json.dumps(table_of_scores, indent=2).encode())
+    (root / "table.json").write_text(json.dumps(table_of_scores, indent=2))
     chosen = root / "submissions" / best / "submission.csv"
     number = check_submission(chosen, data / "sample_submission.csv")
     record_scores(root, validation=rows[best]["validation"], metric="F1", metric_minimization=False)

@@ -70,14 +70,16 @@ class Trial:
             f"unseen folds{few if self.left_out else ''}: {what} {self.unseen_score:.6g}, best "
             f"single model {self.single_score:.6g}, plain mean {self.mean_score:.6g}; "
         )
-        for gain, other in (
+        others = (
             (self.gain_over_single, f"the best single model ({self.best_single})"),
             (self.gain_over_mean, "the plain mean"),
-        ):
+        )
+        better = min(others, key=lambda each: each[0].mean)[1]
+        for gain, other in others:
             if not gain.beyond_noise:
                 return (
                     f"{told}the {what} does not beat {other} beyond noise "
-                    f"({gain.mean:+.2g}, standard error {gain.error:.2g}): use {other}"
+                    f"({gain.mean:+.2g}, standard error {gain.error:.2g}): use {better}"
                 )
         return f"{told}the {what} beats both beyond noise"
 

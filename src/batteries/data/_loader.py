@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 import os
 import warnings
 import weakref
@@ -339,7 +340,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         count = self._place.done - self._begin.done
         again = (begin, left) == self._broken
         if count > 1 and self._pass is None and (again or left == self._saved):
-            warn_of_repeats(count, again)
+            warn_of_repeats(count, again, operator.length_hint(self, -1))
         self._broken = begin, left
 
     def _read(self, this: _Pass) -> Iterator[Arrival]:

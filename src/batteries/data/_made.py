@@ -52,7 +52,7 @@ def check_same_loader(made: Made, what: list[str], ranks: Ranks) -> None:
     )
 
 
-def warn_of_repeats(count: int, again: bool) -> None:
+def warn_of_repeats(count: int, again: bool, length: int) -> None:
     """Warn that a pass was left after `count` batches, the second time or where it was saved."""
     why = (
         f"the last two passes over the loader were left after the same {count} batches, and this "
@@ -62,8 +62,13 @@ def warn_of_repeats(count: int, again: bool) -> None:
         "saved there. This pass begins with the same batches again, but a run that resumes from "
         "this state goes on after them"
     )
+    remedy = (
+        "a pass ends only if the loop asks for one more batch: use a for loop, or "
+        "zip(..., strict=True) for two loaders"
+        if count == length
+        else f"pass batches_per_pass={count} if each pass should go on where the last one stopped"
+    )
     warnings.warn(
-        f"{why}: pass batches_per_pass={count} if each pass should go on where the last one "
-        "stopped",
+        f"{why}: {remedy}",
         stacklevel=4,
     )

@@ -46,6 +46,7 @@ _GRACE = 5.0  # seconds after the timeout, in which gloo can raise its own error
 # Callers in these files are left out. For example, the visible progress bar of rank 0 and the
 # hidden ones of other ranks call from different lines of tqdm.
 _BETWEEN = (str(Path(__file__).parent.parent), str(Path(tqdm.__file__).parent), contextlib.__file__)
+_ANOTHER = "another collective, of PyTorch itself (DDP, FSDP)"
 _FAILED = "failed"  # the last word of a rank whose call has failed
 
 
@@ -107,7 +108,10 @@ def _told_at_once(
     told = []
     for row in _told_by(transfer, words.ljust(_ROOM), None):
         text, _, rest = row.partition(b"\n")
-        call, fields = json.loads(text)
+        try:
+            call, fields = json.loads(text)
+        except (ValueError, TypeError):  # such as gradients
+            call, fields = transfer.call._replace(operation=_ANOTHER, place=""), header
         size = Header(*fields).size
         data = as_tensor(rest[:size]) if size <= len(rest) else None
         told.append((Call(*call), Told(Header(*fields), data)))

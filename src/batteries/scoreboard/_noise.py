@@ -26,7 +26,7 @@ _SEEDS = re.compile(r"(?i)(?:^|_)seeds?(?:_|$)|^random_state$")  # names of argu
 _ALPHA = 0.05
 _ROUNDED = 1e-12  # relative rounding error of scores
 _PAIRS = 5  # with this many equal seeds, runs are paired
-_POWER = 1.96 + 0.84  # a difference of this many standard errors is seen in 80 of 100 cases
+_POWER = 0.84  # standard errors beyond the limit: such a difference is seen in 80 of 100 cases
 
 
 class Difference(NamedTuple):
@@ -74,6 +74,8 @@ class Evidence:
     p: float
     interval: Callable[[float], Iterable[float]]  # for a probability of being outside
     variance: float  # of one seed of each, of one fold or of one row
+    freedom: float = math.inf  # the degrees of freedom that a further seed or fold adds
+    fewest: int = 2  # seeds, folds or rows that can show a difference
 
 
 def decided(found: Sequence[Evidence]) -> list[Difference]:
@@ -91,10 +93,26 @@ def _difference(each: Evidence, alpha: float, of: int) -> Difference:
     value = each.scores[1] - each.scores[0]
     low, high = map(float, each.interval(alpha))
     found = Difference(value, (low, high), each.by, each.scores, each.p, each.pair, of)
-    needed = _POWER**2 * each.variance / value**2 if value else math.inf
-    if found.beyond_noise or not math.isfinite(needed):
-        return found
-    return found._replace(needed=math.ceil(needed))
+    return found if found.beyond_noise else found._replace(needed=_needed(each, value, alpha))
+
+
+def _needed(each: Evidence, value: float, alpha: float) -> int | None:
+    """How many seeds, folds or rows would show the difference. None: no number would."""
+
+    def limit(count: int) -> float:
+        if math.isinf(each.freedom):
+            return normal
+        stats: Any = import_optional("scipy.stats", for_="compare by seeds or folds")
+        return float(stats.t.isf(alpha / 2, each.freedom * (count - 1)))
+
+    normal = statistics.NormalDist().inv_cdf(1 - alpha / 2)
+    needed = (normal + _POWER) ** 2 * each.variance / value**2 if value else math.inf
+    if not math.isfinite(needed):
+        return None
+    count = max(math.ceil(needed), each.fewest)
+    while count * value**2 < each.variance * (limit(count) + _POWER) ** 2:
+        count += 1  # few values need a larger difference
+    return count
 
 
 # ---------------------------------------------------------------- seeds and folds
@@ -143,8 +161,10 @@ def by_seeds(
         return _without_spread(pair, means, by)
     stats: Any = import_optional("scipy.stats", for_="compare by seeds")
     test = stats.ttest_ind(scores[1], scores[0], equal_var=False)
-    variance = sum(float(each.var(ddof=1)) for each in scores)
-    return _tested(pair, means, by, test, variance)
+    variances = np.array([each.var(ddof=1) for each in scores])
+    variance = float(variances.sum())
+    freedom = variance**2 / float(np.square(variances).sum())
+    return _tested(pair, means, by, test, variance, freedom)
 
 
 def by_folds(pair: tuple[int, int], first: RunInfo, second: RunInfo) -> Evidence | None:
@@ -159,7 +179,7 @@ def _paired(pair: tuple[int, int], scores: Sequence[Any], unit: str) -> Evidence
     if not _has_spread(gains, scores):
         return _without_spread(pair, means, by)
     stats: Any = import_optional("scipy.stats", for_=f"compare by {by}")
-    return _tested(pair, means, by, stats.ttest_1samp(gains, 0), float(gains.var(ddof=1)))
+    return _tested(pair, means, by, stats.ttest_1samp(gains, 0), float(gains.var(ddof=1)), 1)
 
 
 def _has_spread(values: Any, scores: Any) -> bool:
@@ -168,11 +188,15 @@ def _has_spread(values: Any, scores: Any) -> bool:
 
 
 def _tested(
-    pair: tuple[int, int], means: tuple[float, float], by: str, test: Any, variance: float
+    pair: tuple[int, int],
+    means: tuple[float, float],
+    by: str,
+    test: Any,
+    variance: float,
+    freedom: float,
 ) -> Evidence:
-    return Evidence(
-        pair, means, by, float(test.pvalue), lambda a: test.confidence_interval(1 - a), variance
-    )
+    p, interval = float(test.pvalue), lambda alpha: test.confidence_interval(1 - alpha)
+    return Evidence(pair, means, by, p, interval, variance, freedom)
 
 
 def _without_spread(pair: tuple[int, int], means: tuple[float, float], by: str) -> Evidence:
@@ -248,9 +272,9 @@ def by_rows(
         gains = table[:, j] - table[:, i]
         p = 2 * min(float(np.mean(gains <= 0)), float(np.mean(gains >= 0)))
         variance = count * float(gains.var())
-        own = (scores[i], scores[j])
+        own, interval = (scores[i], scores[j]), partial(_quantiles, gains)
         yield Evidence(
-            pair, own, f"{count} rows", min(p, 1.0), partial(_quantiles, gains), variance
+            pair, own, f"{count} rows", min(p, 1.0), interval, variance, fewest=count + 1
         )
 
 
