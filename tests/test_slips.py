@@ -11,12 +11,15 @@ import pytest
 from torch import nn
 
 from batteries import (
+    EMA,
     CheckpointManager,
     JsonLinesLogger,
     Predictions,
+    PreemptionGuard,
     accumulate,
     average_checkpoints,
     blend,
+    distribute,
     load_checkpoint,
     make_checkpoint,
     resume,
@@ -26,6 +29,7 @@ from batteries import (
 from batteries._rundir.record import read_record
 from batteries.averaging import greedy_soup
 from batteries.checkpoint import latest
+from batteries.data import DataLoader, Shuffle
 from batteries.splits import check_folds, make_folds
 
 LINEAR: Any = nn.Linear(2, 1)
@@ -59,6 +63,26 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda _: blend.mean({"a": [0.1], "b": [0.2]}, weights=NAMES),
         "the weights are of cnn, tree, but the models are a, b",
     ),
+    "strict to resume": (
+        lambda _: resume("sharded", strict=PATH),
+        r"strict is an option of load_checkpoint: load_checkpoint\(latest\(.*\), \.\.\., strict=",
+    ),
+    "no such device": (lambda _: EMA(LINEAR, device="cuda:99"), "there is no device 'cuda:99'"),
+    "a model on no device": (lambda _: distribute(LINEAR, "gpu"), "unknown device 'gpu': expected"),
+    "minutes": (lambda _: PreemptionGuard(reserve=PATH), "reserve is 'a.pth'; expected one num"),
+    "half an epoch": (
+        lambda any_: DataLoader(any_).set_epoch(PATH),
+        "epoch is 'a.pth'; expected a",
+    ),
+    "half a batch": (lambda _: accumulate([1], LINEAR, PATH), "expected a whole number of batches"),
+    "a place after the end": (
+        lambda _: Shuffle(5, key=(1,))(np.array([7])),
+        r"position 7 is outside of an order of 5 numbers",
+    ),
+    "too many to shuffle": (
+        lambda _: Shuffle(2**63, key=(1,)),
+        r"expected 0 or more, and at most 2\*\*62",
+    ),
     "masked": (
         lambda _: Predictions(1).add([0], x=np.ma.array([1.0], mask=[True])),
         r"x is a masked array: pass x\.filled",
@@ -77,7 +101,7 @@ def test_a_slip(name: str) -> None:
     """It is named, and no file comes of it."""
     before = sorted(Path().rglob("*"))
     slip, text = SLIPS[name]
-    with pytest.raises((TypeError, ValueError, NotADirectoryError), match=text):
+    with pytest.raises((TypeError, ValueError, NotADirectoryError, IndexError), match=text):
         slip(None)
     assert sorted(Path().rglob("*")) == before
 

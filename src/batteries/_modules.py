@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from batteries import distributed
+from batteries._device import known_device
 from batteries.distributed._launch import in_group
 from batteries.distributed._messages import is_fsdp, is_sharded, refuse_sharded
 
@@ -117,6 +118,7 @@ def distribute(model: nn.Module, device: torch.device | str) -> nn.Module:
 
     Raises:
         TypeError: FSDP2 or tensor parallelism has sharded the model already.
+        ValueError: There is no such device.
     """
     for name, parameter in model.named_parameters():
         if is_sharded(parameter):
@@ -124,7 +126,7 @@ def distribute(model: nn.Module, device: torch.device | str) -> nn.Module:
                 f"{name} is a DTensor: FSDP2 or tensor parallelism has sharded the model, and "
                 "reduces its gradients; use the model without distribute()"
             )
-    device = torch.device(device)
+    device = known_device(device)
     model = model.to(device)
     trainable = any(parameter.requires_grad for parameter in model.parameters())
     if not (in_group() and trainable):

@@ -32,7 +32,8 @@ def as_whole(value: Any, name: str, least: int | None = None, told: str = "") ->
         with suppress(TypeError, ValueError, RuntimeError, OverflowError):
             found = int(value)
     if found is None or found != value:
-        raise TypeError(f"{name} is {_told(value)}; expected a whole number{told}")
+        of = " of" if told.startswith(" ") else ""  # a unit
+        raise TypeError(f"{name} is {_told(value)}; expected a whole number{of}{told}")
     if least is not None and found < least:
         raise ValueError(f"{name} is {found}; expected {least} or more{told}")
     return found

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from batteries._numbers import as_seconds
+from batteries._numbers import as_number, as_seconds
 from batteries._processes import seconds_lived
 from batteries.distributed._launch import in_group
 from batteries.distributed._waiting import seconds_between
@@ -89,9 +89,9 @@ class PreemptionGuard:
         time_limit: str | float | timedelta | None = None,
         reserve: float = 30.0,
     ) -> None:
-        self._patience = patience
+        self._patience = as_number(patience, "patience")
         self._ends = _ends(time_limit)  # the end by the monotonic clock, and the limit's name
-        self._reserve = reserve
+        self._reserve = as_number(reserve, "reserve")
         self._longest = 0.0  # seconds between two calls of stop()
         self._at: float | None = None  # the time of the last call
         self._why: str | None = None

@@ -48,6 +48,7 @@ class StepPolicy:
 
     Raises:
         ValueError: An unknown action, or a number out of range.
+        TypeError: A number of another type.
     """
 
     def __init__(
