@@ -409,7 +409,7 @@ def _places(module: nn.Module) -> Iterator[dict[str, Any]]:
                 yield place
 
 
-_END = object()  # of all values: one more or one less is found by it
+_END = object()  # comes after the last value, so one value more or less makes a difference
 
 
 def _values_in(views: list[Any]) -> Iterator[Any]:

@@ -62,7 +62,7 @@ def put_in(
     """Compare each state with its object, and load all of them if all fit."""
     report = LoadReport([], [], [], [])
     states: dict[str, Any] = {}
-    # Older files lack the metrics in a module, and other modules have other ones.
+    # The file of an older version, or of another module, may lack the metrics in a module.
     absent = {n for n in parts if "." in n and not (strict and state_key(n) in checkpoint)}
     parts = {name: part for name, part in parts.items() if name not in absent}
     for name, part in parts.items():

@@ -23,7 +23,8 @@ INDEX = "index.pth"  # the file of a directory of shards that has the seal
 # A zip file may end in a comment, which torch.load ignores. Ours is
 #     batteries little {"epoch":3} digest:0123...
 # with the byte order, the note, and the digest of all bytes before it. It is recognized by its
-# beginning or by its end. So a file with one flipped bit does not look like one without a seal.
+# beginning, by its end, or by a wrong length. So a file with one flipped bit, or one that was cut
+# short, does not look like one without a seal.
 _MARK, _DIGEST_MARK = b"batteries ", b" digest:"
 _OWN_MARK = _MARK + sys.byteorder.encode() + b" "
 DIGEST_LENGTH = 32  # hexadecimal digits

@@ -223,7 +223,7 @@ class _Pass:
         return True
 
     def watch(self, loss: Tensor, step: int) -> None:
-        """Warn of a loss that is not finite; for a loss on a GPU later, so as not to wait."""
+        """Warn of a loss that is not finite. On a GPU the warning comes later, without a wait."""
         if not loss.is_cuda:
             self._tell(loss.item(), step)
             return
