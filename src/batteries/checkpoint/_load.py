@@ -110,8 +110,8 @@ def load_checkpoint(
         key: Which of the file's weights `model` gets: "ema" for the average that was saved as
             `ema=`, or by timm and torchvision.
         map_location: The device of the tensors in the result. The objects stay on their own.
-        together: True: all ranks call it, with the same file. Each rank reads what its objects
-            need, and verifies a part of the rest. An error on one rank is raised on all. False:
+        together: If True, all ranks call it, with the same file. Each rank reads what its objects
+            need, and verifies a part of the rest. An error on one rank is raised on all. If False,
             each rank verifies the whole file, and one rank may load alone.
         **objects: Other objects, by the names that they had in `make_checkpoint`.
 

@@ -76,7 +76,8 @@ class CheckpointManager:
             loaded none of them.
 
     Raises:
-        TypeError: A metric without its direction, or a number of checkpoints that is not whole.
+        TypeError: A metric without its direction, or `save_n_best` or `keep_every` is not a whole
+            number.
         ValueError: The directory has the scores of another metric, `metrics.json` is damaged,
             `metric` is "" or "epoch", `save_n_best` is below 0, `keep_every` is below 1, or
             `sharded` and `background` are both true.

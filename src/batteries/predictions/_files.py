@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batteries._files import PathLike, write_whole
-from batteries._foreign import check_regular
+from batteries._foreign import brief, check_regular
 from batteries._optional import import_optional
 
 
@@ -105,7 +105,7 @@ def _series(name: str, values: Any) -> Any:
     if series.dtype.is_nested() and isinstance(values, list):
         for given, read in zip(values, series.to_list(), strict=True):
             if not _is_kept(given, read):
-                raise TypeError(f"{told} as they are: {given} would become {read}")
+                raise TypeError(f"{told} as they are: {brief(given)} would become {brief(read)}")
     return series
 
 
@@ -113,9 +113,10 @@ def _is_kept(given: Any, read: Any) -> bool:
     """Whether polars has kept an object. It may cut numbers, and leave out keys."""
     given = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
     if isinstance(given, Mapping):
+        read = read or {}
         return all(key in read and _is_kept(each, read[key]) for key, each in given.items())
     if isinstance(given, list | tuple):
-        return len(given) == len(read) and all(map(_is_kept, given, read))
+        return len(given) == len(read or ()) and all(map(_is_kept, given, read or ()))
     return bool(given == read or given != given)
 
 
