@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import inspect
 import math
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
@@ -270,6 +273,7 @@ RAISES: dict[str, Callable[[], object]] = {
     "average_checkpoints TypeError": lambda: av.average_checkpoints(["a.pth"], ["1"]),
     "average_checkpoints CheckpointError": lambda: av.average_checkpoints(["cut.pth"]),
     "best_checkpoints ValueError": lambda: av.best_checkpoints(with_metrics("{"), 1),
+    "best_checkpoints TypeError": lambda: av.best_checkpoints("no", 0.5),
     "best_checkpoints FileNotFoundError": lambda: av.best_checkpoints("no", 1),
     "greedy_soup TypeError": lambda: av.greedy_soup(["a.pth"], lambda _: 1.0),
     "greedy_soup ValueError": lambda: av.greedy_soup(
@@ -338,6 +342,7 @@ RAISES: dict[str, Callable[[], object]] = {
     "load ValueError": lambda: pr.load("cut.npy"),
     "load ModuleNotFoundError": lambda: pr.load("cut.parquet"),
     "PreemptionGuard RuntimeError": in_a_thread,
+    "PreemptionGuard TypeError": lambda: b.PreemptionGuard(reserve="10m"),
     "PreemptionGuard ValueError": lambda: b.PreemptionGuard(time_limit="ten"),
     "distribute ValueError": lambda: b.distribute(model(), "gpu"),
     "to_device ValueError": lambda: b.to_device(1, "gpu"),
@@ -348,32 +353,52 @@ OF_RANKS = {
     "all_gather Exception", "all_gather RuntimeError", "all_reduce RuntimeError",
     "broadcast Exception", "broadcast RuntimeError", "broadcast ValueError", "barrier ValueError",
     "check_in_sync RuntimeError", "distribute TypeError", "setup TimeoutError",
-    "accumulate RuntimeError", "load_checkpoint RuntimeError", "resume RuntimeError",
+    "setup RuntimeError",    "accumulate RuntimeError", "load_checkpoint RuntimeError", "resume RuntimeError",
     "share_checkpoint OSError",
 }  # fmt: skip
 
 
-def documented() -> Iterator[str]:
-    """The entries of `Raises:` of all public functions, classes and methods, with their names."""
+def parts() -> Iterator[tuple[str, Any]]:
+    """All public functions, classes and methods of the rooms, with their names."""
     public = {name: vars(room)[name] for room in ROOMS for name in room.__all__}
     alone = [name for name in b.__all__ if b._ROOM_OF.get(name) in ALONE and name != "t2d"]
-    public |= {name: getattr(b, name) for name in alone}
-    for name, value in public.items():
-        parts = {name: value}
+    for name, value in (public | {name: getattr(b, name) for name in alone}).items():
+        yield name, value
         for kind in value.__mro__ if inspect.isclass(value) else ():
             own = vars(kind).items() if kind.__module__.startswith("batteries") else ()
-            parts |= {f"{name}.{n}": part for n, part in own if n[0] != "_" or n == "__call__"}
-        for place, part in parts.items():
-            told = re.search(
-                r"^Raises:\n(.*)", inspect.getdoc(part) or "", re.MULTILINE | re.DOTALL
-            )
-            for error in re.findall(r"^ {4}(\w+):", told[1] if told else "", re.MULTILINE):
-                yield f"{place} {error}"
+            yield from ((f"{name}.{n}", v) for n, v in own if n[0] != "_" or n == "__call__")
+
+
+def entries(part: Any) -> list[str]:
+    _, _, told = (inspect.getdoc(part) or "").partition("\nRaises:\n")
+    return re.findall(r"^ {4}(\w+):", told, re.MULTILINE)
+
+
+def raised(part: Any) -> set[str]:
+    """The errors in `raise` statements of a function, or of the constructor of a class."""
+    own = vars(part).get("__init__") if inspect.isclass(part) else inspect.unwrap(part)
+    if not inspect.isfunction(own) or not own.__module__.startswith("batteries"):
+        return set()
+    tree = ast.parse(textwrap.dedent(inspect.getsource(own)))
+    calls = (each.exc for each in ast.walk(tree) if isinstance(each, ast.Raise))
+    names = {ast.unparse(call.func) for call in calls if isinstance(call, ast.Call)}
+    known = vars(builtins) | own.__globals__
+    return {kind.__name__ for name in names for kind in [known[name]] if isinstance(kind, type)}
+
+
+def test_every_error_of_a_function_is_documented() -> None:
+    """What a public function itself raises is in its `Raises:`, or a base class of it is."""
+    for place, part in parts():
+        for name in raised(part):
+            kind: Any = vars(builtins).get(name) or vars(ck)[name]
+            known = {each.__name__ for each in kind.__mro__}
+            assert known & {*entries(part)}, f"{place} raises {name}"
 
 
 def test_every_entry_has_a_call() -> None:
     """What `Raises:` names is in the table, or needs several ranks."""
-    assert {*documented()} == RAISES.keys() | OF_RANKS
+    documented = {f"{place} {error}" for place, part in parts() for error in entries(part)}
+    assert documented == RAISES.keys() | OF_RANKS
 
 
 def test_every_entry_is_raised(

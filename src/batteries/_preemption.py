@@ -73,6 +73,7 @@ class PreemptionGuard:
     Raises:
         RuntimeError: The guard was entered outside of the main thread, which alone gets signals.
         ValueError: The time limit cannot be read.
+        TypeError: `patience` or `reserve` is not a number.
     """
 
     exit_code: int = 75  # EX_TEMPFAIL: try again later

@@ -170,6 +170,7 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
 
     Raises:
         ValueError: A number below 1, or a damaged `metrics.json`.
+        TypeError: A number that is not whole.
         FileNotFoundError: No `metrics.json`, or fewer checkpoints. The error says how many.
     """
     number = as_whole(number, "number")
