@@ -378,6 +378,9 @@ def test_the_best_checkpoints() -> None:
         best_checkpoints("runs/b", 1)
     with pytest.raises(ValueError, match="asked for -1; expected 1 or more"):
         best_checkpoints("runs/a", -1)
+    Path("runs/a/metrics.json").write_text("{")
+    with pytest.raises(ValueError, match=r"runs/a/metrics\.json is not a CheckpointManager's: "):
+        best_checkpoints("runs/a", 1)
 
 
 @pytest.mark.parametrize("minimize", [False, True])

@@ -77,9 +77,10 @@ def test_every_bit_of_the_end_counts(apart: int) -> None:
 
 
 def test_every_truncation_is_noticed() -> None:
-    """A file that was cut short, at any of 200 lengths, is refused."""
+    """A file that was cut short, at any of 200 lengths or in the seal, is refused."""
     data = save()
-    for length in random.Random(0).sample(range(len(data)), 200):
+    lengths = random.Random(0).sample(range(len(data)), 200)
+    for length in [*lengths, *range(len(data) - 100, len(data))]:
         assert_refused(data[:length])
 
 

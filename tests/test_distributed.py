@@ -195,6 +195,8 @@ def broadcast_from_one() -> tuple[object, Tensor, object]:
     text = distributed.broadcast(f"from {rank}", src=1)
     tensor = distributed.broadcast(torch.full((rank + 1, 2), rank), src=1)
     nothing = distributed.broadcast(torch.empty(0) if rank == 1 else None, src=1)
+    with pytest.raises(ValueError, match="src is 2; expected a rank of the group, 0 to 1"):
+        distributed.broadcast(text, src=2)
     return text, tensor, nothing
 
 

@@ -348,6 +348,17 @@ def test_columns_that_a_file_cannot_hold() -> None:
             outputs.save("a.parquet")
 
 
+@pytest.mark.parametrize(
+    "given", [[{"x": 1}, {"y": 2}], [[1], [2.5]], [{"a": [{"x": 1}]}, {"a": [{"x": 1, "y": 2}]}]]
+)
+def test_objects_of_different_forms(given: Any) -> None:
+    """What polars would cut or leave out is an error that names the column."""
+    outputs = Predictions(2)
+    outputs.add(range(2), boxes=given)
+    with pytest.raises(TypeError, match=r"boxes has objects that a \.parquet file cannot hold"):
+        outputs.save("a.parquet")
+
+
 def test_dicts_in_files() -> None:
     """Dicts are loaded with their keys."""
     outputs = Predictions(2)

@@ -299,7 +299,7 @@ def documented() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for part in [*names, *(method for each in names for method in methods(each))]:
         told = re.search(r"\nRaises:\n((?:    .*\n?|\n)+)", inspect.getdoc(part) or "")
-        for errors in re.findall(r"^    ([\w, ]+):", told[1] if told else "", re.MULTILINE):
+        for errors in re.findall(r"^    (\w[\w, ]*):", told[1] if told else "", re.MULTILINE):
             found.setdefault(part.__qualname__, set()).update(errors.split(", "))
     return found
 

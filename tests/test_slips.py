@@ -12,6 +12,7 @@ import pytest
 from torch import nn
 
 from batteries import (
+    EMA,
     AverageMeter,
     CheckpointManager,
     JsonLinesLogger,
@@ -31,6 +32,7 @@ from batteries import (
 from batteries._rundir.record import read_record
 from batteries.averaging import greedy_soup
 from batteries.checkpoint import latest
+from batteries.data import DataLoader, Shuffle
 from batteries.splits import Folds, check_folds, look, make_folds
 
 LINEAR: Any = nn.Linear(2, 1)
@@ -126,6 +128,28 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
         "there is no device 'cuda:99': this m",
     ),
     "half a step": (lambda _: Loggers().log_metrics({}, HALF), r"step is 0\.5; expected a whole"),
+    "strict to resume": (
+        lambda _: resume("sharded", strict=PATH),
+        r"strict is an option of load_checkpoint: load_checkpoint\(latest\(.*\), \.\.\., strict=",
+    ),
+    "an average on no device": (
+        lambda _: EMA(LINEAR, device="cuda:99"),
+        "there is no device 'cuda:99'",
+    ),
+    "a model on no device": (lambda _: distribute(LINEAR, "gpu"), "unknown device 'gpu': expected"),
+    "half an epoch": (
+        lambda any_: DataLoader(any_).set_epoch(PATH),
+        "epoch is 'a.pth'; expected a",
+    ),
+    "half a batch": (lambda _: accumulate([1], LINEAR, PATH), "expected a whole number of batches"),
+    "a place after the end": (
+        lambda _: Shuffle(5, key=(1,))(np.array([7])),
+        r"position 7 is outside of an order of 5 numbers",
+    ),
+    "too many to shuffle": (
+        lambda _: Shuffle(2**63, key=(1,)),
+        r"expected 0 or more, and at most 2\*\*62",
+    ),
     "masked": (
         lambda _: Predictions(1).add([0], x=np.ma.array([1.0], mask=[True])),
         r"x is a masked array: pass x\.filled",
@@ -146,7 +170,7 @@ def test_a_slip(name: str) -> None:
     """It is named, and no file comes of it."""
     before = sorted(Path().rglob("*"))
     slip, text = SLIPS[name]
-    with pytest.raises((TypeError, ValueError, NotADirectoryError), match=text):
+    with pytest.raises((TypeError, ValueError, NotADirectoryError, IndexError), match=text):
         slip(None)
     assert sorted(Path().rglob("*")) == before
 

@@ -39,7 +39,7 @@ def to_device(data: T, device: torch.device | str | int, *, non_blocking: bool =
 
     Raises:
         ValueError: There is no such device.
-        TypeError: A Mapping or a tuple of a class that cannot be made from its items.
+        TypeError: A Mapping, or a subclass of tuple, cannot be made again from its items.
     """
     moved: T = _MOVES[type(data)](data, _known(device), non_blocking)
     return moved

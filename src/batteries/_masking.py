@@ -87,8 +87,8 @@ def masked(values: Any) -> dict[str, Any]:
 
     Values with a secret's name are masked, and so are the parts of texts that `masked_text` finds.
     Objects with fields (dataclasses, attrs, pydantic, named tuples, namespaces) become mappings.
-    Other objects become their `repr`, and numbers that are not finite "nan", "inf" and "-inf". For
-    cycles and for values beyond the limits, "..." is written.
+    Other objects become their `repr`, and numbers that are not finite "nan", "inf" and "-inf".
+    Cycles and values beyond the limits become a text that begins with "...".
 
     Args:
         values: A mapping, or an object with fields or attributes.

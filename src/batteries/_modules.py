@@ -28,8 +28,8 @@ def unwrap(model: nn.Module, *, keep_compile: bool = False) -> nn.Module:
     FSDP2 has no wrapper, so every rank must call it equally often.
 
     Args:
-        keep_compile: Remove only DDP and DataParallel. A compiled model stays compiled, and has the
-            same bits in evaluation as in training.
+        keep_compile: Remove only DDP and DataParallel. A compiled model stays compiled, because the
+            outputs of the bare module may differ in their last bits.
     """
     compiled: Any = None
     while True:

@@ -25,7 +25,7 @@ def as_whole(value: Any, name: str, least: int | None = None, told: str = "") ->
 
     Args:
         least: The smallest one that is allowed.
-        told: More about what is expected, for errors.
+        told: More about what is expected, for errors. A unit begins with a space.
     """
     found = None
     if not isinstance(value, str | bytes):

@@ -70,7 +70,8 @@ class PreemptionGuard:
 
     Raises:
         RuntimeError: The guard was entered outside of the main thread, which alone gets signals.
-        TypeError, ValueError: One of the three times cannot be read, or is negative.
+        TypeError: A time is neither a number nor a text.
+        ValueError: A time cannot be read, or is negative.
     """
 
     exit_code: int = 75  # EX_TEMPFAIL: try again later

@@ -38,10 +38,10 @@ def read_history(path: PathLike, inside: PathLike | None = None) -> History:
     """
     data = read_regular(path, inside)
     try:
-        memory = parse_json(data)
-    except ValueError:
-        memory = parse_json(_mended(data))
-    try:
+        try:
+            memory = parse_json(data)
+        except ValueError:
+            memory = parse_json(_mended(data))
         check(memory, SCHEMA)
         missing = [name for name in SCHEMA if name not in memory]
         if missing:

@@ -47,8 +47,8 @@ def update_bn(
         device: Where the batches go. Default: where the model is.
 
     Raises:
-        ValueError: The model has batch norms, but none of them sees a sample. Or a rank
-            has no batch for a model of FSDP2.
+        ValueError: The model has batch norms, but none of them sees a sample. Or there is no such
+            device. Or a rank has no batch for a model of FSDP2.
         Exception: The error of a rank, on every rank. The model has its old statistics then.
     """
     module = unwrap(model)

@@ -66,7 +66,8 @@ def average_checkpoints(
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: No files, not one weight for each, or no weight above 0.
+        ValueError: No files, not one weight for each, a weight below 0, or no weight above 0.
+        TypeError: A weight that is not a number.
         CheckpointError: A damaged file, or files of different models, with the file and the name.
     """
     files = listed(paths)
@@ -127,7 +128,9 @@ def save_average(
         The checkpoint that was written.
 
     Raises:
-        ValueError: A loader without a model, or an error of `average_checkpoints`.
+        ValueError: A loader without a model.
+        RuntimeError: The averaged weights do not fit the model.
+        Exception: An error of `average_checkpoints`, `update_bn` or `save_checkpoint`.
     """
     if loader is not None and model is None:
         raise ValueError(
@@ -166,7 +169,8 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
     The checkpoints of a sharded manager are directories. `average_checkpoints` reads them, too.
 
     Raises:
-        ValueError: A number below 1.
+        ValueError: A number below 1, or a damaged `metrics.json`.
+        TypeError: A number that is not whole.
         FileNotFoundError: No `metrics.json`, or fewer checkpoints. The error says how many.
     """
     number = as_whole(number, "number")

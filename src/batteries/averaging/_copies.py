@@ -198,7 +198,8 @@ class _Binding:
     def check_class(self, kind: type) -> None:
         """Raise if a method of a class has a part of the model in its closure.
 
-        Of a module, this is `forward`, and what it calls: others may set the module up.
+        Of a module, only `forward` and what it calls are looked at: other methods may set up the
+        module.
         """
         if kind in self._checked:
             return

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from batteries._device import known_device
 from batteries._modules import own_part, reshard, sharded_like, unwrap
 from batteries._numbers import as_number, as_whole
 from batteries.averaging._copies import copy_of
@@ -32,8 +33,9 @@ class _Running:
     ) -> None:
         if buffers not in ("copy", "average"):
             raise ValueError(f"buffers is {buffers!r}; expected 'copy' or 'average'")
+        home = None if device is None else known_device(device)
         reshard(target := unwrap(model))
-        self.module = copy_of(target).to(device).requires_grad_(False).eval()
+        self.module = copy_of(target).to(home).requires_grad_(False).eval()
         gather_in_forward(self.module, target)
         self._buffers = buffers
         self._updates = 0
@@ -62,7 +64,8 @@ class _Running:
         """Load a `state_dict`. After an error nothing has changed.
 
         Raises:
-            RuntimeError: The state is of another model, with the names or shapes that differ.
+            RuntimeError: The state is of another model. The message has the names or shapes that
+            differ.
         """
         tensors = [*self.module.parameters(), *self.module.buffers()]
         before = [tensor.data for tensor in tensors]
@@ -100,6 +103,7 @@ class _Running:
         raises, too. A copy of the model does not raise.
 
         Raises:
+            ValueError: The model has other parameters, with their names.
             RuntimeError: Inside of another such block, of this or another average.
         """
         pairs = self._pairs_with(model)
@@ -189,8 +193,10 @@ class EMA(_Running):
             so are buffers that have infinities when the average is made.
 
     Raises:
-        ValueError: A decay outside of [0, 1], an unknown `buffers`, or a model that cannot be
-            copied. The message says what to do.
+        ValueError: A decay outside of [0, 1], an `update_every` below 1, an `update_after` below 0,
+            an unknown `buffers` or `device`, or a model that cannot be copied. The message says
+            what to do.
+        TypeError: A decay that is not a number, or another number that is not whole.
     """
 
     def __init__(
@@ -265,6 +271,9 @@ class SWA(_Running):
     Args:
         device: Where the average is. Default: where the model is.
         buffers: "copy" or "average", as for `EMA`.
+
+    Raises:
+        ValueError: An unknown `buffers` or `device`, or a model that cannot be copied.
     """
 
     def update(self, model: nn.Module) -> None:
@@ -400,7 +409,7 @@ def _places(module: nn.Module) -> Iterator[dict[str, Any]]:
                 yield place
 
 
-_END = object()  # of all values: one more or one less is found by it
+_END = object()  # comes after the last value, so one value more or less makes a difference
 
 
 def _values_in(views: list[Any]) -> Iterator[Any]:

@@ -87,6 +87,7 @@ def greedy_soup(
     Raises:
         TypeError: No `metric_minimization`, or `evaluate` returned something else than a number.
         ValueError: No checkpoints, or none with a finite score.
+        Exception: An error of `average_checkpoints` or of `evaluate`.
     """
     sign = -1 if said_direction(metric_minimization, "greedy_soup") else 1
 

@@ -141,7 +141,7 @@ def _end(jobs: _Jobs, cancel_exit: Callable[[], None]) -> None:
 
 
 def _copied_whole(value: Any) -> Tensor:
-    """Copy a tensor to the CPU that is more than its bytes, or made of other tensors."""
+    """Copy to the CPU a tensor that is more than its bytes, or is made of other tensors."""
     if not hasattr(type(value), "__tensor_unflatten__"):
         copy: Tensor = value.detach().clone().cpu()
         return copy
@@ -193,7 +193,7 @@ class _Buffers:
 
 
 def _queue_copies(rooms: list[Tensor], sources: list[Tensor]) -> list[torch.cuda.Event]:
-    """Copy. Copies from a GPU are only queued; they are complete when its event is."""
+    """Copy. Copies from a GPU are only queued. They are complete when the GPU's event is."""
     by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
     for room, source in zip(rooms, sources, strict=True):
         by_device.setdefault(source.device, []).append((room, source))

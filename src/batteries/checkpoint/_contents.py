@@ -59,8 +59,8 @@ def make_checkpoint(
     Args:
         epoch: The epoch, or the step if there are no epochs.
         **kwargs: Stored under their names. The state of an object that has `state_dict()` (an EMA,
-            a GradScaler) is stored as `{name}_state_dict`. For a metric of torchmetrics, this
-            has all states of the metric. If another module has metrics inside, they are stored as
+            a GradScaler) is stored as `{name}_state_dict`. A metric of torchmetrics is stored with
+            all of its states. The metrics inside another module are stored as
             `{name}.metrics_state_dict`.
 
     These values become plain, at any depth:
@@ -77,7 +77,8 @@ def make_checkpoint(
 
     Raises:
         TypeError: The model, optimizer or scheduler has no state. Or the state of an object is
-            empty, and the object has tensors, or has changed since it was last saved.
+            empty, and the object has tensors, or has changed since it was last saved. Or a value
+            contains itself.
         ValueError: An object has the name of an option of `load_checkpoint`.
     """
     checkpoint: Checkpoint = {"stage": stage, "epoch": epoch}
@@ -114,6 +115,11 @@ def state_key(name: str) -> str:
 def check_stateful(name: str, part: Any) -> None:
     """Raise a TypeError if what a user passed has no state."""
     protocol = ("state_dict", "load_state_dict")
+    if name in _OPTIONS:
+        raise TypeError(
+            f"{name} is an option of load_checkpoint: load_checkpoint(latest(logdir), ..., "
+            f"{name}={part!r})"
+        )
     if isinstance(part, type) or not all(callable(getattr(part, m, None)) for m in protocol):
         hint = ": pass options by name, such as strict=False" if isinstance(part, bool) else ""
         found = repr(part) if len(repr(part)) < 60 else f"a {type(part).__name__}"

@@ -46,6 +46,7 @@ def export_safetensors(path: PathLike, out: PathLike, *, key: str = "model") -> 
         key: The name of the weights: "ema" for the averaged model of `EMA`.
 
     Raises:
+        FileNotFoundError: No such file.
         CheckpointError: Damaged, or it has no such weights.
         ModuleNotFoundError: safetensors is not installed.
     """

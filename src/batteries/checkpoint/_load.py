@@ -100,8 +100,8 @@ def load_checkpoint(
     - A sharded checkpoint loads into objects that are sharded in another way, or not at all. A
       file loads into sharded objects. All ranks call the function then.
 
-    Only the states of objects that you pass are read. The other tensors of the result are on the
-    meta device, as in `peek`. If you pass no object, everything is read.
+    If you pass objects, the tensors in the states of other objects are not read: in the result
+    they are on the meta device, as in `peek`. If you pass no object, everything is read.
 
     Args:
         strict: False loads the parameters, and the states of other objects, that fit.
@@ -111,9 +111,9 @@ def load_checkpoint(
         key: Which of the file's weights `model` gets: "ema" for the average that was saved as
             `ema=`, or by timm and torchvision.
         map_location: The device of the tensors in the result. The objects stay on their own.
-        together: True if all ranks call it, for the same file. Each rank reads what its objects
-            need, the ranks divide the rest among them to verify it, and an error on one rank is
-            raised on all. Default: each rank verifies the whole file, and one rank may load alone.
+        together: If True, all ranks call it, with the same file. Each rank reads what its objects
+            need, and verifies a part of the rest. An error on one rank is raised on all. If False,
+            each rank verifies the whole file, and one rank may load alone.
         **objects: Other objects, by the names that they had in `make_checkpoint`.
 
     Returns:
@@ -121,10 +121,11 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: No such file.
-        TypeError: An object without a state.
+        TypeError: An object without a state, or an option of another type.
         CheckpointError: Damaged, not a checkpoint, or keys, shapes or types that do not fit.
         ValueError: An unknown `map_location`.
         RuntimeError: The ranks read different files when they first load this path.
+        ModuleNotFoundError: The file needs safetensors, which is not installed.
     """
     options = ("strict", strict, bool), ("prefix", prefix, str), ("key", key, str)
     for name, option, kind in (*options, ("together", together, bool)):
@@ -175,7 +176,9 @@ def resume(
 
     Raises:
         CheckpointError: All checkpoints are damaged, or the newest good one does not fit.
-        NotADirectoryError: `logdir` is a checkpoint itself.
+        TypeError: An object without a state.
+        ValueError: An unknown `map_location`.
+        NotADirectoryError: `logdir` is a file, or a checkpoint itself.
         RuntimeError: The ranks have different files in this directory. The error names the hosts.
     """
     parts = _given(model, optimizer, scheduler, objects)

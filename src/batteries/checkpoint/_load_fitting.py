@@ -115,7 +115,8 @@ def _of_group(optimizer: Optimizer, number: int, group: dict[str, Any]) -> Itera
     own = optimizer.param_groups[number]
     needed = {key for key in optimizer.defaults if key in own}
     missing = [key for key in own if key in needed and key not in group]
-    # Another library's class may have a new option. Then the file has no unknown one.
+    # A newer version of another library may have a new option. An older file lacks it, and has no
+    # option that the class does not know.
     if missing and (_of_torch(optimizer) or group.keys() - own.keys()):
         place = f"param_groups[{number}]"
         for key in missing:

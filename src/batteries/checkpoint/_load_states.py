@@ -62,7 +62,7 @@ def put_in(
     """Compare each state with its object, and load all of them if all fit."""
     report = LoadReport([], [], [], [])
     states: dict[str, Any] = {}
-    # Older files lack the metrics in a module, and other modules have other ones.
+    # The file of an older version, or of another module, may lack the metrics in a module.
     absent = {n for n in parts if "." in n and not (strict and state_key(n) in checkpoint)}
     parts = {name: part for name, part in parts.items() if name not in absent}
     for name, part in parts.items():
@@ -72,7 +72,7 @@ def put_in(
             states[name] = _fitted(name, states[name], part, path, strict, under, report)
         elif found := misfits(part, states[name]):
             if strict:
-                told = _told([misfit.text for misfit in found], name, "to leave it as it is")
+                told = _told([misfit.text for misfit in found], name, "leave it as it is")
                 raise CheckpointError(f"{state_key(name)} in {path} does not fit: {told}")
             for place, kind, _ in found:
                 getattr(report, kind).append(f"{name}.{place}" if place else name)
@@ -117,8 +117,8 @@ def _fitted(
     if strict and (torn := _torn(state, ties)):
         raise CheckpointError(
             f"{torn[0]!r} and {torn[1]!r} are one tensor in the {name}, but have different numbers "
-            f"in {path}: make the {name} without this tie, or pass strict=False to load the second "
-            "one"
+            f"in {path}: make the {name} without this tie, or load the second one with "
+            "load_checkpoint(..., strict=False)"
         )
     state = _with_tied(state, ties)
     for place, value in state.items():
@@ -341,9 +341,11 @@ def _hint(state: Any, own: Any) -> str:
     return ""
 
 
-def _told(found: list[str], name: str, otherwise: str = "to load what fits") -> str:
+def _told(found: list[str], name: str, otherwise: str = "load what fits") -> str:
     more = f"; and {len(found) - 8} more" if len(found) > 8 else ""
-    remedy = f"make the {name} as it was when it was saved, or pass strict=False {otherwise}"
+    # `resume` raises it, too, and has no such option.
+    how = f"{otherwise} with load_checkpoint(..., strict=False)"
+    remedy = f"make the {name} as it was when it was saved, or {how}"
     return f"{'; '.join(found[:8])}{more}; {remedy}"
 
 

@@ -76,12 +76,14 @@ class CheckpointManager:
             loaded none of them.
 
     Raises:
-        TypeError: A metric without its direction.
-        ValueError: The directory has the scores of another metric, `metric` is "" or "epoch", or
+        TypeError: A metric without its direction, or `save_n_best` or `keep_every` is not a whole
+            number.
+        ValueError: The directory has the scores of another metric, `metrics.json` is damaged,
+            `metric` is "" or "epoch", `save_n_best` is below 0, `keep_every` is below 1, or
             `sharded` and `background` are both true.
         NotADirectoryError: `logdir` is a file.
         PermissionError: A file of the manager in `logdir` is a symbolic link that leads out of
-            `logdir`. A save may raise it, too.
+            `logdir`. For some of the files, the first save raises it.
     """
 
     logdir = Place()
@@ -208,15 +210,16 @@ class CheckpointManager:
                 is the checkpoint's `epoch` or `step`, if the checkpoint has one.
 
         Raises:
-            ValueError: The checkpoint has another epoch.
+            ValueError: The checkpoint has another epoch, or the epoch is not a whole number.
             KeyError: The dictionary has no such metric.
             TypeError: A score that is not a number, or a value that cannot be saved, with its
                 place. Nothing has changed then.
             CheckpointError: A newer run has taken the directory over; or the directory has
                 checkpoints of another program, and this program has loaded none; or a file of yours
                 has the name that this epoch needs.
-            OSError: An error of the disk. Nothing has changed, or the next save or the next start
-                completes this save first.
+            OSError: An error of the disk. If the save had begun to change files, the next save or
+                the next manager completes it.
+            RuntimeError: The manager saves in the background, and is closed.
         """
         row = {**self._scores(score), "epoch": _checked_epoch(epoch, checkpoint)}
         saved = self._save(checkpoint, row)
@@ -228,6 +231,8 @@ class CheckpointManager:
 
         >>> manager = CheckpointManager("runs/digits/checkpoints")
         >>> manager.save_last(make_checkpoint("train", 1, nn.Linear(2, 1)))
+
+        It raises the errors of `process`, except those of the score and the epoch.
         """
         self._save(checkpoint, None)
 
@@ -241,7 +246,7 @@ class CheckpointManager:
             self._writer.wait()
 
     def close(self) -> None:
-        """Wait, and end the thread that writes in the background."""
+        """Wait, as `wait` does, and end the thread that writes in the background."""
         if self._writer is not None:
             self._writer.close()
 

@@ -101,6 +101,7 @@ def read_checkpoint(path: PathLike, map_location: torch.device | str = "cpu") ->
         FileNotFoundError: No such file.
         ValueError: An unknown `map_location`.
         CheckpointError: Damaged, cut short, or not a checkpoint.
+        ModuleNotFoundError: The file needs safetensors, which is not installed.
     """
     return read_whole(path, map_location)
 
@@ -143,11 +144,13 @@ def peek(path: PathLike) -> Checkpoint:
     >>> peek("last.pth")["model_state_dict"]["weight"].shape
     torch.Size([1, 2])
 
-    Tensors have their shapes and dtypes, and lie on the `meta` device. Nothing is verified.
+    Tensors have their shapes and dtypes, and lie on the `meta` device. Nothing is verified: neither
+    the bytes, nor that the contents are those of a checkpoint.
 
     Raises:
         FileNotFoundError: No such file.
-        CheckpointError: Not a checkpoint.
+        CheckpointError: Damaged, or not a file of `save_checkpoint`, `torch.save` or safetensors.
+        ModuleNotFoundError: The file needs safetensors, which is not installed.
     """
     path = Path(path)
     if is_sharded(path):
@@ -168,6 +171,9 @@ def latest(logdir: PathLike) -> Path | None:
 
     It tries the last one, then the epochs from the newest, then the best, and warns of each
     damaged one. If some are sharded and there is a process group, all ranks call it.
+
+    Raises:
+        NotADirectoryError: `logdir` is a file, or a checkpoint itself.
     """
     for path in newest_first(logdir):
         try:

@@ -261,7 +261,7 @@ class Stream:
         """Sum up the blocks that no rank has read, together with the ranks that see the same file.
 
         Returns:
-            This rank's part of any such work, such as checking the records of a file.
+            Which items of a list are this rank's part, such as the records that it checks.
         """
         summed = np.frombuffer(self._summed, np.uint8).reshape(-1, _ROWS)
         known: Any = summed.any(1)  # of which this rank has read some

@@ -20,7 +20,7 @@ from batteries.checkpoint._read_safely import inspect_contents, inspect_file, st
 
 
 class CheckpointError(ValueError):
-    """A file is damaged, is not a checkpoint, or does not fit the objects."""
+    """A file is damaged, is not a checkpoint, or does not fit; or a manager refuses to save."""
 
 
 def is_state(state: Mapping[Any, Any]) -> bool:

@@ -67,7 +67,7 @@ def outline(pickled: bytes, offsets: Mapping[str, int] | None = None) -> Any:
 
 
 def check_calls(pickled: bytes) -> None:
-    """Raise if torch.load would call what torch.save does not write, or would take too much for it.
+    """Raise if torch.load would call what torch.save does not write, or would run too long.
 
     A pickle can make a set of the same list a thousand times. It can also make a key of nested
     tuples whose hash takes for ever. Only containers are made. Other calls result in None.

@@ -23,7 +23,8 @@ INDEX = "index.pth"  # the file of a directory of shards that has the seal
 # A zip file may end in a comment, which torch.load ignores. Ours is
 #     batteries little {"epoch":3} digest:0123...
 # with the byte order, the note, and the digest of all bytes before it. It is recognized by its
-# beginning or by its end. So a file with one flipped bit does not look like one without a seal.
+# beginning, by its end, or by a wrong length. So a file with one flipped bit, or one that was cut
+# short, does not look like one without a seal.
 _MARK, _DIGEST_MARK = b"batteries ", b" digest:"
 _OWN_MARK = _MARK + sys.byteorder.encode() + b" "
 DIGEST_LENGTH = 32  # hexadecimal digits
@@ -50,9 +51,11 @@ def comment_of(note: Note) -> bytes:
 
 def find_seal(tail: bytes) -> Seal | None:
     """The seal in the last bytes of a file, if there is one."""
-    comment = tail[tail.rfind(_END_OF_ZIP) + _END_LENGTH :]
+    end = tail.rfind(_END_OF_ZIP)
+    comment = tail[end + _END_LENGTH :]
     text, mark = comment[:-_SEAL_LENGTH], tail[-_SEAL_LENGTH:-DIGEST_LENGTH]
-    if not comment.startswith(_MARK) and mark != _DIGEST_MARK:
+    cut = end >= 0 and tail[end + _END_LENGTH - 2 :] != struct.pack("<H", len(comment)) + comment
+    if not (cut or comment.startswith(_MARK) or mark == _DIGEST_MARK):
         return None
     try:
         note = parse_json(text[text.find(b"{") :])
@@ -63,11 +66,16 @@ def find_seal(tail: bytes) -> Seal | None:
 
 
 def read_note(path: PathLike) -> dict[str, Any] | None:
-    """The note that was saved with a checkpoint: {} without one, None for a file of `torch.save`.
+    """The note in a file of `save_checkpoint`: {} without one, None for any other file.
 
     >>> save_checkpoint({"model_state_dict": {}}, "last.pth", note={"epoch": 1})
     >>> read_note("last.pth")
     {'epoch': 1}
+
+    The file is not verified. A damaged note is {}.
+
+    Raises:
+        FileNotFoundError: No such file.
     """
     seal = read_seal(path)
     return seal.note if seal else None

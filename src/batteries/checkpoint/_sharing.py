@@ -30,6 +30,7 @@ def share_checkpoint(logdir: PathLike) -> Path | None:
 
     Raises:
         CheckpointError: The checkpoints are sharded: each host has a part of them.
+        NotADirectoryError: `logdir` is a file, or a checkpoint itself.
         OSError: An error of a host's disk. All ranks raise it.
     """
     newest = _newest(logdir)

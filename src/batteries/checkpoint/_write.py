@@ -31,7 +31,7 @@ _CHUNK = 2**22  # bytes that are written at once; a multiple of the digest's blo
 def save_checkpoint(
     checkpoint: Mapping[str, Any], path: PathLike, note: dict[str, Any] | None = None
 ) -> None:
-    """Write a checkpoint. The file is complete or absent, whatever happens meanwhile.
+    """Write a checkpoint. At each moment the path has the complete file, or what it had before.
 
     >>> save_checkpoint({"model_state_dict": nn.Linear(2, 1).state_dict(), "epoch": 1}, "last.pth")
     >>> torch.load("last.pth")["epoch"]
@@ -41,11 +41,15 @@ def save_checkpoint(
     end, and `load_checkpoint` verifies it. Call this on one rank.
 
     Args:
-        note: Plain values that `read_note` returns without reading the whole file.
+        note: Values that JSON can hold. `read_note` returns them without reading the whole file.
 
     Raises:
-        TypeError: A value that `torch.load` would refuse, with its place. Nothing is written then.
-        OSError: With the path, the cause, the bytes needed and the bytes free.
+        TypeError: A value that `torch.load` would refuse, with its place, or a note that JSON
+            cannot hold. Nothing is written then.
+        ValueError: The note takes more than about 65,000 bytes.
+        FileNotFoundError: There is no directory for the file.
+        OSError: The file cannot be written. The message has the path, the cause and, if the disk is
+            full, the bytes needed and the bytes free.
     """
     if isinstance(checkpoint, str | os.PathLike):
         raise TypeError("the path comes second: save_checkpoint(checkpoint, path)")

@@ -109,8 +109,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     between two batches also depend on the rank.
 
     After a pass, the global generators are seeded by the seed, the epoch and the rank. If the
-    loader has no shuffle, no sampler and no saved state, as in validation, they are as before the
-    pass.
+    loader has no shuffle, no sampler, no `batches_per_pass` and no saved state, as in validation,
+    they are as before the pass.
 
     `state_dict()` counts the batches that the loop has received, not those read ahead. Another run
     resumes from it at the next sample, with any number of workers and ranks.
@@ -119,9 +119,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     depend on all indices of the batch, and so on `batch_size` and the number of ranks.
 
     In a process group, each rank gets its part of every step's samples, `batch_size` on each rank.
-    With `shuffle=False` and no sampler, each sample comes once: the ranks' last batches may differ
-    in size, and a rank may get one batch fewer. Otherwise all ranks get the same number of batches:
-    if the last step has fewer samples than ranks, some samples are repeated.
+    Without shuffle, sampler and `batches_per_pass`, each sample comes once: the ranks' last batches
+    may differ in size, and a rank may get one batch fewer. Otherwise all ranks get the same number
+    of batches: if the last step has fewer samples than ranks, some samples are repeated.
 
     If you leave a pass early, the next pass begins at the same place, with the same batches, as in
     torch. For short passes use `batches_per_pass=100`, not `islice(loader, 100)`.
@@ -149,8 +149,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             the same number of batches. Default: a pass has all samples.
         prefetch_to: A device, as `to_device` takes it. Batches are on this device when the loop
             gets them: the next one is copied during the step, from pinned memory, on a CUDA stream
-            of its own. The loop waits for two batches before its first. Default: batches stay as
-            `collate_fn` made them.
+            of its own. So, on a GPU, the loop waits for two batches before its first. Default:
+            batches stay as `collate_fn` made them.
         **options: Other arguments of torch's loader, which are passed on.
 
     Attributes:
@@ -158,6 +158,11 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         indices: The indices in the dataset of the last received batch.
         in_step: Whether all ranks get the same number of batches.
         group: The argument.
+
+    Raises:
+        ValueError: `in_order=False`, an unknown `sharded` or `prefetch_to`, a number out of range,
+            or arguments that torch's loader refuses.
+        TypeError: A number that is not whole, or a `group` that is no group.
     """
 
     def __init__(
@@ -566,7 +571,14 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     # ---------------------------------------------------------------- the state
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next pass. If a loaded state has this epoch, its position stays."""
+        """Set the epoch of the next pass. If a loaded state has this epoch, its position stays.
+
+        Raises:
+            TypeError: The epoch is not a whole number.
+            ValueError: With `batches_per_pass`, the place of the epoch is not known, because the
+                dataset or the sampler has no length.
+        """
+        epoch = as_whole(epoch, "epoch")
         if epoch != self.epoch:
             self._begin = self._place = self._place_of(epoch)
             self.epoch, self._open = epoch, None
@@ -628,7 +640,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         into other steps, and each comes once.
 
         Raises:
-            ValueError: The state's loader had another seed, length or order.
+            ValueError: The state's loader had another seed, length, order or `batches_per_pass`. Or
+                an iterable dataset cannot resume in the middle of a pass: it has no state, or the
+                number of ranks or workers differs.
             RuntimeError: A pass is under way.
         """
         if self._pass is not None:

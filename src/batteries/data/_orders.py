@@ -218,7 +218,7 @@ class Sampled:
             return ""
 
     def _find_generators(self) -> None:
-        """Find those that the sampler owns, but the one that has its seed for the whole order."""
+        """Find the sampler's own generators, except the one that is seeded once for the order."""
         whole = getattr(self._sampler, "generator", None)
         found = generators_in(sampler=self._sampler, beyond=(Dataset,))
         self._own = {place: own for place, own in found.items() if own is not whole}

@@ -32,6 +32,7 @@ class Arrival(NamedTuple):
         turn: The number of the round through the data. It is the epoch, unless the loader has
             `batches_per_pass`.
         done: The number of batches of the pass, including this one.
+        of: The pass, for the loader itself.
     """
 
     batch: Any

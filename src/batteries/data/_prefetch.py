@@ -17,7 +17,10 @@ Came = tuple[Any, Any]  # a batch or `Failed`, and what else is known of it
 
 
 class Prefetch:
-    """Moves the batches of a pass to a device, where there is one: one ahead, but on the CPU."""
+    """Moves the batches of a pass to a device, if the user named one.
+
+    Unless the device is the CPU, one batch is moved ahead.
+    """
 
     def __init__(self, to: torch.device | str | int | None) -> None:
         self._device = None if to is None else known_device(to)

@@ -89,7 +89,7 @@ class Samples(Dataset[Any]):
     def look(self) -> None:
         """Find the dataset's own generators, once in each process.
 
-        The search may take 100 ms. It takes 5 in a process whose parent has searched before a fork.
+        The search may take 100 ms, and 5 ms in a process whose parent has searched before a fork.
         """
         if self._pid != os.getpid() and not self._draws_nothing:
             self._pid, self._first, self._own = os.getpid(), True, self.generators()

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ROUNDS = 16  # with 12 or more, all orders of a few elements are equally frequent
+_LONGEST = 2**62
 _HALF = np.uint64(32)
 _MULTIPLIERS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
@@ -30,9 +31,14 @@ class Shuffle:
     Args:
         length: The number of elements, up to 2**62.
         key: Any integers.
+
+    Raises:
+        ValueError: A length below 0 or above 2**62.
     """
 
     def __init__(self, length: int, key: tuple[int, ...]) -> None:
+        if not 0 <= length <= _LONGEST:
+            raise ValueError(f"length is {length}; expected 0 or more, and at most 2**62")
         self._length = length
         first = math.isqrt(max(length - 1, 0)) + 1
         second = max(1, -(-length // first))
@@ -41,10 +47,19 @@ class Shuffle:
         self._keys = np.frombuffer(digest, "<u8")
 
     def __call__(self, positions: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The numbers at positions of the order, (n,) int64."""
+        """The numbers at positions of the order, (n,) int64.
+
+        Raises:
+            IndexError: A position is outside of the order.
+        """
+        outside = positions[(positions < 0) | (positions >= self._length)]
+        if len(outside):
+            raise IndexError(
+                f"position {outside[0]} is outside of an order of {self._length} numbers"
+            )
         values = self._through(positions.astype(np.uint64))
-        while (outside := values >= self._length).any():
-            values[outside] = self._through(values[outside])
+        while (again := values >= self._length).any():
+            values[again] = self._through(values[again])
         return values.astype(np.int64)
 
     def _through(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:

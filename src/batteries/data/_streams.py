@@ -258,7 +258,7 @@ def fresh_parts(workers: int) -> list[Part]:
 
 
 def followed(parts: list[Part], part: Part) -> list[Part]:
-    """The parts after one has moved on; it goes to the end, because its next turn is the last."""
+    """The parts after a worker has moved on. Its part goes to the end: its next turn comes last."""
     before = next(other for other in parts if other["worker"] == part["worker"])
     if "since" not in part:
         part = {**part, **{name: before[name] for name in _STATE if name in before}}

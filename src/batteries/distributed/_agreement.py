@@ -333,7 +333,7 @@ class Transfer:
         return "; ".join(told)
 
     def _absent(self) -> set[int]:
-        """The ranks that do not write now that they wait at this call or a later one.
+        """The ranks that write no new word to say that they wait at this call or a later one.
 
         Older words do not count, because their ranks may be dead. A rank that writes that it failed
         is present: it misses another rank too.

@@ -98,6 +98,12 @@ def barrier(group: Group = None) -> None:
     Args:
         group: The ranks that take part: a `ProcessGroup`, a `DeviceMesh` of one dimension, or
             `(mesh, "dp")`. Ranks are numbered as in the group. Default: all ranks.
+
+    Raises:
+        TypeError: The group is something else.
+        ValueError: The mesh has no such dimension, or several, or this rank is not in the group.
+        RuntimeError: The ranks are not doing the same, or some are missing; the message names them.
+            Or several processes were started, and there is no process group.
     """
     ranks = ranks_of(group)
     if not alone("barrier", ranks):
@@ -192,12 +198,15 @@ def broadcast(data: T, src: int = 0, *, check: bool = True, group: Group = None)
         group: As in `barrier`.
 
     Raises:
+        ValueError: `src` is not a rank of the group.
         Exception: The data of rank `src` cannot be pickled. All ranks raise its error.
         RuntimeError: The ranks are not doing the same, or some are missing; the message names them.
     """
     ranks = ranks_of(group)
     if alone("broadcast", ranks):
         return data
+    if not 0 <= src < ranks.size:
+        raise ValueError(f"src is {src}; expected a rank of the group, 0 to {ranks.size - 1}")
     sending = ranks.rank == src
     header, payload = encode(data if sending else None)
     operation = f"broadcast from rank {src}"

@@ -68,6 +68,9 @@ def setup(
         ValueError: The timeout cannot be read. Or more processes were started on this host than it
             has GPUs. Or a variable of the launcher is missing, for example under
             `torch.multiprocessing.spawn`, which sets none.
+        RuntimeError: A collective in the block has failed. The message names the first cause.
+        TimeoutError: Under torchrun, a rank did not come in time. The message names it. Under other
+            launchers, torch raises its `DistStoreError`.
     """
     limit = None if timeout is None else timedelta(seconds=as_seconds(timeout, "timeout"))
     launch = launched()

@@ -97,6 +97,10 @@ def rank() -> int:
 
     >>> rank()
     0
+
+    Raises:
+        ValueError: A variable of the launcher is missing or wrong. `world_size`, `local_rank` and
+            `is_main` raise it, too.
     """
     return place()[0]
 

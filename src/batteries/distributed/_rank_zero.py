@@ -95,12 +95,14 @@ def _sharing_errors() -> Iterator[None]:
 def others_wait(what: str = "") -> Iterator[list[str]]:
     """A block in which rank 0 may take longer than a collective's timeout.
 
-    `what` tells the blocks apart that rank 0 may enter alone.
-
     The others wait at its end until rank 0 has left the block, for up to a day. Rank 0 waits for
     no other rank. If rank 0 does not enter the block, the others wait for a collective's timeout.
-    If it has left, is dead, or gives no sign of life for a minute, they go on, and the next
-    collective raises an error that names it.
+    If rank 0 has left the group, is dead, or gives no sign of life for a minute, the others go on,
+    and the next collective raises an error that names rank 0.
+
+    Args:
+        what: A name of the block. Rank 0 may enter some blocks alone, so the ranks' blocks are
+            paired by their names and numbers.
     """
     told: list[str] = []
     if not in_group():

@@ -66,7 +66,8 @@ class Predictions:
         group: The ranks that gather together: the loader's `group`. Default: all ranks.
 
     Raises:
-        ValueError: `duplicates` is neither "raise" nor "drop".
+        ValueError: `duplicates` is neither "raise" nor "drop", or the length is below 0.
+        TypeError: The length is not a whole number.
     """
 
     def __init__(
@@ -104,7 +105,9 @@ class Predictions:
         Raises:
             IndexError: An index lies outside of the dataset.
             ValueError: The arrays have another length than the indices, or other names, dtypes or
-                shapes than in the batches before.
+                shapes than in the batches before. Or the indices are not integers. Or an argument
+                is no array, or has a dtype or a layout that `gather` cannot send.
+            Exception: An object cannot be pickled. The error is that of pickle.
         """
         own = _as_indices(indices)
         if not arrays:
@@ -147,7 +150,8 @@ class Predictions:
 
         Raises:
             ValueError: Samples are missing or were added more than once, duplicates do not agree,
-                or the ranks have added different arrays. Every rank raises it.
+                the ranks have added different arrays, or `dst` is not a rank of the group. Every
+                rank raises it.
         """
         return Gathered(self._gathered(dst))
 
@@ -167,9 +171,11 @@ class Predictions:
             ids: The samples' ids, (length,). Default: their indices.
 
         Raises:
-            ValueError: The path has another suffix, the ids have another length, or `gather`
-                raises it.
-            TypeError: The file cannot hold the objects.
+            ValueError: The path has another suffix, the ids have another length, an array is called
+                "id", or `gather` raises it.
+            TypeError: The file cannot hold the objects, or would lose a part of them, such as a key
+                that the first dict lacks.
+            ModuleNotFoundError: A `.parquet` file needs polars, which is not installed.
         """
         columns = self._gathered(0)
         main = ranks_of(self._group).rank == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batteries._files import PathLike, write_whole
-from batteries._foreign import check_regular
+from batteries._foreign import brief, check_regular
 from batteries._optional import import_optional
 
 
@@ -26,6 +27,7 @@ def load(path: PathLike) -> dict[str, NDArray[Any]]:
     Raises:
         FileNotFoundError: No such file.
         ValueError: The file is damaged, or holds no predictions.
+        ModuleNotFoundError: A `.parquet` file needs polars, which is not installed.
     """
     try:
         columns = _read(Path(path))
@@ -100,7 +102,22 @@ def _series(name: str, values: Any) -> Any:
         raise TypeError(f"{told}: {error}") from error
     if series.dtype == polars.Object:
         raise TypeError(told)
+    if series.dtype.is_nested() and isinstance(values, list):
+        for given, read in zip(values, series.to_list(), strict=True):
+            if not _is_kept(given, read):
+                raise TypeError(f"{told} as they are: {brief(given)} would become {brief(read)}")
     return series
+
+
+def _is_kept(given: Any, read: Any) -> bool:
+    """Whether polars has kept an object. It may cut numbers, and leave out keys."""
+    given = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
+    if isinstance(given, Mapping):
+        read = read or {}
+        return all(key in read and _is_kept(each, read[key]) for key, each in given.items())
+    if isinstance(given, list | tuple):
+        return len(given) == len(read or ()) and all(map(_is_kept, given, read or ()))
+    return bool(given == read or given != given)
 
 
 def _as_column(name: str, value: Any) -> Any:

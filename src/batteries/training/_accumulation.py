@@ -223,7 +223,7 @@ class _Pass:
         return True
 
     def watch(self, loss: Tensor, step: int) -> None:
-        """Warn of a loss that is not finite; for a loss on a GPU later, so as not to wait."""
+        """Warn of a loss that is not finite. On a GPU the warning comes later, without a wait."""
         if not loss.is_cuda:
             self._tell(loss.item(), step)
             return
@@ -389,8 +389,9 @@ def accumulate(
             `batteries.data`'s, else all ranks.
 
     Raises:
-        ValueError: `accumulation_steps` is below 1, or `count` returned a negative number.
-        RuntimeError: The ranks have different numbers of batches.
+        ValueError: `accumulation_steps` is below 1. In the loop: `count` returned a negative number
+            or NaN, or there is no `count`, and the number of samples in a batch is not known.
+        RuntimeError: In the loop: the ranks have different numbers of batches.
         TypeError: `accumulation_steps` is not a whole number.
     """
     accumulation_steps = as_whole(accumulation_steps, "accumulation_steps", 1, " batches")

@@ -55,6 +55,7 @@ def find_batch_size(step: Callable[[int], object], start: int, *, group: Group =
 
     Raises:
         ValueError: `start` is below 1.
+        TypeError: `start` is not a whole number.
         RuntimeError: Not even one sample fits.
         Exception: Any other error of `step`; all ranks raise it.
     """

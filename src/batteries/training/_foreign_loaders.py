@@ -34,11 +34,10 @@ def _inside(loader: Any) -> Any:
 
 
 class Place:
-    """Keeps another library's loader at the beginning of a window for checkpoints.
+    """In a window, lets another library's loader return its state from the window's beginning.
 
-    It does the same with a loader inside of another library's wrapper.
-
-    The window's batches have all been fetched, so the loader's own state would skip them.
+    The window's batches have all been fetched, so a checkpoint with the present state would skip
+    them. The loader may be inside of another library's wrapper.
     """
 
     def __init__(self, loader: Any, steps: int) -> None:

@@ -48,6 +48,7 @@ class StepPolicy:
 
     Raises:
         ValueError: An unknown action, or a number out of range.
+        TypeError: `spike` is not a number, or `history` or `at_most` is not a whole number.
     """
 
     def __init__(

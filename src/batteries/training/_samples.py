@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def samples_in(batch: Any, asked: int) -> float:
-    """The samples of a batch: as many as the loader asked for, if a column has this length.
+    """The number of samples in a batch: what the loader asked for, if a column has this length.
 
-    Otherwise a `collate_fn` has dropped or added samples, or `asked` is 0, because it is unknown.
-    Then it is the length of all tensors, or that of the first column if this is a tensor.
+    Otherwise a `collate_fn` has dropped or added samples, or `asked` is 0 (not known). Then it is
+    the length that all tensors have, or the length of the first column, if that is a tensor.
     """
     parts = _parts(batch)
     # Samples have one form. Columns, such as images and labels, usually have different ones.
