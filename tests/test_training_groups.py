@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import register_parametrization
 
 from batteries.training import parameter_groups
 
@@ -101,3 +102,17 @@ def test_one_pattern() -> None:
     """One name may be passed in place of a list of names."""
     model = nn.Sequential(nn.Linear(2, 2))
     assert len(parameter_groups(model, 0.1, no_decay="0.weight")) == 1
+
+
+class Unchanged(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_parametrized_places() -> None:
+    """A weight under a parametrization has the decay of its place: none in embeddings and norms."""
+    model = nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm((2, 4)), nn.Linear(4, 4))
+    for module in model:
+        register_parametrization(module, "weight", Unchanged())
+    decayed, _ = parameter_groups(model, 0.1)
+    assert names_in(model, decayed["params"]) == {"2.parametrizations.weight.original"}

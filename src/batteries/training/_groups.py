@@ -72,9 +72,10 @@ def parameter_groups(
 def _without_decay(model: nn.Module, patterns: list[str]) -> set[Tensor]:
     free, unused = set(), set(patterns)
     for place, module in model.named_modules(remove_duplicate=False):
+        owner = model.get_submodule(f".{place}".partition(".parametrizations.")[0][1:])
         # A linear layer whose class is called NormedLinear, say, decays.
-        norm = "Norm" in type(module).__name__ and not isinstance(module, nn.Linear | _ConvNd)
-        apart = norm or isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        norm = "Norm" in type(owner).__name__ and not isinstance(owner, nn.Linear | _ConvNd)
+        apart = norm or isinstance(owner, nn.Embedding | nn.EmbeddingBag)
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             full = f"{place}.{name}".removeprefix(".").replace("_orig_mod.", "")
             matching = {pattern for pattern in patterns if fnmatch.fnmatchcase(full, pattern)}
