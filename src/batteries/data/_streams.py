@@ -6,6 +6,7 @@ import inspect
 import io
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -179,10 +180,14 @@ class Stream(IterableDataset[Any]):
     def _items(self, part: Part, epoch: int) -> Iterator[Any]:
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
-        part = thawed(part)
+        part, dataset = thawed(part), self.dataset
         if "dataset" in part:
-            self.dataset.load_state_dict(part["dataset"])  # type: ignore[attr-defined]
-        return iter(self.dataset) if not part["ended"] else iter(())
+            dataset.load_state_dict(part["dataset"])  # type: ignore[attr-defined]
+            # The place after the last item is that of the next pass in some datasets. Others have
+            # to end this pass first.
+            if part["ended"] and [*islice(dataset, 1)]:
+                dataset.load_state_dict(part["dataset"])  # type: ignore[attr-defined]
+        return iter(dataset) if not part["ended"] else iter(())
 
     def _check_asked(self, items: int) -> None:
         """Raise if a dataset that reads `get_worker_info` may or may not divide itself."""
