@@ -99,6 +99,23 @@ def test_flops_are_counted() -> None:
         pass
 
 
+def test_flops_of_convolutions_in_groups() -> None:
+    """Each gradient takes what the forward pass takes, also of a depthwise convolution."""
+    x = torch.randn(2, 8, 5, 6, requires_grad=True)
+    for layer, weights in (
+        (nn.Conv2d(8, 16, 3, padding=1, groups=8), 16 * 9),
+        (nn.Conv2d(8, 8, 3, padding=1), 8 * 8 * 9),
+    ):
+        throughput = Throughput()
+        with throughput.count_flops(items=1):
+            layer(x).sum().backward()
+        assert throughput.flops_per_item == 3 * 2 * 2 * 30 * weights
+    throughput, up = Throughput(), nn.ConvTranspose1d(4, 8, 2, stride=2, groups=2)
+    with throughput.count_flops(items=1):
+        up(torch.randn(2, 4, 7)).sum().backward()
+    assert throughput.flops_per_item == 2 * 2 * 2 * 7 * (4 * 4 * 2)
+
+
 def test_paused(monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluation inside of a pass is no part of a step's time, also where it raised."""
     clock, throughput = Clock(monkeypatch), Throughput()

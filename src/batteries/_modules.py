@@ -223,6 +223,7 @@ def _part_of(tensor: Any) -> str:
 def digest(tensor: Any) -> str:
     """A digest of the bits, shape and dtype of a tensor, or of this rank's part of a DTensor."""
     own = own_part(tensor).detach().resolve_conj().resolve_neg()
+    own = own if own.layout == torch.strided else own.to_dense()
     data = own.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     form = hashlib.blake2b(f"{tuple(own.shape)} {own.dtype};".encode(), digest_size=16)
     form.update(data)

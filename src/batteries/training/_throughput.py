@@ -88,14 +88,15 @@ class Throughput:
 
         `torch.utils.flop_counter` counts matrix products, convolutions and attention, as MFU does.
         Run `unwrap(model)` on a batch of the usual shape, without activation checkpointing: MFU
-        does not count recomputed FLOPs.
+        does not count recomputed FLOPs. Recurrent layers and kernels of your own are not counted:
+        set `flops_per_item` yourself then.
 
         Raises:
             ValueError: No FLOPs were counted.
         """
         from torch.utils.flop_counter import FlopCounterMode
 
-        counter = FlopCounterMode(display=False, custom_mapping=_attention_on_cpu())
+        counter = FlopCounterMode(display=False, custom_mapping=_formulas())
         with counter:
             yield
         if not counter.get_total_flops():
@@ -169,9 +170,13 @@ class _Timed(Iterator[T]):
             self._of._waited += time.perf_counter() - begun
 
 
-def _attention_on_cpu() -> dict[Any, Any]:
-    """Formulas for attention on the CPU, which torch does not count."""
-    from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
+def _formulas() -> dict[Any, Any]:
+    """Formulas for attention on the CPU, which torch does not count, and convolutions in groups."""
+    from torch.utils.flop_counter import (
+        conv_flop_count,
+        sdpa_backward_flop_count,
+        sdpa_flop_count,
+    )
 
     def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
@@ -179,8 +184,15 @@ def _attention_on_cpu() -> dict[Any, Any]:
     def backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
 
+    def convolution(gradient: Any, x: Any, weight: Any, *options: Any, **_: Any) -> int:
+        # Torch multiplies the weight's gradient by the number of groups.
+        transposed, wanted = options[4], options[7]
+        each: int = conv_flop_count(x, weight, gradient, transposed)
+        return each * (wanted[0] + wanted[1])  # type: ignore[no-any-return]
+
     known = torch.ops.aten
     return {
         known._scaled_dot_product_flash_attention_for_cpu: forward,
         known._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+        known.convolution_backward: convolution,
     }
