@@ -85,6 +85,16 @@ def test_layers() -> None:
     assert len(rates) == len([p for p in model.parameters() if p.requires_grad])
 
 
+def test_layers_of_parameters() -> None:
+    """Positions are in no module of their own, and learn with the layer that they are put into."""
+    model = Model()
+    first: list[nn.Module | Tensor] = [model.embed, model.position]
+    groups = parameter_groups(model, 0.1, lr=1.0, layers=[first, *model.blocks], layer_decay=0.5)
+    rates = {p: group["lr"] for group in groups for p in group["params"]}
+    assert {rates[model.embed.weight], rates[model.position]} == {0.125}
+    assert rates[model.scale] == 1.0
+
+
 def test_slips() -> None:
     """What cannot be meant is named."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
