@@ -181,6 +181,30 @@ def test_padding_alone_in_every_wrapper(wrapper: str) -> None:
         assert max(errors) < 1e-12
 
 
+def weights_in_a_part_of_the_ranks() -> list[list[float]]:
+    """Each rank trains a model of its own."""
+    alone = dist.new_group([distributed.rank()], use_local_synchronization=True)
+    sizes = [(1, 3), (4, 4)][distributed.rank()]
+    batches, bare = [torch.ones(size, 2) for size in sizes], nn.Linear(2, 1)
+    wrapped = DistributedDataParallel(bare, process_group=alone)
+    compiled: Any = torch.compile(wrapped, backend="eager")
+    loader: Any = DataLoader(TensorDataset(torch.ones(8, 2)), batch_size=2)  # 4 rows for each rank
+    found = [
+        accumulate(loader, bare, 2, group=alone),
+        accumulate(loader, wrapped, 2),
+        accumulate(batches, wrapped, 2),
+        accumulate(batches, compiled, 2),
+    ]
+    return [[window.weight for _, window in windows] for windows in found]
+
+
+def test_a_part_of_the_ranks() -> None:
+    """A window is that of the ranks that average gradients: `group`, or the ranks of DDP."""
+    even, uneven = run_ranks(weights_in_a_part_of_the_ranks)
+    assert even == [[0.5, 0.5], [0.5, 0.5], [0.25, 0.75], [0.25, 0.75]]
+    assert uneven == [[0.5, 0.5]] * 4
+
+
 def loss_without_a_graph() -> str:
     model: Any = distribute(nn.Linear(2, 1), "cpu")
     pairs = iter(accumulate([torch.ones(2, 2)] * 2, model, 2, count=lambda _: 0))
