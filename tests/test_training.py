@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -24,6 +25,7 @@ from torch.utils.data import Dataset, TensorDataset
 from batteries import accumulate, distribute, distributed
 from batteries.data import DataLoader
 from batteries.progress import tqdm
+from batteries.training import _accumulation
 
 PAD = -100
 
@@ -179,6 +181,19 @@ def test_padding_alone_in_every_wrapper(wrapper: str) -> None:
     for errors in run_ranks(padded_windows, wrapper):
         assert len(errors) == 9 * 4
         assert max(errors) < 1e-12
+
+
+def test_padding_alone_leaves_nothing_behind() -> None:
+    """The nodes that DDP keeps get no hook for each window in which nothing is counted."""
+    model = nn.Linear(2, 1)
+    kept = torch.autograd.graph.get_gradient_edge(model.weight)
+    references = []
+    for x, window in accumulate([torch.ones(2, 2)] * 5, model, count=lambda _: 0):
+        with window:
+            window.backward(model(x).mean())
+        references.append(sys.getrefcount(_accumulation._zeros))
+    assert references[1:] == references[:-1]
+    assert kept.node.next_functions == ()
 
 
 def weights_in_a_part_of_the_ranks() -> list[list[float]]:

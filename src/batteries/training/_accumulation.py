@@ -459,8 +459,9 @@ def _backward_of_zero(loss: Tensor) -> None:
         return
     nodes, seen = [loss.grad_fn], {loss.grad_fn}
     for node in nodes:
-        node.register_hook(_zeros)
         new = {following for following, _ in node.next_functions if following} - seen
+        if node.next_functions:  # the nodes of parameters last, and so would their hooks
+            node.register_hook(_zeros)
         nodes.extend(new)
         seen |= new
     loss.backward(torch.zeros_like(loss))  # type: ignore[no-untyped-call]
