@@ -118,7 +118,7 @@ def test_a_state_after_the_last_batch(kind: type[Any], workers: int) -> None:
 
 def test_breaking_off() -> None:
     """The next pass begins where the one that was broken off began, also in the middle of data."""
-    for kind in (Noisy, Lines):
+    for kind in (Noisy, Lines, Kept):
         expected, data = passes(made(kind), 3), made(kind)
         passes(data, 1)
         next(iter(data))
@@ -128,6 +128,18 @@ def test_breaking_off() -> None:
     next(iter(data))
     with pytest.raises(ValueError, match="Forgetful has no load_state_dict"):
         next(iter(data))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_first_look_at_a_stream(workers: int) -> None:
+    """A batch that is looked at before the loop comes again, also from a stream with a place."""
+    for kind in (Lines, Kept):
+        options = {"num_workers": workers, "persistent_workers": workers > 0}
+        expected = passes(made(kind, None, **options), 2)
+        data = made(kind, None, **options)
+        for _ in range(2):
+            next(iter(data))
+        assert passes(data, 2) == expected
 
 
 def test_breaking_off_again_and_again() -> None:
