@@ -221,6 +221,28 @@ def test_numbers_too_large_for_a_dtype() -> None:
     assert masked.mask.tolist() == [-math.inf, 0]
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (torch.tensor([2**40]), torch.int32),
+        (torch.tensor([-3], dtype=torch.int8), torch.uint8),
+        (torch.tensor([2]), torch.bool),
+        (torch.tensor([1e300], dtype=torch.float64), torch.float32),
+        (torch.tensor([1e5]), torch.float8_e4m3fn),
+    ],
+)
+def test_numbers_that_a_dtype_does_not_have(value: torch.Tensor, dtype: torch.dtype) -> None:
+    """Integers that would wrap around, and floats without a finite value, are refused."""
+    model: Any = nn.Module()
+    model.register_buffer("x", torch.zeros(1).to(dtype))
+    torch.save({"model": {"x": value}}, "a.pth")
+    with pytest.raises(CheckpointError, match=r"'x'\] has numbers in a.pth that are too large"):
+        load_checkpoint("a.pth", model)
+    torch.save({"model": {"x": torch.ones_like(value)}}, "a.pth")
+    load_checkpoint("a.pth", model)
+    assert model.x.item() == 1
+
+
 def test_numbers_of_numpy() -> None:
     """The error names all that a file with numpy's numbers needs, at once."""
     best = {"best": np.float64(0.5), "epoch": np.int64(3), "curve": np.ones(2), "ok": np.bool_(1)}

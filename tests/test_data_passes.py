@@ -43,6 +43,22 @@ class Lines(IterableDataset[Any]):
         self.at = state["at"]
 
 
+class Kept(Lines):
+    """Its place stays behind the last item until the next pass, as that of a file does."""
+
+    def __init__(self) -> None:
+        self.at = self.first = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        first, self.first = self.first, 0
+        for number in range(first, 23):
+            self.at = number + 1
+            yield number, random.random()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = self.first = state["at"]
+
+
 class Forgetful(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         return ((number, random.random()) for number in range(23))
@@ -64,7 +80,7 @@ def passes(data: DataLoader[Any], count: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("kind", [Noisy, Lines, Forgetful])
+@pytest.mark.parametrize("kind", [Noisy, Lines, Kept, Forgetful])
 def test_passes_go_on(kind: type[Any], workers: int) -> None:
     """Passes of 4 batches are the batches of whole epochs, 4 at a time; a state goes on in any."""
     whole = [batch for data in passes(made(kind, None), 3) for batch, _ in data]
@@ -77,7 +93,7 @@ def test_passes_go_on(kind: type[Any], workers: int) -> None:
     assert len({drawn for _, drawn in flat}) == len(flat)
     if kind is Forgetful:
         return
-    for done in (0, 3, 4, 13, 24) if not workers else (13,):
+    for done in (0, 3, 4, 12, 13, 24) if not workers else (13,):
         first = made(kind, num_workers=workers)
         steps = (step for _ in range(8) for step in first)
         seen = [batch for batch in itertools.islice(steps, done)]  # noqa: C416
@@ -87,9 +103,22 @@ def test_passes_go_on(kind: type[Any], workers: int) -> None:
         assert seen + rest == batches
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [Lines, Kept])
+def test_a_state_after_the_last_batch(kind: type[Any], workers: int) -> None:
+    """A run that goes on at the end of a pass has the whole next pass."""
+    options = {"num_workers": workers, "persistent_workers": workers > 0}
+    expected = passes(made(kind, None, **options), 3)
+    for _ in (data := made(kind, None, **options)):
+        state = data.state_dict()
+    other = made(kind, None, **options)
+    other.load_state_dict(state)
+    assert passes(other, 3) == [[], *expected[1:]]
+
+
 def test_breaking_off() -> None:
     """The next pass begins where the one that was broken off began, also in the middle of data."""
-    for kind in (Noisy, Lines):
+    for kind in (Noisy, Lines, Kept):
         expected, data = passes(made(kind), 3), made(kind)
         passes(data, 1)
         next(iter(data))
@@ -99,6 +128,18 @@ def test_breaking_off() -> None:
     next(iter(data))
     with pytest.raises(ValueError, match="Forgetful has no load_state_dict"):
         next(iter(data))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_first_look_at_a_stream(workers: int) -> None:
+    """A batch that is looked at before the loop comes again, also from a stream with a place."""
+    for kind in (Lines, Kept):
+        options = {"num_workers": workers, "persistent_workers": workers > 0}
+        expected = passes(made(kind, None, **options), 2)
+        data = made(kind, None, **options)
+        for _ in range(2):
+            next(iter(data))
+        assert passes(data, 2) == expected
 
 
 def test_breaking_off_again_and_again() -> None:

@@ -282,6 +282,13 @@ def test_check_in_sync(change: str, name: str) -> None:
         )
 
 
+def test_check_in_sync_of_sparse_tensors() -> None:
+    """A sparse buffer is compared by its numbers, too."""
+    model = nn.Module()
+    model.register_buffer("table", torch.eye(3).to_sparse())
+    check_in_sync(model)
+
+
 class Growing(Dataset[int]):
     """A dataset to which the program adds samples, as in active learning."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -24,6 +25,7 @@ from torch.utils.data import Dataset, TensorDataset
 from batteries import accumulate, distribute, distributed
 from batteries.data import DataLoader
 from batteries.progress import tqdm
+from batteries.training import _accumulation
 
 PAD = -100
 
@@ -179,6 +181,43 @@ def test_padding_alone_in_every_wrapper(wrapper: str) -> None:
     for errors in run_ranks(padded_windows, wrapper):
         assert len(errors) == 9 * 4
         assert max(errors) < 1e-12
+
+
+def test_padding_alone_leaves_nothing_behind() -> None:
+    """The nodes that DDP keeps get no hook for each window in which nothing is counted."""
+    model = nn.Linear(2, 1)
+    kept = torch.autograd.graph.get_gradient_edge(model.weight)
+    references = []
+    for x, window in accumulate([torch.ones(2, 2)] * 5, model, count=lambda _: 0):
+        with window:
+            window.backward(model(x).mean())
+        references.append(sys.getrefcount(_accumulation._zeros))
+    assert references[1:] == references[:-1]
+    assert kept.node.next_functions == ()
+
+
+def weights_in_a_part_of_the_ranks() -> list[list[float]]:
+    """Each rank trains a model of its own."""
+    alone = dist.new_group([distributed.rank()], use_local_synchronization=True)
+    sizes = [(1, 3), (4, 4)][distributed.rank()]
+    batches, bare = [torch.ones(size, 2) for size in sizes], nn.Linear(2, 1)
+    wrapped = DistributedDataParallel(bare, process_group=alone)
+    compiled: Any = torch.compile(wrapped, backend="eager")
+    loader: Any = DataLoader(TensorDataset(torch.ones(8, 2)), batch_size=2)  # 4 rows for each rank
+    found = [
+        accumulate(loader, bare, 2, group=alone),
+        accumulate(loader, wrapped, 2),
+        accumulate(batches, wrapped, 2),
+        accumulate(batches, compiled, 2),
+    ]
+    return [[window.weight for _, window in windows] for windows in found]
+
+
+def test_a_part_of_the_ranks() -> None:
+    """A window is that of the ranks that average gradients: `group`, or the ranks of DDP."""
+    even, uneven = run_ranks(weights_in_a_part_of_the_ranks)
+    assert even == [[0.5, 0.5], [0.5, 0.5], [0.25, 0.75], [0.25, 0.75]]
+    assert uneven == [[0.5, 0.5]] * 4
 
 
 def loss_without_a_graph() -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,46 @@ def test_what_came_again_and_what_is_foreign() -> None:
     path.write_text("\n".join([*lines, good, *foreign, json.dumps({"step": 1})[:-1]]))
     assert first_difference("runs/a", "runs/b") == Parting(None, [], 4)
     assert first_difference("runs/a", "runs/none") is None
+
+
+@dataclass
+class Batch:
+    x: Any
+
+
+def sums_of(batch: Any) -> dict[str, str]:
+    log_checksums("runs/a", 1, nn.Linear(1, 1), batch)
+    found = json.loads(Path("runs/a/checksums.jsonl").read_text().splitlines()[-1])["checksums"]
+    return {name: value for name, value in found.items() if name.startswith("batch")}
+
+
+def test_a_small_difference_in_any_form() -> None:
+    """One number of 2,000 in the sixth digit, a shape, a dtype: each is another checksum."""
+    one = torch.linspace(0, 1, 2000)
+    two = one.clone()
+    two[1000] += 1e-6
+    texts = np.array([str(number) for number in range(2000)], dtype=object)
+    forms: list[tuple[Any, Any]] = [
+        (Batch(one), Batch(two)),
+        ({"a": [Batch((one,))]}, {"a": [Batch((two,))]}),
+        (texts, np.where(texts == "1000", "other", texts).astype(object)),
+        (torch.zeros(2, 3), torch.zeros(3, 2)),
+        (torch.zeros(4), torch.zeros(4, dtype=torch.int32)),
+        (np.zeros((2, 3)), np.zeros((3, 2))),
+        ({"a", "b"}, {"a", "c"}),
+    ]
+    for first, second in forms:
+        assert sums_of(first) == sums_of(copy.deepcopy(first)) != sums_of(second), first
+
+
+def test_batches_that_have_no_checksum() -> None:
+    """An object whose contents are not known is refused: its text says too little, or too much."""
+
+    class Graph:
+        x = torch.zeros(2)
+
+    with pytest.raises(TypeError, match=r"batch\['g'\] is a Graph; .* pass its tensors"):
+        log_checksums("runs/a", 1, nn.Linear(1, 1), {"g": Graph()})
 
 
 def on_ranks() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import register_parametrization
 
 from batteries.training import parameter_groups
 
@@ -84,6 +85,16 @@ def test_layers() -> None:
     assert len(rates) == len([p for p in model.parameters() if p.requires_grad])
 
 
+def test_layers_of_parameters() -> None:
+    """Positions are in no module of their own, and learn with the layer that they are put into."""
+    model = Model()
+    first: list[nn.Module | Tensor] = [model.embed, model.position]
+    groups = parameter_groups(model, 0.1, lr=1.0, layers=[first, *model.blocks], layer_decay=0.5)
+    rates = {p: group["lr"] for group in groups for p in group["params"]}
+    assert {rates[model.embed.weight], rates[model.position]} == {0.125}
+    assert rates[model.scale] == 1.0
+
+
 def test_slips() -> None:
     """What cannot be meant is named."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -101,3 +112,17 @@ def test_one_pattern() -> None:
     """One name may be passed in place of a list of names."""
     model = nn.Sequential(nn.Linear(2, 2))
     assert len(parameter_groups(model, 0.1, no_decay="0.weight")) == 1
+
+
+class Unchanged(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_parametrized_places() -> None:
+    """A weight under a parametrization has the decay of its place: none in embeddings and norms."""
+    model = nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm((2, 4)), nn.Linear(4, 4))
+    for module in model:
+        register_parametrization(module, "weight", Unchanged())
+    decayed, _ = parameter_groups(model, 0.1)
+    assert names_in(model, decayed["params"]) == {"2.parametrizations.weight.original"}

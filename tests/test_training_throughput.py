@@ -97,3 +97,70 @@ def test_flops_are_counted() -> None:
     assert throughput.flops_per_item == linear + attention
     with pytest.raises(ValueError, match="no FLOPs were counted"), throughput.count_flops(1):
         pass
+
+
+def test_flops_of_convolutions_in_groups() -> None:
+    """Each gradient takes what the forward pass takes, also of a depthwise convolution."""
+    x = torch.randn(2, 8, 5, 6, requires_grad=True)
+    for layer, weights in (
+        (nn.Conv2d(8, 16, 3, padding=1, groups=8), 16 * 9),
+        (nn.Conv2d(8, 8, 3, padding=1), 8 * 8 * 9),
+    ):
+        throughput = Throughput()
+        with throughput.count_flops(items=1):
+            layer(x).sum().backward()
+        assert throughput.flops_per_item == 3 * 2 * 2 * 30 * weights
+    throughput, up = Throughput(), nn.ConvTranspose1d(4, 8, 2, stride=2, groups=2)
+    with throughput.count_flops(items=1):
+        up(torch.randn(2, 4, 7)).sum().backward()
+    assert throughput.flops_per_item == 2 * 2 * 2 * 7 * (4 * 4 * 2)
+
+
+def test_paused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation inside of a pass is no part of a step's time, also where it raised."""
+    clock, throughput = Clock(monkeypatch), Throughput()
+    for number in throughput.watch(clock.slow(1.0, 4)):
+        clock.now += 3.0
+        throughput.update(8)
+        with pytest.raises(ValueError, match="bad"), throughput.paused():  # noqa: PT012
+            clock.now += 50.0 * number
+            raise ValueError("bad")
+    assert throughput.compute() == {
+        "items_per_second": 2.0, "step_seconds": 4.0, "data_share": 0.25,
+    }  # fmt: skip
+
+
+def test_the_wait_for_data_is_that_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start of the workers is waiting; the end of a pass, which no step follows, is not."""
+
+    class Slow(Clock):
+        def __iter__(self) -> Iterator[int]:
+            self.now += 2.0
+            return self.ending()
+
+        def ending(self) -> Iterator[int]:
+            yield 0
+            self.now += 7.0
+
+    clock = Slow(monkeypatch)
+    throughput = Throughput()
+    for _ in range(3):
+        for _ in throughput.watch(clock):
+            clock.now += 2.0
+            throughput.update(1)
+    assert throughput.compute()["data_share"] == 0.5
+
+
+def counted_by_rank_0() -> dict[str, float]:
+    with pytest.MonkeyPatch.context() as patch:
+        clock, throughput = Clock(patch), Throughput(peak_flops=100.0)
+        throughput.flops_per_item = 10.0 if distributed.rank() == 0 else None
+        for _ in throughput.watch(clock.slow(1.0, 5)):
+            throughput.update(4)
+        return throughput.compute()
+
+
+def test_flops_that_one_rank_has_counted() -> None:
+    """MFU is that of the ranks that know their FLOPs, not diluted by the others."""
+    for found in run_ranks(counted_by_rank_0):
+        assert found["mfu"] == pytest.approx(0.4)

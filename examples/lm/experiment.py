@@ -215,11 +215,12 @@ def experiment(run: Path, args: argparse.Namespace, device: torch.device) -> Non
                 logger.info("step %4d: loss %.4f", step, metrics["loss"])
                 meter.reset()
             if step % args.eval_every == 0 or step == args.steps:
-                score = evaluate(model, valid, device, precision)
-                loggers.log_metrics({"valid": {"bits_per_byte": score}}, step)
-                logger.info("step %4d: validation bits per byte %.4f", step, score)
-                checkpoint = make_checkpoint("train", step, model, **objects, **notes)
-                manager.process(score=score, epoch=step, checkpoint=checkpoint)
+                with throughput.paused():
+                    score = evaluate(model, valid, device, precision)
+                    loggers.log_metrics({"valid": {"bits_per_byte": score}}, step)
+                    logger.info("step %4d: validation bits per byte %.4f", step, score)
+                    checkpoint = make_checkpoint("train", step, model, **objects, **notes)
+                    manager.process(score=score, epoch=step, checkpoint=checkpoint)
             if guard.stop() and step < args.steps:  # the same answer on all ranks
                 manager.save_last(make_checkpoint("train", step, model, **objects, **notes))
                 logger.info("stopped after step %d; use --continue to resume", step)

@@ -226,7 +226,10 @@ def _part_of(tensor: Any) -> str:
 
 
 def digest(tensor: Any) -> str:
-    """A digest of the bits of a tensor, or of this rank's part of a DTensor."""
+    """A digest of the bits, shape and dtype of a tensor, or of this rank's part of a DTensor."""
     own = own_part(tensor).detach().resolve_conj().resolve_neg()
+    own = own if own.layout == torch.strided else own.to_dense()
     data = own.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    form = hashlib.blake2b(f"{tuple(own.shape)} {own.dtype};".encode(), digest_size=16)
+    form.update(data)
+    return form.hexdigest()

@@ -360,22 +360,26 @@ def _fits(key: str, value: Any, own: Any) -> bool:
 
 
 def _overflows(value: Any, own: Any) -> bool:
-    """Whether numbers would become infinite in a dtype with a smaller range, such as float16."""
-    if not (isinstance(value, Tensor) and value.is_floating_point() and value.numel()):
+    """Whether a dtype with a smaller range, such as float16, does not have some of the numbers."""
+    if not (isinstance(value, Tensor) and value.numel()) or value.dtype == own.dtype:
         return False
-    if value.dtype == own.dtype or value.is_meta or value.layout != torch.strided:
+    if value.is_complex() or value.is_meta or value.layout != torch.strided:
         return False
+    there = own_part(value).detach()
+    if not value.is_floating_point():
+        return not torch.equal(there.to(own.dtype).long(), there.long())
     most = torch.finfo(own.dtype).max
-    if most > 1e38:  # of float32, bfloat16 and float64
+    if torch.finfo(value.dtype).max < 1.01 * most:  # bfloat16 has nearly the range of float32
         return False
-    low, high = own_part(value).detach().float().aminmax()
+    there = there.to(torch.promote_types(there.dtype, torch.float32))
+    low, high = there.aminmax()
     if max(-low, high) <= most:  # False if one of them is NaN
         return False
-    large = own_part(value).float().nan_to_num(0, 0, 0).abs().gt(most)
+    large = there.nan_to_num(0, 0, 0).abs().gt(most)
     # The program itself made these infinite, such as those of a mask.
     mine = own_part(own)
     if not mine.is_meta and mine.shape == large.shape:
-        large &= ~mine.isinf().to(large.device)
+        large &= ~mine.float().isinf().to(large.device)
     return bool(large.any())
 
 

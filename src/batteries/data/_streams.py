@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import io
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import torch
@@ -44,6 +47,7 @@ class Stream(IterableDataset[Any]):
         self._again = False  # whether the last pass was resumed
         self._own = sharded in (True, "workers")  # whether the workers yield different items
         self._part: Part = {}  # this worker's place
+        self._begun: Any = None  # the dataset's state at the beginning of a pass, until its end
         self._due = 0.0  # the time of the next state
         self.lasts = False  # whether the process that reads it reads the next pass, too
 
@@ -126,7 +130,7 @@ class Stream(IterableDataset[Any]):
             except StopIteration as end:
                 culprit = leaked_by(end)
                 if culprit is None:
-                    part["ended"] = True
+                    part["ended"], self._begun = True, None
                     self._look_at(orders, epoch)
                     if last is not None:
                         yield last
@@ -172,10 +176,19 @@ class Stream(IterableDataset[Any]):
     def _items(self, part: Part, epoch: int) -> Iterator[Any]:
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
-        part = thawed(part)
+        part, dataset = thawed(part), self.dataset
         if "dataset" in part:
-            self.dataset.load_state_dict(part["dataset"])  # type: ignore[attr-defined]
-        return iter(self.dataset) if not part["ended"] else iter(())
+            dataset.load_state_dict(part["dataset"])  # type: ignore[attr-defined]
+            # The place after the last item is that of the next pass in some datasets. Others have
+            # to end this pass first.
+            if part["ended"] and [*islice(dataset, 1)]:
+                dataset.load_state_dict(part["dataset"])  # type: ignore[attr-defined]
+        elif remembers(dataset):
+            if self._begun is not None:  # the loop has left that pass
+                dataset.load_state_dict(self._begun)  # type: ignore[attr-defined]
+            with suppress(Exception):  # of datasets without a state before the first item
+                self._begun = copy.deepcopy(dataset.state_dict())  # type: ignore[attr-defined]
+        return iter(dataset) if not part["ended"] else iter(())
 
     def _check_asked(self, items: int) -> None:
         """Raise if a dataset that reads `get_worker_info` may or may not divide itself."""

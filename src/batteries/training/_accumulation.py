@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from batteries import distributed
@@ -314,7 +315,9 @@ class Windows(Generic[T]):
         step: int,
     ) -> Iterator[tuple[Arrival, float]]:
         """The batches of a window and their weights. `step` is the number of its first batch."""
-        sizes = own.sizes(first, self._steps) if own is not None and self._count is None else None
+        sizes = None
+        if own is not None and self._count is None and ranks_of(own.group) == ranks_of(self._group):
+            sizes = own.sizes(first, self._steps)
         if sizes is not None:  # known before the batches are fetched
             counts: list[float] = [mine for mine, _ in sizes]
             total: float = sum(together for _, together in sizes)
@@ -386,7 +389,7 @@ def accumulate(
             is not `batteries.data`'s, this is the length of the first tensor.
         scaler: A `torch.amp.GradScaler`, for `window.backward` and `window.step(optimizer)`.
         group: The ranks whose gradients are averaged. Default: the group of the loader if it is
-            `batteries.data`'s, else all ranks.
+            `batteries.data`'s and has one, else that of DDP, else all ranks.
 
     Raises:
         ValueError: `accumulation_steps` is below 1. In the loop: `count` returned a negative number
@@ -397,6 +400,9 @@ def accumulate(
     accumulation_steps = as_whole(accumulation_steps, "accumulation_steps", 1, " batches")
     if group is None and isinstance(loader, DataLoader):
         group = loader.group
+    inside = getattr(model, "_orig_mod", model)
+    if group is None and isinstance(inside, DistributedDataParallel):
+        group = inside.process_group
     ranks_of(group)  # raises if the group is not usable
     return Windows(loader, model, accumulation_steps, count, scaler, group)
 
@@ -454,8 +460,9 @@ def _backward_of_zero(loss: Tensor) -> None:
         return
     nodes, seen = [loss.grad_fn], {loss.grad_fn}
     for node in nodes:
-        node.register_hook(_zeros)
         new = {following for following, _ in node.next_functions if following} - seen
+        if node.next_functions:  # the nodes of parameters last, and so would their hooks
+            node.register_hook(_zeros)
         nodes.extend(new)
         seen |= new
     loss.backward(torch.zeros_like(loss))  # type: ignore[no-untyped-call]

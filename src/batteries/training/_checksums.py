@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,9 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from batteries import distributed
+from batteries._changes import PLAIN
+from batteries._configurations import parts_of, plain_value
 from batteries._files import PathLike
 from batteries._modules import digest, reshard, unwrap
 from batteries._rundir.checksums import add_checksums
+
+_NUMBERS = Tensor | np.ndarray
+_PLAIN = (*PLAIN, torch.dtype, torch.device, range, slice)
 
 
 def log_checksums(run: PathLike, step: int, model: nn.Module, batch: Any = None) -> None:
@@ -33,7 +39,10 @@ def log_checksums(run: PathLike, step: int, model: nn.Module, batch: Any = None)
     differs between ranks, such as the batch, has a checksum for each rank.
 
     Args:
-        batch: Tensors, arrays and plain values, in lists and dicts.
+        batch: Tensors, arrays and plain values, in lists, dicts and dataclasses.
+
+    Raises:
+        TypeError: The batch has other objects.
     """
     reshard(model := unwrap(model))
     own = dict(_sums(model, batch))
@@ -61,19 +70,34 @@ def _sums(model: nn.Module, batch: Any) -> Iterator[tuple[str, str]]:
 
 
 def _sums_in(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for name, each in value.items():
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        value = value.tolist()
+    parts = None if isinstance(value, Tensor) else parts_of(value)
+    if isinstance(value, set | frozenset):
+        yield place, _sum(str(sorted(map(repr, value))))
+    elif isinstance(parts, Mapping):
+        for name, each in parts.items():
             yield from _sums_in(each, f"{place}[{name!r}]")
-    elif isinstance(value, list | tuple) and not all(isinstance(each, str) for each in value):
+    elif isinstance(value, list | tuple | deque) and not all(isinstance(v, str) for v in value):
         for index, each in enumerate(value):
             yield from _sums_in(each, f"{place}[{index}]")
-    elif value is not None:
-        yield place, _sum(value)
+    elif isinstance(value, _NUMBERS | list | tuple) or isinstance(plain_value(value), _PLAIN):
+        if value is not None:
+            yield place, _sum(value)
+    else:  # its text may leave out numbers, or have an address
+        raise TypeError(
+            f"{place} is a {type(value).__name__}; expected tensors, arrays and plain values, in "
+            "lists, dicts and dataclasses: pass its tensors"
+        )
 
 
 def _sum(value: Any) -> str:
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        value = torch.from_numpy(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
     if isinstance(value, Tensor):
-        return digest(value if value.layout == torch.strided else value.to_dense())[:16]
-    return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()
+        return digest(value)[:16]
+    array = isinstance(value, np.ndarray)
+    data = (
+        f"{value.shape} {value.dtype};".encode() + value.tobytes()
+        if array
+        else repr(value).encode()
+    )
+    return hashlib.blake2b(data, digest_size=8).hexdigest()

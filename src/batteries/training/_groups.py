@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ def parameter_groups(
     *,
     no_decay: Iterable[str] = (),
     lr: float | None = None,
-    layers: Sequence[nn.Module] = (),
+    layers: Sequence[nn.Module | Tensor | Sequence[nn.Module | Tensor]] = (),
     layer_decay: float | None = None,
 ) -> list[dict[str, Any]]:
     """Group parameters for an optimizer: norms, biases and embeddings get no weight decay.
@@ -39,8 +40,9 @@ def parameter_groups(
         no_decay: Names or patterns of more parameters without weight decay, such as
             `["pos_embed", "*.scale"]`.
         lr: The learning rate of parameters that are in no layer, such as the head.
-        layers: The modules from the input to the output, such as `[model.embed, *model.blocks]`.
-            Earlier layers get lower learning rates.
+        layers: The layers from the input to the output: modules, parameters or lists of them,
+            such as `[[model.patch_embed, model.pos_embed], *model.blocks]`. Earlier layers get
+            lower learning rates.
         layer_decay: The factor from one layer to the layer before it, such as 0.75. Of n layers,
             the last has `lr * layer_decay` and the first `lr * layer_decay**n` (ELECTRA, BEiT).
 
@@ -72,9 +74,10 @@ def parameter_groups(
 def _without_decay(model: nn.Module, patterns: list[str]) -> set[Tensor]:
     free, unused = set(), set(patterns)
     for place, module in model.named_modules(remove_duplicate=False):
+        owner = model.get_submodule(f".{place}".partition(".parametrizations.")[0][1:])
         # A linear layer whose class is called NormedLinear, say, decays.
-        norm = "Norm" in type(module).__name__ and not isinstance(module, nn.Linear | _ConvNd)
-        apart = norm or isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        norm = "Norm" in type(owner).__name__ and not isinstance(owner, nn.Linear | _ConvNd)
+        apart = norm or isinstance(owner, nn.Embedding | nn.EmbeddingBag)
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             full = f"{place}.{name}".removeprefix(".").replace("_orig_mod.", "")
             matching = {pattern for pattern in patterns if fnmatch.fnmatchcase(full, pattern)}
@@ -86,12 +89,14 @@ def _without_decay(model: nn.Module, patterns: list[str]) -> set[Tensor]:
     return free
 
 
-def _depths(model: nn.Module, layers: Sequence[nn.Module]) -> dict[Tensor, int]:
+def _depths(model: nn.Module, layers: Sequence[Any]) -> dict[Tensor, int]:
     """The layer of each parameter that is in one. A tied weight needs only one place in a layer."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     depths: dict[Tensor, int] = {}
     for depth, layer in enumerate(layers):
-        for parameter in layer.parameters():
+        parts = layer if isinstance(layer, list | tuple) else [layer]
+        each = ([part] if isinstance(part, Tensor) else part.parameters() for part in parts)
+        for parameter in chain.from_iterable(each):
             if parameter not in names:
                 raise ValueError(f"layers[{depth}] has parameters that are not in the model")
             if depths.setdefault(parameter, depth) != depth:

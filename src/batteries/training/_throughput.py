@@ -26,7 +26,7 @@ class Throughput:
 
     The time is measured on the host, which runs a few steps ahead of the GPU. This does not matter
     over ten steps or more, or if the loop reads a loss before `compute`. The time between two
-    passes, such as an evaluation, is left out.
+    passes is left out. Put an evaluation or a save inside a pass into `with throughput.paused():`.
 
     Args:
         peak_flops: The FLOPs a second of one device in the dtype of the matrix products, from its
@@ -43,6 +43,7 @@ class Throughput:
         self._group = group
         self._watched = False
         self._mark: float | None = None  # the end of the last measured step
+        self._waited = 0.0  # since then
         self._reset()
 
     def _reset(self) -> None:
@@ -60,9 +61,20 @@ class Throughput:
         now = time.perf_counter()
         if self._mark is not None:
             self._elapsed += now - self._mark
+            self._waiting += self._waited
             self._items += items
             self._steps += 1
-        self._mark = now
+        self._mark, self._waited = now, 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time of the block: an evaluation or a save inside a pass."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._mark is not None:
+                self._mark += time.perf_counter() - begun
 
     @contextmanager
     def count_flops(self, items: int) -> Iterator[None]:
@@ -76,14 +88,15 @@ class Throughput:
 
         `torch.utils.flop_counter` counts matrix products, convolutions and attention, as MFU does.
         Run `unwrap(model)` on a batch of the usual shape, without activation checkpointing: MFU
-        does not count recomputed FLOPs.
+        does not count recomputed FLOPs. Recurrent layers and kernels of your own are not counted:
+        set `flops_per_item` yourself then.
 
         Raises:
             ValueError: No FLOPs were counted.
         """
         from torch.utils.flop_counter import FlopCounterMode
 
-        counter = FlopCounterMode(display=False, custom_mapping=_attention_on_cpu())
+        counter = FlopCounterMode(display=False, custom_mapping=_formulas())
         with counter:
             yield
         if not counter.get_total_flops():
@@ -98,26 +111,29 @@ class Throughput:
         Returns:
             "items_per_second" of all ranks together and "step_seconds". With `watch` also
             "data_share", the share of the time in which the loop waited for batches. With
-            `peak_flops` and `count_flops` also "mfu", the share of `peak_flops` that was used.
+            `peak_flops` and `count_flops` also "mfu", the share of `peak_flops` that was used, by
+            the ranks that have counted.
         """
         own = [self._items, self._steps, self._elapsed, self._waiting]
         own += [self._items * (self.flops_per_item or 0.0), float(self._watched), 1.0]
+        own += [self._elapsed * (self.flops_per_item is not None)]
         self._reset()
         shared = distributed.all_reduce(
             torch.tensor(own, dtype=torch.float64, device="cpu"), group=self._group
         )
-        items, steps, elapsed, waiting, flops, watched, ranks = shared.tolist()
+        items, steps, elapsed, waiting, flops, watched, ranks, counted = shared.tolist()
         if not (steps and elapsed):
             return {}
         found = {"items_per_second": items * ranks / elapsed, "step_seconds": elapsed / steps}
         if watched:
             found["data_share"] = min(waiting / elapsed, 1.0)
         if flops and self._peak is not None:
-            found["mfu"] = flops / elapsed / self._peak
+            found["mfu"] = flops / counted / self._peak
         return found
 
-    def _begin(self) -> None:
+    def _begin(self) -> float:
         self._watched, self._mark = True, time.perf_counter()
+        return self._mark
 
 
 class Watched(Generic[T]):
@@ -135,8 +151,10 @@ class Watched(Generic[T]):
         return len(self._batches)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[T]:
-        self._of._begin()
-        return _Timed(iter(self._batches), self._of)
+        begun = self._of._begin()
+        batches = iter(self._batches)  # some loaders start their workers here
+        self._of._waited = time.perf_counter() - begun
+        return _Timed(batches, self._of)
 
 
 class _Timed(Iterator[T]):
@@ -149,12 +167,16 @@ class _Timed(Iterator[T]):
         try:
             return next(self._batches)
         finally:
-            self._of._waiting += time.perf_counter() - begun
+            self._of._waited += time.perf_counter() - begun
 
 
-def _attention_on_cpu() -> dict[Any, Any]:
-    """Formulas for attention on the CPU, which torch does not count."""
-    from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
+def _formulas() -> dict[Any, Any]:
+    """Formulas for attention on the CPU, which torch does not count, and convolutions in groups."""
+    from torch.utils.flop_counter import (
+        conv_flop_count,
+        sdpa_backward_flop_count,
+        sdpa_flop_count,
+    )
 
     def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
@@ -162,8 +184,15 @@ def _attention_on_cpu() -> dict[Any, Any]:
     def backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
 
+    def convolution(gradient: Any, x: Any, weight: Any, *options: Any, **_: Any) -> int:
+        # Torch multiplies the weight's gradient by the number of groups.
+        transposed, wanted = options[4], options[7]
+        each: int = conv_flop_count(x, weight, gradient, transposed)
+        return each * (wanted[0] + wanted[1])  # type: ignore[no-any-return]
+
     known = torch.ops.aten
     return {
         known._scaled_dot_product_flash_attention_for_cpu: forward,
         known._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+        known.convolution_backward: convolution,
     }
