@@ -7,7 +7,7 @@ import fcntl
 import mmap
 import os
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -46,18 +46,13 @@ def save_checkpoint(
     """
     if isinstance(checkpoint, str | os.PathLike):
         raise TypeError("the path comes second: save_checkpoint(checkpoint, path)")
-    leaves: list[Any] = []
-
-    def leaf(value: Any, place: str) -> Any:
-        leaves.append(plain_or_refused(value, place))
-        return leaves[-1]
-
-    plain = rebuilt(checkpoint, leaf)
-    with timed_save(), write_whole(path, _bytes_in(leaves)) as file:
+    plain = rebuilt(checkpoint, plain_or_refused)
+    with timed_save(), write_whole(path, _bytes_in(plain)) as file:
         _write_archive(plain, file, note or {})
 
 
-def _bytes_in(leaves: Sequence[Any]) -> int:
+def _bytes_in(checkpoint: Any) -> int:
+    leaves = leaves_of(checkpoint)
     dense = [leaf for leaf in leaves if isinstance(leaf, Tensor) and is_plain(leaf)]
     storages = (tensor.untyped_storage() for tensor in dense)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
@@ -149,7 +144,7 @@ class _Stream:
         _set_direct(self._file, True)
 
     def write(self, data: Any) -> None:
-        """Add bytes. `end` raises an error, since torch would write on after it."""
+        """Add bytes. Errors wait for `end`, because torch writes on after an error."""
         if self._error is None:
             try:
                 self._add(data)
