@@ -144,7 +144,7 @@ class _Stream:
         _set_direct(self._file, True)
 
     def write(self, data: Any) -> None:
-        """Add bytes. Errors wait for `end`, because torch writes on after an error."""
+        """Add bytes. Errors wait for `end`: torch would raise another one in their place."""
         if self._error is None:
             try:
                 self._add(data)
