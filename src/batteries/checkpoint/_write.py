@@ -108,12 +108,9 @@ def storage_bytes(storage: torch.UntypedStorage) -> Tensor:
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is only a strided view of the bytes of its storage."""
-    return _is_dense(tensor) and not (tensor.is_conj() or tensor.is_neg())
-
-
-def _is_dense(tensor: Tensor) -> bool:
     own = type(tensor) in (Tensor, nn.Parameter)  # subclasses may be made of several tensors
-    return own and tensor.layout == torch.strided and not tensor.is_quantized
+    dense = own and tensor.layout == torch.strided and not tensor.is_quantized
+    return dense and not (tensor.is_conj() or tensor.is_neg())
 
 
 def formed(storage: torch.UntypedStorage, like: Tensor) -> Tensor:
