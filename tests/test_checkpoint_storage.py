@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import pickle
 import random
@@ -140,6 +141,19 @@ def test_other_readers() -> None:
     for mmap in (False, True):
         assert torch.load("last.pth", mmap=mmap)["epoch"] == 3
     assert zipfile.ZipFile("last.pth").testzip() is None
+
+
+def test_the_file_of_torch() -> None:
+    """All bytes but the seal are those of torch.save, for tensors of any size."""
+    for size in (0, 1, 300, 2**20, 2**20 + 3):
+        checkpoint = {
+            "model_state_dict": {"w": torch.randn(size), "n": torch.tensor(3)},
+            "epoch": 3,
+        }
+        torch.save(checkpoint, expected := io.BytesIO())
+        save_checkpoint(checkpoint, "last.pth")
+        whole = expected.getvalue()[:-2]  # the length of a comment follows
+        assert Path("last.pth").read_bytes()[: len(whole)] == whole
 
 
 def test_what_is_read_is_what_was_written() -> None:

@@ -47,8 +47,6 @@ class BackgroundWriter:
         )
         self._thread.start()
         self._cancel_exit = call_at_end(partial(_close, weakref.ref(self)))
-        self._dropped = weakref.finalize(self, _end, self._jobs, self._cancel_exit)
-        self._dropped.atexit = False
 
     def submit(self, checkpoint: Any, save: Save) -> None:
         """Copy a checkpoint and queue its save. Raises the error of an earlier save."""
@@ -88,7 +86,6 @@ class BackgroundWriter:
         if self._thread.is_alive():
             self._jobs.put(None)
             self._thread.join()
-        self._dropped.detach()
         self._cancel_exit()
         self._raise()
 
@@ -97,6 +94,8 @@ class BackgroundWriter:
             raise self._errors.pop(0)
 
     def __del__(self) -> None:
+        self._jobs.put(None)  # the queue is empty, and this may be the thread itself
+        self._cancel_exit()
         self._raise()  # if no call has raised the error, python prints it here
 
     def _write(self, copy: Any, buffers: _Buffers, save: Save) -> None:
@@ -132,12 +131,6 @@ def _work(jobs: _Jobs) -> None:
 def _close(writer: weakref.ref[BackgroundWriter]) -> None:
     if (there := writer()) is not None:
         there.close()
-
-
-def _end(jobs: _Jobs, cancel_exit: Callable[[], None]) -> None:
-    """End the thread of a writer that was dropped."""
-    jobs.put(None)  # the queue is empty, and this may be the thread itself
-    cancel_exit()
 
 
 def _copied_whole(value: Any) -> Tensor:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import io
 import mmap
 import os
 import pickle
-import struct
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import nullcontext
 from types import ModuleType
 from typing import Any, BinaryIO
 
@@ -22,10 +18,11 @@ from torch import Tensor, nn
 
 from batteries._files import PathLike, write_whole
 from batteries._preemption import timed_save
-from batteries.checkpoint._contents import plain_or_refused, rebuilt, registered
+from batteries.checkpoint._contents import plain_or_refused, rebuilt
 from batteries.checkpoint._seal import Digest, Note, comment_of
 
 _CHUNK = 2**22  # bytes that are written at once; a multiple of the digest's blocks
+_SMALL = 2**10  # bytes of pieces that are put together first, such as the headers of records
 
 
 def save_checkpoint(
@@ -53,57 +50,28 @@ def save_checkpoint(
     """
     if isinstance(checkpoint, str | os.PathLike):
         raise TypeError("the path comes second: save_checkpoint(checkpoint, path)")
-    leaves: list[Any] = []
-
-    def leaf(value: Any, place: str) -> Any:
-        leaves.append(plain_or_refused(value, place))
-        return leaves[-1]
-
-    plain = rebuilt(checkpoint, leaf)
-    with timed_save(), write_whole(path, _bytes_in(leaves)) as file:
-        _write_archive(plain, file, note or {}, leaves)
+    plain = rebuilt(checkpoint, plain_or_refused)
+    with timed_save(), write_whole(path, _bytes_in(plain)) as file:
+        _write_archive(plain, file, note or {})
 
 
-def _bytes_in(leaves: Sequence[Any]) -> int:
+def _bytes_in(checkpoint: Any) -> int:
+    leaves = leaves_of(checkpoint)
     dense = [leaf for leaf in leaves if isinstance(leaf, Tensor) and is_plain(leaf)]
     storages = (tensor.untyped_storage() for tensor in dense)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def _write_archive(checkpoint: Any, file: BinaryIO, note: Note, leaves: Sequence[Any]) -> None:
+def _write_archive(checkpoint: Any, file: BinaryIO, note: Note) -> None:
     """Write the file of torch.save, with a seal at its end.
 
-    Other threads run while tensors are written. torch.save would block them while it writes and
-    sums up each record.
-
-    Args:
-        leaves: `leaves_of(checkpoint)`.
+    Other threads run meanwhile. They would wait if torch.save opened the file itself.
     """
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    kinds = [kind for kind in registered().values() if isinstance(kind, type)]
-    dense = all(map(_is_dense, tensors)) and not any(type(leaf) in kinds for leaf in leaves)
-    skeleton = _Skeleton()
-    with torch.serialization.skip_data() if dense else nullcontext():
-        torch.save(checkpoint, skeleton, pickle_module=_PICKLE)  # type: ignore[arg-type]
-    # As torch numbers them: tensors that share their memory share a record.
-    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors if dense}
-    numbered = list(storages.values())
-    sums: dict[bytes, bytes] = {}
     comment = comment_of(note)
-    *texts, end = skeleton.texts
     with ThreadPoolExecutor(1) as pool:
         stream = _Stream(file, pool)
-        for text, gap, after in zip(texts, skeleton.gaps, skeleton.texts[1:], strict=True):
-            stream.write(text)
-            name = _last_name(text)
-            data = storage_bytes(numbered[int(name.rpartition(b"/")[2])]).cpu().numpy()
-            assert data.nbytes == gap, "torch.save numbers storages as it meets them"
-            assert after[:4] == b"PK\7\10", "torch puts the sum of a record after it"
-            after[4:8] = sums[name] = struct.pack("<I", stream.write(data))
-        _put_sums(end, sums)
-        end[-2:] = comment  # torch's file has no comment and ends in its length, 0
-        stream.write(end)
-        stream.end()
+        torch.save(checkpoint, stream, pickle_module=_PICKLE)  # type: ignore[arg-type]
+        stream.end(comment)
 
 
 class _Pickler(pickle.Pickler):
@@ -144,12 +112,9 @@ def storage_bytes(storage: torch.UntypedStorage) -> Tensor:
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is only a strided view of the bytes of its storage."""
-    return _is_dense(tensor) and not (tensor.is_conj() or tensor.is_neg())
-
-
-def _is_dense(tensor: Tensor) -> bool:
     own = type(tensor) in (Tensor, nn.Parameter)  # subclasses may be made of several tensors
-    return own and tensor.layout == torch.strided and not tensor.is_quantized
+    dense = own and tensor.layout == torch.strided and not tensor.is_quantized
+    return dense and not (tensor.is_conj() or tensor.is_neg())
 
 
 def formed(storage: torch.UntypedStorage, like: Tensor) -> Tensor:
@@ -159,47 +124,6 @@ def formed(storage: torch.UntypedStorage, like: Tensor) -> Tensor:
     if isinstance(like, nn.Parameter):
         return nn.Parameter(same, like.requires_grad)
     return same.requires_grad_(like.requires_grad)
-
-
-class _Skeleton:
-    """The output of torch.save without the tensors: bytes, and the sizes of gaps."""
-
-    def __init__(self) -> None:
-        self.texts = [bytearray()]
-        self.gaps: list[int] = []  # one after each text except the last
-
-    def write(self, data: bytes) -> int:
-        self.texts[-1] += data
-        return len(data)
-
-    def seek(self, offset: int, whence: int) -> None:
-        assert whence == io.SEEK_CUR
-        self.gaps.append(offset)
-        self.texts.append(bytearray())
-
-    def flush(self) -> None:
-        pass
-
-
-def _last_name(text: bytearray) -> bytes:
-    """The name of the last record whose header is in a part of a zip file."""
-    header = text.rindex(b"PK\3\4")
-    (length,) = struct.unpack_from("<H", text, header + 26)
-    return bytes(text[header + 30 : header + 30 + length])
-
-
-def _put_sums(end: bytearray, sums: dict[bytes, bytes]) -> None:
-    """Put the CRC-32 of records into the directory at the end of a zip file."""
-    last = len(end) - 98  # three records of fixed size; the first has the directory's size
-    assert end[last : last + 4] == b"PK\6\6", "torch writes zip64"
-    (size,) = struct.unpack_from("<Q", end, last + 40)
-    at = last - size
-    while at < last:
-        name, extra, comment = struct.unpack_from("<HHH", end, at + 28)
-        crc = sums.get(bytes(end[at + 46 : at + 46 + name]))
-        if crc is not None:
-            end[at + 16 : at + 20] = crc
-        at += 46 + name + extra + comment
 
 
 class _Stream:
@@ -216,12 +140,42 @@ class _Stream:
         self._filled = 0  # bytes of the first room; the other room is being written
         self._wait: Callable[[], None] = _nothing
         self._digest = Digest()
+        self._held = bytearray()  # the last bytes, of which two may still be replaced
+        self._error: BaseException | None = None
         _set_direct(self._file, True)
 
-    def write(self, data: Any) -> int:
-        """Add bytes, and return their CRC-32."""
+    def write(self, data: Any) -> None:
+        """Add bytes. Errors wait for `end`: torch would raise another one in their place."""
+        if self._error is None:
+            try:
+                self._add(data)
+            except BaseException as error:
+                self._error = error
+
+    def flush(self) -> None:
+        """Torch calls it."""
+
+    def end(self, comment: bytes) -> None:
+        """Replace the last two bytes, an empty comment; write the rest and the digest of all."""
+        if self._error is not None:
+            raise self._error
+        self._put(self._held[:-2] + comment)
+        rest = self._rooms[0][: self._filled]
+        self._digest.update(rest)
+        self._wait()
+        _set_direct(self._file, False)  # direct writes take only whole blocks
+        _write_all(self._file, rest.tobytes() + self._digest.hex())
+
+    def _add(self, data: memoryview) -> None:
+        if len(data) < _SMALL and len(self._held) < _CHUNK:
+            self._held += data
+        else:
+            self._put(self._held)
+            self._put(data[:-2])
+            self._held = bytearray(data[-2:])
+
+    def _put(self, data: Any) -> None:
         view = np.frombuffer(data, np.uint8)
-        crc = zlib.crc32(view.data)
         while len(view):
             room = self._rooms[0][self._filled : self._filled + len(view)]
             np.copyto(room, view[: len(room)])
@@ -229,15 +183,6 @@ class _Stream:
             view = view[len(room) :]
             if self._filled == _CHUNK:
                 self._hand_over()
-        return crc
-
-    def end(self) -> None:
-        """Write the rest, and the digest of all bytes."""
-        rest = self._rooms[0][: self._filled]
-        self._digest.update(rest)
-        self._wait()
-        _set_direct(self._file, False)  # direct writes take only whole blocks
-        _write_all(self._file, rest.tobytes() + self._digest.hex())
 
     def _hand_over(self) -> None:
         chunk = self._rooms[0]
