@@ -76,11 +76,11 @@ def contents_of(run: RunInfo) -> Contents:
     """Read a run for the page. Its problems name what cannot be read."""
     found = Contents(run.name, str(run.path), run.state, [])
     with _telling(found, "its curves"):
-        logged = logged_by(run)
-        curves, found.epochs = read_curves(run, logged.series)
+        series, items = logged_by(run)
+        curves, found.epochs = read_curves(run, series)
         found.curves = [curve.thinned(CURVE) for curve in curves]
-        found.clock = clock_of(logged.series)
-        found.media = media_of(logged.items, found.problems)
+        found.clock = clock_of(series)
+        found.media = media_of(items, found.problems)
     with _telling(found, "its checkpoints"):
         found.checkpoints = _checkpoints(run)
     with _telling(found, "run.json"):

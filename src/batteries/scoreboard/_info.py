@@ -187,7 +187,7 @@ class RunInfo:
 
     def series(self) -> dict[str, Series]:
         """All logged values, by the names of metrics. Each call reads the files again."""
-        return logged_by(self).series
+        return logged_by(self)[0]
 
     def checkpoints(self) -> list[Checkpoint]:
         """The files of epochs, with their sizes."""
@@ -325,7 +325,7 @@ def logged_by(run: RunInfo) -> Logged:
     """All that a run has logged. The call also sets its `metrics` and adds to its `problems`."""
     found = read_logged(run.path, run.problems)
     run.problems[:] = dict.fromkeys(text[:_LONG] for text in run.problems)  # each once
-    vars(run)["metrics"] = {name: series.metric() for name, series in found.series.items()}
+    vars(run)["metrics"] = {name: series.metric() for name, series in found[0].items()}
     return found
 
 
