@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import re
 import shutil
 import sys
@@ -58,7 +57,8 @@ def print_table(
 
 def dumped(value: Any) -> str:
     """Values as JSON, with null for numbers that are not finite."""
-    return json.dumps(_finite(value), indent=1, default=str, allow_nan=False)
+    plain = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+    return json.dumps(plain, indent=1)
 
 
 def as_csv(rows: Rows, names: Sequence[str]) -> str:
@@ -125,14 +125,6 @@ def _texts(name: str, values: Sequence[Any], exact: bool) -> list[str]:
         else next(texts) if isinstance(value, float) else str(value)
         for value in values
     ]  # fmt: skip
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_number(value: Any) -> bool:
