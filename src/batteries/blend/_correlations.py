@@ -12,7 +12,7 @@ from batteries._digits import shown
 from batteries._files import PathLike, write_whole
 from batteries._optional import import_optional
 from batteries._spellings import hints
-from batteries.blend._models import BLOCK, as_models
+from batteries.blend._models import as_models
 from batteries.blend._ranks import ranks
 
 
@@ -105,16 +105,9 @@ def correlation(
         )
     flat = [array.reshape(-1) for array in models.arrays]
     columns = flat if kind == "pearson" else [ranks(column) for column in flat]
-    if len(columns) * len(columns[0]) <= BLOCK:  # one call for all models
-        part = np.concatenate(columns, dtype=np.float64).reshape(len(columns), -1)
-        part -= part.mean(1, keepdims=True)
-        products = part @ part.T
-    else:
-        means = np.array([column.mean(dtype=np.float64) for column in columns])
-        products = np.zeros((len(columns), len(columns)))
-        for start in range(0, len(flat[0]), BLOCK):
-            part = np.stack([c[start : start + BLOCK] for c in columns]) - means[:, None]
-            products += part @ part.T
+    part = np.concatenate(columns, dtype=np.float64).reshape(len(columns), -1)
+    part -= part.mean(1, keepdims=True)
+    products = part @ part.T
     scale = np.sqrt(np.diag(products))
     # Equal numbers have no correlation, but rounding gives them a small scale.
     scale[[column.min() == column.max() for column in flat]] = np.nan

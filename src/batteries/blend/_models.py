@@ -162,10 +162,5 @@ def in_blocks(number: int, work: Callable[[int, int], None]) -> None:
     """Call a function for each block of `number` numbers, on as many threads as torch has."""
     starts = range(0, number, BLOCK)
     stops = [min(number, start + BLOCK) for start in starts]
-    threads = min(torch.get_num_threads(), len(starts))
-    if threads <= 1:
-        for start, stop in zip(starts, stops, strict=True):
-            work(start, stop)
-        return
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(max(min(torch.get_num_threads(), len(starts)), 1)) as pool:
         list(pool.map(work, starts, stops))

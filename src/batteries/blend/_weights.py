@@ -116,7 +116,7 @@ def find_weights(
 
             - "auc", "log_loss", "accuracy", "rmse", or scikit-learn's functions and scorers
               for the same metrics: these are fast;
-            - another name of scikit-learn's scorers, a scorer, or any function of target and
+            - "mae", another name of scikit-learn's scorers, a scorer, or any function of target and
               prediction.
 
             Names and scorers of class metrics, such as "accuracy", get classes. For predictions

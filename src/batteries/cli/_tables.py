@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
-import re
 import shutil
 import sys
 import unicodedata
@@ -20,9 +18,9 @@ from batteries._foreign import printable
 
 _WIDE = 10_000  # columns, if there is no terminal
 _LONG = 2000  # letters of a cell
-_LATEX = {each: f"\\{each}" for each in "&%$#_{}"} | {
+_LATEX = str.maketrans({each: f"\\{each}" for each in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"
-}  # fmt: skip
+})  # fmt: skip
 _HEADINGS = {"seconds": "duration", "bytes": "size"}
 Rows = Sequence[Mapping[str, Any]]
 
@@ -58,7 +56,8 @@ def print_table(
 
 def dumped(value: Any) -> str:
     """Values as JSON, with null for numbers that are not finite."""
-    return json.dumps(_finite(value), indent=1, default=str, allow_nan=False)
+    plain = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+    return json.dumps(plain, indent=1)
 
 
 def as_csv(rows: Rows, names: Sequence[str]) -> str:
@@ -82,7 +81,7 @@ def as_markdown(rows: Rows, names: Sequence[str], exact: Collection[str] = ()) -
 def as_latex(rows: Rows, names: Sequence[str], exact: Collection[str] = ()) -> str:
     columns = _cells(rows, names, exact)
     cells = zip(*columns.values(), strict=True)
-    lines = [" & ".join(map(_latex, line)) + r" \\" for line in cells]
+    lines = [" & ".join(cell.translate(_LATEX) for cell in line) + r" \\" for line in cells]
     sides = "".join("r" if _is_right(rows, name) else "l" for name in columns)
     head, *body = lines
     inside = "\n".join([r"\hline", head, r"\hline", *body, r"\hline"])
@@ -127,14 +126,6 @@ def _texts(name: str, values: Sequence[Any], exact: bool) -> list[str]:
     ]  # fmt: skip
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -152,7 +143,3 @@ def _width(text: str) -> int:
 def _padded(text: str, width: int, right: bool) -> str:
     space = " " * (width - _width(text))
     return space + text if right else text + space
-
-
-def _latex(text: str) -> str:
-    return re.sub(r"[&%$#_{}\\~^]", lambda found: _LATEX[found[0]], text)

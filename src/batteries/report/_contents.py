@@ -18,6 +18,7 @@ from batteries.scoreboard._info import logged_by, read_text
 
 _LONG = 2000  # characters of a value
 _SESSIONS = 20  # starts, the last ones
+_START = ("started", "stopped", "state", "why", "error", "host")
 _DIFF = 64_000  # bytes
 _LOG = 16_000
 _MANY = 1000  # arguments, packages, files of a checkpoint
@@ -76,15 +77,16 @@ def contents_of(run: RunInfo) -> Contents:
     """Read a run for the page. Its problems name what cannot be read."""
     found = Contents(run.name, str(run.path), run.state, [])
     with _telling(found, "its curves"):
-        logged = logged_by(run)
-        curves, found.epochs = read_curves(run, logged.series)
+        series, items = logged_by(run)
+        curves, found.epochs = read_curves(run, series)
         found.curves = [curve.thinned(CURVE) for curve in curves]
-        found.clock = clock_of(logged.series)
-        found.media = media_of(logged.items, found.problems)
+        found.clock = clock_of(series)
+        found.media = media_of(items, found.problems)
     with _telling(found, "its checkpoints"):
         found.checkpoints = _checkpoints(run)
     with _telling(found, "run.json"):
-        found.sessions = [_start(each) for each in run.record.get("sessions", [])[-_SESSIONS:]]
+        sessions = run.record.get("sessions", [])[-_SESSIONS:]
+        found.sessions = [{name: cell(each.get(name)) for name in _START} for each in sessions]
         found.packages = _texts(run.session.get("packages"))
         found.facts = _facts(run.session)
     with _telling(found, "its diff"):
@@ -120,21 +122,13 @@ def _checkpoints(run: RunInfo) -> list[dict[str, Any]]:
     ]
 
 
-def _start(session: Any) -> dict[str, Any]:
-    told = session if isinstance(session, dict) else {}
-    names = ("started", "stopped", "state", "why", "error", "host")
-    return {name: cell(told.get(name)) for name in names}
-
-
 def _facts(session: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    git = session.get("git")
     machine = ("host", "platform", "cpu", "memory", "gpus", "driver", "python", "world_size", "pid")
     own = {name: session[name] for name in machine if session.get(name) not in (None, [], "")}
-    variables = session.get("variables")
     return {
         "arguments": _texts(session.get("args")),
-        "code": _texts({"command": _command(session.get("command")), **_dict(git)}),
-        "environment": _texts({**own, **_dict(variables)}),
+        "code": _texts({"command": _command(session.get("command")), **(session.get("git") or {})}),
+        "environment": _texts({**own, **(session.get("variables") or {})}),
     }
 
 
@@ -142,12 +136,8 @@ def _command(words: Any) -> str:
     return " ".join(map(str, words)) if isinstance(words, list) else _text(words or "")
 
 
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _texts(values: Any) -> dict[str, str]:
-    pairs = _dict(values)
+def _texts(values: dict[str, Any] | None) -> dict[str, str]:
+    pairs = values or {}
     texts = {
         _cut(name, 200): _text(value) for name, value in itertools.islice(pairs.items(), _MANY)
     }

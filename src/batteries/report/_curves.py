@@ -12,7 +12,7 @@ import numpy as np
 
 from batteries._foreign import LARGEST
 from batteries.scoreboard import RunInfo
-from batteries.scoreboard._series import Series, number_of
+from batteries.scoreboard._series import Series
 
 _LONG = 200  # letters of a name
 _LAST = 2.0**53  # steps, which JavaScript counts in floats
@@ -66,14 +66,11 @@ def read_curves(run: RunInfo, series: dict[str, Series]) -> tuple[list[Curve], P
     told = next((each for each in curves if each.name.rpartition("/")[2] == "epoch"), None)
     epochs: Pairs = _knots(told.steps, told.values) if told is not None else ([], [])
     for stage in run.stages:
-        points: dict[float, float] = {}
-        for row in stage.rows:
-            value = row.get(stage.metric, "")
-            x, y = number_of(row.get("epoch")), math.nan if value is None else number_of(value)
-            if (
-                x is not None and y is not None and abs(x) < _LAST
-            ):  # None stands for a value that was not finite
-                points[x] = y
+        points = {
+            row["epoch"]: math.nan if row[stage.metric] is None else row[stage.metric]
+            for row in stage.rows
+            if stage.metric in row and abs(row["epoch"]) < _LAST
+        }
         name = f"{stage.name}/{stage.metric} by epoch"[-_LONG:].removeprefix("/")
         own = Curve(name, sorted(points), [points[x] for x in sorted(points)], "epoch")
         same = next((each for each in curves if _is_same(each, own, stage.metric)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -14,14 +15,7 @@ from batteries._environment import git, program_directory
 from batteries._files import PathLike
 from batteries._foreign import read_regular
 from batteries.scoreboard._info import RunInfo
-from batteries.scoreboard._noise import (
-    Difference,
-    by_folds,
-    by_seeds,
-    configuration,
-    decided,
-    pairs_of,
-)
+from batteries.scoreboard._noise import Difference, by_folds, by_seeds, configuration, decided
 from batteries.scoreboard._runs import Runs, run_info
 
 _SCORES = ("validation", "test")
@@ -162,7 +156,7 @@ def compare(*runs: RunInfo | PathLike, among: Sequence[RunInfo | PathLike] = ())
         for name in rows[0]
         if name in _SCORES or name.startswith("leaderboard.") or name.endswith((".last", ".best"))
     }
-    pairs = pairs_of(len(infos))
+    pairs = list(itertools.combinations(range(len(infos)), 2))
     kinds = [configuration(info) for info in infos]
     named = {info.path.resolve() for info in infos}
     left_out = {

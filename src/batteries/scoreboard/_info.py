@@ -188,7 +188,7 @@ class RunInfo:
 
     def series(self) -> dict[str, Series]:
         """All logged values, by the names of metrics. Each call reads the files again."""
-        return logged_by(self).series
+        return logged_by(self)[0]
 
     def checkpoints(self) -> list[Checkpoint]:
         """The files of epochs, with their sizes."""
@@ -196,10 +196,8 @@ class RunInfo:
 
     def log(self, most: int) -> tuple[str, int]:
         """The last `most` bytes of `log.txt`, and the number of bytes before them."""
-        problems: list[str] = []
-        with _telling(self.path / LOG, problems):
+        with _telling(self.path / LOG, self.problems):
             return read_text(self.path / LOG, most, tail=True)
-        self.problems.extend(text for text in problems if text not in self.problems)
         return "", 0
 
     # ---------------------------------------------------------------- scores
@@ -328,10 +326,9 @@ def read_run(path: PathLike, name: str | None = None) -> RunInfo:
 
 def logged_by(run: RunInfo) -> Logged:
     """All that a run has logged. The call also sets its `metrics` and adds to its `problems`."""
-    problems: list[str] = []
-    found = read_logged(run.path, problems)
-    run.problems.extend(text[:_LONG] for text in problems if text[:_LONG] not in run.problems)
-    vars(run)["metrics"] = {name: series.metric() for name, series in found.series.items()}
+    found = read_logged(run.path, run.problems)
+    run.problems[:] = dict.fromkeys(text[:_LONG] for text in run.problems)  # each once
+    vars(run)["metrics"] = {name: series.metric() for name, series in found[0].items()}
     return found
 
 
@@ -366,7 +363,7 @@ def _telling(file: Path, problems: list[str]) -> Iterator[None]:
         yield
     except _FOREIGN as error:
         text = str(error) if str(file) in str(error) else f"{file}: {error}"
-        problems.append(text[:_LONG])
+        problems += [text[:_LONG]] if text[:_LONG] not in problems else []
 
 
 def _recorded(run: Path, record: dict[str, Any], problems: list[str]) -> Iterator[Stage]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import statistics
@@ -267,7 +268,7 @@ def by_rows(
         raise ValueError(
             f"the metric is not a finite number on these {count} rows: check it on one prediction"
         )
-    for pair in pairs_of(len(ours)):
+    for pair in itertools.combinations(range(len(ours)), 2):
         i, j = pair
         gains = table[:, j] - table[:, i]
         p = 2 * min(float(np.mean(gains <= 0)), float(np.mean(gains >= 0)))
@@ -280,7 +281,3 @@ def by_rows(
 
 def _quantiles(gains: Any, alpha: float) -> Any:
     return np.quantile(gains, [alpha / 2, 1 - alpha / 2])
-
-
-def pairs_of(number: int) -> list[tuple[int, int]]:
-    return [(i, j) for i in range(number) for j in range(i + 1, number)]

@@ -92,10 +92,8 @@ class Item(NamedTuple):
     value: Any
 
 
-@dataclass
-class Logged:
-    series: dict[str, Series] = field(default_factory=dict)
-    items: list[Item] = field(default_factory=list)
+_Columns = tuple[Any, ...]  # numbers of lines, steps, values and times
+Logged = tuple[dict[str, Series], list[Item]]
 
 
 def read_logged(run: Path, problems: list[str]) -> Logged:
@@ -130,7 +128,7 @@ class _Reader:
             steps, times, *columns = table[kept].T
             order = np.asarray(rows.places)[kept]
             for name, values in zip(rows.names, columns, strict=True):
-                self._add(prefix + name[:_LONG], _Columns(order, steps, values, times))
+                self._add(prefix + name[:_LONG], (order, steps, values, times))
 
     def add_lines(self, prefix: str, lines: Lines, folder: Path) -> None:
         alike: dict[tuple[str, ...], list[tuple[int, dict[str, Any]]]] = {}
@@ -145,13 +143,11 @@ class _Reader:
             order = np.array([place for place, _ in some])
             steps = np.array([line["step"] for _, line in some], np.float64)
             times = _numbers([line.get("time") for _, line in some])[0]
-            columns = zip(*[line["metrics"].values() for _, line in some], strict=True)
-            for name, column in zip(names, columns, strict=True):
+            table = zip(*[line["metrics"].values() for _, line in some], strict=True)
+            for name, column in zip(names, table, strict=True):
                 values, known = _numbers(column)
-                self._add(
-                    prefix + name[:_LONG],
-                    _Columns(*(e[known] for e in (order, steps, values, times))),
-                )
+                columns = tuple(each[known] for each in (order, steps, values, times))
+                self._add(prefix + name[:_LONG], columns)
 
     def _add(self, name: str, columns: _Columns) -> None:
         if name not in self._parts and len(self._parts) == _METRICS:
@@ -181,14 +177,7 @@ class _Reader:
                 f"{self._run} has more than {_VALUES:,} values: only the first ones are shown"
             )
         found = {name: _series(name, parts) for name, parts in self._parts.items()}
-        return Logged({name: each for name, each in found.items() if len(each.steps)}, self._items)
-
-
-class _Columns(NamedTuple):
-    order: Any  # numbers of lines
-    steps: Any
-    values: Any
-    times: Any
+        return {name: each for name, each in found.items() if len(each.steps)}, self._items
 
 
 def _series(name: str, parts: list[_Columns]) -> Series:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batteries._arrays import as_array
+from batteries._optional import import_optional
 from batteries.splits._tables import as_table, is_table
 
 _STEP = 0.05  # numbers are rounded to multiples of this many standard deviations of their column
@@ -66,21 +67,12 @@ def _edges(image: Any) -> Tensor:
 
 
 def _clusters(bits: Tensor) -> NDArray[np.int64]:
-    """The cluster of each row, (rows,). Rows in a chain of similar hashes are in one cluster."""
-    own = np.arange(len(bits))
-
-    def root(row: int) -> int:
-        while own[row] != row:
-            row = own[row]
-        return row
-
-    for start in range(0, len(bits), _BLOCK):
-        alike = bits[start : start + _BLOCK] @ bits.T >= bits.shape[1] - 2 * _BITS
-        for one, other in alike.nonzero().tolist():
-            if other > one + start:
-                first, second = sorted((root(one + start), root(other)))
-                own[second] = first
-    return np.array([root(row) for row in range(len(own))])
+    """A number for each cluster of hashes that differ in few bits, also through others: (rows,)."""
+    sparse = import_optional("scipy.sparse", for_="near='images'")
+    graphs = import_optional("scipy.sparse.csgraph", for_="near='images'")
+    blocks = (bits[start : start + _BLOCK] @ bits.T for start in range(0, len(bits), _BLOCK))
+    alike = [sparse.csr_array((both >= bits.shape[1] - 2 * _BITS).numpy()) for both in blocks]
+    return np.asarray(graphs.connected_components(sparse.vstack(alike), directed=False)[1])
 
 
 def hashes(data: Any) -> NDArray[Any]:
