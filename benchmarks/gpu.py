@@ -10,12 +10,14 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -59,12 +61,16 @@ def tested() -> list[Row]:
         report, begun = Path(folder, "report.xml"), time.perf_counter()
         command = [sys.executable, "-m", "pytest", *OPTIONS, f"--junitxml={report}", *files]
         environment = {**os.environ, **VARIABLES}
-        try:
-            ended = subprocess.run(command, cwd=ROOT, env=environment, timeout=LIMIT, check=False)
-            note = f"ended with {ended.returncode}"
-            note = "" if ended.returncode in (0, 1) and report.exists() else note
-        except subprocess.TimeoutExpired:
-            note = f"not finished after {LIMIT} s"
+        with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
+            try:
+                code = process.wait(LIMIT)
+                note = "" if code in (0, 1) and report.exists() else f"ended with {code}"
+            except subprocess.TimeoutExpired:
+                note = f"not finished after {LIMIT} s"
+                process.send_signal(signal.SIGINT)  # it ends its ranks, and writes its report
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(30)
+                process.kill()
         cases = list(ET.parse(report).iter("testcase")) if report.exists() else []
     found: dict[str, list[str]] = {"passed": [], "failure": [], "error": [], "skipped": []}
     for case in cases:
@@ -198,7 +204,7 @@ def measured(benchmark: Callable[[], list[Row]]) -> list[Row]:
     try:
         return benchmark()
     except Exception as error:
-        return [[benchmark.__name__, f"{type(error).__name__}: {str(error)[:80]}", ""]]
+        return [[benchmark.__name__, "error", f"{type(error).__name__}: {str(error)[:80]}"]]
 
 
 def main() -> None:
@@ -207,7 +213,7 @@ def main() -> None:
     rows = tested()
     for benchmark in (copies, averages, meters, saves):
         rows += measured(benchmark)
-    rows = [[name, value.replace("|", "/"), more] for name, value, more in rows]
+    rows = [[cell.replace("|", "/") for cell in row] for row in rows]
     machine = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
     version = importlib.metadata.version
     print_table(

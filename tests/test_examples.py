@@ -248,7 +248,8 @@ def test_gradients_of_two_ranks() -> None:
 @pytest.mark.gpu
 def test_on_all_gpus() -> None:
     """The demo reaches its score with a process for each GPU."""
-    visible = ",".join(map(str, range(torch.cuda.device_count())))
+    every = ",".join(map(str, range(torch.cuda.device_count())))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", every)
     script = f"{ROOT}/examples/ddp/experiment.py"
     command = [*TORCHRUN, "--nproc-per-node=gpu", script, "--batch-size=32"]
     # There the packages are not those of requirements.txt, and may warn of each other.

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import re
+import sys
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +110,39 @@ def test_gpu_tests_are_collected(request: pytest.FixtureRequest) -> None:
     for item in marked:
         reasons = [mark.kwargs["reason"] for mark in item.iter_markers("skip")]
         assert reasons == ["needs a GPU that PyTorch can use"]
+
+
+def modules_for_gpus() -> int:
+    """Import the modules that have tests for GPUs, where only some packages are installed."""
+    tests = Path(__file__).parent
+    guide = (tests.parent / "CONTRIBUTING.md").read_text()
+    asked = re.findall(r"[\w-]+", guide.partition("that Python must have ")[2].partition(".\n")[0])
+    known = re.findall(r'"([\w-]+)>=', (tests.parent / "pyproject.toml").read_text())
+    others = {*known, "attrs", "pandas", "sybil", "torchmetrics", "websockets"}
+    others -= {*asked, "numpy", "scipy"}  # which torch and scikit-learn use
+
+    class Few(PathFinder):
+        @classmethod
+        def find_spec(cls, name: str, *where: Any) -> Any:
+            return None if name.partition(".")[0] in others else super().find_spec(name, *where)
+
+        @classmethod
+        def find_distributions(cls, *where: Any) -> Any:
+            return (d for d in super().find_distributions(*where) if d.name not in others)
+
+    sys.meta_path[:] = [Few if finder is PathFinder else finder for finder in sys.meta_path]
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in others or (tests / f"{name}.py").exists():
+            del sys.modules[name]
+    names = [path.stem for path in tests.glob("test_*.py") if "mark.gpu" in path.read_text()]
+    return len([importlib.import_module(name) for name in names])
+
+
+def test_packages_for_gpus() -> None:
+    """What `make gpu` collects needs no packages but those that CONTRIBUTING.md names."""
+    [count] = run_ranks(modules_for_gpus, world_size=1, group=False)
+    assert isinstance(count, int), count
+    assert count > 10
 
 
 def test_the_loop_of_these_tests() -> None:

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ READERS: dict[Any, Callable[[str | Path], Scalars]] = {
     MLflowLogger: read_mlflow,
 }
 # wandb before 0.31 keeps rows in memory until they fill 32 KiB, and cannot be told not to.
-_FLUSHES = tuple(map(int, version("wandb").split(".")[:2])) >= (0, 31)
+_FLUSHES = bool(find_spec("wandb")) and tuple(map(int, version("wandb").split(".")[:2])) >= (0, 31)
 AT_ONCE = {kind: read for kind, read in READERS.items() if kind is not WandbLogger or _FLUSHES}
 
 
