@@ -196,6 +196,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         members = tuple(ranks_of(group).members)  # raises if the group is not usable
         self.indices: list[Any] = []
         self._place = self._begin = _Place()  # after the last received batch; where a pass begins
+        self._sampled: Sampled | None = None  # the last order of a sampler
         self._broken: Any = None  # where the last unfinished pass began and stopped
         self._saved: Any = None  # the place of the last `state_dict()`
         self._open: Iterator[Arrival] | None = None  # a stream between two passes
@@ -742,8 +743,11 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             check_undivided(self._sampler, self.dataset, self._ranks().size)
             batches, begin = self._unit == "batches", self._begin
             begun = (begin.sampler, begin.position) if turn == begin.turn else (None, 0)
+            if begun[0] is None and self._sampled is not None:
+                begun = self._sampled.left(), 0
             key = _SAMPLER, self._key, turn
-            return Sampled(self._sampler, key, self._keyed, batches, begun)
+            self._sampled = Sampled(self._sampler, key, self._keyed, batches, begun)
+            return self._sampled
         length = self._length()
         return Shuffled(length, (_SHUFFLE, self._key, turn)) if self._shuffled else AsItIs(length)
 

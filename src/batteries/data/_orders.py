@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -121,6 +122,7 @@ class Sampled:
         self._values: list[Any] = []
         self._before: list[Any] = []
         self._base = 0  # the position of the first value
+        self._begun: Any = None  # the sampler's state at the beginning of the order
         self._iterator: Iterator[Any] | None = None
         self._ended = False
         self._remembers = remembers(sampler)
@@ -137,6 +139,13 @@ class Sampled:
         if self._remembers and state is not None:
             sampler.load_state_dict(copy.deepcopy(state))
             self._base = position
+            if self._base and hasattr(sampler, "__len__") and self._base >= len(sampler):
+                self._ended = True
+                # At the end, some samplers have the state of the next order. Others must end first.
+                if [*islice(sampler, 1)]:
+                    sampler.load_state_dict(copy.deepcopy(state))
+        with suppress(Exception):  # of samplers without a state before the first index
+            self._begun = None if self._base else self.state()
         self._draws = rng_state()
 
     def reach(self, start: int, stop: int) -> int:
@@ -238,6 +247,10 @@ class Sampled:
             return None
         before = [self._before[position - self._base] for position in positions]
         return before if any(map(any, before) if self._batches else before) else None
+
+    def left(self) -> Any:
+        """The sampler's state at the beginning, if the order was not read to its end."""
+        return None if self._ended else self._begun
 
     def state(self) -> Any:
         return copy.deepcopy(self._sampler.state_dict()) if self._remembers else None
