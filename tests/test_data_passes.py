@@ -221,6 +221,28 @@ class Endless(Sampler[int]):
         self.generator.set_state(state["generator"])
 
 
+class Shuffling(Endless):
+    """Its state is that of its generator, and not its place."""
+
+    def __len__(self) -> int:
+        return 23
+
+    def __iter__(self) -> Iterator[int]:
+        yield from torch.randperm(23, generator=self.generator).tolist()
+
+
+def test_a_sampler_whose_state_has_no_place() -> None:
+    """After a resume it begins anew, which is an error, not samples that come twice."""
+    data = DataLoader(Noisy(), 3, sampler=Shuffling(), seed=3)
+    next(iter(data))
+    for _ in itertools.islice(data, 4):
+        state = data.state_dict()
+    other = DataLoader(Noisy(), 3, sampler=Shuffling(), seed=3)
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match="of an epoch, Shuffling yields more than its 23 indices"):
+        list(other)
+
+
 def test_breaking_off_with_a_sampler_whose_state_has_tensors() -> None:
     """The places of passes are compared, whatever is in a sampler's state."""
     data = DataLoader(Noisy(), batch_size=2, sampler=Endless(), collate_fn=as_it_is)

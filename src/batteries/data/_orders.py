@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -122,6 +123,7 @@ class Sampled:
         self._values: list[Any] = []
         self._before: list[Any] = []
         self._base = 0  # the position of the first value
+        self._most = math.inf  # the positions of the order, if it was resumed
         self._begun: Any = None  # the sampler's state at the beginning of the order
         self._iterator: Iterator[Any] | None = None
         self._ended = False
@@ -137,9 +139,11 @@ class Sampled:
         self._find_generators()
         state, position = begun
         if self._remembers and state is not None:
+            with suppress(TypeError, NotImplementedError):  # it has no length
+                self._most = len(sampler) if position else math.inf
             sampler.load_state_dict(copy.deepcopy(state))
             self._base = position
-            if self._base and hasattr(sampler, "__len__") and self._base >= len(sampler):
+            if position >= self._most:
                 self._ended = True
                 # At the end, some samplers have the state of the next order. Others must end first.
                 if [*islice(sampler, 1)]:
@@ -173,6 +177,12 @@ class Sampled:
         except StopIteration:
             self._ended = True
             return
+        if position == self._most:
+            raise ValueError(
+                f"resumed in the middle of an epoch, {type(self._sampler).__name__} yields more "
+                f"than its {position} indices: its state_dict() must hold the position, so that "
+                "the next iter() after load_state_dict yields the next index"
+            )
         self._values.append(value)
         if self._counts:
             before = [self._came(i, position) for i in (value if self._batches else [value])]
