@@ -142,6 +142,46 @@ def test_a_first_look_at_a_stream(workers: int) -> None:
         assert passes(data, 2) == expected
 
 
+class Going(Sampler[int]):
+    """A sampler that goes on where it is, until its end."""
+
+    def __init__(self) -> None:
+        self.at = 0
+
+    def __len__(self) -> int:
+        return 23
+
+    def __iter__(self) -> Iterator[int]:
+        while self.at < 23:
+            self.at += 1
+            yield 5 * self.at % 23
+        self.at = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
+
+
+def test_a_sampler_with_a_place() -> None:
+    """A first look takes no sample from the loop, and a pass at its end is not repeated."""
+
+    def sampled() -> DataLoader[Any]:
+        return DataLoader(Noisy(), 3, sampler=Going(), seed=3)
+
+    expected = passes(sampled(), 3)
+    data = sampled()
+    next(iter(data))
+    assert repr(passes(data, 2)) == repr(expected[:2])
+    for _ in data:
+        state = data.state_dict()
+    other = sampled()
+    other.load_state_dict(state)
+    assert passes(other, 1) == [[]]
+    assert repr(passes(other, 1)) == repr(passes(data, 1))
+
+
 def test_breaking_off_again_and_again() -> None:
     """Passes that are broken off at the same place twice are warned of, with what to do."""
     data = made(Noisy, None)
@@ -188,6 +228,28 @@ class Endless(Sampler[int]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"])
+
+
+class Shuffling(Endless):
+    """Its state is that of its generator, and not its place."""
+
+    def __len__(self) -> int:
+        return 23
+
+    def __iter__(self) -> Iterator[int]:
+        yield from torch.randperm(23, generator=self.generator).tolist()
+
+
+def test_a_sampler_whose_state_has_no_place() -> None:
+    """After a resume it begins anew, which is an error, not samples that come twice."""
+    data = DataLoader(Noisy(), 3, sampler=Shuffling(), seed=3)
+    next(iter(data))
+    for _ in itertools.islice(data, 4):
+        state = data.state_dict()
+    other = DataLoader(Noisy(), 3, sampler=Shuffling(), seed=3)
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match="of an epoch, Shuffling yields more than its 23 indices"):
+        list(other)
 
 
 def test_breaking_off_with_a_sampler_whose_state_has_tensors() -> None:

@@ -201,6 +201,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self.indices: list[Any] = []
         # After the last received batch, and where a pass begins.
         self._place = self._begin = self._start_of(0)
+        self._sampled: Sampled | None = None  # the last order of a sampler
         self._broken: Any = None  # where the last unfinished pass began and stopped
         self._saved: Any = None  # the place of the last `state_dict()`
         self._open: Iterator[Arrival] | None = None  # a stream between two passes
@@ -750,8 +751,11 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             check_undivided(self._sampler, self.dataset, self._ranks().size)
             batches, begin = self._unit == "batches", self._begin
             begun = (begin.state, begin.position) if turn == begin.turn else (None, 0)
+            if begun[0] is None and self._sampled is not None:
+                begun = self._sampled.left(), 0
             key = _SAMPLER, self._key, turn
-            return Sampled(self._sampler, key, self._keyed, batches, begun)
+            self._sampled = Sampled(self._sampler, key, self._keyed, batches, begun)
+            return self._sampled
         length = self._length()
         return Shuffled(length, (_SHUFFLE, self._key, turn)) if self._shuffled else AsItIs(length)
 

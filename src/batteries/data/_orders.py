@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -121,6 +123,8 @@ class Sampled:
         self._values: list[Any] = []
         self._before: list[Any] = []
         self._base = 0  # the position of the first value
+        self._most = math.inf  # the positions of the order, if it was resumed
+        self._begun: Any = None  # the sampler's state at the beginning of the order
         self._iterator: Iterator[Any] | None = None
         self._ended = False
         self._remembers = remembers(sampler)
@@ -135,8 +139,17 @@ class Sampled:
         self._find_generators()
         state, position = begun
         if self._remembers and state is not None:
+            with suppress(TypeError, NotImplementedError):  # it has no length
+                self._most = len(sampler) if position else math.inf
             sampler.load_state_dict(copy.deepcopy(state))
             self._base = position
+            if position >= self._most:
+                self._ended = True
+                # At the end, some samplers have the state of the next order. Others must end first.
+                if [*islice(sampler, 1)]:
+                    sampler.load_state_dict(copy.deepcopy(state))
+        with suppress(Exception):  # of samplers without a state before the first index
+            self._begun = None if self._base else self.state()
         self._draws = rng_state()
 
     def reach(self, start: int, stop: int) -> int:
@@ -164,6 +177,12 @@ class Sampled:
         except StopIteration:
             self._ended = True
             return
+        if position == self._most:
+            raise ValueError(
+                f"resumed in the middle of an epoch, {type(self._sampler).__name__} yields more "
+                f"than its {position} indices: its state_dict() must hold the position, so that "
+                "the next iter() after load_state_dict yields the next index"
+            )
         self._values.append(value)
         if self._counts:
             before = [self._came(i, position) for i in (value if self._batches else [value])]
@@ -238,6 +257,10 @@ class Sampled:
             return None
         before = [self._before[position - self._base] for position in positions]
         return before if any(map(any, before) if self._batches else before) else None
+
+    def left(self) -> Any:
+        """The sampler's state at the beginning, if the order was not read to its end."""
+        return None if self._ended else self._begun
 
     def state(self) -> Any:
         return copy.deepcopy(self._sampler.state_dict()) if self._remembers else None
