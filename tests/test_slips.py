@@ -8,15 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from sklearn.linear_model import RidgeClassifier
 from torch import nn
 
 from batteries import (
+    EMA,
     CheckpointManager,
     JsonLinesLogger,
     Predictions,
     accumulate,
     average_checkpoints,
     blend,
+    distribute,
     load_checkpoint,
     make_checkpoint,
     resume,
@@ -24,9 +28,10 @@ from batteries import (
     start_run,
 )
 from batteries._rundir.record import read_record
-from batteries.averaging import greedy_soup
-from batteries.checkpoint import latest
-from batteries.splits import check_folds, make_folds
+from batteries.averaging import greedy_soup, save_average
+from batteries.checkpoint import export_safetensors, latest
+from batteries.scoreboard import best_first, record_scores
+from batteries.splits import OutOfFold, check_folds, look, make_folds
 
 LINEAR: Any = nn.Linear(2, 1)
 PATH: Any = "a.pth"
@@ -44,6 +49,68 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda any_: CheckpointManager("logs").process(0.5, 1, any_),
         "the checkpoint is None; expected what make_checkpoint returns",
     ),
+    "nothing saved": (lambda any_: save_checkpoint(any_, "b.pth"), "the checkpoint is None; expec"),
+    "nothing as last": (
+        lambda any_: CheckpointManager("logs").save_last(any_),
+        "the checkpoint is None; expected what make_checkpoint returns",
+    ),
+    "over its source": (
+        lambda _: export_safetensors("a.pth", "./a.pth"),
+        r"would replace a\.pth, which it is made of",
+    ),
+    "an average over its part": (
+        lambda _: save_average(["a.pth"], "a.pth"),
+        r"would replace a\.pth, which it is made of",
+    ),
+    "parameters as a model": (
+        lambda _: EMA(LINEAR.parameters()),
+        r"model is <generator .*; expected a torch\.nn\.Module",
+    ),
+    "a model second": (lambda _: accumulate(LINEAR, [1]), r"model is \[1\]; expected a torch\.nn"),  # type: ignore[arg-type]
+    "a device's name": (lambda _: distribute(LINEAR, "gpu"), "unknown device 'gpu': expected a to"),
+    "an average's device": (lambda _: EMA(LINEAR, device="gpu"), "unknown device 'gpu': expected"),
+    "a model to clip": (
+        lambda _: next(iter(accumulate([torch.ones(1)], LINEAR)))[1].clip([LINEAR], 1.0),
+        r"clip got Linear\(.*; expected an optimizer, or parameters",
+    ),
+    "no optimizer": (
+        lambda _: next(iter(accumulate([torch.ones(1)], LINEAR)))[1].step(),
+        "step got no optimizer: pass all of them",
+    ),
+    "folds' number": (lambda _: OutOfFold(5), r"folds is 5; expected what make_folds returns"),  # type: ignore[arg-type]
+    "a fold's name": (lambda _: make_folds(6, 2)["0"], "fold is '0'; expected a whole number"),  # type: ignore[index]
+    "a column's name": (
+        lambda _: look({"a": [1]}, {"a": [2]}, ids="b"),
+        r"there is no column 'b'; expected one of \['a'\]",
+    ),
+    "a group's name": (
+        lambda _: look({"a": [1]}, {"a": [2]}, groups="b"),
+        r"there is no column 'b'; expected one of \['a'\]",
+    ),
+    "a table's path": (lambda _: look("a.csv", "b.csv"), "data is a str; expected an array"),
+    "weights' name": (
+        lambda _: blend.mean([[0.1]], weights="equal"),  # type: ignore[arg-type]
+        "weights is a str; expected an array",
+    ),
+    "a model's class": (
+        lambda _: blend.stack([[0.1, 0.2]], [0, 1], dict),
+        "model is <class 'dict'>; expected an object with fit and predict",
+    ),
+    "a stack of texts": (
+        lambda _: blend.stack(
+            [[0.1, 0.2] * 4], ["no", "yes"] * 4, RidgeClassifier(), "auc", folds=2
+        ),
+        r"model predicts classes such as .*; expected a model with predict_proba",
+    ),
+    "classes by name": (
+        lambda _: blend.find_thresholds([0.1, 0.5, 0.9], ["low", "mid", "high"], "accuracy"),
+        "the target has 'high', 'low', 'mid', whose order is not known; expected numbers",
+    ),
+    "a log directory as runs": (
+        lambda _: best_first("runs"),
+        r"runs is 'runs'; expected several runs: read_runs\(logdir\)",
+    ),
+    "no folds": (lambda _: record_scores(".", folds=[]), "folds is empty; expected the validation"),
     "a model first": (lambda _: load_checkpoint(LINEAR, PATH), "model is 'a.pth'; e"),
     "no step": (lambda any_: JsonLinesLogger("logs").log_metrics({"a": 1}, any_), "step is None; "),
     "a bare number": (lambda _: JsonLinesLogger("logs").log_metrics(NAMES["cnn"], 1), "1 was logg"),

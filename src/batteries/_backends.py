@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import torch
 
+from batteries._arrays import as_names
+
 _CHOSEN = "BATTERIES_BACKENDS"  # a variable, which processes that start later inherit
 _PRECISIONS = ("highest", "high", "medium")
 
@@ -20,7 +22,7 @@ def set_backends(
     cudnn_benchmark: bool | None = None,
     anomaly_mode: bool | None = None,
     sharing_strategy: Literal["file_descriptor", "file_system"] | None = None,
-    ignore_warnings: Sequence[str] = (),
+    ignore_warnings: str | Sequence[str] = (),
 ) -> None:
     """Change torch's global settings. Settings that you do not pass keep their values.
 
@@ -57,6 +59,7 @@ def set_backends(
             f"matmul_precision is {matmul_precision!r}; expected one of {', '.join(_PRECISIONS)}"
         )
     known = chosen_backends()
+    ignore_warnings = as_names(ignore_warnings)
     messages = dict.fromkeys([*known.get("ignore_warnings", ()), *ignore_warnings])
     chosen: dict[str, Any] = {
         "matmul_precision": matmul_precision,

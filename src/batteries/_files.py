@@ -60,6 +60,16 @@ def listed(paths: PathLike | Iterable[PathLike]) -> list[Path]:
     return [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(one) for one in paths]
 
 
+def refuse_source(out: PathLike, sources: Iterable[PathLike]) -> None:
+    """Raise if a result would replace a file that it is made of."""
+    for source in sources:
+        with suppress(FileNotFoundError):
+            if Path(out).samefile(source):
+                raise ValueError(
+                    f"the result would replace {source}, which it is made of: choose another path"
+                )
+
+
 def make_directory(path: PathLike) -> Path:
     """Create a directory with its parents. Several processes may do so at once."""
     path = Path(path)

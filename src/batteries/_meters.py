@@ -173,4 +173,4 @@ def _one_number(value: float | Tensor) -> float | Tensor:
         return value.detach().reshape(()).to(wide, copy=True)
     # Numbers of numpy too, because numpy adds float32 numbers in float32.
     number: float = value.item() if hasattr(value, "item") else value
-    return number
+    return number if isinstance(number, int | float) else as_number(value, "a number of a meter")

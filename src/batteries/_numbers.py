@@ -28,11 +28,12 @@ def as_whole(value: Any, name: str, least: int | None = None, told: str = "") ->
         told: More about what is expected, for errors.
     """
     found = None
-    if not isinstance(value, str | bytes):
+    if not isinstance(value, str | bytes | bool):
         with suppress(TypeError, ValueError, RuntimeError, OverflowError):
             found = int(value)
     if found is None or found != value:
-        raise TypeError(f"{name} is {_told(value)}; expected a whole number{told}")
+        of = " of" if told.startswith(" ") else ""
+        raise TypeError(f"{name} is {_told(value)}; expected a whole number{of}{told}")
     if least is not None and found < least:
         raise ValueError(f"{name} is {found}; expected {least} or more{told}")
     return found

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from batteries._arguments import differing, is_longer
+from batteries._arrays import as_names
 from batteries._environment import code, environment, program_directory
 from batteries._files import PathLike, Place, locked_directory, make_directory, write_whole
 from batteries._masking import masked, masked_command
@@ -210,7 +211,7 @@ def start_run(
         ValueError: The run to resume has other arguments, or its `run.json` is no record of a run.
         NotADirectoryError: `logdir` is a file.
     """
-    same = [may_differ] if isinstance(may_differ, str) else [*may_differ]
+    same = as_names(may_differ)
     path, name, resumed, session, host = _begin(Path(logdir), args, new, same, world_size())
     if not is_main():
         run_record.check_seen(path, session, host)

@@ -87,7 +87,9 @@ def record_scores(
         if isinstance(folds, Mapping):  # in one order for all runs, whose folds are compared
             names = sorted(folds, key=lambda name: (len(str(name)), str(name)))
             folds = [folds[name] for name in names]
-        new["folds"] = [_finite("folds", value) for value in folds]
+        if not (of_folds := [_finite("folds", value) for value in folds]):
+            raise ValueError("folds is empty; expected the validation score of each fold")
+        new["folds"] = of_folds
     new |= {} if metric is None else {"metric": str(metric)}
     if metric_minimization is not None:
         new["minimization"] = said_direction(metric_minimization, "a run")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from batteries._device import known_device
 from batteries._modules import own_part, reshard, sharded_like, unwrap
 from batteries._numbers import as_number, as_whole
 from batteries.averaging._copies import copy_of
@@ -33,6 +34,7 @@ class _Running:
         if buffers not in ("copy", "average"):
             raise ValueError(f"buffers is {buffers!r}; expected 'copy' or 'average'")
         reshard(target := unwrap(model))
+        device = None if device is None else known_device(device)
         self.module = copy_of(target).to(device).requires_grad_(False).eval()
         gather_in_forward(self.module, target)
         self._buffers = buffers

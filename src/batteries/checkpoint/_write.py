@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from batteries._files import PathLike, write_whole
 from batteries._preemption import timed_save
-from batteries.checkpoint._contents import plain_or_refused, rebuilt, registered
+from batteries.checkpoint._contents import as_checkpoint, plain_or_refused, rebuilt, registered
 from batteries.checkpoint._seal import Digest, Note, comment_of
 
 try:
@@ -59,7 +59,7 @@ def save_checkpoint(
         leaves.append(plain_or_refused(value, place))
         return leaves[-1]
 
-    plain = rebuilt(checkpoint, leaf)
+    plain = as_checkpoint(rebuilt(checkpoint, leaf))
     with timed_save(), write_whole(path, _bytes_in(leaves)) as file:
         _write_archive(plain, file, note or {}, leaves)
 

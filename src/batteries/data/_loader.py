@@ -185,7 +185,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         options.update(num_workers=num_workers, pin_memory=pin_memory or self._prefetch.pins)
         told = shown_to_torch(dataset, shuffle, sampler, batch_sampler)
         super().__init__(  # checks the arguments, and keeps them as attributes
-            dataset, batch_size, *told, batch_sampler,
+            dataset, batch_size and as_whole(batch_size, "batch_size"), *told, batch_sampler,
             collate_fn=collate_fn, drop_last=drop_last, worker_init_fn=worker_init_fn, **options,
         )  # fmt: skip
         hide_batches_of(self, batch_sampler)

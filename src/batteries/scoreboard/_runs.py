@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from batteries._arrays import as_names
 from batteries._direction import said_direction
 from batteries._files import PathLike
 from batteries._optional import import_optional
@@ -259,7 +260,7 @@ class Runs(Sequence[RunInfo]):
             of: The column of the statistics: `count` of finite values, `mean`, `std`, `sem` (the
                 standard error of the mean), `median`, `min` and `max`. `runs` counts all runs.
         """
-        names = [self.column(name) for name in ([by] if isinstance(by, str) else by)]
+        names = [self.column(name) for name in as_names(by)]
         return grouped(self._rows, names, self.column(of))
 
 
@@ -324,7 +325,7 @@ def best_first(runs: Sequence[RunInfo | PathLike]) -> list[RunInfo]:
     """
     groups: dict[tuple[str, bool], list[tuple[float, RunInfo]]] = {}
     rest = []
-    for run in map(run_info, runs):
+    for run in run_infos(runs):
         score, lower = run.validation, run.minimization
         if score is None or lower is None:
             rest.append(run)
@@ -370,6 +371,12 @@ def find_run(run: PathLike, logdir: PathLike = ".") -> RunInfo:
     near = sorted(likeness, key=lambda path: -likeness[path])[:3]
     hint = f"; the nearest: {', '.join(near)}" if near else f", and no runs are in {logdir}"
     raise LookupError(f"there is no run {run}{hint}")
+
+
+def run_infos(runs: Iterable[RunInfo | PathLike]) -> list[RunInfo]:
+    if isinstance(runs, str | os.PathLike):
+        raise TypeError(f"runs is {os.fspath(runs)!r}; expected several runs: read_runs(logdir)")
+    return [run_info(run) for run in runs]
 
 
 def run_info(run: RunInfo | PathLike) -> RunInfo:

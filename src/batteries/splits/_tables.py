@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from batteries._arrays import as_array
+from batteries._arrays import as_array, as_names
 from batteries._optional import import_optional
 
 _NAMED = 5  # rows in an error
@@ -25,10 +25,7 @@ def column_of(data: Any, column: Any, told: str = "it") -> Any:
     if names and column and is_table(data) and set(column) <= set(names_in(data)):
         return np.stack([column_of(data, name) for name in column], axis=1)
     if isinstance(column, str):
-        if not is_table(data) or column not in names_in(data):
-            known = f"expected one of {names_in(data)}" if is_table(data) else "data is not a table"
-            raise ValueError(f"there is no column {column!r}; {known}")
-        column = data[column]
+        column = data[known_names(data, column)[0]]
     if column is None:
         return None
     if isinstance(column, Iterator):
@@ -73,9 +70,22 @@ def as_table(data: Any) -> dict[str, NDArray[Any]]:
     return {"values": as_array(data, "data")}
 
 
-def id_columns(table: Mapping[str, NDArray[Any]]) -> list[str]:
-    """Columns of whole numbers, or of texts without a blank, with a different value in each row."""
-    return [name for name, column in table.items() if _names_rows(column)]
+def id_columns(
+    table: Mapping[str, NDArray[Any]], ids: str | Iterable[str] | None = None
+) -> list[str]:
+    """The columns of ids. Default: whole numbers, or texts without a blank, all different."""
+    if ids is None:
+        return [name for name, column in table.items() if _names_rows(column)]
+    return known_names(table, ids)
+
+
+def known_names(data: Any, names: str | Iterable[str]) -> list[str]:
+    """The names, or a ValueError if the data has no column of a name."""
+    for name in (names := as_names(names)):
+        if not is_table(data) or name not in names_in(data):
+            known = f"expected one of {names_in(data)}" if is_table(data) else "data is not a table"
+            raise ValueError(f"there is no column {name!r}; {known}")
+    return names
 
 
 def _names_rows(column: NDArray[Any]) -> bool:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from batteries import distributed
-from batteries._modules import drop_unreduced, own_part
-from batteries._numbers import as_whole
+from batteries._modules import as_module, drop_unreduced, own_part
+from batteries._numbers import as_number, as_whole
 from batteries.data import Arrival, DataLoader
 from batteries.data._failing import Failed, Going
 from batteries.distributed._groups import Group, ranks_of
@@ -140,7 +140,7 @@ class Window:
             TypeError: There is a scaler, and you passed parameters, not the optimizer.
         """
         self._check_closed("clip")
-        if not max_norm >= 0:
+        if not (max_norm := as_number(max_norm, "max_norm")) >= 0:
             raise ValueError(f"max_norm is {max_norm}; expected 0 or more")
         scaler = self._pass.scaler if scaler is None else scaler
         if not isinstance(gradients_of, Optimizer):
@@ -174,6 +174,8 @@ class Window:
                 scaler, and an optimizer that was clipped is missing.
         """
         self._check_closed("step")
+        if not optimizers:
+            raise TypeError("step got no optimizer: pass all of them, window.step(optimizer)")
         scaler = self._pass.scaler
         if scaler is None:
             for optimizer in optimizers:
@@ -397,7 +399,7 @@ def accumulate(
     if group is None and isinstance(loader, DataLoader):
         group = loader.group
     ranks_of(group)  # raises if the group is not usable
-    return Windows(loader, model, accumulation_steps, count, scaler, group)
+    return Windows(loader, as_module(model), accumulation_steps, count, scaler, group)
 
 
 def _check_not_joining(model: nn.Module) -> None:
