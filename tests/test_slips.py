@@ -17,6 +17,7 @@ from batteries import (
     CheckpointManager,
     JsonLinesLogger,
     Predictions,
+    Run,
     accumulate,
     average_checkpoints,
     blend,
@@ -30,6 +31,7 @@ from batteries import (
 from batteries._rundir.record import read_record
 from batteries.averaging import greedy_soup, save_average
 from batteries.checkpoint import export_safetensors, latest
+from batteries.data import DataLoader
 from batteries.scoreboard import best_first, record_scores
 from batteries.splits import OutOfFold, check_folds, look, make_folds
 
@@ -48,6 +50,14 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "no checkpoint": (
         lambda any_: CheckpointManager("logs").process(0.5, 1, any_),
         "the checkpoint is None; expected what make_checkpoint returns",
+    ),
+    "a state of no run": (
+        lambda _: Run(Path(), "", False, "").close("done"),  # type: ignore[arg-type]
+        "state is 'done'; expected 'finished', 'stopped' or 'failed'",
+    ),
+    "a sampler of one epoch": (
+        lambda _: DataLoader(range(3), sampler=iter([2, 0])),  # type: ignore[arg-type]
+        "the sampler is a list_iterator, which ends after one epoch; pass a list",
     ),
     "nothing saved": (lambda any_: save_checkpoint(any_, "b.pth"), "the checkpoint is None; expec"),
     "nothing as last": (

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from batteries._arguments import differing, is_longer
 from batteries._arrays import as_names
@@ -123,7 +123,10 @@ class Run:
         return self.path.as_posix()
 
     def close(
-        self, state: str = "finished", error: str | None = None, why: str | None = None
+        self,
+        state: Literal["finished", "stopped", "failed"] = "finished",
+        error: str | None = None,
+        why: str | None = None,
     ) -> None:
         """Record how the run ended. Calling it again has no effect.
 
@@ -134,7 +137,10 @@ class Run:
 
         Raises:
             OSError: The record could not be written. The program tries again at its end.
+            ValueError: Another state.
         """
+        if state not in ("finished", "stopped", "failed"):
+            raise ValueError(f"state is {state!r}; expected 'finished', 'stopped' or 'failed'")
         if self._ended.is_set() or not is_main():
             return
         told = {} if why is None else {"why": why}
@@ -374,7 +380,9 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _state_after(error: BaseException | None) -> tuple[str, str | None, str | None]:
+def _state_after(
+    error: BaseException | None,
+) -> tuple[Literal["finished", "stopped", "failed"], str | None, str | None]:
     """The state, the error and the reason of a run's end, from the exception that ended it."""
     code = error.code if isinstance(error, SystemExit) else None
     if error is None or (isinstance(error, SystemExit) and code in (None, 0)):

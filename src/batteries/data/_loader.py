@@ -76,7 +76,11 @@ class _Pass:
         self.before: dict[str, Any] | None = None  # the generators, if they are restored after it
 
 
-def _check(options: dict[str, Any], batches_per_pass: int | None) -> None:
+def _check(options: dict[str, Any], batches_per_pass: int | None, sampler: Any) -> None:
+    if isinstance(sampler, Iterator):
+        raise TypeError(
+            f"the sampler is a {type(sampler).__name__}, which ends after one epoch; pass a list"
+        )
     if options.get("in_order") is False:
         raise ValueError(
             "in_order is False, which yields batches in an unknown order; leave it out"
@@ -189,7 +193,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             collate_fn=collate_fn, drop_last=drop_last, worker_init_fn=worker_init_fn, **options,
         )  # fmt: skip
         hide_batches_of(self, batch_sampler)
-        _check(options, batches_per_pass)
+        _check(options, batches_per_pass, sampler or batch_sampler)
         self.batches_per_pass = batches_per_pass
         self.seed = chosen_seed(seed)
         self.epoch, self._rank, self._compared, self.group = 0, 0, False, group
