@@ -32,6 +32,7 @@ from batteries._rundir.record import read_record
 from batteries.averaging import greedy_soup, save_average
 from batteries.checkpoint import export_safetensors, latest
 from batteries.data import DataLoader
+from batteries.distributed import all_reduce, broadcast
 from batteries.scoreboard import best_first, record_scores
 from batteries.splits import OutOfFold, check_folds, look, make_folds
 
@@ -58,6 +59,11 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a sampler of one epoch": (
         lambda _: DataLoader(range(3), sampler=iter([2, 0])),  # type: ignore[arg-type]
         "the sampler is a list_iterator, which ends after one epoch; pass a list",
+    ),
+    "a rank of no process": (lambda _: broadcast(1, src=1), "src is 1; expected a rank, 0 to 0"),
+    "a list to reduce": (
+        lambda _: all_reduce([1.0, 2.0], "max"),  # type: ignore[call-overload]
+        r"all_reduce got \[1\.0, 2\.0\]; expected a number or a tensor",
     ),
     "nothing saved": (lambda any_: save_checkpoint(any_, "b.pth"), "the checkpoint is None; expec"),
     "nothing as last": (

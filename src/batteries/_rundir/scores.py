@@ -16,6 +16,7 @@ from batteries._direction import said_direction
 from batteries._files import PathLike, locked_directory, write_whole
 from batteries._foreign import Most, brief, check, open_regular, read_json
 from batteries._numbers import as_number
+from batteries._rundir.record import NAME as RECORD
 from batteries._rundir.record import check_held
 
 NAME = "scores.json"
@@ -71,13 +72,17 @@ def record_scores(
 
     Raises:
         ValueError: A score that is not a finite number, with its name, or more than 32
-            leaderboards. Nothing is written then.
+            leaderboards; or a directory of runs. Nothing is written then.
         NotADirectoryError: There is no such run.
         RuntimeError: Another program has taken over the run from this one.
     """
     path = Path(run)
     if not path.is_dir():
         raise NotADirectoryError(f"there is no run {path}")
+    if not (path / RECORD).exists() and (inside := next(path.glob(f"*/{RECORD}"), None)):
+        raise ValueError(
+            f"{path} is no run, but has runs, such as {inside.parent}; pass one of them"
+        )
     new: dict[str, Any] = {
         key: _finite(key, value)
         for key, value in (("validation", validation), ("test", test))

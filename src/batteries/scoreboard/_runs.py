@@ -397,14 +397,16 @@ def _run_paths(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
         yield root
         return
     names = {entry.name for entry in inside}
-    if NAME in names or SCORES in names:
-        yield root
-    elif METRICS in names:
-        yield root.parent if root.name == CHECKPOINTS and depth < _DEPTH else root
-    elif depth:
+    found = not names.isdisjoint((NAME, SCORES, METRICS))
+    if found:
+        of_run = names.isdisjoint((NAME, SCORES)) and root.name == CHECKPOINTS and depth < _DEPTH
+        yield root.parent if of_run else root
+    if depth and NAME not in names:
         for entry in inside:
             if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-                yield from _run_paths(Path(entry.path), depth - 1)
+                below = _run_paths(Path(entry.path), depth - 1)
+                # A score or a checkpoint may have been saved into the log directory.
+                yield from (path for path in below if not found or (path / NAME).exists())
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
