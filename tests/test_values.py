@@ -41,7 +41,7 @@ from batteries.blend import find_threshold, find_weights
 from batteries.distributed import setup
 from batteries.scoreboard import paired_bootstrap, read_run, read_runs, record_scores
 from batteries.splits import Folds, OutOfFold, check_folds, look, make_folds
-from batteries.training import StepPolicy, find_batch_size, parameter_groups
+from batteries.training import StepPolicy, find_batch_size, log_checksums, parameter_groups
 
 pd: Any = pytest.importorskip("pandas")
 MODEL = nn.Linear(2, 1)
@@ -109,6 +109,8 @@ WHOLE: dict[str, Callable[[Any], Any]] = {
     "folds": lambda n: find_weights({"a": SCORES}, TARGET, "auc", folds=n),
     "candidates": lambda n: find_threshold(SCORES, TARGET, "accuracy", candidates=n),
     "step": lambda n: JsonLinesLogger("lines").log_metrics({"a": 1}, n),
+    "(step)": lambda n: log_checksums("logs", n, MODEL),
+    "rank": lambda n: seed_all(1, rank=n),
     "number": lambda n: best_checkpoints("logs", n),
     "seed": lambda n: seed_all(n),
 }

@@ -181,7 +181,7 @@ class Run:
 
 
 def start_run(
-    logdir: PathLike, args: Any = None, *, new: bool = False, may_differ: Iterable[str] = ()
+    logdir: PathLike, args: Any = None, *, new: bool = False, may_differ: str | Iterable[str] = ()
 ) -> Run:
     """Start a new run, or resume an unfinished one, and record its program and its end.
 
@@ -206,8 +206,8 @@ def start_run(
         logdir: The directory of numbered runs, whose newest run is resumed unless it has finished.
             Or the directory of one run, which is resumed in any case, whatever its arguments are.
         args: A mapping, an `argparse.Namespace`, a dataclass, a named tuple, or a configuration of
-            attrs, pydantic or omegaconf, also nested. Without `args`, the options of the command
-            line are compared.
+            attrs, pydantic, omegaconf or ml_collections, also nested; or a class with attributes
+            (`class CFG:`). Without `args`, the options of the command line are compared.
         new: Start a new run in any case.
         may_differ: Names of arguments that may differ in a resumed run: "num_workers", or
             "data.num_workers" for a nested one.

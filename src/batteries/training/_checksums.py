@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from batteries import distributed
 from batteries._files import PathLike
 from batteries._modules import digest, reshard, unwrap
+from batteries._numbers import as_whole
 from batteries._rundir.checksums import add_checksums
 
 
@@ -36,6 +37,7 @@ def log_checksums(run: PathLike, step: int, model: nn.Module, batch: Any = None)
         batch: Tensors, arrays and plain values, in lists and dicts.
     """
     reshard(model := unwrap(model))
+    step = as_whole(step, "step")
     own = dict(_sums(model, batch))
     everybody = distributed.all_gather(own)
     sums: dict[str, str] = {}
