@@ -31,6 +31,7 @@ from batteries import (
     blend,
     load_checkpoint,
     make_checkpoint,
+    predictions,
     save_checkpoint,
     seed_all,
     set_backends,
@@ -418,6 +419,16 @@ def test_one_name_for_several() -> None:
         set_backends(ignore_warnings="known")
         with pytest.raises(UserWarning, match="own"):
             warnings.warn("own", stacklevel=1)
+
+
+def test_predictions_in_columns() -> None:
+    """Predictions may be columns of pandas and polars, and ids may come from a generator."""
+    for column in (pd.Series([0.5, 1.0]), pl.Series([0.5, 1.0])):
+        outputs = Predictions(2)
+        outputs.add([1, 0], p=column)
+        assert outputs.gather().p.tolist() == [1.0, 0.5]
+    outputs.save("valid.npy", ids=(name for name in "ab"))
+    assert predictions.load("valid.npy")["id"].tolist() == ["a", "b"]
 
 
 def test_targets_in_one_column() -> None:

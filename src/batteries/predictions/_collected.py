@@ -235,7 +235,8 @@ def _as_rows(name: str, value: Any) -> Any:
         return [_pickle(item) for item in value]
     if isinstance(value, np.ma.MaskedArray):
         raise ValueError(f"{name} is a masked array: pass {name}.filled(...)")
-    if isinstance(value, np.ndarray):
+    if hasattr(value, "__array__") and not isinstance(value, Tensor):  # of numpy, or a column
+        value = np.asarray(value)
         try:  # the copy is writable, has positive strides and the native byte order
             value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
         except TypeError as error:
