@@ -65,6 +65,10 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda _: all_reduce([1.0, 2.0], "max"),  # type: ignore[call-overload]
         r"all_reduce got \[1\.0, 2\.0\]; expected a number or a tensor",
     ),
+    "ranks' own datasets": (
+        lambda _: DataLoader(range(3), sharded="ranks"),
+        "sharded is 'ranks', but the loader divides the indices of this dataset among the ranks",
+    ),
     "nothing saved": (lambda any_: save_checkpoint(any_, "b.pth"), "the checkpoint is None; expec"),
     "nothing as last": (
         lambda any_: CheckpointManager("logs").save_last(any_),

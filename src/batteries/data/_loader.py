@@ -144,7 +144,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             different parts, and the loader divides these among the workers. True: every rank and
             worker yields a different part. Default: a dataset that reads both `id` and
             `num_workers` of `get_worker_info()`, in `__iter__` or through `worker_init_fn`, counts
-            as "workers", any other as False. With several ranks, you must pass `sharded`.
+            as "workers", any other as False. With several ranks, you must pass `sharded`. A dataset
+            with indices is divided by them.
         group: The ranks that divide the samples: a `ProcessGroup`, a `DeviceMesh` of one dimension
             or `(mesh, "dp")`. Ranks of other groups get the same samples, which tensor and context
             parallelism need. With a group of rank 0 alone, rank 0 can evaluate alone. Default: all
@@ -235,6 +236,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             collate = functools.partial(self._stream.collated, self.collate_fn)
             sizes = {"batch_size": self.batch_size, "drop_last": self.drop_last}
             return {"dataset": self._stream, "collate_fn": collate, **sizes}
+        if sharded not in (None, False, "workers"):
+            raise ValueError(
+                f"sharded is {sharded!r}, but the loader divides the indices of this dataset among "
+                "the ranks; leave sharded out. Or if each rank has a dataset of its own, pass a "
+                "group of this rank alone"
+            )
         self._keyed = draws_too or draws(dataset)
         self._samples = Samples(dataset, self._keeps_samples, self.collate_fn)
         single = self.batch_size is None and self._unit == "samples"
