@@ -66,7 +66,7 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
         r"all_reduce got \[1\.0, 2\.0\]; expected a number or a tensor",
     ),
     "ranks' own datasets": (
-        lambda _: DataLoader(range(3), sharded="ranks"),
+        lambda _: DataLoader(range(3), sharded="ranks"),  # type: ignore[arg-type]
         "sharded is 'ranks', but the loader divides the indices of this dataset among the ranks",
     ),
     "nothing saved": (lambda any_: save_checkpoint(any_, "b.pth"), "the checkpoint is None; expec"),

@@ -421,6 +421,23 @@ def test_one_name_for_several() -> None:
             warnings.warn("own", stacklevel=1)
 
 
+@pytest.mark.parametrize("metric", [distance, "rmse", "accuracy", "f1"])
+def test_scores_of_one_column(metric: Any) -> None:
+    """Predictions and targets of (rows, 1) have the score of (rows,), whatever the metric is."""
+    scores, target = np.array(SCORES), np.array(TARGET)
+    folds = Folds(np.arange(20) // 5, "kfold")
+
+    def found(own: Any, truth: Any) -> Any:
+        oof = OutOfFold(folds)
+        for fold, (_, valid) in enumerate(folds):
+            oof.add(fold, own[valid])
+        return oof.score(truth, metric)
+
+    expected = found(scores, target)
+    for own, truth in ((scores[:, None], target), (scores, target[:, None])):
+        assert found(own, truth) == expected
+
+
 def test_predictions_in_columns() -> None:
     """Predictions may be columns of pandas and polars, and ids may come from a generator."""
     for column in (pd.Series([0.5, 1.0]), pl.Series([0.5, 1.0])):
