@@ -507,6 +507,19 @@ def test_groups_in_another_order() -> None:
         load_checkpoint("a.pth", optimizer=named_groups(renamed))
 
 
+def test_parameters_in_another_order() -> None:
+    """Moments of other parameters are refused, as after a list that was made of a set."""
+    own = parameters()
+    optimizer = Exact(own)
+    for each in own:
+        each.grad = torch.ones_like(each)
+    optimizer.step()
+    save_checkpoint(make_checkpoint("train", 1, nn.Linear(1, 1), optimizer), "a.pth")
+    with pytest.raises(CheckpointError, match=r"'momentum' are of the same parameters in another"):
+        load_checkpoint("a.pth", optimizer=Exact(own[::-1]))
+    load_checkpoint("a.pth", optimizer=Exact(own))
+
+
 def test_parameters_that_were_unfrozen() -> None:
     """A warning names parameters that the run has trained, and the program has frozen again."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))

@@ -115,6 +115,57 @@ def test_configurations(config: Any, plain: dict[str, Any]) -> None:
     assert "folder" in Path("logs/metrics.jsonl").read_text()
 
 
+class Base:
+    rate = 0.1
+    kind: ClassVar[Any] = nn.Linear
+
+    @property
+    def twice(self) -> float:
+        return 2 * self.rate
+
+    def method(self) -> None: ...
+
+
+class CFG(Base):
+    size = 8
+
+
+class ConfigDict:
+    """As that of ml_collections: a mapping that is registered as none."""
+
+    def __init__(self, **fields: Any) -> None:
+        self._fields = fields
+
+    def keys(self) -> Any:
+        return self._fields.keys()
+
+    def items(self) -> Any:
+        return self._fields.items()
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self._fields)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._fields[name]
+
+
+def test_classes_with_attributes() -> None:
+    """The arguments may be attributes of a class, of its bases and of its object, or items."""
+    changed = CFG()
+    changed.rate = 0.5
+    kind = "<class 'torch.nn.modules.linear.Linear'>"
+    for config, plain in (
+        (CFG, {"rate": 0.1, "kind": kind, "size": 8}),
+        (CFG(), {"rate": 0.1, "kind": kind, "size": 8}),
+        (changed, {"rate": 0.5, "kind": kind, "size": 8}),
+        (ConfigDict(rate=0.1, model=ConfigDict(size=8)), {"rate": 0.1, "model": {"size": 8}}),
+    ):
+        with start_run("runs", config, new=True) as run:
+            pass
+        recorded = json.loads((run.path / "run.json").read_text())["sessions"][0]["args"]
+        assert recorded == plain
+
+
 def test_devices() -> None:
     """A record says a device and a dtype as torch prints them; a checkpoint keeps them."""
     config = {"device": torch.device("cuda", 1), "dtype": torch.float16}

@@ -173,6 +173,7 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
         M: lambda: splits.look(TABLE, TABLE),
     },
     "Look.plot": {D: lambda: LOOK.plot("no/a.png"), M: lambda: LOOK.plot("a.png")},
+    "OutOfFold": {T: lambda: splits.OutOfFold(ANY)},  # type: ignore[arg-type]
     "OutOfFold.add": {V: lambda: HALF.add(1, [1]), IndexError: lambda: HALF.add(2, [1])},
     "OutOfFold.predictions": {V: lambda: splits.OutOfFold(FOLDS).predictions},
     "OutOfFold.test": {V: lambda: HALF.test},
@@ -274,7 +275,7 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
     },
     "Run.close": {
         D: lambda: within(lambda run: Path(run, "run.json").unlink()),
-        V: lambda: within(lambda run: run.close("done")),
+        V: lambda: within(lambda run: run.close("done")),  # type: ignore[arg-type]
     },
     "seed_all": {T: lambda: seed_all("1"), V: lambda: seed_all(-1)},  # type: ignore[arg-type]
     "seed_worker": {R: lambda: seed_worker(0)},

@@ -288,6 +288,7 @@ RAISES: dict[str, Callable[[], object]] = {
     "Window.clip ValueError": lambda: (own := first()).window.clip(own.optimizer, -1),
     "Window.clip RuntimeError": lambda: (own := first(steps=2)).window.clip(own.optimizer, 1),
     "Window.clip TypeError": lambda: (own := scaled()).window.clip(own.model.parameters(), 1),
+    "Window.step TypeError": lambda: first().window.step(),
     "Window.step RuntimeError": stepped_other,
     "accumulate ValueError": lambda: list(tr.accumulate(["text"], model(), 2)),
     "accumulate TypeError": lambda: tr.accumulate([], model(), 0.5),
@@ -295,12 +296,14 @@ RAISES: dict[str, Callable[[], object]] = {
     "find_batch_size TypeError": lambda: tr.find_batch_size(print, 0.5),
     "find_batch_size RuntimeError": lambda: tr.find_batch_size(failing(MemoryError()), 1),
     "find_batch_size Exception": lambda: tr.find_batch_size(failing(KeyError()), 8),
+    "log_checksums TypeError": lambda: tr.log_checksums("run", 1, model(), object()),
     "lr_range_test ValueError": lambda: rates(NAN),
     "lr_range_test TypeError": lambda: rates(None),
     "parameter_groups ValueError": lambda: tr.parameter_groups(model(), 0.1, no_decay=["no"]),
     "PerRank.load_state_dict ValueError": lambda: di.PerRank(
         b.AverageMeter()
     ).load_state_dict({"ranks": [1, 2]}),
+    "all_reduce TypeError": lambda: di.all_reduce("1"),
     "all_reduce ValueError": lambda: di.all_reduce(1, "median"),
     "barrier TypeError": lambda: di.barrier("dp"),
     "barrier RuntimeError": lambda: of_two(di.barrier),

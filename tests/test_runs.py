@@ -156,6 +156,19 @@ def test_scores_without_checkpoints() -> None:
     assert {**after, "bytes": 0} == {**before, "bytes": 0}
 
 
+@pytest.mark.parametrize("name", ["scores.json", "metrics.json"])
+def test_files_of_a_run_in_the_log_directory(name: str) -> None:
+    """A score or a checkpoint that was saved into the log directory by mistake hides no run."""
+    for score in (0.5, 0.6):
+        make_run([score])
+    shutil.copy("runs/001/checkpoints/metrics.json", f"runs/{name}")
+    assert {"001", "002"} <= {run.name for run in read_runs("runs")}
+    with pytest.raises(
+        ValueError, match=r"runs is no run, but has runs, such as runs.00.; pass one"
+    ):
+        record_scores("runs", test=0.5)
+
+
 def test_without_polars(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows need no polars; a table says how to install it."""
     log_run({"lr": 0.1}, [0.5])

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from sklearn.linear_model import RidgeClassifier
 from torch import nn
 
 from batteries import (
@@ -19,6 +21,7 @@ from batteries import (
     Loggers,
     Predictions,
     PreemptionGuard,
+    Run,
     accumulate,
     average_checkpoints,
     blend,
@@ -30,10 +33,12 @@ from batteries import (
     start_run,
 )
 from batteries._rundir.record import read_record
-from batteries.averaging import greedy_soup
-from batteries.checkpoint import latest
+from batteries.averaging import greedy_soup, save_average
+from batteries.checkpoint import export_safetensors, latest
 from batteries.data import DataLoader, Shuffle
-from batteries.splits import Folds, check_folds, look, make_folds
+from batteries.distributed import all_reduce, broadcast
+from batteries.scoreboard import best_first, record_scores
+from batteries.splits import Folds, OutOfFold, check_folds, look, make_folds
 
 LINEAR: Any = nn.Linear(2, 1)
 PATH: Any = "a.pth"
@@ -57,6 +62,85 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda any_: CheckpointManager("logs").process(0.5, 1, any_),
         "the checkpoint is None; expected what make_checkpoint returns",
     ),
+    "a state of no run": (
+        lambda _: Run(Path(), "", False, "").close("done"),  # type: ignore[arg-type]
+        "state is 'done'; expected 'finished', 'stopped' or 'failed'",
+    ),
+    "a sampler of one epoch": (
+        lambda _: DataLoader(range(3), sampler=iter([2, 0])),  # type: ignore[arg-type]
+        "the sampler is a list_iterator, which ends after one epoch; pass a list",
+    ),
+    "a rank of no process": (lambda _: broadcast(1, src=1), "src is 1; expected a rank, 0 to 0"),
+    "a list to reduce": (
+        lambda _: all_reduce([1.0, 2.0], "max"),  # type: ignore[call-overload]
+        r"all_reduce got \[1\.0, 2\.0\]; expected a number or a tensor",
+    ),
+    "ranks' own datasets": (
+        lambda _: DataLoader(range(3), sharded="ranks"),  # type: ignore[arg-type]
+        "sharded is 'ranks', but the loader divides the indices of this dataset among the ranks",
+    ),
+    "nothing saved": (lambda any_: save_checkpoint(any_, "b.pth"), "the checkpoint is None; expec"),
+    "nothing as last": (
+        lambda any_: CheckpointManager("logs").save_last(any_),
+        "the checkpoint is None; expected what make_checkpoint returns",
+    ),
+    "over its source": (
+        lambda _: export_safetensors("a.pth", "./a.pth"),
+        r"would replace a\.pth, which it is made of",
+    ),
+    "an average over its part": (
+        lambda _: save_average(["a.pth"], "a.pth"),
+        r"would replace a\.pth, which it is made of",
+    ),
+    "parameters as a model": (
+        lambda _: EMA(LINEAR.parameters()),
+        r"model is <generator .*; expected a torch\.nn\.Module",
+    ),
+    "a model second": (lambda _: accumulate(LINEAR, [1]), r"model is \[1\]; expected a torch\.nn"),  # type: ignore[arg-type]
+    "a device's name": (lambda _: distribute(LINEAR, "gpu"), "unknown device 'gpu': expected a to"),
+    "an average's device": (lambda _: EMA(LINEAR, device="gpu"), "unknown device 'gpu': expected"),
+    "a model to clip": (
+        lambda _: next(iter(accumulate([torch.ones(1)], LINEAR)))[1].clip([LINEAR], 1.0),
+        r"clip got Linear\(.*; expected an optimizer, or parameters",
+    ),
+    "no optimizer": (
+        lambda _: next(iter(accumulate([torch.ones(1)], LINEAR)))[1].step(),
+        "step got no optimizer: pass all of them",
+    ),
+    "folds' number": (lambda _: OutOfFold(5), r"folds is 5; expected what make_folds returns"),  # type: ignore[arg-type]
+    "a fold's name": (lambda _: make_folds(6, 2)["0"], "fold is '0'; expected a whole number"),  # type: ignore[index]
+    "a column's name": (
+        lambda _: look({"a": [1]}, {"a": [2]}, ids="b"),
+        r"there is no column 'b'; expected one of \['a'\]",
+    ),
+    "a group's name": (
+        lambda _: look({"a": [1]}, {"a": [2]}, groups="b"),
+        r"there is no column 'b'; expected one of \['a'\]",
+    ),
+    "a table's path": (lambda _: look("a.csv", "b.csv"), "data is a str; expected an array"),
+    "weights' name": (
+        lambda _: blend.mean([[0.1]], weights="equal"),  # type: ignore[arg-type]
+        "weights is a str; expected an array",
+    ),
+    "a model's class": (
+        lambda _: blend.stack([[0.1, 0.2]], [0, 1], dict),
+        "model is <class 'dict'>; expected an object with fit and predict",
+    ),
+    "a stack of texts": (
+        lambda _: blend.stack(
+            [[0.1, 0.2] * 4], ["no", "yes"] * 4, RidgeClassifier(), "auc", folds=2
+        ),
+        r"model predicts classes such as .*; expected a model with predict_proba",
+    ),
+    "classes by name": (
+        lambda _: blend.find_thresholds([0.1, 0.5, 0.9], ["low", "mid", "high"], "accuracy"),
+        "the target has 'high', 'low', 'mid', whose order is not known; expected numbers",
+    ),
+    "a log directory as runs": (
+        lambda _: best_first("runs"),
+        r"runs is 'runs'; expected several runs: read_runs\(logdir\)",
+    ),
+    "no folds": (lambda _: record_scores(".", folds=[]), "folds is empty; expected the validation"),
     "a model first": (lambda _: load_checkpoint(LINEAR, PATH), "model is 'a.pth'; e"),
     "no step": (lambda any_: JsonLinesLogger("logs").log_metrics({"a": 1}, any_), "step is None; "),
     "a bare number": (lambda _: JsonLinesLogger("logs").log_metrics(NAMES["cnn"], 1), "1 was logg"),
@@ -79,10 +163,6 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a list to a meter": (
         lambda _: AverageMeter().update(LISTED),
         r"value is \[1\]; expected one numb",
-    ),
-    "a group's name": (
-        lambda _: look(TABLE, TABLE, groups="b"),
-        r"no column 'b'; expected one of \['a",
     ),
     "an id's name": (
         lambda _: look(TABLE, TABLE, ids=["b"]),

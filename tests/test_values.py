@@ -26,12 +26,15 @@ from batteries import (
     Loggers,
     Predictions,
     TensorBoardLogger,
+    accumulate,
     average_checkpoints,
     blend,
     load_checkpoint,
     make_checkpoint,
+    predictions,
     save_checkpoint,
     seed_all,
+    set_backends,
     start_run,
 )
 from batteries.averaging import best_checkpoints, greedy_soup, save_average
@@ -39,7 +42,7 @@ from batteries.blend import find_threshold, find_weights
 from batteries.distributed import setup
 from batteries.scoreboard import paired_bootstrap, read_run, read_runs, record_scores
 from batteries.splits import Folds, OutOfFold, check_folds, look, make_folds
-from batteries.training import StepPolicy, find_batch_size
+from batteries.training import StepPolicy, find_batch_size, log_checksums, parameter_groups
 
 pd: Any = pytest.importorskip("pandas")
 MODEL = nn.Linear(2, 1)
@@ -73,6 +76,8 @@ NUMBERS: dict[str, Callable[[Any], Any]] = {
     ),
     "power": lambda value: blend.power_average([[0.5]], power=value),
     "spike": lambda value: StepPolicy(spike=value),
+    "max_norm": lambda value: next(iter(accumulate([torch.ones(1)], MODEL)))[1].clip([], value),
+    "weight_decay": lambda value: parameter_groups(MODEL, value),
 }
 
 
@@ -105,6 +110,8 @@ WHOLE: dict[str, Callable[[Any], Any]] = {
     "folds": lambda n: find_weights({"a": SCORES}, TARGET, "auc", folds=n),
     "candidates": lambda n: find_threshold(SCORES, TARGET, "accuracy", candidates=n),
     "step": lambda n: JsonLinesLogger("lines").log_metrics({"a": 1}, n),
+    "(step)": lambda n: log_checksums("logs", n, MODEL),
+    "rank": lambda n: seed_all(1, rank=n),
     "number": lambda n: best_checkpoints("logs", n),
     "seed": lambda n: seed_all(n),
 }
@@ -113,7 +120,7 @@ WHOLE: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("place", WHOLE)
 def test_whole_numbers(place: str) -> None:
     """A fraction or a text is no whole number anywhere, and numpy's and torch's are."""
-    for value in (2.5, "2", math.nan):
+    for value in (2.5, "2", math.nan, True):
         with pytest.raises(TypeError, match=rf"{place} is .*; expected a whole number"):
             WHOLE[place](value)
     manager = CheckpointManager("logs")
@@ -384,6 +391,69 @@ def test_weights_of_files() -> None:
     assert by_path["w"] == in_order["model_state_dict"]["w"] == 3
     with pytest.raises(ValueError, match=r"weights are of 1.pth, but the checkpoints are 1.pth, 4"):
         average_checkpoints(paths, {"1.pth": 1})
+
+
+def test_weights_by_the_names_of_pandas() -> None:
+    """A column of weights with names is matched by them, also if its order is another one."""
+    models = {"a": [0.0], "b": [1.0]}
+    weights = pd.Series({"b": 1.0, "a": 3.0})
+    assert blend.mean(models, weights=weights) == [0.25]
+    for number in (0, 1):
+        save_checkpoint({"model_state_dict": {"w": torch.tensor(float(number))}}, f"{number}.pth")
+    weights = pd.Series({"1.pth": 1.0, "0.pth": 3.0})
+    assert average_checkpoints(["0.pth", "1.pth"], weights)["w"] == 0.25
+
+
+def test_one_name_for_several() -> None:
+    """A text is one name, and not its letters."""
+    Path("a.csv").write_text("id,p\n1,0.5\n")
+    assert blend.blend_files(["a.csv"], columns="p")["p"].to_list() == [0.5]
+    assert blend.correlation([SCORES], names="cnn").names == ["cnn"]
+    table = {"day": np.arange(20) * 2, "x": SCORES}
+    seen = look(table, table, ids="x").columns
+    assert dict(seen.select("column", "kind").iter_rows()) == {"day": "feature", "x": "id"}
+    rows: dict[str, Any] = {"ab": TARGET, "x": list(range(20))}
+    with pytest.raises(ValueError, match=r"rows have exact duplicates .* Not compared: 'x'"):
+        check_folds(make_folds(20, 2), data=rows, ids="x")
+    with warnings.catch_warnings():
+        set_backends(ignore_warnings="known")
+        with pytest.raises(UserWarning, match="own"):
+            warnings.warn("own", stacklevel=1)
+
+
+@pytest.mark.parametrize("metric", [distance, "rmse", "accuracy", "f1"])
+def test_scores_of_one_column(metric: Any) -> None:
+    """Predictions and targets of (rows, 1) have the score of (rows,), whatever the metric is."""
+    scores, target = np.array(SCORES), np.array(TARGET)
+    folds = Folds(np.arange(20) // 5, "kfold")
+
+    def found(own: Any, truth: Any) -> Any:
+        oof = OutOfFold(folds)
+        for fold, (_, valid) in enumerate(folds):
+            oof.add(fold, own[valid])
+        return oof.score(truth, metric)
+
+    expected = found(scores, target)
+    for own, truth in ((scores[:, None], target), (scores, target[:, None])):
+        assert found(own, truth) == expected
+
+
+def test_predictions_in_columns() -> None:
+    """Predictions may be columns of pandas and polars, and ids may come from a generator."""
+    for column in (pd.Series([0.5, 1.0]), pl.Series([0.5, 1.0])):
+        outputs = Predictions(2)
+        outputs.add([1, 0], p=column)
+        assert outputs.gather().p.tolist() == [1.0, 0.5]
+    outputs.save("valid.npy", ids=(name for name in "ab"))
+    assert predictions.load("valid.npy")["id"].tolist() == ["a", "b"]
+
+
+def test_targets_in_one_column() -> None:
+    """A frame of one column is the targets."""
+    target = pd.DataFrame({"y": TARGET})
+    assert repr(find_weights([SCORES], target, "rmse")) == repr(
+        find_weights([SCORES], TARGET, "rmse")
+    )
 
 
 def test_foreign_states() -> None:

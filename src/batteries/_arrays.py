@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
@@ -23,11 +24,23 @@ def as_array(values: Any, name: str) -> NDArray[Any]:
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise ValueError(f"{name} is a masked array: pass {name}.filled(...)")
     array = np.asarray(_listed(values))
-    if not array.ndim and array.dtype == object:
+    if not array.ndim and array.dtype.kind in "OUS":
         raise TypeError(
             f"{name} is a {type(values).__name__}; expected an array, a tensor or a list"
         )
     return array
+
+
+def by_name(values: Any) -> Any:
+    """A column of pandas whose index has names as a mapping. Other values stay as they are."""
+    index = index_of(values) if getattr(values, "ndim", 0) == 1 else None
+    named = index is not None and any(isinstance(name, str | os.PathLike) for name in index)
+    return values.to_dict() if named else values
+
+
+def as_names(names: str | Iterable[str]) -> list[str]:
+    """Names that users pass. A string is one name, not a name for each letter."""
+    return [names] if isinstance(names, str) else list(names)
 
 
 def index_of(values: Any) -> Any:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import torch
 
+from batteries._arrays import as_names
+
 _CHOSEN = "BATTERIES_BACKENDS"  # a variable, which processes that start later inherit
 _PRECISIONS = ("highest", "high", "medium")
 
@@ -57,8 +59,8 @@ def set_backends(
             f"matmul_precision is {matmul_precision!r}; expected one of {', '.join(_PRECISIONS)}"
         )
     known = chosen_backends()
-    new = [ignore_warnings] if isinstance(ignore_warnings, str) else ignore_warnings
-    messages = dict.fromkeys([*known.get("ignore_warnings", ()), *new])
+    ignore_warnings = as_names(ignore_warnings)
+    messages = dict.fromkeys([*known.get("ignore_warnings", ()), *ignore_warnings])
     chosen: dict[str, Any] = {
         "matmul_precision": matmul_precision,
         "cudnn_benchmark": cudnn_benchmark,
@@ -67,7 +69,7 @@ def set_backends(
         "ignore_warnings": list(messages) or None,
     }
     own = {name: value for name, value in chosen.items() if value is not None}
-    _apply({**own, "ignore_warnings": new})
+    _apply({**own, "ignore_warnings": ignore_warnings})
     os.environ[_CHOSEN] = json.dumps({**known, **own})
 
 

@@ -12,14 +12,12 @@ from datetime import date
 from datetime import time as clock
 from enum import Enum
 from pathlib import PurePath
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 _TEXTS = {"uuid", "decimal", "fractions", "ipaddress", "pathlib", "datetime", "yarl", "yarl._url"}
-_TEXTS |= {
-    "pydantic.networks",
-    "pydantic_core._pydantic_core",
-}  # kinds whose `str` is their whole value
+_TEXTS |= {"pydantic.networks", "pydantic_core._pydantic_core"}  # their `str` is their whole value
+_MAPPING = ("to_dict", "keys", "items", "__getitem__")  # such as a ConfigDict of ml_collections
 
 
 def parts_of(value: Any) -> Mapping[Any, Any] | list[Any] | None:
@@ -36,6 +34,8 @@ def parts_of(value: Any) -> Mapping[Any, Any] | list[Any] | None:
         return found
     if isinstance(value, Mapping):
         return value
+    if all(hasattr(kind, name) for name in _MAPPING) and not hasattr(kind, "__array__"):
+        return dict(value.items())
     if isinstance(value, Namespace | SimpleNamespace):
         return vars(value)
     if is_dataclass(kind):  # without the arguments of `__post_init__`, which no attribute keeps
@@ -74,6 +74,20 @@ def plain_value(value: Any) -> Any:
         return value if isinstance(found := value._value(), dict | list) else plain_value(found)
     known = isinstance(value, PurePath) or type(value).__module__ in _TEXTS
     return str(value) if known and not isinstance(value, type) else value
+
+
+def attributes_of(value: Any) -> dict[str, Any] | None:
+    """The attributes of an object or a class, with those of its bases and without its methods."""
+    own = getattr(value, "__dict__", None)
+    if own is None or isinstance(value, ModuleType):
+        return None if own is None else dict(own)
+    kind, own = (value, {}) if isinstance(value, type) else (type(value), own)
+    shared = {name: each for base in reversed(kind.__mro__) for name, each in vars(base).items()}
+    return {
+        name: each
+        for name, each in shared.items()
+        if not name.startswith("_") and not hasattr(type(each), "__get__")
+    } | own
 
 
 def named_parts(value: Any) -> Mapping[Any, Any] | None:

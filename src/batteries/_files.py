@@ -65,6 +65,16 @@ def walk(root: PathLike, deep: int = 1000) -> Iterator[tuple[str, list[str], lis
         yield folder, folders, files
 
 
+def refuse_source(out: PathLike, sources: Iterable[PathLike]) -> None:
+    """Raise if a result would replace a file that it is made of."""
+    for source in sources:
+        with suppress(FileNotFoundError):
+            if Path(out).samefile(source):
+                raise ValueError(
+                    f"the result would replace {source}, which it is made of: choose another path"
+                )
+
+
 def make_directory(path: PathLike) -> Path:
     """Create a directory with its parents. Several processes may do so at once."""
     path = Path(path)

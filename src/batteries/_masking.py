@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from batteries._configurations import named_parts, parts_of, plain_value
+from batteries._configurations import attributes_of, named_parts, parts_of, plain_value
 
 MASK = "***"
 _SECRET = re.compile(
@@ -95,7 +95,7 @@ def masked(values: Any) -> dict[str, Any]:
     """
     named = named_parts(values)
     if named is None:
-        named = getattr(values, "__dict__", None)
+        named = attributes_of(values)
     if named is None:
         try:
             named = dict(values)

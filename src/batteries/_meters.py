@@ -175,4 +175,4 @@ def _one_number(value: float | Tensor, name: str) -> float | Tensor:
         return value.detach().reshape(()).to(wide, copy=True)
     # Numbers of numpy become Python's, because numpy adds float32 numbers in float32.
     number = value.item() if hasattr(value, "item") else value
-    return number if type(number) in (int, float) else as_number(number, name)
+    return number if type(number) in (int, float, bool) else as_number(number, name)

@@ -13,6 +13,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from batteries import distributed
 from batteries._device import known_device
+from batteries._foreign import brief
 from batteries.distributed._launch import in_group
 from batteries.distributed._messages import is_fsdp, is_sharded, refuse_sharded
 
@@ -32,6 +33,7 @@ def unwrap(model: nn.Module, *, keep_compile: bool = False) -> nn.Module:
             outputs of the bare module may differ in their last bits.
     """
     compiled: Any = None
+    as_module(model)
     while True:
         if isinstance(model, DistributedDataParallel | DataParallel):
             model = model.module
@@ -45,12 +47,18 @@ def unwrap(model: nn.Module, *, keep_compile: bool = False) -> nn.Module:
             return type(compiled)(model, compiled.dynamo_ctx)  # type: ignore[no-any-return]
 
 
+def as_module(model: Any) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    raise TypeError(f"model is {brief(model)}; expected a torch.nn.Module")
+
+
 def reshard(model: nn.Module, *, after_error: bool = False) -> None:
     """Let modules of FSDP2 release whole parameters that a forward pass has left in memory.
 
     Nothing is sent. With `after_error`, the state of an interrupted forward pass is reset first.
     """
-    parts = [part for part in model.modules() if is_fsdp(part)]
+    parts = [part for part in as_module(model).modules() if is_fsdp(part)]
     for part in parts if after_error else ():
         _reset(part)
     for part in parts:
@@ -123,7 +131,7 @@ def distribute(model: nn.Module, device: torch.device | str | int) -> nn.Module:
         TypeError: FSDP2 or tensor parallelism has sharded the model already.
         ValueError: There is no such device.
     """
-    for name, parameter in model.named_parameters():
+    for name, parameter in as_module(model).named_parameters():
         if is_sharded(parameter):
             raise TypeError(
                 f"{name} is a DTensor: FSDP2 or tensor parallelism has sharded the model, and "

@@ -28,7 +28,7 @@ def as_whole(value: Any, name: str, least: int | None = None, told: str = "") ->
         told: More about what is expected, for errors. A unit begins with a space.
     """
     found = None
-    if not isinstance(value, str | bytes):
+    if not isinstance(value, str | bytes | bool):
         with suppress(TypeError, ValueError, RuntimeError, OverflowError):
             found = int(value)
     if found is None or found != value:

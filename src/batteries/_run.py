@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from batteries._arguments import differing, is_longer
+from batteries._arrays import as_names
 from batteries._environment import code, environment, program_directory
 from batteries._files import PathLike, Place, locked_directory, make_directory, write_whole
 from batteries._masking import masked, masked_command
@@ -124,7 +125,10 @@ class Run:
         return self.path.as_posix()
 
     def close(
-        self, state: str = "finished", error: str | None = None, why: str | None = None
+        self,
+        state: Literal["finished", "stopped", "failed"] = "finished",
+        error: str | None = None,
+        why: str | None = None,
     ) -> None:
         """Record how the run ended. Calling it again has no effect.
 
@@ -138,7 +142,7 @@ class Run:
             ValueError: Another `state`, or a `run.json` that is no record of a run.
         """
         if state not in _ENDS:
-            raise ValueError(f"state is {state!r}; expected finished, stopped or failed")
+            raise ValueError(f"state is {state!r}; expected 'finished', 'stopped' or 'failed'")
         if self._ended.is_set() or not is_main():
             return
         told = {} if why is None else {"why": why}
@@ -179,7 +183,7 @@ class Run:
 
 
 def start_run(
-    logdir: PathLike, args: Any = None, *, new: bool = False, may_differ: Iterable[str] = ()
+    logdir: PathLike, args: Any = None, *, new: bool = False, may_differ: str | Iterable[str] = ()
 ) -> Run:
     """Start a new run, or resume an unfinished one, and record its program and its end.
 
@@ -204,8 +208,8 @@ def start_run(
         logdir: The directory of numbered runs, whose newest run is resumed unless it has finished.
             Or the directory of one run, which is resumed in any case, whatever its arguments are.
         args: A mapping, an `argparse.Namespace`, a dataclass, a named tuple, or a configuration of
-            attrs, pydantic or omegaconf, also nested. Without `args`, the options of the command
-            line are compared.
+            attrs, pydantic, omegaconf or ml_collections, also nested; or a class with attributes
+            (`class CFG:`). Without `args`, the options of the command line are compared.
         new: Start a new run in any case.
         may_differ: Names of arguments that may differ in a resumed run: "num_workers", or
             "data.num_workers" for a nested one.
@@ -216,7 +220,7 @@ def start_run(
             or `logdir` is the directory of a run, with `new=True`.
         NotADirectoryError: `logdir` is a file.
     """
-    same = [may_differ] if isinstance(may_differ, str) else [*may_differ]
+    same = as_names(may_differ)
     path, name, resumed, session, host = _begin(Path(logdir), args, new, same, world_size())
     if not is_main():
         run_record.check_seen(path, session, host)
@@ -379,7 +383,9 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _state_after(error: BaseException | None) -> tuple[str, str | None, str | None]:
+def _state_after(
+    error: BaseException | None,
+) -> tuple[Literal["finished", "stopped", "failed"], str | None, str | None]:
     """The state, the error and the reason of a run's end, from the exception that ended it."""
     code = error.code if isinstance(error, SystemExit) else None
     if error is None or (isinstance(error, SystemExit) and code in (None, 0)):

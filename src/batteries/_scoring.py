@@ -32,16 +32,24 @@ class Scoring(NamedTuple):
         """The function for predictions; `target` has the classes."""
         # Our fast function may not apply, for example to several targets.
         function = self.function or _of_sklearn(self)
-        needed = (self.of_labels or self.with_classes) and np.ndim(target) == 1
+        target = _in_rows(target)
+        needed = (self.of_labels or self.with_classes) and target.ndim == 1
         classes = np.unique(target) if needed else None
         more = {"labels": classes} if self.with_classes and needed else {}
 
         def score(y: Any, p: Any) -> float:
+            y, p = _in_rows(y), _in_rows(p)
             if classes is not None and self.of_labels:
-                p = _labels(np.asarray(p), classes)
+                p = _labels(p, classes)
             return as_number(function(wide(y), wide(p), **more), f"the result of {self.name}")
 
         return score
+
+
+def _in_rows(values: Any) -> NDArray[Any]:
+    """One column as (rows,): numpy would subtract (rows, 1) from (rows,) as (rows, rows)."""
+    array = np.asarray(values)
+    return array[:, 0] if array.shape[1:] == (1,) else array
 
 
 def wide(values: Any) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 
 from batteries import distributed
 from batteries._backends import adopt_backends, chosen_backends
-from batteries._numbers import as_seed
+from batteries._numbers import as_seed, as_whole
 
 _SEED = "BATTERIES_SEED"
 _numbered: Counter[Hashable] = Counter()  # counts since the last `seed_all(seed)`
@@ -51,7 +51,7 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
     Raises:
         TypeError, ValueError: The seed is not a whole number, or out of range.
     """
-    seed = as_seed(seed)
+    seed, rank = as_seed(seed), None if rank is None else as_whole(rank, "rank", 0)
     _choose_algorithms(deterministic)
     worker = get_worker_info()
     if worker is not None:

@@ -16,6 +16,7 @@ from batteries._direction import said_direction
 from batteries._files import PathLike, locked_directory, write_whole
 from batteries._foreign import Most, brief, check, open_regular, read_json
 from batteries._numbers import as_number
+from batteries._rundir.record import NAME as RECORD
 from batteries._rundir.record import check_held
 
 NAME = "scores.json"
@@ -73,7 +74,7 @@ def record_scores(
     Raises:
         TypeError: `metric_minimization` is not a bool.
         ValueError: A score that is not a finite number, with its name; more than 32 leaderboards;
-            a text that is too long; or a `scores.json` that is damaged.
+            a text that is too long; a directory of runs; or a `scores.json` that is damaged.
         NotADirectoryError: There is no such run.
         OSError: There is no such `file`, or the scores cannot be written.
         RuntimeError: Another program has taken over the run from this one.
@@ -81,6 +82,10 @@ def record_scores(
     path = Path(run)
     if not path.is_dir():
         raise NotADirectoryError(f"there is no run {path}")
+    if not (path / RECORD).exists() and (inside := next(path.glob(f"*/{RECORD}"), None)):
+        raise ValueError(
+            f"{path} is no run, but has runs, such as {inside.parent}; pass one of them"
+        )
     new: dict[str, Any] = {
         key: _finite(key, value)
         for key, value in (("validation", validation), ("test", test))
@@ -90,7 +95,9 @@ def record_scores(
         if isinstance(folds, Mapping):  # in one order for all runs, whose folds are compared
             names = sorted(folds, key=lambda name: (len(str(name)), str(name)))
             folds = [folds[name] for name in names]
-        new["folds"] = [_finite("folds", value) for value in folds]
+        if not (of_folds := [_finite("folds", value) for value in folds]):
+            raise ValueError("folds is empty; expected the validation score of each fold")
+        new["folds"] = of_folds
     new |= {} if metric is None else {"metric": str(metric)}
     if metric_minimization is not None:
         new["minimization"] = said_direction(metric_minimization, "record_scores")

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from batteries._files import PathLike, listed
+from batteries._arrays import by_name
+from batteries._files import PathLike, listed, refuse_source
 from batteries._numbers import as_number, as_whole
 from batteries._rundir.history import NAME, read_history
 from batteries._rundir.names import checkpoint_name
@@ -139,6 +140,7 @@ def save_average(
         )
     files = listed(paths)
     counts = _counts(weights, files)
+    refuse_source(out, files)
     state = average_checkpoints(files, counts, dtype)
     if model is not None:
         model.load_state_dict(state)
@@ -203,6 +205,7 @@ def _counts(
     number = len(files)
     if not number:
         raise ValueError("there are no checkpoints to average")
+    weights = by_name(weights)
     if isinstance(weights, Mapping):
         by_path = {Path(path): weight for path, weight in weights.items()}
         if by_path.keys() != set(files):

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from batteries._arrays import as_names
 from batteries._digits import shown
 from batteries._files import PathLike, write_whole
 from batteries._optional import import_optional
@@ -99,6 +100,7 @@ def correlation(
         raise ValueError("there are no rows to correlate")
     if kind not in ("pearson", "spearman"):
         raise ValueError(f"kind is {kind!r}; expected 'pearson' or 'spearman'")
+    names = None if names is None else as_names(names)
     if names is not None and len(names) != len(models.arrays):
         raise ValueError(
             f"there are {len(names)} names for {len(models.arrays)} models; expected one for each"

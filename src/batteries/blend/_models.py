@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from batteries._arrays import as_array
+from batteries._arrays import as_array, by_name
 
 Array = NDArray[Any]
 _FLOAT32 = np.dtype(np.float32)
@@ -139,6 +139,7 @@ def as_weights(weights: Any, models: Models, negative: bool = False) -> NDArray[
     number = len(models.arrays)
     if weights is None:
         return np.full(number, 1 / number)
+    weights = by_name(weights)
     if isinstance(weights, Mapping):
         weights = {str(name): weight for name, weight in weights.items()}
         if set(weights) != set(models.keys):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from batteries._foreign import brief
 from batteries._spellings import hints
 from batteries.blend._metrics import as_problem
 from batteries.blend._models import Array, Models, as_models
@@ -105,6 +106,8 @@ def stack(
     Raises:
         TypeError, ValueError, ModuleNotFoundError: As for `find_weights`.
     """
+    if isinstance(model, type) or not hasattr(model, "fit"):
+        raise TypeError(f"model is {brief(model)}; expected an object with fit and predict")
     models, truth, rows = predicted_by_all(everything := as_models(oof), target, allow_missing)
     probable, classes = hasattr(model, "predict_proba"), np.unique(truth)
     metric = metric or ("log_loss" if probable else "rmse")
@@ -113,7 +116,13 @@ def stack(
 
     def predict(fitted: Any, features: Array) -> NDArray[Any]:
         if not probable:
-            return np.asarray(fitted.predict(features))
+            own = np.asarray(fitted.predict(features))
+            if own.dtype.kind not in "biuf":
+                raise TypeError(
+                    f"model predicts classes such as {own[0]!r}; expected a model with "
+                    "predict_proba, or a target of numbers"
+                )
+            return own
         told = np.zeros((len(features), len(classes)))
         told[:, np.searchsorted(classes, fitted.classes_)] = fitted.predict_proba(features)
         return told[:, 1] if positive else told

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 import numpy as np
 
 from batteries import predictions
-from batteries._files import PathLike, listed, write_whole
+from batteries._arrays import as_names
+from batteries._files import PathLike, listed, refuse_source, write_whole
 from batteries._foreign import check_regular
 from batteries._optional import import_optional
 from batteries._spellings import hints
@@ -37,7 +38,7 @@ def blend_files(
     *,
     out: PathLike | None = None,
     id_column: str | None = None,
-    columns: Sequence[str] | None = None,
+    columns: str | Sequence[str] | None = None,
     weights: Weights = None,
     power: float = 2.0,
     renormalise: bool = False,
@@ -95,11 +96,11 @@ def blend_files(
         raise ValueError("there are no files to blend")
     if renormalise and method == "vote":
         raise ValueError("labels are not probabilities: leave out renormalise with 'vote'")
-    if out is not None and Path(out).suffix not in (".csv", ".parquet"):
-        raise ValueError(f"a blend is written as .csv or .parquet, not as {Path(out).name}")
+    if out is not None:
+        _check_out(Path(out), files)
     header = names_in(files[0])
     key = header[0] if id_column is None else id_column
-    names = _blended_by_default(files[0], header, key) if columns is None else list(columns)
+    names = _blended_by_default(files[0], header, key) if columns is None else as_names(columns)
     if not names or key in names or len(set(names)) < len(names):
         raise ValueError(
             f"the columns to blend are {names} and the id column is {key!r}; {files[0]} has "
@@ -134,6 +135,12 @@ def blend_files(
     if out is not None:
         _write(table, Path(out), None if method == "rank" else _decimals(files[0], names))
     return table
+
+
+def _check_out(out: Path, files: list[Path]) -> None:
+    if out.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"a blend is written as .csv or .parquet, not as {out.name}")
+    refuse_source(out, files)
 
 
 def _blended_by_default(path: Path, header: Sequence[str], key: str) -> list[str]:

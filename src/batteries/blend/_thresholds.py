@@ -182,6 +182,11 @@ def find_thresholds(
     classes = np.unique(truth)
     if len(classes) < 2:
         raise ValueError(f"the target has {len(classes)} class; expected two or more")
+    if classes.dtype.kind not in "iuf":
+        raise ValueError(
+            f"the target has {', '.join(map(repr, classes[:3].tolist()))}, whose order is not "
+            "known; expected numbers, such as 0 for the lowest class"
+        )
     scoring = as_scoring(metric, metric_minimization, "find_thresholds")
     sign, function = -1 if scoring.minimized else 1, scoring.of(truth)
 
@@ -207,7 +212,7 @@ def find_thresholds(
 
     values, worth, unseen, found = _tried(best, score, len(truth), pairs)
     spread = np.std(found, axis=0, ddof=1).tolist()
-    middles = (classes[1:] + classes[:-1]) / 2 if classes.dtype.kind in "iuf" else values
+    middles = (classes[1:] + classes[:-1]) / 2
     rounded = float(np.mean([score(unseen, middles) for _, unseen in pairs]))
     each = [cuts.tolist() for cuts in found]
     return Thresholds(

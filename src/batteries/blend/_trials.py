@@ -88,6 +88,8 @@ def predicted_by_all(models: Models, target: Any, allow_missing: bool) -> tuple[
     """The predictions and targets of the rows that all models have predicted, and these rows."""
     refuse_other_order("the target and the predictions", models.index, index_of(target))
     truth = as_array(target, "target")
+    if truth.shape[1:] == (1,):  # a frame of one column
+        truth = truth[:, 0]
     if len(truth) != models.shape[0]:
         raise ValueError(
             f"there are {len(truth)} targets for {models.shape[0]} rows; expected one for each"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from batteries._configurations import parts_of, plain_value
+from batteries._foreign import brief
 from batteries._masking import MASK
 from batteries._memory import check_remember, memory_of, metrics_inside
 from batteries._modules import unwrap
@@ -110,6 +111,12 @@ def make_checkpoint(
 
 def state_key(name: str) -> str:
     return f"{name}_state_dict"
+
+
+def as_checkpoint(checkpoint: Any) -> Mapping[str, Any]:
+    if isinstance(checkpoint, Mapping):
+        return checkpoint
+    raise TypeError(f"the checkpoint is {brief(checkpoint)}; expected what make_checkpoint returns")
 
 
 def check_stateful(name: str, part: Any) -> None:

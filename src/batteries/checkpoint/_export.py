@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from batteries._files import PathLike, write_whole
+from batteries._files import PathLike, refuse_source, write_whole
 from batteries.checkpoint._read import is_sharded, named_weights, opened
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._read_safetensors import library
@@ -50,6 +50,7 @@ def export_safetensors(path: PathLike, out: PathLike, *, key: str = "model") -> 
         CheckpointError: Damaged, or it has no such weights.
         ModuleNotFoundError: safetensors is not installed.
     """
+    refuse_source(out, [path])
     with opened(path, alone=True) as file:
         weights = named_weights(file.contents, key)
         if weights is None or not all(map(torch.is_tensor, weights.values())):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
@@ -75,6 +76,24 @@ def _of_optimizer(optimizer: Optimizer, state: Any) -> Iterator[Misfit]:
         if index in by_id and isinstance(entry, Mapping):
             number, parameter = by_id[index]
             yield from _of_entry(optimizer, f"state[{index}]", entry, parameter, groups[number])
+    if not _of_torch(optimizer):
+        yield from _in_another_order(state["state"], {i: p for i, (_, p) in by_id.items()})
+
+
+def _in_another_order(entries: Mapping[Any, Any], own: Mapping[Any, Tensor]) -> Iterator[Misfit]:
+    """Whether tensors have the shapes of the parameters, but each that of another one."""
+    shapes: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
+    for index, parameter in own.items():
+        entry = entries.get(index)
+        for key, value in entry.items() if isinstance(entry, Mapping) else ():
+            if isinstance(value, Tensor) and not is_lazy(parameter):
+                shapes[key].append((tuple(value.shape), tuple(parameter.shape)))
+    for key, pairs in shapes.items():
+        there, here = zip(*pairs, strict=True)
+        if there != here and sorted(there) == sorted(here):
+            text = f"its {key!r} are of the same parameters in another order"
+            yield Misfit("param_groups", "mismatched", text)
+            return
 
 
 def _names_in(groups: list[dict[str, Any]]) -> list[str]:

@@ -25,6 +25,7 @@ from batteries._processes import is_alive, is_own, own_process
 from batteries._rundir import record as run_record
 from batteries._rundir.history import Row
 from batteries.checkpoint._background import BackgroundWriter
+from batteries.checkpoint._contents import as_checkpoint
 from batteries.checkpoint._directory import Directory, Epochs
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._seal import Note, digest_read, identity_of
@@ -234,7 +235,7 @@ class CheckpointManager:
 
         It raises the errors of `process`, except those of the score and the epoch.
         """
-        self._save(checkpoint, None)
+        self._save(as_checkpoint(checkpoint), None)
 
     def wait(self) -> None:
         """Wait until every checkpoint that was processed is on the disk.
@@ -409,11 +410,7 @@ def _checked_epoch(epoch: Any, checkpoint: Mapping[str, Any]) -> int:
         raise ValueError(str(error)) from None
     if not is_epoch(own):
         raise ValueError(f"epoch is {brief(own)}; expected a whole number below 10^18")
-    if not isinstance(checkpoint, Mapping):
-        raise TypeError(
-            f"the checkpoint is {brief(checkpoint)}; expected what make_checkpoint returns"
-        )
-    found: list[Any] = [checkpoint.get("epoch", own), checkpoint.get("step")]
+    found: list[Any] = [as_checkpoint(checkpoint).get("epoch", own), checkpoint.get("step")]
     its, step = (each.item() if hasattr(each, "item") else each for each in found)
     if isinstance(its, int | float) and own not in (its, step):
         raise ValueError(

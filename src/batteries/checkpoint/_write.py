@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from batteries._files import PathLike, write_whole
 from batteries._preemption import timed_save
-from batteries.checkpoint._contents import plain_or_refused, rebuilt
+from batteries.checkpoint._contents import as_checkpoint, plain_or_refused, rebuilt
 from batteries.checkpoint._seal import Digest, Note, comment_of
 
 _CHUNK = 2**22  # bytes that are written at once; a multiple of the digest's blocks
@@ -50,7 +50,7 @@ def save_checkpoint(
     """
     if isinstance(checkpoint, str | os.PathLike):
         raise TypeError("the path comes second: save_checkpoint(checkpoint, path)")
-    plain = rebuilt(checkpoint, plain_or_refused)
+    plain = as_checkpoint(rebuilt(checkpoint, plain_or_refused))
     with timed_save(), write_whole(path, _bytes_in(plain)) as file:
         _write_archive(plain, file, note or {})
 

@@ -75,7 +75,11 @@ class _Pass:
         self.before: dict[str, Any] | None = None  # the generators, if they are restored after it
 
 
-def _check(options: dict[str, Any], batches_per_pass: int | None) -> None:
+def _check(options: dict[str, Any], batches_per_pass: int | None, sampler: Any) -> None:
+    if isinstance(sampler, Iterator):
+        raise TypeError(
+            f"the sampler is a {type(sampler).__name__}, which ends after one epoch; pass a list"
+        )
     if options.get("in_order") is False:
         raise ValueError(
             "in_order is False, which yields batches in an unknown order; leave it out"
@@ -139,7 +143,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             different parts, and the loader divides these among the workers. True: every rank and
             worker yields a different part. Default: a dataset that reads both `id` and
             `num_workers` of `get_worker_info()`, in `__iter__` or through `worker_init_fn`, counts
-            as "workers", any other as False. With several ranks, you must pass `sharded`.
+            as "workers", any other as False. With several ranks, you must pass `sharded`. A dataset
+            with indices is divided by them.
         group: The ranks that divide the samples: a `ProcessGroup`, a `DeviceMesh` of one dimension
             or `(mesh, "dp")`. Ranks of other groups get the same samples, which tensor and context
             parallelism need. With a group of rank 0 alone, rank 0 can evaluate alone. Default: all
@@ -189,11 +194,11 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         options.update(num_workers=num_workers, pin_memory=pin_memory or self._prefetch.pins)
         told = shown_to_torch(dataset, shuffle, sampler, batch_sampler)
         super().__init__(  # checks the arguments, and keeps them as attributes
-            dataset, batch_size, *told, batch_sampler,
+            dataset, batch_size and as_whole(batch_size, "batch_size"), *told, batch_sampler,
             collate_fn=collate_fn, drop_last=drop_last, worker_init_fn=worker_init_fn, **options,
         )  # fmt: skip
         hide_batches_of(self, batch_sampler)
-        _check(options, batches_per_pass)
+        _check(options, batches_per_pass, sampler or batch_sampler)
         self.batches_per_pass = batches_per_pass
         self.seed = chosen_seed(seed)
         self.epoch, self._rank, self._compared, self.group = 0, 0, False, group
@@ -234,6 +239,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             collate = functools.partial(self._stream.collated, self.collate_fn)
             sizes = {"batch_size": self.batch_size, "drop_last": self.drop_last}
             return {"dataset": self._stream, "collate_fn": collate, **sizes}
+        if sharded not in (None, False, "workers"):
+            raise ValueError(
+                f"sharded is {sharded!r}, but the loader divides the indices of this dataset among "
+                "the ranks; leave sharded out. Or if each rank has a dataset of its own, pass a "
+                "group of this rank alone"
+            )
         self._keyed = draws_too or draws(dataset)
         self._samples = Samples(dataset, self._keeps_samples, self.collate_fn)
         single = self.batch_size is None and self._unit == "samples"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from numbers import Number
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from batteries._foreign import brief
 from batteries.distributed._agreement import Transfer, agree
 from batteries.distributed._groups import Group, Ranks, ranks_of
 from batteries.distributed._launch import in_group
@@ -201,8 +203,11 @@ def broadcast(data: T, src: int = 0, *, check: bool = True, group: Group = None)
         ValueError: `src` is not a rank of the group.
         Exception: The data of rank `src` cannot be pickled. All ranks raise its error.
         RuntimeError: The ranks are not doing the same, or some are missing; the message names them.
+        ValueError: The group has no rank `src`.
     """
     ranks = ranks_of(group)
+    if not 0 <= src < ranks.size:
+        raise ValueError(f"src is {src}; expected a rank, 0 to {ranks.size - 1}")
     if alone("broadcast", ranks):
         return data
     if not 0 <= src < ranks.size:
@@ -256,6 +261,7 @@ def all_reduce(
         group: As in `barrier`.
 
     Raises:
+        TypeError: Another value than a number or a tensor.
         ValueError: An unknown operation.
         RuntimeError: The ranks are not doing the same, or some are missing; the message names them.
     """
@@ -263,6 +269,8 @@ def all_reduce(
         raise ValueError(f"op is {op!r}; all_reduce knows {', '.join(_REDUCTIONS)}")
     ranks = ranks_of(group)
     if not isinstance(value, Tensor):
+        if not isinstance(value, Number | np.generic | np.ndarray):
+            raise TypeError(f"all_reduce got {brief(value)}; expected a number or a tensor")
         operation = f"all_reduce({op}) of a number"
         single = alone("all_reduce", ranks)
         values = [value] if single else _all_gather(value, operation, check, ranks)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from batteries import distributed
@@ -90,9 +90,7 @@ class Predictions:
         # int64 would take twice the memory of a float32 prediction.
         self._places = np.dtype(np.int32 if length < 2**31 else np.int64)
 
-    def add(
-        self, indices: Iterable[int] | Tensor, **arrays: Tensor | NDArray[Any] | Sequence[Any]
-    ) -> None:
+    def add(self, indices: Iterable[int] | Tensor, **arrays: ArrayLike | Sequence[Any]) -> None:
         """Add the predictions for a batch.
 
         >>> Predictions(8).add(range(2), logits=torch.zeros(2, 10), name=["a", "b"])
@@ -155,7 +153,7 @@ class Predictions:
         """
         return Gathered(self._gathered(dst))
 
-    def save(self, path: PathLike, ids: Sequence[Any] | NDArray[Any] | None = None) -> None:
+    def save(self, path: PathLike, ids: Iterable[Any] | None = None) -> None:
         """Write the arrays to one file, whole or not at all. All ranks of the group call it.
 
         >>> outputs = Predictions(2)
@@ -241,7 +239,8 @@ def _as_rows(name: str, value: Any) -> Any:
         return [_pickle(item) for item in value]
     if isinstance(value, np.ma.MaskedArray):
         raise ValueError(f"{name} is a masked array: pass {name}.filled(...)")
-    if isinstance(value, np.ndarray):
+    if hasattr(value, "__array__") and not isinstance(value, Tensor):  # of numpy, or a column
+        value = np.asarray(value)
         try:  # the copy is writable, has positive strides and the native byte order
             value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
         except TypeError as error:

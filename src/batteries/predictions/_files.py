@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from batteries._arrays import as_array
 from batteries._files import PathLike, write_whole
 from batteries._foreign import brief, check_regular
 from batteries._optional import import_optional
@@ -68,7 +69,7 @@ def _polars() -> Any:
 
 def write(path: Path, columns: dict[str, Any], ids: Any) -> None:
     length = len(next(iter(columns.values()), ()))
-    ids = np.arange(length) if ids is None else np.asarray(ids)
+    ids = np.arange(length) if ids is None else as_array(ids, "ids")
     if len(ids) != length:
         raise ValueError(f"there are {len(ids)} ids for {length} samples; expected one for each")
     arrays = {"id": ids} | {name: _as_column(name, value) for name, value in columns.items()}

@@ -11,7 +11,7 @@ from batteries._digits import shown
 from batteries._files import PathLike
 from batteries._optional import import_optional
 from batteries.scoreboard._info import RunInfo, folds_of
-from batteries.scoreboard._runs import run_info
+from batteries.scoreboard._runs import run_info, run_infos
 
 _FEW = 5  # runs that a verdict needs
 _SEED = 42
@@ -53,7 +53,7 @@ def check_gaps(runs: Sequence[RunInfo | PathLike]) -> list[GapCheck]:
         ModuleNotFoundError: scipy is not installed. A check of five or more runs needs it.
     """
     groups: dict[tuple[str, bool], list[RunInfo]] = {}
-    infos = [run_info(run) for run in runs]
+    infos = run_infos(runs)
     for run in infos:
         groups.setdefault((run.metric, run.minimization is True), []).append(run)
     found = []

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from batteries._arrays import as_names
 from batteries._direction import said_direction
 from batteries._files import PathLike
 from batteries._optional import import_optional
@@ -267,7 +268,7 @@ class Runs(Sequence[RunInfo]):
         Raises:
             KeyError: There is no such column.
         """
-        names = [self.column(name) for name in ([by] if isinstance(by, str) else by)]
+        names = [self.column(name) for name in as_names(by)]
         return grouped(self._rows, names, self.column(of))
 
 
@@ -336,7 +337,7 @@ def best_first(runs: Sequence[RunInfo | PathLike]) -> list[RunInfo]:
     """
     groups: dict[tuple[str, bool], list[tuple[float, RunInfo]]] = {}
     rest = []
-    for run in map(run_info, runs):
+    for run in run_infos(runs):
         score, lower = run.validation, run.minimization
         if score is None or lower is None:
             rest.append(run)
@@ -384,6 +385,12 @@ def find_run(run: PathLike, logdir: PathLike = ".") -> RunInfo:
     raise LookupError(f"there is no run {run}{hint}")
 
 
+def run_infos(runs: Iterable[RunInfo | PathLike]) -> list[RunInfo]:
+    if isinstance(runs, str | os.PathLike):
+        raise TypeError(f"runs is {os.fspath(runs)!r}; expected several runs: read_runs(logdir)")
+    return [run_info(run) for run in runs]
+
+
 def run_info(run: RunInfo | PathLike) -> RunInfo:
     return run if isinstance(run, RunInfo) else find_run(run)
 
@@ -402,14 +409,16 @@ def _run_paths(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
         yield root
         return
     names = {entry.name for entry in inside}
-    if NAME in names or SCORES in names:
-        yield root
-    elif METRICS in names:
-        yield root.parent if root.name == CHECKPOINTS and depth < _DEPTH else root
-    elif depth:
+    found = not names.isdisjoint((NAME, SCORES, METRICS))
+    if found:
+        of_run = names.isdisjoint((NAME, SCORES)) and root.name == CHECKPOINTS and depth < _DEPTH
+        yield root.parent if of_run else root
+    if depth and NAME not in names:
         for entry in inside:
             if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-                yield from _run_paths(Path(entry.path), depth - 1)
+                below = _run_paths(Path(entry.path), depth - 1)
+                # A score or a checkpoint may have been saved into the log directory.
+                yield from (path for path in below if not found or (path / NAME).exists())
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from batteries._numbers import as_whole
 from batteries.splits._tables import length_of
 
 
@@ -47,9 +48,9 @@ class Folds:
 
     def __getitem__(self, fold: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The rows to train on and to validate on, sorted."""
-        if not -self.n_folds <= fold < self.n_folds:
+        if not -self.n_folds <= (fold := as_whole(fold, "fold")) < self.n_folds:
             raise IndexError(f"there is no fold {fold}: they are 0 to {self.n_folds - 1}")
-        fold = int(fold) % self.n_folds
+        fold %= self.n_folds
         repeat, own = divmod(fold, self._of_one)
         column = np.atleast_2d(self.assignment)[repeat]
         valid = column == own

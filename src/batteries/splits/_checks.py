@@ -19,7 +19,6 @@ from batteries.splits._tables import (
     id_columns,
     is_table,
     length_of,
-    names_of,
     polars_for,
     refuse_missing,
 )
@@ -38,7 +37,7 @@ def check_folds(
     *,
     groups: Any = None,
     data: Any = None,
-    ids: Sequence[str] | None = None,
+    ids: str | Sequence[str] | None = None,
     near: Literal["rounded", "images"] | None = None,
 ) -> DataFrame:
     """Return a short table of the folds, or raise if a group or sample is on both sides of one.
@@ -119,14 +118,13 @@ def _check_rows(folds: Folds, **values: Any) -> None:
             raise ValueError(f"{name} has {length_of(value)} rows, but the folds have {folds.rows}")
 
 
-def _compared(data: Any, ids: Sequence[str] | None, *given: Any) -> tuple[Any, str]:
+def _compared(data: Any, ids: str | Sequence[str] | None, *given: Any) -> tuple[Any, str]:
     """A table without its ids, and a text that says so."""
     if data is None or not is_table(data):
         return data, ""
     table = as_table(data)
     used = [name for name, column in table.items() if any(np.array_equal(column, g) for g in given)]
-    given_ids = id_columns(table) if ids is None else names_of(ids, table)
-    known = [name for name in given_ids if name not in used]
+    known = [name for name in id_columns(table, ids) if name not in used]
     rest = {name: column for name, column in table.items() if name not in known}
     if not known or not set(rest) - set(used):  # without the ids, no column would be left
         return table, ""

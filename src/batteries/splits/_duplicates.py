@@ -33,7 +33,7 @@ def near_hashes(data: Any, near: Literal["rounded", "images"]) -> list[NDArray[A
     if near != "rounded":
         raise ValueError(f"near is {near!r}; expected 'rounded' or 'images'")
     if not is_table(data):
-        rows = [as_array(row, "a row").reshape(-1) for row in data]
+        rows = [as_array([row], "rows").reshape(-1) for row in data]
         if len({len(row) for row in rows}) > 1 or any(row.dtype.kind not in "biuf" for row in rows):
             raise ValueError("near='rounded' needs a table, or rows of equally many numbers")
         data = dict(enumerate(np.array(rows).T))

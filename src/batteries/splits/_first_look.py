@@ -19,7 +19,7 @@ from batteries.splits._tables import (
     column_of,
     id_columns,
     is_missing,
-    names_of,
+    known_names,
     polars_for,
 )
 
@@ -101,7 +101,7 @@ def look(
     seed: int = 42,
     *,
     groups: Any = None,
-    ids: Sequence[str] | None = None,
+    ids: str | Sequence[str] | None = None,
 ) -> Look:
     """Take a first look at data: its columns, missing values, and whether test is like train.
 
@@ -145,9 +145,7 @@ def look(
     tables = [as_table(train), as_table(test)]
     name = targets if isinstance(targets, str) else None
     truth, seed = column_of(train, targets, "targets"), as_seed(seed)
-    named = {**tables[0], **tables[1]}
-    groups = () if groups is None else names_of(groups, named)
-    kinds = _kinds(tables, name, groups, None if ids is None else names_of(ids, named))
+    kinds = _kinds(tables, name, groups or (), ids)
     shared = [key for key in tables[0] if key in tables[1] and key != name]
     features = [key for key in shared if kinds[key] == "feature"] or shared  # ids, or nothing
     if not features:
@@ -172,15 +170,20 @@ def look(
 
 
 def _kinds(
-    tables: list[Table], target: str | None, groups: Sequence[str], ids: Sequence[str] | None
+    tables: list[Table], target: str | None, groups: str | Sequence[str], ids: Any
 ) -> dict[str, str]:
     unique = [
         set(id_columns(table)) | (set(tables[1 - at]) - set(table))
         for at, table in enumerate(tables)
     ]
-    known = unique[0] & unique[1] if ids is None else set(ids)
+    both = tables[0] | tables[1]
+    known = unique[0] & unique[1] if ids is None else set(id_columns(both, ids))
     kinds = {name: "id" if name in known else "feature" for table in tables for name in table}
-    return kinds | dict.fromkeys(groups, "group") | ({target: "target"} if target else {})
+    return (
+        kinds
+        | dict.fromkeys(known_names(both, groups), "group")
+        | ({target: "target"} if target else {})
+    )
 
 
 def _row_of(key: str, tables: list[Table], more: dict[str, Any]) -> dict[str, Any]:

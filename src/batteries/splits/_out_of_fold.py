@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from batteries._arrays import as_array
+from batteries._foreign import brief
 from batteries._scoring import as_scoring
 from batteries.splits._assignment import Folds
 
@@ -47,9 +48,14 @@ class OutOfFold:
 
     Args:
         allow_missing: Whether folds may be missing. Their rows are NaN and are not scored.
+
+    Raises:
+        TypeError: `folds` is not what `make_folds` returns.
     """
 
     def __init__(self, folds: Folds, *, allow_missing: bool = False) -> None:
+        if not isinstance(folds, Folds):
+            raise TypeError(f"folds is {brief(folds)}; expected what make_folds returns")
         self._folds = folds
         self._allow_missing = allow_missing
         self._valid: dict[int, NDArray[Any]] = {}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batteries._arrays import as_array
+from batteries._arrays import as_array, as_names
 from batteries._optional import import_optional
 
 _NAMED = 5  # rows in an error
@@ -25,10 +25,7 @@ def column_of(data: Any, column: Any, told: str = "it") -> Any:
     if names and column and is_table(data) and set(column) <= set(names_in(data)):
         return np.stack([column_of(data, name) for name in column], axis=1)
     if isinstance(column, str):
-        if not is_table(data) or column not in names_in(data):
-            known = f"expected one of {names_in(data)}" if is_table(data) else "data is not a table"
-            raise ValueError(f"there is no column {column!r}; {known}")
-        column = data[column]
+        column = data[known_names(data, column)[0]]
     if column is None:
         return None
     if isinstance(column, Iterator):
@@ -58,15 +55,6 @@ def names_in(data: Any) -> list[str]:
     return list(data if isinstance(data, Mapping) else getattr(data, "columns", []))
 
 
-def names_of(columns: str | Iterable[str], data: Any) -> list[str]:
-    """Names of columns that a user passed, as a list; a ValueError for one that is not there."""
-    names = [columns] if isinstance(columns, str) else [*columns]
-    for name in names:
-        if name not in names_in(data):
-            raise ValueError(f"there is no column {name!r}; expected one of {names_in(data)}")
-    return names
-
-
 def length_of(data: Any) -> int:
     return len(next(iter(data.values()), ())) if isinstance(data, Mapping) else len(data)
 
@@ -82,9 +70,22 @@ def as_table(data: Any) -> dict[str, NDArray[Any]]:
     return {"values": as_array(data, "data")}
 
 
-def id_columns(table: Mapping[str, NDArray[Any]]) -> list[str]:
-    """Columns of whole numbers, or of texts without a blank, with a different value in each row."""
-    return [name for name, column in table.items() if _names_rows(column)]
+def id_columns(
+    table: Mapping[str, NDArray[Any]], ids: str | Iterable[str] | None = None
+) -> list[str]:
+    """The columns of ids. Default: whole numbers, or texts without a blank, all different."""
+    if ids is None:
+        return [name for name, column in table.items() if _names_rows(column)]
+    return known_names(table, ids)
+
+
+def known_names(data: Any, names: str | Iterable[str]) -> list[str]:
+    """The names, or a ValueError if the data has no column of a name."""
+    for name in (names := as_names(names)):
+        if not is_table(data) or name not in names_in(data):
+            known = f"expected one of {names_in(data)}" if is_table(data) else "data is not a table"
+            raise ValueError(f"there is no column {name!r}; {known}")
+    return names
 
 
 def _names_rows(column: NDArray[Any]) -> bool:

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from batteries import distributed
-from batteries._modules import drop_unreduced, own_part
-from batteries._numbers import as_whole
+from batteries._modules import as_module, drop_unreduced, own_part
+from batteries._numbers import as_number, as_whole
 from batteries.data import Arrival, DataLoader
 from batteries.data._failing import Failed, Going
 from batteries.distributed._groups import Group, ranks_of
@@ -141,7 +141,7 @@ class Window:
             TypeError: There is a scaler, and you passed parameters, not the optimizer.
         """
         self._check_closed("clip")
-        if not max_norm >= 0:
+        if not (max_norm := as_number(max_norm, "max_norm")) >= 0:
             raise ValueError(f"max_norm is {max_norm}; expected 0 or more")
         scaler = self._pass.scaler if scaler is None else scaler
         if not isinstance(gradients_of, Optimizer):
@@ -171,10 +171,13 @@ class Window:
         overflow. Pass all optimizers in one call, because the scaler is updated after it.
 
         Raises:
+            TypeError: No optimizer was passed.
             RuntimeError: The window is not closed, so its gradient is not complete. Or there is a
                 scaler, and an optimizer that was clipped is missing.
         """
         self._check_closed("step")
+        if not optimizers:
+            raise TypeError("step got no optimizer: pass all of them, window.step(optimizer)")
         scaler = self._pass.scaler
         if scaler is None:
             for optimizer in optimizers:
@@ -404,7 +407,7 @@ def accumulate(
     if group is None and isinstance(inside, DistributedDataParallel):
         group = inside.process_group
     ranks_of(group)  # raises if the group is not usable
-    return Windows(loader, model, accumulation_steps, count, scaler, group)
+    return Windows(loader, as_module(model), accumulation_steps, count, scaler, group)
 
 
 def _check_not_joining(model: nn.Module) -> None:

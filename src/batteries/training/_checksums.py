@@ -16,6 +16,7 @@ from batteries._changes import PLAIN
 from batteries._configurations import parts_of, plain_value
 from batteries._files import PathLike
 from batteries._modules import digest, reshard, unwrap
+from batteries._numbers import as_whole
 from batteries._rundir.checksums import add_checksums
 
 _NUMBERS = Tensor | np.ndarray
@@ -45,6 +46,7 @@ def log_checksums(run: PathLike, step: int, model: nn.Module, batch: Any = None)
         TypeError: The batch has other objects.
     """
     reshard(model := unwrap(model))
+    step = as_whole(step, "step")
     own = dict(_sums(model, batch))
     everybody = distributed.all_gather(own)
     sums: dict[str, str] = {}

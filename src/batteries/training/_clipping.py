@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from batteries._foreign import brief
 from batteries._modules import own_part
 from batteries.distributed import all_reduce
 from batteries.distributed._messages import is_sharded
@@ -25,6 +26,8 @@ def clip(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """
     meshes: dict[Any, list[Any]] = defaultdict(list)
     for parameter in [parameters] if isinstance(parameters, Tensor) else parameters:
+        if not isinstance(parameter, Tensor):
+            raise TypeError(f"clip got {brief(parameter)}; expected an optimizer, or parameters")
         gradient: Any = parameter.grad
         if gradient is not None:
             meshes[gradient.device_mesh if is_sharded(gradient) else None].append(gradient)

@@ -11,7 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from batteries._arrays import as_names
 from batteries._modules import unwrap
+from batteries._numbers import as_number
 
 
 def parameter_groups(
@@ -52,8 +54,8 @@ def parameter_groups(
     """
     if len({lr is None, not layers, layer_decay is None}) > 1:
         raise ValueError("layer-wise decay needs all three of lr=, layers= and layer_decay=")
-    model = unwrap(model)
-    free = _without_decay(model, [no_decay] if isinstance(no_decay, str) else list(no_decay))
+    model, weight_decay = unwrap(model), as_number(weight_decay, "weight_decay")
+    free = _without_decay(model, as_names(no_decay))
     depths = _depths(model, layers)
     groups: dict[tuple[int, bool], list[Tensor]] = defaultdict(list)
     for parameter in model.parameters():
