@@ -161,6 +161,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         group: The argument.
     """
 
+    _sampled: Sampled | None = None  # the last order of a sampler
+
     def __init__(
         self,
         dataset: Dataset[T],
@@ -196,7 +198,6 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         members = tuple(ranks_of(group).members)  # raises if the group is not usable
         self.indices: list[Any] = []
         self._place = self._begin = _Place()  # after the last received batch; where a pass begins
-        self._sampled: Sampled | None = None  # the last order of a sampler
         self._broken: Any = None  # where the last unfinished pass began and stopped
         self._saved: Any = None  # the place of the last `state_dict()`
         self._open: Iterator[Arrival] | None = None  # a stream between two passes
