@@ -170,6 +170,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         TypeError: A number that is not whole, or a `group` that is no group.
     """
 
+    _sampled: Sampled | None = None  # the last order of a sampler
+
     def __init__(
         self,
         dataset: Dataset[T],
@@ -206,7 +208,6 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self.indices: list[Any] = []
         # After the last received batch, and where a pass begins.
         self._place = self._begin = self._start_of(0)
-        self._sampled: Sampled | None = None  # the last order of a sampler
         self._broken: Any = None  # where the last unfinished pass began and stopped
         self._saved: Any = None  # the place of the last `state_dict()`
         self._open: Iterator[Arrival] | None = None  # a stream between two passes
