@@ -748,9 +748,9 @@ def test_exchange_with_itself() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", [None, "nccl"])
+@pytest.mark.parametrize("backend", [None, "nccl", "gloo"])
 def test_exchange_with_itself_on_a_gpu(backend: str | None) -> None:
-    """With nccl, on one GPU too, each exchange brings tensors of the GPU and of the CPU whole."""
+    """On one GPU too, each exchange brings tensors of the GPU and of the CPU whole."""
     devices = ["cuda", "cpu"]
     assert run_ranks(
         exchange_with_itself, backend, devices, world_size=1, group=False, gpus=True

@@ -248,10 +248,11 @@ def test_gradients_of_two_ranks() -> None:
 @pytest.mark.gpu
 def test_on_all_gpus() -> None:
     """The demo reaches its score with a process for each GPU."""
-    every = ",".join(map(str, range(torch.cuda.device_count())))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", every)
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
     script = f"{ROOT}/examples/ddp/experiment.py"
-    command = [*TORCHRUN, "--nproc-per-node=gpu", script, "--batch-size=32"]
+    # As many steps with any number of GPUs: with 8 times 32 images the score is 0.967.
+    command = [*TORCHRUN, "--nproc-per-node=gpu", script, f"--batch-size={max(64 // count, 1)}"]
     # There the packages are not those of requirements.txt, and may warn of each other.
     result = run(command, env={"CUDA_VISIBLE_DEVICES": visible, "PYTHONWARNINGS": "default"})
     assert "x cuda" in result.stderr

@@ -294,9 +294,8 @@ def all_reduce(
 
 def _all_reduced(own: Tensor, op: str, transfer: Transfer) -> Tensor:
     group = transfer.ranks.group
-    transport = transport_device(group)
-    if transport.type == "cuda":  # nccl alone cannot send tensors of the CPU
-        own = own.to(transport)
+    if not (own.is_cuda and "nccl" in dist.get_backend_config(group)):
+        own = own.to(transport_device(group))  # gloo sends from the CPU, where the wait has a bound
     nan = own.isnan() if op in ("min", "max") else None
     counts = None if nan is None else nan.to(torch.uint8)
     kind = getattr(dist.ReduceOp, _REDUCTIONS[op])
