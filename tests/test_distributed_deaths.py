@@ -19,7 +19,8 @@ from batteries.distributed._agreement import agree
 from batteries.distributed._groups import ANY_LEFT, notes
 from batteries.distributed._messages import encode
 from batteries.distributed._waiting import wait_until
-from batteries.predictions._rows import Form, Part
+from batteries.predictions._each_once import Form
+from batteries.predictions._rows import Part
 
 
 def wait_for_rank_two(what: str, seconds: float, directory: str) -> str:

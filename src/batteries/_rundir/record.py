@@ -76,9 +76,8 @@ def state_of(run: PathLike, record: dict[str, Any]) -> str:
     if state != "running":
         return state
     alive = is_alive(session)
-    if (
-        alive is None
-    ):  # clocks of two hosts are compared only here, because the result is only shown
+    if alive is None:
+        # Clocks of two hosts are compared only here, because the result is only shown.
         age = abs(time.time() - Path(run, NAME).stat().st_mtime)
         alive = age < 2 * WATCH or (age < _LONG_AGO and shows_life(run))
     return "running" if alive else "killed"

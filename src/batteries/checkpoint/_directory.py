@@ -23,7 +23,7 @@ from batteries._files import (
 from batteries._foreign import Most, check
 from batteries._rundir.history import NAME, MetricsFile, Row, is_row, read_history
 from batteries._rundir.names import checkpoint_name, epoch_of
-from batteries.checkpoint._read import newest_first
+from batteries.checkpoint._latest import newest_first
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._seal import Note, identity_of, read_note, read_seal
 from batteries.checkpoint._write_shards import name_shards

@@ -27,9 +27,10 @@ from batteries.checkpoint._contents import (
     state_key,
     state_of,
 )
+from batteries.checkpoint._latest import newest_first
 from batteries.checkpoint._load_putting import param_groups
 from batteries.checkpoint._load_states import LoadReport, find, put_in
-from batteries.checkpoint._read import checkpoint_of, newest_first, opened
+from batteries.checkpoint._read import checkpoint_of, opened
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._seal import digest_read
 from batteries.checkpoint._write import leaves_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,6 @@ import torch
 from batteries._device import known_device
 from batteries._files import PathLike
 from batteries._foreign import brief, open_regular
-from batteries._rundir.names import epoch_of
 from batteries.checkpoint._contents import Checkpoint
 from batteries.checkpoint._read_file import Stream, Where
 from batteries.checkpoint._read_outline import CheckpointError, check_exists, is_state, outline_file
@@ -161,41 +159,6 @@ def peek(path: PathLike) -> Checkpoint:
     check_exists(path)
     with open_regular(path) as stream:
         return outline_file(path, stream).contents  # type: ignore[no-any-return]
-
-
-def latest(logdir: PathLike) -> Path | None:
-    """The newest undamaged checkpoint of a directory; None if there is none.
-
-    >>> latest("runs/nothing") is None
-    True
-
-    It tries the last one, then the epochs from the newest, then the best, and warns of each
-    damaged one. If some are sharded and there is a process group, all ranks call it.
-
-    Raises:
-        NotADirectoryError: `logdir` is a file, or a checkpoint itself.
-    """
-    for path in newest_first(logdir):
-        try:
-            read_checkpoint(path, "meta")
-        except CheckpointError as error:
-            warnings.warn(f"{error}; an older one is taken", stacklevel=2)
-        else:
-            return path
-    return None
-
-
-def newest_first(logdir: PathLike) -> list[Path]:
-    """The checkpoints of a directory: the last, then the epochs from the newest, then the best."""
-    folder = Path(logdir)
-    if folder.is_file() or (folder.suffix == ".dcp" and is_sharded(folder)):
-        told = "it is one checkpoint: read it with load_checkpoint, or pass its directory"
-        raise NotADirectoryError(errno.ENOTDIR, told, str(folder))
-    epochs = {path: epoch_of(path.name) for path in folder.glob("*.*")}
-    numbered = [(epoch, path) for path, epoch in epochs.items() if epoch is not None]
-    newest = [path for _, path in sorted(numbered, key=lambda pair: -pair[0])]
-    paths = [*folder.glob("last.*"), *newest, *folder.glob("best.*")]
-    return [path for path in paths if path.suffix in (".pth", ".dcp")]
 
 
 def named_weights(checkpoint: Any, name: str) -> Mapping[str, Any] | None:

@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 
 from batteries import distributed
 from batteries._files import PathLike, make_directory, naming, write_whole
-from batteries.checkpoint._read import is_sharded, latest, newest_first
+from batteries.checkpoint._latest import latest, newest_first
+from batteries.checkpoint._read import is_sharded
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._seal import read_seal
 

@@ -19,8 +19,9 @@ from batteries.distributed._agreement import Transfer
 from batteries.distributed._groups import Group, ranks_of
 from batteries.distributed._messages import is_sharded
 from batteries.distributed._messages import pickled as _pickle
+from batteries.predictions._each_once import Form, Indices, Result, each_once
 from batteries.predictions._files import write
-from batteries.predictions._rows import Form, Indices, Part, Result, bring, each_once
+from batteries.predictions._rows import Part, bring
 
 
 class Gathered(tuple[Any, ...]):
