@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import re
 import sys
 from collections.abc import Iterator
@@ -335,6 +336,27 @@ def test_ranks_on_gpus(kind: str) -> None:
     if len(results) == 1:
         expected = trained(network(), "cpu")
         torch.testing.assert_close(results[0], expected, atol=1e-4, rtol=1e-3)
+
+
+def exchange_on_a_mesh() -> bool:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    size = distributed.world_size()
+    rows = 1 if size % 2 else 2
+    mesh = init_device_mesh("cuda", (rows, size // rows), mesh_dim_names=("dp", "shard"))
+    for name, device, length in itertools.product(("dp", "shard"), ("cuda", "cpu"), (3, 5000)):
+        ranks = mesh[name].mesh.tolist()
+        mine = torch.full((length,), float(distributed.rank()), device=device)
+        gathered = distributed.all_gather(mine, group=(mesh, name))
+        assert [part[-1].item() for part in gathered] == ranks
+        assert distributed.all_reduce(mine, group=(mesh, name))[-1] == sum(ranks)
+    return True
+
+
+@pytest.mark.gpu
+def test_a_mesh_on_gpus() -> None:
+    """In each dimension of a mesh, tensors of either device arrive whole."""
+    assert all(on_all_gpus(exchange_on_a_mesh))
 
 
 def save_shards(directory: str) -> tuple[Tensor, Tensor, Tensor]:
