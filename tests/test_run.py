@@ -40,8 +40,9 @@ from batteries import (
 from batteries._backends import adopt_backends
 from batteries._masking import masked, masked_command
 from batteries._run import _launch
-from batteries._rundir import record as run_record
-from batteries._rundir.record import read_record, state_of, write_record
+from batteries._rundir import alive as signs
+from batteries._rundir.alive import state_of
+from batteries._rundir.record import read_record, write_record
 from batteries._rundir.scores import read_scores
 from batteries._seeding import seed_worker
 from batteries.loggers import read_lines
@@ -450,8 +451,8 @@ ELSEWHERE = {"boot": "another", "pid": 1}  # the name of the host may be the sam
 
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_record, "BEAT", 0.05)
-    monkeypatch.setattr(run_record, "WATCH", 1.0)
+    monkeypatch.setattr(signs, "BEAT", 0.05)
+    monkeypatch.setattr(signs, "WATCH", 1.0)
 
 
 @pytest.mark.parametrize("wrong", [-600, 0, 300])
@@ -504,7 +505,7 @@ def test_a_replaced_run(monkeypatch: pytest.MonkeyPatch) -> None:
         manager.process(0.5, 1, {})
     with pytest.raises(RuntimeError, match="belongs to a newer run by now"):
         record_scores(old, test=0.5)
-    assert not run_record.shows_life(old)
+    assert not signs.shows_life(old)
     old.close()
     sessions = (read_record(old) or {})["sessions"]
     assert [session["state"] for session in sessions] == ["finished", "running"]
@@ -517,7 +518,7 @@ def test_a_container_of_the_same_host_name() -> None:
     """A live run in another PID namespace is not taken for killed, nor a killed one for live."""
     if subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", "true"]).returncode:
         pytest.skip("needs the right to make PID namespaces")
-    quick = "from batteries._rundir import record; record.BEAT, record.WATCH = 0.1, 1.5\n"
+    quick = "from batteries._rundir import alive; alive.BEAT, alive.WATCH = 0.1, 1.5\n"
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [*IN_A_CONTAINER[:-1], quick + RUN], stdin=pipe, stdout=pipe, text=True

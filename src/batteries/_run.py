@@ -23,6 +23,7 @@ from batteries._files import PathLike, Place, locked_directory, make_directory, 
 from batteries._masking import masked, masked_command
 from batteries._preemption import PreemptionGuard
 from batteries._processes import call_at_end, is_alive, own_process
+from batteries._rundir import alive as signs
 from batteries._rundir import record as run_record
 from batteries._rundir.history import summaries
 from batteries._rundir.names import RESUMED, diff_name
@@ -287,7 +288,7 @@ def _left(path: Path) -> Iterator[dict[str, Any] | None]:
                 f"this program records {path} already, since {last.get('started')}: close "
                 "that run first (run.close()), or start another one with new=True"
             )
-        if alive or (alive is None and run_record.shows_life(path)):
+        if alive or (alive is None and signs.shows_life(path)):
             raise RuntimeError(
                 f"{path} is recorded by {who} since {last.get('started')}: wait for its end, or "
                 "start another run with new=True"
@@ -295,7 +296,7 @@ def _left(path: Path) -> Iterator[dict[str, Any] | None]:
         if alive is None:
             warnings.warn(
                 f"{path} was recorded by {who}, which gave no sign of life for "
-                f"{run_record.WATCH:g} s: it counts as killed, and its run is resumed",
+                f"{signs.WATCH:g} s: it counts as killed, and its run is resumed",
                 stacklevel=6,
             )
         dead.append(last)
@@ -445,6 +446,6 @@ class _Program:
 
 def _beat(run: Path, ended: threading.Event) -> None:
     """Write signs of life, for processes on other hosts."""
-    while not ended.wait(run_record.BEAT):
+    while not ended.wait(signs.BEAT):
         with suppress(OSError, ValueError):
-            run_record.beat(run)
+            signs.beat(run)

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 from batteries._arguments import leaves
 from batteries._files import PathLike, Place, check_inside, walk
 from batteries._foreign import brief, is_epoch, open_regular
+from batteries._rundir.alive import state_of
 from batteries._rundir.history import NAME as METRICS
 from batteries._rundir.history import best_row, read_history, stage_of
 from batteries._rundir.names import LOG, checkpoint_name, is_diff
-from batteries._rundir.record import NAME, files_of, read_record, state_of
+from batteries._rundir.record import NAME, files_of, read_record
 from batteries._rundir.scores import NAME as SCORES
 from batteries._rundir.scores import read_scores
 from batteries.scoreboard._series import Logged, Metric, Series, read_logged

@@ -13,9 +13,10 @@ from batteries._arrays import as_names
 from batteries._direction import said_direction
 from batteries._files import PathLike
 from batteries._optional import import_optional
+from batteries._rundir.alive import glance
 from batteries._rundir.history import NAME as METRICS
 from batteries._rundir.names import CHECKPOINTS
-from batteries._rundir.record import NAME, glance
+from batteries._rundir.record import NAME
 from batteries._rundir.scores import NAME as SCORES
 from batteries.scoreboard._info import RunInfo, read_run
 from batteries.scoreboard._select import grouped, in_order, select
