@@ -48,7 +48,8 @@ class Loggers:
         for each in loggers:
             if not isinstance(each, Logger):
                 raise TypeError(
-                    f"{brief(each)} is no logger: pass each logger as an argument of its own"
+                    f"{brief(each)} is no logger: pass each logger as an argument of its own, an "
+                    "object with the methods log_metrics and close"
                 )
         self._loggers = loggers
         self._failed: set[int] = set()
@@ -97,7 +98,7 @@ class Loggers:
         self._on_each("close")
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of each logger that has one, by the name of its class.
+        """The state of each logger that has one, by the name of its class (then "NAME 2").
 
         >>> Loggers(JsonLinesLogger("runs", run_id="a")).state_dict()
         {'JsonLinesLogger': {'run_id': 'a', 'step': None}}

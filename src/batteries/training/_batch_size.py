@@ -52,6 +52,7 @@ def find_batch_size(step: Callable[[int], object], start: int, *, group: Group =
             yet. It must not wait for other ranks, because another rank may have run out of memory:
             call `unwrap(model)`, not DDP. A model of FSDP2 cannot be tried.
         start: The effective batch size: the samples of a window, on each rank.
+        group: The ranks that train together. Default: all ranks.
 
     Raises:
         ValueError: `start` is below 1.
