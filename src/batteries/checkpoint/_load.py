@@ -171,6 +171,7 @@ def resume(
     run was killed before its first checkpoint, loggers put its old lines aside.
 
     Args:
+        map_location: As for `load_checkpoint`.
         **objects: As for `load_checkpoint`. If the checkpoint has a state for which no object is
             passed, `resume` warns.
 

@@ -123,7 +123,7 @@ def all_gather(data: T, *, check: bool = True, group: Group = None) -> list[T]:
     The tensors have no gradient. A contrastive loss needs the gradient of this rank's own tensor,
     so put that tensor back: `gathered[rank()] = own`. If each rank computes the whole loss,
     multiply the loss by `world_size()`, because DDP divides gradients by this number. The gradient
-    is then that of one process.
+    then equals that of a run on one process.
 
     Args:
         check: False lets the ranks call from different places in the program.

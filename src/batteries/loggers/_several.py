@@ -17,9 +17,9 @@ from batteries.loggers._values import Metrics, flatten, read_together
 
 @runtime_checkable
 class Logger(Protocol):
-    """The methods that each logger needs, also one of your own.
+    """A logger needs `log_metrics(metrics, step)` and `close()`, also one of your own.
 
-    A logger may also have log_params, log_figure, log_image, log_histogram and log_text. `Loggers`
+    It may also have log_params, log_figure, log_image, log_histogram and log_text. `Loggers`
     calls only the methods that exist.
     """
 
@@ -98,7 +98,9 @@ class Loggers:
         self._on_each("close")
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of each logger that has one, by the name of its class (then "NAME 2").
+        """The state of each logger that has one, by the name of its class.
+
+        A second logger of a class has the name "JsonLinesLogger 2".
 
         >>> Loggers(JsonLinesLogger("runs", run_id="a")).state_dict()
         {'JsonLinesLogger': {'run_id': 'a', 'step': None}}

@@ -384,6 +384,7 @@ def accumulate(
         loader: Any iterable of batches. All ranks need the same number of batches. Put a progress
             bar around `accumulate`, not around the loader.
         model: The model that the loop calls, wrapped or not.
+        accumulation_steps: The number of batches in a window.
         count: Returns the number of items over which a batch's loss is a mean. For tokens:
             `lambda batch: (batch[1] != PAD).sum()`. Default: the number of samples. If the loader
             is not `batteries.data`'s, this is the length of the first tensor.
