@@ -46,7 +46,8 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
         deterministic: Use deterministic algorithms of cudnn, cuBLAS and torch, and let torch warn
             of operations that have none. With False, cudnn searches for the fastest algorithms,
             unless `set_backends` has set `cudnn_benchmark`.
-        rank: Seed each rank differently.
+        rank: The number of this rank, for another seed on each rank. Default: the same seed on all
+            ranks; in a worker of a loader, the rank of the process.
 
     Raises:
         TypeError, ValueError: The seed is not a whole number, or out of range.

@@ -63,7 +63,7 @@ def record_scores(
 
     Args:
         leaderboard: The score, or several by name: `{"public": 0.907, "private": 0.9}`.
-        name: The leaderboard, or the part of it.
+        name: The name of the leaderboard, if `leaderboard` is one score.
         folds: The validation score of each fold, in order or by name. Scores by name are stored in
             the order of the names.
         metric: The name of the metric of the validation score, if no `CheckpointManager` says it.

@@ -120,10 +120,10 @@ def save_average(
     stage, epoch and metrics of each part.
 
     Args:
+        weights, dtype: As for `average_checkpoints`.
         model: A model of the same class. It gets the averaged weights. With `loader` it also gets
             new statistics of batch norm (`update_bn`), which are stored.
-        loader: For `update_bn`.
-        device: For `update_bn`.
+        loader, device: For `update_bn`.
 
     Returns:
         The checkpoint that was written.

@@ -177,8 +177,8 @@ class EMA(_Running):
     `make_checkpoint(..., ema=ema)` stores the average. `load_checkpoint` and `resume` load it with
     `ema=ema`.
 
-    Attributes of modules that are no tensors, such as a temperature, and extra states keep in
-    `module` what they were when the average was made. If they change, use `swapped`.
+    In `module`, extra states and attributes that are not tensors, such as a temperature, stay as
+    they were when the average was made. If they change, use `swapped`.
 
     Do not write to a frozen parameter (`requires_grad=False`) through its `.data`: a frozen
     parameter is averaged only if its `_version` has changed.

@@ -85,7 +85,7 @@ def correlation(
     b  -1.0000   1.0000
 
     Args:
-        predictions: As for `mean`. All numbers of a model count alike. A model whose
+        predictions: As for `mean`. All numbers of a model become one column. A model whose
             numbers are all equal has the correlation NaN with every model.
         names: The names of the models. Default: their own names, or their numbers.
         kind: "pearson", or "spearman" (the correlation of the ranks).

@@ -127,10 +127,12 @@ def find_weights(
             of 0 or more whose sum is 1, for smooth metrics.
         metric_minimization: Whether lower is better. Required for a function of your own, and
             known for names and scorers.
-        negative: Whether weights may be negative: a step may also subtract a model.
+        negative: Whether weights may be negative. A step of "hill_climb" may then also subtract a
+            model.
         folds: The folds to test on: their number (then they are stratified by the target), the
             `Folds` of the models (of repeated ones, the first repeat), or the fold of each row.
-            With folds in the order of time, weights are found on earlier folds. None: no test.
+            With folds in the order of time, weights are found on earlier folds. None: no test, and
+            the scores of unseen folds are NaN.
         allow_missing: Whether models may have NaN, as for rows that no fold validates. Rows
             without predictions of all models are left out, and counted.
         seed: For folds that are made here.

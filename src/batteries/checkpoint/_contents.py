@@ -26,7 +26,10 @@ Checkpoint = dict[str, Any]
 
 
 class Stateful(Protocol):
-    """An object with a state: a model, optimizer, scheduler, scaler, meter or loader."""
+    """An object with `state_dict()` and `load_state_dict(state)`.
+
+    Examples are models, optimizers, schedulers, scalers, meters and loaders.
+    """
 
     def state_dict(self) -> Any: ...
     def load_state_dict(self, state_dict: Any) -> Any: ...
@@ -58,6 +61,7 @@ def make_checkpoint(
     packages, and attributes that are named after times, caches or calls are not looked at.
 
     Args:
+        stage: Your own name or number for this part of the training. It is only stored.
         epoch: The epoch, or the step if there are no epochs.
         **kwargs: Stored under their names. The state of an object that has `state_dict()` (an EMA,
             a GradScaler) is stored as `{name}_state_dict`. A metric of torchmetrics is stored with

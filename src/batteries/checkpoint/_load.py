@@ -111,7 +111,7 @@ def load_checkpoint(
             wrappers, such as "module." and "_orig_mod.", do not matter.
         key: Which of the file's weights `model` gets: "ema" for the average that was saved as
             `ema=`, or by timm and torchvision.
-        map_location: The device of the tensors in the result. The objects stay on their own.
+        map_location: The device of the tensors in the result. The objects stay on their devices.
         together: If True, all ranks call it, with the same file. Each rank reads what its objects
             need, and verifies a part of the rest. An error on one rank is raised on all. If False,
             each rank verifies the whole file, and one rank may load alone.
@@ -166,12 +166,13 @@ def resume(
     >>> first_epoch = last["epoch"] + 1 if last else 1
 
     So the same command starts, restarts and continues an experiment. All ranks call it and load
-    the same checkpoint. If one is damaged, `resume` warns and takes an older one.
+    the same checkpoint. If a checkpoint is damaged, `resume` warns and takes an older one.
 
     If there is no checkpoint, `resume` calls `start_over()` of the objects that have it. So, if a
     run was killed before its first checkpoint, loggers put its old lines aside.
 
     Args:
+        map_location: As for `load_checkpoint`.
         **objects: As for `load_checkpoint`. If the checkpoint has a state for which no object is
             passed, `resume` warns.
 

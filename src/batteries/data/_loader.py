@@ -127,8 +127,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     may differ in size, and a rank may get one batch fewer. Otherwise all ranks get the same number
     of batches: if the last step has fewer samples than ranks, some samples are repeated.
 
-    If you leave a pass early, the next pass begins at the same place, with the same batches, as in
-    torch. For short passes use `batches_per_pass=100`, not `islice(loader, 100)`.
+    If you leave a pass early, the next pass begins where that pass began, with the same batches,
+    also with shuffling. For short passes use `batches_per_pass=100`, not `islice(loader, 100)`.
 
     Args:
         seed: The same on every rank. Loaders with the same seed and length have the same order.
@@ -154,8 +154,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             the same number of batches. Default: a pass has all samples.
         prefetch_to: A device, as `to_device` takes it. Batches are on this device when the loop
             gets them: the next one is copied during the step, from pinned memory, on a CUDA stream
-            of its own. So, on a GPU, the loop waits for two batches before its first. Default:
-            batches stay as `collate_fn` made them.
+            of its own. So, on a GPU, the loader reads two batches before the loop gets the first.
+            Default: batches stay as `collate_fn` made them.
         **options: Other arguments of torch's loader, which are passed on.
 
     Attributes:
@@ -619,6 +619,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
         >>> DataLoader(range(4), batch_size=2, seed=42).state_dict()
         {'seed': 42, 'epoch': 0, 'position': 0, 'length': 4, 'order': 'as it is', 'step': 2}
+
+        `position` counts the samples that all ranks together have received in this order of the
+        data. It counts batches for a batch sampler or an iterable dataset.
         """
         self._saved = self._place[:3]
         state = {"seed": self.seed, "epoch": self.epoch, "position": self._place.position}

@@ -23,6 +23,8 @@ class Shuffle:
     >>> sorted(Shuffle(5, key=(42, 0))(np.arange(5)).tolist())
     [0, 1, 2, 3, 4]
 
+    Call it with an integer array of positions from 0. The result is int64, of the same shape.
+
     It is a Feistel network over pairs of digits. Each round shifts one digit by a keyed hash of the
     other. A round can be undone, so no two positions get the same number. A result outside the
     length goes through the network again. (The idea is from "Bandwidth-Optimal Random Shuffling
@@ -47,7 +49,7 @@ class Shuffle:
         self._keys = np.frombuffer(digest, "<u8")
 
     def __call__(self, positions: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The numbers at positions of the order, (n,) int64.
+        """The numbers at positions of the order, int64.
 
         Raises:
             IndexError: A position is outside of the order.

@@ -125,7 +125,7 @@ def all_gather(data: T, *, check: bool = True, group: Group = None) -> list[T]:
     The tensors have no gradient. A contrastive loss needs the gradient of this rank's own tensor,
     so put that tensor back: `gathered[rank()] = own`. If each rank computes the whole loss,
     multiply the loss by `world_size()`, because DDP divides gradients by this number. The gradient
-    is then that of one process.
+    then equals that of a run on one process.
 
     Args:
         check: False lets the ranks call from different places in the program.
@@ -171,6 +171,9 @@ def together(function: Callable[[], T], group: Group = None) -> T:
 
     >>> together(lambda: 3)
     3
+
+    Args:
+        group: As in `barrier`.
     """
     ranks = ranks_of(group)
     if alone("together", ranks):
@@ -251,8 +254,8 @@ def all_reduce(
 
     Numbers may be ints on some ranks and floats on others. Tensors need the same shape and dtype
     on all ranks, and are not changed. As in `torch.sum`, the result of booleans and integers is
-    int64, and 16-bit floats are added up in float32. The mean of integers is float64, and the
-    result is NaN if some rank has NaN.
+    int64. Floats keep their dtype; 16-bit floats are added up in float32. The mean of integers is
+    float64. The result of every operation is NaN if a rank has NaN.
 
     Args:
         op: "sum", "mean", "min", "max" or "product".

@@ -174,8 +174,9 @@ class BackgroundLogger:
     def state_dict(self) -> dict[str, Any]:
         """The id of the run, and the highest step that was logged.
 
-        The tracker has all steps up to this one, because the call waits for the thread: about a
-        millisecond, and at most two seconds. W&B's server writes them half a second later.
+        The call waits until the tracker has all steps up to this one: about a millisecond, and at
+        most two seconds. It does not wait for a tracker that fails. W&B's server writes the steps
+        half a second later.
         """
         self._wait_until_written()
         return {"run_id": self.run_id, "step": self._step}

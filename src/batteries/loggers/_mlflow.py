@@ -47,6 +47,8 @@ class MLflowLogger(BackgroundLogger):
             in `logdir` otherwise.
         experiment: The MLflow experiment of the run. Default: that of `mlflow.set_experiment` or
             MLFLOW_EXPERIMENT_NAME, else "batteries".
+        run_id: The id in the tag `batteries.run_id`, which is not MLflow's own id of the run.
+            Default: the checkpoint's, else a new one.
 
     Raises:
         ModuleNotFoundError: mlflow is not installed.

@@ -17,9 +17,9 @@ from batteries.loggers._values import Metrics, flatten, read_together
 
 @runtime_checkable
 class Logger(Protocol):
-    """The methods that each logger needs, also one of your own.
+    """A logger needs `log_metrics(metrics, step)` and `close()`, also one of your own.
 
-    A logger may also have log_params, log_figure, log_image, log_histogram and log_text. `Loggers`
+    It may also have log_params, log_figure, log_image, log_histogram and log_text. `Loggers`
     calls only the methods that exist.
     """
 
@@ -48,7 +48,8 @@ class Loggers:
         for each in loggers:
             if not isinstance(each, Logger):
                 raise TypeError(
-                    f"{brief(each)} is no logger: pass each logger as an argument of its own"
+                    f"{brief(each)} is no logger: pass each logger as an argument of its own, an "
+                    "object with the methods log_metrics and close"
                 )
         self._loggers = loggers
         self._failed: set[int] = set()
@@ -98,6 +99,8 @@ class Loggers:
 
     def state_dict(self) -> dict[str, Any]:
         """The state of each logger that has one, by the name of its class.
+
+        A second logger of a class has the name "JsonLinesLogger 2".
 
         >>> Loggers(JsonLinesLogger("runs", run_id="a")).state_dict()
         {'JsonLinesLogger': {'run_id': 'a', 'step': None}}

@@ -23,6 +23,7 @@ class TrackioLogger(BackgroundLogger):
 
     Args:
         project: The project of the run, whose runs are drawn together.
+        run_id: Default: the checkpoint's, else a new one.
 
     Raises:
         ModuleNotFoundError: trackio is not installed. The first call raises it.

@@ -57,7 +57,7 @@ class Predictions:
 
     Each rank adds its predictions with the indices of their samples in the dataset, such as
     `loader.indices` of `batteries.data.DataLoader`. `gather` puts the rows of all ranks in the
-    order of the dataset, so a metric of the result is the metric of one process.
+    order of the dataset, so a metric of the result equals that of a run on one process.
 
     Args:
         length: The number of samples in the dataset.

@@ -26,6 +26,7 @@ class GapCheck(NamedTuple):
     Attributes:
         against: The other score: "test", or "leaderboard.public".
         metric: The metric of validation. Each metric has a check of its own.
+        runs: The number of runs that have both scores.
         correlation: Spearman's correlation of validation and the other score, if known.
         interval: The correlation's 95 % interval, by resampling the runs.
     """
@@ -112,10 +113,12 @@ def _checked(
 
 
 def check_gap(run: RunInfo | PathLike) -> list[str]:
-    """Check whether the gaps of one run are inside the spread of its folds.
+    """Check whether test and leaderboard scores of a run are inside the spread of its folds.
 
     >>> check_gap(RunInfo("001", Path("001"), scores={"folds": [0.90, 0.92, 0.94], "test": 0.91}))
     ['test - validation is -0.0100, inside the spread of 3 folds (0.9000 to 0.9400)']
+
+    With fewer than 2 folds, the texts have only the differences.
 
     Raises:
         LookupError: There is no such run.

@@ -37,6 +37,7 @@ class Difference(NamedTuple):
     True
 
     Attributes:
+        value: The second score minus the first.
         interval: The 95 % interval. It is wider if there are several comparisons: then all verdicts
             "beyond noise" are right with a probability of at least 95 % (Holm 1979). It is infinite
             if the seeds or folds have no spread, since their noise is then not known.

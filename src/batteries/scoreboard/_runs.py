@@ -45,6 +45,7 @@ class Runs(Sequence[RunInfo]):
       best is None if it is not known whether lower is better.
 
     "valid/loss" alone is the argument of that name, else the best of the metric, else its last.
+    With `which="last"`, the best is not used.
 
     Attributes:
         minimization: Whether lower is better, by the names of metrics. It comes from

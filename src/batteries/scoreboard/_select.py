@@ -29,8 +29,8 @@ def select(rows: Sequence[Row], condition: str, column_of: Callable[[str], str])
     parts = re.fullmatch(r"\s*(.+?)\s*(!=|>=|<=|==|=|>|<|~)\s*(.*?)\s*", condition)
     if parts is None:
         raise ValueError(
-            f"{condition!r} is not a condition: expected COLUMN, =, !=, <, <=, >, >= or ~ (a "
-            "pattern), and VALUE, such as 'lr=0.1' or 'valid/loss<0.3'"
+            f"{condition!r} is not a condition: expected COLUMN, a sign (=, !=, <, <=, >, >=, or ~ "
+            "for a pattern) and VALUE, such as 'lr=0.1' or 'valid/loss<0.3'"
         )
     name, sign, text = parts.groups()
     sign = "=" if sign == "==" else sign

@@ -40,7 +40,7 @@ def check_folds(
     ids: str | Sequence[str] | None = None,
     near: Literal["rounded", "images"] | None = None,
 ) -> DataFrame:
-    """Return a short table of the folds, or raise if a group or sample is on both sides of one.
+    """Return a short table of the folds, or raise if a group or sample is on both sides of a fold.
 
     >>> check_folds(Folds(np.array([0, 1]), "kfold"), targets=["cat", "dog"]).rows()
     [(0, 1, 1, 1.0, 0.0), (1, 1, 1, 0.0, 1.0)]

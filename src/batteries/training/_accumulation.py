@@ -360,7 +360,7 @@ def accumulate(
     scaler: torch.amp.GradScaler | None = None,
     group: Group = None,
 ) -> Windows[T]:
-    """Group batches into windows; a window has the gradient of all its samples in one batch.
+    """Group batches into windows; a window has the gradient of one batch with all its samples.
 
     >>> model, batches = nn.Linear(2, 1), [torch.randn(4, 2), torch.randn(4, 2), torch.randn(3, 2)]
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -387,6 +387,7 @@ def accumulate(
         loader: Any iterable of batches. All ranks need the same number of batches. Put a progress
             bar around `accumulate`, not around the loader.
         model: The model that the loop calls, wrapped or not.
+        accumulation_steps: The number of batches in a window.
         count: Returns the number of items over which a batch's loss is a mean. For tokens:
             `lambda batch: (batch[1] != PAD).sum()`. Default: the number of samples. If the loader
             is not `batteries.data`'s, this is the length of the first tensor.
@@ -425,9 +426,9 @@ def _check_in_step(steps: list[int]) -> None:
     if len(set(steps)) > 1:
         where = ", ".join(f"rank {rank} at micro-batch {at}" for rank, at in enumerate(steps))
         raise RuntimeError(
-            f"the ranks have different numbers of batches: now {where} of a pass, counted from 0. "
-            "Give each rank as many; batteries.data.DataLoader does with shuffle=True, "
-            "drop_last=True or batches_per_pass"
+            f"the ranks have different numbers of batches: now {where}, counted from 0 in each "
+            "pass. Give all ranks the same number; batteries.data.DataLoader does so with "
+            "shuffle=True, drop_last=True or batches_per_pass"
         )
 
 

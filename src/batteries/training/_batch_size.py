@@ -47,11 +47,12 @@ def find_batch_size(step: Callable[[int], object], start: int, *, group: Group =
     generators keep their states.
 
     Args:
-        step: A function that gets a number of samples. It runs a forward and a backward pass on so
-            many samples of the largest shape, and steps the optimizer if the optimizer has no state
-            yet. It must not wait for other ranks, because another rank may have run out of memory:
-            call `unwrap(model)`, not DDP. A model of FSDP2 cannot be tried.
+        step: A function that gets a number of samples. It runs a forward and a backward pass on
+            this many samples of the largest shape, and steps the optimizer if the optimizer has no
+            state yet. It must not wait for other ranks, because another rank may have run out of
+            memory: call `unwrap(model)`, not DDP. A model of FSDP2 cannot be tried.
         start: The effective batch size: the samples of a window, on each rank.
+        group: The ranks that train together. Default: all ranks.
 
     Raises:
         ValueError: `start` is below 1.

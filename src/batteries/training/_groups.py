@@ -34,9 +34,10 @@ def parameter_groups(
     >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
 
     Each trainable parameter is in one group, in the model's order. Frozen ones are left out. No
-    weight decay applies to parameters with fewer than 2 dimensions, to those of a class whose name
-    contains "Norm" (unless it is a linear or convolutional layer), and to a tied weight if one of
-    its places has none.
+    weight decay applies to parameters with fewer than 2 dimensions or with "bias" in their own
+    name, to those of `nn.Embedding` and `nn.EmbeddingBag`, to those of a class whose name contains
+    "Norm" (unless it is a linear or convolutional layer), and to a tied weight if one of its places
+    has none.
 
     Args:
         no_decay: Names or patterns of more parameters without weight decay, such as
@@ -50,7 +51,8 @@ def parameter_groups(
 
     Raises:
         ValueError: Some of `lr`, `layers` and `layer_decay` are missing; no parameter matches a
-            pattern; a parameter is in two layers; no parameter is trainable.
+            pattern; a parameter of `layers` is in two of them, or not in the model; no parameter is
+            trainable.
     """
     if len({lr is None, not layers, layer_decay is None}) > 1:
         raise ValueError("layer-wise decay needs all three of lr=, layers= and layer_decay=")

@@ -41,7 +41,7 @@ class StepPolicy:
         at_most: The most skipped steps in a row. More raise an error: the weights may be damaged.
         scaler: The `GradScaler` of the loop. If the gradient overflows and the loss is finite, the
             scaler skips the step itself. After other skipped steps the scaler is updated.
-        group: The ranks that step together, as in `accumulate`.
+        group: The ranks that step together. Default: all ranks.
 
     Attributes:
         skipped: The number of skipped steps for each reason.

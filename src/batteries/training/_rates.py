@@ -41,7 +41,7 @@ class LearningRates:
 
     @property
     def smoothed(self) -> list[float]:
-        """The running means of the losses, from which the suggestion is made."""
+        """The exponential running means of the losses (factor 0.9), for the suggestion."""
         means, mean = [], 0.0
         for number, loss in enumerate(self.loss, start=1):
             mean = _MEMORY * mean + (1 - _MEMORY) * loss

@@ -31,7 +31,7 @@ class Throughput:
     Args:
         peak_flops: The FLOPs a second of one device in the dtype of the matrix products, from its
             data sheet: 989e12 for an H100 SXM in bfloat16. "mfu" needs it.
-        group: The ranks of the job, as in `accumulate`.
+        group: The ranks of the job. Default: all ranks.
 
     Attributes:
         flops_per_item: FLOPs of the forward and backward pass of one item; None until counted.
