@@ -200,7 +200,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             collate_fn=collate_fn, drop_last=drop_last, worker_init_fn=worker_init_fn, **options,
         )  # fmt: skip
         hide_batches_of(self, batch_sampler)
-        _check(options, batches_per_pass, sampler or batch_sampler)
+        _check(options, batches_per_pass, batch_sampler if sampler is None else sampler)
         self.batches_per_pass = batches_per_pass
         self.seed = chosen_seed(seed)
         self.epoch, self._rank, self._compared, self.group = 0, 0, False, group
