@@ -73,7 +73,7 @@ class CheckpointManager:
             as safely. Call `wait()` before you read the files. Call `close()` at the end, or use
             the manager in a `with`. The error of a save is raised by the next call.
         go_on: Save although the directory has checkpoints of another program, and this program has
-            loaded none of them.
+            not loaded the last one.
 
     Raises:
         TypeError: A metric without its direction, or `save_n_best` or `keep_every` is not a whole
