@@ -390,8 +390,8 @@ class CheckpointManager:
             epochs = f"; {len(rows)} epochs, to {rows[-1]['epoch']}" if rows else ""
             raise CheckpointError(
                 f"{self.logdir} has checkpoints of another program ({by}{epochs}), and this "
-                "program has loaded none of them: nothing was saved or removed. Load the last one "
-                "with resume(...) before the first save; or pass go_on=True to the "
+                "program has not loaded the last one: nothing was saved or removed. Load the last "
+                "one with resume(...) before the first save; or pass go_on=True to the "
                 "CheckpointManager; or take another directory"
             )
         if newest is not None and owner and not is_own(owner) and is_alive(owner):
