@@ -74,7 +74,7 @@ class CheckpointManager:
             as safely. Call `wait()` before you read the files. Call `close()` at the end, or use
             the manager in a `with`. The error of a save is raised by the next call.
         go_on: Save although the directory has checkpoints of another program, and this program has
-            loaded none of them.
+            not loaded the last one.
 
     Raises:
         TypeError: A metric without its direction, or `save_n_best` or `keep_every` is not a whole
@@ -391,8 +391,8 @@ class CheckpointManager:
             epochs = f"; {len(rows)} epochs, to {rows[-1]['epoch']}" if rows else ""
             raise CheckpointError(
                 f"{self.logdir} has checkpoints of another program ({by}{epochs}), and this "
-                "program has loaded none of them: nothing was saved or removed. Load the last one "
-                "with resume(...) before the first save; or pass go_on=True to the "
+                "program has not loaded the last one: nothing was saved or removed. Load the last "
+                "one with resume(...) before the first save; or pass go_on=True to the "
                 "CheckpointManager; or take another directory"
             )
         if newest is not None and owner and not is_own(owner) and is_alive(owner):
