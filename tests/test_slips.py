@@ -70,7 +70,7 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda _: DataLoader(range(3), sampler=iter([2, 0])),  # type: ignore[arg-type]
         "the sampler is a list_iterator, which ends after one epoch; pass a list",
     ),
-    "a rank of no process": (lambda _: broadcast(1, src=1), "src is 1; expected a rank, 0 to 0"),
+    "a rank of no process": (lambda _: broadcast(1, src=1), "src is 1; expected a rank of the gr"),
     "a list to reduce": (
         lambda _: all_reduce([1.0, 2.0], "max"),  # type: ignore[call-overload]
         r"all_reduce got \[1\.0, 2\.0\]; expected a number or a tensor",

@@ -206,15 +206,12 @@ def broadcast(data: T, src: int = 0, *, check: bool = True, group: Group = None)
         ValueError: `src` is not a rank of the group.
         Exception: The data of rank `src` cannot be pickled. All ranks raise its error.
         RuntimeError: The ranks are not doing the same, or some are missing; the message names them.
-        ValueError: The group has no rank `src`.
     """
     ranks = ranks_of(group)
     if not 0 <= src < ranks.size:
-        raise ValueError(f"src is {src}; expected a rank, 0 to {ranks.size - 1}")
+        raise ValueError(f"src is {src}; expected a rank of the group, 0 to {ranks.size - 1}")
     if alone("broadcast", ranks):
         return data
-    if not 0 <= src < ranks.size:
-        raise ValueError(f"src is {src}; expected a rank of the group, 0 to {ranks.size - 1}")
     sending = ranks.rank == src
     header, payload = encode(data if sending else None)
     operation = f"broadcast from rank {src}"
