@@ -18,7 +18,7 @@ from torch.nn.functional import softmax
 
 from batteries.blend import Correlation, find_threshold, find_thresholds, find_weights
 from batteries.blend._metrics import as_problem, auc
-from batteries.blend._trials import Gain, as_folds
+from batteries.blend._verdicts import Gain, as_folds
 from batteries.splits import make_folds
 
 rng = np.random.default_rng(0)

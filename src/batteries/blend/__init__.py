@@ -8,7 +8,7 @@ from batteries.blend._stack import Stack, stack
 from batteries.blend._submissions import check_submission
 from batteries.blend._tables import blend_files
 from batteries.blend._thresholds import Threshold, Thresholds, find_threshold, find_thresholds
-from batteries.blend._trials import Gain
+from batteries.blend._verdicts import Gain
 from batteries.blend._weights import FoundWeights, Step, find_weights
 
 __all__ = [

@@ -14,7 +14,7 @@ from batteries._foreign import brief
 from batteries._spellings import hints
 from batteries.blend._metrics import as_problem
 from batteries.blend._models import Array, Models, as_models
-from batteries.blend._trials import Rows, Trial, as_pairs, best_single, predicted_by_all, tried
+from batteries.blend._verdicts import Rows, Trial, as_pairs, best_single, predicted_by_all, tried
 from batteries.splits._assignment import Folds
 
 

@@ -13,7 +13,7 @@ from batteries._numbers import as_whole
 from batteries._scoring import as_scoring
 from batteries._spellings import hints
 from batteries.blend._models import as_models
-from batteries.blend._trials import Pair, as_pairs, predicted_by_all
+from batteries.blend._verdicts import Pair, as_pairs, predicted_by_all
 from batteries.splits._assignment import Folds
 
 Cuts = NDArray[np.float64]

@@ -19,7 +19,7 @@ from batteries._spellings import hints
 from batteries.blend._means import weighted
 from batteries.blend._metrics import Problem, as_problem
 from batteries.blend._models import as_models, as_weights
-from batteries.blend._trials import Rows, Trial, as_pairs, best_single, predicted_by_all, tried
+from batteries.blend._verdicts import Rows, Trial, as_pairs, best_single, predicted_by_all, tried
 from batteries.splits._assignment import Folds
 
 
