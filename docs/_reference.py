@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -37,20 +38,28 @@ def page_of(room: str, names: list[str]) -> str:
         kind = "class" if isinstance(value, type) else "function"
         if value.__module__ != room or value.__name__ != name:
             spelling = value.__module__ == room  # of the specification
-            told = f"The same as `{value.__name__}`." if spelling else f"`{value}`"
+            told = f"The same as `{value.__name__}`." if spelling else f"`{short(str(value))}`"
             entries.append(f".. py:data:: {room}.{name}\n\n   {told}")
         else:
             members = "\n   :members:" if kind == "class" and name != "tqdm" else ""
             bases = getattr(value, "__mro__", (value,))[1:]
             if members and any(base.__module__.startswith("batteries.") for base in bases):
                 members += "\n   :inherited-members:"
-            # The library alone makes objects that have private parts.
+            # The library alone makes objects that have private parts, or parts made by factories.
             parts = str(getattr(value.__init__, "__annotations__", ""))
-            hidden = "()" if re.search(r"\b_[a-zA-Z]", parts) else ""
+            fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+            factories = [f for f in fields if f.default_factory is not dataclasses.MISSING]
+            hidden = "()" if factories or re.search(r"\b_[a-zA-Z]", parts) else ""
             entries.append(f".. auto{kind}:: {room}.{name}{hidden}{members}")
     said = (module.__doc__ or "").partition("\n")[0]
     text = "\n\n".join(entries)
     return f"# {room}\n\n{said}\n\n```{{eval-rst}}\n{text}\n```\n"
+
+
+def short(types: str) -> str:
+    """Types as a program writes them: `NDArray[Any]` instead of numpy's own parts of it."""
+    types = re.sub(r"~?\b(typing|collections\.abc|numpy)\.(?=\w)", "", types)
+    return re.sub(r"ndarray\[tuple\[Any, \.\.\.\], dtype(\[\w+\])\]", r"NDArray\1", types)
 
 
 def command_page() -> str:

@@ -46,8 +46,9 @@ suppress_warnings = ["config.cache", "ref.python"]
 _reference.write()
 
 
-def _tables(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
-    """Markdown's tables in docstrings, as reStructuredText has them."""
+def _lines(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
+    """Markdown's tables in docstrings as reStructuredText has them, and types in short."""
+    lines[:] = [_reference.short(line) if ":vartype" in line else line for line in lines]
     for start in [i for i, line in enumerate(lines) if line.startswith("|---")]:
         first = start - 1
         end = next(
@@ -62,6 +63,18 @@ def _tables(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: 
         return
 
 
+def _signature(*event: Any) -> tuple[str | None, ...]:
+    """The types of a signature in short: the last two, its arguments and what it returns."""
+    return tuple(part and _reference.short(part) for part in event[-2:])
+
+
+def _skip(_app: Any, _what: str, _name: str, obj: Any, *_event: Any) -> bool | None:
+    """A named tuple's fields stand in its docstring, without "Alias for field number 0"."""
+    return str(getattr(obj, "__doc__", "")).startswith("Alias for field number") or None
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
-    app.connect("autodoc-process-docstring", _tables)
+    app.connect("autodoc-process-docstring", _lines)
+    app.connect("autodoc-process-signature", _signature)
+    app.connect("autodoc-skip-member", _skip)
