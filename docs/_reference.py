@@ -59,6 +59,7 @@ def page_of(room: str, names: list[str]) -> str:
 def short(types: str) -> str:
     """Types as a program writes them: `NDArray[Any]` instead of numpy's own parts of it."""
     types = re.sub(r"~?\b(typing|collections\.abc|numpy)\.(?=\w)", "", types)
+    types = re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", types)
     return re.sub(r"ndarray\[tuple\[Any, \.\.\.\], dtype(\[\w+\])\]", r"NDArray\1", types)
 
 
