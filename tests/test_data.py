@@ -498,6 +498,28 @@ def stream_passes(workers: int) -> list[Any]:
     return [[item for batch in data for item in batch] for _ in range(2)]
 
 
+class Counted(Lines):
+    """Lines whose number is known."""
+
+    def __len__(self) -> int:
+        return 20
+
+
+def stream_lengths() -> bool:
+    found = (
+        DataLoader(Counted(), 3, sharded=sharded, drop_last=drop_last)
+        for sharded in (False, True)
+        for drop_last in (False, True)
+    )
+    return all(len(data) == len([*data]) for data in found)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_lengths_of_streams(world_size: int) -> None:
+    """The length of a loader over an iterable dataset is that of this rank's part."""
+    assert run_ranks(stream_lengths, world_size=world_size) == [True] * world_size
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_streams_are_divided(workers: int, world_size: int) -> None:

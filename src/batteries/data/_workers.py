@@ -43,7 +43,7 @@ def change_worker(**values: Any) -> None:
 
 
 def leaked_by(end: StopIteration) -> str | None:
-    """The transform's function that raised a StopIteration; None if an iterator has ended."""
+    """The name of the function that raised a StopIteration; None if an iterator has ended."""
     names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(end.__traceback__)][1:]
     return names[0] if names and not {"__next__", "next"} & {*names} else None
 
@@ -84,7 +84,7 @@ def report_what_cannot_be_sent() -> None:
 
 
 def sendable(failed: Failed) -> Any:
-    """In a worker, an error that a queue can carry; else the error itself."""
+    """In a worker, an error that a queue can carry. Outside of workers, the error itself."""
     info = get_worker_info()
     if info is None:
         return failed
