@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import multiprocessing
 import random
 import tracemalloc
@@ -98,6 +99,15 @@ def test_positions_and_neighbours_are_uniform(length: int) -> None:
         counts = np.bincount(seen, minlength=10)
         expected = np.bincount(np.arange(length) * 10 // length, minlength=10) / length * 3000
         assert chisquare(counts, expected).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (0,), (2, 3)])
+def test_positions_of_any_shape(shape: tuple[int, ...]) -> None:
+    """The numbers come in the shape of the positions, also for a single position."""
+    order = Shuffle(7, (42,))
+    positions = np.arange(7)[: math.prod(shape)].reshape(shape)
+    assert order(positions).shape == shape
+    assert (order(positions) == order(np.arange(7))[positions]).all()
 
 
 class Huge(Dataset[int]):

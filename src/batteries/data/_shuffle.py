@@ -59,10 +59,10 @@ class Shuffle:
             raise IndexError(
                 f"position {outside[0]} is outside of an order of {self._length} numbers"
             )
-        values = self._through(positions.astype(np.uint64))
+        values = self._through(positions.astype(np.uint64).reshape(-1))
         while (again := values >= self._length).any():
             values[again] = self._through(values[again])
-        return values.astype(np.int64)
+        return values.astype(np.int64).reshape(positions.shape)
 
     def _through(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         digits = list(np.divmod(values, self._sides[1]))
