@@ -75,8 +75,8 @@ def check_remember(parts: Mapping[str, tuple[Any, Any]]) -> None:
         if empty and own:
             raise TypeError(
                 f"{told} empty, but the object's attributes ({', '.join(own)}) have changed since "
-                "the last save: they would be lost. Let state_dict() return them, or leave the "
-                "object out"
+                "the last save: the new values would be lost. Let state_dict() return them, or "
+                "leave the object out"
             )
         if new:
             warnings.warn(

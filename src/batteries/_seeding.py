@@ -36,9 +36,9 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
     `rank=distributed.rank()`. You can repeat this second call in each epoch, with the epoch in the
     seed.
 
-    `DataLoader(..., worker_init_fn=seed_all)` does the same as `seed_worker`. Workers read the rank
-    from the launcher's environment. Without a launcher (`mp.spawn`), pass the rank:
-    `worker_init_fn=functools.partial(seed_all, rank=rank)`.
+    `DataLoader(..., worker_init_fn=seed_all)` gives the workers the same seeds as `seed_worker`.
+    Workers read the rank from the launcher's environment. Without a launcher (`mp.spawn`), pass the
+    rank: `worker_init_fn=functools.partial(seed_all, rank=rank)`.
 
     Args:
         seed: From 0 to 2**64 - 1. Without `rank`, python, numpy and torch get this number itself

@@ -504,7 +504,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         [(2, 2), (2, 2), (1, 1)]
 
         The result is None if the numbers are not known before the batches are read: for streams,
-        batch samplers, a `collate_fn`, and ranks with different numbers of batches.
+        batch samplers, a `collate_fn`, `batch_size=None`, and ranks with different numbers of
+        batches.
         """
         self._come_back(arrival.of)
         ranks = self._ranks()

@@ -119,7 +119,10 @@ def _send_error(queue: Any, error: Exception, what: Any) -> None:
         text = f"an error in a worker: {batch.exc_msg}"
     else:
         lines = "".join(traceback.format_exception(error))
-        text = f"a worker could not send a batch, a {type(batch).__name__}: {lines}"
+        text = (
+            f"a worker could not send a batch, a {type(batch).__name__}: let the dataset and "
+            f"collate_fn return only what pickle can copy. {lines}"
+        )
     wrapper: Any = ExceptionWrapper
     told = RuntimeError(text)
     # First in the queue: after the stream's end, torch does not read from this worker.

@@ -84,8 +84,8 @@ class StepPolicy:
 
         Raises:
             FloatingPointError: The step is refused under `action="raise"`, or too many were
-                skipped in a row. The message has the step and, if a number is not finite, its
-                ranks.
+                skipped in a row. The message has the step. If a number is not finite, it also
+                names the ranks.
         """
         own, ranks = _numbers(norm, loss), ranks_of(self._group)
         if ranks.size > 1:  # how many norms and losses are not finite, and the sum of the norms
