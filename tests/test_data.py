@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import multiprocessing
 import random
 import tracemalloc
@@ -98,6 +99,15 @@ def test_positions_and_neighbours_are_uniform(length: int) -> None:
         counts = np.bincount(seen, minlength=10)
         expected = np.bincount(np.arange(length) * 10 // length, minlength=10) / length * 3000
         assert chisquare(counts, expected).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (0,), (2, 3)])
+def test_positions_of_any_shape(shape: tuple[int, ...]) -> None:
+    """The numbers come in the shape of the positions, also for a single position."""
+    order = Shuffle(7, (42,))
+    positions = np.arange(7)[: math.prod(shape)].reshape(shape)
+    assert order(positions).shape == shape
+    assert (order(positions) == order(np.arange(7))[positions]).all()
 
 
 class Huge(Dataset[int]):
@@ -496,6 +506,28 @@ def stream_passes(workers: int) -> list[Any]:
     options: dict[str, Any] = {"collate_fn": as_it_is, "num_workers": workers, "sharded": False}
     data = DataLoader(Lines(), 3, seed=3, **options)
     return [[item for batch in data for item in batch] for _ in range(2)]
+
+
+class Counted(Lines):
+    """Lines whose number is known."""
+
+    def __len__(self) -> int:
+        return 20
+
+
+def stream_lengths() -> bool:
+    found = (
+        DataLoader(Counted(), 3, sharded=sharded, drop_last=drop_last)
+        for sharded in (False, True)
+        for drop_last in (False, True)
+    )
+    return all(len(data) == len([*data]) for data in found)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_lengths_of_streams(world_size: int) -> None:
+    """The length of a loader over an iterable dataset is that of this rank's part."""
+    assert run_ranks(stream_lengths, world_size=world_size) == [True] * world_size
 
 
 @pytest.mark.parametrize("workers", [0, 2])

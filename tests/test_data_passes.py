@@ -213,6 +213,21 @@ def test_passes_whose_end_is_not_asked_for() -> None:
             next(iter(data))
 
 
+def test_where_warnings_point() -> None:
+    """The warnings of a pass have the line of the loop."""
+    data = made(Noisy, None)
+    for _ in range(2):
+        next(itertools.islice(data, 1, 2))
+    with pytest.warns(UserWarning, match="after the same 2 batches") as repeated:
+        next(iter(data))
+    data = made(Noisy, None)
+    outer = iter(data)
+    next(outer), next(iter(data))
+    with pytest.warns(UserWarning, match="the other pass's place") as inside:
+        next(outer)
+    assert {each.filename for each in [*repeated, *inside]} == {__file__}
+
+
 class Endless(Sampler[int]):
     """A sampler whose state has tensors."""
 

@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import warm
@@ -168,6 +170,17 @@ def test_streams_that_change_their_order(way: str) -> None:
         assert ([*later] == third) != WAYS[way]
 
 
+@pytest.mark.parametrize("files", [[*"abcde"], np.arange(5)])
+def test_a_copy_that_can_be_shuffled(files: Any) -> None:
+    """The warning's way to shuffle a copy works for lists and arrays."""
+    stream: Any = Files("in place")
+    stream.files = files
+    with pytest.warns(UserWarning, match="into another order") as told:
+        next(iter(DataLoader(stream, seed=3)))
+    [way] = re.findall(r"random\.sample\(.*\)\)", str(told[0].message))
+    assert sorted(eval(way, {"random": random, "self": stream})) == sorted(stream.files)
+
+
 @pytest.mark.parametrize("lasts", [True, False])
 def test_streams_that_change_their_order_in_workers(lasts: bool) -> None:
     """Workers that last keep the order of the pass before; others begin with the program's."""
@@ -201,8 +214,9 @@ def test_datasets_that_change_between_passes(lasts: bool) -> None:
     assert [batch.tolist() for batch in (*data, *data)] == [[0] * 4] * 2
     lesson.level = 1
     if lasts:
-        with pytest.warns(UserWarning, match=r"Lesson has changed .* \(level\)"):
+        with pytest.warns(UserWarning, match=r"Lesson has changed .* \(level\)") as told:
             assert next(iter(data)).tolist() == [0] * 4
+        assert told[0].filename == __file__
     else:
         assert next(iter(data)).tolist() == [1] * 4
 

@@ -251,6 +251,9 @@ def test_other_absent_devices() -> None:
     """Any kind of device that the machine does not have is refused alike."""
     with pytest.raises(ValueError, match="no device 'xpu' on this machine"):
         to_device(tensor(), "xpu")
+    with pytest.raises(ValueError, match="no device 'ipu' on this machine") as told:
+        to_device(tensor(), "ipu")
+    assert len(str(told.value)) < 200
 
 
 def test_copies_of_a_function() -> None:

@@ -299,6 +299,7 @@ RAISES: dict[str, Callable[[], object]] = {
     "log_checksums TypeError": lambda: tr.log_checksums("run", 1, model(), object()),
     "lr_range_test ValueError": lambda: rates(NAN),
     "lr_range_test TypeError": lambda: rates(None),
+    "parameter_groups TypeError": lambda: tr.parameter_groups(model(), "0.1"),
     "parameter_groups ValueError": lambda: tr.parameter_groups(model(), 0.1, no_decay=["no"]),
     "PerRank.load_state_dict ValueError": lambda: di.PerRank(
         b.AverageMeter()

@@ -594,6 +594,10 @@ def test_bad_input() -> None:
         accumulate(batches, model, 1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"count returned -1\.0 for a batch"):
         list(accumulate(batches, model, count=lambda _: -1))
+    with pytest.raises(ValueError, match=r"count returned inf for a batch; .* finite"):
+        list(accumulate(batches, model, count=lambda _: float("inf")))
+    with pytest.raises(TypeError, match="the result of count is None; expected one number"):
+        list(accumulate(batches, model, count=lambda _: None))  # type: ignore[arg-type,return-value]
     with pytest.raises(ValueError, match="pass count="):
         list(accumulate(["text"], model))
     [(x, window)] = accumulate(batches, model)

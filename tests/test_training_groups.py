@@ -104,6 +104,8 @@ def test_slips() -> None:
         parameter_groups(model, 0.1, no_decay=["pos_embed"])
     with pytest.raises(ValueError, match=r"0\.weight is in layers 0 and 1"):
         parameter_groups(model, 0.1, lr=1.0, layer_decay=0.9, layers=[model[0], model])
+    with pytest.raises(TypeError, match=r"layers\[1\] has '1'; expected modules or parameters"):
+        parameter_groups(model, 0.1, lr=1.0, layer_decay=0.9, layers=[model[0], "1"])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="no parameter that can be trained"):
         parameter_groups(model.requires_grad_(False), 0.1)
 

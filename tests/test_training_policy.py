@@ -38,6 +38,19 @@ def test_it_goes_on_where_it_was() -> None:
         assert policy.skipped == {"not finite": 1, "spike": 1}
 
 
+def test_the_error_of_a_spike() -> None:
+    """The error has the norms that are compared, and the skipped steps before it, if there are."""
+    told = r"step 4 is not taken: the norm 8 is above 3 times the median of the 3 norms before it"
+    for at_most, more in {0: "", 1: ", and the step before it was skipped"}.items():
+        policy = StepPolicy("skip", spike=3.0, history=3, at_most=at_most)
+        decisions(policy, [1.0] * 3)
+        for number in range(at_most):
+            assert not policy.accepts(7.0 + number)
+        with pytest.raises(FloatingPointError) as error:
+            policy.accepts(8.0)
+        assert str(error.value).startswith(f"{told.replace('4', str(4 + at_most))}{more}. Resume")
+
+
 def on_ranks() -> tuple[list[bool], str]:
     rank = distributed.rank()
     policy = StepPolicy("skip", spike=2.0, history=2)

@@ -187,3 +187,9 @@ def test_buffers_that_come_in_a_step() -> None:
     assert list(model.state_dict()) == ["weight"]
     with pytest.raises(TypeError, match="step returned None; expected the loss"):
         lr_range_test(lambda: None, model, optimizer, steps=3)  # type: ignore[arg-type,return-value]
+    with pytest.raises(
+        TypeError, match=r"the loss of step is a tensor of shape \(2,\); expected one"
+    ):
+        lr_range_test(lambda: torch.ones(2), model, optimizer, steps=3)
+    with pytest.raises(TypeError, match=r"steps is 2\.5; expected a whole number"):
+        lr_range_test(lambda: 1.0, model, optimizer, steps=2.5)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ _LENGTH = re.compile(r"(?i)epoch|step|iter")  # in names of arguments for the le
 def differing(
     before: dict[str, Any], now: dict[str, Any], may_differ: list[str]
 ) -> dict[str, tuple[str | None, str | None]]:
-    """The arguments that differ and may not, as texts of both sessions; None for a missing one."""
+    """The arguments that differ but must not: their texts in both sessions, or None if missing."""
     if before.get("args") or now.get("args"):
         pairs = (leaves(each.get("args") or {}) for each in (before, now))
         old, new = ({name: json.dumps(value) for name, value in each} for each in pairs)

@@ -176,13 +176,18 @@ def _known(device: torch.device | str | int) -> torch.device:
             "'cuda:0', or a rank"
         ) from None
     if known.type == "cuda" and (known.index or 0) >= gpus:
+        choice = f"one of cuda:0 to cuda:{gpus - 1}" if gpus > 1 else "cuda:0" if gpus else "cpu"
         raise ValueError(
             f"there is no device {device!r}: this machine has {gpus} GPUs that PyTorch can use; "
-            f"choose {'one of cuda:0 to cuda:' + str(gpus - 1) if gpus else 'cpu'}"
+            f"choose {choice}"
         )
     if known.type not in ("cpu", "cuda", "meta"):
         try:
             torch.empty(0, device=known)
         except Exception as error:
-            raise ValueError(f"there is no device {device!r} on this machine: {error}") from error
+            why = str(error).partition(". ")[0]  # PyTorch goes on with a list of its backends
+            raise ValueError(
+                f"there is no device {device!r} on this machine: {why}; choose another, such as "
+                "'cpu'"
+            ) from None
     return known

@@ -68,20 +68,21 @@ def check_remember(parts: Mapping[str, tuple[Any, Any]]) -> None:
         owners = owners or [(each, ids_in(each)) for each, _ in parts.values()]
         beside = set[int]().union(*(ids for each, ids in owners if each is not part))
         held = attributes(part)
-        if is_loader(part):  # the state is the same after each pass, and its iterators are not
+        if is_loader(part):  # after each pass, its state is the same, but its iterators are new
             held = {key: value for key, value in held.items() if isinstance(value, _SIMPLE)}
         new = changed(part, held, state, beside)
         own = [key for key in new if isinstance(held[key], _SIMPLE)]
         if empty and own:
             raise TypeError(
-                f"{told} empty, but its attributes ({', '.join(own)}) have changed since the last "
-                "time: they would be lost. Let its state_dict() return them, or leave it out"
+                f"{told} empty, but the object's attributes ({', '.join(own)}) have changed since "
+                "the last save: the new values would be lost. Let state_dict() return them, or "
+                "leave the object out"
             )
         if new:
             warnings.warn(
-                f"{told} the same as at the last save, but its attributes ({', '.join(new)}) have "
-                "changed: a resumed run does not get them back. If it needs them, let state_dict() "
-                "return them and load_state_dict() set them",
+                f"{told} the same as at the last save, but the object's attributes "
+                f"({', '.join(new)}) have changed: a resumed run does not get them back. If it "
+                "needs them, let state_dict() return them and load_state_dict() set them",
                 stacklevel=3,
             )
 
@@ -90,15 +91,16 @@ def _check_no_tensors(part: Any, told: str) -> None:
     kept = [key for key, value in attributes(part).items() if _has_tensors(value)]
     if kept:
         raise TypeError(
-            f"{told} empty, but it has tensors ({', '.join(kept)}): they would be lost. Let its "
-            "state_dict() return them (register_buffer with persistent=True), or leave it out"
+            f"{told} empty, but the object has tensors ({', '.join(kept)}): they would be lost. "
+            "Let state_dict() return them (register_buffer with persistent=True), or leave the "
+            "object out"
         )
 
 
 def _warn_of_lost(name: str, optimizer: Any, states: list[Any]) -> None:
-    """Warn of an optimizer that has an inner one, or slow weights, which no state has.
+    """Warn if an optimizer has an inner optimizer, or slow weights, that are in no state.
 
-    Only tensors like a parameter count: others may be constants.
+    Only tensors with the shape of a parameter count: others may be constants.
     """
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     apart, shapes = set(map(id, parameters)), {each.shape for each in parameters} - {()}
@@ -150,7 +152,7 @@ def is_loader(part: Any) -> bool:
 
 
 def has_state_before_loading(part: Any) -> bool:
-    """Whether `state_dict` works before a state is loaded. ZeRO's optimizer gathers it first."""
+    """Whether `state_dict` works before a state is loaded. ZeRO's optimizer has to gather first."""
     return not (is_loader(part) or hasattr(part, "consolidate_state_dict"))
 
 
@@ -191,8 +193,8 @@ class _Metrics:
         shapes = [key for key in own if key in state and _differs(own[key], state[key])]
         if odd or shapes:
             raise ValueError(
-                f"the metric has {', '.join(own)}, but the saved state {', '.join(state)}; they "
-                f"differ in {', '.join(odd or shapes)}: make the metric as it was when saved"
+                f"the metric has {', '.join(own)}, but the saved state has {', '.join(state)}; "
+                f"they differ in {', '.join(odd or shapes)}: make the metric as it was when saved"
             )
         metrics = dict(_metrics_in(self._part))
         values = {key: value for key, value in state.items() if not key.endswith(_COUNT)}

@@ -120,9 +120,9 @@ def distribute(model: nn.Module, device: torch.device | str | int) -> nn.Module:
 
     >>> model = distribute(nn.Linear(2, 1), "cpu")  # no process group: the bare model
 
-    Every rank must pass the same weights: call `seed_all` on all ranks before you create the model.
-    On GPUs, batch norm is synchronised, which torch does not offer on the CPU. A model without
-    trainable parameters is not wrapped.
+    DDP gives all ranks the weights of rank 0. A model without trainable parameters is not wrapped,
+    so its ranks keep their own: call `seed_all` on all ranks before you create the model. On GPUs,
+    batch norm is synchronised, which torch does not offer on the CPU.
 
     Args:
         device: As for `to_device`.

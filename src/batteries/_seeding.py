@@ -36,9 +36,9 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
     `rank=distributed.rank()`. You can repeat this second call in each epoch, with the epoch in the
     seed.
 
-    `DataLoader(..., worker_init_fn=seed_all)` does the same as `seed_worker`. Workers read the rank
-    from the launcher's environment. Without a launcher (`mp.spawn`), pass the rank:
-    `worker_init_fn=functools.partial(seed_all, rank=rank)`.
+    `DataLoader(..., worker_init_fn=seed_all)` gives the workers the same seeds as `seed_worker`.
+    Workers read the rank from the launcher's environment. Without a launcher (`mp.spawn`), pass the
+    rank: `worker_init_fn=functools.partial(seed_all, rank=rank)`.
 
     Args:
         seed: From 0 to 2**64 - 1. Without `rank`, python, numpy and torch get this number itself
@@ -50,7 +50,7 @@ def seed_all(seed: int = 42, *, deterministic: bool = True, rank: int | None = N
             ranks; in a worker of a loader, the rank of the process.
 
     Raises:
-        TypeError, ValueError: The seed is not a whole number, or out of range.
+        TypeError, ValueError: The seed or the rank is not a whole number, or out of range.
     """
     seed, rank = as_seed(seed), None if rank is None else as_whole(rank, "rank", 0)
     _choose_algorithms(deterministic)
@@ -195,8 +195,8 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     # Counting the GPUs takes some milliseconds, so it is left out if the state has none.
     if state["cuda"] and len(state["cuda"]) > torch.cuda.device_count():
         raise ValueError(
-            f"the state has the generators of {len(state['cuda'])} GPUs, but there are "
-            f"{torch.cuda.device_count()} here: use as many GPUs, or do not load the state"
+            f"the state has the generators of {len(state['cuda'])} GPUs, but this machine has "
+            f"{torch.cuda.device_count()}: use as many GPUs, or do not load the state"
         )
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
@@ -220,7 +220,7 @@ def isolated_rng() -> Iterator[None]:
     finally:
         set_rng_state(state)
         if not state["cuda"] and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            # The block was the first to use a GPU, whose generator had begun like the CPU's.
+            # The block was the first code to use a GPU. A GPU's generator begins like the CPU's.
             torch.cuda.manual_seed_all(torch.initial_seed())
 
 

@@ -30,7 +30,7 @@ def plain_values(thing: Any, place: str = "", depth: int = _DEPTH) -> Iterator[t
 
 
 def warn_of_old_values(dataset: Any, before: dict[str, str], now: dict[str, str]) -> None:
-    """Warn if the program has changed values after the start of the workers, which keep theirs."""
+    """Warn if the program has changed values since the workers were started. They keep the old."""
     names = [name for name in before if before[name] != now.get(name, before[name])]
     if names:
         warnings.warn(
@@ -38,7 +38,7 @@ def warn_of_old_values(dataset: Any, before: dict[str, str], now: dict[str, str]
             f"({', '.join(names)}): persistent workers keep the old values, and a resumed run "
             "starts with the new ones. Pass persistent_workers=False, or share the value with the "
             "workers: torch.tensor(0).share_memory_()",
-            stacklevel=5,
+            stacklevel=7,  # of the loop
         )
 
 
@@ -68,7 +68,7 @@ class Orders:
                 warnings.warn(
                     f"{kind} puts its list {name} into another order when it is read, and the next "
                     "pass begins with that order: a run that resumes gets other orders. Shuffle a "
-                    f"copy, random.sample(self.{name}, len(self.{name})), or sort it first",
+                    f"copy, random.sample(list(self.{name}), len(self.{name})), or sort it first",
                     stacklevel=2,
                 )
         return bool(names)

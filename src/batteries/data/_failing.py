@@ -23,7 +23,7 @@ def called(name: str, function: Callable[..., T], *args: Any) -> T:
 
 
 def say_where(error: Exception, call: str) -> None:
-    """Note on an error of the user's code in which call it came; from Python 3.11 on."""
+    """Add a note to an error of the user's code: the call that raised it (from Python 3.11)."""
     note = f"in {call}"
     if hasattr(error, "add_note") and note not in getattr(error, "__notes__", ()):
         error.add_note(note)

@@ -34,7 +34,7 @@ class _OpenCV:
 
 _of_opencv = _OpenCV()
 _MOST = 5000  # objects to look at
-_WIDE, _FEW = 300, 10  # items of a container to look at: longer ones hold data
+_WIDE, _FEW = 300, 10  # of a container with more than 300 items (data), only 10 are looked at
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType)
 _DATA = (*_PLAIN, Tensor, np.ndarray)
 _KINDS = (

@@ -143,8 +143,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             different parts, and the loader divides these among the workers. True: every rank and
             worker yields a different part. Default: a dataset that reads both `id` and
             `num_workers` of `get_worker_info()`, in `__iter__` or through `worker_init_fn`, counts
-            as "workers", any other as False. With several ranks, you must pass `sharded`. A dataset
-            with indices is divided by them.
+            as "workers". With several workers, a dataset that reads only one of them raises an
+            error. Any other dataset counts as False. With several ranks, you must pass `sharded`. A
+            dataset with indices is divided by them.
         group: The ranks that divide the samples: a `ProcessGroup`, a `DeviceMesh` of one dimension
             or `(mesh, "dp")`. Ranks of other groups get the same samples, which tensor and context
             parallelism need. With a group of rank 0 alone, rank 0 can evaluate alone. Default: all
@@ -160,14 +161,16 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
     Attributes:
         epoch: The epoch of the pass under way, or of the next pass. A complete pass adds 1.
-        indices: The indices in the dataset of the last received batch.
-        in_step: Whether all ranks get the same number of batches.
+        indices: The indices in the dataset of the last received batch; [] for an iterable dataset.
+        in_step: True with shuffling, a sampler or `batches_per_pass`. All ranks then get the same
+            number of batches.
         group: The argument.
 
     Raises:
         ValueError: `in_order=False`, an unknown `sharded` or `prefetch_to`, a number out of range,
             or arguments that torch's loader refuses.
-        TypeError: A number that is not whole, or a `group` that is no group.
+        TypeError: A number that is not whole, a `group` that is no group, or a sampler that is an
+            iterator and so ends after one epoch.
     """
 
     _sampled: Sampled | None = None  # the last order of a sampler
@@ -285,7 +288,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         return self._running()
 
     def arrivals(self) -> Iterator[Arrival]:
-        """One pass, without counting its batches as received; a failed batch is a `Failed`.
+        """One pass whose batches do not count as received yet; a failed batch is a `Failed`.
 
         >>> loader = DataLoader(range(4), batch_size=2)
         >>> [arrival.indices for arrival in loader.arrivals()]
@@ -331,7 +334,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         warnings.warn(
             f"{goes_on}. Between the two, state_dict() has the other pass's place: if you save "
             "there, make a second loader for the other pass",
-            stacklevel=4,
+            stacklevel=5,  # of the loop
         )
         self._latest, self._pass = this, None if this.ended else this
         self.epoch, self._begin, self._place, self._rank = (
@@ -347,7 +350,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._compared = True
         told = []
         if self._shuffled or self._sampler is not None or self._is_stream:
-            told.append(f"seed {self.seed}, {self._number} loaders before it")
+            before = self._number  # loaders without a seed
+            after = f" after {before} other loader{'s' * (before > 1)}" if before else ""
+            told.append(f"seed {self.seed}{after}")
         if not self._is_stream and (self._sampler is None or hasattr(self._sampler, "__len__")):
             told.append(f"{self._length()} {self._unit}")
         check_same_loader(self._made, told, ranks)
@@ -415,7 +420,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             while True:
                 before = getattr(inner, "_rcvd_idx", -1)  # with workers: the next batch
                 try:
-                    # `next` also reports the batch to a profiler: 8 us, even if there is none.
+                    # `next` also reports the batch to a profiler, which takes 8 us without one.
                     reports = self._is_stream or torch.autograd.profiler._is_profiler_enabled
                     yield next(inner) if reports else inner._next_data()
                     continue
@@ -429,7 +434,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                         raise
                     failed = [Failed(error, bare=self.num_workers > 0)]
                 yield failed.pop()
-        finally:  # an error's traceback would keep the workers, and freeing it waits 5 s for each
+        finally:  # an error's traceback would keep the workers; their end then takes 5 s for each
             if self.num_workers and not self.persistent_workers:
                 inner._shutdown_workers()
 
@@ -444,6 +449,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         ([0, 1], 2)
 
         Args:
+            arrival: What `arrivals` yielded.
             settled: False does not advance the state yet: a run that resumes gets the batch again.
             failed: Failed batches after this one that count with it.
         """
@@ -498,7 +504,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         [(2, 2), (2, 2), (1, 1)]
 
         The result is None if the numbers are not known before the batches are read: for streams,
-        batch samplers, a `collate_fn`, and ranks with different numbers of batches.
+        batch samplers, a `collate_fn`, `batch_size=None`, and ranks with different numbers of
+        batches.
         """
         self._come_back(arrival.of)
         ranks = self._ranks()
@@ -520,8 +527,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
         >>> DataLoader(range(10), shuffle=True).check()
 
-        With workers, two workers read each sample once. No other method calls this one, because
-        reading samples may be slow or change a dataset.
+        With two or more workers, two of them read each sample once. No other method calls `check`,
+        because reading samples may be slow or change a dataset. A `TensorDataset` with torch's own
+        `collate_fn` is not read: it uses no random numbers.
 
         Args:
             n: The number of samples.
@@ -572,11 +580,21 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             return iter(inner)
 
     def __len__(self) -> int:
-        """The number of batches in a whole pass, on this rank."""
+        """The number of batches in a whole pass, on this rank.
+
+        For an iterable dataset this is an estimate from its length, because each worker has a last
+        batch of its own. If `sharded` is "ranks" or True, the length is that of this rank's part.
+
+        Raises:
+            TypeError: The dataset or the sampler has no length.
+        """
         if self.batches_per_pass is not None:
             return self.batches_per_pass
         if self._is_stream:
-            return super().__len__()
+            items, ranks = len(cast(Any, self.dataset)), self._ranks()
+            own = items if self._stream.by_ranks else len(range(ranks.rank, items, ranks.size))
+            size = self.batch_size or 1
+            return own // size if self.drop_last else -(-own // size)
         steps, rest = divmod(self._length(), self._group())
         more = self.in_step or self._ranks().rank < rest
         return steps + bool(rest and not self._drops and more)
@@ -589,7 +607,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         Raises:
             TypeError: The epoch is not a whole number.
             ValueError: With `batches_per_pass`, the place of the epoch is not known, because the
-                dataset or the sampler has no length.
+                dataset is iterable or the sampler has no length.
         """
         epoch = as_whole(epoch, "epoch")
         if epoch != self.epoch:
@@ -607,8 +625,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         if self._is_stream or not sized:
             raise ValueError(
                 f"set_epoch({epoch}): the next pass is number {self.epoch}. With batches_per_pass, "
-                "the place of another pass is known only if the length is known; use "
-                "load_state_dict to go on at any place"
+                "the place of another pass is not known if the dataset is iterable or the sampler "
+                "has no length; use load_state_dict to go on at any place"
             )
         starts = self._starts(self._length())
         turn, step = divmod(epoch * self.batches_per_pass, len(starts) or 1)
@@ -621,7 +639,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         {'seed': 42, 'epoch': 0, 'position': 0, 'length': 4, 'order': 'as it is', 'step': 2}
 
         `position` counts the samples that all ranks together have received in this order of the
-        data. It counts batches for a batch sampler or an iterable dataset.
+        data. For a batch sampler it counts batches, and for an iterable dataset the batches of this
+        rank.
         """
         self._saved = self._place[:3]
         state = {"seed": self.seed, "epoch": self.epoch, "position": self._place.position}
@@ -743,7 +762,10 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             if self.batches_per_pass in (None, done):
                 return
             if not start:
-                raise ValueError(f"{stop} {self._unit} make no batch: a step takes {group} of them")
+                raise ValueError(
+                    f"{stop} {self._unit} make no batch: a step takes {group} of them. Use more "
+                    "data, a smaller batch_size or drop_last=False"
+                )
             position = 0
 
     def _check_reach(self, order: Order, start: int) -> None:

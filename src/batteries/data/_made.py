@@ -70,5 +70,5 @@ def warn_of_repeats(count: int, again: bool, length: int) -> None:
     )
     warnings.warn(
         f"{why}: {remedy}",
-        stacklevel=4,
+        stacklevel=6,  # of the loop
     )

@@ -145,7 +145,7 @@ class Sampled:
             self._base = position
             if position >= self._most:
                 self._ended = True
-                # At the end, some samplers have the state of the next order. Others must end first.
+                # The end's state begins the next order of some samplers. Others must end first.
                 if [*islice(sampler, 1)]:
                     sampler.load_state_dict(copy.deepcopy(state))
         with suppress(Exception):  # of samplers without a state before the first index

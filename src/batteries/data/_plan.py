@@ -96,8 +96,8 @@ class Asked:
 
 _BORROWED = (
     "a batteries.data.DataLoader computes its own order, and divides it among the ranks. A loader "
-    "that another library makes from its parts would have another order. Iterate over the loader "
-    "itself; to go on in the middle of an epoch, load its state"
+    "that another library makes from this sampler would have another order. Iterate over the "
+    "loader itself; to go on in the middle of an epoch, load its state"
 )
 
 
@@ -127,7 +127,7 @@ class _BorrowedBatches(BatchSampler):
 def shown_to_torch(
     dataset: Any, shuffle: bool | None, sampler: Any, batch_sampler: Any
 ) -> tuple[bool | None, Any]:
-    """The arguments `shuffle` and `sampler` for torch's class. It never reads that sampler."""
+    """The arguments `shuffle` and `sampler` for torch's class, which never reads the sampler."""
     own = sampler is not None or batch_sampler is not None
     if own or isinstance(dataset, IterableDataset):
         return shuffle, sampler
@@ -143,11 +143,10 @@ def hide_batches_of(loader: DataLoader[Any], own: Any) -> None:
 
 @functools.cache
 def ended_at_exit(pid: int) -> weakref.WeakSet[Any]:
-    """Passes with workers, which are ended at the program's end.
+    """The passes with workers. When the program ends, their workers are ended.
 
-    Workers ignore the program's signals, so Python would terminate them in vain and wait for ever.
-    This must come before torch's own function for the end. Passes of the process from which this
-    one was forked are left alone.
+    Workers ignore SIGTERM, so Python would wait for them for ever. The workers must be ended before
+    torch's own function for the end runs. A forked process does not end its parent's workers.
     """
     passes: weakref.WeakSet[Any] = weakref.WeakSet()
 

@@ -90,7 +90,7 @@ class _Copies:
         loop = torch.cuda.current_stream(self._side.device)
         loop.wait_event(self._copied)
         for tensor in self._tensors:
-            tensor.record_stream(loop)  # its memory is that of the other stream
+            tensor.record_stream(loop)  # its memory was allocated on the other stream
         return self._batch
 
     def _copy(self, data: Tensor, device: torch.device) -> Tensor:

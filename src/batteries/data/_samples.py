@@ -118,8 +118,9 @@ class Samples(Dataset[Any]):
         samples = called("dataset.__getitems__({!r})", self.dataset.__getitems__, indices)
         if self._exact and len(samples) != len(indices):
             raise ValueError(
-                f"{type(self.dataset).__name__}.__getitems__ returned {len(samples)} samples for "
-                f"{len(indices)} indices, {indices!r}; expected one for each"
+                f"{type(self.dataset).__name__}.__getitems__ returned {len(samples)} "
+                f"sample{'s' * (len(samples) != 1)} for {len(indices)} indices, {indices!r}; "
+                "expected one for each"
             )
         return samples
 

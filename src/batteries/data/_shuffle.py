@@ -44,7 +44,7 @@ class Shuffle:
         self._length = length
         first = math.isqrt(max(length - 1, 0)) + 1
         second = max(1, -(-length // first))
-        self._sides = np.uint64(first), np.uint64(second)  # few more pairs of digits than numbers
+        self._sides = np.uint64(first), np.uint64(second)  # a few more pairs of digits than numbers
         digest = hashlib.shake_128(repr([int(n) for n in key]).encode()).digest(8 * _ROUNDS)
         self._keys = np.frombuffer(digest, "<u8")
 
@@ -59,10 +59,10 @@ class Shuffle:
             raise IndexError(
                 f"position {outside[0]} is outside of an order of {self._length} numbers"
             )
-        values = self._through(positions.astype(np.uint64))
+        values = self._through(positions.astype(np.uint64).reshape(-1))
         while (again := values >= self._length).any():
             values[again] = self._through(values[again])
-        return values.astype(np.int64)
+        return values.astype(np.int64).reshape(positions.shape)
 
     def _through(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         digits = list(np.divmod(values, self._sides[1]))
@@ -76,6 +76,6 @@ class Shuffle:
             shift *= self._sides[moved]
             shift >>= _HALF  # from 32 random bits to a number below the side
             shift += digits[moved]
-            # Modulo the side, since the sum is below two sides: a negative number wraps around.
+            # The sum modulo the side: it is below two sides, and a negative number wraps around.
             digits[moved] = np.minimum(shift, shift - self._sides[moved])
         return np.asarray(digits[0] * self._sides[1] + digits[1])

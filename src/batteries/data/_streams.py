@@ -52,7 +52,7 @@ class Stream(IterableDataset[Any]):
         self.lasts = False  # whether the process that reads it reads the next pass, too
 
     def begin(self, epoch: int, parts: list[Part], seed: int) -> bool:
-        """Prepare the pass of an epoch; return whether persistent workers would begin there too.
+        """Prepare the pass of an epoch; return whether running workers would begin there, too.
 
         Raises:
             ValueError: There are several ranks, and `sharded` was not passed.
@@ -113,15 +113,15 @@ class Stream(IterableDataset[Any]):
         epoch = self._epoch
         self._epoch += 1  # a persistent worker gets no other sign of the next pass
         asked.clear()
-        # The same for all, as before the first item: `__iter__` may shuffle at once.
+        # The same key for all ranks and workers, because `__iter__` may shuffle at once.
         rekey(_BEGIN, self._seed, epoch)
         orders = Orders(self.dataset) if self.lasts else None
         items, known = self._items(part, epoch), part["items"]
         part["items"] = part.get("since", known)
         last, first = None, True
         while True:
-            # The same key for all that read the same items. Before the first item, the same key
-            # for all: a dataset may shuffle there what it then divides among workers.
+            # Ranks and workers that read the same items have the same key. Before the first item,
+            # all have the same key: a dataset may shuffle there what it then divides among workers.
             key = (self._rank * self.by_ranks * workers + number * own) if part["items"] else 0
             rekey(_ITEM, self._seed, epoch, key, part["items"])
             failed = None
@@ -179,8 +179,8 @@ class Stream(IterableDataset[Any]):
         part, dataset = thawed(part), self.dataset
         if "dataset" in part:
             dataset.load_state_dict(part["dataset"])  # type: ignore[attr-defined]
-            # The place after the last item is that of the next pass in some datasets. Others have
-            # to end this pass first.
+            # In some datasets, the state after the last item begins the next pass. Other datasets
+            # have to end this pass first.
             if part["ended"] and [*islice(dataset, 1)]:
                 dataset.load_state_dict(part["dataset"])  # type: ignore[attr-defined]
         elif remembers(dataset):
@@ -194,7 +194,7 @@ class Stream(IterableDataset[Any]):
         """Raise if a dataset that reads `get_worker_info` may or may not divide itself."""
         if not items and asked >= {"id", "num_workers"}:
             return
-        when = f" after {items} items" if items else ""
+        when = f" after {items} item{'s' * (items > 1)}" if items else ""
         names = " and ".join(sorted(asked & {"id", "num_workers"}))
         raise ValueError(
             f"{self._name} reads {names} of get_worker_info(){when}. It is not clear whether it "
@@ -241,8 +241,8 @@ class Stream(IterableDataset[Any]):
             )
         if len(state["workers"]) != workers:
             raise ValueError(
-                f"{name} was read by {len(state['workers'])} workers (1 without workers), and "
-                f"there are {workers}, but each worker has its own place in it: use as many "
+                f"{name} was read by {len(state['workers'])} workers (num_workers=0 counts as 1), "
+                f"and there are {workers}, but each worker has its own place in it: use as many "
                 "workers as before to resume in the middle of an epoch"
             )
 

@@ -43,7 +43,7 @@ def change_worker(**values: Any) -> None:
 
 
 def leaked_by(end: StopIteration) -> str | None:
-    """The transform's function that raised a StopIteration; None if an iterator has ended."""
+    """The name of the function that raised a StopIteration; None if an iterator has ended."""
     names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(end.__traceback__)][1:]
     return names[0] if names and not {"__next__", "next"} & {*names} else None
 
@@ -84,7 +84,7 @@ def report_what_cannot_be_sent() -> None:
 
 
 def sendable(failed: Failed) -> Any:
-    """In a worker, an error that a queue can carry; else the error itself."""
+    """In a worker, an error that a queue can carry. Outside of workers, the error itself."""
     info = get_worker_info()
     if info is None:
         return failed
@@ -119,7 +119,10 @@ def _send_error(queue: Any, error: Exception, what: Any) -> None:
         text = f"an error in a worker: {batch.exc_msg}"
     else:
         lines = "".join(traceback.format_exception(error))
-        text = f"a worker could not send a batch, a {type(batch).__name__}: {lines}"
+        text = (
+            f"a worker could not send a batch, a {type(batch).__name__}: let the dataset and "
+            f"collate_fn return only what pickle can copy. {lines}"
+        )
     wrapper: Any = ExceptionWrapper
     told = RuntimeError(text)
     # First in the queue: after the stream's end, torch does not read from this worker.

@@ -31,7 +31,7 @@ _latest: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # the pass of 
 
 
 class Window:
-    """One micro-batch of a window, whose gradients are added up; `accumulate` makes it.
+    """One micro-batch of a window; `accumulate` makes it. A window's gradients are added up.
 
     >>> loss = nn.Linear(2, 1)(torch.ones(4, 2)).mean()
     >>> for x, window in accumulate([torch.ones(4, 2)], nn.Linear(2, 1)):
@@ -42,8 +42,8 @@ class Window:
 
     Attributes:
         closed: Whether this is the window's last micro-batch. The optimizer steps after it.
-        weight: The factor of this micro-batch's loss: its share of the window of all ranks, times
-            the number of ranks.
+        weight: The factor of this micro-batch's loss: the micro-batch's share of the window of all
+            ranks, times the number of ranks.
     """
 
     __slots__ = ("_pass", "_sharing", "_step", "_unscaled", "closed", "weight")
@@ -123,8 +123,8 @@ class Window:
         ...         stepped = window.step(optimizer)
 
         The result is that of `torch.nn.utils.clip_grad_norm_`. With a scaler, the gradients are
-        unscaled first, once. For DTensors (FSDP2) it is the norm of the whole gradients, so all
-        ranks call it. The call does not wait for the GPU.
+        unscaled first, once. For DTensors (FSDP2) the norm is that of the whole gradients, so all
+        ranks call `clip`. The call does not wait for the GPU.
 
         Args:
             gradients_of: The optimizer, or parameters.
@@ -138,7 +138,8 @@ class Window:
             ValueError: `max_norm` is negative or NaN.
             RuntimeError: The window is not closed, so its gradient is not complete. Or you have
                 unscaled the optimizer yourself, or skipped a step without `scaler.update()`.
-            TypeError: There is a scaler, and you passed parameters, not the optimizer.
+            TypeError: There is a scaler, and you passed parameters, not the optimizer. Or you
+                passed neither, or `max_norm` is not a number.
         """
         self._check_closed("clip")
         if not (max_norm := as_number(max_norm, "max_norm")) >= 0:
@@ -212,9 +213,9 @@ class _Pass:
         _latest[self._model] = id(self)
 
     def abandon(self) -> None:
-        """Drop what FSDP2 has added up in a window that was not closed.
+        """Drop the gradients that FSDP2 has added up in a window that was not closed.
 
-        The next window would have it too, because `zero_grad` does not reach it.
+        The next window would add to them, because `zero_grad` does not reach them.
         """
         if self.set_sync is not None and _latest.get(self._model) == id(self):
             drop_unreduced(self._model)
@@ -246,8 +247,8 @@ class _Pass:
 
     def _tell(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
-            epoch = "" if self._epoch is None else f"of epoch {self._epoch}, "
-            where = f"at micro-batch {step} {epoch}counted from 0"
+            epoch = "" if self._epoch is None else f" of epoch {self._epoch}"
+            where = f"at micro-batch {step}{epoch}, counted from 0"
             warnings.warn(f"the loss is {loss} {where}", stacklevel=4)
 
 
@@ -342,12 +343,12 @@ class Windows(Generic[T]):
         if isinstance(batch, Failed):
             return 0.0
         if self._count is not None:
-            count = float(self._count(batch))
+            count = as_number(self._count(batch), "the result of count")
         else:
             whole = own is None or (own.batch_size is None and own.batch_sampler is None)
             count = samples_in(batch, 0 if whole else len(arrival.indices))
-        if not count >= 0:
-            raise ValueError(f"count returned {count} for a batch; expected 0 or more")
+        if not 0 <= count < math.inf:
+            raise ValueError(f"count returned {count} for a batch; expected 0 or more, and finite")
         return count
 
 
@@ -360,7 +361,7 @@ def accumulate(
     scaler: torch.amp.GradScaler | None = None,
     group: Group = None,
 ) -> Windows[T]:
-    """Group batches into windows; a window has the gradient of one batch with all its samples.
+    """Group batches into windows. A window has the gradient of one batch with all its samples.
 
     >>> model, batches = nn.Linear(2, 1), [torch.randn(4, 2), torch.randn(4, 2), torch.randn(3, 2)]
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -390,16 +391,19 @@ def accumulate(
         accumulation_steps: The number of batches in a window.
         count: Returns the number of items over which a batch's loss is a mean. For tokens:
             `lambda batch: (batch[1] != PAD).sum()`. Default: the number of samples. If the loader
-            is not `batteries.data`'s, this is the length of the first tensor.
+            is not `batteries.data`'s, this is the length of the batch's tensors. If the lengths
+            differ, it is that of the first column, which must be a tensor.
         scaler: A `torch.amp.GradScaler`, for `window.backward` and `window.step(optimizer)`.
         group: The ranks whose gradients are averaged. Default: the group of the loader if it is
             `batteries.data`'s and has one, else that of DDP, else all ranks.
 
     Raises:
-        ValueError: `accumulation_steps` is below 1. In the loop: `count` returned a negative number
-            or NaN, or there is no `count`, and the number of samples in a batch is not known.
+        ValueError: `accumulation_steps` is below 1. In the loop: `count` returned a number that is
+            negative or not finite, or there is no `count`, and the number of samples in a batch is
+            not known.
         RuntimeError: In the loop: the ranks have different numbers of batches.
-        TypeError: `accumulation_steps` is not a whole number.
+        TypeError: `accumulation_steps` is not a whole number, `model` is no module, or `group` is
+            no group. In the loop: `count` did not return a number.
     """
     accumulation_steps = as_whole(accumulation_steps, "accumulation_steps", 1, " batches")
     if group is None and isinstance(loader, DataLoader):
@@ -422,9 +426,9 @@ def _check_not_joining(model: nn.Module) -> None:
 
 
 def _check_in_step(steps: list[int]) -> None:
-    """Raise if a rank has begun its next pass: its window would be added to an older one."""
+    """Raise if some ranks have begun their next pass: different windows would be added up."""
     if len(set(steps)) > 1:
-        where = ", ".join(f"rank {rank} at micro-batch {at}" for rank, at in enumerate(steps))
+        where = ", ".join(f"rank {rank} is at micro-batch {at}" for rank, at in enumerate(steps))
         raise RuntimeError(
             f"the ranks have different numbers of batches: now {where}, counted from 0 in each "
             "pass. Give all ranks the same number; batteries.data.DataLoader does so with "
@@ -465,7 +469,7 @@ def _backward_of_zero(loss: Tensor) -> None:
     nodes, seen = [loss.grad_fn], {loss.grad_fn}
     for node in nodes:
         new = {following for following, _ in node.next_functions if following} - seen
-        if node.next_functions:  # the nodes of parameters last, and so would their hooks
+        if node.next_functions:  # nodes of parameters outlive the pass, and hooks on them would too
             node.register_hook(_zeros)
         nodes.extend(new)
         seen |= new

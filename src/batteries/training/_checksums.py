@@ -32,18 +32,19 @@ def log_checksums(run: PathLike, step: int, model: nn.Module, batch: Any = None)
     >>> print(scoreboard.first_difference("runs/a", "runs/a"))
     the checksums are equal at all steps (1)
 
-    `batteries compare` and `scoreboard.first_difference` use them: they name the first step and
-    tensor in which two runs differ. Every tensor is copied to the host, which takes time, so call
-    it every few steps.
+    `batteries compare` and `scoreboard.first_difference` read the checksums and name the first step
+    and tensor in which two runs differ. Every tensor is copied to the host, which takes time, so
+    call `log_checksums` only every few steps.
 
     All ranks call it, and rank 0 writes `checksums.jsonl` in the run's directory. A value that
     differs between ranks, such as the batch, has a checksum for each rank.
 
     Args:
+        run: The run's directory.
         batch: Tensors, arrays and plain values, in lists, dicts and dataclasses.
 
     Raises:
-        TypeError: The batch has other objects.
+        TypeError: The batch has other objects, or the step is not a whole number.
     """
     reshard(model := unwrap(model))
     step = as_whole(step, "step")
@@ -60,7 +61,7 @@ def log_checksums(run: PathLike, step: int, model: nn.Module, batch: Any = None)
 
 
 def _sums(model: nn.Module, batch: Any) -> Iterator[tuple[str, str]]:
-    """In the order in which a step computes them: the first difference causes the others."""
+    """The sums in the order in which a step computes: the first difference causes the others."""
     yield from _sums_in(batch, "batch")
     for name, parameter in model.named_parameters():
         yield f"parameter {name}", _sum(parameter)
@@ -86,7 +87,7 @@ def _sums_in(value: Any, place: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, _NUMBERS | list | tuple) or isinstance(plain_value(value), _PLAIN):
         if value is not None:
             yield place, _sum(value)
-    else:  # its text may leave out numbers, or have an address
+    else:  # the object's text may leave out numbers, or have an address
         raise TypeError(
             f"{place} is a {type(value).__name__}; expected tensors, arrays and plain values, in "
             "lists, dicts and dataclasses: pass its tensors"

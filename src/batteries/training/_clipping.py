@@ -20,9 +20,9 @@ from batteries.distributed._messages import is_sharded
 
 @torch.no_grad()
 def clip(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale gradients so that their norm is at most `max_norm`; return the norm before it.
+    """Scale gradients so that their norm is at most `max_norm`; return the norm before scaling.
 
-    The ranks of each mesh add up the squares of its DTensors. The rest is local arithmetic.
+    The ranks of each mesh add up the squared norms of its DTensors. The rest is local arithmetic.
     """
     meshes: dict[Any, list[Any]] = defaultdict(list)
     for parameter in [parameters] if isinstance(parameters, Tensor) else parameters:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from batteries._arrays import as_names
+from batteries._foreign import brief
 from batteries._modules import unwrap
 from batteries._numbers import as_number
 
@@ -53,6 +54,7 @@ def parameter_groups(
         ValueError: Some of `lr`, `layers` and `layer_decay` are missing; no parameter matches a
             pattern; a parameter of `layers` is in two of them, or not in the model; no parameter is
             trainable.
+        TypeError: `weight_decay` is not a number, or `layers` has something else, such as a name.
     """
     if len({lr is None, not layers, layer_decay is None}) > 1:
         raise ValueError("layer-wise decay needs all three of lr=, layers= and layer_decay=")
@@ -79,7 +81,7 @@ def _without_decay(model: nn.Module, patterns: list[str]) -> set[Tensor]:
     free, unused = set(), set(patterns)
     for place, module in model.named_modules(remove_duplicate=False):
         owner = model.get_submodule(f".{place}".partition(".parametrizations.")[0][1:])
-        # A linear layer whose class is called NormedLinear, say, decays.
+        # A linear layer gets weight decay, even if its class is called NormedLinear, say.
         norm = "Norm" in type(owner).__name__ and not isinstance(owner, nn.Linear | _ConvNd)
         apart = norm or isinstance(owner, nn.Embedding | nn.EmbeddingBag)
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -89,20 +91,31 @@ def _without_decay(model: nn.Module, patterns: list[str]) -> set[Tensor]:
             if apart or matching or "bias" in name or parameter.ndim < 2:
                 free.add(parameter)
     if unused:
-        raise ValueError(f"no parameter's name matches no_decay's {', '.join(sorted(unused))}")
+        raise ValueError(
+            f"no parameter's name matches no_decay's {', '.join(sorted(unused))}; expected names "
+            "of model.named_parameters(), or patterns such as '*.scale'"
+        )
     return free
 
 
 def _depths(model: nn.Module, layers: Sequence[Any]) -> dict[Tensor, int]:
-    """The layer of each parameter that is in one. A tied weight needs only one place in a layer."""
+    """The layers of the parameters that are in one. One place of a tied weight is enough."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     depths: dict[Tensor, int] = {}
     for depth, layer in enumerate(layers):
         parts = layer if isinstance(layer, list | tuple) else [layer]
+        for part in parts:
+            if not isinstance(part, nn.Module | Tensor):
+                raise TypeError(
+                    f"layers[{depth}] has {brief(part)}; expected modules or parameters"
+                )
         each = ([part] if isinstance(part, Tensor) else part.parameters() for part in parts)
         for parameter in chain.from_iterable(each):
             if parameter not in names:
-                raise ValueError(f"layers[{depth}] has parameters that are not in the model")
+                raise ValueError(
+                    f"layers[{depth}] has parameters that are not in the model: pass modules or "
+                    "parameters of this model"
+                )
             if depths.setdefault(parameter, depth) != depth:
                 raise ValueError(
                     f"{names[parameter]} is in layers {depths[parameter]} and {depth}, but a "

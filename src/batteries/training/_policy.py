@@ -79,12 +79,13 @@ class StepPolicy:
 
         Args:
             norm: The norm of the whole, unscaled gradient, which `window.clip` returns.
-            loss: The loss of this rank. Leave it out if `count` counts nothing in the batch,
-                because it may be NaN.
+            loss: The loss of this rank. If `count` counts nothing in the batch, leave the loss out:
+                it may be NaN.
 
         Raises:
             FloatingPointError: The step is refused under `action="raise"`, or too many were
-                skipped. The message has the step and the ranks.
+                skipped in a row. The message has the step. If a number is not finite, it also
+                names the ranks.
         """
         own, ranks = _numbers(norm, loss), ranks_of(self._group)
         if ranks.size > 1:  # how many norms and losses are not finite, and the sum of the norms
@@ -123,10 +124,13 @@ class StepPolicy:
         if self._action == "skip" and self._in_a_row <= self._at_most:
             self.skipped[reason] += 1
             if self._scales():
-                self._scaler.update()  # else it would not unscale the next gradient
+                self._scaler.update()  # otherwise the scaler refuses to unscale the next gradient
             return
         if reason == "spike":
-            told = f"the norm {norm_of_all:g} is above {self._spike:g} times the median of the last"
+            told = (
+                f"the norm {norm_of_all:g} is above {self._spike:g} times the median of the "
+                f"{len(self._norms)} norms before it"
+            )
         else:
             values = [float("nan" if each is None else each) for each in (whole(norm), loss)]
             everybody = distributed.all_gather(values, check=False, group=self._group)
@@ -137,6 +141,8 @@ class StepPolicy:
                 if not (math.isfinite(own) and (loss is None or math.isfinite(lost)))
             )
         many = f", and {self._at_most} steps before it were skipped in a row"
+        if self._at_most < 2:
+            many = ", and the step before it was skipped" * self._at_most
         raise FloatingPointError(
             f"step {self._steps} is not taken: {told}{many * (self._action == 'skip')}. Resume "
             "from a checkpoint, with a lower learning rate or without the batch"

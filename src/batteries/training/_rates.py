@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from batteries import distributed
 from batteries._modules import reshard
+from batteries._numbers import as_number, as_whole
 from batteries._optional import import_optional
 from batteries._seeding import isolated_rng
 from batteries.training._clipping import whole
@@ -108,14 +109,16 @@ def lr_range_test(
         lowest: The first rate. If the optimizer has several groups, it applies to the group with
             the largest rate, and the others keep their ratio to it.
         highest: The last rate, unless the loss diverges before.
+        steps: The number of rates, and so the most steps.
         diverged: The test ends if the smoothed loss is above `diverged` times its lowest value. It
             always ends if the loss is not finite.
 
     Raises:
         ValueError: The rates do not rise, there are fewer than 2 steps, or the first loss is not
             finite.
-        TypeError: `step` returned None.
+        TypeError: `step` returned None or no single number, or `steps` is not a whole number.
     """
+    steps = as_whole(steps, "steps")
     if not (0 < lowest < highest and steps >= 2):
         raise ValueError(
             f"lowest is {lowest}, highest {highest} and steps {steps}; expected rates that rise "
@@ -134,8 +137,7 @@ def lr_range_test(
                 raise TypeError(
                     "step returned None; expected the loss, a number or a tensor of one"
                 )
-            value = float(own.detach() if isinstance(own, Tensor) else own)
-            loss = distributed.all_reduce(value, "mean")
+            loss = distributed.all_reduce(as_number(own, "the loss of step"), "mean")
             if not math.isfinite(loss):
                 break
             found.lr.append(rate)

@@ -25,8 +25,9 @@ class Throughput:
     ['data_share', 'items_per_second', 'step_seconds']
 
     The time is measured on the host, which runs a few steps ahead of the GPU. This does not matter
-    over ten steps or more, or if the loop reads a loss before `compute`. The time between two
-    passes is left out. Put an evaluation or a save inside a pass into `with throughput.paused():`.
+    over ten steps or more, or if the loop reads a loss before `compute`. With `watch`, the time
+    between two passes is left out. Put an evaluation or a save inside a pass into
+    `with throughput.paused():`.
 
     Args:
         peak_flops: The FLOPs a second of one device in the dtype of the matrix products, from its
@@ -56,7 +57,8 @@ class Throughput:
     def update(self, items: int) -> None:
         """Record the end of a step, with the number of samples or tokens on this rank.
 
-        Without `watch`, the first call only starts the clock.
+        Without `watch`, the first call only starts the clock, and the time between two passes
+        counts.
         """
         now = time.perf_counter()
         if self._mark is not None:
@@ -106,13 +108,13 @@ class Throughput:
         self.flops_per_item = counter.get_total_flops() / items
 
     def compute(self) -> dict[str, float]:
-        """The means of the whole job since the last call, or {}. All ranks call it.
+        """The means of the whole job since the last call. All ranks call it.
 
         Returns:
             "items_per_second" of all ranks together and "step_seconds". With `watch` also
             "data_share", the share of the time in which the loop waited for batches. With
-            `peak_flops` and `count_flops` also "mfu", the share of `peak_flops` that was used, by
-            the ranks that have counted.
+            `peak_flops` and `count_flops` also "mfu", the share of `peak_flops` that was used by
+            the ranks that called `count_flops`. The result is {} if no step was measured.
         """
         own = [self._items, self._steps, self._elapsed, self._waiting]
         own += [self._items * (self.flops_per_item or 0.0), float(self._watched), 1.0]
