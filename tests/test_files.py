@@ -152,10 +152,10 @@ def test_errors_without_a_previous_file() -> None:
     with pytest.raises(NotADirectoryError, match="file/a cannot be written; no file was") as told:
         write("file/a")
     assert "bytes" not in str(told.value)
-    with pytest.raises(OSError, match="No space left") as told, write_whole("a"):
+    with pytest.raises(OSError, match="No space left") as full, write_whole("a"):
         raise OSError(errno.ENOSPC, "No space left on device")
-    assert "no file was written" in str(told.value)
-    assert "about 0 bytes" not in str(told.value)
+    assert "no file was written" in str(full.value)
+    assert "about 0 bytes" not in str(full.value)
 
 
 def test_the_longest_names() -> None:

@@ -39,7 +39,7 @@ def set_backends(
             "medium" may use bfloat16. "highest" is torch's default for matrices. For convolutions,
             torch uses TF32 by default, and "highest" turns it off.
         cudnn_benchmark: Try all algorithms for each new shape, and keep the fastest. It helps if
-            the shapes stay the same. Its choice may differ between runs.
+            the shapes stay the same. The choice may differ between runs.
         anomaly_mode: Raise at the operation whose gradient is NaN, with its line. Training is
             several times slower, so use it only to find an error.
         sharing_strategy: How workers send tensors. "file_descriptor" is faster. Use "file_system"

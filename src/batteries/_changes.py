@@ -48,7 +48,7 @@ _SEEN: dict[int, _Seen] = {}
 
 
 def changed(part: Any, held: Mapping[str, Any], state: Any, apart: set[int]) -> list[str]:
-    """The attributes that have changed since the last call, if the state has not.
+    """The attributes that have changed since the last call, if the state has not changed.
 
     Only these count: plain values, containers, tensors, arrays, generators, weights of modules,
     and objects of the program's own classes, which consist of them.

@@ -27,8 +27,8 @@ _NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 class Place:
     """An attribute with a path that stays the same place if the working directory changes.
 
-    It is as it was given while the working directory is the same. A thread beside the main one gets
-    an absolute path, because the program may change the directory while the thread uses the path.
+    While the working directory is the same, the path is as it was given. Other threads than the
+    main one get an absolute path, because the program may change the directory while they use it.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:

@@ -136,7 +136,7 @@ def check_stateful(name: str, part: Any) -> None:
     if name in _OPTIONS:
         raise TypeError(
             f"{name} is an option of load_checkpoint: load_checkpoint(latest(logdir), ..., "
-            f"{name}={part!r})"
+            f"{name}={brief(part)})"
         )
     if isinstance(part, type) or not all(callable(getattr(part, m, None)) for m in protocol):
         hint = ": pass options by name, such as strict=False" if isinstance(part, bool) else ""

@@ -38,7 +38,7 @@ from batteries.distributed._agreement import check_same
 from batteries.distributed._messages import is_sharded as is_dtensor
 
 _compared: set[str] = set()  # paths that were compared with other ranks when first loaded
-_SHARE = "use a directory that all hosts share, or send rank 0's with share_checkpoint first"
+_SHARE = "use a directory that all hosts share, or call share_checkpoint first, on all ranks"
 
 
 class Loaded(dict[str, Any]):
