@@ -329,8 +329,8 @@ def _loads(state: Any, module: nn.Module) -> bool:
 def _nothing_fits(name: str, state: Any, own: Any, path: PathLike) -> str:
     return (
         f"nothing in {state_key(name)} of {path} fits the {name}, even with strict=False: the file "
-        f"has {_first(state)}, and the {name} has {_first(own)}, under other names or with other "
-        f"shapes; make the {name} as it was when it was saved (with its adapters), rename the "
+        f"has {_first(state)}, and the {name} has {_first(own)}, with other names, shapes or "
+        f"dtypes; make the {name} as it was when it was saved (with its adapters), rename the "
         f"weights in the file, or leave out {name}"
     )
 

@@ -39,13 +39,12 @@ def save_checkpoint(
 
     Args:
         note: A dictionary of values that JSON can hold. `read_note` returns it without reading the
-            whole file.
+            whole file. If it is nested more than 64 deep, `read_note` returns {}.
 
     Raises:
         TypeError: A value that `torch.load` would refuse, with its place, or a note that JSON
             cannot hold. Nothing is written then.
-        ValueError: The note takes more than about 65,000 bytes, is not a dictionary, or is nested
-            more than 64 deep.
+        ValueError: The note takes more than about 65,000 bytes, or contains itself.
         FileNotFoundError: There is no directory for the file.
         OSError: The file cannot be written. The message has the path, the cause and, if the disk is
             full, the bytes needed and the bytes free.
@@ -54,7 +53,7 @@ def save_checkpoint(
         raise TypeError("the path comes second: save_checkpoint(checkpoint, path)")
     plain = as_checkpoint(rebuilt(checkpoint, plain_or_refused))
     with timed_save(), write_whole(path, _bytes_in(plain)) as file:
-        _write_archive(plain, file, {} if note is None else note)
+        _write_archive(plain, file, note or {})
 
 
 def _bytes_in(checkpoint: Any) -> int:
