@@ -548,3 +548,23 @@ def test_a_state_before_the_first_step() -> None:
     load_checkpoint("a.pth", model, optimizer)
     with pytest.warns(UserWarning, match="has trained 2 parameters that are frozen"):
         load_checkpoint("a.pth", model.requires_grad_(False), optimizer)
+
+
+class Broken:
+    """An object that cannot load even its own state."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seed": 1}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        state["other"]
+
+
+def test_an_object_that_cannot_go_back() -> None:
+    """The error names the state that does not fit, and the other objects are as they were."""
+    save_checkpoint(make_checkpoint("train", 1, nn.Linear(2, 1), broken=Broken()), "a.pth")
+    model = nn.Linear(2, 1)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(CheckpointError, match=r"broken_state_dict in a\.pth .* has no 'other'"):
+        load_checkpoint("a.pth", model, broken=Broken())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

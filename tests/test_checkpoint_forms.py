@@ -89,6 +89,21 @@ def test_nothing_to_export() -> None:
     assert not Path("a.safetensors").exists()
 
 
+class WithExtra(nn.Linear):
+    def get_extra_state(self) -> Any:
+        return {"scale": 1.0}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+def test_what_safetensors_cannot_hold() -> None:
+    """The export names a value among the weights that is no tensor."""
+    save_checkpoint(make_checkpoint("train", 1, WithExtra(2, 1)), "a.pth")
+    with pytest.raises(CheckpointError, match=r"\['_extra_state'\] in a\.pth is a dict, but .safe"):
+        export_safetensors("a.pth", "a.safetensors")
+
+
 def test_without_the_package() -> None:
     """Where safetensors is not installed, the error says how to install it."""
     program = """

@@ -84,6 +84,14 @@ def test_a_manager_that_never_saved(epoch: int) -> None:
     assert content() == before
 
 
+def test_names_of_scores() -> None:
+    """A score's name that JSON would change is refused: the manager would not know its files."""
+    scores: dict[Any, float] = {"loss": 0.5, 3: 1.0}
+    with pytest.raises(TypeError, match="the score has the name 3; expected a string"):
+        CheckpointManager("logs").process(scores, 1, {"epoch": 1})
+    assert not Path("logs").exists()
+
+
 def grown(epochs: int, save_n_best: int | None) -> CheckpointManager:
     """A manager that has saved that many epochs, as its memory tells it."""
     manager = CheckpointManager(f"{epochs}-{save_n_best}", save_n_best=save_n_best, keep_every=500)

@@ -146,6 +146,18 @@ def test_no_directory() -> None:
         write("a/b/c")
 
 
+def test_errors_without_a_previous_file() -> None:
+    """The error of a new file names no previous one, and no bytes where space is not the cause."""
+    Path("file").touch()
+    with pytest.raises(NotADirectoryError, match="file/a cannot be written; no file was") as told:
+        write("file/a")
+    assert "bytes" not in str(told.value)
+    with pytest.raises(OSError, match="No space left") as full, write_whole("a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert "no file was written" in str(full.value)
+    assert "about 0 bytes" not in str(full.value)
+
+
 def test_the_longest_names() -> None:
     """A name as long as the file system allows can be written, linked and appended to."""
     longest = os.pathconf(".", "PC_NAME_MAX")
@@ -231,6 +243,13 @@ def test_directory_that_is_a_file(path: str) -> None:
     Path("file").touch()
     with pytest.raises(NotADirectoryError, match=rf"directory {path}: file is a file; choose"):
         make_directory(path)
+
+
+def test_directory_that_is_a_broken_link() -> None:
+    """A link to nothing is not called a file."""
+    Path("link").symlink_to("nowhere")
+    with pytest.raises(NotADirectoryError, match=r"link is a link to nowhere, which does not exi"):
+        make_directory("link/below")
 
 
 def test_a_fork_does_not_keep_the_lock() -> None:

@@ -199,8 +199,13 @@ RAISES: dict[str, Callable[[], object]] = {
         own := with_directory(), own.process(0.5, 1, made()), own.wait(),
     ),
     "consolidate CheckpointError": lambda: ck.consolidate("a.pth", "b.pth"),
+    "consolidate OSError": lambda: (
+        manager(1, sharded=True), ck.consolidate("logs/last.dcp", "no/b.pth"),
+    ),
     "export_safetensors FileNotFoundError": lambda: ck.export_safetensors("no.pth", "b"),
     "export_safetensors CheckpointError": lambda: ck.export_safetensors("a.pth", "b", key="ema"),
+    "export_safetensors ValueError": lambda: ck.export_safetensors("a.pth", "a.pth"),
+    "export_safetensors OSError": lambda: ck.export_safetensors("a.pth", "."),
     "export_safetensors ModuleNotFoundError": lambda: ck.export_safetensors("a.pth", "b"),
     "latest NotADirectoryError": lambda: ck.latest("a.pth"),
     "load_checkpoint FileNotFoundError": lambda: ck.load_checkpoint("no.pth"),

@@ -30,7 +30,7 @@ from batteries import (
     resume,
     save_checkpoint,
 )
-from batteries.checkpoint import _sharing, share_checkpoint
+from batteries.checkpoint import _sharing, latest, share_checkpoint
 from batteries.data import DataLoader
 
 
@@ -116,6 +116,29 @@ def test_nothing_good() -> None:
         pytest.warns(UserWarning, match="an older one is taken"),
     ):
         resume("logs", nn.Linear(2, 1))
+
+
+def test_the_only_one() -> None:
+    """A single damaged checkpoint promises no older one."""
+    Path("logs").mkdir()
+    Path("logs/last.pth").touch()
+    told = "the only checkpoint in logs cannot be read; .* logs/last.pth cannot be read as"
+    with pytest.raises(CheckpointError, match=told):
+        resume("logs", nn.Linear(2, 1))
+    with pytest.warns(UserWarning, match="last.pth cannot be read .*; there is no older one"):
+        assert latest("logs") is None
+
+
+def test_a_name_that_leads_nowhere() -> None:
+    """A link to a file that is gone counts as damaged: an older checkpoint is loaded."""
+    saved(1)
+    Path("logs/last.pth").unlink()
+    Path("logs/last.pth").symlink_to("lost.pth")
+    told = "last.pth is a link to lost.pth, which does not exist; .*; an older one is taken"
+    with pytest.warns(UserWarning, match=told):
+        last = resume("logs", nn.Linear(2, 1))
+    assert last is not None
+    assert last["epoch"] == 1
 
 
 def test_a_missing_object() -> None:

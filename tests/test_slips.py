@@ -30,6 +30,7 @@ from batteries import (
     make_checkpoint,
     resume,
     save_checkpoint,
+    set_backends,
     start_run,
 )
 from batteries._rundir.record import read_record
@@ -83,6 +84,10 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "nothing as last": (
         lambda any_: CheckpointManager("logs").save_last(any_),
         "the checkpoint is None; expected what make_checkpoint returns",
+    ),
+    "a broken pattern": (
+        lambda _: set_backends(ignore_warnings=["known", "("]),
+        r"ignore_warnings has '\('; expected a regular expression \(missing \)",
     ),
     "over its source": (
         lambda _: export_safetensors("a.pth", "./a.pth"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -35,9 +36,10 @@ def set_backends(
     Args:
         matmul_precision: "high" uses TF32 for float32 matrix products and convolutions on GPUs
             since Ampere, which is several times faster and has 10 bits of mantissa, not 23.
-            "medium" may use bfloat16. "highest" is torch's default for matrices.
+            "medium" may use bfloat16. "highest" is torch's default for matrices. For convolutions,
+            torch uses TF32 by default, and "highest" turns it off.
         cudnn_benchmark: Try all algorithms for each new shape, and keep the fastest. It helps if
-            the shapes stay the same. Its choice may differ between runs.
+            the shapes stay the same. The choice may differ between runs.
         anomaly_mode: Raise at the operation whose gradient is NaN, with its line. Training is
             several times slower, so use it only to find an error.
         sharing_strategy: How workers send tensors. "file_descriptor" is faster. Use "file_system"
@@ -46,8 +48,8 @@ def set_backends(
             to those of earlier calls.
 
     Raises:
-        ValueError: Torch does not know the precision, or this system does not have the sharing
-            strategy.
+        ValueError: Torch does not know the precision, this system does not have the sharing
+            strategy, or a message is not a regular expression. Nothing has changed then.
     """
     strategies = torch.multiprocessing.get_all_sharing_strategies()  # type: ignore[no-untyped-call]
     if sharing_strategy is not None and sharing_strategy not in strategies:
@@ -60,6 +62,14 @@ def set_backends(
         )
     known = chosen_backends()
     ignore_warnings = as_names(ignore_warnings)
+    for message in ignore_warnings:
+        try:
+            re.compile(message)
+        except re.error as error:
+            raise ValueError(
+                f"ignore_warnings has {message!r}; expected a regular expression ({error}): put a "
+                "backslash before each special character, as re.escape does"
+            ) from None
     messages = dict.fromkeys([*known.get("ignore_warnings", ()), *ignore_warnings])
     chosen: dict[str, Any] = {
         "matmul_precision": matmul_precision,
@@ -74,7 +84,7 @@ def set_backends(
 
 
 def chosen_backends() -> dict[str, Any]:
-    """The arguments of `set_backends`, here or in the process that started this one."""
+    """The arguments of all calls of `set_backends`, also in the process that started this one."""
     chosen: dict[str, Any] = json.loads(os.environ.get(_CHOSEN, "{}"))
     return chosen
 

@@ -32,10 +32,10 @@ _LIBRARY = re.compile(
     rf"site-packages|dist-packages|<frozen|{re.escape(sysconfig.get_path('stdlib'))}"
 )
 _OF_MODULES = {*vars(nn.Module()), "_compiled_call_impl", "_forward_hooks_with_kwargs"}
-_VALUES, _BYTES = 500, 2**18  # what the digest of a value looks at
+_VALUES, _BYTES = 500, 2**18  # larger values have no digest
 _NUMBERS = (Tensor, nn.Parameter, np.ndarray)
 _WIDE = 100  # items of a container to look at
-_OBJECTS = 100  # whose digests are kept
+_OBJECTS = 100  # digests of so many objects are kept
 
 
 class _Seen(NamedTuple):
@@ -48,7 +48,7 @@ _SEEN: dict[int, _Seen] = {}
 
 
 def changed(part: Any, held: Mapping[str, Any], state: Any, apart: set[int]) -> list[str]:
-    """The attributes that have changed since the last call, if the state has not.
+    """The attributes that have changed since the last call, if the state has not changed.
 
     Only these count: plain values, containers, tensors, arrays, generators, weights of modules,
     and objects of the program's own classes, which consist of them.
@@ -74,7 +74,7 @@ def changed(part: Any, held: Mapping[str, Any], state: Any, apart: set[int]) -> 
 
 
 def attributes(part: Any) -> dict[str, Any]:
-    """The attributes of an object; of a module its weights and parts, too."""
+    """The attributes of an object. A module's weights and parts are among them."""
     held = {name: getattr(part, name) for name in _slots(type(part)) if hasattr(part, name)}
     held |= getattr(part, "__dict__", {})
     if not isinstance(part, nn.Module):
@@ -87,7 +87,7 @@ def _weights_of(module: nn.Module) -> dict[str, Any]:
 
 
 def lasting(held: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes without those whose names are of times, caches and counts of calls."""
+    """The attributes whose names are not those of times, caches or counts of calls."""
     return {name: value for name, value in held.items() if not _PASSING.search(name)}
 
 
@@ -107,7 +107,7 @@ def _reference(part: Any) -> Callable[[], Any]:
 
 
 def ids_in(part: Any) -> set[int]:
-    """The ids of an object and of what it holds; of modules with all of their parts."""
+    """The ids of an object, of its attributes, and of all parts of the modules among them."""
     if isinstance(part, nn.Module):
         return {id(each) for each in chain(part.modules(), part.parameters(), part.buffers())}
     held = attributes(part).values()
@@ -132,8 +132,8 @@ def digest_of(value: Any, apart: Container[int] = (), *, whole: bool = False) ->
 
     Args:
         apart: The ids of objects that are left out.
-        whole: Everything counts. By default, objects of libraries, times, and the rest of long
-            containers are left out.
+        whole: Whether everything counts. By default, objects of libraries, times, and the items of
+            a container after the first 100 are left out.
     """
     digest = _Digest(apart, whole)
     with suppress(Exception):  # raised by methods of the program, or by tensors without numbers

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 PathLike = str | os.PathLike[str]
-_LONG = 64  # bytes; a temporary name is longer than the name in it, so it has only shorter names
+_LONG = 64  # bytes; longer names are not put into temporary names, which would become too long
 _held_here = threading.local()
 _NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 
@@ -27,8 +27,8 @@ _NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 class Place:
     """An attribute with a path that stays the same place if the working directory changes.
 
-    It is as it was given while the working directory is the same. A thread beside the main one gets
-    an absolute path, because the program may change the directory while the thread uses the path.
+    While the working directory is the same, the path is as it was given. Other threads than the
+    main one get an absolute path, because the program may change the directory while they use it.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -57,7 +57,7 @@ def listed(paths: PathLike | Iterable[PathLike]) -> list[Path]:
 
 
 def walk(root: PathLike, deep: int = 1000) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk`, not more than some levels below the root."""
+    """`os.walk`, at most `deep` levels below the root."""
     top = os.fspath(root)
     for folder, folders, files in os.walk(top):
         if folder.removeprefix(top).count(os.sep) >= deep:
@@ -82,15 +82,17 @@ def make_directory(path: PathLike) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         parts = (part for part in (path, *path.parents) if part.exists() or part.is_symlink())
+        wrong = next(parts)
+        lost = "" if wrong.exists() else f"link to {wrong.readlink()}, which does not exist"
         raise NotADirectoryError(
-            f"cannot create the directory {path}: {next(parts)} is a file; "
-            "choose another log directory or move the file away"
+            f"cannot create the directory {path}: {wrong} is a {lost or 'file'}; "
+            f"choose another log directory or move the {'link' if lost else 'file'} away"
         ) from None
     return path
 
 
 def check_inside(path: PathLike, directory: PathLike) -> Path:
-    """The end of a path's symbolic links; an error if it is not inside a directory.
+    """Follow a path's symbolic links to the end. Raise if the end is not inside the directory.
 
     The directory itself may be a link.
     """
@@ -109,18 +111,19 @@ def check_inside(path: PathLike, directory: PathLike) -> Path:
 def write_whole(
     path: PathLike, size: int = 0, inside: PathLike | None = None
 ) -> Iterator[BinaryIO]:
-    """Open a file for writing that gets its name when it is complete and on the disk.
+    """Open a file for writing. It gets its name when it is complete and on the disk.
 
     After an error in the block, the previous file is unchanged, and no other file is left. If the
     path is a symbolic link, its target is replaced, and the link stays.
 
     Args:
-        size: The number of bytes to write, for the error if there is no room.
+        size: The number of bytes to write, for the error if there is no room; 0 if unknown.
         inside: The directory that must contain the file, at the end of all links.
 
     Raises:
-        OSError: The message has the path, the cause, the bytes needed and the bytes free. Or the
-            path is a directory, a device, a pipe or a socket.
+        OSError: The message has the path and the cause. If the disk is full, it also has the bytes
+            needed, if known, and the bytes free. Or the path is a directory, a device, a pipe or a
+            socket.
     """
     with _replacement(_followed(path, inside), size) as temporary, temporary.open("x+b") as file:
         yield file
@@ -216,9 +219,15 @@ def locked_directory(path: PathLike, timeout: float = 60) -> Iterator[None]:
     """Lock a directory. The system releases the lock of a process that ends.
 
     The lock is on the directory itself, without a lock file. On file systems without such locks,
-    nothing is locked. If another process has the lock for `timeout` seconds, a
-    TimeoutError is raised. If this thread has it, a signal handler has interrupted a save, and the
-    lock would never be free: a RuntimeError is raised.
+    nothing is locked.
+
+    Args:
+        timeout: Seconds to wait for another process.
+
+    Raises:
+        TimeoutError: Another process keeps the lock.
+        RuntimeError: This thread has the lock already: a signal handler has interrupted a save. The
+            lock would never be free.
     """
     with _opened(Path(path)) as descriptor:
         held = vars(_held_here).setdefault("directories", set())
@@ -277,7 +286,7 @@ _KINDS = {
 
 
 def kind_of(mode: int) -> str:
-    """What a path is, by its mode, if it is no regular file."""
+    """The kind of a path that is not a regular file, by its mode."""
     return _KINDS.get(stat.S_IFMT(mode), "special file")
 
 
@@ -323,12 +332,16 @@ def _replacement(path: Path, size: int = 0, over_links: bool = False) -> Iterato
 
 
 def _described(error: OSError, path: Path, size: int) -> OSError:
+    there = os.path.lexists(path)
+    kept = f"the previous file {path} is as it was" if there else "no file was written"
+    remedy = ""
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return type(error)(
-            error.errno,
-            f"{error.strerror}: {path} cannot be written; the previous file {path} is as it was; "
-            f"get the right to write to the directory {path.parent}, or choose another one",
-        )
+        remedy = f"get the right to write to the directory {path.parent}, or choose another one"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        remedy = "choose another directory"
+    if remedy:
+        told = f"{error.strerror}: {path} cannot be written; {kept}; {remedy}"
+        return type(error)(error.errno, told)
     try:
         directory = next(part for part in path.parents if part.exists())
         free = f"{shutil.disk_usage(directory).free:,} bytes are free"
@@ -337,11 +350,9 @@ def _described(error: OSError, path: Path, size: int) -> OSError:
             free = "the file system has no room for another file: remove some (df -i counts them)"
     except OSError:  # the disk is gone
         free = "an unknown number of bytes are free"
-    return type(error)(
-        error.errno,
-        f"{error.strerror or error}: {path} takes about {size:,} bytes, and {free}; the previous "
-        f"file {path} is as it was",
-    )
+    needed = f"takes about {size:,} bytes" if size else "cannot be written"
+    told = f"{error.strerror or error}: {path} {needed}, and {free}; {kept}"
+    return type(error)(error.errno, told)
 
 
 def _copy(source: Path, target: Path) -> None:

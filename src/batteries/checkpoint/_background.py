@@ -25,11 +25,12 @@ _Jobs = queue.SimpleQueue[Callable[[], object] | None]  # its put is safe in a f
 
 
 class BackgroundWriter:
-    """Writes copies of checkpoints in order: one at a time, and at most one waits.
+    """Writes copies of checkpoints in order. While one is written, at most one more waits.
 
-    The third checkpoint waits until the first one is written, and a warning says so once.
-    `submit` copies the checkpoint, into memory that is used again. Every submitted checkpoint is
-    written, even if the writer is dropped without `close`, or the program ends.
+    `submit` copies the checkpoint into memory that later checkpoints use again. If there are two
+    copies already, `submit` waits until the first is written. A warning says so once. Every
+    submitted checkpoint is written, even if the writer is dropped without `close`, or the program
+    ends.
     """
 
     # The thread refers to the jobs, and a job refers to the writer. So an idle thread keeps no
@@ -53,8 +54,8 @@ class BackgroundWriter:
         self._raise()
         if not self._thread.is_alive():
             raise RuntimeError(
-                "the manager is closed and saves no more checkpoints: call close() at the end; a "
-                "fork of the process that has made the manager needs one of its own"
+                "the manager is closed and saves no more checkpoints: call close() after the last "
+                "save; in a forked process, make a new CheckpointManager"
             )
         try:
             buffers = self._buffers.get_nowait()
@@ -63,7 +64,7 @@ class BackgroundWriter:
                 self._told = True
                 warnings.warn(
                     "checkpoints are made faster than they can be written: training waits for the "
-                    "disk; save less often, or to a faster one",
+                    "disk; save less often, or to a faster disk",
                     stacklevel=4,
                 )
             buffers = self._buffers.get()
@@ -94,7 +95,7 @@ class BackgroundWriter:
             raise self._errors.pop(0)
 
     def __del__(self) -> None:
-        self._jobs.put(None)  # the queue is empty, and this may be the thread itself
+        self._jobs.put(None)  # the queue is empty, and this may run in the thread itself
         self._cancel_exit()
         self._raise()  # if no call has raised the error, python prints it here
 
@@ -113,7 +114,7 @@ class _InTheThread(Exception):  # noqa: N818 (it is shown as a cause)
 
 
 def _without_frames(error: BaseException) -> BaseException:
-    """Replace an error's frames by text: they refer to the manager, which could not be freed."""
+    """Replace an error's frames by text. The frames would keep the manager in memory."""
     text = "".join(traceback.format_exception(error))
     error.__traceback__ = error.__context__ = None
     error.__cause__ = _InTheThread(f"\n{text}")
@@ -134,7 +135,7 @@ def _close(writer: weakref.ref[BackgroundWriter]) -> None:
 
 
 def _copied_whole(value: Any) -> Tensor:
-    """Copy to the CPU a tensor that is more than its bytes, or is made of other tensors."""
+    """A copy on the CPU of a tensor that is more than its bytes, or consists of other tensors."""
     if not hasattr(type(value), "__tensor_unflatten__"):
         copy: Tensor = value.detach().clone().cpu()
         return copy
@@ -149,10 +150,10 @@ class _Buffers:
 
     def __init__(self) -> None:
         self._memory: list[Tensor] = []
-        self._copied: list[torch.cuda.Event] = []  # one of each GPU
+        self._copied: list[torch.cuda.Event] = []  # one event for each GPU
 
     def copy(self, checkpoint: Any) -> Any:
-        """The same checkpoint in this memory. Copies from a GPU are only queued."""
+        """A copy of the checkpoint in this memory. Copies from a GPU are only queued."""
         rooms: dict[tuple[torch.device, int, int], Tensor] = {}  # by the memory that is copied
         sources: list[Tensor] = []
 
@@ -186,7 +187,7 @@ class _Buffers:
 
 
 def _queue_copies(rooms: list[Tensor], sources: list[Tensor]) -> list[torch.cuda.Event]:
-    """Copy. Copies from a GPU are only queued. They are complete when the GPU's event is."""
+    """Copy. Copies from a GPU are only queued, and complete when that GPU's event is complete."""
     by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
     for room, source in zip(rooms, sources, strict=True):
         by_device.setdefault(source.device, []).append((room, source))

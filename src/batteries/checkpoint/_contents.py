@@ -63,6 +63,8 @@ def make_checkpoint(
     Args:
         stage: Your own name or number for this part of the training. It is only stored.
         epoch: The epoch, or the step if there are no epochs.
+        model, optimizer, scheduler: Their states are stored as `model_state_dict` and so on.
+        metrics: The scores by name, stored as `metrics`.
         **kwargs: Stored under their names. The state of an object that has `state_dict()` (an EMA,
             a GradScaler) is stored as `{name}_state_dict`. A metric of torchmetrics is stored with
             all of its states. The metrics inside another module are stored as
@@ -77,8 +79,13 @@ def make_checkpoint(
     | `datetime`, `date`, `time`; `bytearray` | ISO 8601 string; bytes |
     | `Namespace`, dataclass, named tuple, attrs, pydantic, omegaconf, other mappings | dict |
     | `Enum` member | its value |
+    | `SecretStr` and other secrets of pydantic | "***" |
 
     Values that `torch.load` reads stay as they are. `save_checkpoint` refuses all others.
+
+    Returns:
+        A new dictionary. What was not passed is not in it. It has the tensors of the objects, not
+        copies, so save it before the next step.
 
     Raises:
         TypeError: The model, optimizer or scheduler has no state. Or the state of an object is
@@ -129,7 +136,7 @@ def check_stateful(name: str, part: Any) -> None:
     if name in _OPTIONS:
         raise TypeError(
             f"{name} is an option of load_checkpoint: load_checkpoint(latest(logdir), ..., "
-            f"{name}={part!r})"
+            f"{name}={brief(part)})"
         )
     if isinstance(part, type) or not all(callable(getattr(part, m, None)) for m in protocol):
         hint = ": pass options by name, such as strict=False" if isinstance(part, bool) else ""
@@ -140,7 +147,7 @@ def check_stateful(name: str, part: Any) -> None:
 
 
 def state_of(part: Any) -> Any:
-    """The state of an object as a checkpoint has it: that of a module without its wrappers."""
+    """The state of an object for a checkpoint. A module's wrappers are left out."""
     if not isinstance(part, nn.Module):
         return part.state_dict()
     state, first = unwrap(part).state_dict(), dict[int, Any]()
@@ -151,7 +158,7 @@ def state_of(part: Any) -> Any:
 
 
 def beside(name: str, part: Any) -> Iterator[tuple[str, Any]]:
-    """What has a state of its own in an object: the metrics of torchmetrics in a module."""
+    """The metrics of torchmetrics in a module, whose state is stored under a name of its own."""
     if isinstance(part, nn.Module) and (metrics := metrics_inside(unwrap(part))):
         yield f"{name}.metrics", metrics
 
@@ -167,8 +174,8 @@ Leaf = Callable[[Any, str], Any]  # from a value and its place to a new value
 
 
 def rebuilt(value: Any, leaf: Leaf) -> Any:
-    """The same containers with other leaves. An object that is there twice stays one object."""
-    done: dict[int, tuple[Any, Any]] = {}  # holds the values, since the id of a freed one may recur
+    """The same containers with other leaves. An object that occurs twice stays one object."""
+    done: dict[int, tuple[Any, Any]] = {}  # keeps the values, so that no id is used again
     under_way = object()
 
     def items(pairs: Iterable[tuple[Any, Any]], place: str) -> Iterable[tuple[Any, Any]]:
@@ -229,13 +236,20 @@ def plain_or_refused(value: Any, place: str) -> Any:
     """The value that is written to the file, or a TypeError if `torch.load` would refuse it."""
     plain = _plain_or_same(value, place)
     kind = type(plain)
+    found = f"a {kind.__module__}.{kind.__qualname__}"
+    remedy = "store plain values (numbers, strings, lists, dicts, tensors), or leave it out"
     # Torch reads no integers of more than 255 bytes, no empty bytes, and few kinds of python
     # attributes of tensors.
-    unreadable = (
-        (kind is int and plain.bit_length() > 2000)
-        or (kind is bytes and not plain)
-        or (kind in (Tensor, nn.Parameter) and plain.__dict__)
-    )
+    unreadable = True
+    if kind is int and plain.bit_length() > 2000:
+        found, remedy = f"{found} of more than 2,000 bits", "store it as a string"
+    elif kind is bytes and not plain:
+        found, remedy = "empty bytes", "store None"
+    elif kind in (Tensor, nn.Parameter) and plain.__dict__:
+        names = ", ".join(plain.__dict__)
+        found, remedy = f"{found} with attributes ({names})", "store tensor.detach()"
+    else:
+        unreadable = False
     if isinstance(plain, Tensor) and (why := why_unreadable(plain)):
         raise TypeError(f"a checkpoint cannot hold {place or 'this'}: {why}")
     if is_sharded(plain):
@@ -249,20 +263,19 @@ def plain_or_refused(value: Any, place: str) -> Any:
     if kind in registered().values() and not _is_filled_later(plain):
         return plain
     raise TypeError(
-        f"a checkpoint cannot hold {place or 'this'}, a {kind.__module__}.{kind.__qualname__}: "
-        "torch.load would refuse the file; store plain values (numbers, strings, lists, dicts, "
-        "tensors), or leave it out"
+        f"a checkpoint cannot hold {place or 'this'}, {found}: torch.load would refuse the file; "
+        f"{remedy}"
     )
 
 
 def _is_filled_later(value: Any) -> bool:
-    """Whether its pickle makes it empty and then adds items, like a deque. Torch reads none."""
+    """Whether its pickle adds items after the value is made, as for a deque. Torch reads none."""
     made = () if isinstance(value, Tensor) else value.__reduce_ex__(2)
     return isinstance(made, tuple) and any(made[3:5])
 
 
 def registered() -> dict[str, Any]:
-    """The classes that programs have passed to `add_safe_globals`, by name."""
+    """The classes that the program has passed to `add_safe_globals`, by name."""
     found = {}
     for each in torch.serialization.get_safe_globals():
         kind, name = each if isinstance(each, tuple) else (each, None)
@@ -296,8 +309,8 @@ def why_unreadable(tensor: Tensor) -> str:
 def _storable(dtype: torch.dtype) -> bool:
     """Whether torch can read a dtype that it writes. This is tried.
 
-    Other errors, such as one that a signal handler raises in the middle, say nothing of the dtype.
-    They pass, and the next call tries again.
+    Other errors, such as one that a signal handler raises in the middle, say nothing about the
+    dtype. They are raised, and the next call tries again.
     """
     file = io.BytesIO()
     try:
@@ -309,7 +322,7 @@ def _storable(dtype: torch.dtype) -> bool:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """An expanded tensor in full. A file with a tensor larger than its memory is refused."""
+    """The tensor, or a copy if it is larger than its memory: readers would refuse such a file."""
     if tensor.layout != torch.strided or tensor.is_quantized:
         return tensor
     logical = tensor.numel() * tensor.element_size()

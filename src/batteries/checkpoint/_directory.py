@@ -52,7 +52,7 @@ class Kept(NamedTuple):
         return cls("kept" not in note, frozenset(note.get("kept", ())), note.get("every"))
 
     def note(self) -> Note:
-        """A part of a note. It is empty if the list would be too long; then nothing is removed."""
+        """A part of a note. It is empty if the list would be too long, and nothing is removed."""
         long = self.all or len(self.some) > _MANY
         return {} if long else {"kept": sorted(self.some), "every": self.every}
 
@@ -101,7 +101,7 @@ class Epochs:
         return (self.rows[place] for _, place in self._ranked)
 
     def best(self, number: int | None = None) -> list[Row]:
-        """The best few rows; None for all."""
+        """The best rows, at most `number`; all of them if it is None."""
         return list(islice(self.ranked(), number))
 
     def has(self, row: Row) -> bool:
@@ -148,7 +148,7 @@ class Directory:
         return self.folder / "shards"
 
     def check_links(self) -> None:
-        """Raise if a name that is written through leads out of the directory."""
+        """Raise if a path that a save writes to is a link that leads out of the directory."""
         shards = [self.shards] if self.sharded else []
         for path in (*shards, self.last_path, self.memory_path):
             check_inside(path, self.folder)
@@ -222,7 +222,7 @@ class Directory:
         return next((path for path in there if path in named or self._is_known(path)), None)
 
     def found_owner(self) -> dict[str, Any] | None:
-        """Who wrote the last checkpoint."""
+        """The process that wrote the last checkpoint; None if it is unknown."""
         return self._note_in(self.last_path).get("owner")
 
     # ---------------------------------------------------------------- what follows
@@ -237,8 +237,8 @@ class Directory:
         epoch = self.epochs.rows[-1]["epoch"]
         kept = kept._replace(last=epoch)
         best = self._best_at_hand(Kept(True) if gone is None else kept)
-        # Files are removed first, since new names need room on the disk, too. The best one is
-        # removed only after best.pth stands for it.
+        # Files are removed first, since new names need room on the disk, too. The file of the best
+        # epoch is removed only after best.pth is a name of its data.
         self._remove(kept, forgotten, gone, best)
         if epoch in kept:
             self._let_be(self._path(epoch), self.last_path)
@@ -265,7 +265,7 @@ class Directory:
                 self._drop(path)
 
     def _let_be(self, name: Path, source: Path) -> None:
-        """Let a name stand for what another one stands for."""
+        """Make `name` another name of the data of `source`."""
         if _same_data(name, source):
             return
         if self.sharded:
@@ -276,12 +276,12 @@ class Directory:
 
     def _drop(self, name: Path) -> None:
         if self.sharded:
-            name.rename(temporary_name(name))  # this claims the directory that it stands for
+            name.rename(temporary_name(name))  # this claims the directory that it links to
         else:
             name.unlink()
 
     def _best_at_hand(self, kept: Kept) -> Path | None:
-        """The file of the best epoch that has one. A better epoch's save may have been lost."""
+        """The file of the best epoch that still has a file: that of a better one may be lost."""
         named = [(path, self._row_in(path)) for path in (self.best_path, self.last_path)]
         for row in self.epochs.ranked():
             path = self._path(row["epoch"])
@@ -293,7 +293,7 @@ class Directory:
         return None
 
     def _part_links(self, own: set[str]) -> None:
-        """Replace links from one name to another by files: a save would write through them."""
+        """Replace links from one name to another by files. A save would write through a link."""
         for path in [] if self.sharded else self.folder.iterdir():
             ours = path.name in own or epoch_of(path.name) is not None
             beside = os.path.realpath(path.parent) == str(Path(os.path.realpath(path)).parent)
@@ -316,7 +316,7 @@ class Directory:
                 yield path, row
 
     def _note_in(self, path: Path) -> Note:
-        """The note in a file, if a manager with this metric has written it; else an empty one."""
+        """The note in a file of a manager with this metric; an empty note for any other file."""
         ours = path.exists() and (path.is_symlink() or not self.sharded)
         note = (read_note(path) or {}) if ours else {}
         try:
@@ -351,7 +351,8 @@ class Directory:
         except (ValueError, IsADirectoryError) as error:
             raise ValueError(
                 f"{path} was not written by a CheckpointManager, or is damaged; move it away: the "
-                "scores are in the checkpoints too"
+                "next manager makes a new one, with the scores of all epochs that still have a "
+                "checkpoint"
             ) from error
         if found[:2] != (self.metric, self.minimization):
             raise ValueError(
@@ -362,7 +363,7 @@ class Directory:
 
 
 def _same_data(path: Path, other: Path) -> bool:
-    """Whether two names stand for one file, or for two copies of it."""
+    """Whether two names are those of one file, or of two copies of it."""
     if not path.exists():
         return False
     seal, others = read_seal(path), read_seal(other)

@@ -18,17 +18,19 @@ def latest(logdir: PathLike) -> Path | None:
     >>> latest("runs/nothing") is None
     True
 
-    It tries the last one, then the epochs from the newest, then the best, and warns of each
-    damaged one. If some are sharded and there is a process group, all ranks call it.
+    It tries the last one, then the epochs from the newest, then the best. It warns of each damaged
+    one. If some are sharded and there is a process group, call it on all ranks.
 
     Raises:
         NotADirectoryError: `logdir` is a file, or a checkpoint itself.
     """
-    for path in newest_first(logdir):
+    paths = newest_first(logdir)
+    for path in paths:
         try:
             read_checkpoint(path, "meta")
         except CheckpointError as error:
-            warnings.warn(f"{error}; an older one is taken", stacklevel=2)
+            told = "there is no older one" if path == paths[-1] else "an older one is taken"
+            warnings.warn(f"{error}; {told}", stacklevel=2)
         else:
             return path
     return None
@@ -38,7 +40,10 @@ def newest_first(logdir: PathLike) -> list[Path]:
     """The checkpoints of a directory: the last, then the epochs from the newest, then the best."""
     folder = Path(logdir)
     if folder.is_file() or (folder.suffix == ".dcp" and is_sharded(folder)):
-        told = "it is one checkpoint: read it with load_checkpoint, or pass its directory"
+        told = (
+            "it is not a log directory, but a file or one checkpoint: read it with "
+            "load_checkpoint, or pass its directory"
+        )
         raise NotADirectoryError(errno.ENOTDIR, told, str(folder))
     epochs = {path: epoch_of(path.name) for path in folder.glob("*.*")}
     numbered = [(epoch, path) for path, epoch in epochs.items() if epoch is not None]

@@ -38,7 +38,7 @@ from batteries.distributed._agreement import check_same
 from batteries.distributed._messages import is_sharded as is_dtensor
 
 _compared: set[str] = set()  # paths that were compared with other ranks when first loaded
-_SHARE = "use a directory that all hosts share, or send rank 0's with share_checkpoint first"
+_SHARE = "use a directory that all hosts share, or call share_checkpoint first, on all ranks"
 
 
 class Loaded(dict[str, Any]):
@@ -64,7 +64,7 @@ class Loaded(dict[str, Any]):
 
     copy = __copy__
 
-    def __reduce__(self) -> Any:  # `torch.load` knows no other dicts
+    def __reduce__(self) -> Any:  # `torch.load` reads an OrderedDict, but not this class
         return OrderedDict, (list(self.items()),)
 
 
@@ -99,13 +99,16 @@ def load_checkpoint(
       `model.safetensors.index.json` and `pytorch_model.bin.index.json`, `{"state_dict": ...}`
       (Lightning, timm) and `{"model": ...}` (torchvision, nanoGPT).
     - A sharded checkpoint loads into objects that are sharded in another way, or not at all. A
-      file loads into sharded objects. All ranks call the function then.
+      file loads into sharded objects. In both cases, call the function on all ranks.
 
     If you pass objects, the tensors in the states of other objects are not read: in the result
     they are on the meta device, as in `peek`. If you pass no object, everything is read.
 
     Args:
-        strict: False loads the parameters, and the states of other objects, that fit.
+        path: A file, a sharded checkpoint such as `last.dcp`, or an index of the Hub.
+        model, optimizer, scheduler: The objects that get these states.
+        strict: False loads only the parameters that fit, and the states of other objects that fit.
+            It is an error in both cases if the file has no state for an object.
         prefix: Load only the weights whose names begin with this text, such as "encoder.". The
             prefix is removed before the names are compared with those of the model. Names of
             wrappers, such as "module." and "_orig_mod.", do not matter.
@@ -165,8 +168,9 @@ def resume(
     >>> last = resume("runs/line", model)
     >>> first_epoch = last["epoch"] + 1 if last else 1
 
-    So the same command starts, restarts and continues an experiment. All ranks call it and load
-    the same checkpoint. If a checkpoint is damaged, `resume` warns and takes an older one.
+    So the same command starts, restarts and continues an experiment. Call `resume` on all ranks:
+    they load the same checkpoint. If a checkpoint is damaged, `resume` warns and takes an older
+    one.
 
     If there is no checkpoint, `resume` calls `start_over()` of the objects that have it. So, if a
     run was killed before its first checkpoint, loggers put its old lines aside.
@@ -197,6 +201,8 @@ def resume(
         try:
             checkpoint = distributed.together(functools.partial(_alike, asked, path, together=True))
         except CheckpointError as error:
+            if path == paths[-1]:
+                raise CheckpointError(_none_can_be_read(paths, logdir, error)) from error
             warnings.warn(f"{error}; an older one is taken", stacklevel=2)
             continue
         loading = functools.partial(put_in, checkpoint, parts, path)
@@ -206,24 +212,27 @@ def resume(
         }
         for name in sorted(each for each in states - set(parts) if "." not in each):
             warnings.warn(
-                f"{path} has {state_key(name)}, but resume got no {name}=: this object starts "
-                "from its beginning",
+                f"{path} has {state_key(name)}, but resume got no {name}=: this object is not "
+                "loaded, and starts from its beginning",
                 stacklevel=2,
             )
         return checkpoint
-    if paths:
-        raise CheckpointError(
-            f"none of the {len(paths)} checkpoints in {logdir} can be read; move them away to "
-            "start from the beginning"
-        )
     for part in parts.values():
         if hasattr(part, "start_over"):
             part.start_over()
     return None
 
 
+def _none_can_be_read(paths: list[Path], logdir: PathLike, error: CheckpointError) -> str:
+    if len(paths) == 1:
+        told = f"the only checkpoint in {logdir} cannot be read; move it away"
+    else:
+        told = f"none of the {len(paths)} checkpoints in {logdir} can be read; move them away"
+    return f"{told} to start from the beginning; the last error is: {error}"
+
+
 def _alike(asked: _Asked, path: PathLike, *, together: bool = False) -> Loaded:
-    """Read a checkpoint, and raise if the ranks that read it now have different files."""
+    """Read a checkpoint. Raise if other ranks, which read it too, have another file."""
     there = "there" if Path(path).exists() else "missing"
     same = functools.partial(check_same, f"{path}", there, _SHARE)
     distributed.together(same) if together else same()
@@ -255,7 +264,8 @@ class _Asked:
         for name, part in parts.items():
             if has_state_before_loading(part):
                 rebuilt({state_key(name): state_of(part)}, self._keep)
-            # Before its first step an optimizer has no state; most of it is like its parameters.
+            # An optimizer has no state before its first step. Most tensors of its later state are
+            # divided as its parameters are.
             parameters = [p for group in param_groups(part) for p in group["params"]]
             for index, parameter in enumerate(parameters):
                 self._keep(parameter, f"{state_key(name)}.state[{index}]")
@@ -298,7 +308,7 @@ class _Asked:
 
 
 def _states_in(checkpoint: Checkpoint) -> list[Any]:
-    """The states of objects. In files of other libraries this is all but single tensors."""
+    """The states of objects. In files of other libraries, all values but tensors count."""
     ours = [value for key, value in checkpoint.items() if key.endswith("_state_dict")]
     return ours or [value for value in checkpoint.values() if not isinstance(value, Tensor)]
 

@@ -53,8 +53,10 @@ def loads_as_torch(part: Any) -> bool:
 def _of_optimizer(optimizer: Optimizer, state: Any) -> Iterator[Misfit]:
     own = optimizer.param_groups
     if not isinstance(state, Mapping) or not {"state", "param_groups"} <= set(state):
-        found = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
-        yield Misfit("", "mismatched", f"it is not the state of an optimizer; it has {found}")
+        found = f"it is a {type(state).__name__}"
+        if isinstance(state, Mapping):
+            found = f"it has {', '.join(map(str, state)) or 'nothing'}"
+        yield Misfit("", "mismatched", f"it is not the state of an optimizer; {found}")
         return
     groups = state["param_groups"]
     there, here = ([len(group["params"]) for group in which] for which in (groups, own))
@@ -81,7 +83,7 @@ def _of_optimizer(optimizer: Optimizer, state: Any) -> Iterator[Misfit]:
 
 
 def _in_another_order(entries: Mapping[Any, Any], own: Mapping[Any, Tensor]) -> Iterator[Misfit]:
-    """Whether tensors have the shapes of the parameters, but each that of another one."""
+    """Whether the tensors of a state have the shapes of the parameters, but in another order."""
     shapes: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
     for index, parameter in own.items():
         entry = entries.get(index)
@@ -199,7 +201,7 @@ def _made(
     alike = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"))
     alike.grad = torch.empty_like(alike)
     trial = None
-    # Some classes read numbers, which a meta tensor has not, after they have made their state.
+    # Some classes read numbers after they have made their state. A meta tensor has no numbers.
     with suppress(Exception):
         trial = kind([{**dict(options), "params": [alike]}])
         kind.step.__wrapped__(trial)  # without hooks that are registered for all optimizers
@@ -228,7 +230,8 @@ def keep_dtypes(optimizer: Optimizer, state: Mapping[str, Any], unchanged: set[i
 
 # ---------------------------------------------------------------- schedulers and scalers
 
-_COME_AND_GONE = {"verbose", "default_min_lr", "use_beta1", "mode_worse"}  # not in all versions
+# Only some versions of torch have these.
+_COME_AND_GONE = {"verbose", "default_min_lr", "use_beta1", "mode_worse"}
 
 
 def _of_scheduler(scheduler: LRScheduler, state: Any) -> Iterator[Misfit]:
@@ -261,7 +264,7 @@ def _of_scheduler(scheduler: LRScheduler, state: Any) -> Iterator[Misfit]:
             yield Misfit(f"_schedulers[{index}].{place}", kind, f"_schedulers[{index}]: {text}")
 
 
-# What a program chooses, and `load_state_dict` of a scheduler replaces.
+# Options that a program chooses, and that a scheduler's `load_state_dict` replaces.
 _CHOSEN = {
     "T_max", "T_0", "T_mult", "eta_min", "total_steps", "total_iters", "step_size", "gamma",
     "milestones", "power", "start_factor", "end_factor", "factor",
@@ -269,7 +272,7 @@ _CHOSEN = {
 
 
 def other_options(part: Any, state: Any) -> Iterator[str]:
-    """The options of a scheduler for which its state has another value than the program."""
+    """The options that have another value in a scheduler's state than in the program."""
     of_torch = type(part).__module__.startswith("torch.")  # others may change their options
     if not (isinstance(part, LRScheduler) and of_torch and isinstance(state, Mapping)):
         return

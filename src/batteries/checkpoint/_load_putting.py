@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import chain
 from typing import Any
 
@@ -67,14 +66,21 @@ def _loads_in_own_way(module: nn.Module) -> bool:
 def _way_back(part: Any, keep: bool) -> Callable[[], Any]:
     """A function that gives an object its present state again.
 
-    Modules load in place. To go back, they need a copy, for which `keep` asks.
+    Args:
+        keep: Whether to copy the tensors of modules, which load in place.
     """
     if isinstance(part, nn.Module):
         tensors = [*part.parameters(), *part.buffers()] if keep else []
         pairs = [(each.detach(), each.detach().clone()) for each in tensors if not each.is_meta]
         return lambda: [tensor.copy_(before) for tensor, before in pairs]
     if has_state_before_loading(part):
-        return functools.partial(part.load_state_dict, part.state_dict())
+        state = part.state_dict()
+
+        def load_again() -> None:
+            with suppress(Exception):  # the first error is raised
+                part.load_state_dict(state)
+
+        return load_again
     before = dict(vars(part))
 
     def put_back() -> None:
@@ -85,10 +91,10 @@ def _way_back(part: Any, keep: bool) -> Callable[[], Any]:
 
 
 def _realised(module: nn.Module, state: Any, path: PathLike) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give memory to the tensors on the meta device that the state has.
+    """Give memory to the tensors on the meta device for which the state has numbers.
 
-    They stay the same objects, since optimizers and other modules may hold them. Swapping each
-    returned pair again undoes it.
+    The tensors stay the same objects, since optimizers and other modules may hold them. To undo
+    this, swap each returned pair again.
     """
     named = chain(
         module.named_parameters(remove_duplicate=False),

@@ -28,20 +28,22 @@ from batteries.checkpoint._read_outline import CheckpointError
 
 
 class LoadReport(NamedTuple):
-    """What `load_checkpoint` put into the objects, and, with `strict=False`, what did not fit.
+    """What `load_checkpoint` put into modules, and, with `strict=False`, what did not fit.
 
     >>> LoadReport(loaded=[], missing=["model.bias"], unexpected=[], mismatched=[]).missing
     ['model.bias']
 
     The names of parameters and buffers begin with the name of their object, such as `model.bias`.
     An optimizer, scheduler or scaler whose state does not fit stays as it was. The lists then have
-    the places that do not fit, such as `optimizer.state[0].exp_avg`.
+    the places that do not fit, such as `optimizer.state[0].exp_avg`. If the state
+    fits, it is loaded, and none of the lists has it.
 
     Attributes:
-        loaded: The names that were loaded.
+        loaded: The names of the parameters and buffers that were loaded.
         missing: Names that only the object has.
         unexpected: Names that only the file has.
-        mismatched: Names with another shape in the file, or with integers instead of floats.
+        mismatched: Names with another shape in the file, with integers instead of floats, or with
+            numbers that are too large for the dtype of the object.
     """
 
     loaded: list[str]
@@ -62,7 +64,7 @@ def put_in(
     """Compare each state with its object, and load all of them if all fit."""
     report = LoadReport([], [], [], [])
     states: dict[str, Any] = {}
-    # The file of an older version, or of another module, may lack the metrics in a module.
+    # A file of an older version, or of another module, may not have the metrics in a module.
     absent = {n for n in parts if "." in n and not (strict and state_key(n) in checkpoint)}
     parts = {name: part for name, part in parts.items() if name not in absent}
     for name, part in parts.items():
@@ -83,9 +85,9 @@ def put_in(
     put_all({name: parts[name] for name in states}, states, path, strict)
     if others:
         warnings.warn(
-            f"{path} replaces options of the {'; '.join(others)}. The checkpoint's are used, as in "
-            "torch. To train longer than before, make a scheduler for the rest, or set its "
-            "attributes after loading",
+            f"{path} has other options than the program ({'; '.join(others)}). The options of the "
+            "checkpoint are used, as in torch. To train longer than before, make a scheduler for "
+            "the rest, or set its attributes after loading",
             stacklevel=3,
         )
     _warn_of_meta(parts)
@@ -136,7 +138,7 @@ def _fitted(
 
 
 def _warn_of_order(model: Any, state: Any, path: PathLike) -> None:
-    """Warn if a model has its parameters in another order than a file, which has their states."""
+    """Warn if a model has its parameters in another order than the file of an optimizer's state."""
     if not isinstance(model, nn.Module):
         return
     named = [*model.named_parameters(remove_duplicate=False)]
@@ -156,16 +158,19 @@ def _warn_of_order(model: Any, state: Any, path: PathLike) -> None:
 
 
 def _warn_of_frozen(name: str, frozen: list[Tensor], parts: Any, path: PathLike) -> None:
-    """Warn of frozen parameters that the run has trained: it may have unfrozen them."""
+    """Warn of frozen parameters that the run has trained. The run may have unfrozen them."""
     if not frozen:
         return
     modules = (part for part in parts.values() if isinstance(part, nn.Module))
     named = {id(tensor): own for part in modules for own, tensor in part.named_parameters()}
-    first = named.get(id(frozen[0]), f"one of shape {tuple(frozen[0].shape)}")
+    first = named.get(id(frozen[0]), f"a parameter of shape {tuple(frozen[0].shape)}")
+    which, says = "a parameter that is", ": "
+    if len(frozen) > 1:
+        which, says = f"{len(frozen)} parameters that are", "; the first is "
     warnings.warn(
-        f"the {name} in {path} has trained {len(frozen)} parameters that are frozen now "
-        f"(requires_grad=False), the first is {first}. A checkpoint does not say what is frozen: "
-        "if the run had unfrozen them, unfreeze them before you go on",
+        f"the {name} in {path} has trained {which} frozen now (requires_grad=False){says}{first}. "
+        "A checkpoint does not say what is frozen: if the run had unfrozen parameters, unfreeze "
+        "them before you go on",
         stacklevel=4,
     )
 
@@ -229,14 +234,13 @@ def _under_own_names(state: Any, own: Any, prefix: str, path: PathLike) -> Any:
 
 
 def _under(prefix: str, state: Any, path: PathLike) -> Any:
-    """The weights whose names begin with a prefix, without it; wrappers may be around or in it."""
+    """The weights whose names begin with a prefix, which is removed. Wrappers do not matter."""
     for form in (str, bare_name):
         names = {key: form(key) for key in state if form(key).startswith(prefix)}
         if names:
             return {name.removeprefix(prefix): state[key] for key, name in names.items()}
     raise CheckpointError(
-        f"no weight in {path} has a name that begins with prefix={prefix!r}; it has "
-        f"{', '.join([*state][:3]) or 'none'}, ..."
+        f"no weight in {path} has a name that begins with prefix={prefix!r}; it has {_first(state)}"
     )
 
 
@@ -278,7 +282,7 @@ def _ties(module: nn.Module) -> list[list[str]]:
 
 
 def _torn(state: Any, ties: list[list[str]]) -> tuple[str, str] | None:
-    """Two names of one tensor for which a state has different numbers: one would be lost."""
+    """Two names of one tensor for which a state has different numbers. Some would be lost."""
     for tied in ties:
         first, *others = [name for name in tied if isinstance(state.get(name), Tensor)] or [""]
         for name in others:
@@ -325,10 +329,14 @@ def _loads(state: Any, module: nn.Module) -> bool:
 def _nothing_fits(name: str, state: Any, own: Any, path: PathLike) -> str:
     return (
         f"nothing in {state_key(name)} of {path} fits the {name}, even with strict=False: the file "
-        f"has {', '.join([*state][:3])}, ..., the {name} {', '.join([*own][:3])}, ...; make the "
-        f"{name} as it was when it was saved (with its adapters), rename the weights in the file, "
-        f"or leave out {name}"
+        f"has {_first(state)}, and the {name} has {_first(own)}, with other names, shapes or "
+        f"dtypes; make the {name} as it was when it was saved (with its adapters), rename the "
+        f"weights in the file, or leave out {name}"
     )
+
+
+def _first(state: Any) -> str:
+    return ", ".join([*map(str, state)][:3] + ["..."] * (len(state) > 3)) or "none"
 
 
 def _hint(state: Any, own: Any) -> str:
@@ -343,7 +351,7 @@ def _hint(state: Any, own: Any) -> str:
 
 def _told(found: list[str], name: str, otherwise: str = "load what fits") -> str:
     more = f"; and {len(found) - 8} more" if len(found) > 8 else ""
-    # `resume` raises it, too, and has no such option.
+    # `resume` raises this error, too, and has no option `strict`.
     how = f"{otherwise} with load_checkpoint(..., strict=False)"
     remedy = f"make the {name} as it was when it was saved, or {how}"
     return f"{'; '.join(found[:8])}{more}; {remedy}"
@@ -360,7 +368,7 @@ def _fits(key: str, value: Any, own: Any) -> bool:
 
 
 def _overflows(value: Any, own: Any) -> bool:
-    """Whether a dtype with a smaller range, such as float16, does not have some of the numbers."""
+    """Whether some numbers are too large for the object's dtype, such as float16."""
     if not (isinstance(value, Tensor) and value.numel()) or value.dtype == own.dtype:
         return False
     if value.is_complex() or value.is_meta or value.layout != torch.strided:

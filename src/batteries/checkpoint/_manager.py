@@ -123,7 +123,7 @@ class CheckpointManager:
         self._owner = {**own_process(), "id": uuid.uuid4().hex}
         self._owns = False  # whether this manager wrote the last.pth that is there
         self._seen = False  # whether rank 0 is known to save into the same directory
-        self._disturbed = False  # whether an error came in the middle of a save
+        self._disturbed = False  # whether an error has interrupted a save
         self._waiting: list[Row | None] = []  # to be written in the background
         self._writer = BackgroundWriter() if background and distributed.is_main() else None
         if self.logdir.exists() and not self.logdir.is_dir():
@@ -152,12 +152,12 @@ class CheckpointManager:
 
     @property
     def best_path(self) -> Path:
-        """Where the best checkpoint is."""
+        """Where the best checkpoint is. There is no file before the first finite score."""
         return self._directory.best_path
 
     @property
     def last_path(self) -> Path:
-        """Where the last checkpoint is."""
+        """Where the last checkpoint is. There is no file before the first save."""
         return self._directory.last_path
 
     @property
@@ -168,7 +168,10 @@ class CheckpointManager:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The scores of all epochs, in their order, one dict each, with `epoch` and the metric."""
+        """The scores of all epochs, in their order. Each is a dict with `epoch` and the scores.
+
+        A score that was not finite is NaN.
+        """
         return [
             {name: math.nan if value is None else value for name, value in row.items()}
             for row in self._all.rows
@@ -207,20 +210,22 @@ class CheckpointManager:
 
         Args:
             score: The metric, or a dictionary that has it among others.
-            epoch: The epoch or the step, a whole number that rises. It is in the file's name. It
-                is the checkpoint's `epoch` or `step`, if the checkpoint has one.
+            epoch: The epoch or the step, a whole number that rises. It is in the file's name. If
+                the checkpoint has an `epoch`, its `epoch` or its `step` must be this number.
+            checkpoint: What `make_checkpoint` returns.
 
         Raises:
             ValueError: The checkpoint has another epoch, or the epoch is not a whole number.
             KeyError: The dictionary has no such metric.
-            TypeError: A score that is not a number, or a value that cannot be saved, with its
-                place. Nothing has changed then.
+            TypeError: A score that is not a number, or whose name is not a string. Or a value that
+                cannot be saved, with its place. Nothing has changed then.
             CheckpointError: A newer run has taken the directory over; or the directory has
                 checkpoints of another program, and this program has loaded none; or a file of yours
                 has the name that this epoch needs.
             OSError: An error of the disk. If the save had begun to change files, the next save or
                 the next manager completes it.
-            RuntimeError: The manager saves in the background, and is closed.
+            RuntimeError: The manager saves in the background, and is closed. Or a signal handler
+                called this in the middle of a save.
         """
         row = {**self._scores(score), "epoch": _checked_epoch(epoch, checkpoint)}
         saved = self._save(checkpoint, row)
@@ -238,7 +243,9 @@ class CheckpointManager:
         self._save(as_checkpoint(checkpoint), None)
 
     def wait(self) -> None:
-        """Wait until every checkpoint that was processed is on the disk.
+        """Wait until every checkpoint that was passed to the manager is on the disk.
+
+        Without `background`, it returns at once.
 
         Raises:
             Exception: The error of a save in the background.
@@ -247,7 +254,7 @@ class CheckpointManager:
             self._writer.wait()
 
     def close(self) -> None:
-        """Wait, as `wait` does, and end the thread that writes in the background."""
+        """End the thread that writes in the background. First wait, and raise, as `wait` does."""
         if self._writer is not None:
             self._writer.close()
 
@@ -265,7 +272,10 @@ class CheckpointManager:
                 f"the score has no {self.metric!r}, by which {self.logdir} is ranked; "
                 f"it has {', '.join(map(repr, score)) or 'nothing'}"
             )
-        longest = max(map(len, map(str, score)))
+        odd = [name for name in score if not isinstance(name, str)]
+        if odd:
+            raise TypeError(f"the score has the name {brief(odd[0])}; expected a string")
+        longest = max(map(len, score))
         if longest > LONGEST_NAME:
             raise ValueError(
                 f"a score's name has {longest:,} characters; expected {LONGEST_NAME:,} at most, "
@@ -344,7 +354,7 @@ class CheckpointManager:
 
     @contextmanager
     def _committing(self, row: Row | None) -> Iterator[Note]:
-        """Give the note for a new last checkpoint. When that is in place, do what follows."""
+        """Give the note for a new last checkpoint. After the block, complete the directory."""
         thorough = self._disturbed or not self._owns
         if thorough:
             self._directory.recover()  # the last save may be incomplete, or another run's
@@ -388,7 +398,8 @@ class CheckpointManager:
         rows = self._directory.epochs.rows
         is_next = row is not None and rows and row["epoch"] == rows[-1]["epoch"] + 1
         if not (known or self.go_on or is_next):
-            epochs = f"; {len(rows)} epochs, to {rows[-1]['epoch']}" if rows else ""
+            number = "1 epoch" if len(rows) == 1 else f"{len(rows)} epochs"
+            epochs = f"; {number}, the last is {rows[-1]['epoch']}" if rows else ""
             raise CheckpointError(
                 f"{self.logdir} has checkpoints of another program ({by}{epochs}), and this "
                 "program has not loaded the last one: nothing was saved or removed. Load the last "
@@ -409,7 +420,7 @@ def _checked_epoch(epoch: Any, checkpoint: Mapping[str, Any]) -> int:
     except TypeError as error:
         raise ValueError(str(error)) from None
     if not is_epoch(own):
-        raise ValueError(f"epoch is {brief(own)}; expected a whole number below 10^18")
+        raise ValueError(f"epoch is {brief(own)}; expected a number between -10^18 and 10^18")
     found: list[Any] = [as_checkpoint(checkpoint).get("epoch", own), checkpoint.get("step")]
     its, step = (each.item() if hasattr(each, "item") else each for each in found)
     if isinstance(its, int | float) and own not in (its, step):

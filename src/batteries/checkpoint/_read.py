@@ -39,7 +39,7 @@ def opened(path: PathLike, *, alone: bool | None = None) -> Iterator[File]:
     """Open a checkpoint in any form.
 
     Args:
-        alone: Whether one rank opens a sharded checkpoint. Default: if there is no process group.
+        alone: Whether one rank opens a sharded checkpoint. Default: True without a process group.
     """
     if is_sharded(path):
         yield Shards(path, alone=alone)
@@ -92,8 +92,18 @@ def read_checkpoint(path: PathLike, map_location: torch.device | str = "cpu") ->
     The file is read once: the bytes in the tensors are the bytes that were verified. A file of
     `save_checkpoint` is verified by its digest, and a file of `torch.save` by the checksums of
     its zip records. `.safetensors` have no checksums. They become `{"model_state_dict": ...}`, and
-    so does the Hub's `model.safetensors.index.json` with the files that it names. The tensors of
-    a sharded checkpoint are whole; if there is a process group, all ranks call the function then.
+    so does the Hub's `model.safetensors.index.json` with the files that it names. The bare state
+    dict of a model becomes the same, with a warning.
+
+    The tensors of a sharded checkpoint are whole. If there is a process group, call the function
+    on all ranks to read one.
+
+    Args:
+        map_location: The device of the tensors. On "meta" they have no numbers, but the whole file
+            is verified.
+
+    Returns:
+        Everything in the file.
 
     Raises:
         FileNotFoundError: No such file.
@@ -117,7 +127,7 @@ def read_whole(
 
 
 def checkpoint_of(contents: Any, path: PathLike, sealed: bool = False) -> Checkpoint:
-    """What was read, if it is a checkpoint, else an error. A model's state dict becomes one."""
+    """What was read, or an error if it is no checkpoint. A model's state dict becomes one."""
     if isinstance(contents, Mapping):
         states = [v for v in contents.values() if isinstance(v, Mapping) and v and is_state(v)]
         if sealed or states or "model_state_dict" in contents:
@@ -162,9 +172,10 @@ def peek(path: PathLike) -> Checkpoint:
 
 
 def named_weights(checkpoint: Any, name: str) -> Mapping[str, Any] | None:
-    """The weights of that name, in this library's files or another one's; None if there are none.
+    """The weights of that name in a file of this or another library; None if it has none.
 
-    `EMA` keeps its weights under "module", and torch's `AveragedModel` under names that begin so.
+    `EMA` keeps its weights under "module". In the state of torch's `AveragedModel`, the names of
+    the weights begin with "module.".
     """
     names = [f"{name}_state_dict", name, f"state_dict_{name}", f"model_{name}"]
     names += {"model": ["state_dict"], "scheduler": ["lr_scheduler"]}.get(name, [])

@@ -44,14 +44,14 @@ from batteries.checkpoint._seal import (
 )
 from batteries.checkpoint._write import formed, is_plain
 
-# From a tensor and its place to where it goes: to a device, or to the ranks as a given DTensor is
-# divided. None: the tensor is not read, and stays on the meta device.
+# A function that says where a tensor goes, from its place and itself: a device, or a DTensor if it
+# is to be divided among the ranks like that one. None: it is not read, and stays a meta tensor.
 Where = Callable[[str, Tensor], "torch.device | Tensor | None"]
 
 T = TypeVar("T")
 _ROWS, _WORDS = Digest.shape  # of a block of the digest
 _ROW = 8 * _WORDS  # bytes
-SPARE = 2 * _ROW  # bytes of memory that `take` needs besides those it is asked for
+SPARE = 2 * _ROW  # bytes of memory that `take` needs in addition to those that it reads
 _GAP = 2**16  # storages with at most so many bytes between them are read in one call
 _RUN = 2**26  # bytes of storages that share one piece of memory
 _ROUND = 2**12  # blocks whose sums the ranks send each other at once
@@ -62,7 +62,8 @@ class Stream:
 
     Do not trust what was read before `verify` has returned. Bytes are summed up while they are
     read, so `verify` reads only the rest. A file of `save_checkpoint` is verified by its digest,
-    one of `torch.save` by the checksums of its records, `.safetensors` only by their length.
+    and a file of `torch.save` by the checksums of its records. Of `.safetensors`, only the header
+    and the length are verified.
     """
 
     @classmethod
@@ -95,7 +96,7 @@ class Stream:
         self._row_sums = np.zeros((blocks, _ROWS), np.uint64)
         self._column_sums = np.zeros((blocks, _WORDS), np.uint64)
         self._records: dict[int, int] = {}  # the sizes of storages, by where they begin
-        self._usual = True  # else objects of other classes may have tensors
+        self._usual = True  # if not, objects of other classes may contain tensors
         try:
             self.contents = self._described()
         except CheckpointError:
@@ -136,7 +137,7 @@ class Stream:
         return rebuilt(self.contents, filled)
 
     def _at_once(self, where: Where) -> Any:
-        """Load the whole file with torch: tensors of subclasses, say, are more than bytes."""
+        """Load the whole file with torch, for tensors that are more than their bytes."""
         self.verify()
         self._file.seek(0)
         contents = torch_load(self.path, self._file, torch.device("cpu"))
@@ -212,8 +213,8 @@ class Stream:
         """Read the rest, and raise if the file is not as it was written.
 
         Args:
-            together: All ranks call it. Those that see the same file divide what none of them has
-                read, and send each other the sums.
+            together: All ranks call it. Ranks that see the same file divide the bytes that none of
+                them has read, and send each other the sums.
         """
         if together and distributed.world_size() > 1:
             share = self._share_out()
@@ -240,7 +241,7 @@ class Stream:
         note_digest(self._status, found.decode())
 
     def _check_records(self, share: slice) -> bytes:
-        """Compare records of a zip file with their checksums; a digest of these is returned."""
+        """Compare records of a zip file with their checksums. Return a digest of all checksums."""
         self._file.seek(0)
         try:
             with zipfile.ZipFile(self._file) as archive:

@@ -32,12 +32,12 @@ class Outline(NamedTuple):
     """The contents of a file, without its numbers."""
 
     contents: Any  # with meta tensors
-    usual: bool  # whether it has no values but those that most checkpoints have
+    usual: bool  # whether it has only values that most checkpoints have
     records: dict[int, int]  # the sizes of storages, by where they begin
 
 
 def outline_file(path: Path, file: BinaryIO, *, placed: bool = False) -> Outline:
-    """The contents of an open file. No number is read.
+    """The contents of an open file. The numbers in its tensors are not read.
 
     Args:
         placed: Whether the storages have `_checkpoint_offset`: where they begin in the file.
@@ -70,11 +70,17 @@ def check_exists(path: Path) -> None:
         raise CheckpointError(f"{path} is a directory; expected a checkpoint file in it")
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} is a {kind_of(path.stat().st_mode)}; expected a file")
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(
+            f"{path} is a link to {path.readlink()}, which does not exist; copy that too, or use "
+            "another checkpoint of the run"
+        )
     if not path.exists():
         beside = sorted(other.name for other in path.parent.glob("*.pth"))
-        raise FileNotFoundError(
-            f"there is no checkpoint {path}; {path.parent} has {', '.join(beside) or 'none'}"
-        )
+        found = f"{path.parent} has {', '.join(beside) or 'no .pth file'}"
+        if not path.parent.is_dir():
+            found = f"there is no directory {path.parent}"
+        raise FileNotFoundError(f"there is no checkpoint {path}; {found}")
 
 
 # Numbers and arrays of numpy need all of these, under the names of numpy 1 and 2.
@@ -136,6 +142,6 @@ def torch_load(path: Path, file: Any, device: torch.device) -> Any:
     except OSError:
         raise
     except Exception as error:  # damage raises many kinds
-        # Torch's text advises to trust the file. We take only what it refuses.
+        # Torch's text advises to trust the file. We take only the part that names what it refuses.
         refused = re.search(r"Unsupported [^.]*?GLOBAL \S+|Unsupported operand \d+", str(error))
         raise unreadable(path, refused[0] if refused else error) from error

@@ -53,7 +53,7 @@ def outline(pickled: bytes, offsets: Mapping[str, int] | None = None) -> Any:
     """The values in the pickle of a file of torch.save, with meta tensors.
 
     It makes only plain containers, numbers, strings and meta tensors. torch.load on the meta device
-    does the same for all kinds of tensors, in three times the time.
+    also makes other kinds of tensors, but takes three times as long.
 
     Args:
         offsets: Where in the file the records of the storages begin, by their names. The storages
@@ -70,7 +70,7 @@ def check_calls(pickled: bytes) -> None:
     """Raise if torch.load would call what torch.save does not write, or would run too long.
 
     A pickle can make a set of the same list a thousand times. It can also make a key of nested
-    tuples whose hash takes for ever. Only containers are made. Other calls result in None.
+    tuples whose hash takes for ever. Here, only containers are made. Other calls return None.
     """
     allowed = CALLED | registered().keys() | {"torch._utils _rebuild_wrapper_subclass"}
     try:
@@ -80,7 +80,7 @@ def check_calls(pickled: bytes) -> None:
 
 
 def met(value: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """The number of values in a walk through one, and of letters in them and in their places.
+    """Count the values that a walk through a value meets, and the letters in them and their places.
 
     Args:
         known: The results for values that were met before, by id.
@@ -90,7 +90,7 @@ def met(value: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
     if not isinstance(value, dict | list | tuple | set):
         return 1, 0
     if id(value) not in known:
-        known[id(value)] = 1, 0  # in case it contains itself, which is refused later
+        known[id(value)] = 1, 0  # a value that contains itself is refused later
         values, letters = 1, 0
         for key, part in value.items() if isinstance(value, dict) else zip(repeat(""), value):
             inside, more = met(part, known)
@@ -125,7 +125,7 @@ class _Reader:
     ) -> None:
         self.data = data
         self.offsets = offsets
-        self.allowed = allowed  # what may be called, to inspect a pickle; None: to read it
+        self.allowed = allowed  # the names that may be called; None: read, and do not inspect
         self.storages: dict[str, torch.UntypedStorage] = {}  # by the names of their records
         # The number of values that may still be copied or hashed: one key may be in many dicts.
         self.left = 10 * len(data)
@@ -135,7 +135,7 @@ class _Reader:
         self.memo: dict[int | bytes, Any] = {}  # by one byte, or by four bytes
 
     def take(self, size: int) -> bytes:
-        """The next bytes. After the end there are none, and no operation either."""
+        """The next bytes. After the end there are fewer or none, and the next operation raises."""
         start = self.at
         self.at = end = start + size
         return self.data[start:end]
@@ -192,7 +192,7 @@ def _long_get(reader: _Reader) -> None:
 
 def _long_place(reader: _Reader) -> bytes:
     place = reader.take(4)
-    if place[1:] == b"\0\0\0":  # a place of one byte, which torch takes for the same
+    if place[1:] == b"\0\0\0":  # for torch, it is the same place as its one byte
         raise ValueError("a long form of a short number")
     return place
 
@@ -280,7 +280,7 @@ def _reduce(reader: _Reader) -> None:
             reader.spend(len(argument))
     if call.function in (set, Counter, OrderedDict):
         for item in chain(*arguments):
-            # The item itself is hashed, or the first of a pair.
+            # The item itself is hashed or, if it is a pair, its first part.
             reader.hash(item, *(item[:1] if type(item) in (list, tuple) else ()))
     if call.function is _nothing:
         reader.spend(met(arguments, {})[0])  # torch may compare them, or print them in an error
@@ -389,7 +389,8 @@ def _encode(text: str, encoding: str) -> bytes:
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 _STORAGES = {name: dtype for dtype, name in torch.storage._dtype_to_storage_type_map().items()}
 _CALLS_ANOTHER = "torch._tensor _rebuild_from_type_v2"  # its first argument is called
-# Executed also to inspect a pickle, because other calls may copy the result again and again.
+# These are also executed when a pickle is inspected: other calls may copy their results again and
+# again, and that must be counted.
 _EXECUTED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("collections", "Counter"): Counter,

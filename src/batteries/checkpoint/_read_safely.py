@@ -16,9 +16,9 @@ _OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the beginning of torch's f
 
 
 def inspect_file(file: BinaryIO, size: int) -> tuple[bytes, list[zipfile.ZipInfo]]:
-    """The pickle in a file, which is not inspected yet, and its records.
+    """The pickle in a file, and the file's records. The pickle is not inspected yet.
 
-    Records must be stored, not compressed, and together no longer than the file.
+    Records must not be compressed, and together not be longer than the file.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -56,8 +56,8 @@ def storages_in(file: BinaryIO, records: list[zipfile.ZipInfo]) -> dict[str, tup
 def inspect_contents(contents: Any, size: int, pickled: bytes) -> None:
     """Raise if what was loaded is larger than its file, or takes too long to walk through.
 
-    One value may be in many places, and a program that walks through a checkpoint, or prints it,
-    meets it in each. So their number is limited.
+    One value may be in many places. A program that walks through a checkpoint, or prints it, meets
+    the value in each of them. So the number of values that it would meet is limited.
     """
 
     def inspect(value: Any, place: str) -> Any:

@@ -14,7 +14,7 @@ from batteries.checkpoint._read_outline import CheckpointError
 
 
 def library(for_: str) -> ModuleType:
-    """The library, or an error that says how to install it."""
+    """The safetensors library, or an error that says how to install it."""
     return import_optional("safetensors.torch", needs="safetensors", for_=f"{for_} of .safetensors")
 
 
@@ -34,11 +34,13 @@ def files_in_index(path: Path) -> dict[str, Path]:
     try:
         index: Any = read_json(path)
         check(index, {"weight_map": Most(dict, 10**7, Most(str, 1000))})
+        if "weight_map" not in index:
+            raise ValueError("it has no 'weight_map'")
         places = index["weight_map"]
         for file in places.values():
             if Path(file).name != file or not file.endswith((".safetensors", ".bin")):
                 raise ValueError(f"it names the file {brief(file)}")
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not an index of the Hub: {error}") from error
     for file in sorted(set(places.values())):
         if not (path.parent / file).is_file():

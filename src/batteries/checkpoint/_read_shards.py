@@ -26,11 +26,12 @@ from batteries.checkpoint._seal import INDEX, Digest
 class Shards:
     """A verified sharded checkpoint. Its tensors are read on demand.
 
-    torch's engine reads a pickle, which could run code. Ours allows only the classes that describe
-    tensors, and only files that the index names. Every file is compared with its digest.
+    The reader of torch.distributed.checkpoint loads a pickle, which could run code. Here it may
+    make only the classes that describe tensors, and read only files that the index names. Every
+    file is compared with its digest.
 
     Args:
-        alone: Whether this process reads alone. Default: if there is no process group.
+        alone: Whether this process reads alone. Default: True without a process group.
     """
 
     sealed = True
@@ -65,7 +66,7 @@ class Shards:
         return checkpoint
 
     def verify(self, *, together: bool = False) -> None:
-        """Nothing is left to verify."""
+        """Do nothing: all files were verified when they were opened."""
 
     def fill(self, meta: Tensor, room: Tensor) -> None:
         """Read the numbers of one tensor."""
@@ -91,7 +92,7 @@ def _verified(folder: Path, path: PathLike, alone: bool) -> Checkpoint:
             if digest_of(folder / name) != index["files"][name]:
                 raise CheckpointError(
                     f"{path} is damaged: its {name} does not have the digest that it was saved "
-                    "with; go back to another checkpoint of the run"
+                    "with; use another checkpoint of the run"
                 )
         return index
 
@@ -148,7 +149,7 @@ def _outline(index: Checkpoint) -> Checkpoint:
 
 
 def _reader(folder: Path, index: Checkpoint) -> Any:
-    """The engine's reader of a directory. It makes only objects that describe tensors."""
+    """A reader for torch.distributed.checkpoint. It makes only objects that describe tensors."""
     from torch.distributed.checkpoint import filesystem, metadata
 
     class Unpickler(pickle.Unpickler):
@@ -211,7 +212,7 @@ def digest_of(path: Path) -> str:
 
 @contextmanager
 def engine(failed: str) -> Iterator[None]:
-    """Raise errors of torch.distributed.checkpoint, which are no Exceptions, as ours."""
+    """Raise a CheckpointError for torch's CheckpointException, which is no Exception."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:

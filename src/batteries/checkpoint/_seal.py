@@ -72,7 +72,8 @@ def read_note(path: PathLike) -> dict[str, Any] | None:
     >>> read_note("last.pth")
     {'epoch': 1}
 
-    The file is not verified. A damaged note is {}.
+    For a sharded checkpoint, it is the note of the directory. The file is not verified. A damaged
+    note is {}.
 
     Raises:
         FileNotFoundError: No such file.
@@ -96,7 +97,7 @@ def read_seal(path: PathLike) -> Seal | None:
 
 
 class Digest:
-    """A digest at the speed of memory. It detects damage, not forgery.
+    """A digest that is as fast as memory. It detects damage, but not forgery.
 
     Each block of 1 MiB is a matrix of 64-bit words. Its rows and its columns are added up, modulo
     2**64, and the sums are hashed. Changing one word changes two sums. Swapping two words changes
@@ -133,7 +134,7 @@ _read: dict[Any, str] = {}  # the digests of the files that this process has rea
 
 
 def identity_of(path: PathLike) -> Any:
-    """The identity of a checkpoint, the same for all of its names; None if there is none."""
+    """The identity of a checkpoint, the same for all of its names; None if there is no file."""
     try:
         status = Path(path).stat()
         status = Path(path, INDEX).stat() if stat.S_ISDIR(status.st_mode) else status
@@ -143,12 +144,12 @@ def identity_of(path: PathLike) -> Any:
 
 
 def digest_read(path: PathLike) -> str | None:
-    """The digest of a checkpoint if this process has read it as it is now."""
+    """The digest of a checkpoint; None if this process has not read its present contents."""
     return _read.get(identity_of(path))
 
 
 def identity(status: os.stat_result) -> tuple[int, ...]:
-    """The identity of a file, unless it is overwritten within one tick of the clock."""
+    """The identity of a file's contents. A change within one tick of the clock may not show."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 

@@ -14,7 +14,7 @@ from batteries.checkpoint._read import is_sharded
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._seal import read_seal
 
-_PIECE = 64 * 2**20  # bytes that are sent at once; each rank holds so many
+_PIECE = 64 * 2**20  # bytes that are sent at once, and that each rank has in memory
 
 
 def share_checkpoint(logdir: PathLike) -> Path | None:
@@ -23,14 +23,14 @@ def share_checkpoint(logdir: PathLike) -> Path | None:
     >>> share_checkpoint("runs/digits/checkpoints") is None
     True
 
-    For hosts that share no directory. All ranks call it before `resume`. One rank of each host
-    writes the file, and replaces another file of that name.
+    Use it if the hosts share no directory. Call it on all ranks before `resume`. One rank of each
+    host writes the file, and replaces another file of that name.
 
     Returns:
         The path of the checkpoint; None if rank 0 has none.
 
     Raises:
-        CheckpointError: The checkpoints are sharded: each host has a part of them.
+        CheckpointError: Rank 0 has a sharded checkpoint there: each host has a part of it.
         NotADirectoryError: `logdir` is a file, or a checkpoint itself.
         OSError: An error of a host's disk. All ranks raise it.
     """

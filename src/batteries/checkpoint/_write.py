@@ -38,12 +38,13 @@ def save_checkpoint(
     end, and `load_checkpoint` verifies it. Call this on one rank.
 
     Args:
-        note: Values that JSON can hold. `read_note` returns them without reading the whole file.
+        note: A dictionary of values that JSON can hold. `read_note` returns it without reading the
+            whole file. If it is nested more than 64 deep, `read_note` returns {}.
 
     Raises:
         TypeError: A value that `torch.load` would refuse, with its place, or a note that JSON
             cannot hold. Nothing is written then.
-        ValueError: The note takes more than about 65,000 bytes.
+        ValueError: The note takes more than about 65,000 bytes, or contains itself.
         FileNotFoundError: There is no directory for the file.
         OSError: The file cannot be written. The message has the path, the cause and, if the disk is
             full, the bytes needed and the bytes free.
@@ -65,7 +66,7 @@ def _bytes_in(checkpoint: Any) -> int:
 def _write_archive(checkpoint: Any, file: BinaryIO, note: Note) -> None:
     """Write the file of torch.save, with a seal at its end.
 
-    Other threads run meanwhile. They would wait if torch.save opened the file itself.
+    Other threads run meanwhile. If torch.save opened the file itself, they would have to wait.
     """
     comment = comment_of(note)
     with ThreadPoolExecutor(1) as pool:
@@ -75,7 +76,7 @@ def _write_archive(checkpoint: Any, file: BinaryIO, note: Note) -> None:
 
 
 class _Pickler(pickle.Pickler):
-    """Notes the CPU as the place of each tensor, so that torch.load needs no GPU."""
+    """Writes the CPU as the device of each tensor, so that torch.load needs no GPU."""
 
     def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -118,7 +119,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def formed(storage: torch.UntypedStorage, like: Tensor) -> Tensor:
-    """A tensor that lies in this memory as another one lies in its own."""
+    """A tensor in this storage, with the dtype, offset, shape and strides of another tensor."""
     empty = torch.empty(0, dtype=like.dtype, device=storage.device)
     same = empty.set_(storage, int(like.storage_offset()), like.size(), like.stride())
     if isinstance(like, nn.Parameter):
@@ -129,8 +130,8 @@ def formed(storage: torch.UntypedStorage, like: Tensor) -> Tensor:
 class _Stream:
     """A new file, written from beginning to end, without the page cache where possible.
 
-    Bytes are gathered in aligned memory and summed up there while they are in the processor's
-    cache. Meanwhile another thread writes the last piece.
+    Bytes are gathered in aligned memory. They are summed up there while they are in the processor's
+    cache. Meanwhile another thread writes the previous piece.
     """
 
     def __init__(self, file: BinaryIO, pool: Executor) -> None:
@@ -145,7 +146,7 @@ class _Stream:
         _set_direct(self._file, True)
 
     def write(self, data: Any) -> None:
-        """Add bytes. Errors wait for `end`: torch would raise another one in their place."""
+        """Add bytes. `end` raises their errors, since torch would replace them by another error."""
         if self._error is None:
             try:
                 self._add(data)
@@ -156,7 +157,7 @@ class _Stream:
         """Torch calls it."""
 
     def end(self, comment: bytes) -> None:
-        """Replace the last two bytes, an empty comment; write the rest and the digest of all."""
+        """Replace the empty comment, which is the last two bytes. Write the rest and the digest."""
         if self._error is not None:
             raise self._error
         self._put(self._held[:-2] + comment)
@@ -213,7 +214,7 @@ def _write_all(file: int, data: Any) -> None:
         except OSError as error:
             if error.errno != errno.EINVAL or not _set_direct(file, False):
                 raise
-        if view:  # the disk is full, say, or needs other blocks: a buffered write tells which
+        if view:  # the disk is full, or needs other blocks: a buffered write tells which
             _set_direct(file, False)
 
 
@@ -224,5 +225,5 @@ def _set_direct(file: int, direct: bool) -> bool:
     after = before | flag if direct else before & ~flag
     try:
         return before != after and fcntl.fcntl(file, fcntl.F_SETFL, after) == 0
-    except OSError:  # a file system in memory, say
+    except OSError:  # for example, a file system in memory
         return False

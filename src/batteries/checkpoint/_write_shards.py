@@ -75,14 +75,14 @@ def write_shards(checkpoint: Mapping[str, Any], folder: Path) -> Checkpoint:
 
     plain = distributed.together(checked)
     _check_alike(tensors)
-    # The engine takes each tensor that is whole on all ranks from any of them, and the ranks may
-    # differ, as in batch norm's statistics. A checkpoint has those of rank 0.
+    # torch.distributed.checkpoint takes a tensor that is whole on all ranks from any rank. The
+    # ranks may differ, for example in batch norm's statistics. A checkpoint has those of rank 0.
     own_parts = {
         place: tensor
         for place, tensor in tensors.items()
         if distributed.is_main() or is_sharded(tensor)
     }
-    # The engine would sync .metadata before Python has written it, so all files are synced below.
+    # torch would sync .metadata before Python has written it, so all files are synced below.
     writer = FileSystemWriter(folder, sync_files=False)
     with engine(f"{folder} cannot be written"):
         save(own_parts, storage_writer=writer, no_dist=not dist.is_initialized())
@@ -101,7 +101,10 @@ def write_shards(checkpoint: Mapping[str, Any], folder: Path) -> Checkpoint:
 
 
 def _check_alike(tensors: Mapping[str, Tensor]) -> None:
-    """Raise on all ranks if one has parts or weights that rank 0 has not: they would be lost."""
+    """Raise on all ranks if one has parts or weights that rank 0 does not have.
+
+    They would be lost.
+    """
     own = [
         place
         for place, tensor in tensors.items()
@@ -122,7 +125,7 @@ def _check_alike(tensors: Mapping[str, Tensor]) -> None:
 
 
 def commit_shards(index: Checkpoint, folder: Path, name: Path, note: Note) -> None:
-    """Complete a directory with its index, and let a name stand for it. This is the commit."""
+    """Complete a directory with its index, and make the name a link to it. This is the commit."""
     save_checkpoint(index, folder / INDEX, note=note)
     sync(folder.parent)
     sync(folder.parent.parent)
@@ -131,7 +134,7 @@ def commit_shards(index: Checkpoint, folder: Path, name: Path, note: Note) -> No
 
 # Several log directories may keep their shards in one place. A directory is removed only if this
 # log directory has a temporary link to it, a claim. A claim is made before the directory is
-# written, and before a name that stands for it is changed.
+# written, and before a name that links to it is changed.
 
 
 def claim_shards(folder: PathLike, name: Path) -> None:
@@ -139,7 +142,7 @@ def claim_shards(folder: PathLike, name: Path) -> None:
 
 
 def name_shards(name: Path, folder: PathLike) -> None:
-    """Let a name stand for a directory; the one that it stood for is claimed."""
+    """Make the name a link to a directory. The directory that it linked to before is claimed."""
     if name.is_symlink() and name.readlink() != Path(folder):
         claim_shards(name.readlink(), name)
     point_to(folder, name)
