@@ -26,8 +26,8 @@ def get_logger(
     >>> logger.info("epoch 1")
 
     Rank 0 writes all messages. The other ranks write only errors, with their rank in the line. A
-    second call with the same name adds its file and sets the level, and no line is written twice.
-    New lines are appended to an existing file.
+    second call with the same name adds its file, and sets the level and `disable`. No line is
+    written twice. New lines are appended to an existing file.
 
     Args:
         name: The name of the logger, which is in each line.
