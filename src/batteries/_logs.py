@@ -31,8 +31,8 @@ def get_logger(
 
     Args:
         name: The name of the logger, which is in each line.
-        log_file: A file to write in addition to the console (stderr). Its directory is created. It
-            may be a device or a pipe, such as /dev/stdout.
+        log_file: A file to write in addition to the console (stderr). Its directory is created. The
+            file may be a device or a pipe, such as /dev/stdout.
         log_level: The lowest level that is written, as in `logging`: a number, or "DEBUG".
         disable: Write nothing.
 

@@ -176,9 +176,10 @@ def first_cause(error: BaseException) -> str:
         store = notes()
         dead = [other for other in gone if not store.check([f"left/{other}"])]
         if dead:
-            hosts = {other: store.get(f"host/{other}") for other in dead}
+            hosts = {other: store.get(f"host/{other}") or "an unknown host" for other in dead}
             told = ", ".join(f"rank {other} on {host}" for other, host in hosts.items())
-            own = f"{told} ended without an error message: was it killed?"
+            were_they = "was it" if len(dead) == 1 else "were they"
+            own = f"{told} ended without an error message: {were_they} killed?"
         return store.first("left/first", own)
     except StoreGoneError as silent:
         told = ", ".join(f"rank {other}" for other in gone)

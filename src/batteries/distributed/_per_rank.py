@@ -40,9 +40,10 @@ class PerRank:
         Raises:
             ValueError: The state was saved by another number of ranks.
         """
-        if len(state["ranks"]) != world_size():
+        saved = len(state["ranks"])
+        if saved != world_size():
             raise ValueError(
-                f"the number of ranks was {len(state['ranks'])} when the state was saved, and is "
-                f"{world_size()} now: start as many ranks as then, or do not load this object"
+                f"the state was saved by {saved} rank{'s' * (saved != 1)}, and there are "
+                f"{world_size()}: start as many ranks, or do not load this object"
             )
         self._part.load_state_dict(state["ranks"][rank()])

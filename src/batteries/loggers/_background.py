@@ -84,7 +84,8 @@ class BackgroundLogger:
 
         Args:
             metrics: Numbers or tensors of one element. Those on a device are read together.
-            step: Your own count of epochs, updates or samples.
+            step: Your own count of epochs, updates or samples. All calls of a logger need the same
+                count, because a resumed run continues after the highest step.
 
         Raises:
             TypeError: A value is not one number (the message has its name), `metrics` is no
@@ -273,8 +274,8 @@ class BackgroundLogger:
         if self._process == os.getpid():
             return True
         self._error = self._error or RuntimeError(
-            f"it has begun in process {self._process}, and this process is a fork of that one: "
-            "make a logger in each process"
+            f"it has begun in process {self._process}, of which this process is a fork: make a "
+            "logger in each process"
         )
         return False
 
