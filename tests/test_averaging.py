@@ -364,6 +364,17 @@ def test_other_averages_of_a_swapped_model() -> None:
     part.update(model[0])
 
 
+def test_calls_that_are_left_out_are_checked() -> None:
+    """A call that `update_every` leaves out raises as the others, and does not count."""
+    model = make_model()
+    ema = EMA(model, update_every=3)
+    with ema.swapped(model), pytest.raises(RuntimeError, match="inside of `swapped`"):
+        ema.update(model)
+    with pytest.raises(ValueError, match="but the model does not"):
+        ema.update(nn.Linear(3, 1))
+    assert ema.state_dict()["updates"] == 0
+
+
 class Remembering(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -256,6 +256,15 @@ def test_all_reduce_of_mixed_numbers() -> None:
         assert all(math.isnan(number) for number in result[7:])
 
 
+def test_all_reduce_of_an_array() -> None:
+    """An array of several numbers is refused: only tensors are reduced by element."""
+    one: Any = np.array(2)
+    assert distributed.all_reduce(one) == 2
+    several: Any = np.array([1, 2])
+    with pytest.raises(TypeError, match=r"got array\(\[1, 2\]\); expected a number or a tensor"):
+        distributed.all_reduce(several)
+
+
 def reduce_large(dtype: torch.dtype) -> list[Tensor]:
     most = torch.finfo if dtype.is_floating_point else torch.iinfo
     value = torch.full((2,), int(most(dtype).max), dtype=torch.float64).to(dtype)
@@ -509,6 +518,13 @@ def test_setup_alone() -> None:
     with distributed.setup() as device:
         assert not dist.is_initialized()
         torch.zeros(1, device=device)
+
+
+def test_gloo_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With "gloo" the device is the CPU, also without a launcher on a machine with GPUs."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with distributed.setup("gloo") as device:
+        assert device.type == "cpu"
 
 
 def nccl_without_gpus() -> None:

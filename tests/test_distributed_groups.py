@@ -122,6 +122,9 @@ def pass_the_wrong_ones() -> None:
         AverageMeter().all_reduce((mesh, "data"))
     with pytest.raises(TypeError, match="group is a str; expected a ProcessGroup"):
         accumulate([], nn.Linear(1, 1), group="dp")  # type: ignore[arg-type]
+    for group in ((mesh, "dp", "tp"), (None, "dp")):
+        with pytest.raises(TypeError, match="group is a tuple; expected a ProcessGroup"):
+            distributed.barrier(group)  # type: ignore[arg-type]
 
 
 def test_what_is_no_group() -> None:

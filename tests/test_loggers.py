@@ -47,6 +47,7 @@ from batteries import (
 from batteries._files import make_directory
 from batteries.loggers import read_lines
 from batteries.loggers._pictures import histogram_of
+from batteries.loggers._wandb import read_offline
 
 __all__ = ["_with_a_store", "new_store", "pytestmark"]  # fixtures, and where these tests run
 
@@ -98,6 +99,43 @@ def test_going_on_after_half_a_step(kind: Any, read: Callable[[str], Scalars]) -
         again.log_metrics({"valid": {"loss": 2}}, 2)
     expected = [(1, 1.0), (2, 2.0)]
     assert read("logs") == {"train/loss": expected, "valid/loss": expected}
+
+
+def log_all(logger: Any, step: int) -> None:
+    logger.log_image("batch", np.zeros((2, 2)), step)
+    logger.log_histogram("weights", [1, 2], step)
+    logger.log_text("note", "a", step)
+
+
+def test_the_step_of_a_picture_counts() -> None:
+    """What was logged before the checkpoint stays, also if the step has no metrics yet."""
+    with JsonLinesLogger("logs") as logger:
+        logger.log_metrics({"loss": 1}, 1)
+        log_all(logger, 2)
+        state = logger.state_dict()
+        log_all(logger, 3)
+    assert state["step"] == 2
+    with JsonLinesLogger("logs") as again:
+        again.load_state_dict(state)
+        log_all(again, 3)
+    assert [line["step"] for line in read_lines("logs")] == [1, 2, 2, 2, 3, 3, 3]
+
+
+def test_wandb_has_each_picture_once() -> None:
+    """A resumed run does not write the images, histograms and texts again that W&B has."""
+    logger = WandbLogger("logs")
+    log_all(logger, 1)
+    state = logger.state_dict()
+    log_all(logger, 2)
+    logger.close()
+    with WandbLogger("logs") as again:
+        again.load_state_dict(state)
+        log_all(again, 2)
+        log_all(again, 3)
+    files = Path("logs").rglob("*.wandb")
+    rows = [each.history for file in files for each in read_offline(file)]
+    keys = [item.nested_key[0] for row in rows for item in row.item if "_type" in item.nested_key]
+    assert sorted(keys) == sorted(["batch", "weights", "note"] * 3)
 
 
 @each_logger
@@ -383,6 +421,8 @@ def test_what_is_no_image() -> None:
         ):
             with pytest.raises(ValueError, match=text):
                 logger.log_image("a", image, 1)
+        with pytest.raises(ValueError, match=r"shape \(2, 8, 9\); expected"):
+            logger.log_image("a", torch.zeros(2, 8, 9), 1)
         with pytest.raises(TypeError, match="histogram 'w' is of str; expected numbers"):
             logger.log_histogram("w", "many", 1)
 

@@ -316,6 +316,7 @@ RAISES: dict[str, Callable[[], object]] = {
     "local_rank RuntimeError": lambda: of_two(di.local_rank),
     "rank ValueError": lambda: with_rank(di.rank),
     "setup ValueError": lambda: set_up(timeout="ten"),
+    "setup TypeError": lambda: set_up(timeout=[10]),
     "Predictions ValueError": lambda: pr.Predictions(1, "keep"),
     "Predictions TypeError": lambda: pr.Predictions(0.5),
     "Predictions.add IndexError": lambda: pr.Predictions(0).add([0], a=[1]),

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import warm
-from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
+from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from batteries import distributed
 from batteries.distributed import _joining
 from batteries.distributed._joining import attempt_store
 
@@ -76,3 +77,20 @@ def test_rank_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.warns(UserWarning, match=r"rank 0 has waited for ranks \[1, 2\] in setup\(\) for"),
     ):
         attempt_store(store, 0, 3, soon)
+
+
+def test_a_late_rank_is_told_at_setup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warning of a rank that waits points to the program's own line."""
+    monkeypatch.setattr(_joining, "_PATIENCE", 0.05)
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    launch = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost"}
+    agent = {"MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    for name, value in {**launch, **agent}.items():
+        monkeypatch.setenv(name, str(value))
+    with (
+        pytest.raises(TimeoutError, match=r"ranks \[1\]"),
+        pytest.warns(UserWarning, match="rank 0 has waited") as caught,
+        distributed.setup("gloo", timeout=0.3),
+    ):
+        pass
+    assert caught[0].filename == __file__

@@ -26,20 +26,20 @@ class EarlyStopping:
     more than `min_delta`. NaN and infinities are never an improvement. In a process group, all
     ranks call `step`, and rank 0's score decides for all.
 
-    Call `step` before `make_checkpoint`: a checkpoint that is made before it resumes one check
-    behind. After `resume`, `stopped` says whether the run has ended already.
+    Call `step` before `make_checkpoint`. Otherwise a resumed run lacks the last check. After
+    `resume`, `stopped` says whether the run had already stopped.
 
     Args:
-        patience: The number of checks without an improvement after which to stop.
+        patience: The number of checks without an improvement after which to stop; 0 counts as 1.
         metric_minimization: Whether lower is better: True for a loss, False for accuracy.
-        min_delta: The smallest difference that counts, 0 or more.
+        min_delta: A score that is better by this much, or by less, is no improvement; 0 or more.
 
     Attributes:
         best_score: The best score so far; None before the first finite score.
         best_epoch: The number of the check with the best score, counted from 1.
 
     Raises:
-        TypeError: `metric_minimization` is missing, or a number is of another type.
+        TypeError: `metric_minimization` is missing, or an argument has another type.
         ValueError: `patience` or `min_delta` is negative.
     """
 

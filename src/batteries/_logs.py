@@ -26,13 +26,13 @@ def get_logger(
     >>> logger.info("epoch 1")
 
     Rank 0 writes all messages. The other ranks write only errors, with their rank in the line. A
-    second call with the same name adds its file and sets the level, and no line is written twice.
-    New lines are appended to an existing file.
+    second call with the same name adds its file, and sets the level and `disable`. No line is
+    written twice. New lines are appended to an existing file.
 
     Args:
         name: The name of the logger, which is in each line.
-        log_file: A file to write in addition to the console (stderr). Its directory is created. It
-            may be a device or a pipe, such as /dev/stdout.
+        log_file: A file to write in addition to the console (stderr). Its directory is created. The
+            file may be a device or a pipe, such as /dev/stdout.
         log_level: The lowest level that is written, as in `logging`: a number, or "DEBUG".
         disable: Write nothing.
 

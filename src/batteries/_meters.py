@@ -131,7 +131,7 @@ def all_reduce_meters(meters: Mapping[str, AverageMeter], group: Group = None) -
     {'loss': 0.5}
 
     The ranks' sums and weights are added exactly (`math.fsum`), so every rank gets the same bits.
-    The meters do not change.
+    The meters do not change. The average is NaN if the meters of that name have no numbers.
 
     Args:
         group: As in `AverageMeter.all_reduce`.

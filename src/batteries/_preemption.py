@@ -52,7 +52,8 @@ class PreemptionGuard:
     If a rank is dead or does not answer, the next `stop()` of the others is True, and a rank that
     hangs in a collective exits after `patience` seconds. If the same signal comes again after a
     second or more, the process exits at once. Only a second SIGTERM after `stop` was True is
-    ignored, because torchrun may have sent it. In each case, the exit code is `exit_code`.
+    ignored, because torchrun may have sent it. Such exits save nothing, and have the code
+    `exit_code`.
 
     With a time limit, the ranks stop while there is time for a step and a save. This time is the
     sum of the longest time between two calls of `stop`, twice the longest of the last five saves,
@@ -70,7 +71,7 @@ class PreemptionGuard:
 
     Raises:
         RuntimeError: The guard was entered outside of the main thread, which alone gets signals.
-        TypeError: A time is neither a number nor a text.
+        TypeError: A time is neither a number, a text nor a timedelta.
         ValueError: A time cannot be read, or is negative.
     """
 
@@ -342,10 +343,10 @@ def _alone() -> bool:
 
 
 def _own_store() -> Any:
-    """An own connection to the ranks' store; None for a single rank.
+    """A new connection to the ranks' store; None for a single rank.
 
-    A wait on the group's connection would block it. Each guard has its own part of the store, by
-    its number: the third guard of each rank shares one part.
+    A wait on the group's own connection would block that connection. Guards are numbered on each
+    rank. Guards with the same number share a part of the store.
     """
     if _alone():
         return None
@@ -398,8 +399,8 @@ def holding_signals() -> Iterator[None]:
 def ignore_signals() -> None:
     """Let a DataLoader worker survive the signals that ask the program to stop.
 
-    SIGINT, SIGUSR1 and the first SIGTERM are ignored. A SIGTERM a second or more later ends the
-    worker, even if it hangs in a library.
+    SIGINT, SIGUSR1 and the first SIGTERM are ignored. Another SIGTERM, more than a second after the
+    first, ends the worker, even if it hangs in a library.
     """
     read, write = socket.socketpair()
     write.setblocking(False)

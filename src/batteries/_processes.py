@@ -55,10 +55,11 @@ def is_alive(process: dict[str, Any]) -> bool | None:
 
 
 def call_at_end(function: Callable[[], object]) -> Callable[[], None]:
-    """Call a function once at the end of this process; return what cancels the call.
+    """Call a function once at the end of this process; return a function that cancels the call.
 
-    A program calls what atexit knows, the latest first. A process that multiprocessing has forked
-    calls only multiprocessing's own functions, before Python 3.13. So it is registered with both.
+    A program calls the functions of atexit, the latest first. Before Python 3.13, a process that
+    multiprocessing has forked calls only the functions of multiprocessing. So the function is
+    registered with both.
     """
 
     def end() -> None:
@@ -75,7 +76,7 @@ def call_at_end(function: Callable[[], object]) -> Callable[[], None]:
 
 
 def _born(pid: int | str) -> str | None:
-    """When a process began, in clock ticks; None if not known, "" if it is dead."""
+    """When a process began, in clock ticks since boot; None if not known, "" if it is dead."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -26,7 +26,8 @@ class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
     ...     loss.update(0.5)
 
     Only rank 0 shows it: in a terminal as a bar, in a notebook as a widget. In a log file or a pipe
-    it writes a line every 10 seconds, or every `mininterval`, and a line at the end.
+    it writes a line every 10 seconds, or every `mininterval` seconds. It also writes a line at the
+    end, unless `leave=False`.
 
     Args:
         batch_size: The samples of a step on all ranks together. With it, samples a second are

@@ -37,19 +37,21 @@ def update_bn(
 
     All ranks call it, each with its part of the batches, and get the same statistics. Only batch
     norm is in training mode: dropout is off. Compiled code runs uncompiled. `SyncBatchNorm` needs
-    the same number of batches on each rank. A model of FSDP2 needs at least one on each rank.
+    the same number of batches on each rank. A model of FSDP2 needs at least one batch on each rank.
+    A model without batch norm is not run.
 
     Args:
         loader: Batches of the training data, with the augmentations that the model will see. If a
             batch is a tuple or list, the model gets its first element. If a batch is a dict, the
             model gets the arguments of `forward` by name, or the whole dict if it has none of them.
             Other batches are passed as they are.
-        device: Where the batches go. Default: where the model is.
+        device: Where the batches go. Default: where the model's first parameter is.
 
     Raises:
         ValueError: The model has batch norms, but none of them sees a sample. Or there is no such
             device. Or a rank has no batch for a model of FSDP2.
-        Exception: The error of a rank, on every rank. The model has its old statistics then.
+        Exception: The error of a rank, on every rank. After any error, the model has its old
+            statistics.
     """
     module = unwrap(model)
     norms = [
@@ -136,7 +138,10 @@ def _run(module: nn.Module, loader: Iterable[Any], device: Any) -> None:
 
 @torch.no_grad()
 def _run_in_step(module: nn.Module, loader: Iterable[Any], device: Any, seen: list[_Seen]) -> None:
-    """Run as often as the other ranks. A rank without a batch repeats its last one, uncounted."""
+    """Run as often as the other ranks.
+
+    A rank that has no more batches repeats its last batch. The repeated batch does not count.
+    """
     batches = distributed.together(lambda: iter(loader))
     last = None
     while True:

@@ -54,12 +54,14 @@ def average_checkpoints(
     is that model, bit for bit. Files are verified as by `load_checkpoint`, and nothing is returned
     if one is damaged.
 
-    Integer tensors of one element, such as `num_batches_tracked`, get the largest value. Larger
-    integer tensors are taken from the first file. Bool tensors must be the same in all files. The
-    statistics of batch norm are averaged too, but averaged weights need new ones: call `update_bn`.
-    Tensors that share memory in all files share it in the result.
+    Integer tensors of one element, such as `num_batches_tracked`, get the largest value. Integer
+    tensors of several elements and values that are no tensors are taken from the first file. Bool
+    tensors must be the same in all files. The statistics of batch norm are averaged too, but
+    averaged weights need new ones: call `update_bn`. Tensors that share memory in all files share
+    memory in the result.
 
     Args:
+        paths: Checkpoints or state dicts of one model.
         weights: The weight of each file, 0 or more, in order or by path. Their sum does not matter.
             Default: all equal.
         dtype: The least precise dtype to compute in: float64 tensors are averaged in float64. The
@@ -67,9 +69,11 @@ def average_checkpoints(
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: No files, not one weight for each, a weight below 0, or no weight above 0.
+        ValueError: No files, not one weight for each, a weight below 0, a weight that is not
+            finite, or no weight above 0.
         TypeError: A weight that is not a number.
-        CheckpointError: A damaged file, or files of different models, with the file and the name.
+        CheckpointError: A damaged file, a file without a model's weights, or files of different
+            models. The message has the file and, if models differ, the tensor's name.
     """
     files = listed(paths)
     counts = _counts(weights, files)
@@ -116,11 +120,15 @@ def save_average(
     >>> [(part["epoch"], part["weight"]) for part in load_checkpoint("swa.pth")["averaged"]]
     [(3, 0.5), (7, 0.5)]
 
-    The written checkpoint has no optimizer. Its key "averaged" lists the path, weight,
-    stage, epoch and metrics of each part.
+    The written checkpoint has no optimizer, and its stage is "average". Its key "averaged" lists
+    the path, weight, stage, epoch and metrics of each part. These weights sum to 1.
+
+    Call it on one rank. With a `loader` in a process group, `update_bn` would wait for the other
+    ranks: call `average_checkpoints` and `update_bn` on all ranks, and `save_checkpoint` on rank 0.
 
     Args:
-        weights, dtype: As for `average_checkpoints`.
+        out: The file to write.
+        paths, weights, dtype: As for `average_checkpoints`.
         model: A model of the same class. It gets the averaged weights. With `loader` it also gets
             new statistics of batch norm (`update_bn`), which are stored.
         loader, device: For `update_bn`.
@@ -129,7 +137,7 @@ def save_average(
         The checkpoint that was written.
 
     Raises:
-        ValueError: A loader without a model.
+        ValueError: A loader without a model, or `out` is one of the paths.
         RuntimeError: The averaged weights do not fit the model.
         Exception: An error of `average_checkpoints`, `update_bn` or `save_checkpoint`.
     """
@@ -169,6 +177,10 @@ def best_checkpoints(logdir: PathLike, number: int) -> list[Path]:
     ['exp_2.pth', 'exp_3.pth']
 
     The checkpoints of a sharded manager are directories. `average_checkpoints` reads them, too.
+
+    Args:
+        logdir: The directory of a `CheckpointManager`.
+        number: How many files to return, 1 or more.
 
     Raises:
         ValueError: A number below 1, or a damaged `metrics.json`.
@@ -232,7 +244,7 @@ def _has_meta(value: Any) -> bool:
 
 
 def _without_data(value: Any) -> Any:
-    """A real tensor for an empty one, since no part has it."""
+    """The value, or a real tensor if it has no elements: no part has such a tensor."""
     empty = isinstance(value, Tensor) and not value.numel()
     return torch.empty_like(value, device="cpu") if empty else value
 

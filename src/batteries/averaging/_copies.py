@@ -26,7 +26,7 @@ _PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
 
 
 def copy_of(model: nn.Module) -> nn.Module:
-    """A copy of a model whose forward pass uses only its own weights.
+    """A copy of a model. The copy's forward pass uses only the copy's weights.
 
     A `forward` that was replaced is bound to the copy, and so are hooks and functions in attributes
     that use the model. Compiled functions are copied uncompiled. Tensors that the last forward pass
@@ -63,8 +63,8 @@ def copy_of(model: nn.Module) -> nn.Module:
     for part, other in zip(model.modules(), same.modules(), strict=True):
         binding.check_class(type(part))
         for name, value in [*vars(part).items()]:
-            if isinstance(value, list | tuple | dict):  # functions, hooks too, are not copied
-                if value and name in vars(other):  # what divides a model is taken off
+            if isinstance(value, list | tuple | dict):  # deepcopy copies no functions and no hooks
+                if value and name in vars(other):  # the copy has no attributes of FSDP2
                     vars(other)[name] = binding.of(vars(other)[name])
             elif type(value) in _PROXIES or not isinstance(value, nn.Module | Tensor):
                 bound = binding.of(value)

@@ -54,7 +54,7 @@ class _Running:
         """The averaged model's state under "module", and what is needed to continue.
 
         "shadows" has the float32 values of 16-bit weights, and the averages of buffers that a
-        state dict does not have.
+        state dict does not have. "updates" is the number of calls of `update`.
         """
         module, tensors = state_of(self.module), _tensors_of(self.module)
         more = {name: tensors[name].detach() for name in self._averaged if name not in module}
@@ -65,7 +65,7 @@ class _Running:
 
         Raises:
             RuntimeError: The state is of another model. The message has the names or shapes that
-            differ.
+                differ.
         """
         tensors = [*self.module.parameters(), *self.module.buffers()]
         before = [tensor.data for tensor in tensors]
@@ -100,10 +100,10 @@ class _Running:
 
         In the block, `state_dict()` of the model or a part of it raises, so no checkpoint pairs
         averaged weights with the optimizer of the model's own weights. `update` of any average
-        raises, too. A copy of the model does not raise.
+        of the model raises, too. `state_dict()` of a copy of the model does not raise.
 
         Raises:
-            ValueError: The model has other parameters, with their names.
+            ValueError: The model's tensors are not those of the average. The message names one.
             RuntimeError: Inside of another such block, of this or another average.
         """
         pairs = self._pairs_with(model)
@@ -184,6 +184,7 @@ class EMA(_Running):
     parameter is averaged only if its `_version` has changed.
 
     Args:
+        model: The model, bare or wrapped. It does not change.
         decay: The weight of the old average in each update, in [0, 1]. You can set `ema.decay`
             before an update, for a schedule as in BYOL and DINO. It is not saved.
         warmup: Begin with a smaller decay: `min(decay, (1 + n) / (10 + n))` at the n-th update, as
@@ -199,7 +200,8 @@ class EMA(_Running):
         ValueError: A decay outside of [0, 1], an `update_every` below 1, an `update_after` below 0,
             an unknown `buffers` or `device`, or a model that cannot be copied. The message says
             what to do.
-        TypeError: A decay that is not a number, or another number that is not whole.
+        TypeError: A decay that is not a number, or an `update_every` or `update_after` that is not
+            a whole number.
     """
 
     def __init__(
@@ -235,13 +237,14 @@ class EMA(_Running):
         """Add the model's present weights. Call it after `optimizer.step()`.
 
         Raises:
-            ValueError: The model has other parameters, with their names.
+            ValueError: The model's tensors are not those of the average. The message names one.
             RuntimeError: Inside of `swapped`.
         """
         calls = self._updates + 1
         weight = self._weight(calls)
+        pairs = self._pairs_with(model)  # raises in a call that is left out, too
         if weight is not None:
-            self._pairs_with(model).move(weight)
+            pairs.move(weight)
         self._updates = calls
 
     def _weight(self, calls: int) -> float | None:
@@ -262,16 +265,17 @@ class SWA(_Running):
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> scheduler = torch.optim.swa_utils.SWALR(optimizer, swa_lr=0.05)
     >>> swa = SWA(model)
-    >>> for epoch in range(3):  # the last ones of a training
+    >>> for epoch in range(3):  # the last epochs of a training
     ...     optimizer.step()
     ...     scheduler.step()
     ...     swa.update(model)
     >>> update_bn(swa.module, loader=[torch.zeros(8, 2)])
 
-    The update is just: `average.lerp_(weight, 1 / (n + 1))`. The rest is as in `EMA`. Compute the
-    statistics of batch norm again for the averaged weights: `update_bn`.
+    The update is just: `average.lerp_(weight, 1 / (n + 1))` after n updates. The rest is as in
+    `EMA`. Compute the statistics of batch norm again for the averaged weights: `update_bn`.
 
     Args:
+        model: The model, bare or wrapped. It does not change.
         device: Where the average is. Default: where the model is.
         buffers: "copy" or "average", as for `EMA`.
 
@@ -283,7 +287,7 @@ class SWA(_Running):
         """Add the model's present weights.
 
         Raises:
-            ValueError: The model has other parameters, with their names.
+            ValueError: The model's tensors are not those of the average. The message names one.
             RuntimeError: Inside of `swapped`.
         """
         self._pairs_with(model).move(1 / (self._updates + 1))

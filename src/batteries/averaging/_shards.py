@@ -66,7 +66,7 @@ def _of_fsdp(part: nn.Module) -> Iterator[tuple[dict[Any, Any], Any, Any]]:
 
 
 def divide(average: nn.Module, theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Replace `own` whole tensors by this rank's part, divided as `theirs`. Nothing is sent."""
+    """Replace whole tensors in `own` by this rank's parts if `theirs` are divided; send nothing."""
     new: dict[int, Tensor] = {}
     for name, tensor in own.items():
         other = theirs.get(name, tensor)

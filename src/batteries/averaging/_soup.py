@@ -46,7 +46,8 @@ class Soup(NamedTuple):
         state: The averaged weights, as the state dict of a model.
         score: The score of this average.
         paths: The checkpoints in it.
-        decisions: The decision about each checkpoint, in the order of the attempts.
+        decisions: The decision about each checkpoint, in the order of the attempts. A checkpoint
+            whose own score is not finite is not tried, and has no decision.
     """
 
     state: OrderedDict[str, Any]
@@ -80,12 +81,13 @@ def greedy_soup(
     worse than the score of the best checkpoint. Score the soup on other data.
 
     Args:
+        paths: Checkpoints of one model.
         evaluate: Loads a state dict into a model, computes batch norm's statistics again if there
             are any (`update_bn`), and returns the validation score.
         metric_minimization: Whether lower is better. Required.
 
     Raises:
-        TypeError: No `metric_minimization`, or `evaluate` returned something else than a number.
+        TypeError: No `metric_minimization`, or `evaluate` did not return one number.
         ValueError: No checkpoints, or none with a finite score.
         Exception: An error of `average_checkpoints` or of `evaluate`.
     """
@@ -104,7 +106,7 @@ def greedy_soup(
             f"greedy_soup: evaluate returned NaN for all of the {len(scored)} checkpoints (an "
             "infinity counts as NaN): try evaluate on one of them"
             if scored
-            else "there are no checkpoints to average"
+            else "there are no checkpoints to average: greedy_soup got no paths"
         )
     soup, best = [ranked[0][0]], ranked[0][1]
     decisions = [_logged(Decision(ranked[0][0], best, best, taken=True))]

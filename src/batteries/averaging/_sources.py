@@ -134,7 +134,7 @@ class Source:
         for at in range(0, size, WINDOW):
             part = memory[at : at + WINDOW + SPARE]
             data = self.stream.take(begin + at, min(WINDOW, size - at), part)
-            memory[at : at + len(data)] = data.clone()  # both overlap
+            memory[at : at + len(data)] = data.clone()  # `data` is in the same memory
         return memory[:size].view(form.dtype).as_strided(form.size(), form.stride())
 
     def size(self, key: str) -> int:
@@ -198,7 +198,9 @@ def weights_in(contents: Any, path: Path) -> Mapping[str, Any]:
     )
     state = contents if bare else named_weights(contents, "model")
     if not isinstance(state, Mapping):
-        found = ", ".join(map(str, contents)) if isinstance(contents, Mapping) else type(contents)
+        found = f"a {type(contents).__name__}"
+        if isinstance(contents, Mapping):
+            found = ", ".join(map(str, contents)) or "nothing"
         raise CheckpointError(f"{path} has no {_KEY} to average; found {found}")
     for key, value in state.items():
         if isinstance(value, Tensor) and not is_plain(value):

@@ -76,12 +76,14 @@ def agree(
     """Exchange headers, if all ranks are about to do the same. All ranks call it.
 
     Up to 8 ranks send each other everything at once, with small payloads. If there are more, each
-    sends four numbers to rank 0 and receives three; texts are sent only if something differs.
+    sends four numbers to rank 0 and receives three. Texts are sent only if something differs, or
+    if `src` is given.
 
     Args:
         check: Whether all ranks must call from the same place in the program.
         ranks: Default: the world.
-        src: Only the header of this rank is needed and returned.
+        src: Only the header of this rank is needed and returned. Default: those of all ranks.
+        payload: This rank's data, if it may be sent with the header.
 
     Raises:
         RuntimeError: The ranks are not doing the same, or some ranks are missing. The message
@@ -180,7 +182,8 @@ def check_same(what: str, value: str, remedy: str, key: str | None = None) -> No
     No rank waits: the first rank writes its value to the store, the others compare theirs.
 
     Args:
-        key: Default: what is checked, between the same two collectives.
+        key: Default: `what`, with the number of collectives so far. Then only checks between the
+            same two collectives are compared.
     """
     if not in_group():
         return
@@ -241,7 +244,7 @@ class Transfer:
             return False
 
         if (device.type == "cpu" or here) and not wait_until(over, timeout() + _GRACE, pause=0):
-            raise RuntimeError(f"it was not over in {timeout():g} s")
+            raise RuntimeError(f"the call was not over in {timeout():g} s")
         work.wait()  # raises the error of the work, if it has one
 
     def send(self, data: Tensor, src: int, dst: int | None = None) -> Callable[[], None]:

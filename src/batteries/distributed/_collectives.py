@@ -61,7 +61,7 @@ def on_one_rank(*, collectives: bool) -> Iterator[None]:
     """A block in which calling a sharded model raises, because the call would wait for all ranks.
 
     Args:
-        collectives: Whether collectives are allowed: another rank may call the same one elsewhere.
+        collectives: Whether collectives are allowed. Other ranks may call the same ones elsewhere.
     """
     if not in_group():
         yield
@@ -85,10 +85,10 @@ def check_together(*tensors: Any) -> None:
     """Raise inside `on_one_rank` if some tensor has parts on other ranks."""
     if _one_rank.get() and any(is_sharded(t) and t.device_mesh.size() > 1 for t in tensors):
         raise RuntimeError(
-            "a model of fully_shard was called on some ranks alone (inside rank_zero_first or a "
-            "rank_zero_only function), but it needs its parts on the other ranks. Call it on all "
-            "ranks, each with its part of the samples, and combine the results with Predictions "
-            "or all_reduce_meters"
+            "a model that fully_shard has sharded was called on some ranks alone (inside "
+            "rank_zero_first or a rank_zero_only function), but it needs its parts on the other "
+            "ranks. Call it on all ranks, each with its part of the samples, and combine the "
+            "results with Predictions or all_reduce_meters"
         )
 
 
@@ -105,7 +105,9 @@ def barrier(group: Group = None) -> None:
         TypeError: The group is something else.
         ValueError: The mesh has no such dimension, or several, or this rank is not in the group.
         RuntimeError: The ranks are not doing the same, or some are missing; the message names them.
-            Or several processes were started, and there is no process group.
+            Or several processes were started, and there is no process group. Or `barrier` is called
+            inside `rank_zero_first` or a shared `rank_zero_only` function. The other collectives
+            raise the same errors.
     """
     ranks = ranks_of(group)
     if not alone("barrier", ranks):
@@ -122,10 +124,10 @@ def all_gather(data: T, *, check: bool = True, group: Group = None) -> list[T]:
     Other data is pickled, and tensors inside it arrive on the CPU. Unpickling runs code, so the
     processes must trust each other.
 
-    The tensors have no gradient. A contrastive loss needs the gradient of this rank's own tensor,
-    so put that tensor back: `gathered[rank()] = own`. If each rank computes the whole loss,
-    multiply the loss by `world_size()`, because DDP divides gradients by this number. The gradient
-    then equals that of a run on one process.
+    With several ranks, the tensors are copies without a gradient. A contrastive loss needs the
+    gradient of this rank's own tensor, so put that tensor back: `gathered[rank()] = own`. If each
+    rank computes the whole loss, multiply the loss by `world_size()`, because DDP divides gradients
+    by this number. The gradient then equals that of a run on one process.
 
     Args:
         check: False lets the ranks call from different places in the program.
@@ -174,6 +176,9 @@ def together(function: Callable[[], T], group: Group = None) -> T:
 
     Args:
         group: As in `barrier`.
+
+    Returns:
+        This rank's own result.
     """
     ranks = ranks_of(group)
     if alone("together", ranks):
@@ -181,7 +186,7 @@ def together(function: Callable[[], T], group: Group = None) -> T:
     try:
         result = function()
     except BaseException as error:
-        with suppress(BaseException):  # it raises the error that it sends; so do we, below
+        with suppress(BaseException):  # this raises the error here, too
             _all_gather(Failure.of(error), "together", True, ranks)
         raise
     _all_gather(None, "together", True, ranks)
@@ -252,7 +257,7 @@ def all_reduce(
     Numbers may be ints on some ranks and floats on others. Tensors need the same shape and dtype
     on all ranks, and are not changed. As in `torch.sum`, the result of booleans and integers is
     int64. Floats keep their dtype; 16-bit floats are added up in float32. The mean of integers is
-    float64. The result of every operation is NaN if a rank has NaN.
+    float64. The result of every operation is NaN if a rank has NaN. The result has no gradient.
 
     Args:
         op: "sum", "mean", "min", "max" or "product".
@@ -261,7 +266,7 @@ def all_reduce(
         group: As in `barrier`.
 
     Raises:
-        TypeError: Another value than a number or a tensor.
+        TypeError: Another value than a number or a tensor, or a DTensor.
         ValueError: An unknown operation.
         RuntimeError: The ranks are not doing the same, or some are missing; the message names them.
     """
@@ -269,7 +274,7 @@ def all_reduce(
         raise ValueError(f"op is {op!r}; all_reduce knows {', '.join(_REDUCTIONS)}")
     ranks = ranks_of(group)
     if not isinstance(value, Tensor):
-        if not isinstance(value, Number | np.generic | np.ndarray):
+        if not isinstance(value, Number | np.generic | np.ndarray) or np.size(value) != 1:
             raise TypeError(f"all_reduce got {brief(value)}; expected a number or a tensor")
         operation = f"all_reduce({op}) of a number"
         single = alone("all_reduce", ranks)

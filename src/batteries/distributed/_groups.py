@@ -50,25 +50,26 @@ def ranks_of(group: Group = None) -> Ranks:
     """The ranks of what users pass as `group`.
 
     Raises:
-        TypeError: It is no group and no mesh.
-        ValueError: The mesh has several dimensions or none of that name, or this process is not in
-            the group.
+        TypeError: The value is no group and no mesh.
+        ValueError: The mesh has several dimensions, or no dimension of that name. Or this process
+            is not in the group.
     """
     if group is None:
         return Ranks(*place())
-    if isinstance(group, tuple):
+    if isinstance(group, tuple) and len(group) == 2 and isinstance(group[0], DeviceMesh):
         mesh, name = group
         if name not in (mesh.mesh_dim_names or ()):
             raise ValueError(
-                f"the mesh has no dimension {name!r}; its dimensions are {mesh.mesh_dim_names}"
+                f"the mesh has no dimension {name!r}; its dimensions are "
+                f"{mesh.mesh_dim_names or 'unnamed'}"
             )
         group = mesh[name]
     own: Any = group
     if isinstance(group, DeviceMesh):
         if group.ndim > 1:
             raise ValueError(
-                f"the mesh has {group.ndim} dimensions, {group.mesh_dim_names}: pass one of them, "
-                'as mesh["dp"] or (mesh, "dp")'
+                f"the mesh has {group.ndim} dimensions, {group.mesh_dim_names or 'unnamed'}: pass "
+                'one of them, as mesh["dp"] or (mesh, "dp")'
             )
         ours = group.get_coordinate() is not None
         own = group.get_group() if ours else dist.GroupMember.NON_GROUP_MEMBER
@@ -102,7 +103,8 @@ def closed(ranks: Ranks) -> list[int]:
     """The ranks to which the connection is closed, by their numbers in the world.
 
     If a connection closes while a collective begins, gloo may raise nothing, and the collective
-    waits to its timeout (3 of 150 kills while 4 MB were sent). The next message raises.
+    waits until its timeout (3 of 150 kills while 4 MB were sent). The next message on this
+    connection raises.
     """
     found = []
     if in_group() and "gloo" in dist.get_backend_config(ranks.group):
@@ -117,8 +119,8 @@ def closed(ranks: Ranks) -> list[int]:
 def break_off(ranks: Ranks) -> None:
     """Close a group's connections. Unfinished collectives end with an error on all ranks.
 
-    A rank that has failed makes no further call. Without this, gloo's threads would go on, and
-    wait for ranks that wait for this one.
+    A rank that has failed makes no further call. If its connections stayed open, gloo's threads
+    would wait for ranks that wait for this rank.
     """
     if in_group() and "gloo" in dist.get_backend_config(ranks.group):
         for other in range(ranks.size):
@@ -136,13 +138,13 @@ def _asked_for(ranks: Ranks, other: int) -> Any:
 
 
 def lend(*tensors: Tensor) -> None:
-    """Note that gloo holds these tensors. Its threads release them shortly after their work."""
+    """Remember tensors that gloo holds. Its threads release them shortly after their work."""
     _lent[:] = [lent for lent in _lent if _is_held(lent)]
     _lent.extend(map(ref, tensors))
 
 
 def take_back(seconds: float) -> bool:
-    """Whether gloo has released all tensors in time.
+    """Wait until gloo has released all tensors; return whether it has.
 
     A thread that releases a tensor needs Python's lock. If Python has ended by then, the thread
     aborts the process.
@@ -174,9 +176,10 @@ def first_cause(error: BaseException) -> str:
         store = notes()
         dead = [other for other in gone if not store.check([f"left/{other}"])]
         if dead:
-            hosts = {other: store.get(f"host/{other}") for other in dead}
+            hosts = {other: store.get(f"host/{other}") or "an unknown host" for other in dead}
             told = ", ".join(f"rank {other} on {host}" for other, host in hosts.items())
-            own = f"{told} ended without an error message: was it killed?"
+            were_they = "was it" if len(dead) == 1 else "were they"
+            own = f"{told} ended without an error message: {were_they} killed?"
         return store.first("left/first", own)
     except StoreGoneError as silent:
         told = ", ".join(f"rank {other}" for other in gone)

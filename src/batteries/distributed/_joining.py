@@ -60,14 +60,15 @@ def setup(
 
     Args:
         backend: Default: "gloo" for the CPU, and "nccl" for GPUs if there are some. With "gloo",
-            the device is the CPU.
+            the device is always the CPU.
         timeout: The longest time of a collective, including the wait for other ranks: "10m",
             seconds or a timedelta. Default: 30 minutes, or torch's 10 with `backend="nccl"`.
 
     Raises:
-        ValueError: The timeout cannot be read. Or more processes were started on this host than it
-            has GPUs. Or a variable of the launcher is missing, for example under
-            `torch.multiprocessing.spawn`, which sets none.
+        ValueError: The timeout cannot be read or is negative. Or more processes were started on
+            this host than it has GPUs. Or a variable of the launcher is missing or wrong. For
+            example, `torch.multiprocessing.spawn` sets no variables.
+        TypeError: The timeout is neither a number, a text nor a timedelta.
         RuntimeError: A collective in the block has failed. The message names the first cause.
         TimeoutError: Under torchrun, a rank did not come in time. The message names it. Under other
             launchers, torch raises its `DistStoreError`.
@@ -77,7 +78,7 @@ def setup(
     gpus = torch.cuda.device_count()
     if launch is None:
         _refuse_spawned()
-        yield torch.device("cuda", 0) if gpus else torch.device("cpu")
+        yield torch.device("cuda", 0) if gpus and backend != "gloo" else torch.device("cpu")
         return
     device = torch.device("cpu")
     if (gpus and backend != "gloo") or backend == "nccl":
@@ -119,7 +120,7 @@ def _leave(why: str, well: bool) -> None:
         for group in list(dist.distributed_c10d._world.pg_map):
             break_off(ranks_of(group))
             # The group is never freed. Freeing it would wait for gloo's threads, and a thread that
-            # found its connection closed may wait to its timeout.
+            # found its connection closed may wait until its timeout.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
     if together or "nccl" not in dist.get_backend_config():
         dist.destroy_process_group()
@@ -180,10 +181,12 @@ def _gpu_index(local_rank: int, local_world_size: int, gpus: int) -> int:
         return 0
     wanted = local_world_size or local_rank + 1
     if wanted > gpus:
-        remedy = f"start at most {gpus} (torchrun --nproc-per-node={gpus})" if gpus else "use gloo"
+        most = f"start at most {gpus} (torchrun --nproc-per-node={gpus})"
+        remedy = most if gpus else 'use gloo: setup("gloo")'
+        started = "1 process was" if wanted == 1 else f"{wanted} processes were"
         raise ValueError(
-            f"{wanted} processes were started on this host to train on its GPUs, but PyTorch can "
-            f"use {gpus} here: {remedy}"
+            f"{started} started on this host to train on its GPUs, but PyTorch can use {gpus} "
+            f"here: {remedy}"
         )
     return local_rank
 
@@ -252,7 +255,7 @@ def _answer(store: Notes, name: str, world_size: int, timeout: timedelta) -> Non
 
 
 def _telling(over: Callable[[], bool], who: Callable[[], str]) -> Callable[[], bool]:
-    """Ask the same question, and warn once if the answer is still no after 30 seconds."""
+    """Check a condition, and warn once if it is still false after 30 seconds."""
     late: float | None = time.monotonic() + _PATIENCE
 
     def asked() -> bool:
@@ -263,7 +266,7 @@ def _telling(over: Callable[[], bool], who: Callable[[], str]) -> Callable[[], b
             warnings.warn(
                 f"{who()} in setup() for {_PATIENCE:g} s: check whether all ranks have started, "
                 "and whether one has ended",
-                stacklevel=6,
+                stacklevel=8,  # the program's `with setup()`
             )
         return answer
 

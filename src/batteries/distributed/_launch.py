@@ -25,7 +25,7 @@ def launched() -> Launch | None:
     if launch is not None and launch.rank >= launch.world_size:
         raise ValueError(
             f"this is rank {launch.rank} of {launch.world_size} in the environment (RANK and "
-            "WORLD_SIZE, or Slurm's); expected a rank from 0, below their number"
+            "WORLD_SIZE, or Slurm's); expected a rank of 0 or more, below the number of ranks"
         )
     return launch
 
@@ -46,7 +46,7 @@ def _read() -> Launch | None:
         # "node[07-09,12],other3" begins with node07
         host = env.get("MASTER_ADDR") or said("SLURM_STEP_NODELIST")
         host = re.sub(r"\[(\w+)[^]]*\]", r"\1", host).split(",")[0]
-        # The same port on every rank, and different ports for jobs that share a host.
+        # All ranks of a job compute the same port. Jobs on one host should get different ports.
         port = env.get("MASTER_PORT") or 20_000 + number("SLURM_JOB_ID") % 10_000
         return Launch(
             rank=number("SLURM_PROCID"),
@@ -85,7 +85,7 @@ def in_group() -> bool:
 
 
 def place() -> tuple[int, int]:
-    """The rank of this process, and the number of processes. Without a group, the launcher's."""
+    """The rank of this process and the number of processes; without a group, from the launcher."""
     if in_group():
         return dist.get_rank(), dist.get_world_size()
     launch = launched()
@@ -121,7 +121,7 @@ def local_rank() -> int:
     0
 
     Raises:
-        RuntimeError: There are several processes, and the environment has no local rank.
+        RuntimeError: There are several processes, and the environment has no LOCAL_RANK.
     """
     launch = launched()
     if launch and launch.local_rank is not None:
@@ -129,7 +129,7 @@ def local_rank() -> int:
     if world_size() > 1:
         raise RuntimeError(
             "the local rank is not known: LOCAL_RANK is not in the environment; start the program "
-            "with torchrun, or set it where you start the processes"
+            "with torchrun, or set LOCAL_RANK where you start the processes"
         )
     return 0
 

@@ -27,7 +27,7 @@ class Failure(NamedTuple):
         text = "".join(traceback.format_exception(error))
         try:
             pickled = pickle.dumps(error)
-            # An exception with arguments of its own may fail here, or be another afterwards.
+            # An exception with its own `__init__` may fail to load here, or load as another one.
             same = str(pickle.loads(pickled)) == str(error)
         except Exception:
             same = False
@@ -76,15 +76,15 @@ def encode(data: object) -> tuple[Header, Tensor]:
 class _Pickler(pickle.Pickler):
     """Copies tensors to the CPU, and only the part of a storage that a view shows.
 
-    Torch would unpickle a tensor of rank 1 on the receiver's second GPU, and send whole storages.
+    Torch itself would unpickle a tensor of GPU 1 on the receiver's GPU 1, and send whole storages.
     """
 
     def reducer_override(self, value: Any) -> Any:
-        refuse_sharded(value, "it")
+        refuse_sharded(value, "the value")
         if type(value) is not Tensor or value.layout != torch.strided:
             return NotImplemented
         if value.dtype not in torch.storage._dtype_to_storage_type_map():
-            # Torch cannot read its own pickle of the dtype, such as uint32 and float8.
+            # Torch cannot read its own pickles of these dtypes, such as uint32 and float8.
             plain = value.detach().cpu().contiguous()
             return _typed, (plain.reshape(-1).view(torch.uint8), value.dtype, value.shape)
         small = value.untyped_storage().nbytes() > value.numel() * value.element_size()

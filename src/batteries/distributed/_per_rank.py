@@ -18,15 +18,18 @@ class PerRank:
     >>> checkpoint["meter_state_dict"]
     {'ranks': [{'value': 3.0, 'sum': 3.0, 'counter': 1}]}
 
-    Rank 0 writes checkpoints, and without `PerRank` they hold only rank 0's state. With it, all
-    ranks must call `make_checkpoint`. Pass `PerRank(meter)` also when you load.
+    Rank 0 writes checkpoints, and without `PerRank` they hold only rank 0's state. With `PerRank`,
+    all ranks must call `make_checkpoint`. Pass `PerRank(meter)` also when you load.
+
+    Args:
+        part: An object with `state_dict` and `load_state_dict`. Its state must be picklable.
     """
 
     def __init__(self, part: Any) -> None:
         self._part = memory_of(part)
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of all ranks. All ranks call it."""
+        """The states of all ranks, as {"ranks": [...]}. All ranks call it."""
         state = self._part.state_dict()
         check_remember({"PerRank": (self._part, state)})
         return {"ranks": all_gather(state)}
@@ -35,11 +38,12 @@ class PerRank:
         """Load this rank's state.
 
         Raises:
-            ValueError: Another number of ranks has saved the state.
+            ValueError: The state was saved by another number of ranks.
         """
-        if len(state["ranks"]) != world_size():
+        saved = len(state["ranks"])
+        if saved != world_size():
             raise ValueError(
-                f"the state was saved by {len(state['ranks'])} ranks, and there are "
+                f"the state was saved by {saved} rank{'s' * (saved != 1)}, and there are "
                 f"{world_size()}: start as many ranks, or do not load this object"
             )
         self._part.load_state_dict(state["ranks"][rank()])

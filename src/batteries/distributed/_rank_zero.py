@@ -37,7 +37,9 @@ def rank_zero_only(function: Callable[P, T] | None = None, *, share: bool = Fals
     once
 
     The other ranks get None and do not wait. With `@rank_zero_only(share=True)`, all ranks must
-    call the function: the others wait for rank 0 and get its result, or raise its error.
+    call the function. The others wait for rank 0, at most the timeout of `setup`. They get the
+    result of rank 0, with tensors on the CPU, or raise the error of rank 0. A collective inside
+    such a function raises a RuntimeError.
     """
     if function is None:
         return functools.partial(rank_zero_only, share=share)
@@ -65,7 +67,9 @@ def rank_zero_first() -> Iterator[None]:
     >>> with rank_zero_first():
     ...     data = "downloaded by rank 0, read from the disk by the others"
 
-    If rank 0 raises inside the block, the others raise the same error and do not enter it.
+    If rank 0 raises inside the block, the others raise the same error and do not enter the block.
+    The others wait for rank 0, at most the timeout of `setup`. A collective inside the block raises
+    a RuntimeError.
     """
     if alone("rank_zero_first"):
         yield
@@ -86,7 +90,7 @@ def _sharing_errors() -> Iterator[None]:
         with on_one_rank(collectives=False):
             yield
     except BaseException as error:
-        with suppress(BaseException):  # it raises the error that it sends; so do we, below
+        with suppress(BaseException):  # broadcast raises the error here, too
             broadcast(Failure.of(error), check=False)
         raise
 
@@ -96,13 +100,17 @@ def others_wait(what: str = "") -> Iterator[list[str]]:
     """A block in which rank 0 may take longer than a collective's timeout.
 
     The others wait at its end until rank 0 has left the block, for up to a day. Rank 0 waits for
-    no other rank. If rank 0 does not enter the block, the others wait for a collective's timeout.
-    If rank 0 has left the group, is dead, or gives no sign of life for a minute, the others go on,
-    and the next collective raises an error that names rank 0.
+    no other rank. If rank 0 does not enter the block, the others wait as long as a collective's
+    timeout. If rank 0 has left the group, is dead, or gives no sign of life for a minute, the
+    others go on, and the next collective raises an error that names rank 0.
 
     Args:
         what: A name of the block. Rank 0 may enter some blocks alone, so the ranks' blocks are
             paired by their names and numbers.
+
+    Yields:
+        A list. Rank 0 may add texts. After the block, the others have these texts in their list,
+        joined to one.
     """
     told: list[str] = []
     if not in_group():

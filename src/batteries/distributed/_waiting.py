@@ -41,7 +41,7 @@ def seconds_between(ranks: int, least: float = 0.5) -> float:
 
 
 def rarely() -> Iterator[bool]:
-    """True for the 1st, 2nd, 4th, 8th, ... item: for checks that leave an open message behind."""
+    """True for the 1st, 2nd, 4th, 8th, ... item. For checks that leave a message open."""
     return ((number & (number - 1)) == 0 for number in itertools.count(1))
 
 
@@ -71,7 +71,7 @@ class Notes:
         return bool(self._ask(lambda: self._store.check(keys)))
 
     def get(self, key: str) -> str | None:
-        """The value, or None at once if there is none."""
+        """The value; None if there is none. It does not wait for a value."""
         return str(self._ask(lambda: self._store.get(key)).decode()) if self.check([key]) else None
 
     def _ask(self, question: Callable[[], Any]) -> Any:

@@ -47,9 +47,10 @@ class BackgroundLogger:
     call raises a RuntimeError.
 
     `state_dict` has the id of the run and the highest step. Save it in the checkpoint: a run that
-    loads it continues in the tracker. No step is there twice, and none is lost.
+    loads it continues in the tracker. No metric is there twice for a step, and none is lost.
 
     Args:
+        logdir: The run's directory, or a `Run`. Its name is the run's name in trackers.
         run_id: The run's id for the tracker. Default: a new id, or the checkpoint's.
     """
 
@@ -83,20 +84,24 @@ class BackgroundLogger:
 
         Args:
             metrics: Numbers or tensors of one element. Those on a device are read together.
-            step: Your own count of epochs, updates or samples.
+            step: Your own count of epochs, updates or samples. All calls of a logger need the same
+                count, because a resumed run continues after the highest step.
 
         Raises:
-            TypeError: A value is not one number, with its name; `metrics` is no mapping; or the
-                step is no whole number.
+            TypeError: A value is not one number (the message has its name), `metrics` is no
+                mapping, or the step is no whole number.
             ValueError: Two values have the same joined name.
         """
         if isinstance(metrics, Numbers) or distributed.is_main():  # `Loggers` has asked is_main()
-            step = as_whole(step, "step")
-            self._step = step if self._step is None else max(step, self._step)
+            step = self._counted(step)
             self._put("_write_metrics", Row(step, time.time(), read_together(metrics)))
 
     def log_params(self, params: Any) -> None:
         """Write the run's parameters; nested names are joined, secrets are masked.
+
+        Args:
+            params: A mapping, or an object with fields or attributes, such as a dataclass or the
+                Namespace of argparse.
 
         Raises:
             ValueError: Two values have the same joined name.
@@ -108,7 +113,7 @@ class BackgroundLogger:
         if distributed.is_main():
             image = io.BytesIO()
             figure.savefig(image, format="png")
-            self._put("_write_figure", name, image.getvalue(), as_whole(step, "step"))
+            self._put("_write_figure", name, image.getvalue(), self._counted(step))
 
     def log_image(self, name: str, image: Any, step: int) -> None:
         """Write an image of uint8, or of floats from 0 to 1.
@@ -121,7 +126,7 @@ class BackgroundLogger:
             ValueError: The image has another shape or dtype, or floats outside of 0 to 1.
         """
         if distributed.is_main():
-            self._put("_write_figure", name, png_of(name, image), as_whole(step, "step"))
+            self._put("_write_figure", name, png_of(name, image), self._counted(step))
 
     def log_histogram(self, name: str, values: ArrayLike, step: int, bins: int = 64) -> None:
         """Write a histogram of the values of a tensor or array.
@@ -138,14 +143,17 @@ class BackgroundLogger:
         """
         if distributed.is_main():
             histogram = histogram_of(name, values, bins)
-            self._put("_write_histogram", name, histogram, as_whole(step, "step"))
+            self._put("_write_histogram", name, histogram, self._counted(step))
 
     def log_text(self, name: str, text: str, step: int) -> None:
         """Write a text."""
-        self._call("_write_text", name, str(text), as_whole(step, "step"))
+        self._call("_write_text", name, str(text), self._counted(step))
 
     def close(self) -> None:
-        """Write all waiting calls and end the thread. Calling it again has no effect."""
+        """Write all waiting calls and end the thread. Calling it again has no effect.
+
+        It waits for the tracker, at most a minute.
+        """
         self._cancel_exit()
         self._closed = True
         if self._thread is not None:
@@ -221,6 +229,11 @@ class BackgroundLogger:
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+    def _counted(self, step: int) -> int:
+        step = as_whole(step, "step")
+        self._step = step if self._step is None else max(step, self._step)
+        return step
 
     def _call(self, what: str, *arguments: Any) -> None:
         if distributed.is_main():

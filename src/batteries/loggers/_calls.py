@@ -8,16 +8,16 @@ from typing import Any
 
 Call = tuple[Any, str, tuple[Any, ...]]  # a logger, a method, its arguments
 BOUND = 10_000  # calls that may wait
-PATIENCE = 60.0  # seconds that `close` waits for a tracker; a full queue waits once as long
+PATIENCE = 60.0  # seconds that `close` waits for a tracker, and a call once for a full queue
 _MANY = BOUND // 2  # calls that wake the thread at once
 _GATHER = 0.1  # seconds in which calls are gathered, to be written together
 _IDLE = 600  # intervals without a call, after which the thread sleeps until the next call
 
 
 class Calls:
-    """The queue. The thread checks it in intervals, and a call wakes the thread only if it is long.
+    """The queue. The thread checks it at intervals. A call wakes the thread only if it is long.
 
-    Waking the thread would take each call tens of microseconds.
+    Waking the thread would take tens of microseconds in each call.
     """
 
     def __init__(self) -> None:

@@ -23,11 +23,11 @@ class JsonLinesLogger(BackgroundLogger):
 
     A line is a JSON object with a `time` (seconds since 1970), one of `metrics`, `params`, `text`,
     `histogram` and `figure` (a file in `figures`), and a `step` except for `params`. A metric that
-    is not finite is null, so its column has only numbers for polars, pandas, jq and JavaScript;
-    `not_finite` has "nan", "inf" or "-inf" under the metric's name.
+    is not finite is null, so its column has only numbers for polars, pandas, jq and JavaScript.
+    `not_finite` then has "nan", "inf" or "-inf" under the metric's name.
 
     A resumed run first removes the lines after its checkpoint. If it has no checkpoint, the old
-    file becomes `metrics.1.jsonl`.
+    file becomes `metrics.1.jsonl`. Without `resume`, new lines are appended to the existing file.
 
     Args:
         logdir: The directory, or a `Run`.

@@ -35,18 +35,25 @@ class MLflowLogger(BackgroundLogger):
     A resumed run is found by its id in the tag `batteries.run_id`, and numbers that MLflow already
     has are not sent again. Characters that MLflow does not allow become _: "acc@5" is "acc_5",
     or "acc_5_2" if another metric has that name. The tag `batteries.name.acc_5` has the old name.
+    Names are cut after 200 characters.
+
+    Figures, images, histograms (as JSON) and texts become artifacts. MLflow does not let a
+    parameter change: a new value becomes the tag `changed.NAME`.
 
     If the program has an active run at the first call, and you pass none of `tracking_uri`,
     `experiment` and `run_id`, the logger writes into that run and does not end it. Without an
     active run, it writes into the run that the variable MLFLOW_RUN_ID names, if any, and ends it.
 
     Args:
+        logdir: The place of `mlflow.db` and `mlartifacts` if there is no other address. Its name is
+            the run's name.
         tracking_uri: A tracking server, "http://host:5000". Default: the address in
             MLFLOW_TRACKING_URI or of `mlflow.set_tracking_uri`. Without such an address, it is
-            MLflow's own default if the program has called `mlflow.set_experiment`, and `mlflow.db`
-            in `logdir` otherwise.
-        experiment: The MLflow experiment of the run. Default: that of `mlflow.set_experiment` or
-            MLFLOW_EXPERIMENT_NAME, else "batteries".
+            MLflow's own default if the program has an active run or has called
+            `mlflow.set_experiment`, or if MLFLOW_RUN_ID or MLFLOW_EXPERIMENT_ID is set. Otherwise
+            it is `mlflow.db` in `logdir`.
+        experiment: The MLflow experiment of the run. Default: that of `mlflow.set_experiment`,
+            MLFLOW_EXPERIMENT_ID or MLFLOW_EXPERIMENT_NAME, else "batteries".
         run_id: The id in the tag `batteries.run_id`, which is not MLflow's own id of the run.
             Default: the checkpoint's, else a new one.
 
@@ -84,7 +91,7 @@ class MLflowLogger(BackgroundLogger):
 
     def _open(self) -> None:
         uri, artifacts = self._uri, None
-        # This logger reports new tables, and each error that it also raises.
+        # This log of MLflow has a line for each new table, and for errors that MLflow also raises.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         if uri is None:
             here = make_directory(self.logdir).resolve()

@@ -23,7 +23,7 @@ class Histogram(NamedTuple):
 
     counts: list[int]
     edges: list[float]  # one more than counts
-    moments: tuple[int, float, float]  # number of counted values, their sum, and that of squares
+    moments: tuple[int, float, float]  # number, sum and sum of squares of the counted values
     lost: int  # values that are NaN, infinite, or as large as 1e300
 
     def plain(self) -> dict[str, Any]:
@@ -56,6 +56,7 @@ def _wide_enough(values: Any, bins: int) -> tuple[float, float] | None:
 
 def png_of(name: str, image: Any) -> bytes:
     """An image as the bytes of a PNG file, without another library."""
+    given = image
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         image = image.float() if image.is_floating_point() else image
@@ -65,7 +66,7 @@ def png_of(name: str, image: Any) -> bytes:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or pixels.shape[2] not in _KINDS or 0 in pixels.shape:
         raise ValueError(
-            f"the image {name!r} has the shape {np.shape(image)}; expected (height, width), "
+            f"the image {name!r} has the shape {tuple(np.shape(given))}; expected (height, width), "
             "(height, width, channels) of an array or (channels, height, width) of a tensor, with "
             "1, 3 or 4 channels"
         )

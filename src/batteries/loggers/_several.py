@@ -58,8 +58,8 @@ class Loggers:
         """Write each number under its name.
 
         Raises:
-            TypeError: A value is not one number, with its name; `metrics` is no mapping; or the
-                step is no whole number.
+            TypeError: A value is not one number (the message has its name), `metrics` is no
+                mapping, or the step is no whole number.
             ValueError: Two values have the same joined name.
         """
         if distributed.is_main():
@@ -100,7 +100,7 @@ class Loggers:
     def state_dict(self) -> dict[str, Any]:
         """The state of each logger that has one, by the name of its class.
 
-        A second logger of a class has the name "JsonLinesLogger 2".
+        The second logger of a class has a number after its name: "JsonLinesLogger 2".
 
         >>> Loggers(JsonLinesLogger("runs", run_id="a")).state_dict()
         {'JsonLinesLogger': {'run_id': 'a', 'step': None}}

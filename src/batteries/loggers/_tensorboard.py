@@ -21,10 +21,12 @@ class TensorBoardLogger(BackgroundLogger):
     >>> with TensorBoardLogger("runs/digits/tensorboard") as tensorboard:
     ...     tensorboard.log_metrics({"train": {"loss": 0.5}, "lr": 1e-3}, step=1)
 
-    A resumed run writes into the same directory, and TensorBoard hides the older steps after its
-    checkpoint. After an error of the disk, this logger goes on. Torch's `SummaryWriter` does not.
+    A resumed run writes a new file into the same directory. TensorBoard then hides the steps of
+    older files that come after the checkpoint. After an error of the disk, this logger goes on.
+    Torch's `SummaryWriter` does not.
 
     Args:
+        logdir: The directory of the event files.
         run_id: The id in the logger's state. Default: the checkpoint's, else a new one.
 
     Raises:

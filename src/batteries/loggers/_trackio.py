@@ -18,10 +18,12 @@ class TrackioLogger(BackgroundLogger):
     >>> TrackioLogger("runs/digits", project="digits").close()
 
     Trackio keeps its files in TRACKIO_DIR, by default in the cache of Hugging Face. The run's name
-    is made of `logdir` and `run_id`, so a resumed run continues under the same name. Steps that
-    Trackio already has are not sent again. A run that the program itself has begun is not changed.
+    is made of `logdir` and `run_id`, so a resumed run continues under the same name. Metrics of
+    steps that Trackio already has are not sent again. Images, histograms and texts are. A run that
+    the program itself has begun is not changed.
 
     Args:
+        logdir: Its name is the beginning of the run's name. Nothing is written into it.
         project: The project of the run, whose runs are drawn together.
         run_id: Default: the checkpoint's, else a new one.
 

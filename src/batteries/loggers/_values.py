@@ -28,7 +28,7 @@ def read_together(metrics: Metrics) -> dict[str, float]:
     {'train/loss': 0.5, 'lr': 1.0}
 
     Raises:
-        TypeError: A value is not one number, with its name; or `metrics` is no mapping.
+        TypeError: A value is not one number (the message has its name), or `metrics` is no mapping.
         ValueError: Two values have the same joined name.
     """
     if isinstance(metrics, Numbers):
@@ -83,7 +83,7 @@ def _joined(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
 
 
 def file_name(name: str) -> str:
-    """A name for files on any file system; different names stay different."""
+    """A name for files on any file system. A changed name gets four digits of the name's hash."""
     cleaned = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:150]
     if cleaned == name:
         return name

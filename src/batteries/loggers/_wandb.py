@@ -39,8 +39,8 @@ class WandbLogger(BackgroundLogger):
     Before version 0.31, wandb keeps up to 32 KiB of rows in memory if it is offline. A SIGKILL
     loses them.
 
-    A resumed run keeps its id, and steps that W&B already has are not written again. Offline, each
-    start makes a new directory in `logdir`/wandb. `wandb sync` adds this directory to the run.
+    A resumed run keeps its id, and what W&B already has for a step is not written again. Offline,
+    each start makes a new directory in `logdir`/wandb. `wandb sync` adds this directory to the run.
 
     If the program has an active run at the first call, and you pass none of `project`, `mode` and
     `run_id`, the logger writes into that run and does not finish it. In such a program, do not
@@ -49,6 +49,8 @@ class WandbLogger(BackgroundLogger):
     the logger.
 
     Args:
+        logdir: W&B's files are in `logdir`/wandb. Its name is the run's name, unless the variable
+            WANDB_NAME has another one.
         project: Default: the variable WANDB_PROJECT, else "batteries".
         mode: "offline" writes files; "online" sends them. Default: the variable WANDB_MODE, else
             "offline".
@@ -115,12 +117,7 @@ class WandbLogger(BackgroundLogger):
 
     def _write_metrics(self, rows: list[Row]) -> None:
         for row in rows:
-            metrics = _named(row.metrics)
-            if self._continues is not None and self._continues < row.step:
-                last, others = self._last, self._last_of_others
-                metrics = {n: v for n, v in metrics.items() if row.step > last.get(n, others)}
-            if metrics:
-                self._log(metrics, row.step)
+            self._log(_named(row.metrics), row.step)
 
     def _write_params(self, params: dict[str, Any]) -> None:
         self._run_there.config.update(params, allow_val_change=True)
@@ -139,6 +136,11 @@ class WandbLogger(BackgroundLogger):
         self._log(_named({name: page}), step)
 
     def _log(self, values: dict[str, Any], step: int) -> None:
+        if self._continues is not None and self._continues < step:
+            last, others = self._last, self._last_of_others
+            values = {n: v for n, v in values.items() if step > last.get(n, others)}
+        if not values:
+            return
         for name in [*values] if self._is_guest else ():
             if name not in self._drawn:
                 self._run_there.define_metric(name, step_metric=_STEP)
@@ -158,7 +160,8 @@ class WandbLogger(BackgroundLogger):
                 lost = self._missing()
             if lost:
                 self._lost += lost
-                raise OSError(f"wandb has written {self._rows - lost} of {self._rows} rows")
+                rows = f"{self._rows - lost} of {self._rows} rows"
+                raise OSError(f"wandb has written {rows}: is the disk full?")
 
     def _missing(self) -> int:
         records = read_offline(self._file)
@@ -184,7 +187,8 @@ def _last_steps(directory: Path, run_id: str) -> dict[str, int]:
             items = record.history.item
             row = {item.key or "/".join(item.nested_key): item.value_json for item in items}
             step = int(row.get(_STEP, -1))
-            last.update({name: max(step, last.get(name, -1)) for name in row})
+            pictures = [item.nested_key[0] for item in items if item.nested_key]
+            last.update({name: max(step, last.get(name, -1)) for name in [*row, *pictures]})
     return last
 
 
