@@ -170,6 +170,12 @@ def test_rows_in_errors() -> None:
         find_weights([[0.5, 0.25]], labels, "auc")
 
 
+def test_no_rows() -> None:
+    """Without rows there are no folds to test on, which the error says."""
+    with pytest.raises(ValueError, match="there are rows of 0 folds"):
+        find_threshold([], [], "f1")
+
+
 def test_missing_folds() -> None:
     """Rows without a fold are in no test, for numbers and for names of folds."""
     numbers = np.where(np.arange(ROWS) < 9, np.nan, np.arange(ROWS) % 2)

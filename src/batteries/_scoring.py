@@ -129,7 +129,10 @@ def _is_of_sklearn(function: Any) -> bool:
 
 def _of_scorer(metric: Any) -> Scoring:
     """The function of a scikit-learn scorer, which takes predictions and not a model."""
-    name = metric if isinstance(metric, str) else "the scorer"
+    if isinstance(metric, str):
+        name = metric
+    else:
+        name = f"the scorer of {getattr(metric._score_func, '__name__', 'a function')}"
     if isinstance(metric, str):
         metrics = import_optional("sklearn.metrics", needs="scikit-learn", for_=f"metric {name!r}")
         if metric not in metrics.get_scorer_names():

@@ -98,7 +98,8 @@ def stack(
         target: (rows,).
         model: An object such as scikit-learn's, with `fit(features, target)` and `predict`, or with
             `predict_proba` and `classes_`. Features are (rows, features), in float64. Copies of the
-            model are fitted. The model's predictions must have the shape of a first-level model's.
+            model are fitted. The model's predictions have the shape of a first-level model's: for
+            (rows,) and two classes, they are the probability of the second class.
         metric: As for `find_weights`. Default: "log_loss" for a model with `predict_proba`, else
             "rmse".
         folds: As for `find_weights`, but not None. Pass those that the models were trained on.

@@ -115,7 +115,7 @@ def predicted_by_all(models: Models, target: Any, allow_missing: bool) -> tuple[
 def _refuse_missing(truth: NDArray[Any], rows: Rows) -> None:
     finite = truth.dtype.kind == "f"
     gone = ~np.isfinite(truth) if finite else is_missing(truth.reshape(-1)).reshape(truth.shape)
-    gone = gone.reshape(len(rows), -1).any(1)
+    gone = gone.any(axis=tuple(range(1, gone.ndim)))
     if gone.any():
         fault = "not a finite number" if finite else "missing"
         raise ValueError(f"the target of row {rows[gone.argmax()]} is {fault}")
