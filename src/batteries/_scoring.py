@@ -131,13 +131,12 @@ def _of_scorer(metric: Any) -> Scoring:
     """The function of a scikit-learn scorer, which takes predictions and not a model."""
     if isinstance(metric, str):
         name = metric
-    else:
-        name = f"the scorer of {getattr(metric._score_func, '__name__', 'a function')}"
-    if isinstance(metric, str):
         metrics = import_optional("sklearn.metrics", needs="scikit-learn", for_=f"metric {name!r}")
         if metric not in metrics.get_scorer_names():
             raise _unknown(metric)
         metric = metrics.get_scorer(metric)
+    else:
+        name = f"the scorer of {getattr(metric._score_func, '__name__', 'a function')}"
     score, sign, options = metric._score_func, metric._sign, metric._kwargs
     of_classes = _is_of_sklearn(score) and not score.__module__.endswith("_regression")
     of_labels = of_classes and getattr(metric, "_response_method", "predict") == "predict"

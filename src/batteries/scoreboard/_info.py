@@ -171,7 +171,7 @@ class RunInfo:
 
     @property
     def seconds(self) -> float | None:
-        """The duration of all starts whose duration is known, together. None if there are none."""
+        """The sum of the known durations of all starts, in seconds. None if none is known."""
         spans = [_span(session) for session in self.record.get("sessions", [])]
         known = [span for span in spans if span is not None]
         return sum(known) if known else None
