@@ -212,6 +212,13 @@ def test_columns_of_classes() -> None:
         blend_files(zeros, renormalise=True)
 
 
+def test_a_negative_sum() -> None:
+    """Numbers that add up to less than 0 cannot be renormalised, and the error has their sum."""
+    paths = [write(f"{name}.csv", np.full(200, -1.5)) for name in "ab"]
+    with pytest.raises(ValueError, match=rf"the row of id {IDS[0]} adds up to -1\.5"):
+        blend_files(paths, renormalise=True)
+
+
 def test_votes_of_words() -> None:
     """Labels that are words are voted on."""
     for index, words in enumerate((["cat", "dog"], ["cat", "cat"], ["eel", "cat"])):

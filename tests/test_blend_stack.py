@@ -151,6 +151,39 @@ def test_rows_without_a_prediction() -> None:
         find_weights([np.full(ROWS, np.nan)], TARGET, "roc_auc", allow_missing=True)
 
 
+def test_rows_in_errors() -> None:
+    """If rows are left out, an error still has the row's own number."""
+    oof = {"a": np.linspace(0.1, 0.9, 40), "b": np.full(40, 0.5)}
+    target = np.arange(40) % 2.0
+    labels: Any = ["cat", None]
+    oof["a"][:10] = np.nan
+    infinite = oof | {"b": np.where(np.arange(40) == 30, np.inf, 0.5)}
+    with pytest.raises(ValueError, match="model 'b' has inf in row 30;"):
+        find_weights(infinite, target, "auc", allow_missing=True)
+    target[12] = np.nan
+    for metric in ("auc", "f1"):
+        with pytest.raises(ValueError, match="the target of row 12 is not a finite number"):
+            find_weights(oof, target, metric, allow_missing=True)
+    with pytest.raises(ValueError, match="the target of row 12 is not a finite number"):
+        find_thresholds(oof["b"], target, "accuracy")
+    with pytest.raises(ValueError, match="the target of row 1 is missing"):
+        find_weights([[0.5, 0.25]], labels, "auc")
+
+
+def test_no_rows() -> None:
+    """Without rows there are no folds to test on, which the error says."""
+    with pytest.raises(ValueError, match="there are rows of 0 folds"):
+        find_threshold([], [], "f1")
+
+
+def test_missing_folds() -> None:
+    """Rows without a fold are in no test, for numbers and for names of folds."""
+    numbers = np.where(np.arange(ROWS) < 9, np.nan, np.arange(ROWS) % 2)
+    names = [None, *[None] * 8, *np.array(["a", "b"])[np.arange(9, ROWS) % 2]]
+    found = [find_weights(OOF, TARGET, "roc_auc", folds=each) for each in (numbers, names)]
+    assert found[0].unseen_score == found[1].unseen_score
+
+
 def test_the_order_of_time() -> None:
     """In the order of time weights are found on earlier folds alone."""
     folds = make_folds(ROWS, 4, "time")
@@ -201,6 +234,25 @@ def test_stacks_of_classes_and_numbers() -> None:
     # the mean of guesses is too far from the middle: a regression shrinks it
     assert numbers.gain_over_mean.beyond_noise
     assert numbers.verdict.endswith("the stack beats both beyond noise")
+
+
+class Plain:
+    """A model whose `fit` returns nothing."""
+
+    def fit(self, features: Any, target: Any) -> None:
+        self.fitted = LinearRegression().fit(features, target)
+
+    def predict(self, features: Any) -> Any:
+        return self.fitted.predict(features)
+
+
+def test_a_stack_of_a_plain_model() -> None:
+    """The `fit` of a model may return anything."""
+    own = stack(GUESSES, NUMBERS, Plain(), folds=4)
+    np.testing.assert_array_equal(own.oof, stack(GUESSES, NUMBERS, LinearRegression(), folds=4).oof)
+    np.testing.assert_array_equal(
+        own.predict(GUESSES), own.model.predict(np.stack([*GUESSES.values()], 1))
+    )
 
 
 def test_a_stack_of_noise_is_no_gain() -> None:

@@ -221,6 +221,8 @@ def test_ranks_that_differ() -> None:
     """Ranks that added different arrays are told so, all of them."""
     for error in run_ranks(add_different_arrays):
         assert "the ranks have different predictions: rank " in str(error)
+        assert "rank 1 has value: float32 (2,)" in str(error)
+        assert "rank 0 has value: float32 (1,)" in str(error)
 
 
 def raise_in_the_middle() -> None:

@@ -192,9 +192,11 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
     "compare": {
         V: lambda: scoreboard.compare(RUN), L: lambda: scoreboard.compare(RUN, "no"),
         M: lambda: scoreboard.compare(*FOLDED),
+        T: lambda: scoreboard.compare(*FOLDED, among="runs"),
     },
     "check_gaps": {
-        L: lambda: scoreboard.check_gaps(["no"]), M: lambda: scoreboard.check_gaps(FIVE)
+        L: lambda: scoreboard.check_gaps(["no"]), M: lambda: scoreboard.check_gaps(FIVE),
+        T: lambda: scoreboard.check_gaps("no"),
     },
     "check_gap": {L: lambda: scoreboard.check_gap("no")},
     "paired_bootstrap": {
@@ -213,7 +215,9 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
         N: lambda: scoreboard.read_runs("no"),
         T: lambda: scoreboard.read_runs(".", metric_minimization={"a": ANY}),  # type: ignore[dict-item]
     },
-    "best_first": {L: lambda: scoreboard.best_first(["no"])},
+    "best_first": {
+        L: lambda: scoreboard.best_first(["no"]), T: lambda: scoreboard.best_first("no"),
+    },
     "find_run": {L: lambda: scoreboard.find_run("no")},
     # ---------------------------------------------------------------- loggers, report
     "BackgroundLogger.log_metrics": {

@@ -326,7 +326,9 @@ RAISES: dict[str, Callable[[], object]] = {
     "Predictions.save ValueError": lambda: predicted(a=[1]).save("a.csv"),
     "Predictions.save TypeError": lambda: predicted(a=[1]).save("a.npy"),
     "Predictions.save ModuleNotFoundError": lambda: predicted(a=[1]).save("a.parquet"),
+    "Predictions.save OSError": lambda: predicted(a=[1]).save("no/a.parquet"),
     "load FileNotFoundError": lambda: pr.load("no.npy"),
+    "load OSError": lambda: pr.load("."),
     "load ValueError": lambda: pr.load("cut.npy"),
     "load ModuleNotFoundError": lambda: pr.load("cut.parquet"),
 }  # fmt: skip

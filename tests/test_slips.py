@@ -38,7 +38,7 @@ from batteries.averaging import greedy_soup, save_average
 from batteries.checkpoint import export_safetensors, latest
 from batteries.data import DataLoader, Shuffle
 from batteries.distributed import all_reduce, broadcast
-from batteries.scoreboard import best_first, record_scores
+from batteries.scoreboard import RunInfo, best_first, compare, read_runs, record_scores
 from batteries.splits import Folds, OutOfFold, check_folds, look, make_folds
 
 LINEAR: Any = nn.Linear(2, 1)
@@ -160,6 +160,42 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "named weights": (
         lambda _: blend.mean({"a": [0.1], "b": [0.2]}, weights=NAMES),
         "the weights are of cnn, tree, but the models are a, b",
+    ),
+    "a power of the geometric mean": (
+        lambda _: blend.geometric([0.2], [0.8], 3),
+        "pass weights and powers by name",
+    ),
+    "weights that are names": (
+        lambda _: blend.mean([[0.1], [0.2]], weights=["cnn", "tree"]),  # type: ignore[list-item]
+        r"the weights are \['cnn', 'tree'\]; expected numbers",
+    ),
+    "words and numbers": (
+        lambda _: blend.majority_vote({"cnn": ["cat"], "tree": [1]}),
+        "model 'tree' has other labels than model 'cnn'",
+    ),
+    "words for rmse": (
+        lambda _: blend.find_weights([[0.1, 0.2]], ["cat", "dog"], "rmse"),
+        "rmse needs a target of numbers; found 'cat'",
+    ),
+    "a named model": (
+        lambda _: blend.find_weights({"cnn": [0.1, 2.0]}, [0, 1], "log_loss"),
+        "model 'cnn' has numbers outside of 0 to 1",
+    ),
+    "a word in a list": (
+        lambda _: blend.mean([[torch.tensor(1.0), "a"], [1, 2]]),
+        r"model 0\[1\] is a str; expected an array",
+    ),
+    "one index": (
+        lambda any_: Predictions(1).add(HALF, x=any_),
+        r"indices have shape \(\) and dtype float64; expected integers, \(batch,\)",
+    ),
+    "a direction that is a word": (
+        lambda _: read_runs(".", metric_minimization={"loss": NAMES}),
+        r"pass metric_minimization=\{'loss': True\} for losses",
+    ),
+    "runs to compare with": (
+        lambda _: compare(RunInfo("a", Path("a")), RunInfo("b", Path("b")), among="runs"),
+        r"among is 'runs'; expected several runs: read_runs\(logdir\)",
     ),
     "a guard's patience": (
         lambda _: PreemptionGuard(PATH),

@@ -22,8 +22,8 @@ def as_array(values: Any, name: str) -> NDArray[Any]:
         known = str(values.dtype) in _KNOWN or not values.is_floating_point()
         return np.asarray(values if known else values.float())
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        raise ValueError(f"{name} is a masked array: pass {name}.filled(...)")
-    array = np.asarray(_listed(values))
+        raise ValueError(f"{name} is a masked array: pass its .filled(...)")
+    array = np.asarray(_listed(values, name))
     if not array.ndim and array.dtype.kind in "OUS":
         raise TypeError(
             f"{name} is a {type(values).__name__}; expected an array, a tensor or a list"
@@ -49,7 +49,12 @@ def index_of(values: Any) -> Any:
 
 
 def refuse_other_order(told: str, *indexes: Any) -> None:
-    """Raise if indexes of pandas have the same rows in different orders. None is left out."""
+    """Raise if indexes of pandas have the same rows in different orders.
+
+    Args:
+        told: The values that have the indexes, for the error: "the target and the scores".
+        indexes: None stands for values that have no index.
+    """
     known = [index for index in indexes if index is not None]
     for other in known[1:]:
         if other.equals(known[0]):
@@ -58,17 +63,19 @@ def refuse_other_order(told: str, *indexes: Any) -> None:
         if rows != first and set(rows) == set(first):
             raise ValueError(
                 f"{told} have the same rows in different orders, by their indexes of pandas: bring "
-                "them into one order, or pass .to_numpy() if they are in one"
+                "them into one order, or pass .to_numpy() if their rows are in one order already"
             )
 
 
-def _listed(values: Any) -> Any:
+def _listed(values: Any, name: str) -> Any:
     if isinstance(values, Mapping | Set | str | bytes) or hasattr(values, "__array__"):
         return values
     if isinstance(values, Iterable) and not hasattr(values, "__getitem__"):  # an iterator, a view
         values = list(values)
     of_tensors = isinstance(values, list | tuple) and any(map(_is_tensor, values))
-    return [as_array(each, "it") for each in values] if of_tensors else values
+    if not of_tensors:
+        return values
+    return [as_array(each, f"{name}[{at}]") for at, each in enumerate(values)]
 
 
 def _is_tensor(value: Any) -> bool:

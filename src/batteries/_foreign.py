@@ -25,7 +25,7 @@ LAST_EPOCH = 10**18  # epochs are smaller
 
 @contextmanager
 def open_regular(path: PathLike, inside: PathLike | None = None) -> Iterator[BufferedReader]:
-    """Open a regular file for reading; raise an OSError, and never wait, for anything else.
+    """Open a regular file for reading. For anything else, raise an OSError, and never wait.
 
     Args:
         inside: The directory that must contain the file, at the end of all symbolic links.
@@ -41,7 +41,10 @@ def open_regular(path: PathLike, inside: PathLike | None = None) -> Iterator[Buf
 
 
 def check_regular(path: PathLike) -> None:
-    """Raise if a path is no regular file or mostly a hole, which libraries would read for long."""
+    """Raise if a path is no regular file, or if most of the file is a hole.
+
+    A library would take a long time to read such a hole.
+    """
     found = Path(path).stat()
     _check_regular(path, found.st_mode)
     held = getattr(found, "st_blocks", found.st_size) * 512  # a file system may compress
@@ -58,7 +61,7 @@ def _check_regular(path: PathLike, mode: int) -> None:
 
 
 def read_regular(path: PathLike, inside: PathLike | None = None, most: int = _MOST) -> bytes:
-    """The bytes of a file, or a ValueError if there are more than `most`."""
+    """The bytes of a file, or a ValueError if it has more than `most` bytes."""
     with open_regular(path, inside) as file:
         data = file.read(most + 1) if (size := os.fstat(file.fileno()).st_size) <= most else b""
         if max(size, len(data)) > most:
@@ -93,7 +96,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def lines_of(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file, up to the first that is too long."""
+    """The lines of a file, up to the first that is too long: of that one, only the beginning."""
     while line := file.readline(_LINE):
         yield line
         if len(line) == _LINE:
@@ -115,9 +118,13 @@ def check(value: Any, kind: Any, place: str = "it") -> None:
     """Raise a ValueError, with its place, if a value of JSON is not of a kind.
 
     Args:
-        kind: A type, where `float` means any finite number, and a bool is no number. Or a dict
-            with the kinds of names that may be missing, a list with the kind of all its items,
-            `Most`, or a tuple (None, kind) that also allows None.
+        kind: One of these:
+
+            - a type: `float` means any finite number, and a bool is not a number;
+            - a dict with the kind of the value of each name: names may be missing;
+            - a list with one kind, that of all items;
+            - `Most`;
+            - a tuple (None, kind), which also allows None.
     """
     if type(kind) is tuple and value is None:
         return

@@ -24,12 +24,12 @@ class Scoring(NamedTuple):
     fast: str | None  # the name of our own fast implementation
     sign: int  # -1 for scores such as "neg_log_loss"
     minimized: bool
-    function: Function | None = None  # a function that is not ours
+    function: Function | None = None  # the function, if it is not ours
     of_labels: bool = False  # whether the function takes classes and not probabilities
-    with_classes: bool = False  # whether it takes labels=: the rows may lack some classes
+    with_classes: bool = False  # whether it takes labels=, for rows that lack some classes
 
     def of(self, target: Any) -> Function:
-        """The function for predictions; `target` has the classes."""
+        """The function of target and prediction. `target` shows which classes there are."""
         # Our fast function may not apply, for example to several targets.
         function = self.function or _of_sklearn(self)
         target = _in_rows(target)
@@ -53,7 +53,7 @@ def _in_rows(values: Any) -> NDArray[Any]:
 
 
 def wide(values: Any) -> NDArray[Any]:
-    """An array; floats of 16 bits become those of 64, since their squares and sums overflow."""
+    """An array. Floats of 16 bits become floats of 64 bits, since their sums would overflow."""
     array = np.asarray(values)
     return array.astype(np.float64) if array.dtype == np.float16 else array
 
@@ -87,10 +87,10 @@ def as_scoring(
     Args:
         metric: "auc", "log_loss", "accuracy", "rmse", "mae"; a name of scikit-learn's scorers, such
             as "neg_log_loss" or "f1_macro"; a scorer; or any function of target and prediction.
-        of: The name of the caller, for errors. None: the direction does not matter.
+        of: The name of the public function, for errors. None: the direction does not matter.
 
     Raises:
-        TypeError: A function has no direction.
+        TypeError: A function comes without its direction.
         ValueError: The metric is not known, or its direction is wrong.
     """
     name = metric if isinstance(metric, str) else getattr(metric, "__name__", "")
@@ -129,12 +129,14 @@ def _is_of_sklearn(function: Any) -> bool:
 
 def _of_scorer(metric: Any) -> Scoring:
     """The function of a scikit-learn scorer, which takes predictions and not a model."""
-    name = metric if isinstance(metric, str) else "the scorer"
     if isinstance(metric, str):
+        name = metric
         metrics = import_optional("sklearn.metrics", needs="scikit-learn", for_=f"metric {name!r}")
         if metric not in metrics.get_scorer_names():
             raise _unknown(metric)
         metric = metrics.get_scorer(metric)
+    else:
+        name = f"the scorer of {getattr(metric._score_func, '__name__', 'a function')}"
     score, sign, options = metric._score_func, metric._sign, metric._kwargs
     of_classes = _is_of_sklearn(score) and not score.__module__.endswith("_regression")
     of_labels = of_classes and getattr(metric, "_response_method", "predict") == "predict"

@@ -1,4 +1,4 @@
-"""Correlations between the predictions of models. Those that differ are worth blending."""
+"""Correlations between the predictions of models. Models that differ are worth blending."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def correlation(
     b  -1.0000   1.0000
 
     Args:
-        predictions: As for `mean`. All numbers of a model become one column. A model whose
-            numbers are all equal has the correlation NaN with every model.
-        names: The names of the models. Default: their own names, or their numbers.
+        predictions: As for `mean`. All numbers of a model become one column. If the numbers of a
+            model are all equal, its correlations are NaN, also that with itself.
+        names: The names of the models. Default: the names in `predictions`, or "model 0" and so on.
         kind: "pearson", or "spearman" (the correlation of the ranks).
 
     Raises:

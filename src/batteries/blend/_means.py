@@ -18,8 +18,9 @@ from batteries.splits._tables import is_missing
 
 Weights = Mapping[Any, float] | Sequence[float] | NDArray[Any] | None
 _FEW = 2**11  # with fewer numbers, torch's calls take longer than their work
-_Together = Callable[[Array], Array]  # of all numbers, (models, numbers)
-# Of a block of each model, and two arrays of float64: for the result, and for one term of it.
+_Together = Callable[[Array], Array]  # its argument: all numbers, (models, numbers)
+# Its arguments: a block of each model, and two arrays of float64. One takes the result, and the
+# other takes a term of the sum.
 _ByBlock = Callable[[list[Array], Array, Array], Array]
 
 
@@ -89,7 +90,10 @@ def power_average(
     power = as_number(power, "power")
     if math.isnan(power):
         raise ValueError("the power is NaN; expected a number, such as 2")
-    models = as_models(predictions, more)
+    return _power_mean(as_models(predictions, more), power, weights)
+
+
+def _power_mean(models: Models, power: float, weights: Weights) -> NDArray[Any]:
     own = as_weights(weights, models)
     counted = models
     if weights is not None and not own.all():
@@ -112,21 +116,22 @@ def geometric(predictions: Any, *more: Any, weights: Weights = None) -> NDArray[
     >>> geometric([[0.2, 0.9], [0.8, 0.9]])
     array([0.4, 0.9])
 
-    Args, Returns, Raises: As for `power_average`. This is the power mean of power 0.
+    This is the power mean of power 0. `predictions`, `weights`, the result and the errors are
+    those of `power_average`.
     """
-    return power_average(predictions, *more, power=0, weights=weights)
+    return _power_mean(as_models(predictions, more), 0, weights)
 
 
 @hints
 def majority_vote(labels: Any, *more: Any, weights: Weights = None) -> NDArray[Any]:
-    """The label that most models predict. If labels have equal votes, the smallest one.
+    """The label that most models predict. If several have the most votes, the smallest of them.
 
     >>> majority_vote([[1, 0], [1, 2], [0, 2]])
     array([1, 2])
 
     Args:
-        labels: As for `mean`, but integers, bools or strings. For class probabilities take the
-            `argmax` first, or use `mean`.
+        labels: As for `mean`, but whole numbers, bools or strings. For class probabilities, take
+            the `argmax` first, or use `mean`.
         weights: As for `mean`.
 
     Returns:
@@ -146,6 +151,13 @@ def majority_vote(labels: Any, *more: Any, weights: Weights = None) -> NDArray[A
         models.refuse()
         if not (array == np.floor(array)).all():
             raise ValueError(f"{name} has numbers that are not labels; take the argmax first")
+    texts = [_is_text(array) for array in models.arrays]
+    if len(set(texts)) > 1:
+        odd = texts.index(not texts[0])
+        raise TypeError(
+            f"{models.names[odd]} has other labels than {models.names[0]}: one has texts, the "
+            "other has numbers; expected texts from all models, or numbers from all"
+        )
     best, most = models.arrays[0].copy(), np.full(models.shape, -1.0)
     for label in _candidates(models.arrays):
         votes = np.zeros(models.shape)
@@ -156,6 +168,10 @@ def majority_vote(labels: Any, *more: Any, weights: Weights = None) -> NDArray[A
         better = np.where(tied, label < best, votes > most)
         best, most = np.where(better, label, best), np.where(better, votes, most)
     return np.asarray(best, dtype=np.result_type(*models.arrays))
+
+
+def _is_text(labels: Array) -> bool:
+    return labels.dtype.kind in "UT" or any(isinstance(each, str) for each in labels.flat[:1])
 
 
 def _candidates(labels: list[Array]) -> Iterable[Any]:
@@ -219,7 +235,10 @@ def _weighted_sum(parts: list[Array], weights: Array, total: Array, term: Array)
 
 
 def _checked(part: Array, power: float, models: Models) -> Array:
-    """The part, if it has a power mean. A mean of a negative power would hide an infinity."""
+    """Return the part, or raise if it has no power mean.
+
+    An infinity to a negative power is 0, so the result would not show it.
+    """
     if not np.minimum.reduce(part) >= 0 or (power < 0 and not np.isfinite(part).all()):
         models.refuse()
         _refuse_negative(models)
@@ -238,7 +257,7 @@ def _refuse_negative(models: Models) -> None:
 
 
 def _is_geometric(power: float) -> bool:
-    return abs(power) < 1e-8  # nearer to the geometric mean than float64 can tell
+    return abs(power) < 1e-8  # rounding changes such a mean by more than the power does
 
 
 def _power_together(rows: Array, power: float, weights: Array, models: Models) -> Array:
@@ -297,7 +316,7 @@ def _raised(rows: Array, power: float) -> Array:
 
 
 def _raise(values: Array, power: float) -> None:
-    """Raise in place, as exactly as `**` and in a third of its time."""
+    """Replace the values by their powers, as exactly as `**`, and in a third of the time."""
     if power == 1:
         return
     if power == 0.5:
@@ -327,7 +346,11 @@ def _root(total: Array, power: float, parts: list[Array] | Array, weights: Array
 
 
 def _scaled_power(power: float, parts: list[Array], weights: Array) -> Array:
-    """The power mean, computed with numbers divided by the largest, or smallest, of their row."""
+    """The power mean of numbers whose powers float64 cannot hold.
+
+    First, the numbers of a row are divided by the largest one. For a negative power, they are
+    divided by the smallest one.
+    """
     rows = np.stack(parts).astype(np.float64)
     unit = rows.max(0) if power > 0 else rows.min(0)
     mean = (weights[:, None] * (rows / unit) ** power).sum(0) ** (1 / power)
@@ -335,7 +358,7 @@ def _scaled_power(power: float, parts: list[Array], weights: Array) -> Array:
 
 
 def _geometric_root(product: Array, parts: list[Array] | Array) -> Array:
-    lost = _not_held(product)  # for the others, one logarithm is enough
+    lost = _not_held(product)  # a product that float64 holds needs only one logarithm
     _raise(product, 1 / len(parts))
     if lost is not None:
         few = np.stack([part[lost] for part in parts]).astype(np.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batteries._arrays import as_array
+from batteries._foreign import brief
 from batteries._scoring import as_scoring, wide
 from batteries.blend._models import Array
 
@@ -20,7 +21,7 @@ _Score = Callable[[Array, Array], float]
 class Problem:
     """The predictions of models, their target, and the score of a blend."""
 
-    columns: list[Array]  # of each model, (rows, ...): the score is a function of their mean
+    columns: list[Array]  # (rows, ...) of each model: the score is a function of their mean
     target: Array  # (rows,)
     score: _Score
     sign: int  # 1 if higher is better
@@ -53,7 +54,14 @@ def as_problem(
     metric: str | Callable[[Any, Any], float],
     metric_minimization: bool | None,
     of: str = "find_weights",
+    names: Sequence[str] = (),
 ) -> Problem:
+    """The problem of a user's metric.
+
+    Args:
+        of: The public function, for errors.
+        names: The models' names, for errors. Default: "model 0" and so on.
+    """
     arrays, truth = list(map(wide, arrays)), wide(as_array(target, "target"))
     if truth.dtype.kind == "f" and not np.isfinite(truth).all():
         raise ValueError(f"the target of row {np.isfinite(truth).argmin()} is not a finite number")
@@ -63,6 +71,8 @@ def as_problem(
     if scoring.fast not in _KNOWN or (callable(metric) and truth.ndim != 1):
         return Problem(arrays, truth, scoring.of(truth), sign, known=False)
     prepare, score = _KNOWN[scoring.fast]
+    if scoring.fast == "log_loss":
+        _refuse_improbable(arrays, names or [f"model {index}" for index in range(len(arrays))])
     columns, own = prepare(arrays, truth)
     told = score if scoring.sign > 0 else lambda y, p: -score(y, p)
     return Problem(columns, own, told, sign, known=True)
@@ -94,7 +104,7 @@ def auc(positive: Array, prediction: Array) -> float:
     Args:
         positive: Integers of 64 bits, 0 and 1.
     """
-    keys = (prediction.astype(np.float64) + 0.0).view(np.int64)  # no -0
+    keys = (prediction.astype(np.float64) + 0.0).view(np.int64)  # + 0.0 makes 0.0 of -0.0
     if prediction.min(initial=0) < 0:  # negative numbers sort the other way round
         keys ^= (keys >> 63) & np.int64(2**63 - 1)
     keys &= np.int64(-2)
@@ -129,27 +139,28 @@ def _two_or_more(name: str, arrays: list[Array], classes: Array) -> None:
         )
 
 
+def _refuse_improbable(arrays: list[Array], names: Sequence[str]) -> None:
+    for name, array in zip(names, arrays, strict=True):
+        if array.min(initial=0) < 0 or array.max(initial=0) > 1:
+            raise ValueError(f"{name} has numbers outside of 0 to 1; log_loss needs probabilities")
+        if array.ndim == 2 and not np.allclose(array.sum(1), 1, atol=1e-4):
+            raise ValueError(
+                f"the probabilities of {name} do not add up to 1 in each row: divide each row by "
+                "its sum"
+            )
+
+
 def _for_log_loss(arrays: list[Array], target: Array) -> _Prepared:
     """The probability that each model gives to the true class."""
     classes, true = np.unique(target, return_inverse=True)
     _two_or_more("log_loss", arrays, classes)
-    for index, array in enumerate(arrays):
-        if array.min(initial=0) < 0 or array.max(initial=0) > 1:
-            raise ValueError(
-                f"model {index} has numbers outside of 0 to 1; log_loss needs probabilities"
-            )
-        if array.ndim == 2 and not np.allclose(array.sum(1), 1, atol=1e-4):
-            raise ValueError(
-                f"the probabilities of model {index} do not add up to 1 in each row: divide each "
-                "row by its sum"
-            )
     if arrays[0].ndim == 1:
         return [np.where(true == 1, array, 1 - array) for array in arrays], true
     return [array[np.arange(len(true)), true] for array in arrays], true
 
 
 def _log_loss(_: Array, probability: Array) -> float:
-    smallest = np.finfo(np.float64).eps  # as scikit-learn has it
+    smallest = np.finfo(np.float64).eps  # scikit-learn clips at the same probability
     return float(-np.log(np.clip(probability, smallest, 1 - smallest)).mean())
 
 
@@ -170,7 +181,11 @@ def _for_rmse(arrays: list[Array], target: Array) -> _Prepared:
             f"rmse needs (rows,) predictions and targets; found {arrays[0].shape} and "
             f"{target.shape}: pass [:, 0] of one column, or a function of your own"
         )
-    return arrays, target.astype(np.float64)
+    try:
+        return arrays, target.astype(np.float64)
+    except (TypeError, ValueError):
+        found = brief(target.tolist()[0])
+        raise ValueError(f"rmse needs a target of numbers; found {found}") from None
 
 
 def _rmse(target: Array, prediction: Array) -> float:

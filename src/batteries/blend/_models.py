@@ -26,8 +26,9 @@ class Models:
     arrays: list[Array]  # (rows, ...) each
     named: Sequence[str] = ()  # the user's names
     rows: ArrayLike = ()  # the user's ids of the rows, if any
-    told: Sequence[str] = ()  # the names of the models in errors, if others
-    index: Any = None  # of pandas, if the models have one
+    told: Sequence[str] = ()  # the names of the models in errors, if they differ from `named`
+    index: Any = None  # the index of pandas, if the models have one
+    kept: Sequence[int] | NDArray[np.intp] = ()  # the numbers of the rows, if some were left out
 
     @property
     def keys(self) -> list[str]:
@@ -61,8 +62,9 @@ class Models:
                 )
 
     def row(self, at: int) -> str:
-        """The user's name for the row of a number of the flat arrays."""
+        """The row that has the number `at` of the flat arrays, as errors name it."""
         row = at // max(1, math.prod(self.shape[1:]))
+        row = int(self.kept[row]) if len(self.kept) else row
         names = np.asarray(self.rows)
         return f"row {row}" if not len(names) else f"the row of id {names[row]}"
 
@@ -116,7 +118,7 @@ def _check(models: Models, parts: list[Any], labels: bool) -> None:
     if any(not other.equals(index[0]) for other in index[1:]):
         raise ValueError(
             f"{models.names[0]} and another model have different indexes of pandas: bring their "
-            "rows into one order, or pass .to_numpy() if they are in one"
+            "rows into one order, or pass .to_numpy() if they are in one order already"
         )
     columns = [list(part.columns) for part in parts if hasattr(part, "columns")]
     for other in columns[1:]:
@@ -145,10 +147,14 @@ def as_weights(weights: Any, models: Models, negative: bool = False) -> NDArray[
         if set(weights) != set(models.keys):
             raise ValueError(
                 f"the weights are of {', '.join(weights)}, but the models are "
-                f"{', '.join(models.keys)}; expected one for each"
+                f"{', '.join(models.keys)}; expected one for each, by the same names"
             )
         weights = [weights[name] for name in models.keys]
-    own = as_array(weights, "weights").astype(np.float64)
+    given = as_array(weights, "weights")
+    try:
+        own = given.astype(np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"the weights are {given.tolist()}; expected numbers") from None
     if own.shape != (number,):
         raise ValueError(f"there are {own.size} weights for {number} models; expected one for each")
     if not ((negative or (own >= 0).all()) and 0 < own.sum() < np.inf):

@@ -95,7 +95,8 @@ def _sorted_float32(values: Array) -> tuple[Array, Array]:
     number's index make one integer of 64 bits. numpy sorts these several times faster than
     `argsort`.
     """
-    bits = (values.astype(np.float32, copy=False) + np.float32(0)).view(np.uint32)  # no -0
+    values = values.astype(np.float32, copy=False) + np.float32(0)  # + 0 makes 0 of -0
+    bits = values.view(np.uint32)
     negative = (bits.view(np.int32) >> 31).view(np.uint32)  # all bits, or none
     negative |= np.uint32(2**31)
     bits ^= negative

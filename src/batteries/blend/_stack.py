@@ -29,10 +29,10 @@ class Stack(Trial):
     array([1., 0.])
 
     Attributes:
-        model: Fitted on all rows.
+        model: The second model, fitted on all rows that the first-level models have predicted.
         oof: (rows, ...), the predictions of models fitted on the other folds; NaN for rows
             that no fold validates, or that were left out.
-        names: The first-level models, in order.
+        names: The names of the first-level models, in order.
         unseen_score: The mean score of `oof` over the folds.
         single_score, mean_score, best_single, gain_over_single, gain_over_mean, rows, left_out:
             As for `FoundWeights`.
@@ -53,7 +53,7 @@ class Stack(Trial):
 
         Raises:
             TypeError: As for `mean`.
-            ValueError: Other models, or NaN.
+            ValueError: As for `mean`, or other models.
         """
         models = as_models(predictions, more)
         if sorted(models.keys) == sorted(self.names):  # by name, in any order
@@ -96,22 +96,26 @@ def stack(
         oof: Out-of-fold predictions, as for `find_weights`. Each class of (rows, classes) is a
             feature.
         target: (rows,).
-        model: An object with `fit(features, target)` and `predict_proba` or `predict`, such as
-            scikit-learn's. Copies of it are fitted. Its predictions have the form of `oof`.
+        model: An object such as scikit-learn's, with `fit(features, target)` and `predict`, or with
+            `predict_proba` and `classes_`. Features are (rows, features), in float64. Copies of the
+            model are fitted. The model's predictions have the shape of a first-level model's: for
+            (rows,) and two classes, they are the probability of the second class.
         metric: As for `find_weights`. Default: "log_loss" for a model with `predict_proba`, else
             "rmse".
-        folds: As for `find_weights`. Pass those that the models were trained on.
+        folds: As for `find_weights`, but not None. Pass those that the models were trained on.
         metric_minimization, allow_missing, seed: As for `find_weights`.
 
     Raises:
-        TypeError, ValueError, ModuleNotFoundError: As for `find_weights`.
+        TypeError: As for `find_weights`; a model without `fit`; or a model without `predict_proba`
+            that predicts texts.
+        ValueError, ModuleNotFoundError: As for `find_weights`.
     """
     if isinstance(model, type) or not hasattr(model, "fit"):
         raise TypeError(f"model is {brief(model)}; expected an object with fit and predict")
     models, truth, rows = predicted_by_all(everything := as_models(oof), target, allow_missing)
     probable, classes = hasattr(model, "predict_proba"), np.unique(truth)
     metric = metric or ("log_loss" if probable else "rmse")
-    problem = as_problem(models.arrays, truth, metric, metric_minimization, "stack")
+    problem = as_problem(models.arrays, truth, metric, metric_minimization, "stack", models.names)
     positive = probable and models.arrays[0].ndim == 1 and len(classes) == 2
 
     def predict(fitted: Any, features: Array) -> NDArray[Any]:
@@ -131,11 +135,12 @@ def stack(
     pairs = as_pairs(folds, truth, seed, rows, everything.shape[0])
     second: dict[int, Array] = {}
     for seen, unseen in pairs:
-        own = predict(_fresh(model).fit(features[seen], truth[seen]), features[unseen])
+        own = predict(_fitted(model, features[seen], truth[seen]), features[unseen])
         second |= dict(zip(unseen.tolist(), own, strict=True))
     there = np.array(sorted(second))
     stacked = np.stack([second[row] for row in there.tolist()])
-    of_second = as_problem([stacked], truth[there], metric, metric_minimization, "stack")
+    named = ["the stack"]
+    of_second = as_problem([stacked], truth[there], metric, metric_minimization, "stack", named)
 
     def unseen_score(_: Rows, others: Rows) -> float:
         part = of_second.part(np.searchsorted(there, others))
@@ -146,7 +151,7 @@ def stack(
     return Stack(
         **tried(problem, pairs, unseen_score, rows=len(rows), left_out=len(whole) - len(rows)),
         best_single=models.keys[best_single(problem)],
-        model=_fresh(model).fit(features, truth),
+        model=_fitted(model, features, truth),
         oof=whole,
         names=models.keys,
         _predict=predict,
@@ -157,6 +162,13 @@ def _features(models: Models) -> NDArray[np.float64]:
     """The numbers of all models: (rows, features)."""
     flat = [array.reshape(len(array), -1) for array in models.arrays]
     return np.concatenate(flat, axis=1).astype(np.float64)
+
+
+def _fitted(model: Any, features: Array, target: Array) -> Any:
+    """A fitted copy of a model. What the model's `fit` returns does not matter."""
+    own = _fresh(model)
+    own.fit(features, target)
+    return own
 
 
 def _fresh(model: Any) -> Any:

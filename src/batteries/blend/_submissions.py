@@ -36,8 +36,9 @@ def check_submission(
     Args:
         path: The submission, `.csv` or `.parquet`.
         sample: The sample of the competition, `.csv` or `.parquet`.
-        id_column: Default: the first column of the sample.
-        ranges: The lowest and the highest number of a column, such as `{"target": (0, 1)}`.
+        id_column: The column of the ids. Default: the first column of the sample.
+        ranges: The lowest and the highest number that a column may have, such as
+            `{"target": (0, 1)}`.
 
     Returns:
         The number of rows.
@@ -45,8 +46,8 @@ def check_submission(
     Raises:
         ValueError: A list of all faults: other columns; other ids, or the same ids in another
             order; missing values in a column without any in the sample, infinities, other types,
-            numbers out of range; the sample's own predictions. Also: a file that cannot be read,
-            or a column in the arguments that is not there.
+            numbers out of range; predictions that are all equal to those of the sample. Also: a
+            file that cannot be read, or a column in the arguments that is not there.
         FileNotFoundError: No such file.
         ModuleNotFoundError: polars is not installed.
     """
@@ -69,7 +70,7 @@ def check_submission(
     if alike and all(_same(own[name], given[name]) for name in shared):
         faults.append("all predictions are equal to those of the sample")
     if unknown := sorted(set(ranges or {}) - set(shared)):
-        faults.append(f"ranges= has columns that are not there: {', '.join(unknown)}")
+        faults.append(f"ranges= has columns without predictions in both: {', '.join(unknown)}")
     if faults:
         raise ValueError("\n- ".join([f"{path} is not as {sample}:", *faults]))
     return len(own)
@@ -129,7 +130,7 @@ def _of_column(own: Any, given: Any, low: float, high: float) -> list[str]:
             **faults,
             "no numbers": numbers.is_null() & ~gone,
             "infinite": finite.is_infinite(),
-            "no whole numbers, as the sample has": (finite != finite.floor()) & whole,
+            "no whole numbers, unlike the sample": (finite != finite.floor()) & whole,
             f"not from {low:g} to {high:g}": ((finite < low) | (finite > high)) & ~gone,
         },
         texts,

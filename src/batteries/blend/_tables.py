@@ -66,23 +66,26 @@ def blend_files(
         paths: `.csv`, `.parquet`, or `.npy` of `Predictions.save`. A mapping gives them names.
         method: "mean", "power", "geometric", "rank" or "vote": the functions of this module.
         out: A `.csv` or `.parquet` to write, whole or not at all.
-        id_column: Default: the first column.
-        columns: The columns to blend. Default: all but the ids. Files other than CSV may have
-            "target" beside out-of-fold predictions: it is then left out, too.
+        id_column: The column of the ids. Default: the first column.
+        columns: The columns to blend. Default: all but the ids. Files other than CSV may have the
+            targets beside out-of-fold predictions. So their column "target" or "targets" is not
+            blended, unless it is the only one.
         weights: One for each file, in order or by name. The name of a file is its path,
             unless `paths` is a mapping.
-        power: For "power".
-        renormalise: Divide probabilities of classes by their sum: over the columns, or over each
-            array in a column.
+        power: The power of the method "power", as in `power_average`.
+        renormalise: Divide probabilities of classes by their sum. If each class has a column, it is
+            the sum of the columns. If a column has an array in each row, it is the sum of the
+            array.
 
     Returns:
-        A polars frame.
+        A polars frame with the columns of the first file. The ids of a CSV are text.
 
     Raises:
         ValueError: Ids that differ or repeat, other columns, or numbers that are missing or not
             finite, with file and id. Also: no files, a file that cannot be read, an unknown method
-            or kind of file.
-        TypeError: A power that is not one number.
+            or kind of file, wrong weights as for `mean`, a sum that is not above 0 to renormalise,
+            or `out` among the files to read.
+        TypeError: A power that is not one number, or an unknown argument.
         FileNotFoundError: No such file.
         OSError: `out` cannot be written.
         ModuleNotFoundError: polars is not installed.
@@ -265,7 +268,7 @@ def _refuse_ids(path: Path, ids: Any, first_path: Path, first: Any) -> NoReturn:
         )
     raise ValueError(
         f"{path} has a row of id {extra[0]}, which {first_path} does not have; {len(extra)} ids "
-        "are only in the former; expected the same ids in all files"
+        f"are only in {path}; expected the same ids in all files"
     )
 
 
@@ -283,7 +286,9 @@ def _arrays(path: Path, table: Any, plan: _Plan) -> dict[str, Array]:
         column = table[name]
         if column.null_count():
             row = table[plan.key][column.is_null().arg_max()]
-            raise ValueError(f"{path} has nothing in column {name!r} for id {row}")
+            raise ValueError(
+                f"{path} has nothing in column {name!r} for id {row}; expected a value"
+            )
         array = column.to_numpy()
         if array.dtype.kind not in "fiub" and not plan.labels:
             raise ValueError(
@@ -327,8 +332,9 @@ def _renormalised(columns: dict[str, Array], ids: Any) -> dict[str, Array]:
         if not (total > 0).all():
             row = int(np.argmin(total.reshape(len(array), -1).min(1)))
             raise ValueError(
-                f"the blend of the row of id {ids[row]} adds up to 0, so it cannot be "
-                "renormalised: check the predictions of that row"
+                f"the blend of the row of id {ids[row]} adds up to "
+                f"{total.reshape(len(array), -1)[row].min():g}, so it cannot be renormalised; "
+                "expected a sum above 0: check the predictions of that row"
             )
         same[name] = array / total
     return same

@@ -53,8 +53,9 @@ class Thresholds(NamedTuple):
         values: The cut-offs that were found on all rows, in rising order.
         score: The score on the rows that the cut-offs were found on. It is too good.
         unseen_score: The mean score over folds, each with cut-offs found on the other folds.
-        rounded_score: The mean over folds if scores are rounded to the nearest class instead.
-        spread: For each cut-off, the standard deviation over the folds.
+        rounded_score: The mean score over folds without cut-offs: each score is rounded to the
+            nearest class.
+        spread: For each cut-off, its standard deviation over the folds.
         folds: For each fold, the cut-offs found on the other folds.
         classes: The classes, in rising order: one more than cut-offs.
     """
@@ -110,13 +111,14 @@ def find_threshold(
         folds: As for `find_weights`, but not None.
         allow_missing: Whether scores may be NaN. These rows are left out.
         candidates: The largest number of cut-offs to try between the lowest and the highest score.
-            They lie between quantiles of the scores. Two more are tried: all rows are 1, or 0.
-        seed: For folds that are made here.
+            They lie between neighbouring scores, or between quantiles of many scores. Two more are
+            tried: with one, all rows are 1; with the other, all rows are 0.
+        seed: The seed of the folds, if `folds` is a number.
 
     Raises:
         TypeError, ModuleNotFoundError: As for `find_weights`.
         ValueError: As for `find_weights`; scores that are not (rows,); a target other than 0 and 1;
-            or a metric that is never a number.
+            `candidates` below 1; or a metric that is NaN for every cut-off.
     """
     scores, truth, pairs = _given(oof, target, folds, allow_missing, seed)
     if len(others := np.setdiff1d(truth, [0, 1])):
@@ -163,20 +165,20 @@ def find_thresholds(
     >>> [round(value, 2) for value in found.values], found.score
     ([1.15, 1.4], 1.0)
 
-    The first cut-offs give each class as many rows as it has in the target. Then each cut-off in
-    turn moves to the place with the best score, until none moves.
+    The search begins with cut-offs that give each class as many rows as it has in the target. Then
+    each cut-off in turn moves to the place with the best score, until none moves.
 
     Args:
         oof: (rows,) scores, higher for higher classes.
-        target: (rows,) classes, such as 0 to 4. All classes must be there.
+        target: (rows,) classes, which are numbers, such as 0 to 4. Each class needs a row.
         metric: As for `find_weights`. It gets the target and classes.
         metric_minimization, folds, allow_missing, seed: As for `find_threshold`.
-        candidates: The largest number of places for a cut-off. They lie between quantiles of the
-            scores. The lowest score is one more place.
+        candidates: The largest number of places for a cut-off. They lie between neighbouring
+            scores, or between quantiles of many scores. The lowest score is one more place.
 
     Raises:
         TypeError, ModuleNotFoundError: As for `find_weights`.
-        ValueError: As for `find_threshold`, but the target may have any classes, two or more.
+        ValueError: As for `find_threshold`, but the target may have any two or more numbers.
     """
     scores, truth, pairs = _given(oof, target, folds, allow_missing, seed)
     classes = np.unique(truth)
@@ -266,7 +268,7 @@ def _cut(scores: NDArray[Any], cuts: Cuts, classes: NDArray[Any]) -> NDArray[Any
 
 
 def _between(scores: NDArray[Any], candidates: int) -> NDArray[np.float64]:
-    """The lowest score, and the middles between neighbouring scores, or between quantiles."""
+    """The lowest score, and the middles between neighbouring scores, or quantiles of many."""
     candidates = as_whole(candidates, "candidates", 1)
     distinct = np.unique(scores.astype(np.float64))
     if len(distinct) > candidates + 1:

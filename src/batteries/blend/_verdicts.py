@@ -15,6 +15,7 @@ from batteries._numbers import as_seed, as_whole
 from batteries.blend._metrics import Problem
 from batteries.blend._models import Models
 from batteries.splits._assignment import Folds
+from batteries.splits._tables import is_missing
 
 Rows = NDArray[np.intp]
 Pair = tuple[Rows, Rows]  # rows that a blend is found on, and rows that it is tested on
@@ -36,7 +37,7 @@ class Gain(NamedTuple):
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the mean is more than two standard errors."""
+        """Whether the mean is more than two standard errors above 0."""
         return self.mean > 2 * self.error
 
 
@@ -56,7 +57,7 @@ class Trial:
 
     @property
     def beats_both(self) -> bool:
-        """Whether it is better than the best single model and the plain mean by more than noise."""
+        """Whether the blend or stack beats the best single model and the mean, beyond noise."""
         return self.gain_over_single.beyond_noise and self.gain_over_mean.beyond_noise
 
     @property
@@ -85,7 +86,7 @@ class Trial:
 
 
 def predicted_by_all(models: Models, target: Any, allow_missing: bool) -> tuple[Models, Any, Rows]:
-    """The predictions and targets of the rows that all models have predicted, and these rows."""
+    """The predictions and targets of the rows that all models have predicted, and their numbers."""
     refuse_other_order("the target and the predictions", models.index, index_of(target))
     truth = as_array(target, "target")
     if truth.shape[1:] == (1,):  # a frame of one column
@@ -100,26 +101,40 @@ def predicted_by_all(models: Models, target: Any, allow_missing: bool) -> tuple[
         rows = np.flatnonzero(~np.any(gone, axis=0))
         if not len(rows):
             raise ValueError(
-                "no row has predictions of all models: check that they are of the same rows"
+                "no row has predictions of all models: check that the models have predicted the "
+                "same rows"
             )
         if len(rows) < len(truth):
             arrays = [array[rows] for array in models.arrays]
-            models, truth = Models(arrays, models.named, rows), truth[rows]
+            models, truth = Models(arrays, models.named, kept=rows), truth[rows]
     models.refuse()
+    _refuse_missing(truth, rows)
     return models, truth, rows
+
+
+def _refuse_missing(truth: NDArray[Any], rows: Rows) -> None:
+    finite = truth.dtype.kind == "f"
+    gone = ~np.isfinite(truth) if finite else is_missing(truth.reshape(-1)).reshape(truth.shape)
+    gone = gone.any(axis=tuple(range(1, gone.ndim)))
+    if gone.any():
+        fault = "not a finite number" if finite else "missing"
+        raise ValueError(f"the target of row {rows[gone.argmax()]} is {fault}")
 
 
 def as_pairs(
     folds: int | Folds | ArrayLike, target: NDArray[Any], seed: int, kept: Rows, rows: int
 ) -> list[Pair]:
-    """For each fold, the rows of the other folds and its own.
+    """For each fold, the rows of the other folds and the rows of the fold.
 
-    In the order of time, the other folds are the earlier ones. Of repeated folds only the first
-    repetition is used: all of them would pretend that there are more rows.
+    In the order of time, the other folds are the earlier ones. Only the first repeat of repeated
+    folds is used. With all repeats, each row would count several times, and the standard error
+    would be too small.
 
     Args:
-        target: Of the kept rows.
-        rows: The number of all rows, which `folds` has. A number makes folds of the kept rows.
+        folds: If it is a number, folds of the kept rows are made.
+        target: The target of the kept rows.
+        kept: The numbers of the kept rows.
+        rows: The number of all rows. Folds that are not a number have all of them.
     """
     if isinstance(folds, Folds):
         _check_rows(folds.rows, rows)
@@ -165,7 +180,10 @@ def as_folds(folds: int | ArrayLike, target: ArrayLike, seed: int) -> NDArray[An
         if own.dtype.kind == "f":  # whole numbers of a frame in which some are missing
             own = np.where(np.isnan(own), -1, own).astype(np.int64)
         elif own.dtype.kind not in "iu":  # names
-            own = np.unique(own, return_inverse=True)[1]
+            names = own.reshape(-1)
+            gone = is_missing(names)
+            own = np.full(len(names), -1)
+            own[~gone] = np.unique(names[~gone], return_inverse=True)[1]
     return own
 
 
@@ -181,7 +199,8 @@ def tried(
     """The fields of a `Trial`.
 
     Args:
-        blend: Finds a blend on the first rows and scores it on the second; higher is better.
+        blend: Finds a blend on the first rows, and returns its score on the second rows. Higher is
+            better.
     """
     scores = []
     number = len(problem.columns)

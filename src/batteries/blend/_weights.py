@@ -55,9 +55,11 @@ class FoundWeights(Trial):
         unseen_score: The mean score over folds, each with weights found on the other folds.
         single_score: The same for the model that was best on the other folds.
         mean_score: The same for the plain mean.
-        best_single: The best model on all rows.
-        gain_over_single, gain_over_mean: How much better the blend is, with the standard error.
-        rows, left_out: The numbers of rows with and without predictions of all models.
+        best_single: The name of the model that is best on all rows.
+        gain_over_single, gain_over_mean: How much better the blend is than the best single model,
+            and than the plain mean, each with its standard error.
+        rows: The number of rows with predictions of all models.
+        left_out: The number of the other rows.
     """
 
     weights: dict[str, float]
@@ -114,40 +116,42 @@ def find_weights(
         target: (rows,).
         metric: One of these:
 
-            - "auc", "log_loss", "accuracy", "rmse", or scikit-learn's functions and scorers
-              for the same metrics: these are fast;
+            - "auc", "log_loss", "accuracy", "rmse", or scikit-learn's functions and names of
+              scorers for the same metrics, such as `roc_auc_score` and "roc_auc": these are fast;
             - "mae", another name of scikit-learn's scorers, a scorer, or any function of target and
               prediction.
 
             Names and scorers of class metrics, such as "accuracy", get classes. For predictions
             (rows, classes) that is the most probable class. For (rows,) it is the second class if
-            the number is above 0.5, else the first. A function gets the predictions themselves.
+            the number is above 0.5, else the first. Other functions get the predictions themselves.
         method: "hill_climb" adds the model that helps most, `rounds` times, with replacement, and
             returns the best step (Caruana et al. 2004). "simplex" is scipy's SLSQP over weights
             of 0 or more whose sum is 1, for smooth metrics.
-        metric_minimization: Whether lower is better. Required for a function of your own, and
-            known for names and scorers.
+        metric_minimization: Whether lower is better. Required for a function, except for
+            scikit-learn's functions of the fast metrics. Known for names and scorers.
         negative: Whether weights may be negative. A step of "hill_climb" may then also subtract a
             model.
         folds: The folds to test on: their number (then they are stratified by the target), the
-            `Folds` of the models (of repeated ones, the first repeat), or the fold of each row.
+            `Folds` of the models (of repeated ones, the first repeat), or the fold of each row,
+            (rows,): a number or a name. Rows whose fold is -1, NaN or None are in no test.
             With folds in the order of time, weights are found on earlier folds. None: no test, and
             the scores of unseen folds are NaN.
         allow_missing: Whether models may have NaN, as for rows that no fold validates. Rows
             without predictions of all models are left out, and counted.
-        seed: For folds that are made here.
+        seed: The seed of the folds, if `folds` is a number.
 
     Raises:
         TypeError: As for `mean`; a function of your own without `metric_minimization`, or one that
             does not return one number; or `rounds`, `folds` or `seed` of another type.
-        ValueError: Predictions with NaN, other shapes, predictions that the metric cannot score, an
-            unknown metric or method, a wrong `metric_minimization`, fewer than two folds, or a
-            fold on which the metric is not a number.
+        ValueError: Predictions or targets with NaN, other shapes, predictions that the metric
+            cannot score, an unknown metric or method, a wrong `metric_minimization`, `rounds` below
+            1, a wrong seed, fewer than two folds, folds of another number of rows, or a fold on
+            which the metric is not a number.
         ModuleNotFoundError: scipy is not installed, for "simplex"; or scikit-learn, for its
             metrics.
     """
     models, truth, rows = predicted_by_all(everything := as_models(oof), target, allow_missing)
-    problem = as_problem(models.arrays, truth, metric, metric_minimization)
+    problem = as_problem(models.arrays, truth, metric, metric_minimization, names=models.names)
     searches: dict[str, Callable[[Problem], list[Step]]] = {
         "hill_climb": lambda part: _climb(part, rounds, negative),
         "simplex": lambda part: _on_simplex(part, negative),

@@ -25,12 +25,14 @@ from batteries.predictions._rows import Part, bring
 
 
 class Gathered(tuple[Any, ...]):
-    """Arrays of all samples: a tuple in the order of `add`'s arguments, whose names are attributes.
+    """Arrays of all samples: a tuple in the order of `add`'s arguments.
 
     >>> arrays = Gathered({"logits": torch.zeros(8, 10), "labels": torch.arange(8)})
     >>> logits, labels = arrays
     >>> arrays.labels is labels
     True
+
+    Each array is also an attribute. Its name is that of the argument of `add`.
     """
 
     def __new__(cls, arrays: Mapping[str, Any]) -> Gathered:
@@ -39,7 +41,8 @@ class Gathered(tuple[Any, ...]):
         return gathered
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"there is no {name!r} among {', '.join(vars(self))}")
+        known = ", ".join(vars(self)) or "no arrays, since none were added"
+        raise AttributeError(f"there is no {name!r} among {known}")
 
     def __reduce__(self) -> Any:
         return Gathered, (dict(vars(self)),)
@@ -67,8 +70,9 @@ class Predictions:
         group: The ranks that gather together: the loader's `group`. Default: all ranks.
 
     Raises:
-        ValueError: `duplicates` is neither "raise" nor "drop", or the length is below 0.
-        TypeError: The length is not a whole number.
+        ValueError: `duplicates` is neither "raise" nor "drop", the length is below 0, or this
+            process is not in the group.
+        TypeError: The length is not a whole number, or `group` is no group.
     """
 
     def __init__(
@@ -104,8 +108,9 @@ class Predictions:
         Raises:
             IndexError: An index lies outside of the dataset.
             ValueError: The arrays have another length than the indices, or other names, dtypes or
-                shapes than in the batches before. Or the indices are not integers. Or an argument
-                is no array, or has a dtype or a layout that `gather` cannot send.
+                shapes, or another order, than in the batches before. Or the indices are not
+                integers, (batch,). Or an argument is no array, or has a dtype or a layout that
+                `gather` cannot send. Or there are no arrays.
             Exception: An object cannot be pickled. The error is that of pickle.
         """
         own = _as_indices(indices)
@@ -126,7 +131,7 @@ class Predictions:
         if self._forms and forms != self._forms:
             raise ValueError(
                 f"a batch has {_described(forms)}, the ones before {_described(self._forms)}: add "
-                "arrays of the same names, dtypes and shapes"
+                "arrays of the same names, dtypes and shapes, in the same order"
             )
         self._forms = forms
         self._indices.append(own.astype(self._places))
@@ -136,8 +141,8 @@ class Predictions:
     def gather(self, dst: int | None = None) -> Gathered:
         """Return the arrays in the order of the dataset. All ranks call it.
 
-        Tensors are sent in pieces: beside the result, a rank needs memory for its own rows and
-        one piece. Objects are pickled, so the processes must trust each other.
+        Tensors are sent in pieces. Beside the result, a rank needs memory for its own rows and a
+        few pieces of 4 MiB. Objects are pickled, so the processes must trust each other.
 
         Args:
             dst: The rank of the group that gets the arrays. The others get None for each array.
@@ -145,12 +150,13 @@ class Predictions:
 
         Returns:
             Tensors, (length, ...), on the CPU, and lists of objects. Unpack them in the order of
-            `add`'s arguments, or take them by name.
+            `add`'s arguments, or take them by name. For a dataset of 0 samples without
+            a batch, the result is empty.
 
         Raises:
             ValueError: Samples are missing or were added more than once, duplicates do not agree,
-                the ranks have added different arrays, or `dst` is not a rank of the group. Every
-                rank raises it.
+                the ranks have added different arrays or called `Predictions` or `gather` with
+                different arguments, or `dst` is not a rank of the group. Every rank raises it.
         """
         return Gathered(self._gathered(dst))
 
@@ -167,13 +173,15 @@ class Predictions:
             path: A file `.parquet`, or `.npy` for large arrays: one structured array, which `load`
                 maps into memory. Floats of 16 bits or fewer become float32. Rank 0 of the group
                 writes the file.
-            ids: The samples' ids, (length,). Default: their indices.
+            ids: The samples' ids, (length,). Default: their indices. Only those of rank 0 of the
+                group are written.
 
         Raises:
             ValueError: The path has another suffix, the ids have another length, an array is called
                 "id", or `gather` raises it.
             TypeError: The file cannot hold the objects, or would lose a part of them, such as a key
                 that the first dict lacks.
+            OSError: The file cannot be written.
             ModuleNotFoundError: A `.parquet` file needs polars, which is not installed.
         """
         columns = self._gathered(0)
@@ -189,13 +197,13 @@ class Predictions:
         indices, rows = self._joined()
         own = Part.of((self._length, self._drops, dst), self._forms, indices, rows)
         parts = distributed.all_gather(own, group=self._group)
-        forms = next((part.forms for part in parts if part.forms), [])
+        first = next((at for at, part in enumerate(parts) if part.forms), 0)
+        forms = parts[first].forms
         for number, part in enumerate(parts):
-            if part.asked != own.asked or part.forms not in ([], forms):
+            if part.asked != parts[first].asked or part.forms not in ([], forms):
                 raise ValueError(
-                    f"the ranks have different predictions: rank {number} has "
-                    f"{_described(part.forms)} and (length, duplicates='drop', dst) {part.asked}, "
-                    f"this rank {_described(forms)} and {own.asked}; make equal calls on all ranks"
+                    f"the ranks have different predictions: rank {number} has {_told(part)}, rank "
+                    f"{first} has {_told(parts[first])}; make equal calls on all ranks"
                 )
         whole = each_once([part.spaced for part in parts], self._length)
         here = dst in (None, group.rank)
@@ -225,7 +233,10 @@ class Predictions:
 
 
 def _as_indices(indices: Iterable[int] | Tensor) -> NDArray[np.int64]:
-    given = indices.cpu().numpy() if isinstance(indices, Tensor) else np.asarray(list(indices))
+    if isinstance(indices, Tensor):
+        given = indices.cpu().numpy()
+    else:
+        given = np.asarray(list(indices) if isinstance(indices, Iterable) else indices)
     if given.ndim != 1 or not (len(given) == 0 or np.issubdtype(given.dtype, np.integer)):
         raise ValueError(
             f"indices have shape {given.shape} and dtype {given.dtype}; expected integers, (batch,)"
@@ -270,6 +281,12 @@ def _form_of(name: str, rows: Any) -> Form:
 def _described(forms: list[Form]) -> str:
     told = [f"{f.name}: {f'{f.dtype} {f.shape}' if f.dtype else 'objects'}" for f in forms]
     return ", ".join(told) or "nothing"
+
+
+def _told(part: Part) -> str:
+    length, drops, dst = part.asked
+    duplicates = "drop" if drops else "raise"
+    return f"{_described(part.forms)} (length={length}, duplicates={duplicates!r}, dst={dst})"
 
 
 def _spaced(indices: NDArray[np.integer]) -> Indices:

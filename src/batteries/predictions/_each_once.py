@@ -42,7 +42,7 @@ def each_once(parts: list[range | None], length: int) -> bool:
 
 class Result:
     def __init__(self, length: int, forms: list[Form], drops: bool, whole: bool) -> None:
-        """`whole` is the answer of `each_once`: nothing has to be counted."""
+        """Memory for the result. If `whole`, the answer of `each_once`, nothing is counted."""
         self.places = torch.int32 if length < 2**31 else torch.int64
         self._whole = whole
         self._drops = drops
@@ -152,7 +152,7 @@ def _selector(there: Indices) -> Any:
 
 
 def _bits(rows: Tensor) -> NDArray[Any]:
-    """The same memory as integers in numpy, which scatters faster and has no bfloat16."""
+    """The same memory as integers. numpy scatters them faster than torch, but has no bfloat16."""
     if rows.is_complex():
         rows = torch.view_as_real(rows)
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -187,7 +187,7 @@ def _equal(some: Any, others: Any) -> NDArray[np.bool_]:
 
 
 def _agree(one: Any, two: Any) -> bool:
-    """Whether two objects agree; the pickles of equal tensors differ."""
+    """Whether two objects agree. The pickles of equal tensors differ, so pickles do not say it."""
     if type(one) is not type(two):
         return False
     if isinstance(one, np.ndarray | np.generic | float | complex):

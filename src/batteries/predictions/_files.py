@@ -17,7 +17,7 @@ from batteries._optional import import_optional
 
 
 def load(path: PathLike) -> dict[str, NDArray[Any]]:
-    """Read a file that `Predictions.save` wrote: the ids as "id", and the arrays by name.
+    """Read a `.npy` or `.parquet` file that `Predictions.save` wrote.
 
     >>> outputs = Predictions(2)
     >>> outputs.add([0, 1], score=torch.tensor([0.25, 0.5]))
@@ -25,8 +25,13 @@ def load(path: PathLike) -> dict[str, NDArray[Any]]:
     >>> load("valid.npy")["score"]
     memmap([0.25, 0.5 ], dtype=float32)
 
+    Returns:
+        The ids as "id", and the arrays by name, (length, ...). The arrays of a `.npy` file are
+        mapped into memory, read-only.
+
     Raises:
         FileNotFoundError: No such file.
+        OSError: The path is no regular file, or the file cannot be read.
         ValueError: The file is damaged, or holds no predictions.
         ModuleNotFoundError: A `.parquet` file needs polars, which is not installed.
     """
@@ -111,7 +116,7 @@ def _series(name: str, values: Any) -> Any:
 
 
 def _is_kept(given: Any, read: Any) -> bool:
-    """Whether polars has kept an object. It may cut numbers, and leave out keys."""
+    """Whether polars has kept an object. polars may cut numbers, and leave out keys."""
     given = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
     if isinstance(given, Mapping):
         read = read or {}

@@ -137,8 +137,8 @@ def bring(
         if result is not None:
             result.put(arrived)
 
-    # The ranks take turns: their pieces are close in the dataset, so the cache has the result's
-    # memory.
+    # The ranks take turns. Their pieces are close to each other in the dataset, so this part of the
+    # result is still in the cache.
     turns = zip_longest(*(enumerate(part.pieces()) for part in parts))
     found = ((source, *piece) for turn in turns for source, piece in enumerate(turn) if piece)
     before: list[Callable[[], tuple[Indices, list[Any]]]] = []

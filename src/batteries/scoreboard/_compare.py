@@ -16,7 +16,7 @@ from batteries._files import PathLike
 from batteries._foreign import read_regular
 from batteries.scoreboard._info import RunInfo
 from batteries.scoreboard._noise import Difference, by_folds, by_seeds, configuration, decided
-from batteries.scoreboard._runs import Runs, run_info
+from batteries.scoreboard._runs import Runs, run_info, run_infos
 
 _SCORES = ("validation", "test")
 _UNFINISHED = ("running", "failed", "stopped", "killed")
@@ -33,12 +33,13 @@ class Comparison:
         names: The names of the runs.
         arguments: The arguments that differ: by name, the value of each run or None.
         versions: The versions of packages that differ, in the same form.
-        code: The output of `git diff --stat` between the commits of the first and the others, or a
-            text that says why there is none.
-        scores: By name, the score of each run, and the last and best of each logged metric.
+        code: The output of `git diff --stat` between the commits of the first run and each other
+            run. If there is no output, a text says why.
+        scores: The scores, and the last and best value of each logged metric: by name, the number
+            of each run or None.
         differences: For each pair of runs, the second's score minus the first's. The noise is that
-            of seeds if there are runs with other seeds, else that of folds. A pair without both,
-            or with different metrics, has no entry.
+            of seeds if there are runs with other seeds, else that of folds. A pair has no entry if
+            it has neither, if its metrics differ, or if it is in `only_seeds`.
         metric: The metric that is compared; "" if the runs have several, or none.
         minimization: Whether lower is better; None if that is not known.
         only_seeds: The pairs of runs whose arguments differ only in seeds.
@@ -77,8 +78,8 @@ class Comparison:
         if not found and not same:
             found = [
                 "whether they differ is not known: this needs several runs of each that differ "
-                "only in the seed, the scores of folds (record_scores(run, folds=...)), or "
-                "predictions (--predictions); and the same metric"
+                "only in the seed, or the scores of folds (record_scores(run, folds=...)), or the "
+                "predictions of each (batteries compare --predictions); and the same metric"
             ]
         if self.left_out:
             found.append(
@@ -138,17 +139,19 @@ def compare(*runs: RunInfo | PathLike, among: Sequence[RunInfo | PathLike] = ())
     the intervals wider: all verdicts "beyond noise" are right with a probability of at least 95 %.
 
     Args:
+        runs: Two or more runs, or paths or numbers as for `find_run`.
         among: Other runs. Those with the configuration of one of the runs show the noise of seeds.
-            Unfinished ones are left out.
+            Those that have not finished are left out.
 
     Raises:
         ValueError: Fewer than two runs.
+        TypeError: `among` is one path.
         LookupError: There is no such run.
         ModuleNotFoundError: scipy is not installed. Noise of seeds or folds needs it.
     """
     if len(runs) < 2:
         raise ValueError(f"compare needs two or more runs; found {len(runs)}")
-    infos, others = [run_info(run) for run in runs], [run_info(run) for run in among]
+    infos, others = [run_info(run) for run in runs], run_infos(among, "among")
     names, sessions = _names(infos), [info.session for info in infos]
     rows = Runs(infos).rows()
     scores = {
@@ -193,7 +196,7 @@ def _one_metric(first: RunInfo, second: RunInfo) -> bool:
 
 
 def _names(runs: Sequence[RunInfo]) -> list[str]:
-    """The shortest last parts of their names that are all different."""
+    """For each run, the last parts of its name: as many as are needed to tell the runs apart."""
     parts = [Path(run.name).parts for run in runs]
     for length in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(each[-length:]) for each in parts]

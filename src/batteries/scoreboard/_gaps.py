@@ -27,8 +27,11 @@ class GapCheck(NamedTuple):
         against: The other score: "test", or "leaderboard.public".
         metric: The metric of validation. Each metric has a check of its own.
         runs: The number of runs that have both scores.
-        correlation: Spearman's correlation of validation and the other score, if known.
-        interval: The correlation's 95 % interval, by resampling the runs.
+        correlation: Spearman's correlation of validation and the other score. None if there are
+            fewer than five runs, or if one of the two scores is the same for all runs.
+        interval: The correlation's 95 % interval, by resampling the runs; None without a
+            correlation.
+        verdict: What the interval says, in words.
     """
 
     against: str
@@ -49,7 +52,15 @@ def check_gaps(runs: Sequence[RunInfo | PathLike]) -> list[GapCheck]:
     >>> check_gaps([])
     []
 
+    Args:
+        runs: Runs, or their paths: `read_runs(logdir)`.
+
+    Returns:
+        A check for each other score and each metric, if one or more runs have both scores. The
+        checks of "test" come first.
+
     Raises:
+        TypeError: `runs` is one path.
         LookupError: There is no such run.
         ModuleNotFoundError: scipy is not installed. A check of five or more runs needs it.
     """
@@ -118,7 +129,8 @@ def check_gap(run: RunInfo | PathLike) -> list[str]:
     >>> check_gap(RunInfo("001", Path("001"), scores={"folds": [0.90, 0.92, 0.94], "test": 0.91}))
     ['test - validation is -0.0100, inside the spread of 3 folds (0.9000 to 0.9400)']
 
-    With fewer than 2 folds, the texts have only the differences.
+    Each score has one text. Without a validation score there are none. With fewer than 2 folds,
+    the texts have only the differences.
 
     Raises:
         LookupError: There is no such run.

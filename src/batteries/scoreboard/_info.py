@@ -45,8 +45,12 @@ class Stage:
     Attributes:
         name: The directory inside the run: "warmup". It is "" for the run's own directory and its
             "checkpoints".
-        rows: `{"epoch": 1, "loss": 0.5, ...}`. None stands for values that are not finite.
-        epochs: The number of epochs. If the directory was removed, only the best row is known.
+        path: The directory.
+        metric: The metric of the scores.
+        minimization: Whether lower is better.
+        rows: `{"epoch": 1, "loss": 0.5, ...}` for each epoch. None stands for values that are not
+            finite. If the directory was removed, only the row of the best epoch is known.
+        epochs: The number of epochs.
     """
 
     name: str
@@ -58,7 +62,7 @@ class Stage:
 
     @cached_property
     def best(self) -> dict[str, Any] | None:
-        """The row of the best epoch, the earliest of equal ones."""
+        """The row of the best epoch, the earliest of equal ones. None without a finite score."""
         return best_row(self.metric, self.minimization, self.rows)
 
 
@@ -73,7 +77,7 @@ class Checkpoint(NamedTuple):
         epoch: The epoch.
         score: The score of the epoch; None if it is not finite or not known.
         path: The file, or the directory of a sharded checkpoint.
-        bytes: The size.
+        bytes: The size in bytes.
     """
 
     stage: str
@@ -90,11 +94,13 @@ class Validation(NamedTuple):
     'mean of 5 folds'
 
     Attributes:
+        value: The score.
         of: "best epoch"; "mean of 5 folds" (their recorded scores, or their best epochs);
             "recorded" (by `record_scores`); or "out-of-fold" (recorded together with folds).
-        spread: The standard deviation of the folds.
-        epoch: The best epoch.
-        stage: The stage of that epoch.
+        spread: The standard deviation of the folds; None if there are fewer than two.
+        epoch: The best epoch; None if the score is not that of one epoch.
+        stage: The stage of the best epoch. For the mean of folds, the name of their stages
+            without the fold: "head" for "head/fold0" and "head/fold1".
     """
 
     value: float
@@ -119,7 +125,7 @@ class RunInfo:
             "unknown", or "unreadable" if a file cannot be read.
         stages: The stages of the run, each with a directory of checkpoints.
         scores: The scores of `record_scores`.
-        problems: Files that could not be read, and why.
+        problems: Texts about files that could not be read, with the reason.
     """
 
     name: str
@@ -165,7 +171,7 @@ class RunInfo:
 
     @property
     def seconds(self) -> float | None:
-        """The duration of all starts together, as far as it is known."""
+        """The sum of the known durations of all starts, in seconds. None if none is known."""
         spans = [_span(session) for session in self.record.get("sessions", [])]
         known = [span for span in spans if span is not None]
         return sum(known) if known else None
@@ -177,7 +183,7 @@ class RunInfo:
 
     @cached_property
     def bytes(self) -> int:
-        """The size on the disk. Files with several names count once."""
+        """The size of all files in the directory. Files with several names count once."""
         return size_of(self.path.resolve())
 
     @cached_property
@@ -196,7 +202,10 @@ class RunInfo:
         return [each for stage in self.stages for each in _checkpoints(self.path, stage)]
 
     def log(self, most: int) -> tuple[str, int]:
-        """The last `most` bytes of `log.txt`, and the number of bytes before them."""
+        """The last `most` bytes of `log.txt` as text, and the number of bytes before them.
+
+        ("", 0) if there is no log, or if it cannot be read; then `problems` says why.
+        """
         with _telling(self.path / LOG, self.problems):
             return read_text(self.path / LOG, most, tail=True)
         return "", 0
@@ -216,7 +225,7 @@ class RunInfo:
 
     @property
     def _told(self) -> dict[str, Any]:
-        """What is recorded about the validation score; nothing if it is that of a checkpoint."""
+        """What is recorded about the validation score. Empty if the score is a checkpoint's."""
         recorded = self.scores.keys() & {"validation", "folds"}
         return self.scores if recorded or self.best_stage is None else {}
 
@@ -300,7 +309,12 @@ def read_run(path: PathLike, name: str | None = None) -> RunInfo:
     >>> read_run("runs/nothing").problems
     ['there is no directory runs/nothing']
 
-    It raises no error for files that are missing or damaged: they are in `problems`.
+    It raises no error for files that are missing or damaged. `problems` has the damaged files, and
+    a missing directory.
+
+    Args:
+        path: The directory of the run.
+        name: The `name` of the result. Default: the path.
     """
     path = Path(path)
     problems = [] if path.is_dir() else [f"there is no directory {path}"]

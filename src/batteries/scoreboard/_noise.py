@@ -26,7 +26,7 @@ _SEED = 42
 _SEEDS = re.compile(r"(?i)(?:^|_)seeds?(?:_|$)|^random_state$")  # names of arguments
 _ALPHA = 0.05
 _ROUNDED = 1e-12  # relative rounding error of scores
-_PAIRS = 5  # with this many equal seeds, runs are paired
+_PAIRS = 5  # with at least this many equal seeds, runs are compared in pairs
 _POWER = 0.84  # standard errors beyond the limit: such a difference is seen in 80 of 100 cases
 
 
@@ -74,19 +74,22 @@ class Evidence:
     scores: tuple[float, float]
     by: str
     p: float
-    interval: Callable[[float], Iterable[float]]  # for a probability of being outside
+    interval: Callable[[float], Iterable[float]]  # its argument: the probability of being outside
     variance: float  # of one seed of each, of one fold or of one row
     freedom: float = math.inf  # the degrees of freedom that a further seed or fold adds
     fewest: int = 2  # seeds, folds or rows that can show a difference
 
 
 def decided(found: Sequence[Evidence]) -> list[Difference]:
-    """Holm's procedure: the smallest p against alpha / m, the next against alpha / (m - 1) ..."""
+    """Apply Holm's procedure to m differences.
+
+    The smallest p is compared with alpha / m, the next one with alpha / (m - 1), and so on.
+    """
     alpha, ended, level = 0.0, False, dict[int, float]()
     for rank, each in enumerate(sorted(found, key=lambda each: each.p)):
         if not ended:
             alpha = _ALPHA / (len(found) - rank)
-        ended = ended or each.p > alpha  # all differences after this one get its level
+        ended = ended or each.p > alpha  # all later differences get the level of this one
         level[id(each)] = alpha
     return [_difference(each, level[id(each)], len(found)) for each in found]
 
@@ -222,7 +225,8 @@ def paired_bootstrap(
     >>> better.value, better.beyond_noise
     (1.0, True)
 
-    Both are resampled together, 2,000 times, so rows that are hard for both cancel out.
+    The rows are drawn 2,000 times with replacement. Each time, both predictions are scored on the
+    same rows, so rows that are hard for both cancel out. Equal calls have equal results.
 
     Args:
         target: (rows,).
@@ -230,7 +234,7 @@ def paired_bootstrap(
         metric: As for `find_weights`. A function needs no direction here.
 
     Returns:
-        The second score minus the first.
+        The difference: its `value` is the second score minus the first, and `by` is "300 rows".
 
     Raises:
         TypeError: The metric does not return one number.

@@ -44,8 +44,13 @@ class Runs(Sequence[RunInfo]):
     - for each logged metric "valid/loss.last", "valid/loss.best" and "valid/loss.best_step". The
       best is None if it is not known whether lower is better.
 
-    "valid/loss" alone is the argument of that name, else the best of the metric, else its last.
-    With `which="last"`, the best is not used.
+    "valid/loss" alone is the argument of that name, else the best value of the metric, else its
+    last value. With `which="last"`, the best value is not used.
+
+    Args:
+        runs: The runs.
+        metric_minimization: As for `read_runs`.
+        which: "last" if a metric's name alone stands for its last value.
 
     Attributes:
         minimization: Whether lower is better, by the names of metrics. It comes from
@@ -61,7 +66,7 @@ class Runs(Sequence[RunInfo]):
     ) -> None:
         self._runs = list(runs)
         self._told = {
-            name: said_direction(lower, f"the metric {name!r}")
+            name: said_direction(lower, f"the metric {name!r}", name)
             for name, lower in (metric_minimization or {}).items()
         }
         self._which = which
@@ -152,7 +157,8 @@ class Runs(Sequence[RunInfo]):
         KeyError: "there is no column 'los'; the nearest: epochs, metric, run, ..."
 
         Raises:
-            KeyError: There is no such column, with the nearest names.
+            KeyError: There is no such column, with the nearest names. Without runs, no name is
+                refused.
         """
         if name in self.columns or not self._runs:
             return name
@@ -204,7 +210,7 @@ class Runs(Sequence[RunInfo]):
 
         A condition is a column, an operator (=, !=, <, <=, >, >=, or ~ for a regular expression)
         and a value. The value is a number, true, false, or text, which may be quoted. An empty
-        value after = selects runs without a value.
+        value after = selects runs without a value. Otherwise, only != holds for such runs.
 
         Raises:
             ValueError: A condition has another form, its regular expression is wrong, or its value
@@ -250,7 +256,8 @@ class Runs(Sequence[RunInfo]):
         if lower is None:
             raise ValueError(
                 f"it is not known whether lower {name} is better: pass metric_minimization="
-                f"{{{name!r}: True}} to read_runs, or --minimize {name} or --maximize {name}"
+                f"{{{name!r}: True}} (or False) to read_runs; on the command line, --minimize "
+                f"{name} or --maximize {name}"
             )
         return self._of(in_order(self._rows, column, descending=not lower))
 
@@ -264,8 +271,12 @@ class Runs(Sequence[RunInfo]):
 
         Args:
             by: Columns. Runs with the same values in them are a group.
-            of: The column of the statistics: `count` of finite values, `mean`, `std`, `sem` (the
-                standard error of the mean), `median`, `min` and `max`. `runs` counts all runs.
+            of: The column of the statistics.
+
+        Returns:
+            A dict for each group: its values of the columns; "runs", the number of its runs;
+            "count", the number of finite values; and their "mean", "std", "sem" (the standard error
+            of the mean), "median", "min" and "max". Statistics that need more values are None.
 
         Raises:
             KeyError: There is no such column.
@@ -280,10 +291,10 @@ def read_runs(logdir: PathLike, *, metric_minimization: Mapping[str, bool] | Non
     >>> len(read_runs("."))
     0
 
-    A run is a directory with `run.json`, scores, or the files of a `CheckpointManager`. Links to
-    directories are not followed. A run inside another run's directory is not listed: read that
-    directory by itself. Files that cannot be read are in the run's `problems`. Logged values are
-    read on demand.
+    A run is a directory with `run.json`, scores, or the files of a `CheckpointManager`, at most
+    four levels below. Links to directories are not followed. Directories whose names begin with a
+    dot are left out. A run inside another run's directory is not listed: read that directory by
+    itself. Files that cannot be read are in the run's `problems`. Logged values are read on demand.
 
     Args:
         metric_minimization: Whether lower is better, by the names of metrics, if the runs do not
@@ -335,6 +346,7 @@ def best_first(runs: Sequence[RunInfo | PathLike]) -> list[RunInfo]:
     direction come last, in their old order.
 
     Raises:
+        TypeError: `runs` is one path.
         LookupError: There is no such run.
     """
     groups: dict[tuple[str, bool], list[tuple[float, RunInfo]]] = {}
@@ -387,9 +399,9 @@ def find_run(run: PathLike, logdir: PathLike = ".") -> RunInfo:
     raise LookupError(f"there is no run {run}{hint}")
 
 
-def run_infos(runs: Iterable[RunInfo | PathLike]) -> list[RunInfo]:
+def run_infos(runs: Iterable[RunInfo | PathLike], name: str = "runs") -> list[RunInfo]:
     if isinstance(runs, str | os.PathLike):
-        raise TypeError(f"runs is {os.fspath(runs)!r}; expected several runs: read_runs(logdir)")
+        raise TypeError(f"{name} is {os.fspath(runs)!r}; expected several runs: read_runs(logdir)")
     return [run_info(run) for run in runs]
 
 

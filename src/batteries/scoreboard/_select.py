@@ -24,7 +24,7 @@ def select(rows: Sequence[Row], condition: str, column_of: Callable[[str], str])
     """The rows for which `COLUMN SIGN VALUE` holds.
 
     Args:
-        column_of: Returns the column for a user's name of it.
+        column_of: Returns the name of the column that a user's name stands for.
     """
     parts = re.fullmatch(r"\s*(.+?)\s*(!=|>=|<=|==|=|>|<|~)\s*(.*?)\s*", condition)
     if parts is None:

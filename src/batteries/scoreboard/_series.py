@@ -45,7 +45,7 @@ class Metric(NamedTuple):
     highest: tuple[float, float] | None
 
     def best(self, minimization: bool) -> tuple[float, float] | None:
-        """The best value and its step."""
+        """The best finite value and its step; None if there is none."""
         return self.lowest if minimization else self.highest
 
 
@@ -57,7 +57,9 @@ class Series:
     0.4
 
     Attributes:
-        name: The logged name, after the name of its stage, if any: "head/loss".
+        name: The logged name. The name of a stage comes before it: "head/loss".
+        steps: The step of each value, in rising order.
+        values: The values. They may be NaN or infinite.
         times: The time of each value, in seconds since 1970; NaN if it is not known.
     """
 
@@ -67,7 +69,7 @@ class Series:
     times: MutableSequence[float] = field(default_factory=lambda: array("d"))
 
     def metric(self) -> Metric:
-        """The summary of the values."""
+        """The summary of the values, of which there must be one or more."""
         values = np.asarray(self.values)
         finite = np.flatnonzero(np.abs(values) < LARGEST)
         some, ends = values[finite], list[tuple[float, float] | None]([None, None])
@@ -111,7 +113,7 @@ def read_logged(run: Path, problems: list[str]) -> Logged:
 
 
 class _Reader:
-    """Makes columns of numbers from lines. Lines with the same names are read together."""
+    """Makes columns of numbers from lines. Lines with the same metrics are read together."""
 
     def __init__(self, run: Path, problems: list[str]) -> None:
         self._run, self._problems = run, problems
@@ -170,7 +172,7 @@ class _Reader:
         if self._more:
             self._problems.append(
                 f"{self._run} has {_METRICS + len(self._more):,} metrics: {_METRICS:,} of them are "
-                "shown; do not put steps or names of files into their names"
+                "shown; do not put steps or names of files into the names of metrics"
             )
         if self._left < 0:
             self._problems.append(
