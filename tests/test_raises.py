@@ -167,7 +167,7 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
     },
     "fold_indices": {
         IndexError: lambda: splits.fold_indices(FOLDS, 2),
-        T: lambda: splits.fold_indices(FOLDS, ANY),
+        T: lambda: splits.fold_indices(FOLDS, ANY),  # type: ignore[arg-type]
     },
     "Folds.split": {V: lambda: FOLDS.split([1])},
     "look": {
@@ -178,7 +178,7 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
     "Look.plot": {D: lambda: LOOK.plot("no/a.png"), M: lambda: LOOK.plot("a.png")},
     "OutOfFold": {T: lambda: splits.OutOfFold(ANY)},  # type: ignore[arg-type]
     "OutOfFold.add": {
-        T: lambda: HALF.add(ANY, [1]),
+        T: lambda: HALF.add(ANY, [1]),  # type: ignore[arg-type]
         V: lambda: HALF.add(1, [1]),
         IndexError: lambda: HALF.add(2, [1]),
     },

@@ -91,11 +91,12 @@ class Look(NamedTuple):
                     "rows in which these columns are missing: train above, test below",
                     shift=shift, color=color,
                 )  # fmt: skip
-        names: Any = ((), ())
+        names: Any = ()
+        parts: Any = ()
         if self.classes is not None:
             rows = self.classes.sort("rows", descending=True)
-            names = rows["class"], rows["part"]
-        _bars(panels[1, 1], *names, "the fraction of each class")
+            names, parts = rows["class"], rows["part"]
+        _bars(panels[1, 1], names, parts, "the fraction of each class")
         with write_whole(path) as file:
             figure.savefig(file, format="png", dpi=110)
 
