@@ -102,9 +102,7 @@ def _head(logdir: str, runs: Runs) -> dict[str, Any]:
 def _verdicts(runs: Sequence[RunInfo]) -> list[str]:
     try:
         return [str(check) for check in check_gaps(runs)]
-    except (
-        ModuleNotFoundError
-    ) as error:  # scipy is missing, and the rest of the page does not need it
+    except ModuleNotFoundError as error:  # scipy is missing; the rest of the page works without it
         return [str(error)]
 
 

@@ -153,7 +153,8 @@ function dragging(svg, found, dragged) {
   on(svg, "dblclick", () => dragged(null, null));
 }
 
-// Draws now and after each change of the width. The observer knows the width: to read it is slow.
+// Draws now and after each change of the width. The observer passes the width, because reading it
+// from the element would be slow.
 function drawWide(node, draw, when = (act) => act) {
   let width = 0;
   const redraw = when(() => { if (width >= 80) draw(width); });

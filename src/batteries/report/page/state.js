@@ -8,7 +8,7 @@ const BEST = 5;  // runs that are drawn at first
 const state = structuredClone(NEW);
 const watchers = [];  // functions that draw again when something changes
 
-// The name of a list is there for each of its values; that of an empty list once, without a value.
+// A list has its name once for each value. An empty list has its name once, without a value.
 function toHash() {
   const found = new URLSearchParams();
   for (const [name, value] of Object.entries(state)) {
