@@ -25,7 +25,7 @@ from test_scoreboard import make_run
 from torch import nn
 
 import batteries
-from batteries import Predictions, make_checkpoint, save_checkpoint, start_run
+from batteries import CheckpointManager, Predictions, make_checkpoint, save_checkpoint, start_run
 from batteries.cli import main
 from batteries.scoreboard import record_scores
 
@@ -316,6 +316,21 @@ def test_gaps() -> None:
     assert json.loads(run("gaps", "runs", "--json").output)["all"][0]["runs"] == 8
 
 
+def test_one_of_each() -> None:
+    """One run, file or tensor is not several, and what was not recorded is not None."""
+    path = Path("runs/001/checkpoints")
+    manager = CheckpointManager(path, metric="loss", metric_minimization=True)
+    manager.process(0.5, 1, {"weight": torch.zeros(1)})
+    for name in ("best.pth", "last.pth"):
+        (path / name).unlink()
+    assert run("runs").output.startswith("runs: 1 run, by")
+    assert run("show", "1").output.startswith("runs/001: unknown, ")
+    assert "1 tensor, 4 bytes" in run("inspect", str(path / "exp_1.pth")).output
+    output = run("prune", "--state", "unknown", "--yes").output
+    assert "checkpoints of 1 run\n" in output
+    assert "1 file is removed" in output
+
+
 def test_inspect() -> None:
     """A checkpoint's values and tensors are shown; a damaged file is named."""
     model = nn.Linear(3, 2)
@@ -350,6 +365,9 @@ def test_average() -> None:
     run(*words, "--model", "factory:model", "--loader", "factory:loader")
     assert torch.load("swa.pth")["model_state_dict"]["0.running_mean"].tolist() == [7.0, 7.0]
     assert "factory has no nothing" in run(*words, "--model", "factory:nothing", code=1).output
+    Path("broken.py").write_text("float('a')")
+    output = run(*words, "--loader", "broken:loader", code=1).output
+    assert "--loader: broken cannot be imported (ValueError: could not convert" in output
     save_checkpoint(make_checkpoint("train", 1, nn.Linear(1, 1)), "other.pth")
     output = run("average", "1.0.pth", "other.pth", "-o", "none.pth", code=1).output
     assert "other.pth" in output

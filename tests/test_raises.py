@@ -165,7 +165,10 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
         V: lambda: splits.check_folds(FOLDS, groups=Y),
         M: lambda: splits.check_folds(FOLDS),
     },
-    "fold_indices": {IndexError: lambda: splits.fold_indices(FOLDS, 2)},
+    "fold_indices": {
+        IndexError: lambda: splits.fold_indices(FOLDS, 2),
+        T: lambda: splits.fold_indices(FOLDS, ANY),  # type: ignore[arg-type]
+    },
     "Folds.split": {V: lambda: FOLDS.split([1])},
     "look": {
         T: lambda: splits.look(None, None),
@@ -174,7 +177,11 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
     },
     "Look.plot": {D: lambda: LOOK.plot("no/a.png"), M: lambda: LOOK.plot("a.png")},
     "OutOfFold": {T: lambda: splits.OutOfFold(ANY)},  # type: ignore[arg-type]
-    "OutOfFold.add": {V: lambda: HALF.add(1, [1]), IndexError: lambda: HALF.add(2, [1])},
+    "OutOfFold.add": {
+        T: lambda: HALF.add(ANY, [1]),  # type: ignore[arg-type]
+        V: lambda: HALF.add(1, [1]),
+        IndexError: lambda: HALF.add(2, [1]),
+    },
     "OutOfFold.predictions": {V: lambda: splits.OutOfFold(FOLDS).predictions},
     "OutOfFold.test": {V: lambda: HALF.test},
     "OutOfFold.score": {

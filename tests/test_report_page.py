@@ -254,6 +254,23 @@ def test_columns_against_each_other(page: Page) -> None:
     assert page.read("lineDiff(['a', 'b', 'c'], ['a', 'x', 'c'])") == [" a", "-b", "+x", " c"]
 
 
+def test_the_code_of_two_runs(page: Page) -> None:
+    """What is not known, or not compared, is said; one thing is not called several."""
+    column = "data.columns.commit = runs.map(() => null)"
+    assert page.read(f"{column}; codeOf(0, 1).textContent") == (
+        "The commits of both runs are unknown."
+    )
+    lines = "data.shared.push('a\\n'.repeat(1600)) - 1"
+    shown = page.read(f"runs[0].diff = {lines}; codeOf(0, 1).textContent")
+    assert " The first 1500 lines of the changes are compared." in shown
+    change(page, draw=[f"00{number}" for number in range(1, 8)] + ["folds/001", "broken"])
+    compared = page.read("document.getElementById('compare').textContent")
+    assert "The first 8 of 9 drawn runs" in compared
+    change(page, q="run=001")
+    assert page.read("document.getElementById('count').textContent") == "1 of 10 runs"
+    assert page.read("[counted(1, 'group'), counted(0, 'group')]") == ["1 group", "0 groups"]
+
+
 def test_pictures_of_a_plot(page: Page) -> None:
     """A plot is an SVG file that stands alone, and a PNG file."""
     plot = "document.querySelector('#panels .plot')"

@@ -38,6 +38,7 @@ from batteries import (
     start_run,
 )
 from batteries._backends import adopt_backends
+from batteries._environment import code
 from batteries._masking import masked, masked_command
 from batteries._run import _launch
 from batteries._rundir import alive as signs
@@ -579,6 +580,18 @@ def test_runs_are_no_changes(repository: Path) -> None:
     assert git_of_a_run(repository, "runs/003")["untracked"] == ["new.py"]
 
 
+def test_tracked_runs_are_no_changes(repository: Path) -> None:
+    """Files of runs that are under version control are not in the diff, but other files are."""
+    git_of_a_run(repository, "runs/001")
+    subprocess.run([*GIT, "add", "-f", "runs"], cwd=repository, check=True)
+    subprocess.run([*GIT, "commit", "-qm", "runs"], cwd=repository, check=True)
+    (repository / "runs/001/run.json").write_bytes(b"{}")
+    assert code(repository, repository / "runs/002")[1] == b""
+    (repository / "train.py").write_bytes(b"")
+    assert b"run.json" not in code(repository, repository / "runs/002")[1]
+    assert b"train.py" in code(repository, repository / "runs/002")[1]
+
+
 def test_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """A secret of the environment is nowhere in the record, however it got there."""
     monkeypatch.setenv("WANDB_API_KEY", "c0ffee123456")
@@ -715,6 +728,24 @@ def test_a_record_that_is_removed() -> None:
     Path("runs/001").mkdir(parents=True)  # as the next checkpoint does
     with pytest.raises(FileNotFoundError, match=r"not recorded \(finished\): its run.json was rem"):
         run.close()
+
+
+def remove_while_it_is_recorded(error: type[Exception] | None) -> None:
+    with start_run("runs"):
+        shutil.rmtree("runs")
+        if error is not None:
+            raise error
+
+
+def test_a_run_that_is_removed() -> None:
+    """A run whose directory was removed says so at its end; after an error, as a warning."""
+    with pytest.raises(FileNotFoundError, match=r"not recorded \(finished\): its run.json was rem"):
+        remove_while_it_is_recorded(None)
+    with (
+        pytest.warns(UserWarning, match=r"not recorded \(failed\): its run.json was removed, or"),
+        pytest.raises(KeyError),
+    ):
+        remove_while_it_is_recorded(KeyError)
 
 
 @pytest.mark.parametrize(

@@ -434,6 +434,29 @@ def test_what_does_not_fit() -> None:
             getattr(collected, name)
 
 
+def test_folds_without_test_predictions() -> None:
+    """A fold that was added without `test=` is not missing; the error says what it lacks."""
+    whole, some = (OutOfFold(make_folds(4, 2), allow_missing=flag) for flag in (False, True))
+    with pytest.raises(ValueError, match=r"2 of 2 folds are missing \(0, 1\): add at least one$"):
+        _ = some.predictions
+    for oof in (whole, some):
+        oof.add(0, [0.1, 0.2])
+    whole.add(1, [0.1, 0.2], test=[1.0])
+    lacking = r" have no test predictions \(0\): pass test= to add for each fold"
+    with pytest.raises(ValueError, match=rf"1 of 2 folds{lacking}, or pass allow_missing=True$"):
+        _ = whole.test
+    with pytest.raises(ValueError, match=rf"1 of 2 folds{lacking}$"):
+        _ = some.test
+
+
+def test_one_number_for_a_fold() -> None:
+    """One number is not an array of predictions, or a table; the errors say so."""
+    with pytest.raises(ValueError, match="fold 0 has 2 rows, but there are 1 predictions"):
+        OutOfFold(make_folds(4, 2)).add(0, 3.0)
+    with pytest.raises(TypeError, match="data is 3; expected a table, an array or a tensor of"):
+        look(3, 4)
+
+
 def test_folds_of_other_dtypes() -> None:
     """Predictions keep the widest dtype of the folds, and are copies of what was passed."""
     folds = Folds(np.array([0, 1]), "kfold")

@@ -110,6 +110,12 @@ def test_gaps_in_time(times: Any, embargo: bool) -> None:
         assert sorted(np.concatenate([valid for _, valid in folds])) == list(range(120))
 
 
+def test_no_gap() -> None:
+    """The gap is 0 without one, and not None as the other spans are."""
+    with pytest.raises(TypeError, match="gap is None; expected a number of rows, or a float"):
+        make_folds(10, 2, "time", gap=None)  # type: ignore[arg-type]
+
+
 def test_rows_in_no_order() -> None:
     """A table with dates in disorder is no table in the order of time, unless `time` is said."""
     table = {"day": DAYS[::-1], "x": X[:, 0]}

@@ -120,7 +120,7 @@ __all__ = [
     "update_bn",
 ]
 
-# Names are loaded when they are first used, because the command line needs no torch.
+# A name is loaded on first use, because the command line should start without torch.
 _ROOMS = {
     "averaging": "EMA SWA average_checkpoints update_bn",
     "_backends": "set_backends",

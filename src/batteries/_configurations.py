@@ -1,4 +1,4 @@
-"""Configurations in any form that users have them: the values inside, as plain values."""
+"""Configurations in any form that users pass: the values inside, as plain values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def parts_of(value: Any) -> Mapping[Any, Any] | list[Any] | None:
         return dict(value.items())
     if isinstance(value, Namespace | SimpleNamespace):
         return vars(value)
-    if is_dataclass(kind):  # without the arguments of `__post_init__`, which no attribute keeps
+    if is_dataclass(kind):  # no attribute keeps an InitVar, so it is not listed
         return _attributes(value, [each.name for each in dataclass_fields(kind)])
     for listed in ("model_fields", "__struct_fields__", "_fields", "__fields__"):
         fields = getattr(kind, listed, None)
@@ -50,7 +50,7 @@ def parts_of(value: Any) -> Mapping[Any, Any] | list[Any] | None:
 
 
 def _resolved(value: Any) -> Any:
-    """Plain containers. An interpolation that refers to nothing, or a missing value, stays text."""
+    """Plain containers. A missing value, or an interpolation that refers to nothing, stays text."""
     omegaconf = sys.modules["omegaconf"].OmegaConf
     if not omegaconf.is_config(value) or not isinstance(value._value(), dict | list):
         return None
@@ -65,7 +65,10 @@ def _resolved(value: Any) -> Any:
 
 
 def plain_value(value: Any) -> Any:
-    """The value of an enum's member; the text of a path, an address, a time; others as they are."""
+    """The value of an enum's member, and the text of a path, an address or a time.
+
+    Other values are returned as they are.
+    """
     if isinstance(value, Enum):
         return plain_value(value.value)
     if isinstance(value, date | clock):  # a datetime is a date
@@ -77,7 +80,7 @@ def plain_value(value: Any) -> Any:
 
 
 def attributes_of(value: Any) -> dict[str, Any] | None:
-    """The attributes of an object or a class, with those of its bases and without its methods."""
+    """The attributes of an object or a class and of its bases, without methods."""
     own = getattr(value, "__dict__", None)
     if own is None or isinstance(value, ModuleType):
         return None if own is None else dict(own)

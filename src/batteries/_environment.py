@@ -14,11 +14,11 @@ from typing import Any
 
 from batteries._masking import masked, masked_patch, masked_text
 
-_TOLD = (  # the beginnings of variables to record
+_TOLD = (  # prefixes of the environment variables that are recorded
     *("CUDA_", "GLOO_", "MASTER_", "MKL_", "MLFLOW_", "NCCL_", "NVIDIA_", "OMP_", "PYTHON"),
     *("PYTORCH_", "SLURM_", "TORCH", "WANDB_", "WORLD_SIZE"),
 )
-_PATCH = (  # options for a patch that applies, whatever git's configuration is
+_PATCH = (  # with these options, the patch applies under any configuration of git
     *("diff", "HEAD", "--binary", "-U3", "--src-prefix=a/", "--dst-prefix=b/"),
     *("--no-color", "--no-ext-diff", "--no-textconv"),
 )
@@ -56,10 +56,13 @@ def packages() -> dict[str, str]:
 def code(
     directory: str | os.PathLike[str], run: Path | None = None
 ) -> tuple[dict[str, Any] | None, bytes]:
-    """The git commit of a directory, and the changes since as a patch; (None, b"") without git.
+    """The git commit of a directory, and the changes since then as a patch.
+
+    Without git, or outside of a repository, it is (None, b"").
 
     Args:
-        run: The directory of a run. Neither it nor its sibling runs count as changes.
+        run: The directory of a run. Its files are no changes. If its name is a number, the files of
+            the numbered runs beside it are no changes either.
     """
     top = git(directory, "rev-parse", "--show-toplevel")
     commit = git_text(directory, "rev-parse", "HEAD")
@@ -69,7 +72,7 @@ def code(
     besides = () if run is None else _besides(Path(os.path.relpath(run.resolve(), root)))
     status = git(root, "status", "--porcelain", "--", ".", *besides) or b""
     changes = status.decode(errors="replace").splitlines()
-    diff = git(root, *_PATCH) or b""
+    diff = git(root, *_PATCH, "--", ".", *besides) or b""
     if len(diff) > _DIFF:
         diff = diff[:_DIFF] + f"\n[{len(diff) - _DIFF:,} bytes more]\n".encode()
     about = {
@@ -83,7 +86,7 @@ def code(
 
 
 def git(directory: str | os.PathLike[str], *words: str) -> bytes | None:
-    """The output of git in a directory; None if it fails. No monitor of the repository is run."""
+    """The output of git in a directory; None if it fails. It never starts a file system monitor."""
     return _output("git", "-C", str(directory), "-c", "core.fsmonitor=false", *words)
 
 
@@ -93,7 +96,7 @@ def git_text(directory: str | os.PathLike[str], *words: str) -> str | None:
 
 
 def _besides(run: Path) -> list[str]:
-    """Arguments that let git leave out a run's directory, and its siblings if it is numbered."""
+    """Arguments with which git leaves out a run; for a numbered run, also the runs beside it."""
     if run.parts[:1] == ("..",):
         return []
     if run.name.isdecimal():

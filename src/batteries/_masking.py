@@ -1,4 +1,4 @@
-"""Masks secrets in records: by their names, their places and their forms."""
+"""Masks secrets in records. It finds them by their names, their places and their forms."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _SECRET = re.compile(
     r"|(?:access|account|api|auth|encryption|private|service|signing|ssh|wandb)[_-]?key"
 )
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # in apiKey
-_NO_SECRETS = ("PWD", "SSH_AUTH_SOCK")  # variables that only look like secrets
+_NO_SECRETS = ("PWD", "SSH_AUTH_SOCK")  # variables whose names only look like those of secrets
 _NO_VALUES = ("", MASK, "None", "null", "True", "False", "true", "false")
-_SHORTEST = 6  # letters of values that are masked in all texts; shorter ones are often words
+_SHORTEST = 6  # letters of values that are masked in all texts; shorter values are often words
 _MOST = 10_000  # values in the recorded arguments
 _ITEMS = 1000  # items of one list
 _DEPTH = 20
@@ -87,8 +87,9 @@ def masked(values: Any) -> dict[str, Any]:
 
     Values with a secret's name are masked, and so are the parts of texts that `masked_text` finds.
     Objects with fields (dataclasses, attrs, pydantic, named tuples, namespaces) become mappings.
-    Other objects become their `repr`, and numbers that are not finite "nan", "inf" and "-inf".
-    Cycles and values beyond the limits become a text that begins with "...".
+    Other objects become their `repr`. Numbers that are not finite become "nan", "inf" and "-inf".
+    Cycles, and values beyond the limits, become a text that begins with "...". A long text is cut,
+    and its end says how much is missing.
 
     Args:
         values: A mapping, or an object with fields or attributes.
@@ -190,7 +191,7 @@ def _hidden(value: Any) -> Any:
 
 
 def _looks_made(value: Any) -> bool:
-    """Whether a text has a digit and is long enough, so that it is probably no word."""
+    """Whether a text is probably no word: it is long enough and has a digit."""
     return isinstance(value, str) and len(value) >= _SHORTEST and bool(re.search(r"\d", value))
 
 
@@ -235,7 +236,8 @@ def masked_text(text: str, source: bool = False) -> str:
     secret environment variables, and values that this process has seen under a secret's name.
 
     Args:
-        source: The text is a program, in which `token = words[0]` and `password: str` are allowed.
+        source: Whether the text is a program. Code such as `token = words[0]` and `password: str`
+            stays.
     """
     plain = _of_json(text)
     if plain is not None:
@@ -268,7 +270,7 @@ def _of_json(text: str) -> str | None:
 
 
 def _masked_line(line: str, source: bool) -> str:
-    # The checks for single characters save time.
+    # The checks for short texts save time, because most lines do not have them.
     if "earer" in line or "Basic" in line:
         line = _SENT.sub(rf"\1{MASK}", line)
     for pattern in _IN_ADDRESSES if ":" in line and "@" in line else ():
@@ -323,7 +325,7 @@ def _is_value(value: str, found: re.Match[str], source: bool) -> bool:
     if not source:
         return True
     if found["call"] and not re.match(r"(?i)\w*secret|str\(|bytes\(", found["call"]):
-        return False  # arguments of other calls are no secrets
+        return False  # the arguments of other calls are not secrets
     if found["quote"]:
         return len(value) >= 4 and not re.fullmatch(r"\{[^}]*\}|%\w|\$\{?\w+\}?", value)
     if re.search(r"[(\[${]", value) or len(value) < 4:
@@ -346,7 +348,7 @@ def masked_patch(diff: bytes) -> bytes:
 def masked_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a run, without secrets in the sessions."""
     sessions = [
-        # The names of packages do not count.
+        # A package such as "secretstorage" is no secret.
         {name: each if name == "packages" else _recorded(each) for name, each in session.items()}
         for session in record.get("sessions", [])
     ]

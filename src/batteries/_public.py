@@ -7,17 +7,17 @@ from typing import Any, get_type_hints
 
 
 def own(room: dict[str, Any]) -> None:
-    """Make a room, given by its `globals()`, the module of its public names."""
+    """Set the module of a room's public names to the room, given by its `globals()`."""
     for name in room["__all__"]:
         move(room[name], room["__name__"])
 
 
 def move(value: Any, module: str) -> None:
-    """Change the module of a function or class of ours."""
+    """Change the module of a function or class of this package."""
     if not str(getattr(value, "__module__", "")).startswith("batteries."):
         return  # an alias of types
     if isinstance(value, type) and "__annotations__" in vars(value):
-        # Annotations are texts, which get_type_hints looks up in the class's old module.
+        # Annotations are texts. get_type_hints looks up their names in the old module.
         with suppress(NameError):
             hints = get_type_hints(value)
             value.__annotations__ = {name: hints[name] for name in value.__annotations__}

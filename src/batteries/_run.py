@@ -37,7 +37,7 @@ _runs: dict[str, Run] = {}  # the runs that this process records, by session
 
 @rank_zero_only(share=True)
 def run_directory(logdir: PathLike, *, resume: bool = False, unless: str | None = None) -> Path:
-    """Create the next numbered directory in `logdir`, so that no two runs share one.
+    """Create the next numbered directory in `logdir`, so that no two runs share a directory.
 
     >>> run_directory("runs/digits").as_posix()
     'runs/digits/001'
@@ -49,14 +49,15 @@ def run_directory(logdir: PathLike, *, resume: bool = False, unless: str | None 
     All ranks call it and get the same directory. Nothing is deleted.
 
     Args:
-        resume: Return the newest directory if its run has not finished. Only `start_run` checks
-            the arguments of that run.
+        logdir: The directory of numbered runs. It is created if it does not exist.
+        resume: Return the newest directory if its run has not finished. `run_directory` does not
+            check the arguments of that run; `start_run` does.
         unless: The name of a file that a run writes when it is finished. A run with this file, or
             one that `start_run` has recorded as finished, is not resumed.
 
     Raises:
         NotADirectoryError: `logdir` is a file.
-        ValueError: The `run.json` of the run to resume is no record of a run.
+        ValueError: The `run.json` of the run to resume is not the record of a run.
     """
     logdir = make_directory(logdir)
     newest = _unfinished(logdir) if resume else None
@@ -66,7 +67,7 @@ def run_directory(logdir: PathLike, *, resume: bool = False, unless: str | None 
 
 
 def _unfinished(logdir: Path) -> Path | None:
-    """The newest run, or None if it is recorded as finished."""
+    """The newest run; None if there is no run, or if the newest run is recorded as finished."""
     runs = (path for path in logdir.glob("[0-9]*") if path.name.isdecimal() and path.is_dir())
     newest = max(runs, key=lambda path: int(path.name), default=None)
     record = read_record(newest) if newest else None
@@ -87,7 +88,7 @@ def _new_directory(logdir: Path) -> Path:
 
 
 class Run:
-    """A recorded run; `start_run` makes it.
+    """A run with a record. `start_run` returns it.
 
     >>> with start_run("runs/digits", {"lr": 0.1}) as run:
     ...     print(run, run.resumed)
@@ -133,14 +134,17 @@ class Run:
     ) -> None:
         """Record how the run ended. Calling it again has no effect.
 
+        Rank 0 writes. On the other ranks, it does nothing.
+
         Args:
             state: "finished", "stopped" or "failed".
-            error: The text of the error.
+            error: The text of the error, for "failed".
             why: The reason for "stopped", such as `guard.why`.
 
         Raises:
-            OSError: The record could not be written. The program tries again at its end.
-            ValueError: Another `state`, or a `run.json` that is no record of a run.
+            OSError: The record cannot be written, or was removed. The program tries again at its
+                end.
+            ValueError: `state` is another text, or `run.json` is not the record of a run.
         """
         if state not in _ENDS:
             raise ValueError(f"state is {state!r}; expected 'finished', 'stopped' or 'failed'")
@@ -148,22 +152,27 @@ class Run:
             return
         told = {} if why is None else {"why": why}
         self._end = self._end or {"state": state, "error": error, "stopped": _now(), **told}
+        if not self.path.exists():
+            raise self._removed()
         with locked_directory(self.path):
             record = read_record(self.path) or {"sessions": []}
             own = [each for each in record["sessions"] if each.get("id") == self._session]
             if not own:
-                raise FileNotFoundError(
-                    errno.ENOENT,
-                    f"the end of the run is not recorded ({self._end['state']}): its {NAME} was "
-                    "removed, or the whole directory",
-                    str(self.path / NAME),
-                )
+                raise self._removed()
             own[0].update(self._end, stages=summaries(self.path))
             write_record(self.path, record)
         self._ended.set()
         _runs.pop(self._session, None)
         self._program.forget()
         self._cancel_exit()
+
+    def _removed(self) -> FileNotFoundError:
+        return FileNotFoundError(
+            errno.ENOENT,
+            f"the end of the run is not recorded ({self._end['state']}): its {NAME} was removed, "
+            "or the whole directory",
+            str(self.path / NAME),
+        )
 
     def _close_at_exit(self) -> None:
         if self._program.is_this():
@@ -192,7 +201,8 @@ def start_run(
     ...     logger = get_logger("experiment", log_file=run.path / "log.txt")
 
     Each start adds a session to `run.json` in the run's directory: arguments, command line, git
-    commit (and changes, in `diff-1.patch`), versions, machine, world size and times. Secrets are
+    commit, versions, machine, world size and times. The changes since the commit are in
+    `diff-1.patch` for the first session, `diff-2.patch` for the second, and so on. Secrets are
     masked. At the end of the `with` or of the program, the session becomes "finished", "stopped" (a
     signal or Ctrl-C) or "failed". A session that stays "running" was killed, for example by a
     SIGTERM without a `PreemptionGuard`. Without a `with`, a program that ends with
@@ -217,8 +227,8 @@ def start_run(
 
     Raises:
         RuntimeError: Another process or this program is recording the run; the message says which.
-        ValueError: The run to resume has other arguments, or its `run.json` is no record of a run;
-            or `logdir` is the directory of a run, with `new=True`.
+        ValueError: The run to resume has other arguments, or its `run.json` is not the record of a
+            run; or `new=True`, and `logdir` is the directory of a run.
         NotADirectoryError: `logdir` is a file.
     """
     same = as_names(may_differ)
@@ -234,7 +244,8 @@ def _begin(
 ) -> tuple[Path, str, bool, str, str]:
     asked = _asked_for(logdir)
     path = asked or _chosen(logdir, new)
-    recorded = masked({} if args is None else args)  # first, so that its secrets are masked in all
+    # The arguments come first, because their secrets are then masked in all other values, too.
+    recorded = masked({} if args is None else args)
     about, diff = code(program_directory(), path)
     session = {
         "id": uuid.uuid4().hex[:16],
@@ -303,10 +314,10 @@ def _left(path: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def _launch() -> dict[str, Any]:
-    """The command, the directory and the file of the program, to start it again."""
+    """The command, the directory and the file of the program. They can start it again."""
     words, own = sys.orig_argv[1:], sys.argv[1:]
     if words[len(words) - len(own) :] != own or "--multiprocessing-fork" in words:
-        words = sys.argv  # the program has changed them, or is the child of another
+        words = sys.argv  # the program has changed sys.argv, or is a child of another program
     if "TORCHELASTIC_RUN_ID" in os.environ:
         here, all_ = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
         nodes = [f"--nproc-per-node={here}", f"--nnodes={all_ // here}"]
@@ -324,7 +335,7 @@ def _launch() -> dict[str, Any]:
 
 
 def _asked_for(logdir: Path) -> Path | None:
-    """The run of `batteries resume`, at the first call, if it is in the log directory."""
+    """The run that `batteries resume` asks for at the first call, if `logdir` has it."""
     run = os.environ.get(RESUMED)
     if run and logdir.resolve() in (Path(run).parent.resolve(), Path(run).resolve()):
         del os.environ[RESUMED]
@@ -351,7 +362,7 @@ def _chosen(logdir: Path, new: bool) -> Path:
 def _check_same(
     path: Path, before: dict[str, Any], now: dict[str, Any], may_differ: list[str]
 ) -> None:
-    """Raise if a run has other arguments: its weights and optimizer would be loaded."""
+    """Raise if a run has other arguments, because its weights and optimizer would be loaded."""
     pairs = differing(before, now, may_differ)
     if pairs:
         none = "not given"
@@ -364,7 +375,7 @@ def _check_same(
 
 
 def _tell_longer(path: Path, now: dict[str, Any], may_differ: list[str]) -> None:
-    """Warn if a new run is the last, finished run with more epochs or steps."""
+    """Warn if a new run differs from the last, finished one only in more epochs or steps."""
     before = [each for each in path.parent.iterdir() if each.name.isdecimal() and each != path]
     last = max(before, key=lambda each: int(each.name), default=None)
     with suppress(ValueError):
@@ -399,21 +410,22 @@ def _state_after(
 
 
 class _Program:
-    """Finds out in an exit function how the program ends, which Python does not say."""
+    """Finds out how the program ends. An exit function calls it, and Python does not tell it."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
         self._last = getattr(sys, "last_value", None)  # an older error
         self._frame = frame = sys._getframe()
-        # Up to the program's outermost frame, or its caller's. A fork has frames of its parent.
+        # Find the program's outermost frame, or the outermost frame if another program runs it.
+        # A fork also has the frames of its parent.
         while frame.f_back and frame.f_code is not BaseProcess.run.__code__:
             frame = frame.f_back
             if self._frame.f_globals is not vars(sys.modules["__main__"]) or (
                 frame.f_globals is self._frame.f_globals
             ):
                 self._frame = frame
-        # The code of a `raise SystemExit` is unknown, and so is an error that has ended a process
-        # of multiprocessing, from Python 3.13 on.
+        # The exit code of a `raise SystemExit` is not known. From Python 3.13 on, an error that has
+        # ended a process of multiprocessing is not known either.
         outermost = self._frame, self._frame.f_back
         started = any(each and each.f_code is BaseProcess.run.__code__ for each in outermost)
         self._code: object = 1 if started else PreemptionGuard.exit_code
@@ -439,7 +451,7 @@ class _Program:
         last: BaseException | None = getattr(sys, "last_value", None)
         if last is not None and last is not self._last:
             return last
-        # The last instruction of the outermost frame tells a return from an exception.
+        # The last instruction of the outermost frame shows whether it returned or raised.
         left = dis.opname[self._frame.f_code.co_code[self._frame.f_lasti]]
         return None if left.startswith("RETURN") else SystemExit(self._code)
 

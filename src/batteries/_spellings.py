@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# For another library's name, our possible names. The hint is the first that the function has.
+# Another library's name, and our possible names. The hint is the first name that the function has.
 _OURS: dict[str, tuple[str, ...]] = {
     "n_splits": ("n_folds", "folds"),
     "cv": ("n_folds", "folds"),
@@ -36,15 +36,15 @@ _OURS: dict[str, tuple[str, ...]] = {
     "sample_weight": ("weights",),
     "p": ("power",),
 }
-_SAID = {  # hints for other names, if the function has the argument that is named first
-    "shuffle": ("kind", "nothing: rows are shuffled, except those of kind='time'"),
+_SAID = {  # other names: an argument that the function must have for the hint, and the hint
+    "shuffle": ("kind", "nothing, because rows are shuffled, except with kind='time'"),
     "stratify": ("kind", "targets=, with kind='stratified'"),
     "test_size": ("kind", "n_folds=: each fold validates one part of n_folds"),
 }
 
 
 def hints(function: Callable[P, R]) -> Callable[P, R]:
-    """Let calls with an unknown argument raise an error that names the right one."""
+    """Let a call with an unknown argument raise an error that names the right argument."""
     known = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)

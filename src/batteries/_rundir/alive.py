@@ -17,14 +17,15 @@ from batteries._rundir.record import NAME, replaced_in
 BEAT = 3.0  # seconds between two signs of life
 WATCH = 20.0  # without a sign for this many seconds, a process of another host counts as dead
 _LONG_AGO = 3600.0  # seconds; an older record is not watched
-_looks: dict[Path, tuple[Any, float]] = {}  # the first look at a sign, and its time
+_looks: dict[Path, tuple[Any, float]] = {}  # the sign of the first look, and the time of the look
 
 
 def state_of(run: PathLike, record: dict[str, Any]) -> str:
-    """One of running, finished, stopped (by a signal), failed, and killed (without a last word).
+    """One of running, finished, stopped (by a signal), failed, killed and unknown.
 
-    A run on another host or in another container counts as running for 40 seconds after its last
-    sign of life. For an hour after that, it is watched for up to 20 seconds, since clocks differ.
+    A run is killed if its process is gone, but no end is recorded. A run on another host or in
+    another container counts as running for 40 seconds after its last sign of life. Until an hour
+    after that sign, the run is watched for up to 20 seconds, because clocks differ.
     """
     session = record["sessions"][-1]
     state = str(session.get("state", "unknown"))
@@ -39,12 +40,15 @@ def state_of(run: PathLike, record: dict[str, Any]) -> str:
 
 
 def glance(run: PathLike) -> None:
-    """Look at a run's sign of life. After a look at all runs, one wait is enough for all."""
+    """Look at a run's sign of life for the first time.
+
+    `shows_life` waits from this look on. If all runs are looked at first, one wait is enough.
+    """
     _looks.setdefault(Path(run, NAME), (_sign(run), time.monotonic()))
 
 
 def shows_life(run: PathLike) -> bool:
-    """Whether a process records the run: whether its sign of life changes."""
+    """Whether a process records the run. It waits until the sign of life of the run changes."""
     from batteries.distributed._waiting import wait_until  # not at the top: it imports torch
 
     path, sign = Path(run, NAME), _sign(run)

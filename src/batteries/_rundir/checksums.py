@@ -18,7 +18,7 @@ _Sums = dict[str, str]
 
 
 class Parting(NamedTuple):
-    """The first difference between two runs. `first_difference` finds it.
+    """The first difference between two runs. `first_difference` returns it.
 
     >>> print(Parting(step=3, names=["batch[0]", "gradient of bias"], equal=2))
     the runs differ from step 3 on, first in batch[0]
@@ -27,7 +27,7 @@ class Parting(NamedTuple):
     Attributes:
         step: The first step with different checksums; None if all are equal.
         names: The tensors that differ in that step, in the order in which the step makes them.
-        equal: The number of earlier steps that both have.
+        equal: The number of earlier steps with equal checksums; if all are equal, of all steps.
     """
 
     step: int | None
@@ -57,9 +57,9 @@ def first_difference(one: PathLike, other: PathLike) -> Parting | None:
     >>> first_difference("runs/001", "runs/002") is None  # they have no checksums
     True
 
-    It compares the steps that both have in the files of `training.log_checksums`. If a step is
-    there twice, as after a crash, the last one counts. If no step is in both files, the result is
-    None.
+    It compares the steps that are in both files of `training.log_checksums`. If a file has a step
+    twice, as after a crash, the last one counts. If no step is in both files, or a run has no file,
+    the result is None.
     """
     # A long run has many names: only a hash of each step is kept, and then the names of one step.
     lines = [

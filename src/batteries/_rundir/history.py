@@ -48,20 +48,22 @@ def read_history(path: PathLike, inside: PathLike | None = None) -> History:
             more = ": whether lower is better" if "metric_minimization" in missing else ""
             raise ValueError(f"it does not say {', '.join(missing)}{more}")
     except ValueError as error:
-        raise ValueError(f"{path} is not a CheckpointManager's: {error}") from None
+        raise ValueError(
+            f"{path} is not a CheckpointManager's: {error}. Restore it from a copy, or move it away"
+        ) from None
     rows = [own for row in memory["values"] if (own := _own(row)) is not None]
     foreign = sum(not is_row(row) for row in memory["values"])
     return History(memory["metric_name"], memory["metric_minimization"], rows, foreign)
 
 
 def stage_of(file: Path, run: Path) -> str:
-    """The name of the stage of a file: its directory, without the one of checkpoints."""
+    """The name of the stage of a file: its directory in the run, without "checkpoints"."""
     parts = file.parent.relative_to(run).parts
     return "/".join(part for part in parts if part != CHECKPOINTS)
 
 
 def best_row(metric: str, minimization: bool, rows: list[Row]) -> Row | None:
-    """The row of the best epoch, the earliest of equal ones."""
+    """The row of the best epoch; the earliest if several are equal; None if no score is finite."""
     finite = [row for row in rows if is_number(row.get(metric))]
     sign = 1 if minimization else -1
     return min(finite, key=lambda row: sign * row[metric], default=None)
@@ -85,7 +87,7 @@ def is_row(row: Any) -> bool:
 
 
 def _own(row: Any) -> Row | None:
-    """A row whose other values than numbers became None; None if it has no epoch."""
+    """The row, with None for values that are not numbers; None for a row without an epoch."""
     if not isinstance(row, dict) or not is_epoch(row.get("epoch")):
         return None
     return {name: value if is_number(value) else None for name, value in row.items()}
@@ -111,10 +113,11 @@ def _mended(data: bytes) -> bytes:
 
 
 class MetricsFile:
-    """Writes `metrics.json`. A long file has room in it for the next rows.
+    """Writes `metrics.json`. A long file has free room for the next rows.
 
-    The room is spaces, which JSON allows. A new row is written into one page of it. So a killed
-    process has written all of the row or nothing, and the file is valid at each moment.
+    The free room consists of spaces, which JSON allows. A new row is written into one page of the
+    room. So a killed process has written all of the row or nothing, and the file is valid at each
+    moment.
     """
 
     _path = Place()
@@ -157,7 +160,7 @@ class MetricsFile:
             found = self._path.stat()
         except OSError:
             return None
-        alone = found.st_nlink == 1  # else a user has another name for it, as a copy
+        alone = found.st_nlink == 1  # else it has another name: a user has made a copy with a link
         return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns) if alone else None
 
 

@@ -21,19 +21,21 @@ BINS = 256  # of a histogram, at most
 _CHUNK = 2**20  # bytes that are parsed together
 _OTHERS = ("nan", "inf", "-inf")  # numbers that JSON does not have
 _NUMBER = b"0123456789+-.eE"  # letters of numbers
-_ALIKE = 16, 100  # with fewer lines or more metrics, a pattern takes longer than JSON
+_ALIKE = 16, 100  # with fewer lines, or with more metrics, a pattern is slower than JSON
 
 
 def read_lines(logdir: PathLike) -> Iterator[dict[str, Any]]:
-    """Read the lines of a `JsonLinesLogger`, one by one. Incomplete and other lines are left out.
+    """Read the lines of a `JsonLinesLogger`, one by one.
 
     >>> list(read_lines("runs/nothing"))
     []
 
-    NaN and infinities are floats again.
+    Each line is a dict, such as `{"step": 1, "time": 1700000000.0, "metrics": {"loss": 0.5}}`. NaN
+    and infinities are floats again. Incomplete lines, and lines that are not JSON objects, are left
+    out. Without the file, there are no lines.
 
     Args:
-        logdir: The directory, or the file.
+        logdir: The directory with `metrics.jsonl`, or the file itself.
     """
     path = Path(logdir)
     path = path / NAME if path.is_dir() else path
@@ -46,8 +48,9 @@ class Rows(NamedTuple):
     """Lines of a logger that have the same metrics, as rows of numbers.
 
     Attributes:
-        places: Which lines of the file they are.
-        numbers: Step, time and values of one line after the other.
+        places: The places of the lines in the file: 0 for the first line.
+        names: The names of the metrics.
+        numbers: The step, the time and the values of the first line, then of the second, and so on.
     """
 
     places: list[int]
@@ -59,7 +62,7 @@ Lines = list[tuple[int, dict[str, Any]]]  # with their places
 
 
 def told_lines(path: Path, run: Path, problems: list[str]) -> Iterator[tuple[list[Rows], Lines]]:
-    """All whole lines of a file inside a run, some at a time. `problems` tells what is left out."""
+    """All complete lines of a file inside a run, in parts. `problems` gets what is left out."""
     foreign, torn, before = 0, False, 0
     try:
         with open_regular(path, inside=run) as file:
@@ -94,7 +97,10 @@ def _some_lines(file: BinaryIO) -> Iterator[list[bytes]]:
 
 
 def _rows_of(some: list[bytes], before: int) -> tuple[list[Rows], list[int]]:
-    """Rows of numbers, which takes a third of the time of JSON, and the places of other lines."""
+    """Lines of numbers as rows, and the places of the other lines.
+
+    This takes a third of the time of parsing JSON.
+    """
     alike: dict[bytes, list[int]] = {}
     for place, line in enumerate(some):
         alike.setdefault(line.translate(None, _NUMBER), []).append(place)
@@ -110,7 +116,7 @@ def _rows_of(some: list[bytes], before: int) -> tuple[list[Rows], list[int]]:
 
 
 def _numbers(lines: list[bytes]) -> tuple[Sequence[str], array[float]] | None:
-    """Names and numbers of lines; None if one of them is not as a logger writes it."""
+    """Names and numbers of lines; None if a line has another form than a logger writes."""
     metrics = (parse_line(lines[0]) or {}).get("metrics")
     if type(metrics) is not dict or not 0 < len(metrics) <= _ALIKE[1]:
         return None
@@ -167,11 +173,16 @@ def put_aside(path: Path) -> None:
 
 
 def mend(path: Path, after: int | None) -> None:
-    """Remove a torn last line, and the lines of steps after one, which will be logged again."""
+    """Remove a torn last line, and the lines of steps greater than `after`.
+
+    The program will log these steps again.
+    """
     with open_regular(path, inside=path.parent) as file:
         lines = [*lines_of(file)]
         if file.read(1):
-            raise ValueError(f"{path} has a line that no logger writes: move the file away")
+            raise ValueError(
+                f"{path} has a line that is too long, which no logger writes: move the file away"
+            )
     kept = [line for line in lines if line.endswith(b"\n") and not _is_after(line, after)]
     if len(kept) < len(lines):
         with write_whole(path, sum(map(len, kept)), inside=path.parent) as file:

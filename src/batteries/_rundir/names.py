@@ -6,7 +6,7 @@ import re
 
 LOG = "log.txt"
 CHECKPOINTS = "checkpoints"
-RESUMED = "BATTERIES_RESUME"  # the variable that names the run to continue
+RESUMED = "BATTERIES_RESUME"  # the environment variable that names the run to resume
 
 
 def checkpoint_name(epoch: int, suffix: str) -> str:
@@ -20,7 +20,7 @@ def epoch_of(name: str) -> int | None:
 
 
 def diff_name(session: int) -> str:
-    """The file of the changes after the commit, in the first, second ... session of a run."""
+    """The name of the file with the changes since the commit, in a session of a run (1, 2, ...)."""
     return f"diff-{session}.patch"
 
 

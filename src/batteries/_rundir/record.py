@@ -17,8 +17,8 @@ from batteries._foreign import Most, check, read_json
 from batteries._masking import masked_record
 
 NAME = "run.json"
-SEEN = 5.0  # seconds in which a rank must see the files of rank 0
-_sessions: dict[Path, str] = {}  # the runs that this process records, and its sessions in them
+SEEN = 5.0  # seconds until a rank must see the files of rank 0
+_sessions: dict[Path, str] = {}  # the runs that this process records, and the ids of its sessions
 
 # The schema of all values that are used. Other values are only shown.
 _SESSION = {
@@ -48,7 +48,10 @@ def read_record(run: PathLike) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise ValueError(f"{path} is not the record of a run: {error}") from None
+        raise ValueError(
+            f"{path} is not the record of a run: {error}. Restore it from a copy, or move the "
+            "directory of the run away"
+        ) from None
     return record
 
 
@@ -60,7 +63,7 @@ def write_record(run: PathLike, record: dict[str, Any]) -> None:
 
 
 def files_of(run: PathLike, name: str) -> Iterator[Path]:
-    """The files of a run with a name: in its directory and two levels below, without inner runs."""
+    """The files with a name in a run and two levels below it, without those of runs inside it."""
     for folder, folders, files in walk(run, 2):
         if NAME in files and folder != os.fspath(run):
             folders.clear()

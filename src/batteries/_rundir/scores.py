@@ -56,26 +56,32 @@ def record_scores(
     >>> scores["leaderboard"], scores["submissions"][0]["message"]
     ({'public': 0.907}, 'with warmup')
 
-    `leaderboard` has the newest score of each leaderboard. A call with a score of a leaderboard, a
-    `file` or a `message` also adds an entry to `submissions`. Scores in entries are never
-    overwritten. If the same file was submitted before and has no score of that leaderboard yet,
-    its entry gets the score. After an error, all scores are as they were.
+    The result is the content of `scores.json`. Its `leaderboard` has the newest score of each
+    leaderboard. A call with a score of a leaderboard, a `file` or a `message` also adds an entry to
+    `submissions`. Scores in entries are never overwritten. If the same file was submitted before
+    and has no score of that leaderboard yet, the entry of the file gets the score. After an error,
+    all scores are as they were.
 
     Args:
+        run: The directory of the run.
+        validation: The validation score. It takes the place of the best epoch's score.
+        test: The score on the test set.
         leaderboard: The score, or several by name: `{"public": 0.907, "private": 0.9}`.
         name: The name of the leaderboard, if `leaderboard` is one score.
         folds: The validation score of each fold, in order or by name. Scores by name are stored in
             the order of the names.
-        metric: The name of the metric of the validation score, if no `CheckpointManager` says it.
-        metric_minimization: Whether lower is better.
+        metric: The name of the metric of the validation score, if the run has no
+            `CheckpointManager` with a metric.
+        metric_minimization: Whether a lower score is better.
         file: The file that was submitted. Its name and its SHA-256 are stored.
         message: A note about the submission.
 
     Raises:
         TypeError: `metric_minimization` is not a bool.
-        ValueError: A score that is not a finite number, with its name; more than 32 leaderboards;
-            a text that is too long; a directory of runs; or a `scores.json` that is damaged.
-        NotADirectoryError: There is no such run.
+        ValueError: A score is not a finite number (the error names it), there are more than 32
+            leaderboards or no folds, a text is too long, `run` is a directory of runs, or
+            `scores.json` is damaged.
+        NotADirectoryError: There is no directory `run`.
         OSError: There is no such `file`, or the scores cannot be written.
         RuntimeError: Another program has taken over the run from this one.
     """
@@ -129,7 +135,9 @@ def read_scores(run: PathLike) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ValueError(f"{path} is not a file of record_scores: {error}") from None
+        raise ValueError(
+            f"{path} is not a file of record_scores: {error}. Restore it from a copy, or remove it"
+        ) from None
     return scores
 
 

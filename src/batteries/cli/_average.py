@@ -20,12 +20,22 @@ from batteries.cli._group import main, say
     "--best", type=click.IntRange(min=1), help="Average the best N checkpoints of a directory."
 )
 @click.option(
-    "--weight", "weights", type=float, multiple=True, help="Give it once for each file, in order."
+    "--weight",
+    "weights",
+    type=float,
+    multiple=True,
+    help="The weight of a file: once for each file, in order. Default: equal weights.",
 )
 @click.option(
-    "--model", metavar="MODULE:FUNCTION", help="Makes the model, for new batch norm statistics."
+    "--model",
+    metavar="MODULE:FUNCTION",
+    help="A function that returns the model. New batch norm statistics need it.",
 )
-@click.option("--loader", metavar="MODULE:FUNCTION", help="Makes the loader for these statistics.")
+@click.option(
+    "--loader",
+    metavar="MODULE:FUNCTION",
+    help="A function that returns the batches for these statistics.",
+)
 def average(
     paths: tuple[str, ...],
     output: str,
@@ -45,23 +55,29 @@ def average(
 
     if best is not None:
         if len(paths) != 1:
-            raise click.UsageError("expected one directory of checkpoints with --best")
+            raise click.UsageError(f"expected one directory with --best; found {len(paths)} paths")
         files = best_checkpoints(paths[0], best)
     else:
         files = [Path(path) for path in paths]
-    made = [None if name is None else _imported(name)() for name in (model, loader)]
+    told = (("--model", model), ("--loader", loader))
+    made = [None if name is None else _imported(option, name)() for option, name in told]
     save_average(files, output, list(weights) or None, model=made[0], loader=made[1])
     say(f"{output} is the average of {', '.join(map(str, files))}")
 
 
-def _imported(name: str) -> Callable[[], Any]:
+def _imported(option: str, name: str) -> Callable[[], Any]:
     """The function of "module:function". Modules of the current directory come first."""
     module, colon, function = name.partition(":")
     if not colon:
-        raise click.UsageError(f"{name!r}: expected MODULE:FUNCTION")
+        raise click.UsageError(f"{option} is {name!r}; expected MODULE:FUNCTION")
     sys.path.insert(0, "")
-    found = importlib.import_module(module)
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # the module is the user's
+        raise ImportError(
+            f"{option}: {module} cannot be imported ({type(error).__name__}: {error})"
+        ) from error
     if not hasattr(found, function):
-        raise LookupError(f"{module} has no {function}; expected MODULE:FUNCTION")
+        raise LookupError(f"{option}: {module} has no {function}; expected MODULE:FUNCTION")
     made: Callable[[], Any] = getattr(found, function)
     return made

@@ -19,13 +19,22 @@ from batteries.cli._group import main
     show_default=True,
     help="The mean, power mean, geometric mean or rank average, or the most frequent label.",
 )
-@click.option("--power", type=float, default=2.0, show_default=True, help="For --method power.")
+@click.option(
+    "--power", type=float, default=2.0, show_default=True, help="The power of --method power."
+)
 @click.option("--id", "id_column", help="The column of ids. Default: the first.")
 @click.option(
-    "--column", "columns", multiple=True, help="A column to blend. Default: all but the ids."
+    "--column",
+    "columns",
+    multiple=True,
+    help="A column to blend; may be given several times. Default: all but the ids.",
 )
 @click.option(
-    "--weight", "weights", type=float, multiple=True, help="Give it once for each file, in order."
+    "--weight",
+    "weights",
+    type=float,
+    multiple=True,
+    help="The weight of a file: once for each file, in order. Default: equal weights.",
 )
 @click.option("--renormalise", is_flag=True, help="Divide the columns by their sum in each row.")
 def blend(paths: tuple[str, ...], output: str, method: Any, **options: Any) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from batteries.scoreboard import Comparison, Parting
 
 _MANY = 1000  # lines of a table
-_LONG = 2000  # letters in it
+_LONG = 2000  # letters of a cell
 
 
 @main.command()
@@ -115,14 +115,14 @@ def _print_tables(found: Comparison) -> None:
             heads = (title, *found.names)
             print_table("", [dict(zip(heads, line, strict=True)) for line in lines])
             if len(pairs) > _MANY:
-                say(f"{len(pairs) - _MANY:,} more {title} differ: use --json to see all")
+                say(f"{len(pairs) - _MANY:,} more {title} are not shown: use --json to see all")
     say(f"\ncode: {found.code}\n")
 
 
 def _by_rows(
     found: Comparison, paths: list[Path], target: str, prediction: str, metric: str
 ) -> Comparison:
-    """The same comparison, with the noise of the rows in files of predictions."""
+    """The same comparison. Its noise is that of the rows in files of predictions."""
     from batteries.scoreboard._noise import by_rows, decided
 
     targets, predicted = _predictions(paths, target, prediction)
@@ -135,7 +135,7 @@ def _by_rows(
 
 
 def _texts(values: Sequence[Any]) -> list[str]:
-    """The cells of one row. Numbers that differ look different."""
+    """The cells of one row. Different numbers have different texts."""
     texts = iter(shown([value for value in values if isinstance(value, float)]))
     return [
         next(texts) if isinstance(value, float) else "" if value is None else str(value)[:_LONG]
@@ -159,7 +159,10 @@ def _predictions(paths: list[Path], target: str, prediction: str) -> tuple[Any, 
     for path, arrays in zip(paths, files, strict=True):
         for name in (target, prediction):
             if name not in arrays:
-                raise KeyError(f"{path} has no {name!r}; it has {', '.join(arrays)}")
+                raise KeyError(
+                    f"{path} has no {name!r}; it has {', '.join(arrays)}: choose the columns with "
+                    "--target and --prediction"
+                )
     orders = [np.argsort(arrays["id"], kind="stable") for arrays in files]
     ids = [arrays["id"][order] for arrays, order in zip(files, orders, strict=True)]
     for path, own in zip(paths, ids, strict=True):

@@ -28,4 +28,4 @@ def env(as_json: bool) -> None:
             value = "".join(f"\n  {key} {each}" for key, each in value.items())
         elif isinstance(value, list):
             value = ", ".join(value) or "none"
-        click.echo(f"{name}: {value}")
+        click.echo(f"{name}: {'none' if value is None else value}")

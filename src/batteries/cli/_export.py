@@ -15,9 +15,9 @@ from batteries.cli._tables import as_csv, dumped
 @main.command()
 @click.argument("logdir", default="runs", type=click.Path(exists=True, file_okay=False))
 @click.option("-o", "--output", required=True, help="The .csv, .json or .parquet to write.")
-@click.option("--metrics", is_flag=True, help="Write all logged values, a row each.")
+@click.option("--metrics", is_flag=True, help="Write all logged values, one row for each.")
 def export(logdir: str, output: str, metrics: bool) -> None:
-    """Write a table of the runs below LOGDIR, or with --metrics of all logged values.
+    """Write a table of the runs below LOGDIR. With --metrics, write a table of all logged values.
 
     LOGDIR is `runs` by default.
 

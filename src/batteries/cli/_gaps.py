@@ -12,9 +12,9 @@ from batteries.cli._tables import dumped
 @click.argument("logdir", default="runs", type=click.Path(exists=True, file_okay=False))
 @as_json_option
 def gaps(logdir: str, as_json: bool) -> None:
-    """Check whether test and leaderboard move with validation, over the runs below LOGDIR.
+    """Check whether test and leaderboard scores move with validation scores.
 
-    LOGDIR is `runs` by default.
+    It uses all runs below LOGDIR. LOGDIR is `runs` by default.
 
     \b
     batteries gaps runs
@@ -37,4 +37,7 @@ def gaps(logdir: str, as_json: bool) -> None:
             text += f" (rank correlation {check.correlation:+.2f}, 95 % {low:+.2f} to {high:+.2f})"
         say(text)
     if not checks:
-        click.echo("no run has a test or leaderboard score: batteries score RUN --test SCORE")
+        click.echo(
+            "no run has a test or leaderboard score: record one, for example with\n"
+            "batteries score RUN --test SCORE"
+        )

@@ -37,12 +37,12 @@ class _Named(click.Group):
 def main() -> None:
     """List, score and compare runs, average checkpoints, blend predictions, start experiments.
 
-    LOGDIR is the directory that has the runs. Default: runs.
+    LOGDIR is the directory of the runs. RUN is the path, the name or the number of a run.
     """
 
 
 def say(text: str, err: bool = False) -> None:
-    """Print lines that may come from files. Control characters are escaped."""
+    """Print lines that may have texts from files. Control characters are escaped."""
     click.echo("\n".join(map(printable, text.split("\n"))), err=err)
 
 
@@ -63,5 +63,5 @@ logdir_option = click.option(
     default=".",
     type=click.Path(file_okay=False),
     show_default=True,
-    help="Where to look for a run, if it is given by its name in this directory or by its number.",
+    help="The directory to search, if a run is given by its name in it or by its number.",
 )

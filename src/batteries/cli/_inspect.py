@@ -33,7 +33,7 @@ def inspect(checkpoint: str, as_json: bool) -> None:
     rows = [{**tensor, "shape": str(tuple(tensor["shape"]))} for tensor in tensors]
     if rows:
         total = sum(tensor["bytes"] for tensor in tensors)
-        print_table(f"{len(rows)} tensors, {total:,} bytes", rows)
+        print_table(f"{len(rows)} tensor{'s' * (len(rows) > 1)}, {total:,} bytes", rows)
 
 
 def _for_json(value: Any) -> Any:

@@ -24,17 +24,17 @@ _KINDS = sorted(path.parent.name for path in _examples().glob("*/experiment.py")
 @click.argument("kind", type=click.Choice(_KINDS))
 @click.argument("directory", type=click.Path())
 def new(kind: str, directory: str) -> None:
-    """Copy an example experiment, which runs as it is, to DIRECTORY.
+    """Copy an example experiment to DIRECTORY. It runs without changes.
 
     \b
     batteries new ddp my-experiment
     """  # noqa: D301
     target = Path(directory)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists already: choose a new directory")
+        raise FileExistsError(f"{target} exists already: choose a new or an empty directory")
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted((_examples() / kind).iterdir()):
-        if path.suffix in (".py", ".md"):  # their commands are those of the repository
+        if path.suffix in (".py", ".md"):  # their commands have paths of the repository
             text = path.read_text(encoding="utf-8").replace(f"examples/{kind}/", "")
             (target / path.name).write_text(text, encoding="utf-8")
     click.echo(f"{target} has {', '.join(sorted(path.name for path in target.iterdir()))}")

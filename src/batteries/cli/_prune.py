@@ -25,7 +25,10 @@ _NAMES = ("best.pth", "last.pth", "best.dcp", "last.dcp")
 @main.command()
 @click.argument("logdir", default="runs", type=click.Path(exists=True, file_okay=False))
 @click.option(
-    "--keep-best", type=click.IntRange(0), metavar="N", help="Select all runs except the best N."
+    "--keep-best",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Select all ranked runs except the best N.",
 )
 @click.option("--state", type=click.Choice(_STATES), help="Select runs in this state.")
 @click.option(
@@ -33,18 +36,19 @@ _NAMES = ("best.pth", "last.pth", "best.dcp", "last.dcp")
     "filters",
     multiple=True,
     metavar="CONDITION",
-    help="Select runs as `batteries runs` does.",
+    help="Select runs, as with `batteries runs --filter`.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Remove without asking.")
 def prune(
     logdir: str, keep_best: int | None, state: str | None, filters: tuple[str, ...], yes: bool
 ) -> None:
     """List the checkpoints of the runs that all rules select, and remove them if you confirm it.
 
     The runs are those below LOGDIR (default: runs). Scores, logged lines, records and all other
-    files stay. Running runs are never selected, not even by --state running. With --keep-best, no
-    run without a score is selected, and the best N of each metric stay. A run without a record may
-    be running: only --state unknown (or unreadable) selects it.
+    files stay. Running runs are never selected: --state running selects nothing. With --keep-best,
+    the best N runs of each metric are not selected, and neither are runs that cannot be ranked,
+    such as runs without a score. A run without a record may be running: only --state unknown (or
+    unreadable) selects it.
 
     \b
     batteries prune runs --keep-best 3
@@ -77,11 +81,12 @@ def prune(
     if not rows:
         click.echo("no checkpoints are to be removed")
         return
-    print_table(f"checkpoints of {len(rows)} runs", rows)
+    print_table(f"checkpoints of {len(rows)} run{'s' * (len(rows) > 1)}", rows)
     if yes or click.confirm("Remove these checkpoints?"):
         for run in named:
             _remove(run, files[run.name])
-        say(f"{sum(map(len, files.values()))} files are removed")
+        count = sum(map(len, files.values()))
+        say("1 file is removed" if count == 1 else f"{count} files are removed")
 
 
 def _best(runs: list[RunInfo], number: int) -> set[str]:
@@ -123,7 +128,7 @@ def _files(run: RunInfo) -> Iterator[Path]:
 def _remove(run: RunInfo, paths: list[Path]) -> None:
     from batteries.scoreboard import read_run
 
-    if paths and read_run(run.path).state == "running":  # it was started since
+    if paths and read_run(run.path).state == "running":  # it was started after the list
         raise RuntimeError(f"{run.path} is running now: its checkpoints were not removed")
     for path in paths:
         if path.is_dir() and not path.is_symlink():

@@ -10,9 +10,16 @@ from batteries.cli._group import main
 @main.command()
 @click.argument("logdir", default="runs", type=click.Path(exists=True, file_okay=False))
 @click.option("-o", "--output", default="report.html", show_default=True, help="The page to write.")
-@click.option("--watch", is_flag=True, help="Serve the page on this machine, and update it.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="For --watch. Default: a free one."
+    "--watch",
+    is_flag=True,
+    help="Serve the page on this machine instead of writing it. It updates itself.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="The port of --watch. Default: a free port.",
 )
 def report(logdir: str, output: str, watch: bool, port: int) -> None:
     """Write a page about the runs below LOGDIR, for a browser.

@@ -33,7 +33,7 @@ _PLAIN = re.compile(  # settings of a repository that do not make git run progra
 
 @dataclass
 class _Plan:
-    """The commands to run first, the program, and its directory."""
+    """How to start the program: the commands to run before it, its command, and its directory."""
 
     directory: str
     command: list[str]
@@ -46,7 +46,11 @@ class _Plan:
 def _options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--yes", is_flag=True, help="Run the command instead of printing it."),
-        click.option("--current-code", is_flag=True, help="Use the code as it is now."),
+        click.option(
+            "--current-code",
+            is_flag=True,
+            help="Use the code as it is now, not the code of the run.",
+        ),
         logdir_option,
         click.argument("words", nargs=-1, type=click.UNPROCESSED),
         click.argument("run", type=click.Path()),
@@ -76,7 +80,9 @@ def rerun(run: str, words: tuple[str, ...], logdir: str, current_code: bool, yes
 @main.command()
 @_options
 def resume(run: str, words: tuple[str, ...], logdir: str, current_code: bool, yes: bool) -> None:
-    """Print the command that continues RUN. With --yes, run it. WORDS are as for `rerun`.
+    """Print the command that continues RUN. With --yes, run it.
+
+    The code and WORDS are as for `batteries rerun`.
 
     \b
     batteries resume 13 --yes
@@ -113,10 +119,11 @@ def _planned(run: RunInfo, words: Sequence[str], current_code: bool) -> _Plan:
     session = run.session
     launch = session.get("launch") or session.get("command")
     if not isinstance(launch, list) or not all(isinstance(word, str) for word in launch):
-        raise LookupError(f"{run.path}/run.json has no command: only runs of start_run have one")
+        raise LookupError(f"{run.path} has no command: only runs of start_run have one")
     if len(launch) < 2 or any("ipykernel" in word for word in launch[:4]):
         raise LookupError(
-            f"{run.path} was started in a notebook or a console, so it has no command"
+            f"{run.path} was started in a notebook or a console, so it has no command: start it "
+            "there again"
         )
     directory = session.get("directory") or os.fspath(Path.cwd())
     known = _with_secrets(launch, words)
@@ -128,7 +135,7 @@ def _planned(run: RunInfo, words: Sequence[str], current_code: bool) -> _Plan:
             "after --, such as: batteries rerun RUN -- --token ..."
         )
     if not session.get("directory"):
-        plan.notes.append("the run's directory was not recorded: the present directory is used")
+        plan.notes.append("the run's directory was not recorded: the current directory is used")
     if not Path(directory).is_dir():
         plan.obstacles.append(f"the run's directory {directory} does not exist here: make it first")
     if not Path(launch[0]).exists():
@@ -163,18 +170,19 @@ def _note_ranks(session: dict[str, Any], plan: _Plan) -> None:
         )
     if "SLURM_PROCID" in (session.get("variables") or {}):
         plan.obstacles.append(
-            f"Slurm started the run's {session.get('world_size')} ranks: use srun"
+            f"Slurm started the run's {session.get('world_size')} ranks: start this command with "
+            "srun"
         )
 
 
 def _check_out(run: RunInfo, plan: _Plan) -> None:
-    """Use the run's commit and diff: in a worktree, unless the code here is the same."""
+    """Use the run's commit and diff in a worktree, unless the current code is the same."""
     from batteries._environment import git_text
 
     git, program = run.session.get("git") or {}, run.session.get("program")
     commit = str(git.get("commit"))
     if not program or not re.fullmatch("[0-9a-f]{40,64}", commit):
-        plan.notes.append("the run's code was not in a git repository: the present code is used")
+        plan.notes.append("the run's code was not in a git repository: the current code is used")
         return
     top = git_text(Path(program).parent, "rev-parse", "--show-toplevel")
     if top and Path(top).resolve().is_relative_to(run.path.resolve()):
@@ -184,12 +192,12 @@ def _check_out(run: RunInfo, plan: _Plan) -> None:
         )
     if top is not None and not _is_trusted(Path(top)):
         raise ValueError(
-            f"{top} has submodules or a configuration with which git may run programs: "
+            f"{top} has submodules, or a configuration with which git may run programs: "
             f"cd {top} first if you trust it, or add --current-code"
         )
     if top is None or git_text(Path(top), "cat-file", "-e", f"{commit}^{{commit}}") is None:
         plan.notes.append(
-            f"commit {commit[:8]} is not in this repository: the present code is used"
+            f"commit {commit[:8]} is not in this repository: the current code is used"
         )
         return
     diff = read_regular(run.diff, inside=run.path) if run.diff and run.diff.exists() else b""
@@ -222,7 +230,7 @@ def _check_out(run: RunInfo, plan: _Plan) -> None:
 
 
 def _is_trusted(top: Path) -> bool:
-    """Whether the user works in a repository, or it cannot make git run programs."""
+    """Whether the user works in the repository, or it cannot make git run programs."""
     from batteries._environment import git_text
 
     if Path.cwd().resolve().is_relative_to(top.resolve()):
@@ -250,7 +258,9 @@ def _move(plan: _Plan, session: dict[str, Any], program: Path, top: Path, worktr
     else:  # python -m, which imports from its directory
         if not here.is_relative_to(top):
             own = moved(program)
-            plan.obstacles.append(f"the command does not name {program}: start {own} yourself")
+            plan.obstacles.append(
+                f"the command does not have the path {program}: start {own} yourself"
+            )
         if str(session.get("python")).startswith("3.10."):
             plan.obstacles.append(
                 "python -m of Python 3.10 uses the code of the directory where it runs: check out "

@@ -37,15 +37,20 @@ def _formats(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--filter", "filters", multiple=True, metavar="CONDITION",
-    help="Such as 'lr=0.1', 'valid/loss<0.3', 'run~^dig'. Operators: =, !=, <, <=, >, >=, ~.",
+    help="Show only these runs: 'lr=0.1', 'valid/loss<0.3', 'run~^dig'. Operators: =, !=, <, <=, "
+    ">, >=, and ~ for a regular expression.",
 )  # fmt: skip
 @click.option(
     "--sort",
     metavar="COLUMN",
-    help="Best first for a metric, else lowest first. -COLUMN: highest first.",
+    help="Sort by a column: best first for a metric, else lowest first. -COLUMN: highest first.",
 )
-@click.option("--group-by", metavar="COLUMNS", help="Mean and spread of runs with equal values.")
-@click.option("--columns", metavar="COLUMNS", help="Show only these, separated by commas.")
+@click.option(
+    "--group-by",
+    metavar="COLUMNS",
+    help="Show mean and spread of runs with equal values in these columns, separated by commas.",
+)
+@click.option("--columns", metavar="COLUMNS", help="Show only these columns, separated by commas.")
 @click.option("--all-columns", is_flag=True, help="Show all columns.")
 @_formats
 def runs(
@@ -65,8 +70,8 @@ def runs(
 
     LOGDIR is `runs` by default.
 
-    CheckpointManager, record_scores, --minimize or --maximize say whether lower is better. JSON
-    and CSV have all columns.
+    A run records whether lower is better, with CheckpointManager or record_scores. --minimize and
+    --maximize say it for other metrics. JSON and CSV have all columns.
 
     \b
     batteries runs --filter lr=0.1 --filter "valid/loss<0.3" --best valid/loss
@@ -129,7 +134,7 @@ def _title(logdir: str, runs: Runs, column: str) -> str:
     which = {"last": "last ", "best": "best "}.get(column.rpartition(".")[2], "validation ")
     said = {True: " (lower is better)", False: " (higher is better)", None: ""}[lower]
     by = f", by {which}{metric}{said}" if metric else ""
-    return f"{logdir}: {len(runs)} runs{by}"
+    return f"{logdir}: {len(runs)} run{'s' * (len(runs) != 1)}{by}"
 
 
 def _default(runs: Runs, rows: Sequence[dict[str, Any]], column: str) -> list[str]:

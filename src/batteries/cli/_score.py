@@ -16,12 +16,17 @@ from batteries.cli._tables import dumped
 @click.option("--leaderboard", type=float, help="The score on the leaderboard.")
 @click.option("--name", default="public", show_default=True, help="The name of the leaderboard.")
 @click.option("--private", type=float, help="The score on the private part of the leaderboard.")
-@click.option("--validation", type=float, help="The validation score, instead of the best epoch's.")
+@click.option(
+    "--validation", type=float, help="The validation score. It replaces that of the best epoch."
+)
 @click.option("--file", type=click.Path(exists=True, dir_okay=False), help="The submitted file.")
 @click.option("-m", "--message", help="A note about the submission.")
 @click.option("--metric", help="The metric of the validation score.")
 @click.option(
-    "--minimize/--maximize", "metric_minimization", default=None, help="Whether lower is better."
+    "--minimize/--maximize",
+    "metric_minimization",
+    default=None,
+    help="Whether a lower or a higher score is better.",
 )
 @logdir_option
 @as_json_option
@@ -34,10 +39,10 @@ def score(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Write scores into RUN, and print their gaps to validation.
+    """Write scores into RUN, and print how far they are from the validation score.
 
-    Each submission is kept with its file, hash, time, message and scores. If you call this again
-    with the same file and another score, such as the private one, its submission gets the score.
+    Each submission is kept with its file, hash, time, message and scores. If you submitted the same
+    file before and give another score, such as the private one, that submission gets the score.
 
     \b
     batteries score 3 --leaderboard 0.907 --file submission.csv -m "with warmup"

@@ -20,7 +20,11 @@ _LONG = 300  # letters of a value
 @click.argument("run", type=click.Path())
 @logdir_option
 @click.option(
-    "--lines", type=click.IntRange(0), default=10, show_default=True, help="Last lines of the log."
+    "--lines",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    help="How many last lines of the log to show.",
 )
 @as_json_option
 def show(run: str, logdir: str, lines: int, as_json: bool) -> None:
@@ -67,7 +71,8 @@ def show(run: str, logdir: str, lines: int, as_json: bool) -> None:
 
 
 def _say_how(found: Any, session: dict[str, Any]) -> None:
-    ended = f"{found.state}, started {session.get('started')}, stopped {session.get('stopped')}"
+    times = ((each, session.get(each)) for each in ("started", "stopped"))
+    ended = ", ".join([found.state, *(f"{each} {time}" for each, time in times if time)])
     took = "" if found.seconds is None else f", {duration(found.seconds)} in all"
     say(f"{found.path}: {ended}{took}, {size(found.bytes)}")
     if session.get("error"):

@@ -28,10 +28,14 @@ Rows = Sequence[Mapping[str, Any]]
 def print_table(
     title: str, rows: Rows, spare: Sequence[str] = (), exact: Collection[str] = ()
 ) -> list[str]:
-    """Print rows. Spare columns are left out if there is no room; their names are returned.
+    """Print rows. Spare columns are left out if the terminal is too narrow.
 
     Args:
+        spare: The columns to leave out, the first ones first.
         exact: Columns whose numbers are shown in full, such as learning rates.
+
+    Returns:
+        The names of the columns that are left out.
     """
     columns = _cells(rows, list(dict.fromkeys(name for row in rows for name in row)), exact)
     columns = {name: cells for name, cells in columns.items() if any(cells[1:])}

@@ -1,4 +1,4 @@
-"""What the page shows of a run. Any of its files may be missing, torn or foreign."""
+"""What the page shows of a run. Any file of the run may be missing, torn or foreign."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from batteries.scoreboard import RunInfo
 from batteries.scoreboard._info import logged_by, read_text
 
 _LONG = 2000  # characters of a value
-_SESSIONS = 20  # starts, the last ones
+_SESSIONS = 20  # the last starts of a run that are shown
 _START = ("started", "stopped", "state", "why", "error", "host")
 _DIFF = 64_000  # bytes
-_LOG = 16_000
-_MANY = 1000  # arguments, packages, files of a checkpoint
+_LOG = 16_000  # bytes
+_MANY = 1000  # values of one table, such as arguments or packages
 CURVE = 400  # points, more than a phone has pixels
 
 
@@ -29,8 +29,9 @@ class Text(NamedTuple):
     """The beginning or the end of a file.
 
     Attributes:
-        missing: How many bytes were not read.
-        tail: Whether it is the end.
+        text: The bytes that were read, as text.
+        missing: How many bytes of the file were not read.
+        tail: Whether the text is the end of the file.
     """
 
     text: str
@@ -38,7 +39,7 @@ class Text(NamedTuple):
     tail: bool = False
 
     def cut(self, most: int) -> str:
-        """Whole lines of about `most` bytes, and a note on how much is missing."""
+        """Whole lines of at most `most` bytes, and a note on how many bytes are missing."""
         data = self.text.encode(errors="surrogateescape")
         kept = data[-most:] if self.tail else data[:most]
         if len(kept) < len(data):
@@ -55,15 +56,15 @@ _NOTHING = Text("")
 
 @dataclass
 class Contents:
-    """What the page shows of a run, by the names that the page has for it."""
+    """What the page shows of a run. The script of the page uses these names."""
 
     name: str
     path: str
     state: str
     problems: list[str]
     curves: list[Curve] = field(default_factory=list)
-    clock: Pairs = ([], [])  # steps, and seconds since the first
-    epochs: Pairs = ([], [])  # steps, and epochs
+    clock: Pairs = ([], [])  # steps, and seconds since the first step
+    epochs: Pairs = ([], [])  # steps, and their epochs
     media: list[Shown] = field(default_factory=list)
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
     sessions: list[dict[str, Any]] = field(default_factory=list)
@@ -74,7 +75,7 @@ class Contents:
 
 
 def contents_of(run: RunInfo) -> Contents:
-    """Read a run for the page. Its problems name what cannot be read."""
+    """Read a run for the page. The `problems` of the result name what cannot be read."""
     found = Contents(run.name, str(run.path), run.state, [])
     with _telling(found, "its curves"):
         series, items = logged_by(run)
@@ -101,7 +102,7 @@ def contents_of(run: RunInfo) -> Contents:
 def _telling(found: Contents, what: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # the rest and the other runs are shown nevertheless
+    except Exception as error:  # the rest of the run, and the other runs, are still shown
         text = f"{what} cannot be shown: {type(error).__name__}: {error}"
         found.problems.append(_cut(text, _LONG))
 
@@ -154,7 +155,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def cell(value: Any) -> float | str | None:
-    """A value for a table: a finite number, None, or text."""
+    """A value for a table: a finite number, a text, or None for missing or infinite ones."""
     if is_number(value):
         number: float = float(f"{value:.9g}") if isinstance(value, float) else value
         return number

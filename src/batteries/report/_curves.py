@@ -15,9 +15,9 @@ from batteries.scoreboard import RunInfo
 from batteries.scoreboard._series import Series
 
 _LONG = 200  # letters of a name
-_LAST = 2.0**53  # steps, which JavaScript counts in floats
+_LAST = 2.0**53  # the largest step: the numbers of JavaScript are floats
 _FLOAT = 3e38, 1e-38  # numbers between these are written in three bytes
-_KNOTS = 16  # of a clock, twice
+_KNOTS = 16  # of a clock: the longest breaks, and twice as many evenly spaced points
 Pairs = tuple[list[float], list[float]]
 
 
@@ -25,16 +25,19 @@ Pairs = tuple[list[float], list[float]]
 class Curve:
     """The values of one metric over steps or epochs.
 
-    Args:
+    Attributes:
         name: "valid/loss". Curves with the same part after the last / share a plot.
+        steps: Steps or epochs, (points,) float64.
+        values: Values, (points,) float64.
         unit: "step" or "epoch".
+        lost: How many values are NaN or infinite, also of points that are not drawn.
     """
 
     name: str
     steps: Any
     values: Any
     unit: str = "step"
-    lost: int = 0  # values that are NaN or infinite
+    lost: int = 0
 
     def __post_init__(self) -> None:
         self.steps = np.asarray(self.steps, np.float64)
@@ -45,22 +48,22 @@ class Curve:
         return len(self.steps)
 
     def thinned(self, most: int) -> Curve:
-        """With `most` points or fewer: the first, the last and the extremes in between."""
+        """The curve with at most `most` points: the first, the last and extremes in between."""
         if len(self) <= most:
             return self
         kept = _extremes(self.values, most)
         return Curve(self.name, self.steps[kept], self.values[kept], self.unit, self.lost)
 
     def written(self) -> list[Any]:
-        """As the page stores it: name, unit, how many values are lost, steps and values."""
+        """The curve as the page stores it: name, unit, lost values, steps and values."""
         return [self.name, self.unit, self.lost, _steps(self.steps), _values(self.values)]
 
 
 def read_curves(run: RunInfo, series: dict[str, Series]) -> tuple[list[Curve], Pairs]:
-    """The curves of all metrics and of the scores of checkpoints; equal ones once.
+    """The curves of all metrics, and of the scores of checkpoints that are not logged, too.
 
     Returns:
-        The curves; and steps with their epochs, where these are known.
+        The curves; and steps with their epochs, if the epochs are known.
     """
     curves = [Curve(each.name, each.steps, each.values) for each in series.values()]
     told = next((each for each in curves if each.name.rpartition("/")[2] == "epoch"), None)
@@ -82,7 +85,7 @@ def read_curves(run: RunInfo, series: dict[str, Series]) -> tuple[list[Curve], P
 
 
 def clock_of(series: dict[str, Series]) -> Pairs:
-    """Steps and the seconds since the first one; the longest breaks are exact."""
+    """Steps, and the seconds since the first step. The longest breaks are exact."""
     longest = max(series.values(), key=lambda each: len(each.steps), default=None)
     if longest is None:
         return [], []
@@ -102,7 +105,7 @@ def _knots(steps: Any, values: Any) -> Pairs:
 
 
 def _is_same(logged: Curve, scores: Curve, metric: str) -> bool:
-    """Whether the scores of checkpoints were logged, too."""
+    """Whether a logged curve has all scores of the checkpoints."""
     if logged.unit == "epoch" or logged.name.rpartition("/")[2] != metric.rpartition("/")[2]:
         return False
     finite = scores.values[np.isfinite(scores.values)].astype(np.float32)
@@ -111,9 +114,9 @@ def _is_same(logged: Curve, scores: Curve, metric: str) -> bool:
 
 
 def _extremes(values: Any, most: int) -> Any:
-    """The indices of the first, the last, and the lowest and highest of equal parts in between.
+    """The indices of the points to keep: the first, the last, and the extremes of equal parts.
 
-    A part with values that are not finite keeps the first of them, so a gap stays a gap.
+    A part with values that are not finite also keeps the first of these, so a gap stays a gap.
     """
     count = len(values)
     parts = max((most - 2) // 2, 1)
@@ -134,7 +137,7 @@ def _extremes(values: Any, most: int) -> Any:
 
 
 def _steps(steps: Any) -> list[Any]:
-    """The first, and the distances as bytes: `[first, unit, bytes of each, base64]`; or numbers."""
+    """Steps as `[first, unit, bytes of a distance, distances in base64]`, or as `[numbers]`."""
     distances = np.diff(steps)
     if len(distances) and (steps == np.round(steps)).all():
         unit = int(np.gcd.reduce(distances.astype(np.int64)))
@@ -146,7 +149,7 @@ def _steps(steps: Any) -> list[Any]:
 
 
 def _values(values: Any) -> str | list[float | None]:
-    """Floats as their first three bytes (five digits); as numbers, if one does not fit."""
+    """Floats as their first three bytes, five digits; as numbers if a float does not fit."""
     finite = np.abs(values[np.isfinite(values)])
     if ((finite < _FLOAT[0]) & ((finite > _FLOAT[1]) | (finite == 0))).all():
         bits = np.where(np.isfinite(values), values, np.nan).astype(">f4").view(">u4")
@@ -160,13 +163,13 @@ def _text(data: bytes) -> str:
 
 
 def _short(value: float) -> float:
-    """Without ".0", which would cost two bytes a point."""
+    """A number without ".0", which would take two more bytes for each point."""
     value = float(value)
     return int(value) if value.is_integer() and abs(value) < _LAST else value
 
 
 def evenly(items: Sequence[Any], most: int) -> list[Any]:
-    """At most `most` of them, evenly spread; the last is one of them."""
+    """At most `most` of the items, evenly spread. The last item is always one of them."""
     if len(items) <= most:
         return list(items)
     return [items[len(items) - 1 - index * len(items) // most] for index in range(most)][::-1]

@@ -1,4 +1,4 @@
-"""The page of runs that are going on, served on this machine."""
+"""The page of runs in progress, served on this machine."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from batteries.report._contents import Contents, contents_of
 from batteries.report._page import data_of, page_of
 from batteries.scoreboard import RunInfo, Runs, read_runs
 
-_FILES = 10_000  # of a run, whose times are looked at
-_DEEP = 2
+_FILES = 10_000  # files of a run, at most, whose times are compared
+_DEEP = 2  # levels of directories below a run
 Seen = tuple[tuple[Path, int, int], ...]
 
 
 class LiveReport:
-    """The runs below a directory as they are now. Only runs with a changed file are read again."""
+    """The current state of the runs below a directory. Only changed runs are read again."""
 
     def __init__(self, logdir: PathLike) -> None:
         self.logdir = logdir
         self._known: dict[str, tuple[Seen, str, RunInfo, Contents]] = {}
         self._data: tuple[str, bytes] = ("", b"")
         self._lock = threading.Lock()
-        self.reads = 0  # of runs
+        self.reads = 0  # how many times a run was read
 
     def data(self) -> tuple[str, bytes]:
-        """A tag of the data, and the data of the page."""
+        """The data of the page, after a tag that changes with the data."""
         with self._lock:
             runs, changed = read_runs(self.logdir), not self._data[0]
             known = {}
@@ -57,22 +57,22 @@ def _seen(path: Path) -> Seen:
             file = Path(folder, name)
             with suppress(OSError):  # removed meanwhile
                 told = file.lstat()
-                # A touch of the record is a sign of life: its content is the same.
+                # A new time of the record is only a sign of life: its content is the same.
                 time = told.st_mtime_ns if name != "run.json" else told.st_ino
                 found.append((file, told.st_size, time))
     return tuple(sorted(found))
 
 
 def report_server(logdir: PathLike, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
-    """A server for this machine alone, and the address of its page.
+    """A server that only this machine can reach, and the address of its page.
 
-    The address has a secret, because other users of the machine can reach its ports.
+    The address has a secret part, because other users of the machine can reach the port.
     """
     live, secret = LiveReport(logdir), secrets.token_urlsafe(16)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            # With another Host, a foreign page may have sent the request (DNS rebinding).
+            # A request with another Host may come from a foreign page (DNS rebinding).
             here = self.headers.get("Host") == f"127.0.0.1:{server.server_port}"
             name = {f"/{secret}/": "", f"/{secret}/data": "data"}.get(self.path) if here else None
             if name is None:

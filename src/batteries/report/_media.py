@@ -1,4 +1,4 @@
-"""Pictures, texts and histograms of a run: a few of each, checked before they are shown."""
+"""Pictures, texts and histograms of a run: some of each, checked before they are shown."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from batteries._rundir.lines import BINS
 from batteries.report._curves import evenly
 from batteries.scoreboard._series import Item
 
-_EACH = 12  # steps of one name
-_NAMES = 50
+_EACH = 12  # steps of one name, at most
+_NAMES = 50  # names, at most
 _LONG = 4000  # letters of a text
 _PICTURE = 500_000  # bytes
 _PIXELS = 2**25
 
 
 class Shown(NamedTuple):
-    """What is shown of an item.
+    """An item that the page shows.
 
     Attributes:
-        value: Of a figure, the path of its file.
-        rank: 0 for the last step of its name. Low ranks come first if room is short.
+        kind: "figure", "text" or "histogram".
+        rank: 0 for the last step of its name. If there is little room, low ranks come first.
+        value: A text, a histogram, or the path of the file of a figure.
     """
 
     kind: str
@@ -37,7 +38,7 @@ class Shown(NamedTuple):
 
 
 def media_of(items: Iterable[Item], problems: list[str]) -> list[Shown]:
-    """Some steps of each name, with the last one. Foreign items become a problem."""
+    """Some steps of each name, always with the last step. Foreign items become a problem."""
     names: dict[tuple[str, str], dict[float, Any]] = {}
     foreign: set[str] = set()
     for item in items:
@@ -49,6 +50,7 @@ def media_of(items: Iterable[Item], problems: list[str]) -> list[Shown]:
     if foreign:
         problems.append(
             f"values that no logger writes are not shown: {', '.join(sorted(foreign)[:3])}"
+            + (f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else "")
         )
     return [
         Shown(kind, name, step, rank, steps[step])
@@ -72,11 +74,14 @@ def _checked(kind: str, value: Any) -> Any:
         return [counts, *short, lost if is_number(lost) else 0] if numbers else None
     if not isinstance(value, str):
         return None
-    return value if len(value) <= _LONG else f"{value[:_LONG]} [{len(value) - _LONG:,} more]"
+    more = len(value) - _LONG
+    return value if more <= 0 else f"{value[:_LONG]} [{more:,} characters more]"
 
 
 def fitting(found: list[tuple[Path, list[Shown], list[str]]], room: int) -> list[list[list[Any]]]:
-    """What there is room for, the last steps first: `[kind, name, step, value]` by run.
+    """The items of each run that there is room for, as `[kind, name, step, value]`.
+
+    The last steps come first if there is not room for all.
 
     Args:
         found: For each run its directory, its items, and its problems.
@@ -100,7 +105,7 @@ def fitting(found: list[tuple[Path, list[Shown], list[str]]], room: int) -> list
 
 
 def _picture(run: Path, name: str) -> str:
-    """A picture as an address that holds it."""
+    """A PNG file in base64."""
     path = Path(name)
     data = read_regular(path, inside=run, most=_PICTURE)
     if len(data) < 24 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":

@@ -19,9 +19,9 @@ from batteries.report._workers import read_contents
 from batteries.scoreboard import RunInfo, Runs, check_gaps
 from batteries.scoreboard._runs import argument_columns, some_runs
 
-_LIMIT = 1_000_000  # bytes of the page of up to 200 runs; 5 MB of 1,000
+_LIMIT = 1_000_000  # bytes of a page of up to 200 runs; more runs have more, 5 MB for 1,000 runs
 _PICTURES = 2_000_000  # bytes of pictures, texts and histograms
-_POINT = 5.5  # bytes
+_POINT = 5.5  # bytes of a point of a curve
 _SHARES = {"curves": 0.5, "diffs": 0.1, "logs": 0.1}  # of the limit
 # The modules of the script, in the order in which they stand on the page.
 SCRIPT = (
@@ -40,14 +40,21 @@ def write_report(logdir: PathLike, output: PathLike = "report.html") -> Path:
 
     The page has the table of runs, curves, plots of any columns, what differs between runs, and
     for each run its arguments, environment, pictures, diff and the end of `log.txt`. The page of
-    100 runs has less than 1 MB, and that of 1,000 runs less than 5 MB. Pictures add 2 MB at most.
-    Curves keep their first, last and extreme points, and long texts are cut, with a note. The page
-    names the files that cannot be read, and shows the rest.
+    100 runs has less than 1 MB, and that of 1,000 runs less than 5 MB. Pictures, logged texts and
+    histograms add 2 MB at most. Curves keep their first, last and extreme points. Long texts are
+    cut, with a note. The page names the files that cannot be read, and shows the rest.
+
+    Args:
+        logdir: The directory of the runs, or of one run.
+        output: The page to write. Its directory is created.
+
+    Returns:
+        The path of the page.
 
     Raises:
         LookupError: There are no runs.
-        NotADirectoryError: There is no such directory.
-        OSError: The page cannot be written. A page that was there before is unchanged.
+        NotADirectoryError: There is no directory `logdir`.
+        OSError: The page cannot be written. A previous page is unchanged.
     """
     runs = some_runs(logdir)
     page = page_of(data_of(logdir, runs, read_contents(runs)))
@@ -59,7 +66,7 @@ def write_report(logdir: PathLike, output: PathLike = "report.html") -> Path:
 
 
 def data_of(logdir: PathLike, runs: Runs, found: Sequence[Contents]) -> bytes:
-    """The data of the page, with as many points and lines as fit."""
+    """The data of the page, with as many points and lines of texts as there is room for."""
     limit, share = _LIMIT * max(len(runs) / 200, 1), 1.0
     media = fitting([(run.path, own.media, own.problems)
                      for run, own in zip(runs, found, strict=True)], _PICTURES)  # fmt: skip
@@ -67,7 +74,7 @@ def data_of(logdir: PathLike, runs: Runs, found: Sequence[Contents]) -> bytes:
     while True:
         data = _written(head, _bodies(found, media, limit * share))
         size = len(data) - sum(len(json.dumps(each)) for each in media)
-        if size < 0.9 * limit or share < 0.05:  # the rest is the page's own
+        if size < 0.9 * limit or share < 0.05:  # the rest is for the style and the script
             return data
         share *= max(0.3, 0.85 * limit / size)
 
@@ -95,7 +102,7 @@ def _head(logdir: str, runs: Runs) -> dict[str, Any]:
 def _verdicts(runs: Sequence[RunInfo]) -> list[str]:
     try:
         return [str(check) for check in check_gaps(runs)]
-    except ModuleNotFoundError as error:  # scipy is missing; nothing else needs it
+    except ModuleNotFoundError as error:  # scipy is missing; the rest of the page works without it
         return [str(error)]
 
 
@@ -107,7 +114,7 @@ def _bodies(
     points = level(lengths, rooms["curves"] / _POINT, CURVE)
     diffs = level([len(text) for text in {run.diff.text for run in found}], rooms["diffs"])
     logs = level([len(run.log.text) for run in found], rooms["logs"])
-    shared: dict[Hashable, int] = {}  # values of several runs, which are on the page once
+    shared: dict[Hashable, int] = {}  # values that several runs may have; the page has them once
 
     def place(value: Hashable) -> int:
         return shared.setdefault(value, len(shared))
@@ -139,7 +146,7 @@ def _written(head: dict[str, Any], bodies: dict[str, list[Any]]) -> bytes:
 
 
 def level(sizes: Sequence[int], total: float, most: int = 2**20) -> int:
-    """The size to cut each to, so that all together stay within a total."""
+    """The size to which each is cut, so that the sum of all is at most `total`."""
     left = int(total)
     for count, size in zip(range(len(sizes), 0, -1), sorted(sizes), strict=True):
         if size > left // count:
@@ -152,13 +159,13 @@ def page_of(data: bytes, live: bool = False) -> bytes:
     """The page with its data.
 
     Args:
-        live: Whether it asks its server for newer data.
+        live: Whether the page asks its server for newer data.
     """
     folder = files("batteries.report")
     page, style = (folder.joinpath(f"page.{kind}").read_bytes() for kind in ("html", "css"))
     parts = [folder.joinpath("page").joinpath(f"{name}.js").read_bytes() for name in SCRIPT]
     script = b'"use strict";\n' + b"\n".join(parts)
-    # Only the style and script with these digests work, even if a run brought others.
+    # Only the style and the script with these digests work, even if a run brings others.
     page = page.replace(b"STYLE-DIGEST", _digest(style)).replace(b"SCRIPT-DIGEST", _digest(script))
     page = page.replace(b"CONNECT-TO", b"'self'" if live else b"'none'")
     page = page.replace(

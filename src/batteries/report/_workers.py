@@ -17,22 +17,22 @@ from batteries._rundir.lines import NAME
 from batteries.report._contents import Contents, contents_of
 from batteries.scoreboard import RunInfo
 
-_SMALL = 16 * 2**20  # bytes of lines that take as long to read as a process takes to start
-_MOST = 8
-# With the path of this process: -c alone looks for modules in the current directory first.
+_SMALL = 16 * 2**20  # bytes of lines; reading them takes as long as starting a process
+_MOST = 8  # processes
+# It gets the import path of this process: -c alone would import from the current directory first.
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from batteries.report._workers import work; "
 _PROGRAM += "work()"
 
 
 def read_contents(runs: Sequence[RunInfo]) -> list[Contents]:
-    """What the page shows of runs. The metrics of the runs are known afterwards."""
+    """Read runs for the page. Afterwards, the runs also have their metrics."""
     size = 0
     for run in runs:
         with suppress(OSError):
             size += (run.path / NAME).stat().st_size
     count = min(os.cpu_count() or 1, _MOST, size // _SMALL)
     if count < 2:
-        # disable=None: a bar where there is a terminal, nothing elsewhere
+        # disable=None: a bar in a terminal, and nothing elsewhere
         return [contents_of(run) for run in tqdm(runs, "report", leave=False, disable=None)]
     found: dict[int, Contents] = {}
     with ThreadPoolExecutor(count) as pool:
@@ -44,7 +44,7 @@ def read_contents(runs: Sequence[RunInfo]) -> list[Contents]:
 
 
 def _read(runs: list[RunInfo]) -> list[Contents]:
-    """In a process of its own; in this one, if that fails."""
+    """Read runs in another process, or in this process if that fails."""
     done = subprocess.run([sys.executable, "-c", _PROGRAM, *sys.path], input=pickle.dumps(runs),
                           capture_output=True, check=False)  # fmt: skip
     if done.returncode:

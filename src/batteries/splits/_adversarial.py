@@ -12,16 +12,18 @@ from batteries.splits._tables import is_missing, random_state, sklearn_room
 
 PARTS = 5  # folds of the cross-validation
 _ROWS = 5000  # at most, of each side
-_FEATURES = 64  # at most; more are projected onto this number
+_FEATURES = 64  # at most; more columns are projected onto this number
 _LARGEST = 1e30  # the classifier adds up all values as float32
 Table = dict[str, NDArray[Any]]
 
 
 def tell_apart(sides: list[Table], seed: int) -> tuple[list[float], dict[str, float]]:
-    """The area under the ROC curve of a classifier of the sides, by fold; each column's importance.
+    """Train a classifier that distinguishes the sides.
 
-    A column's importance is the loss of area when its values are permuted. Many columns, such as
-    pixels, are projected, and have no importance.
+    Returns:
+        The area under the ROC curve (AUC) for each fold, and the importance of each column: the
+        loss of AUC when the values of the column are permuted. Many columns, such as pixels, are
+        projected, and have no importance.
     """
     chance = np.random.default_rng(seed)
     rows = [len(next(iter(side.values()))) for side in sides]
@@ -57,7 +59,8 @@ def tell_apart(sides: list[Table], seed: int) -> tuple[list[float], dict[str, fl
 def tells(column: NDArray[Any] | None, targets: NDArray[Any] | None, seed: int) -> float | None:
     """How well a column alone predicts the targets of unseen rows: AUC of classes, R² of numbers.
 
-    None if this cannot be computed: too few rows, targets of one class, or several values a row.
+    It is None if it cannot be computed: there are too few rows, the targets have one class only, or
+    the column has several values in a row.
     """
     if column is None or targets is None or column.ndim > 1 or len(targets) != len(column):
         return None
@@ -90,7 +93,7 @@ def _splitter(seed: int, stratified: bool = True) -> Any:
 
 
 def _numeric(*columns: NDArray[Any]) -> NDArray[np.float64]:
-    """A column of all sides as numbers, (rows, features). Texts become their rank."""
+    """A column of all sides as numbers, (rows, features). A text becomes its rank."""
     sides = [column.reshape(len(column), -1) for column in columns]
     try:
         both = np.concatenate(sides)

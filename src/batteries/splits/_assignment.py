@@ -17,7 +17,7 @@ from batteries.splits._tables import length_of
 
 @dataclass(frozen=True, eq=False)
 class Folds:
-    """The fold in which each row is validated. Loop over it, or pass it as scikit-learn's `cv=`.
+    """The fold in which each row is validated. Loop over the folds, or pass them to scikit-learn.
 
     >>> folds = Folds(np.array([0, 1, 0]), "kfold")
     >>> for train, valid in folds:
@@ -27,10 +27,12 @@ class Folds:
     >>> len(folds), folds.rows
     (2, 3)
 
+    Functions of scikit-learn take them as `cv=`.
+
     Attributes:
         assignment: (rows,) int64, or (repeats, rows) for repeated folds. -1 for rows that are never
             validated, such as the first ones in the order of time.
-        kind: The kind of `make_folds`.
+        kind: The argument `kind` of `make_folds`, such as "kfold".
         left_out: (folds, rows) bool, the rows that a fold neither trains nor validates on, such as
             those in a gap. None: a fold trains on all rows that it does not validate on, or for
             "time" on all earlier rows.
@@ -47,9 +49,11 @@ class Folds:
         return (self[fold] for fold in range(self.n_folds))
 
     def __getitem__(self, fold: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows to train on and to validate on, sorted."""
+        """The rows to train on and to validate on, sorted. -1 is the last fold."""
         if not -self.n_folds <= (fold := as_whole(fold, "fold")) < self.n_folds:
-            raise IndexError(f"there is no fold {fold}: they are 0 to {self.n_folds - 1}")
+            raise IndexError(
+                f"there is no fold {fold}: they are 0 to {self.n_folds - 1}, or -1 for the last one"
+            )
         fold %= self.n_folds
         repeat, own = divmod(fold, self._of_one)
         column = np.atleast_2d(self.assignment)[repeat]
@@ -109,13 +113,14 @@ class Folds:
 
 
 def fold_indices(folds: Folds, fold: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows to train on and to validate on, sorted: `folds[fold]`.
+    """The rows to train on and to validate on, sorted. It is the same as `folds[fold]`.
 
     >>> train, valid = fold_indices(Folds(np.array([-1, 0, 1]), "time"), 0)
     >>> train.tolist(), valid.tolist()
     ([0], [1])
 
     Raises:
-        IndexError: No such fold.
+        IndexError: There is no such fold.
+        TypeError: `fold` is not a whole number.
     """
     return folds[fold]

@@ -40,34 +40,40 @@ def check_folds(
     ids: str | Sequence[str] | None = None,
     near: Literal["rounded", "images"] | None = None,
 ) -> DataFrame:
-    """Return a short table of the folds, or raise if a group or sample is on both sides of a fold.
+    """Check that no group and no sample is on both sides of a fold. Return a table of the folds.
 
     >>> check_folds(Folds(np.array([0, 1]), "kfold"), targets=["cat", "dog"]).rows()
     [(0, 1, 1, 1.0, 0.0), (1, 1, 1, 0.0, 1.0)]
 
     Args:
-        targets: Classes, (rows,), or the name of a column of `data`. The table has the fraction of
-            each of the twenty most frequent classes in the validation rows, and of all others
-            together. If there are more than twenty different numbers, it has their mean. For
-            labels, (rows, labels), it has the fraction of each label.
+        folds: The folds of `make_folds`.
+        targets: Classes or numbers, (rows,), labels, (rows, labels), or the name of a column of
+            `data`. The table describes them, by the validation rows of each fold.
         groups: Groups, (rows,), or the name of a column of `data`. A group on both sides is a leak.
-        data: The samples, (rows, ...), a table, or a list of arrays, bytes or strings. Exact
-            duplicates on both sides are a leak.
-        ids: Columns of `data` that are not compared. Default: columns of whole numbers, or of texts
-            without a blank, that have a different value in each row. The error names them.
+        data: The samples: an array, (rows, ...), a table, or a list of arrays, bytes or strings.
+            Exact duplicates on both sides are a leak.
+        ids: The names of columns of `data` that are not compared. Default: columns of whole
+            numbers, or of texts without spaces, that have a different value in each row. An error
+            about leaks names these columns.
         near: Also find nearly equal rows, though not all of them. "rounded": numbers that differ
             by less than a twentieth of a column's standard deviation, and texts that differ in
-            blanks and capitals. "images": images with similar perceptual hashes, of any size.
+            spaces and capitals. "images": images with similar perceptual hashes. Their sizes may
+            differ.
 
     Returns:
-        A polars frame, a row for each fold.
+        A polars frame with a row for each fold. "fold", "train" and "valid" are the number of the
+        fold and its numbers of rows. With `targets`, there are also fractions of the validation
+        rows: "class X" for each of the twenty most frequent classes, and one column for all other
+        classes together; or "label 0", "label 1" and so on for labels. Instead, more than twenty
+        different numbers have one column, "mean".
 
     Raises:
         TypeError: `folds` do not come from `make_folds`, or samples are objects that cannot be
             compared.
-        ValueError: Leaks, with their number and the first few. Also: folds for another number of
-            rows, missing targets or groups, an empty fold, an unknown column, or samples that
-            `near` cannot compare.
+        ValueError: The folds leak. The error has, for each fold, how many validation rows leak,
+            and the first few: groups, or numbers of rows. Also: folds for another number of rows,
+            missing targets or groups, an empty fold, an unknown column, or samples that `near`
+            cannot compare.
         ModuleNotFoundError: polars is not installed.
     """
     if not isinstance(folds, Folds):
@@ -94,7 +100,7 @@ def check_folds(
     }
     sides = [] if groups is None else [("groups", groups)]
     if near is not None and data is None:
-        raise ValueError("near= compares samples: pass data=, too")
+        raise ValueError("near= compares samples: pass data= with the samples, too")
     compared, without = _compared(data, ids, targets, groups)
     if data is not None:
         sides.append(("exact duplicates", hashes(_samples(compared))))
@@ -119,7 +125,7 @@ def _check_rows(folds: Folds, **values: Any) -> None:
 
 
 def _compared(data: Any, ids: str | Sequence[str] | None, *given: Any) -> tuple[Any, str]:
-    """A table without its ids, and a text that says so."""
+    """A table without its ids, and a text that names the ids."""
     if data is None or not is_table(data):
         return data, ""
     table = as_table(data)
@@ -147,7 +153,9 @@ def _shares(targets: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
     shares = {f"class {value}": (targets == value).astype(np.float64) for value in shown}
     if len(classes) > len(shown):
         others = ~np.isin(targets, shown)
-        shares[f"{len(classes) - len(shown)} other classes"] = others.astype(np.float64)
+        rest = len(classes) - len(shown)
+        name = f"{rest} other class{'es' * (rest > 1)}"
+        shares[name] = others.astype(np.float64)
     return shares
 
 

@@ -27,7 +27,7 @@ def rows_of(columns: list[NDArray[Any]]) -> list[tuple[Any, ...]]:
 
 
 def near_hashes(data: Any, near: Literal["rounded", "images"]) -> list[NDArray[Any]]:
-    """Arrays of hashes, (rows,) each. Nearly equal rows have equal hashes in one of the arrays."""
+    """Arrays of hashes, (rows,) each. Nearly equal rows have equal hashes in one array or more."""
     if near == "images":
         return [_clusters(torch.stack([_edges(image) for image in data]))]
     if near != "rounded":
@@ -38,7 +38,7 @@ def near_hashes(data: Any, near: Literal["rounded", "images"]) -> list[NDArray[A
             raise ValueError("near='rounded' needs a table, or rows of equally many numbers")
         data = dict(enumerate(np.array(rows).T))
     columns = list(as_table(data).values())
-    # Two near numbers may be in different cells of one grid, but not of both.
+    # Two numbers that are near may be in different cells of one grid, but not of both grids.
     grids = [[_rounded(column, shift) for column in columns] for shift in (0.0, 0.5)]
     return [hashes(rows_of(grid)) for grid in grids]
 
@@ -67,7 +67,10 @@ def _edges(image: Any) -> Tensor:
 
 
 def _clusters(bits: Tensor) -> NDArray[np.int64]:
-    """A number for each cluster of hashes that differ in few bits, also through others: (rows,)."""
+    """The number of each hash's cluster, (rows,).
+
+    Two hashes that differ in few bits are in one cluster. So are the ends of a chain of such pairs.
+    """
     sparse = import_optional("scipy.sparse", for_="near='images'")
     graphs = import_optional("scipy.sparse.csgraph", for_="near='images'")
     blocks = (bits[start : start + _BLOCK] @ bits.T for start in range(0, len(bits), _BLOCK))

@@ -15,7 +15,7 @@ from batteries._foreign import check_regular
 from batteries.splits._assignment import Folds
 from batteries.splits._tables import polars_for
 
-_LEFT = "left out"  # prefix of the columns that say which rows a fold does not use
+_LEFT = "left out"  # prefix of the columns of rows that a fold does not use
 
 
 def kept(

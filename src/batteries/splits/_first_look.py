@@ -32,18 +32,22 @@ Table = dict[str, NDArray[Any]]
 
 
 class Look(NamedTuple):
-    """The result of `look`. `plot` draws it on one page.
+    """What `look` returns. `plot` draws it on one page.
 
     >>> Look(columns=None, classes=None, auc=0.5, spread=0.01).auc
     0.5
 
     Attributes:
-        columns: A polars frame with a row for each column, or one row for an array.
-        classes: A polars frame with the fraction of each class; None without targets.
-        auc: The AUC of a classifier of train and test: near 0.5 they are alike, near 1 they differ.
+        columns: A polars frame with a row for each column, or one row for an array. `look`
+            describes it.
+        classes: A polars frame with a row for each different target: "class", its number of "rows",
+            and their fraction, "part". None without targets, and for several labels.
+        auc: The AUC of a classifier that distinguishes train from test. Near 0.5, train and test
+            are alike; near 1, they differ.
         spread: The standard deviation of `auc` over five folds.
-        note: The reason if `auc` is NaN.
-        missing: A polars frame: the columns that are missing together, and in how many rows.
+        note: The reason if `auc` is NaN; empty otherwise.
+        missing: A polars frame with a row for each set of columns that are "missing" in the same
+            rows, and the number of these rows "in train" and "in test".
     """
 
     columns: DataFrame
@@ -55,7 +59,7 @@ class Look(NamedTuple):
 
     @property
     def leaks(self) -> list[str]:
-        """The columns that nearly determine the target alone (AUC or R² over 0.98)."""
+        """The names of columns that alone nearly determine the target (AUC or R² over 0.98)."""
         told = self.columns.filter(self.columns["tells target"].fill_null(0.0) > _LEAK)
         return list(told["column"])
 
@@ -70,9 +74,10 @@ class Look(NamedTuple):
         figure = figures.Figure(figsize=(11, 8), layout="constrained")
         panels = figure.subplots(2, 2)
         columns = self.columns
+        found = self.note or f"AUC {self.auc:.3f} ± {self.spread:.3f}"
         _bars(
             *(panels[0, 0], columns["column"], columns["tells test"]),
-            f"columns that differ between train and test (AUC {self.auc:.3f} ± {self.spread:.3f})",
+            f"columns that differ between train and test\n({found})",
         )
         _bars(
             *(panels[0, 1], columns["column"], columns["tells target"]),
@@ -86,9 +91,12 @@ class Look(NamedTuple):
                     "rows in which these columns are missing: train above, test below",
                     shift=shift, color=color,
                 )  # fmt: skip
+        names: Any = ()
+        parts: Any = ()
         if self.classes is not None:
             rows = self.classes.sort("rows", descending=True)
-            _bars(panels[1, 1], rows["class"], rows["part"], "the fraction of each class")
+            names, parts = rows["class"], rows["part"]
+        _bars(panels[1, 1], names, parts, "the fraction of each class")
         with write_whole(path) as file:
             figure.savefig(file, format="png", dpi=110)
 
@@ -112,8 +120,8 @@ def look(
 
     The comparison is adversarial validation. A quick classifier learns to distinguish train from
     test, on at most 5,000 rows of each. `auc` is its cross-validated area under the ROC curve. An
-    infinity counts as missing. With fewer than 5 rows of train or test, `auc` is NaN, and `note`
-    says why.
+    infinity counts as missing there. With fewer than 5 rows of train or test, `auc` is NaN, and
+    `note` says why.
 
     `Look.columns` has, for each column:
 
@@ -121,24 +129,25 @@ def look(
       gets only features, since ids and groups always differ.
     - "tells test": the loss of `auc` when the column is permuted.
     - "tells target": how well the column alone predicts the target of unseen rows, as AUC (0.5 is
-      chance), or R² for numbers. Near 1 it is a leak: see `Look.leaks`.
-    - "known in test": the fraction of test rows whose value is in train, for texts and whole
-      numbers. If it is near 0 for a group, use folds by group.
-    - "train dtype", "missing in train", "infinite in train": the type with the shape, and the
-      number of such values. The same columns exist for test.
+      chance), or as R² if the targets are numbers. A value near 1 is a leak: see `Look.leaks`.
+    - "known in test": the fraction of test rows whose value is also in train, for texts and whole
+      numbers. If this is near 0 for a column of groups, use folds by group.
+    - "train dtype": the type with the shape. "missing in train", "infinite in train": the number of
+      such values. The same columns exist for test.
 
     Args:
         train: A table, or an array or tensor, (rows, ...).
         test: The test data in the same form. Only columns in both are compared.
         targets: Classes or numbers of train, (rows,), or the name of a column.
+        seed: The seed of the classifiers, of their folds and of the choice of rows.
         groups: The name of the column of groups, or several names.
         ids: The names of the columns of ids. Default: columns of whole numbers, or of texts without
-            a blank, that have a different value in each row of both.
+            spaces, that have a different value in each row of train, and in each row of test.
 
     Raises:
-        TypeError: Data of another type, or a seed that is no whole number.
-        ValueError: Nothing to compare, rows of different shapes, not one target for each row, or an
-            unknown column.
+        TypeError: `train` or `test` is not a table or an array, or `seed` is not a whole number.
+        ValueError: No column is in both tables, rows have different shapes, a row has no target, or
+            a column is unknown.
         ModuleNotFoundError: polars or scikit-learn is not installed.
     """
     polars = polars_for("look")
@@ -149,7 +158,10 @@ def look(
     shared = [key for key in tables[0] if key in tables[1] and key != name]
     features = [key for key in shared if kinds[key] == "feature"] or shared  # ids, or nothing
     if not features:
-        raise ValueError("train and test have no column in common")
+        raise ValueError(
+            f"train and test have no column in common: train has {list(tables[0])[:_MOST]}, and "
+            f"test has {list(tables[1])[:_MOST]}"
+        )
     _check_shapes(tables, shared, truth)
     balance = None if truth is None or truth.ndim > 1 else polars.DataFrame(_balance(truth))
     few = [f"{len(table[shared[0]])} in {side}" for side, table in _named(tables)]

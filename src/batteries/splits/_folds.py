@@ -1,4 +1,4 @@
-"""Make folds: the same for the same arguments, and kept in a file."""
+"""Make folds, and keep them in a file. Equal arguments give equal folds."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def make_folds(
     repeats: int = 1,
     path: PathLike | None = None,
 ) -> Folds:
-    """Divide rows into folds with scikit-learn's splitters: the same for the same arguments.
+    """Divide rows into folds with scikit-learn's splitters. Equal arguments give equal folds.
 
     >>> folds = make_folds([0, 0, 1, 1], n_folds=2, kind="stratified")
     >>> for train, valid in folds:
@@ -65,10 +65,13 @@ def make_folds(
     2 2
 
     Args:
-        data: The number of rows, the targets, (rows,), or a table: a polars or pandas frame, or a
-            dict of columns.
+        data: The number of rows, a table (a polars or pandas frame, or a dict of columns), or an
+            array or list of one item a row. For "stratified" and "stratified_group", an array or
+            list is the targets if there is no `targets`.
+        n_folds: The number of folds, 2 or more.
         kind: "kfold"; "stratified": folds have the same fractions of classes; "group": no group is
             on both sides; "stratified_group": both; "time": a fold trains on earlier rows only.
+        seed: The seed of the shuffle, from 0 to 2**64 - 1. "time" does not use it.
         targets: Classes, (rows,); numbers, (rows,), which are binned by quantiles; or labels,
             (rows, labels), 0 if a row does not have one. Or the name of a column of the table, or
             the names of the columns of labels.
@@ -76,28 +79,31 @@ def make_folds(
         time: For "time": dates or numbers that order the rows, (rows,), or the name of a column.
             Rows of one time are in one fold. Default: the rows are in order.
         gap: For "time": the span next to the validation rows that is not trained on. It is a whole
-            number of rows, a `timedelta`, or a float if times are numbers. Rows at exactly this
-            distance in time are trained on.
-        embargo: For "time": a fold trains on later rows, too, except for the gap and this span
-            after the validation rows. Every row is validated then.
+            number of rows, a `timedelta`, or a float if times are numbers. A row at exactly this
+            distance in time is trained on.
+        embargo: For "time": a fold also trains on later rows, except for the rows in the gap and in
+            this span after the validation rows. With an embargo, every row is validated.
         window: For "time": the longest span to train on, before the gap. Default: all.
         repeats: The number of times that all folds are made, with `seed`, `seed + 1` and so on.
         path: A `.csv` or `.parquet` file of the folds. It is loaded if it exists, else written.
             Rank 0 does this. All ranks make the call, and get the same folds or the same error.
 
+    Returns:
+        The folds. `for train, valid in folds` gives the numbers of the rows of each fold.
+
     Raises:
-        OSError: The file cannot be read or written. All ranks raise it.
+        OSError: The file cannot be opened or written. All ranks raise it.
         TypeError: A number or a span of another type, or an unknown argument. If scikit-learn has
-            this argument, the error says how it is called here.
+            this argument, the error has its name here.
         ValueError: Too few rows, groups, or members of a class for so many folds; an unknown kind
             or column; missing targets or groups, or not one for each row; groups for a kind that
             would divide them; arguments that exclude each other; a negative span, or one that
             leaves no rows to train on; rows that are not in the order of time; a file of other
-            folds, or one that was changed.
+            folds, or a file that was changed or is damaged.
         ModuleNotFoundError: scikit-learn is not installed; or polars, for `path`.
     """
     labels = ": pass labels as targets=" if isinstance(n_folds, Iterable) else ""
-    n_folds = as_whole(n_folds, "n_folds", told=labels)  # not numpy's, which have another repr
+    n_folds = as_whole(n_folds, "n_folds", told=labels)  # numpy's numbers have another repr
     seed, repeats = as_seed(seed), as_whole(repeats, "repeats", 1)
     rows, targets = _rows_and_targets(data, targets, "stratified" in str(kind))
     groups = groups_of(data, groups)

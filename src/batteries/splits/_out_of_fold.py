@@ -1,4 +1,4 @@
-"""Out-of-fold predictions: each row is predicted by the model that has not seen it."""
+"""Out-of-fold predictions. Each row is predicted by the model that has not seen it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Score(NamedTuple):
 
     Attributes:
         value: The score on all rows at once.
-        folds: The score on each fold.
-        spread: The standard deviation over the folds; NaN for one fold.
+        folds: The score on each fold that was added, in the order of the folds.
+        spread: The standard deviation of `folds`; NaN for one fold.
         rows: The number of rows that have a prediction.
     """
 
@@ -35,7 +35,7 @@ class Score(NamedTuple):
 
 
 class OutOfFold:
-    """The predictions of all folds: each row is predicted by the model that has not seen it.
+    """The predictions of all folds. Each row is predicted by the model that has not seen it.
 
     >>> folds = make_folds(4, n_folds=2)
     >>> oof = OutOfFold(folds)
@@ -47,7 +47,9 @@ class OutOfFold:
     array([0.5])
 
     Args:
-        allow_missing: Whether folds may be missing. Their rows are NaN and are not scored.
+        folds: The folds of `make_folds`.
+        allow_missing: Whether folds may be missing. The rows of missing folds are NaN, and are not
+            scored.
 
     Raises:
         TypeError: `folds` is not what `make_folds` returns.
@@ -72,14 +74,18 @@ class OutOfFold:
         """Add the predictions of one fold's model.
 
         Args:
-            predictions: (rows of the fold, ...), in the order of `folds[fold]`.
-            test: (test rows, ...), the same rows for each fold.
+            fold: The number of the fold. -1 is the last one.
+            predictions: (validation rows of the fold, ...), in the order of `folds[fold][1]`.
+            test: The predictions of the test set, (test rows, ...). Each fold predicts the same
+                test rows.
             trained_on: The `hash` of the folds that the model was trained on, if the run has
-                recorded it. A model of other folds is refused.
+                recorded it. The predictions of a model of other folds are refused.
 
         Raises:
-            ValueError: Other folds, a fold that was added before, or arrays of another shape.
-            IndexError: No such fold.
+            TypeError: `fold` is not a whole number.
+            ValueError: The model was trained on other folds, the fold was added before, or an array
+                has another shape than expected.
+            IndexError: There is no such fold.
         """
         _, rows = self._folds[fold]
         fold = range(self._folds.n_folds)[fold]  # -1 is the last one
@@ -91,7 +97,7 @@ class OutOfFold:
         if fold in self._valid:
             raise ValueError(f"fold {fold} was added before: add each fold once")
         # A copy: the caller may use its memory again.
-        own = np.array(as_array(predictions, "predictions"))
+        own = np.array(as_array(predictions, "predictions"), ndmin=1)
         if len(own) != len(rows):
             raise ValueError(
                 f"fold {fold} has {len(rows)} rows, but there are {len(own)} predictions"
@@ -124,10 +130,11 @@ class OutOfFold:
     def predictions(self) -> NDArray[Any]:
         """The predictions of all rows, (rows, ...).
 
-        Repeated folds give the mean. Rows without a prediction are NaN.
+        With repeated folds, it is the mean of the repeats. Rows without a prediction are NaN. The
+        dtype is the common one of the folds; it is a float if there are repeats or NaNs.
 
         Raises:
-            ValueError: Folds are missing, with their numbers.
+            ValueError: Folds are missing. The error names them.
         """
         self._check_complete(self._valid)
         times = np.zeros(self._folds.rows, dtype=np.int64)
@@ -149,10 +156,12 @@ class OutOfFold:
 
     @property
     def test(self) -> NDArray[Any]:
-        """The mean of the folds' test predictions, computed in float64.
+        """The mean of the folds' test predictions, (test rows, ...).
+
+        It is computed in float64. It has the dtype of the predictions if they are floats.
 
         Raises:
-            ValueError: Folds are missing, with their numbers.
+            ValueError: Folds, or their test predictions, are missing. The error names the folds.
         """
         self._check_complete(self._test)
         dtype = np.result_type(*self._test.values())
@@ -176,7 +185,8 @@ class OutOfFold:
 
         Raises:
             TypeError: The metric does not return one number.
-            ValueError: Folds are missing, targets of another length, or an unknown metric.
+            ValueError: Folds are missing, `targets` has another number of rows, or the metric is
+                unknown.
             ModuleNotFoundError: scikit-learn is not installed, for a metric by its name.
         """
         truth = as_array(targets, "targets")
@@ -195,8 +205,15 @@ class OutOfFold:
 
     def _check_complete(self, kept: dict[int, NDArray[Any]]) -> None:
         absent = [fold for fold in range(self._folds.n_folds) if fold not in kept]
-        if absent and not (self._allow_missing and kept):
-            raise ValueError(
-                f"{len(absent)} of {self._folds.n_folds} folds are missing "
-                f"({', '.join(map(str, absent))}): add them, or pass allow_missing=True"
-            )
+        if not absent or (self._allow_missing and kept):
+            return
+        add = "add at least one" if self._allow_missing else "add them"
+        what = "are missing"
+        if untested := [fold for fold in absent if fold in self._valid]:
+            absent, add = untested, "pass test= to add for each fold"
+            what = "have no test predictions"
+        more = "" if self._allow_missing else ", or pass allow_missing=True"
+        raise ValueError(
+            f"{len(absent)} of {self._folds.n_folds} folds {what} "
+            f"({', '.join(map(str, absent))}): {add}{more}"
+        )

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BINS = 20
-_CLASSES = 20  # more whole numbers, most of them rare, are binned
+_CLASSES = 20  # if there are more different whole numbers, and most are rare, they are binned
 
 
 def strata(targets: NDArray[Any], n_folds: int) -> NDArray[Any]:
-    """Classes as they are, and numbers as bins between quantiles: (rows,).
+    """Classes as they are; numbers as bins between quantiles, (rows,).
 
-    There are at most 20 bins, and each has at least a row for each fold.
+    There are at most 20 bins, and each bin has at least as many rows as there are folds.
     """
     values, place, counts = np.unique(targets, return_inverse=True, return_counts=True)
     kind = targets.dtype.kind
@@ -35,7 +35,7 @@ def of_labels(labels: NDArray[Any], n_folds: int, seed: int) -> NDArray[np.int64
     """The fold of each row, (rows,). Each label has about as many rows in each fold.
 
     Iterative stratification (Sechidis et al. 2011): the label with the fewest rows left is divided
-    first. Each of its rows goes to the fold that lacks most of it.
+    first. Each row of this label goes to the fold that still needs most rows of the label.
 
     Args:
         labels: (rows, labels), 0 if a row does not have a label.

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batteries._arrays import as_array, as_names
+from batteries._foreign import brief
 from batteries._optional import import_optional
 
 _NAMED = 5  # rows in an error
@@ -20,7 +21,13 @@ def is_table(data: Any) -> bool:
 
 
 def column_of(data: Any, column: Any, told: str = "it") -> Any:
-    """An array, or a column of a table by its name; for several names (rows, names)."""
+    """The column of a table by its name, (rows,), or by several names, (rows, names).
+
+    Other values are returned as an array.
+
+    Args:
+        told: The name of the argument, for errors.
+    """
     names = isinstance(column, list | tuple) and all(isinstance(each, str) for each in column)
     if names and column and is_table(data) and set(column) <= set(names_in(data)):
         return np.stack([column_of(data, name) for name in column], axis=1)
@@ -45,8 +52,8 @@ def groups_of(data: Any, groups: Any) -> Any:
     own = column_of(data, groups, "groups")
     if own is not None and own.ndim != 1:
         raise ValueError(
-            f"groups have shape {own.shape}; expected (rows,): join the columns into "
-            "one, such as 'a/b', if rows of a group are equal in all of them"
+            f"groups have shape {own.shape}; expected (rows,): join the columns into one, with "
+            "values such as 'a/b', if all columns together are the group"
         )
     return own
 
@@ -60,20 +67,26 @@ def length_of(data: Any) -> int:
 
 
 def as_table(data: Any) -> dict[str, NDArray[Any]]:
-    """The columns as arrays. An array becomes a table of one column."""
+    """The columns as arrays. An array becomes a table with one column, "values"."""
     if is_table(data):
         table = {name: as_array(data[name], f"column {name!r}") for name in names_in(data)}
         lengths = {name: len(column) for name, column in table.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the columns of a table have different lengths: {lengths}")
         return table
-    return {"values": as_array(data, "data")}
+    values = as_array(data, "data")
+    if not values.ndim:
+        raise TypeError(f"data is {brief(data)}; expected a table, an array or a tensor of rows")
+    return {"values": values}
 
 
 def id_columns(
     table: Mapping[str, NDArray[Any]], ids: str | Iterable[str] | None = None
 ) -> list[str]:
-    """The columns of ids. Default: whole numbers, or texts without a blank, all different."""
+    """The names of the columns of ids.
+
+    By default, these have whole numbers, or texts without spaces, and no value twice.
+    """
     if ids is None:
         return [name for name, column in table.items() if _names_rows(column)]
     return known_names(table, ids)

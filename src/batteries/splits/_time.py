@@ -1,4 +1,4 @@
-"""Folds in the order of time: blocks, and the rows beside them that are not trained on."""
+"""Folds in the order of time: blocks of rows, and the rows that each fold does not use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Blocks = tuple[NDArray[np.int64], NDArray[np.bool_] | None]
 
 
 def as_times(values: Any, rows: int) -> NDArray[Any]:
-    """Numbers or dates that can be ordered, (rows,). Without any, the rows are in order."""
+    """Numbers or dates that can be ordered, (rows,). Without values, the rows are in order."""
     if values is None:
         return np.arange(rows)
     times = np.asarray(values)
@@ -32,7 +32,7 @@ def as_times(values: Any, rows: int) -> NDArray[Any]:
 
 
 def _dates(times: NDArray[Any]) -> NDArray[Any]:
-    """Dates of numpy, in UTC, for Python's dates, and for pandas' with a time zone."""
+    """Dates of Python, and dates of pandas with a time zone, as dates of numpy in UTC."""
     if times.dtype != object or not all(isinstance(each, datetime.date) for each in times.flat):
         return times
     zoned = [bool(getattr(each, "tzinfo", None)) for each in times.flat]
@@ -45,7 +45,7 @@ def _dates(times: NDArray[Any]) -> NDArray[Any]:
 
 
 def refuse_unsorted(data: dict[str, NDArray[Any]]) -> None:
-    """Raise if a table has a column of unsorted dates: its rows are not in the order of time."""
+    """Raise if the rows of a table are not in the order of a column of dates."""
     for name, column in data.items():
         if column.dtype.kind in "MO" and column.ndim == 1:
             known = _dates(column[~is_missing(column)])
@@ -117,10 +117,11 @@ def _check_spans(times: NDArray[Any], gap: Any, embargo: Any, window: Any) -> No
     dates = times.dtype.kind == "M"
     kinds: Any = (datetime.timedelta, np.timedelta64) if dates else float
     for name, span in (("gap", gap), ("embargo", embargo), ("window", window)):
-        if span is None or _is_rows(span):
-            least = int(name == "window")
-            if span is not None and span < least:
+        if _is_rows(span):
+            if span < (least := int(name == "window")):
                 raise ValueError(f"{name} is {span}; expected {least} or more rows")
+        elif span is None and name != "gap":
+            continue
         elif not isinstance(span, kinds):
             unit = "a datetime.timedelta" if dates else "a float, because the times are numbers"
             raise TypeError(f"{name} is {span!r}; expected a number of rows, or {unit}")

@@ -1,5 +1,5 @@
-// Elements, and how values look. What runs say reaches the page as text nodes and attributes only,
-// never as markup.
+// Elements, and how values look. Texts of runs become text nodes and attributes of the page, never
+// markup.
 
 const byId = (id) => document.getElementById(id);
 const SVG = new Set(["svg", "path", "line", "circle", "text", "g", "rect", "polygon", "clipPath", "title"]);
@@ -18,6 +18,7 @@ function make(tag, attributes, ...children) {
 const on = (node, event, act) => (node.addEventListener(event, act), node);
 const button = (text, act, attributes) => on(make("button", { type: "button", ...attributes }, text), "click", act);
 const note = (text) => make("p", { class: "note" }, text);
+const counted = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
 
 function number(value, digits = 5) {
   if (!Number.isFinite(value)) return "";
@@ -28,7 +29,7 @@ function number(value, digits = 5) {
     : String(Number(value.toPrecision(digits)));
 }
 
-// The fewest digits that keep different values of a column apart.
+// The fewest digits with which different values of a column look different.
 function digitsOf(values) {
   const exact = new Set(values.filter(Number.isFinite).map((value) => Number(value.toPrecision(12))));
   for (let digits = 5; digits < 12; digits += 1) {

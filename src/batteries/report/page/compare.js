@@ -1,14 +1,15 @@
 // What differs between the runs that are drawn: arguments, scores, code.
 
-const SIDE = 8;  // runs beside each other
-const LINES = 1500;  // of a diff, at most
+const SIDE = 8;  // runs side by side, at most
+const LINES = 1500;  // lines of a diff, at most
 
 function startCompare() {
   const node = make("div");
   byId("compare").append(node);
   let pair = [0, 1];
   watchers.push(later(() => {
-    const some = drawn().flatMap((unit) => unit.runs).slice(0, SIDE);
+    const every = drawn().flatMap((unit) => unit.runs);
+    const some = every.slice(0, SIDE);
     if (some.length < 2) {
       node.replaceChildren(note("Draw two or more runs to see what differs between them."));
       return;
@@ -18,11 +19,12 @@ function startCompare() {
     pair = pair.map((place, index) => (place < some.length ? place : index));
     const code = make("div");
     const showCode = () => code.replaceChildren(codeOf(some[pair[0]], some[pair[1]]));
-    const choose = (index) => selectOf(index ? "And that of" : "The code of", names, names[pair[index]], (name) => {
+    const choose = (index) => selectOf(index ? "The second run, whose code is compared" : "The first run, whose code is compared", names, names[pair[index]], (name) => {
       pair[index] = names.indexOf(name);
       showCode();
     });
     node.replaceChildren(
+      ...(every.length > SIDE ? [note(`The first ${SIDE} of ${every.length} drawn runs`)] : []),
       sideBySide("Arguments that differ", data.arguments, some, true),
       sideBySide("Scores and metrics", scores, some, false),
       make("h3", null, "Code"), make("p", { class: "tools" }, choose(0), choose(1)), code);
@@ -60,13 +62,16 @@ function bestOf(column, values) {
 function codeOf(first, second) {
   const [a, b] = [first, second].map((run) => String(valueOf(run, "commit") || "unknown"));
   const [before, after] = [first, second].map((run) => data.shared[runs[run].diff]);
-  const commits = a === b ? `Both are of commit ${a}.` : `Commits ${a} and ${b}.`;
-  if (before === after) return note(`${commits} ${before ? "The changes after the commit are the same." : ""}`);
-  const title = "Changes after the commit: the lines in which the two runs differ";
-  return make("div", null, note(commits), box(title, diffText(lineDiff(before.split("\n"), after.split("\n")))));
+  const commits = a !== b ? `Commits: ${a} and ${b}.`
+    : a === "unknown" ? "The commits of both runs are unknown." : `Both runs have commit ${a}.`;
+  if (before === after) return note(`${commits}${before ? " The changes after the commit are the same." : ""}`);
+  const lines = [before, after].map((text) => text.split("\n"));
+  const cut = lines.some((each) => each.length > LINES) ? ` The first ${LINES} lines of the changes are compared.` : "";
+  return make("div", null, note(commits + cut),
+    box("The changes after the commit: - only in the first run, + only in the second", diffText(lineDiff(...lines))));
 }
 
-// The lines of two texts: common ones (the longest sequence of them), removed ones, added ones.
+// The lines of two texts: common lines (the longest sequence), removed lines and added lines.
 function lineDiff(a, b) {
   if (a.length > LINES || b.length > LINES) {
     [a, b] = [a.slice(0, LINES), b.slice(0, LINES)];

@@ -2,7 +2,7 @@
 
 const FOLD = /(^|\/)fold[_-]?(\d+)(?=\/|$)/i;
 const PANELS = 3;
-const FAR = 20;  // times the height of nearly all values: beyond it a value is an outlier
+const FAR = 20;  // a value is an outlier beyond so many times the range of nearly all values
 const panels = [];
 
 // ---------------------------------------------------------------- which panels
@@ -38,7 +38,7 @@ function pointsOf(run, curve) {
   return along[0].length ? curve.steps.map((step, index) => [interpolate(along, step), curve.values[index]]) : [];
 }
 
-// An exponential mean over some per cent of the curve's length, which starts without a bias.
+// An exponential mean without bias at its start. Its length is some per cent of the curve's length.
 function smoothed(points) {
   if (!state.smooth || points.length < 3) return points;
   const wide = ((points[points.length - 1][0] - points[0][0]) * state.smooth) / 100 || 1;
@@ -97,7 +97,8 @@ function seriesOf(group) {
   return found;
 }
 
-// Parts look different: folds by their dashes, the rest by width; parts of one run by colour.
+// Parts look different: folds have other dashes, other parts other widths. If one run is drawn, its
+// folds have other colours.
 function looksOf(series) {
   const parts = [...new Set(series.map((each) => each.part))].sort(natural.compare);
   const folds = parts.map((part) => FOLD.exec(part)).map((found) => (found ? Number(found[2]) : -1));
@@ -118,7 +119,7 @@ function looksOf(series) {
 
 // ---------------------------------------------------------------- the frame of a panel
 
-// The ends of the axis. With "clip outliers", the few values far from all others lie outside.
+// The ends of the axis. With "clip outliers", the few values that are far from all others lie outside.
 function limitsOf(values, log) {
   const known = values.filter(isOn(log)).sort((a, b) => a - b);
   if (!state.clip || known.length < 20) return range(known, 0.05, log);
@@ -128,7 +129,7 @@ function limitsOf(values, log) {
   return range(known.filter((value) => f(value) <= at(0.95) + wide && f(value) >= at(0.05) - wide), 0.05, log);
 }
 
-// Breaks where a value is not finite; values beyond the axis run along its edge.
+// A line with a break where a value is not finite. Values beyond the axis are drawn at its edge.
 function linePath(points, frame, log) {
   let path = "";
   let open = false;
@@ -214,7 +215,7 @@ function panel(place) {
     const series = seriesOf(name);
     if (!series.length) {
       key.replaceChildren();
-      const told = drawn().length ? (state.x === "step" ? "no run that is drawn has this metric" : `the ${state.x} of its values is not known`)
+      const told = drawn().length ? (state.x === "step" ? "no run that is drawn has this metric" : `the ${state.x} of these values is not known`)
         : "no run is drawn: tick one in the table";
       found.empty(width, told);
       return;
@@ -271,7 +272,7 @@ function keyOf(name, series, look) {
 
 function clipped(series, [low, high]) {
   const count = series.flatMap((each) => each.raw).filter(([, y]) => y !== null && (y > high || y < low)).length;
-  return count ? `${count} points lie outside, at the triangles` : "";
+  return count ? `${counted(count, "point lies", "points lie")} outside the plot: triangles mark the places` : "";
 }
 
 function tellAt(x, own, found, series, look, [low, high]) {

@@ -1,4 +1,4 @@
-// What the page knows of runs: `data` as Python wrote it, its columns, and curves as numbers.
+// What the page knows about runs: `data` as Python wrote it, its columns, and curves as numbers.
 
 let data = null;
 let runs = [];
@@ -53,7 +53,7 @@ function columnOf(name) {
   const end = ends.find((each) => Object.hasOwn(data.columns, `${name}.${each}`));
   if (end) return `${name}.${end}`;
   const near = data.names.filter((each) => each.toLowerCase().includes(name.toLowerCase())).slice(0, 3);
-  throw new Error(`there is no column ${name}${near.length ? `; there is ${near.join(", ")}` : ""}`);
+  throw new Error(`there is no column ${name}${near.length ? `; the nearest: ${near.join(", ")}` : ""}`);
 }
 
 const differing = () => once("differing", () => data.arguments.filter((name) =>

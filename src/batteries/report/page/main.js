@@ -1,16 +1,16 @@
-// The page itself: it begins here, with the modules before it.
+// The start of the page. It uses all other modules.
 
 const EVERY = 2000;  // milliseconds between two looks at a server
 
 function showHead() {
   document.title = `Runs in ${data.logdir}`;
   document.querySelector("h1").textContent = `Runs in ${data.logdir}`;
-  byId("about").textContent = `${runs.length} ${runs.length === 1 ? "run" : "runs"}, written `
+  byId("about").textContent = `${counted(runs.length, "run")}, written `
     + `${moment(data.written)} UTC by batteries ${data.version}`;
   const problems = runs.flatMap((run) => run.problems.map((text) => `${run.name}: ${text}`));
   byId("problems").hidden = !problems.length;
   byId("problems").querySelector("summary").textContent =
-    `${problems.length} ${problems.length === 1 ? "problem" : "problems"} with files`;
+    `${counted(problems.length, "problem")} with files`;
   byId("problems").querySelector("ul").replaceChildren(...problems.map((text) => make("li", null, text)));
   byId("which").replaceChildren(...runs.map((run, index) => make("option", { value: index }, run.name)));
 }
@@ -39,7 +39,7 @@ async function watch() {
       } else if (answer.status !== 304) throw new Error(`the server says ${answer.status}`);
       told.textContent = "live";
     } catch (error) {
-      told.textContent = `no longer live: ${error.message}`;
+      told.textContent = `no longer live: ${error.message}. Is \`batteries report --watch\` still running?`;
     }
   }
 }

@@ -1,4 +1,4 @@
-// Axes, and what all plots have: keys and pointer that read values, zoom, pictures of a plot.
+// Axes, and the parts of all plots: reading values by key and pointer, zoom, pictures of a plot.
 
 function ticks(low, high, count) {
   const raw = (high - low) / count;
@@ -153,7 +153,8 @@ function dragging(svg, found, dragged) {
   on(svg, "dblclick", () => dragged(null, null));
 }
 
-// Draws now and whenever the width changes. The observer has the width: reading it would be slow.
+// Draws now and after each change of the width. The observer passes the width, because reading it
+// from the element would be slow.
 function drawWide(node, draw, when = (act) => act) {
   let width = 0;
   const redraw = when(() => { if (width >= 80) draw(width); });
@@ -169,7 +170,7 @@ function drawWide(node, draw, when = (act) => act) {
 
 const LOOKS = ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font-size", "font-family"];
 
-// The plot as a file: it has its looks in it, because the style of this page is not there.
+// The plot as a file. Its looks are in the file, because the style of this page is not.
 function svgText(svg, title) {
   const copy = svg.cloneNode(true);
   const nodes = [...svg.querySelectorAll("*")];

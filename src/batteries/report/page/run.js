@@ -87,12 +87,12 @@ function histogramOf([counts, low, high, lost], label) {
       width: Math.max(width / counts.length - 1, 0.5), height: tall });
   });
   const all_ = counts.reduce((sum, count) => sum + count, 0);
-  const text = `${label}: ${all_} values from ${number(low)} to ${number(high)}${lost ? `, ${lost} not finite` : ""}`;
+  const text = `${label}: ${counted(all_, "value")} from ${number(low)} to ${number(high)}${lost ? `, ${lost} not finite` : ""}`;
   return make("div", null,
     make("svg", { class: "plot still", role: "img", "aria-label": text, viewBox: `0 0 ${width} ${height}` }, ...bars,
       make("text", { x: 0, y: height - 4 }, number(low)),
       make("text", { x: width, y: height - 4, "text-anchor": "end" }, number(high))),
-    ...(lost ? [note(`${lost} values are not finite`)] : []));
+    ...(lost ? [note(counted(lost, "value is not finite", "values are not finite"))] : []));
 }
 
 // ---------------------------------------------------------------- checkpoints of all runs

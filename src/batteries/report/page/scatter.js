@@ -13,7 +13,7 @@ function scatterColumns() {
   return { numeric, x, y };
 }
 
-// Each axis is linear or logarithmic by its values, unless the user has ticked it for both.
+// The values decide whether an axis is logarithmic, until the user decides it for both axes.
 const isLog = (column) => (state.slog === null ? wide(numbersOf(column)) : state.slog) && numbersOf(column).some((v) => v > 0);
 
 function startScatter() {
@@ -33,8 +33,8 @@ function startScatter() {
       tools.dataset.of = key;
       const logs = tickOf("log axes", xlog || ylog, (wanted) => change({ slog: wanted }));
       tools.replaceChildren(
-        make("label", null, "Across ", selectOf("Column across", numeric, x, (sx) => change({ sx }))),
-        make("label", null, "Up ", selectOf("Column up", numeric, y, (sy) => change({ sy }))),
+        make("label", null, "Horizontal ", selectOf("Horizontal column", numeric, x, (sx) => change({ sx }))),
+        make("label", null, "Vertical ", selectOf("Vertical column", numeric, y, (sy) => change({ sy }))),
         logs, saving(found, title));
     }
     const points = units.flatMap((unit) => unit.runs)
@@ -43,11 +43,11 @@ function startScatter() {
         && isOn(xlog)(point.x) && isOn(ylog)(point.y))
       .sort((a, b) => a.x - b.x);
     found.svg.setAttribute("aria-label", `${title()}: arrow keys read the runs`);
-    if (!points.length) return void found.empty(width, "no run of the table has both");
+    if (!points.length) return void found.empty(width, "no run of the table has a number in both columns");
     drawPoints(found, width, points, { x, y, xlog, ylog });
     const scores = /^(validation|test|leaderboard\..*)$/;
     notes.replaceChildren(...(scores.test(x) && scores.test(y)
-      ? [note("On the dashed line both are equal."), ...data.gaps.map(note)] : []));
+      ? [note("On the dashed line, both scores are equal."), ...data.gaps.map(note)] : []));
   }
 
   drawWide(node, redraw, later);

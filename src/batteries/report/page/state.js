@@ -6,9 +6,9 @@ const NEW = {
 };
 const BEST = 5;  // runs that are drawn at first
 const state = structuredClone(NEW);
-const watchers = [];  // what is drawn again when something changes
+const watchers = [];  // functions that draw again when something changes
 
-// A list repeats its name; an empty list has its name once, without a value.
+// A list has its name once for each value. An empty list has its name once, without a value.
 function toHash() {
   const found = new URLSearchParams();
   for (const [name, value] of Object.entries(state)) {
@@ -93,7 +93,8 @@ function spread(some, column) {
   };
 }
 
-// Until the user chooses, the best few runs or groups are drawn, those with curves first.
+// Until the user chooses, the best few runs or groups are drawn. Without groups, runs without a
+// score come last, and only if they have curves.
 function firstDrawn() {
   let found = unitsOf(bestFirst(all(), score()));
   if (state.group.length) {

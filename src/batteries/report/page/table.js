@@ -1,6 +1,7 @@
 // The table of runs, or of groups of them: filtered, sorted, with the columns that are wanted.
 
-const FIRST = 100;  // lines that are there at once
+const FIRST = 100;  // lines that are shown at first
+const MANY = 30;  // lines that one click draws
 let tableKey = null;  // what the table was made of
 let marks = [];  // for each line, a function that shows whether the line is drawn
 
@@ -21,7 +22,7 @@ function someRuns() {
   }
 }
 
-// The lines of the table: an object each, by column.
+// The lines of the table. Each is an object with its values by column.
 function linesOf(some) {
   if (!state.group.length) {
     const columns = shownColumns();
@@ -101,8 +102,8 @@ function makeTable() {
   const body = shown.map((line) => lineOf(line, columns, numeric, digits));
   byId("lines").replaceChildren(make("table", null,
     make("thead", null, make("tr", null, ...heads)), make("tbody", null, ...body)));
-  byId("count").textContent = `${some.length} of ${runs.length} runs`
-    + (state.group.length ? ` in ${lines.length} groups` : "");
+  byId("count").textContent = `${some.length} of ${counted(runs.length, "run")}`
+    + (state.group.length ? ` in ${counted(lines.length, "group")}` : "");
   byId("more").hidden = shown.length === lines.length;
   byId("more").textContent = `Show all ${lines.length} lines`;
 }
@@ -138,7 +139,7 @@ function showTable() {
 function startTable() {
   on(byId("filter"), "input", () => change({ q: byId("filter").value }));
   on(byId("more"), "click", () => change({ more: true }));
-  on(byId("all"), "click", () => draw(units.slice(0, 30).map((unit) => unit.key), true));
+  on(byId("all"), "click", () => draw(units.slice(0, MANY).map((unit) => unit.key), true));
   on(byId("none"), "click", () => change({ draw: [] }));
   on(byId("best"), "click", () => change({ draw: null }));
   watchers.push(showTable);
