@@ -27,6 +27,7 @@ LEFT_OUT = {
     "docs/coming-from.md": 1,
     "docs/howto/disk-full.md": 2,
     "docs/preemption.md": 3,
+    "docs/report.md": 1,
     "docs/runs.md": 1,
 }
 

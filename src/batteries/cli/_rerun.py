@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 _MASK = "***"  # replaces secrets in a record
 _PLAIN = re.compile(  # settings of a repository that do not make git run programs
     r"(core\.(repositoryformatversion|filemode|bare|logallrefupdates|ignorecase|symlinks|autocrlf|eol"
-    r"|precomposeunicode)|user\.(name|email)|remote\..*\.(url|fetch)|branch\..*\.(remote|merge)"
-    r"|init\.defaultbranch)",
+    r"|precomposeunicode)|user\.(name|email)|remote\..*\.(url|fetch|gh-resolved)|init\.defaultbranch"
+    r"|branch\..*\.(remote|merge|rebase|pushremote|vscode-merge-base)|rerere\.enabled|push\.default"
+    r"|pull\.(rebase|ff))",
     re.IGNORECASE,
 )
 
