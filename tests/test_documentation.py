@@ -26,7 +26,8 @@ LEFT_OUT = {
     "docs/start.md": 1,
     "docs/coming-from.md": 1,
     "docs/howto/disk-full.md": 2,
-    "docs/preemption.md": 3,
+    "docs/howto/kubernetes-torchrun.md": 1,
+    "docs/howto/slurm-kaggle.md": 1,
     "docs/runs.md": 1,
 }
 
