@@ -24,8 +24,9 @@ demo: .venv/ready
 		--exp-name=demo --continue
 	OMP_NUM_THREADS=1 $(BIN)/python examples/kfold/experiment.py --exp-name=demo-kfold
 
+# Each process imports the test files: their bytecode is kept.
 test: check
-	$(BIN)/pytest $(PARALLEL)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest $(PARALLEL)
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

@@ -243,12 +243,14 @@ def test_compare() -> None:
     target = np.arange(300) % 2
     for name, wrong in (("001", 60), ("002", 20)):
         outputs = Predictions(300)
-        probability = np.where(np.arange(300) < wrong, 1 - target, target).astype(np.float32)
+        own = np.where(np.arange(300) < wrong, 1 - target, target)
+        probability = np.where(own, 0.9, 0.1).astype(np.float32)
         outputs.add(range(300), probability=torch.from_numpy(probability), target=target)
         outputs.save(f"runs/{name}/oof.parquet")
     words = ("compare", "001", "002", "--logdir", "runs", "--predictions", "oof.parquet")
-    assert "difference +0.1333" in run(*words).output
-    assert "002 is better, beyond the noise of 300 rows\n(this does not" in run(*words).output
+    output = run(*words).output
+    assert "difference +0.1333" in output
+    assert "002 is better, beyond the noise of 300 rows\n(this does not" in output
     swapped = [words[0], "002", "001", *words[3:]]
     assert "002 is better" in run(*swapped, "--metric", "log_loss").output
     told = json.loads(run(*words, "--json").output)

@@ -8,13 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import warm
 from ranks import DEADLINE
 from trackers import new_store, pytestmark, query_mlflow, read_mlflow, read_mlflow_at
 
@@ -27,13 +27,8 @@ __all__ = ["new_store", "pytestmark"]  # fixtures, and where these tests run
 @pytest.fixture
 def server(new_store: Path, tmp_path: Path) -> Iterator[str]:
     """The address of a tracking server over SQLite."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
     # What `mlflow server` starts; it would import MLflow once more, to be the parent of this.
-    program = [sys.executable, "-m", "uvicorn", "mlflow.server.fastapi_app:app"]
-    program += ["--host", "127.0.0.1", "--port", str(port)]
+    program = [sys.executable, "-m", "uvicorn", "mlflow.server.fastapi_app:app", "--fd=0"]
     env = {
         **os.environ,
         "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{shutil.copy(new_store, tmp_path)}",
@@ -43,25 +38,25 @@ def server(new_store: Path, tmp_path: Path) -> Iterator[str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # many more processes
     }
     nowhere = subprocess.DEVNULL
-    with subprocess.Popen(
-        program, stdout=nowhere, stderr=nowhere, start_new_session=True, env=env
-    ) as process:
+    with socket.socket() as listening:  # so the first request waits until the server has begun
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        uri = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        process = warm.Popen(
+            program,
+            stdin=listening,
+            stdout=nowhere,
+            stderr=nowhere,
+            start_new_session=True,
+            env=env,
+        )
+    with process:
         try:
-            deadline = time.monotonic() + DEADLINE
-            while not answers(f"{uri}/health"):
-                assert process.poll() is None
-                assert time.monotonic() < deadline
+            with urllib.request.urlopen(f"{uri}/health", timeout=DEADLINE) as reply:
+                assert reply.status == 200
             yield uri
         finally:
             os.killpg(process.pid, signal.SIGTERM)
-
-
-def answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
 
 
 def test_mlflow_server(server: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -23,6 +22,7 @@ from batteries import (
     WandbLogger,
 )
 from batteries._files import make_directory
+from batteries.distributed import _waiting
 from batteries.loggers import read_lines
 from batteries.loggers._wandb import read_offline
 
@@ -122,6 +122,4 @@ def _with_a_store(request: pytest.FixtureRequest) -> None:
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
+    assert _waiting.wait_until(lambda: bool(condition()), DEADLINE)
