@@ -81,7 +81,7 @@ def make_folds(
         gap: For "time": the span next to the validation rows that is not trained on. It is a whole
             number of rows, a `timedelta`, or a float if times are numbers. A row at exactly this
             distance in time is trained on.
-        embargo: For "time": a fold also trains on later rows, except for the rows in the gap and in
+        embargo: For "time": a fold also trains on later rows, but not on those within `gap` plus
             this span after the validation rows. With an embargo, every row is validated.
         window: For "time": the longest span to train on, before the gap. Default: all.
         repeats: The number of times that all folds are made, with `seed`, `seed + 1` and so on.
