@@ -446,7 +446,7 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "a model of nothing": (
         lambda _: stacked(fit, predict=lambda _: None),
-        "the predictions of model is a NoneType; expected an array",
+        "what model predicts is a NoneType; expected an array",
     ),
     "a model of NaN": (
         lambda _: stacked(fit, predict=lambda x: x[:, 0] * NAN),

@@ -192,7 +192,7 @@ def _predict(
 
 def _checked(predicted: Any, rows: int, columns: int | None = None) -> Array:
     """What a model has predicted, (rows, ...) or (rows, columns)."""
-    own = as_rows(predicted, "the predictions of model")
+    own = as_rows(predicted, "what model predicts")
     if len(own) != rows or (columns is not None and own.shape != (rows, columns)):
         raise ValueError(
             f"the predictions of model have shape {own.shape} for {rows} rows; expected "
