@@ -86,7 +86,8 @@ def make_folds(
         window: For "time": the longest span to train on, before the gap. Default: all.
         repeats: The number of times that all folds are made, with `seed`, `seed + 1` and so on.
         path: A `.csv` or `.parquet` file of the folds. It is loaded if it exists, else written.
-            Rank 0 does this. All ranks make the call, and get the same folds or the same error.
+            Rank 0 does this. All ranks make the call, and get the folds or the error of rank 0. A
+            rank with other data or arguments raises.
 
     Returns:
         The folds. `for train, valid in folds` gives the numbers of the rows of each fold.
