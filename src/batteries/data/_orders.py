@@ -152,6 +152,10 @@ class Sampled:
             self._begun = None if self._base else self.state()
         self._draws = rng_state()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What `left` needs: a copy of the loader begins an order of its own."""
+        return {"_ended": self._ended, "_begun": self._begun}
+
     def reach(self, start: int, stop: int) -> int:
         gone = min(start - self._base, len(self._values))
         if gone > 0:
