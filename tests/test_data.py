@@ -456,6 +456,14 @@ def test_positions_out_of_range() -> None:
         data.load_state_dict({**data.state_dict(), "done": 3})
 
 
+def test_what_is_no_sampler() -> None:
+    """A number in place of a sampler, or indices in place of their lists, are named."""
+    with pytest.raises(TypeError, match="the sampler is 3; expected indices, or lists of them"):
+        loader(shuffle=None, sampler=3)
+    with pytest.raises(TypeError, match="batch_sampler yields 0; expected lists of indices"):
+        list(loader(batch_size=1, shuffle=None, batch_sampler=[0, 1]))
+
+
 def test_a_number_of_workers_as_text() -> None:
     """A number that an argument parser has left as a text is named."""
     with pytest.raises(TypeError, match="num_workers is '2'; expected a whole number"):

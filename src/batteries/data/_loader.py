@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from batteries._backends import adopt_backends
-from batteries._foreign import values_in
+from batteries._foreign import brief, values_in
 from batteries._numbers import as_whole
 from batteries._preemption import holding_signals, ignore_signals
 from batteries._seeding import (
@@ -82,6 +82,8 @@ def _check(options: dict[str, Any], batches_per_pass: int | None, sampler: Any) 
         raise TypeError(
             f"the sampler is a {type(sampler).__name__}, which ends after one epoch; pass a list"
         )
+    if not (sampler is None or hasattr(sampler, "__iter__") or hasattr(sampler, "__getitem__")):
+        raise TypeError(f"the sampler is {brief(sampler)}; expected indices, or lists of them")
     if options.get("in_order") is False:
         raise ValueError(
             "in_order is False, which yields batches in an unknown order; leave it out"
@@ -116,7 +118,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
     After a pass, the global generators are seeded by the seed, the epoch and the rank. If the
     loader has no shuffle, no sampler, no `batches_per_pass` and no saved state, as in validation,
-    they are as before the pass.
+    these generators are as before the pass.
 
     `state_dict()` counts the batches that the loop has received, not those read ahead. Another run
     resumes from it at the next sample, with any number of workers and ranks.
@@ -174,8 +176,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     Raises:
         ValueError: `in_order=False`, an unknown `sharded` or `prefetch_to`, a number out of range,
             or arguments that torch's loader refuses.
-        TypeError: A number that is not whole, a `group` that is no group, or a sampler that is an
-            iterator and so ends after one epoch.
+        TypeError: A number that is not whole, a `group` that is no group, or a sampler that is not
+            iterable, or is an iterator and so ends after one epoch.
     """
 
     _sampled: Sampled | None = None  # the last order of a sampler
