@@ -248,7 +248,10 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
         T: lambda: lines().log_histogram("a", ["x"], 1),
         V: lambda: lines().log_histogram("a", [1], 1, bins=0),
     },
-    "BackgroundLogger.load_state_dict": {R: lambda: begun().load_state_dict({})},
+    "BackgroundLogger.load_state_dict": {
+        R: lambda: begun().load_state_dict({}), K: lambda: lines().load_state_dict({}),
+        T: lambda: lines().load_state_dict(ANY),  # type: ignore[arg-type]
+    },
     "Loggers": {T: lambda: Loggers([lines()])},  # type: ignore[arg-type]
     "Loggers.log_metrics": {
         T: lambda: Loggers().log_metrics({"a": "x"}, 1),  # type: ignore[dict-item]
@@ -278,6 +281,14 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
     "EarlyStopping": {
         T: lambda: EarlyStopping(), V: lambda: EarlyStopping(-1, metric_minimization=True)
     },
+    "AverageMeter.load_state_dict": {
+        K: lambda: AverageMeter().load_state_dict({}),
+        T: lambda: AverageMeter().load_state_dict(ANY),  # type: ignore[arg-type]
+    },
+    "EarlyStopping.load_state_dict": {
+        K: lambda: EarlyStopping(metric_minimization=True).load_state_dict({}),
+        T: lambda: EarlyStopping(metric_minimization=True).load_state_dict(ANY),  # type: ignore[arg-type]
+    },
     "EarlyStopping.step": {T: lambda: EarlyStopping(metric_minimization=True).step(None)},
     "get_logger": {
         N: lambda: get_logger("a", "a.csv/log.txt"),
@@ -302,7 +313,9 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
     "seed_all": {T: lambda: seed_all("1"), V: lambda: seed_all(-1)},  # type: ignore[arg-type]
     "seed_worker": {R: lambda: seed_worker(0)},
     "set_rng_state": {
-        K: lambda: set_rng_state({}), V: lambda: set_rng_state({**rng_state(), "cuda": [0] * 99})
+        K: lambda: set_rng_state({}), T: lambda: set_rng_state(ANY),  # type: ignore[arg-type]
+
+        V: lambda: set_rng_state({**rng_state(), "cuda": [0] * 99})
     },
 }  # fmt: skip
 RANKS = {"all_reduce_meters", "check_in_sync", "distribute"}  # tests of these rooms have ranks
