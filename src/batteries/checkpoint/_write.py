@@ -39,12 +39,14 @@ def save_checkpoint(
 
     Args:
         note: A dictionary of values that JSON can hold. `read_note` returns it without reading the
-            whole file. If it is nested more than 64 deep, `read_note` returns {}.
+            whole file. Its keys become strings, and its tuples lists.
 
     Raises:
-        TypeError: A value that `torch.load` would refuse, with its place, or a note that JSON
-            cannot hold. Nothing is written then.
-        ValueError: The note takes more than about 65,000 bytes, or contains itself.
+        TypeError: A value that `torch.load` would refuse, or two keys that become the same key,
+            with the place. Or a note that is no dictionary, or that JSON cannot hold. Nothing is
+            written then.
+        ValueError: The note takes more than about 65,000 bytes, is nested more than 64 deep, or
+            contains itself.
         FileNotFoundError: There is no directory for the file.
         OSError: The file cannot be written. The message has the path, the cause and, if the disk is
             full, the bytes needed and the bytes free.
@@ -53,7 +55,7 @@ def save_checkpoint(
         raise TypeError("the path comes second: save_checkpoint(checkpoint, path)")
     plain = as_checkpoint(rebuilt(checkpoint, plain_or_refused))
     with timed_save(), write_whole(path, _bytes_in(plain)) as file:
-        _write_archive(plain, file, note or {})
+        _write_archive(plain, file, {} if note is None else note)
 
 
 def _bytes_in(checkpoint: Any) -> int:
@@ -101,7 +103,12 @@ vars(_PICKLE)["Pickler"] = _Pickler
 def leaves_of(checkpoint: Any) -> list[Any]:
     """The values of a checkpoint that are not containers, in the order of the pickle."""
     found: list[Any] = []
-    rebuilt(checkpoint, lambda value, _: found.append(value))
+
+    def note(value: Any, place: str) -> Any:  # noqa: ARG001
+        found.append(value)
+        return value
+
+    rebuilt(checkpoint, note)
     return found
 
 
