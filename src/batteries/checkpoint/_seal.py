@@ -40,18 +40,21 @@ class Seal(NamedTuple):
     own_byte_order: bool
 
 
-def comment_of(note: Note) -> bytes:
-    """The end of a zip file: the length of the seal, and the seal without the digest."""
+def check_note(note: Note) -> None:
+    """Raise if a note cannot be stored, or would not be read."""
     if not isinstance(note, dict):
         raise TypeError(f"the note of a checkpoint is {brief(note)}; expected a dictionary")
     try:
-        text = json.dumps(note, separators=(",", ":")).encode()
-        parse_json(text)
+        parse_json(json.dumps(note).encode())
     except (TypeError, ValueError, RecursionError) as error:
         why = "it is nested too deep" if isinstance(error, RecursionError) else error
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"the note of a checkpoint cannot be stored: {why}") from None
-    comment = _OWN_MARK + text + _DIGEST_MARK
+
+
+def comment_of(note: Note) -> bytes:
+    """The end of a zip file: the length of the seal, and the seal without the digest."""
+    comment = _OWN_MARK + json.dumps(note, separators=(",", ":")).encode() + _DIGEST_MARK
     length = len(comment) + DIGEST_LENGTH
     if length > _LONGEST_COMMENT:
         raise ValueError(
