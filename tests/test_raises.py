@@ -106,6 +106,14 @@ def within(call: Callable[[Run], Any]) -> None:
         call(run)
 
 
+def words() -> splits.OutOfFold:
+    """Texts of repeated folds, and of the test rows."""
+    oof = splits.OutOfFold(splits.Folds(np.array([[0], [0]]), "kfold"))
+    for fold in range(2):
+        oof.add(fold, ["a"], ["a"])
+    return oof
+
+
 F, V, T, K = FileNotFoundError, ValueError, TypeError, KeyError
 M, D, N, R, L = ModuleNotFoundError, OSError, NotADirectoryError, RuntimeError, LookupError
 COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
@@ -150,6 +158,7 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
     },
     "check_submission": {
         V: lambda: blend.check_submission("a.csv", "a.csv"),
+        T: lambda: blend.check_submission("a.csv", "a.csv", ranges=ANY),  # type: ignore[arg-type]
         F: lambda: blend.check_submission("b.csv", "a.csv"),
         M: lambda: blend.check_submission("a.csv", "a.csv"),
     },
@@ -169,7 +178,7 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
         IndexError: lambda: splits.fold_indices(FOLDS, 2),
         T: lambda: splits.fold_indices(FOLDS, ANY),  # type: ignore[arg-type]
     },
-    "Folds.split": {V: lambda: FOLDS.split([1])},
+    "Folds.split": {V: lambda: FOLDS.split([1]), T: lambda: FOLDS.split(ANY)},
     "look": {
         T: lambda: splits.look(None, None),
         V: lambda: splits.look(TABLE, TABLE, groups="y"),
@@ -182,8 +191,10 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
         V: lambda: HALF.add(1, [1]),
         IndexError: lambda: HALF.add(2, [1]),
     },
-    "OutOfFold.predictions": {V: lambda: splits.OutOfFold(FOLDS).predictions},
-    "OutOfFold.test": {V: lambda: HALF.test},
+    "OutOfFold.predictions": {
+        V: lambda: splits.OutOfFold(FOLDS).predictions, T: lambda: words().predictions
+    },
+    "OutOfFold.test": {V: lambda: HALF.test, T: lambda: words().test},
     "OutOfFold.score": {
         T: lambda: HALF.score(Y, of_sizes), V: lambda: HALF.score([1], "auc"),
         M: lambda: HALF.score(Y, "auc"),

@@ -251,6 +251,20 @@ def test_no_array(place: str) -> None:
             ARRAYS[place](wrong)
 
 
+def test_models_that_are_out_of_fold() -> None:
+    """Out-of-fold predictions are a model in every place, also as the last argument."""
+    folds = Folds(np.array([0, 0, 1]), "kfold")
+    first, second = OutOfFold(folds), OutOfFold(folds)
+    for oof, scale in ((first, 1.0), (second, 2.0)):
+        for fold, (_, valid) in enumerate(folds):
+            oof.add(fold, (valid + 1) * scale)
+    for function in (blend.mean, blend.power_average, blend.geometric, blend.rank_average):
+        expected = function([first.predictions, second.predictions])
+        assert function(first, second).tolist() == expected.tolist()
+    cubes = blend.power_average(first, second, power=3)
+    assert blend.power_average(first, second, 3).tolist() == cubes.tolist()
+
+
 def test_models_of_pandas_in_other_orders() -> None:
     """Columns with different indexes are not blended row by row."""
     first, second = pd.Series([0.1, 0.2], index=[1, 2]), pd.Series([0.4, 0.3], index=[2, 1])
