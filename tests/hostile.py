@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from batteries.checkpoint._write import write_archive
+
 SECRET = "the secret of somebody else"
 SPARSE = 2**40  # bytes, of which the disk has none
 RECORD = {"id": "a", "sessions": [{"state": "finished", "args": {"lr": 0.1}}]}
@@ -294,6 +296,12 @@ def notes() -> list[Any]:
         {**good, "row": {"epoch": 3}},
         *(wrong for wrong in _WRONG if not isinstance(wrong, dict)),
     ]  # fmt: skip
+
+
+def save_noted(checkpoint: Any, path: Path, note: Any) -> None:
+    """Write a checkpoint with a note that `save_checkpoint` may refuse."""
+    with path.open("wb") as file:
+        write_archive(checkpoint, file, note)
 
 
 def copied(source: Path, target: Path) -> Path:

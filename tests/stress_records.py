@@ -102,7 +102,7 @@ def _reads(path: Path) -> bool:
 def with_note(note: Any) -> bool:
     """Whether a save with that note in its file is refused."""
     logdir = hostile.copied(Path("saved"), Path("one"))
-    save_checkpoint({"epoch": 1}, logdir / "last.pth", note=note)
+    hostile.save_noted({"epoch": 1}, logdir / "last.pth", note)
     try:
         CheckpointManager(logdir)
     except (OSError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -358,6 +359,22 @@ def test_an_average_that_says_what_it_is() -> None:
     torch.testing.assert_close(loaded.state_dict(), oracle.state_dict())
     with pytest.raises(ValueError, match="a loader but no model"):
         save_average(paths, "c.pth", loader=BATCHES)
+
+
+def test_an_average_that_does_not_fit() -> None:
+    """A model that the average does not fit stays as it was. A compiled one gets the average."""
+    paths = save_models(2)
+    other = make_model()
+    other.register_buffer("another", torch.zeros(1))
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(RuntimeError, match=r"model_state_dict\['another'\] is not in the average"):
+        save_average(paths, "swa.pth", model=other)
+    torch.testing.assert_close(other.state_dict(), before, rtol=0, atol=0)
+    assert not Path("swa.pth").exists()
+    model = make_model()
+    compiled: Any = torch.compile(model, backend="eager")
+    save_average(paths, "swa.pth", model=compiled)
+    torch.testing.assert_close(dict(model.state_dict()), dict(average_checkpoints(paths)))
 
 
 def test_the_best_checkpoints() -> None:

@@ -24,10 +24,12 @@ from batteries import (
     distribute,
     load_checkpoint,
     make_checkpoint,
+    resume,
     save_checkpoint,
     seed_all,
     unwrap,
 )
+from batteries.checkpoint import latest, read_checkpoint
 
 
 def small(width: int = 3) -> nn.Sequential:
@@ -251,6 +253,25 @@ def test_bare_state_dict() -> None:
         checkpoint = load_checkpoint("weights.pth", other)
     assert list(checkpoint) == ["model_state_dict"]
     assert same(dict(other.state_dict()), dict(model.state_dict()))
+
+
+def test_a_state_dict_that_we_saved() -> None:
+    """A model's state dict that `save_checkpoint` has written loads as one of torch.save does."""
+    model, other = small(), small()
+    save_checkpoint(model.state_dict(), "weights.pth")
+    load_checkpoint("weights.pth", other)
+    assert same(dict(other.state_dict()), dict(model.state_dict()))
+
+
+@pytest.mark.filterwarnings("ignore:.*resume got no model=")
+@pytest.mark.parametrize("function", [load_checkpoint, read_checkpoint, latest, resume])
+def test_warnings_show_the_program(function: Callable[..., Any]) -> None:
+    """A warning has the line of the program, however deep in the library it was raised."""
+    Path("logs").mkdir()
+    torch.save(small().state_dict(), "logs/last.pth")
+    with pytest.warns(UserWarning, match="is the bare state dict") as told:
+        function("logs" if function in (latest, resume) else "logs/last.pth")
+    assert {each.filename for each in told} == {__file__}
 
 
 class Leftover:

@@ -381,6 +381,72 @@ def test_modules_that_fail_to_load() -> None:
     assert all(map(torch.equal, [*modules[0].parameters(), *modules[1].parameters()], before))
 
 
+class Extra(nn.Linear):
+    """Has an extra state, and may refuse another one."""
+
+    refuses = False
+
+    def get_extra_state(self) -> int:
+        return 1
+
+    def set_extra_state(self, _: int) -> None:
+        if self.refuses:
+            raise RuntimeError("another time")
+
+
+class Late(nn.Linear):
+    """Fails after it has loaded."""
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        super().load_state_dict(*args, **kwargs)
+        raise RuntimeError("another time")
+
+
+def unwritable(way: str) -> nn.Sequential:
+    """A model that torch begins to load, and cannot load."""
+    last: Any = Extra(2, 1)
+    model = nn.Sequential(nn.Linear(2, 1), last)
+    if way == "extra state":
+        last.refuses = True
+    elif way == "inference":
+        with torch.inference_mode():
+            last.bias = nn.Parameter(torch.zeros(1))
+    elif way == "expanded":
+        last.weight = nn.Parameter(torch.zeros(1, 1).expand(1, 2))
+    elif way == "sparse":
+        last.weight = nn.Parameter(torch.ones(1, 2).to_sparse())
+    return model
+
+
+@pytest.mark.parametrize(
+    ("way", "text"),
+    [
+        ("extra state", "model_state_dict in a.pth does not fit: another"),
+        ("inference", r"1.bias of the model cannot be loaded .* torch.inference_mode\(\)"),
+        ("expanded", r"1.weight of the model cannot be loaded .* clone\(\)"),
+        ("sparse", "'1.weight'] is torch.strided in a.pth but torch.sparse_coo in the model"),
+    ],
+)
+def test_models_that_fail_in_the_middle(way: str, text: str) -> None:
+    """A model that torch would load only in part stays as it was."""
+    save_checkpoint(make_checkpoint("train", 1, unwritable("")), "a.pth")
+    model = unwritable(way)
+    before = copy.deepcopy(model[0].state_dict())
+    with pytest.raises(CheckpointError, match=text):
+        load_checkpoint("a.pth", model)
+    assert all(map(torch.equal, model[0].state_dict().values(), before.values()))
+
+
+def test_a_model_that_loads_itself() -> None:
+    """If a model's own `load_state_dict` fails at its end, the model stays as it was."""
+    save_checkpoint(make_checkpoint("train", 1, nn.Linear(2, 1)), "a.pth")
+    model = Late(2, 1)
+    before = copy.deepcopy([*model.parameters()])
+    with pytest.raises(CheckpointError, match="another time"):
+        load_checkpoint("a.pth", model)
+    assert all(map(torch.equal, model.parameters(), before))
+
+
 def test_layers_in_another_order() -> None:
     """Weights load by name, but an optimizer's state by position: a warning says so."""
 

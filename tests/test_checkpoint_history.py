@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cProfile
 import json
+import math
 import pstats
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,15 @@ def test_names_of_scores() -> None:
     with pytest.raises(TypeError, match="the score has the name 3; expected a string"):
         CheckpointManager("logs").process(scores, 1, {"epoch": 1})
     assert not Path("logs").exists()
+
+
+def test_scores_that_are_too_large() -> None:
+    """A score that `metrics.json` cannot have counts as infinite. The next manager can read it."""
+    manager = CheckpointManager("logs")
+    for epoch, score in ((1, 0.5), (2, 1e305)):
+        manager.process(score, epoch, {"epoch": epoch})
+    assert CheckpointManager("logs").history[0]["loss"] == manager.best_score == 0.5
+    assert math.isnan(manager.history[1]["loss"])
 
 
 def grown(epochs: int, save_n_best: int | None) -> CheckpointManager:

@@ -83,6 +83,16 @@ def test_what_is_saved_can_be_read() -> None:
     assert not refused & {"torch.float32", "torch.float8_e4m3fn", "torch.uint16", "coo", "csr"}
 
 
+def test_values_in_many_places() -> None:
+    """A value that is in so many places that readers refuse the file is refused when saved."""
+    text = "x" * 100_000
+    Path("a.pth").write_text("before")
+    with pytest.raises(TypeError, match="would meet 2,002 values and 100,014,004 letters, bec"):
+        save_checkpoint({"rows": [{"config": text} for _ in range(1000)]}, "a.pth")
+    assert [path.name for path in Path().iterdir()] == ["a.pth"]
+    assert Path("a.pth").read_text() == "before"
+
+
 def test_an_interrupted_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that interrupts the trial of a dtype is raised, and the next save works."""
 

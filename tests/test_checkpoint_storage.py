@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import pickle
 import random
@@ -214,6 +215,14 @@ def test_notes() -> None:
     assert read_note("plain.pth") is None
 
 
+@pytest.mark.parametrize("note", [[1], "a", {"a": json.loads("[" * 64 + "]" * 64)}])
+def test_notes_that_could_not_be_read(note: Any) -> None:
+    """A note that would be read back as an empty one is refused when it is saved."""
+    with pytest.raises((TypeError, ValueError), match="the note of a checkpoint"):
+        save_checkpoint({"epoch": 1}, "a.pth", note=note)
+    assert not Path("a.pth").exists()
+
+
 def damage(path: str) -> None:
     data = bytearray(Path(path).read_bytes())
     data[len(data) // 2] ^= 1
@@ -269,6 +278,12 @@ def test_what_contains_itself() -> None:
     with pytest.raises(TypeError, match=r"args\[1\]\.again contains itself"):
         save_checkpoint({"args": loop}, "a.pth")
     assert not Path("a.pth").exists()
+
+
+def test_keys_that_become_one() -> None:
+    """Two keys that are the same as plain values are refused: one value would be lost."""
+    with pytest.raises(TypeError, match="paths has two keys that become the same key"):
+        save_checkpoint({"paths": {Path("a"): 1, "a": 2}}, "a.pth")
 
 
 # ---------------------------------------------------------------- loading what fits

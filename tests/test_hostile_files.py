@@ -256,7 +256,7 @@ def test_notes() -> None:
     checkpoint = make_checkpoint("train", 3, nn.Linear(1, 1))
     for number, note in enumerate(hostile.notes()):
         logdir = hostile.copied(Path("good"), Path("one", str(number)))
-        save_checkpoint(checkpoint, logdir / "last.pth", note=note)
+        hostile.save_noted(checkpoint, logdir / "last.pth", note)
         if number % 2:
             (logdir / "metrics.json").unlink()
         assert saved(logdir) == "", note

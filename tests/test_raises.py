@@ -272,7 +272,10 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
         D: lambda: within(lambda run: report.write_report(run, run)),
     },
     # ---------------------------------------------------------------- batteries itself
-    "set_backends": {V: lambda: set_backends(sharing_strategy="x")},  # type: ignore[arg-type]
+    "set_backends": {
+        V: lambda: set_backends(sharing_strategy="x"),  # type: ignore[arg-type]
+        T: lambda: set_backends(matmul_precision="high", cudnn_benchmark=1),  # type: ignore[arg-type]
+    },
     "to_device": {V: lambda: to_device(1, "no"), T: lambda: to_device(Odd("a", 1), "cpu")},
     "AverageMeter.update": {
         T: lambda: AverageMeter().update([1]),  # type: ignore[arg-type]

@@ -47,6 +47,7 @@ from batteries.splits import Folds, OutOfFold, check_folds, fold_indices, look, 
 
 pd: Any = pytest.importorskip("pandas")
 LINEAR: Any = nn.Linear(2, 1)
+SGD: Any = torch.optim.SGD(LINEAR.parameters())
 PATH: Any = "a.pth"
 NAMES: Any = {"cnn": 1, "tree": 3}
 LISTED: Any = [1]
@@ -102,6 +103,28 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "nothing as last": (
         lambda any_: CheckpointManager("logs").save_last(any_),
         "the checkpoint is None; expected what make_checkpoint returns",
+    ),
+    "an optimizer as a model": (
+        lambda _: make_checkpoint("train", 1, SGD, LINEAR),
+        "model is a SGD: pass the model, the optimizer and the scheduler in this order",
+    ),
+    "a scheduler as an optimizer": (
+        lambda _: resume("logs", LINEAR, torch.optim.lr_scheduler.StepLR(SGD, 1), SGD),
+        "optimizer is a StepLR: pass the model, the optimizer and the scheduler in this order",
+    ),
+    "a state stored twice": (
+        lambda _: make_checkpoint("train", 1, LINEAR, model_state_dict={}),
+        "two values would be stored as 'model_state_dict': give one another name",
+    ),
+    "one fold": (lambda _: record_scores(".", folds=HALF), "folds is 0.5; expected the validation"),
+    "a function as a metric": (lambda _: record_scores(".", metric=len), "metric is <built-in"),  # type: ignore[arg-type]
+    "a numbered leaderboard": (
+        lambda _: record_scores(".", leaderboard={1: 0.5}),  # type: ignore[dict-item]
+        "a leaderboard is called 1; expected a string",
+    ),
+    "a number as a switch": (
+        lambda _: set_backends(cudnn_benchmark=1),  # type: ignore[arg-type]
+        "cudnn_benchmark is 1; expected True or False",
     ),
     "a broken pattern": (
         lambda _: set_backends(ignore_warnings=["known", "("]),

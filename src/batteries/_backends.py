@@ -50,6 +50,7 @@ def set_backends(
     Raises:
         ValueError: Torch does not know the precision, this system does not have the sharing
             strategy, or a message is not a regular expression. Nothing has changed then.
+        TypeError: `cudnn_benchmark` or `anomaly_mode` is not a bool. Nothing has changed then.
     """
     strategies = torch.multiprocessing.get_all_sharing_strategies()  # type: ignore[no-untyped-call]
     if sharing_strategy is not None and sharing_strategy not in strategies:
@@ -60,12 +61,15 @@ def set_backends(
         raise ValueError(
             f"matmul_precision is {matmul_precision!r}; expected one of {', '.join(_PRECISIONS)}"
         )
+    for name, switch in (("cudnn_benchmark", cudnn_benchmark), ("anomaly_mode", anomaly_mode)):
+        if not isinstance(switch, bool | None):
+            raise TypeError(f"{name} is {switch!r}; expected True or False")
     known = chosen_backends()
     ignore_warnings = as_names(ignore_warnings)
     for message in ignore_warnings:
         try:
             re.compile(message)
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise ValueError(
                 f"ignore_warnings has {message!r}; expected a regular expression ({error}): put a "
                 "backslash before each special character, as re.escape does"

@@ -12,11 +12,12 @@ import stat
 import threading
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from batteries._warnings import warn
 
 PathLike = str | os.PathLike[str]
 _LONG = 64  # bytes; longer names are not put into temporary names, which would become too long
@@ -364,10 +365,9 @@ def _copy(source: Path, target: Path) -> None:
 
 @functools.cache  # once for each directory
 def _tell_of_copies(directory: Path, reason: str) -> None:
-    warnings.warn(
+    warn(
         f"there are no hard links in {directory} ({reason}): files are copied, which is as safe "
         "but takes more time and space; use another file system, or keep fewer checkpoints",
-        stacklevel=3,
     )
 
 

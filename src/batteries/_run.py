@@ -8,7 +8,6 @@ import os
 import sys
 import threading
 import uuid
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -28,6 +27,7 @@ from batteries._rundir import record as run_record
 from batteries._rundir.history import summaries
 from batteries._rundir.names import RESUMED, diff_name
 from batteries._rundir.record import NAME, read_record, write_record
+from batteries._warnings import warn
 from batteries.distributed import is_main, rank_zero_only, world_size
 from batteries.distributed._groups import with_cause
 
@@ -187,7 +187,7 @@ class Run:
             if error is None:
                 raise
             # The error of the training is the one to raise.
-            warnings.warn(f"the end of {self.path} is not recorded: {failure}", stacklevel=2)
+            warn(f"the end of {self.path} is not recorded: {failure}")
 
 
 def start_run(
@@ -303,10 +303,9 @@ def _left(path: Path) -> Iterator[dict[str, Any] | None]:
                 "start another run with new=True"
             )
         if alive is None:
-            warnings.warn(
+            warn(
                 f"{path} was recorded by {who}, which gave no sign of life for "
                 f"{signs.WATCH:g} s: it counts as killed, and its run is resumed",
-                stacklevel=6,
             )
         dead.append(last)
 
@@ -339,11 +338,10 @@ def _asked_for(logdir: Path) -> Path | None:
         del os.environ[RESUMED]
         return Path(run)
     if run:
-        warnings.warn(
+        warn(
             f"{RESUMED} asks for {run}, which is not in {logdir.resolve()}, so another run begins "
             "there. If the log directory of the program is relative, start the program in the "
             "directory that `batteries resume` prints",
-            stacklevel=5,
         )
     return None
 
@@ -381,11 +379,10 @@ def _tell_longer(path: Path, now: dict[str, Any], may_differ: list[str]) -> None
         pairs = differing(record["sessions"][-1], now, may_differ) if record else {}
         if pairs and all(is_longer(name, *pair) for name, pair in pairs.items()):
             told = ", ".join(f"{name} was {old}, is {new}" for name, (old, new) in pairs.items())
-            warnings.warn(
+            warn(
                 f"{last} has finished ({told}), and {path} is a new run, from the beginning. To "
                 f"extend the finished run, pass its own directory, start_run({str(last)!r}), "
                 "and resume from its last checkpoint; new=True avoids this warning",
-                stacklevel=5,
             )
 
 
@@ -414,7 +411,7 @@ class _Program:
         self._process = os.getpid()
         self._last = getattr(sys, "last_value", None)  # an older error
         self._frame = frame = sys._getframe()
-        # Find the program's outermost frame, or the outermost frame if another program runs it.
+        # Find the outermost frame of `__main__`; if there is none, the outermost frame of all.
         # A fork also has the frames of its parent.
         while frame.f_back and frame.f_code is not BaseProcess.run.__code__:
             frame = frame.f_back

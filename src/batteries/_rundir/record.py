@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import platform
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from batteries._files import PathLike, walk, write_whole
 from batteries._foreign import Most, check, read_json
 from batteries._masking import masked_record
+from batteries._warnings import warn
 
 NAME = "run.json"
 SEEN = 5.0  # seconds until a rank must see the files of rank 0
@@ -114,11 +114,10 @@ def warn_unless_seen(there: Callable[[], bool], directory: PathLike, host: str) 
         return False
 
     if not wait_until(seen, SEEN):
-        warnings.warn(
+        warn(
             f"rank {rank()} on {platform.node()} does not see what rank 0 on {host} has written to "
             f"{directory}: each host has its own directory of this name; use a directory that all "
             "hosts share, or the ranks will not resume together",
-            stacklevel=4,
         )
 
 

@@ -79,8 +79,8 @@ def record_scores(
     Raises:
         TypeError: `metric_minimization` is not a bool.
         ValueError: A score is not a finite number (the error names it), there are more than 32
-            leaderboards or no folds, a text is too long, `run` is a directory of runs, or
-            `scores.json` is damaged.
+            leaderboards or no folds, a name is not a text, a text is too long, `run` is a directory
+            of runs, or `scores.json` is damaged.
         NotADirectoryError: There is no directory `run`.
         OSError: There is no such `file`, or the scores cannot be written.
         RuntimeError: Another program has taken over the run from this one.
@@ -101,14 +101,18 @@ def record_scores(
         if isinstance(folds, Mapping):  # in one order for all runs, whose folds are compared
             names = sorted(folds, key=lambda name: (len(str(name)), str(name)))
             folds = [folds[name] for name in names]
+        if not isinstance(folds, Iterable):
+            raise ValueError(f"folds is {brief(folds)}; expected the validation score of each fold")
         if not (of_folds := [_finite("folds", value) for value in folds]):
             raise ValueError("folds is empty; expected the validation score of each fold")
         new["folds"] = of_folds
-    new |= {} if metric is None else {"metric": str(metric)}
+    new |= {} if metric is None else {"metric": metric}
     if metric_minimization is not None:
         new["minimization"] = said_direction(metric_minimization, "record_scores")
     told = {} if leaderboard is None else {name: leaderboard}
     told = dict(leaderboard) if isinstance(leaderboard, Mapping) else told
+    if odd := [board for board in told if not isinstance(board, str)]:
+        raise ValueError(f"a leaderboard is called {brief(odd[0])}; expected a string")
     boards = {board: _finite("leaderboard", value) for board, value in told.items()}
     submission: dict[str, Any] = {} if message is None else {"message": str(message)}
     if file is not None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from batteries._arrays import by_name
 from batteries._files import PathLike, listed, refuse_source
+from batteries._modules import unwrap
 from batteries._numbers import as_number, as_whole
 from batteries._rundir.history import NAME, read_history
 from batteries._rundir.names import checkpoint_name
@@ -25,7 +26,9 @@ from batteries.averaging._batch_norm import update_bn
 from batteries.averaging._parts import Averaging
 from batteries.averaging._sources import Part, Source, lies_alike, weights_in
 from batteries.checkpoint._contents import state_of
+from batteries.checkpoint._load_states import put_in
 from batteries.checkpoint._read import peek, read_whole
+from batteries.checkpoint._read_outline import CheckpointError
 from batteries.checkpoint._write import leaves_of, save_checkpoint
 from batteries.progress import tqdm
 
@@ -138,7 +141,7 @@ def save_average(
 
     Raises:
         ValueError: A loader without a model, or `out` is one of the paths.
-        RuntimeError: The averaged weights do not fit the model.
+        RuntimeError: The averaged weights do not fit the model, which then stays as it was.
         Exception: An error of `average_checkpoints`, `update_bn` or `save_checkpoint`.
     """
     if loader is not None and model is None:
@@ -151,7 +154,10 @@ def save_average(
     refuse_source(out, files)
     state = average_checkpoints(files, counts, dtype)
     if model is not None:
-        model.load_state_dict(state)
+        try:  # all weights are loaded, or none
+            put_in({"model_state_dict": state}, {"model": unwrap(model)}, "the average")
+        except CheckpointError as error:
+            raise RuntimeError(str(error)) from error
         if loader is not None:
             update_bn(model, loader, device)
         state = state_of(model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 import traceback
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from batteries._processes import call_at_end
+from batteries._warnings import warn
 from batteries.checkpoint._contents import plain_or_refused, rebuilt
 from batteries.checkpoint._write import formed, is_plain, storage_bytes
 
@@ -62,10 +62,9 @@ class BackgroundWriter:
         except queue.Empty:
             if not self._told:
                 self._told = True
-                warnings.warn(
+                warn(
                     "checkpoints are made faster than they can be written: training waits for the "
                     "disk; save less often, or to a faster disk",
-                    stacklevel=4,
                 )
             buffers = self._buffers.get()
         try:

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from batteries._configurations import parts_of, plain_value
 from batteries._foreign import brief
@@ -90,8 +92,9 @@ def make_checkpoint(
     Raises:
         TypeError: The model, optimizer or scheduler has no state. Or the state of an object is
             empty, and the object has tensors, or has changed since it was last saved. Or a value
-            contains itself.
-        ValueError: An object has the name of an option of `load_checkpoint`.
+            contains itself, or has two keys that become the same key.
+        ValueError: An object has the name of an option of `load_checkpoint`, or two values would
+            be stored under one name.
     """
     checkpoint: Checkpoint = {"stage": stage, "epoch": epoch}
     objects = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
@@ -104,7 +107,10 @@ def make_checkpoint(
     if metrics is not None:
         checkpoint["metrics"] = metrics
     for name, value in kwargs.items():
-        if callable(getattr(type(value), "state_dict", None)):
+        has_state = callable(getattr(type(value), "state_dict", None))
+        if (stored := state_key(name) if has_state else name) in checkpoint:
+            raise ValueError(f"two values would be stored as {stored!r}: give one another name")
+        if has_state:
             if name in _OPTIONS:
                 raise ValueError(
                     f"an object is called {name!r}, which is an option of load_checkpoint: "
@@ -137,6 +143,12 @@ def check_stateful(name: str, part: Any) -> None:
         raise TypeError(
             f"{name} is an option of load_checkpoint: load_checkpoint(latest(logdir), ..., "
             f"{name}={brief(part)})"
+        )
+    others = {"model": (Optimizer, LRScheduler), "optimizer": (LRScheduler,)}
+    if isinstance(part, others.get(name, ())):
+        raise TypeError(
+            f"{name} is a {type(part).__name__}: pass the model, the optimizer and the scheduler "
+            "in this order, or by name"
         )
     if isinstance(part, type) or not all(callable(getattr(part, m, None)) for m in protocol):
         hint = ": pass options by name, such as strict=False" if isinstance(part, bool) else ""
@@ -183,12 +195,18 @@ def rebuilt(value: Any, leaf: Leaf) -> Any:
             same_key = key if type(key) is str else rebuild(key, place)
             yield same_key, rebuild(part, _place(place, key))
 
+    def mapped(value: Mapping[Any, Any], place: str) -> dict[Any, Any]:
+        same = dict(items(value.items(), place))
+        if len(same) < len(value):
+            raise TypeError(f"{place or 'a checkpoint'} has two keys that become the same key")
+        return same
+
     def contents(value: Any, place: str) -> Any:
         kind = type(value)
         if kind in (dict, Counter):  # MultiStepLR has a Counter
-            return kind(dict(items(value.items(), place)))
+            return kind(mapped(value, place))
         if kind is OrderedDict:  # a state dict has the versions of its modules as an attribute
-            same = OrderedDict(items(value.items(), place))
+            same = OrderedDict(mapped(value, place))
             same.__dict__.update(value.__dict__)
             return same
         if kind in (list, tuple, set):
@@ -196,7 +214,7 @@ def rebuilt(value: Any, leaf: Leaf) -> Any:
         parts = None if isinstance(value, Tensor) else parts_of(value)
         if isinstance(parts, list):
             return [rebuild(part, f"{place}[{i}]") for i, part in enumerate(parts)]
-        return leaf(value, place) if parts is None else dict(items(parts.items(), place))
+        return leaf(value, place) if parts is None else mapped(parts, place)
 
     def rebuild(value: Any, place: str) -> Any:
         if type(value) in _ATOMS:
@@ -269,7 +287,10 @@ def plain_or_refused(value: Any, place: str) -> Any:
 
 
 def _is_filled_later(value: Any) -> bool:
-    """Whether its pickle adds items after the value is made, as for a deque. Torch reads none."""
+    """Whether its pickle adds items after the value is made, as for a deque.
+
+    Torch reads no such pickle.
+    """
     made = () if isinstance(value, Tensor) else value.__reduce_ex__(2)
     return isinstance(made, tuple) and any(made[3:5])
 

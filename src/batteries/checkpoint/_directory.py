@@ -52,7 +52,7 @@ class Kept(NamedTuple):
         return cls("kept" not in note, frozenset(note.get("kept", ())), note.get("every"))
 
     def note(self) -> Note:
-        """A part of a note. It is empty if the list would be too long, and nothing is removed."""
+        """A part of a note. If the list would be too long, it is empty, and no file is removed."""
         long = self.all or len(self.some) > _MANY
         return {} if long else {"kept": sorted(self.some), "every": self.every}
 

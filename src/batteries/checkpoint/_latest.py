@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import warnings
 from pathlib import Path
 
 from batteries._files import PathLike
 from batteries._rundir.names import epoch_of
+from batteries._warnings import warn
 from batteries.checkpoint._read import is_sharded, read_checkpoint
 from batteries.checkpoint._read_outline import CheckpointError
 
@@ -18,7 +18,7 @@ def latest(logdir: PathLike) -> Path | None:
     >>> latest("runs/nothing") is None
     True
 
-    It tries the last one, then the epochs from the newest, then the best. It warns of each damaged
+    It tries the last one, then the epochs, newest first, then the best. It warns of each damaged
     one. If some are sharded and there is a process group, call it on all ranks.
 
     Raises:
@@ -30,7 +30,7 @@ def latest(logdir: PathLike) -> Path | None:
             read_checkpoint(path, "meta")
         except CheckpointError as error:
             told = "there is no older one" if path == paths[-1] else "an older one is taken"
-            warnings.warn(f"{error}; {told}", stacklevel=2)
+            warn(f"{error}; {told}")
         else:
             return path
     return None

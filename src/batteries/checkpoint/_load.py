@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import warnings
 from collections import OrderedDict
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ from batteries._device import known_device
 from batteries._files import PathLike
 from batteries._memory import has_state_before_loading, memory_of
 from batteries._modules import unwrap
+from batteries._warnings import warn
 from batteries.checkpoint._contents import (
     Checkpoint,
     Stateful,
@@ -108,7 +108,7 @@ def load_checkpoint(
         path: A file, a sharded checkpoint such as `last.dcp`, or an index of the Hub.
         model, optimizer, scheduler: The objects that get these states.
         strict: False loads only the parameters that fit, and the states of other objects that fit.
-            It is an error in both cases if the file has no state for an object.
+            If the file has no state for an object, that is an error also with False.
         prefix: Load only the weights whose names begin with this text, such as "encoder.". The
             prefix is removed before the names are compared with those of the model. Names of
             wrappers, such as "module." and "_orig_mod.", do not matter.
@@ -203,7 +203,7 @@ def resume(
         except CheckpointError as error:
             if path == paths[-1]:
                 raise CheckpointError(_none_can_be_read(paths, logdir, error)) from error
-            warnings.warn(f"{error}; an older one is taken", stacklevel=2)
+            warn(f"{error}; an older one is taken")
             continue
         loading = functools.partial(put_in, checkpoint, parts, path)
         checkpoint.report = distributed.together(loading)
@@ -211,10 +211,9 @@ def resume(
             key.removesuffix("_state_dict") for key in checkpoint if key.endswith("_state_dict")
         }
         for name in sorted(each for each in states - set(parts) if "." not in each):
-            warnings.warn(
+            warn(
                 f"{path} has {state_key(name)}, but resume got no {name}=: this object is not "
                 "loaded, and starts from its beginning",
-                stacklevel=2,
             )
         return checkpoint
     for part in parts.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from itertools import chain
@@ -19,6 +20,8 @@ from batteries.checkpoint._contents import state_key
 from batteries.checkpoint._load_fitting import keep_dtypes, loads_as_torch
 from batteries.checkpoint._read_outline import CheckpointError
 from batteries.distributed._messages import is_sharded as is_dtensor
+
+_NO_EXTRA = nn.Module.set_extra_state
 
 
 def put_all(parts: dict[str, Any], states: dict[str, Any], path: PathLike, strict: bool) -> None:
@@ -56,8 +59,9 @@ def _of_same_dtype(module: nn.Module, state: Any) -> Iterator[Tensor]:
 
 def _loads_in_own_way(module: nn.Module) -> bool:
     """Whether a module has code for loading that is not torch's, and may fail in the middle."""
-    codes = [part._load_from_state_dict for part in module.modules()]
+    codes: list[Any] = [module.load_state_dict]
     for part in module.modules():
+        codes += [part._load_from_state_dict, part.set_extra_state]
         hooks = part._load_state_dict_pre_hooks, part._load_state_dict_post_hooks
         codes += [getattr(hook, "hook", hook) for each in hooks for hook in each.values()]
     return any(not str(getattr(code, "__module__", "torch")).startswith("torch") for code in codes)
@@ -67,12 +71,23 @@ def _way_back(part: Any, keep: bool) -> Callable[[], Any]:
     """A function that gives an object its present state again.
 
     Args:
-        keep: Whether to copy the tensors of modules, which load in place.
+        keep: Whether to copy the tensors and extra states of modules, which load in place.
     """
     if isinstance(part, nn.Module):
+        inner = [*part.modules()] if keep else []
         tensors = [*part.parameters(), *part.buffers()] if keep else []
         pairs = [(each.detach(), each.detach().clone()) for each in tensors if not each.is_meta]
-        return lambda: [tensor.copy_(before) for tensor, before in pairs]
+        own = [each for each in inner if type(each).set_extra_state is not _NO_EXTRA]
+        extras = [(each, copy.deepcopy(each.get_extra_state())) for each in own]
+
+        def load_back() -> None:
+            for tensor, before in pairs:
+                tensor.copy_(before)
+            for each, extra in extras:
+                with suppress(Exception):  # the first error is raised
+                    each.set_extra_state(extra)
+
+        return load_back
     if has_state_before_loading(part):
         state = part.state_dict()
 

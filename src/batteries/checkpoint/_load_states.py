@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,7 +13,9 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from batteries._files import PathLike
+from batteries._foreign import brief
 from batteries._modules import own_part, sharded_like
+from batteries._warnings import warn
 from batteries.checkpoint._contents import Checkpoint, bare_name, renamed, state_key
 from batteries.checkpoint._load_fitting import (
     frozen_with_state,
@@ -24,7 +25,7 @@ from batteries.checkpoint._load_fitting import (
 )
 from batteries.checkpoint._load_putting import put_all
 from batteries.checkpoint._read import named_weights
-from batteries.checkpoint._read_outline import CheckpointError
+from batteries.checkpoint._read_outline import CheckpointError, is_state
 
 
 class LoadReport(NamedTuple):
@@ -35,15 +36,15 @@ class LoadReport(NamedTuple):
 
     The names of parameters and buffers begin with the name of their object, such as `model.bias`.
     An optimizer, scheduler or scaler whose state does not fit stays as it was. The lists then have
-    the places that do not fit, such as `optimizer.state[0].exp_avg`. If the state
-    fits, it is loaded, and none of the lists has it.
+    the places that do not fit, such as `optimizer.state[0].exp_avg`. If the state fits, it is
+    loaded, and no list names it.
 
     Attributes:
         loaded: The names of the parameters and buffers that were loaded.
         missing: Names that only the object has.
         unexpected: Names that only the file has.
-        mismatched: Names with another shape in the file, with integers instead of floats, or with
-            numbers that are too large for the dtype of the object.
+        mismatched: Names with another shape or layout in the file, with integers instead of floats,
+            or with numbers that are too large for the dtype of the object.
     """
 
     loaded: list[str]
@@ -84,11 +85,10 @@ def put_in(
     ]
     put_all({name: parts[name] for name in states}, states, path, strict)
     if others:
-        warnings.warn(
+        warn(
             f"{path} has other options than the program ({'; '.join(others)}). The options of the "
             "checkpoint are used, as in torch. To train longer than before, make a scheduler for "
             "the rest, or set its attributes after loading",
-            stacklevel=3,
         )
     _warn_of_meta(parts)
     if any(isinstance(parts[name], Optimizer) for name in states):
@@ -114,6 +114,11 @@ def _fitted(
             f"{state_key(name)} in {path} is a {type(state).__name__}; expected the state dict of "
             "a module"
         )
+    if odd := [place for place in state if not isinstance(place, str)]:
+        raise CheckpointError(
+            f"{state_key(name)} in {path} has the name {brief(odd[0])}; expected the state dict of "
+            "a module, whose names are strings"
+        )
     own, ties = part.state_dict(), _ties(part)
     state = _under_own_names(state, own, prefix, path)
     if strict and (torn := _torn(state, ties)):
@@ -130,11 +135,29 @@ def _fitted(
     unlike = _compare(name, state, own, path, report)
     if unlike and strict and not _loads(state, part):
         raise CheckpointError(_told(unlike, name) + _hint(state, own))
-    if strict:
-        return state
-    if own and state and len(report.loaded) == loaded:
+    if not strict and own and state and len(report.loaded) == loaded:
         raise CheckpointError(_nothing_fits(name, state, own, path))
-    return {k: v for k, v in state.items() if _fits(k, v, own) and not _overflows(v, own[k])}
+    if not strict:
+        fitting = {k: v for k, v in state.items() if _fits(k, v, own)}
+        state = {k: v for k, v in fitting.items() if not _overflows(v, own[k])}
+    for place in state:
+        if place in own and (why := _why_unwritable(own[place])):
+            raise CheckpointError(f"{place} of the {name} cannot be loaded from {path}: {why}")
+    return state
+
+
+def _why_unwritable(own: Any) -> str:
+    """Why torch cannot write into a tensor, which it finds out in the middle; empty if it can."""
+    if not isinstance(own, Tensor) or is_lazy(own):
+        return ""
+    if own.is_inference() and not torch.is_inference_mode_enabled():
+        return (
+            "it was made in torch.inference_mode(); make the model outside of it, or load it inside"
+        )
+    strides = own.stride() if own.layout == torch.strided else own.shape
+    if any(size > 1 and step == 0 for size, step in zip(own.shape, strides, strict=True)):
+        return "several of its elements share one place in memory, as after expand(); clone() it"
+    return ""
 
 
 def _warn_of_order(model: Any, state: Any, path: PathLike) -> None:
@@ -149,11 +172,10 @@ def _warn_of_order(model: Any, state: Any, path: PathLike) -> None:
         return
     moved = next((name for name, other in zip(own, there, strict=False) if name != other), None)
     if moved is not None and len(own) == len(there):
-        warnings.warn(
+        warn(
             f"{path} has the parameters in another order than the model, from {moved} on. An "
             "optimizer's state goes by the order, so it may now be that of other parameters: make "
             "the layers in the same order as before, or leave out the optimizer",
-            stacklevel=4,
         )
 
 
@@ -167,11 +189,10 @@ def _warn_of_frozen(name: str, frozen: list[Tensor], parts: Any, path: PathLike)
     which, says = "a parameter that is", ": "
     if len(frozen) > 1:
         which, says = f"{len(frozen)} parameters that are", "; the first is "
-    warnings.warn(
+    warn(
         f"the {name} in {path} has trained {which} frozen now (requires_grad=False){says}{first}. "
         "A checkpoint does not say what is frozen: if the run had unfrozen parameters, unfreeze "
         "them before you go on",
-        stacklevel=4,
     )
 
 
@@ -181,10 +202,9 @@ def _warn_of_meta(parts: dict[str, Any]) -> None:
         buffers = part.named_buffers() if isinstance(part, nn.Module) else ()
         empty = [buffer for buffer, tensor in buffers if tensor.is_meta]
         if empty := [*{*empty}.difference(part.state_dict())] if empty else []:
-            warnings.warn(
+            warn(
                 f"{min(empty)} of the {name} is still on the meta device: a buffer with "
                 "persistent=False is in no file; compute it before you call the model",
-                stacklevel=4,
             )
 
 
@@ -207,7 +227,10 @@ def find(checkpoint: Checkpoint, name: str, key: str) -> Any:
         return named_weights(checkpoint, key)
     if state_key(name) in checkpoint:
         return checkpoint[state_key(name)]
-    return named_weights(checkpoint, name)
+    found = named_weights(checkpoint, name)
+    if found is None and name == "model" and checkpoint and is_state(checkpoint):
+        return checkpoint  # save_checkpoint(model.state_dict(), path)
+    return found
 
 
 def _under_own_names(state: Any, own: Any, prefix: str, path: PathLike) -> Any:
@@ -364,6 +387,7 @@ def _fits(key: str, value: Any, own: Any) -> bool:
     if is_lazy(mine):
         return True
     same_kind = value.is_floating_point() == mine.is_floating_point()
+    same_kind = same_kind and value.layout == mine.layout
     return value.shape == mine.shape and same_kind and value.is_complex() == mine.is_complex()
 
 
@@ -396,4 +420,6 @@ def _difference(value: Any, own: Any) -> tuple[object, object]:
         return type(value).__name__, type(own).__name__
     if value.shape != own.shape:
         return tuple(value.shape), tuple(own.shape)
+    if value.layout != own.layout:
+        return value.layout, own.layout
     return value.dtype, own.dtype

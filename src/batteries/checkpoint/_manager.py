@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import uuid
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -18,12 +17,13 @@ from torch import Tensor
 from batteries import distributed
 from batteries._direction import said_direction
 from batteries._files import PathLike, Place, locked_directory, make_directory
-from batteries._foreign import LONGEST_NAME, brief, is_epoch
+from batteries._foreign import LONGEST_NAME, brief, is_epoch, is_number
 from batteries._numbers import as_number, as_whole
 from batteries._preemption import timed_save
 from batteries._processes import is_alive, is_own, own_process
 from batteries._rundir import record as run_record
 from batteries._rundir.history import Row
+from batteries._warnings import warn
 from batteries.checkpoint._background import BackgroundWriter
 from batteries.checkpoint._contents import as_checkpoint
 from batteries.checkpoint._directory import Directory, Epochs
@@ -84,7 +84,7 @@ class CheckpointManager:
             `sharded` and `background` are both true.
         NotADirectoryError: `logdir` is a file.
         PermissionError: A file of the manager in `logdir` is a symbolic link that leads out of
-            `logdir`. For some of the files, the first save raises it.
+            `logdir`. For some of these files, the error comes with the first save.
     """
 
     logdir = Place()
@@ -170,7 +170,7 @@ class CheckpointManager:
     def history(self) -> list[dict[str, Any]]:
         """The scores of all epochs, in their order. Each is a dict with `epoch` and the scores.
 
-        A score that was not finite is NaN.
+        A score that was not finite, or was 1e300 or more, is NaN.
         """
         return [
             {name: math.nan if value is None else value for name, value in row.items()}
@@ -204,9 +204,9 @@ class CheckpointManager:
         on rank 0 alone. Ranks that call it wait for rank 0, however long it takes. Ranks that do
         not call it wait in their next collective, up to the timeout of the process group.
 
-        NaN and infinities are never best and remove nothing. Of equal scores, the earlier is best.
-        If you save an earlier epoch again, the manager forgets the old scores of this epoch and of
-        all later ones, and removes their checkpoints.
+        NaN, infinities and numbers from 1e300 on are never best and remove nothing. Of equal
+        scores, the earlier is best. If you save an earlier epoch again, the manager forgets the
+        old scores of this epoch and of all later ones, and removes their checkpoints.
 
         Args:
             score: The metric, or a dictionary that has it among others.
@@ -215,7 +215,8 @@ class CheckpointManager:
             checkpoint: What `make_checkpoint` returns.
 
         Raises:
-            ValueError: The checkpoint has another epoch, or the epoch is not a whole number.
+            ValueError: The checkpoint has another epoch, the epoch is not a whole number, or the
+                scores take more than about 65,000 bytes.
             KeyError: The dictionary has no such metric.
             TypeError: A score that is not a number, or whose name is not a string. Or a value that
                 cannot be saved, with its place. Nothing has changed then.
@@ -407,10 +408,9 @@ class CheckpointManager:
                 "CheckpointManager; or take another directory"
             )
         if newest is not None and owner and not is_own(owner) and is_alive(owner):
-            warnings.warn(
+            warn(
                 f"this run takes over {self.logdir} from process {owner['pid']}, which is still "
                 "running: the next save of that process will be refused",
-                stacklevel=7,
             )
 
 
@@ -434,4 +434,4 @@ def _checked_epoch(epoch: Any, checkpoint: Mapping[str, Any]) -> int:
 
 def _finite(name: str, value: Any) -> float | None:
     found = as_number(value, f"the score {name!r}")
-    return found if math.isfinite(found) else None
+    return found if is_number(found) else None

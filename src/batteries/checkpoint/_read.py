@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from batteries._device import known_device
 from batteries._files import PathLike
 from batteries._foreign import brief, open_regular
+from batteries._warnings import warn
 from batteries.checkpoint._contents import Checkpoint
 from batteries.checkpoint._read_file import Stream, Where
 from batteries.checkpoint._read_outline import CheckpointError, check_exists, is_state, outline_file
@@ -133,9 +133,8 @@ def checkpoint_of(contents: Any, path: PathLike, sealed: bool = False) -> Checkp
         if sealed or states or "model_state_dict" in contents:
             return dict(contents)
     if isinstance(contents, Mapping) and contents and is_state(contents):
-        warnings.warn(
+        warn(
             f"{path} is the bare state dict of a model: it has no epoch, optimizer or metrics",
-            stacklevel=4,
         )
         return {"model_state_dict": contents}
     found = list(contents) if isinstance(contents, Mapping) else type(contents).__name__

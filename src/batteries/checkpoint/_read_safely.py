@@ -53,12 +53,23 @@ def storages_in(file: BinaryIO, records: list[zipfile.ZipInfo]) -> dict[str, tup
     return places
 
 
-def inspect_contents(contents: Any, size: int, pickled: bytes) -> None:
-    """Raise if what was loaded is larger than its file, or takes too long to walk through.
+def why_endless(contents: Any, pickled: int) -> str:
+    """Why a walk through a checkpoint would take too long; empty if it would not.
 
     One value may be in many places. A program that walks through a checkpoint, or prints it, meets
     the value in each of them. So the number of values that it would meet is limited.
+
+    Args:
+        pickled: The bytes of its pickle.
     """
+    values, letters = met(contents, {})
+    if values > 1_000_000 + 10 * pickled or letters > 10_000_000 + 200 * pickled:
+        return f"a walk through it would meet {values:,} values and {letters:,} letters"
+    return ""
+
+
+def inspect_contents(contents: Any, size: int, pickled: bytes) -> None:
+    """Raise if what was loaded is larger than its file, or takes too long to walk through."""
 
     def inspect(value: Any, place: str) -> Any:
         if hasattr(value, "__tensor_flatten__"):  # a tensor that is made of others
@@ -73,9 +84,8 @@ def inspect_contents(contents: Any, size: int, pickled: bytes) -> None:
         return value
 
     try:
-        values, letters = met(contents, {})
-        if values > 1_000_000 + 10 * len(pickled) or letters > 10_000_000 + 200 * len(pickled):
-            raise Suspicious(f"a walk through it would meet {values:,} values")
+        if why := why_endless(contents, len(pickled)):
+            raise Suspicious(why)
         rebuilt(contents, inspect)
     except RecursionError as error:
         raise Suspicious("it is nested too deep") from error

@@ -44,7 +44,12 @@ class Shards:
         self._reader = _reader(folder, index)
         self.contents = _outline(index)
         self._places: dict[int, str] = {}  # by the ids of the tensors
-        rebuilt(self.contents, lambda leaf, place: self._places.setdefault(id(leaf), place))
+
+        def note(leaf: Any, place: str) -> Any:
+            self._places.setdefault(id(leaf), place)
+            return leaf
+
+        rebuilt(self.contents, note)
 
     def read(self, where: Where) -> Checkpoint:
         rooms: dict[str, Tensor] = {}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from batteries._files import PathLike, naming
-from batteries._foreign import check, open_regular, parse_json
+from batteries._foreign import brief, check, open_regular, parse_json
 
 Note = dict[str, Any]  # plain values, stored as JSON
 INDEX = "index.pth"  # the file of a directory of shards that has the seal
@@ -24,7 +24,7 @@ INDEX = "index.pth"  # the file of a directory of shards that has the seal
 #     batteries little {"epoch":3} digest:0123...
 # with the byte order, the note, and the digest of all bytes before it. It is recognized by its
 # beginning, by its end, or by a wrong length. So a file with one flipped bit, or one that was cut
-# short, does not look like one without a seal.
+# short, is still known to have had a seal.
 _MARK, _DIGEST_MARK = b"batteries ", b" digest:"
 _OWN_MARK = _MARK + sys.byteorder.encode() + b" "
 DIGEST_LENGTH = 32  # hexadecimal digits
@@ -40,12 +40,27 @@ class Seal(NamedTuple):
     own_byte_order: bool
 
 
+def check_note(note: Note) -> None:
+    """Raise if a note cannot be stored, or would not be read."""
+    if not isinstance(note, dict):
+        raise TypeError(f"the note of a checkpoint is {brief(note)}; expected a dictionary")
+    try:
+        parse_json(json.dumps(note).encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        why = "it is nested too deep" if isinstance(error, RecursionError) else error
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"the note of a checkpoint cannot be stored: {why}") from None
+
+
 def comment_of(note: Note) -> bytes:
     """The end of a zip file: the length of the seal, and the seal without the digest."""
     comment = _OWN_MARK + json.dumps(note, separators=(",", ":")).encode() + _DIGEST_MARK
     length = len(comment) + DIGEST_LENGTH
     if length > _LONGEST_COMMENT:
-        raise ValueError(f"the note of a checkpoint takes {length} bytes, more than 65,535")
+        raise ValueError(
+            f"the note of a checkpoint takes {length} bytes, more than 65,535: store less in it; "
+            "a CheckpointManager notes the scores of the epoch, so pass fewer of them"
+        )
     return struct.pack("<H", length) + comment
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from batteries._files import PathLike, write_whole
 from batteries._preemption import timed_save
 from batteries.checkpoint._contents import as_checkpoint, plain_or_refused, rebuilt
-from batteries.checkpoint._seal import Digest, Note, comment_of
+from batteries.checkpoint._read_safely import why_endless
+from batteries.checkpoint._seal import Digest, Note, check_note, comment_of
 
 _CHUNK = 2**22  # bytes that are written at once; a multiple of the digest's blocks
 _SMALL = 2**10  # bytes of pieces that are put together first, such as the headers of records
@@ -39,21 +40,25 @@ def save_checkpoint(
 
     Args:
         note: A dictionary of values that JSON can hold. `read_note` returns it without reading the
-            whole file. If it is nested more than 64 deep, `read_note` returns {}.
+            whole file. Its keys become strings, and its tuples lists.
 
     Raises:
-        TypeError: A value that `torch.load` would refuse, with its place, or a note that JSON
-            cannot hold. Nothing is written then.
-        ValueError: The note takes more than about 65,000 bytes, or contains itself.
+        TypeError: A value that `torch.load` would refuse, or two keys that become the same key,
+            with the place. Or the same values are in too many places. Or a note that is no
+            dictionary, or that JSON cannot hold. Nothing is written then.
+        ValueError: The note takes more than about 65,000 bytes, is nested more than 64 deep, or
+            contains itself.
         FileNotFoundError: There is no directory for the file.
         OSError: The file cannot be written. The message has the path, the cause and, if the disk is
             full, the bytes needed and the bytes free.
     """
     if isinstance(checkpoint, str | os.PathLike):
         raise TypeError("the path comes second: save_checkpoint(checkpoint, path)")
+    note = {} if note is None else note
+    check_note(note)
     plain = as_checkpoint(rebuilt(checkpoint, plain_or_refused))
     with timed_save(), write_whole(path, _bytes_in(plain)) as file:
-        _write_archive(plain, file, note or {})
+        write_archive(plain, file, note)
 
 
 def _bytes_in(checkpoint: Any) -> int:
@@ -63,7 +68,7 @@ def _bytes_in(checkpoint: Any) -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def _write_archive(checkpoint: Any, file: BinaryIO, note: Note) -> None:
+def write_archive(checkpoint: Any, file: BinaryIO, note: Note) -> None:
     """Write the file of torch.save, with a seal at its end.
 
     Other threads run meanwhile. If torch.save opened the file itself, they would have to wait.
@@ -77,6 +82,18 @@ def _write_archive(checkpoint: Any, file: BinaryIO, note: Note) -> None:
 
 class _Pickler(pickle.Pickler):
     """Writes the CPU as the device of each tensor, so that torch.load needs no GPU."""
+
+    def __init__(self, file: BinaryIO, *args: Any, **kwargs: Any) -> None:
+        super().__init__(file, *args, **kwargs)
+        self._file = file
+
+    def dump(self, value: Any) -> None:
+        super().dump(value)
+        if why := why_endless(value, self._file.tell()):
+            raise TypeError(
+                f"a checkpoint cannot hold this: {why}, because the same values are in many "
+                "places, and readers would refuse the file; store such a value once"
+            )
 
     def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -101,7 +118,12 @@ vars(_PICKLE)["Pickler"] = _Pickler
 def leaves_of(checkpoint: Any) -> list[Any]:
     """The values of a checkpoint that are not containers, in the order of the pickle."""
     found: list[Any] = []
-    rebuilt(checkpoint, lambda value, _: found.append(value))
+
+    def note(value: Any, place: str) -> Any:  # noqa: ARG001
+        found.append(value)
+        return value
+
+    rebuilt(checkpoint, note)
     return found
 
 
