@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -142,6 +143,11 @@ def test_odd_tables() -> None:
     for lines, shown in ((0, []), (1, ["two"]), (5, ["one", "two"])):
         assert json.loads(run("show", "1", "--json", "--lines", f"{lines}").output)["log"] == shown
     assert "99999 is not in the range" in run("report", "--watch", "--port", "99999", code=2).output
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        output = run("report", "--watch", "--port", port, code=1).output
+    assert f"port {port} cannot be used: " in output
+    assert "Leave out --port, or choose another" in output
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 300])
