@@ -458,7 +458,7 @@ def test_foreign_pictures() -> None:
         assert "shown" in run["problems"][0]
     live = LiveReport("runs")
     for time in (1, 2):  # one run changes, and the others are not read again
-        Path(run["path"], "log.txt").write_text("more" * time)
+        Path("runs", name, "log.txt").write_text("more" * time)
         found = json.loads(live.data()[1])["runs"]
         assert all(len(each["problems"]) == 1 for each in found)
 

@@ -376,9 +376,11 @@ def test_bootstrap() -> None:
     assert found.value == pytest.approx(gains.mean())
     assert found.interval == pytest.approx((oracle.low, oracle.high), abs=0.005)
     p, q = generator.random((2, 400))
-    both = [np.stack([1 - each, each], axis=1) for each in (p, q)]
+    wide_p, wide_q = (np.stack([1 - each, each], axis=1) for each in (p, q))
     for metric in ("roc_auc", "average_precision"):
-        assert paired_bootstrap(target, *both, metric) == paired_bootstrap(target, p, q, metric)
+        assert paired_bootstrap(target, wide_p, wide_q, metric) == paired_bootstrap(
+            target, p, q, metric
+        )
     with pytest.raises(ValueError, match=r"\[399, 400\] rows"):
         paired_bootstrap(target[:-1], first, second, accuracy)
 

@@ -324,7 +324,8 @@ def read_runs(logdir: PathLike, *, metric_minimization: Mapping[str, bool] | Non
         read_run(path, path.name if path == root else path.relative_to(root).as_posix())
         for path in paths
     ]
-    return Runs(sorted(found, key=lambda run: _natural(run.name)), metric_minimization)
+    found.sort(key=lambda run: _natural(run.name))
+    return Runs(found, metric_minimization)
 
 
 def some_runs(logdir: PathLike) -> Runs:
