@@ -70,7 +70,7 @@ def means() -> None:
 
 
 def small_inputs() -> None:
-    """Where a call takes longer than its work; numpy computes in float32, and checks nothing."""
+    """Inputs for which the call itself takes most of the time. numpy checks nothing."""
     stats = peer("scipy.stats")
     assert stats is not None
     rows = [["of 1e3 rows: batteries over numpy or scipy", "2 models", "20 models"]]
@@ -285,7 +285,7 @@ def climbing() -> None:
 def main() -> None:
     threads = torch.get_num_threads()
     for number in (1, os.cpu_count() or 1):
-        torch.set_num_threads(number)  # of ours: the others have one in any case, but for polars
+        torch.set_num_threads(number)  # for batteries; of the others, only polars has more than one
         print(f"\nthreads: {number}")
         means()
         rank_averages()

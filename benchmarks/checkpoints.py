@@ -171,7 +171,7 @@ def waiting(checkpoint: dict[str, Any], size: int, folder: Path) -> None:
         manager.process(turn, turn, {**checkpoint, "epoch": turn})
 
     for turn in range(TURNS + 3):  # noqa: B007 (what is timed uses it)
-        os.sync()  # nobody pays for what another has left to the disk
+        os.sync()  # no contender waits for the writes of another one
         timed("a copy in memory", copy)
         timed("torch.save", lambda: torch.save(checkpoint, folder / "blocked.pth"))
         os.sync()
@@ -274,7 +274,7 @@ def _own_seconds() -> float:
 
 
 def cycling(folder: Path, threads: int) -> None:
-    """All the time that a loop of a real model loses to its saves, by whatever it is lost."""
+    """All the time that the loop of a real model loses through its saves."""
     torch.set_num_threads(threads)
     model = nn.Sequential(*(nn.Linear(760, 760) for _ in range(6)))  # with AdamW 41 MB
     optimizer = torch.optim.AdamW(model.parameters())

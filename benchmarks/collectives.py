@@ -1,4 +1,4 @@
-"""What it costs that ranks compare what they are about to do, and watch their store."""
+"""The cost of collectives whose ranks compare their calls, and of ranks that watch their store."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def listen(port: int, first: int, stops: Any) -> None:
 
 
 def watched() -> None:
-    """The ranks of a job too large for this machine, of which each does what a real one asks."""
+    """The requests of the ranks of a job that is too large for this machine."""
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe()
     stops = context.Queue()

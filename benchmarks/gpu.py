@@ -1,8 +1,8 @@
-"""On a GPU: the tests that need one, then what a step waits for, and one table of all of it.
+"""The tests and the benchmarks that need a GPU, with one table of all results.
 
     python benchmarks/gpu.py
 
-Takes at most eight minutes. It uses the torch that is installed, and leaves out what does not fit.
+Takes at most eight minutes. It uses the installed torch, and leaves out the rest at the time limit.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Images(Dataset[Any]):
 
 
 def step_seconds(batches: Iterable[Any], model: nn.Module, **how: Any) -> float:
-    """The time of a step, of an epoch that ends when the GPU has done all of it."""
+    """The mean time of a step, in an epoch that ends when the GPU has finished all steps."""
     torch.cuda.synchronize()
     begun, count = time.perf_counter(), 0
     for batch in batches:

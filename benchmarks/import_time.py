@@ -11,7 +11,7 @@ from measure import Timings, report
 
 TURNS = 7
 STATEMENTS = {
-    # `import batteries` alone loads nothing: each name brings the room that it lies in
+    # `import batteries` alone loads nothing: each name imports its room
     "batteries, names of the README": (
         "from batteries import AverageMeter, CheckpointManager, load_checkpoint, make_checkpoint, "
         "seed_all; from batteries.progress import tqdm"

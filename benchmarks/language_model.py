@@ -1,4 +1,4 @@
-"""What the loop of examples/lm costs beside the same loop by hand, and in other libraries.
+"""The time of the loop of examples/lm, of the same loop by hand, and of other libraries' loops.
 
 Every contender trains the example's model on the same crops, in windows of 2 micro-batches, and
 ends with the same weights, which is checked. All clip, leave out a step that is not finite, follow
@@ -40,7 +40,7 @@ Tokens: Any = runpy.run_path(str(EXAMPLE / "datasets.py"))["Tokens"]
 
 
 class Crops(Tokens):  # type: ignore[misc]
-    """The same ones in each pass, and for each contender; drawing one costs what it always does."""
+    """The same crops in each pass and for each contender. Drawing one takes as long as usual."""
 
     def __getitem__(self, index: int) -> Tensor:
         torch.randint(self.starts, ())
@@ -205,7 +205,7 @@ def main() -> None:
         }
         check_equal(loops, reference="by hand")
         contenders = {name: loop and loop.run for name, loop in loops.items()}
-        # Time of the processor: where other programs have it, other times say little.
+        # Processor time, because other programs may use the cores.
         options: dict[str, Any] = {"turns": TURNS, "steps": STEPS}
         timings = take_turns(contenders, **options, clock=time.process_time)
         report("language_model: a step", timings, reference="by hand", added=True, unit="ms")

@@ -1,9 +1,9 @@
-"""What a training step costs more than in the bare PyTorch loop.
+"""The time that a training step takes beyond that of the bare PyTorch loop.
 
 Every contender trains the same tiny model on the same batches with windows of 4 micro-batches, and
 ends with the same weights, which is checked. The bare loop does nothing else; the others also move
-the batch to the device, average the loss and show a progress bar. Batches lie in a list: loading
-them costs nothing. Where a library has no meter, its row has a sum in plain python.
+the batch to the device, average the loss and show a progress bar. The batches are in a list, so
+loading them takes no time. Where a library has no meter, its row has a sum in plain python.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def bare(batches: list[Batch]) -> Loop:
 
 
 def by_hand(batches: list[Batch], stream: TextIO) -> Loop:
-    """What one writes without any library but tqdm: the cost of doing these things at all."""
+    """The same things written by hand, with no library but tqdm."""
     model, optimizer = make_model()
 
     def run() -> None:
@@ -181,7 +181,7 @@ def terminal() -> Iterator[tuple[TextIO, Callable[[], None]]]:
 
 
 def check_equal(loops: Mapping[str, Loop | None], reference: str) -> None:
-    """Train each model once; a contender that did other work than the reference would differ."""
+    """Train each model once. If a contender did other work, its weights would differ."""
     for loop in loops.values():
         if loop is not None:
             loop.run()

@@ -35,7 +35,7 @@ RUNS, EPOCHS = 1000, 200
 
 
 def logging_() -> None:
-    """What one call holds up a loop whose steps take some milliseconds."""
+    """How long one call holds a loop whose steps take some milliseconds."""
     with tempfile.TemporaryDirectory() as directory:
         contenders, loggers = _contenders(Path(directory))
         timings: Timings = {name: [] for name in contenders}

@@ -1,7 +1,7 @@
 """Benchmarks against the libraries that do the same: python benchmarks/run.py [NAME ...].
 
 Names: loop, language_model, to_device, seed_all, import_time, checkpoints, training, predictions,
-collectives, record, page, averaging, blending, hugging_face. All take about half an hour.
+collectives, record, page, averaging, blending, hugging_face. All take about twenty-five minutes.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def with_ours(model: Any, optimizer: Any, batches: list[torch.Tensor]) -> Callab
 
 
 def resuming() -> None:
-    """The first batch of an epoch over a million samples, and of one that goes on."""
+    """The first batch of an epoch over a million samples, and of a resumed epoch."""
 
     def ours(position: int, length: int) -> Callable[[], object]:
         def first() -> object:

@@ -330,6 +330,8 @@ def test_predictions_by_name() -> None:
     with pytest.raises(ValueError, match="the predictions are one array of 2 numbers; expected "):
         mean(np.array([0.25, 0.5]))
     assert correlation(columns).names == ["cnn", "tree"]
+    by_number = {1: columns["cnn"], 2: columns["tree"]}
+    assert str(correlation(columns, names=[1, 2])) == str(correlation(by_number))  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("blend", BLENDS)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from sklearn import metrics
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import cross_val_predict
@@ -253,6 +255,15 @@ def test_a_stack_of_a_plain_model() -> None:
     np.testing.assert_array_equal(
         own.predict(GUESSES), own.model.predict(np.stack([*GUESSES.values()], 1))
     )
+
+
+def test_a_stack_of_tensors_and_no_rows() -> None:
+    """A model may predict with tensors that need a gradient, and predict no rows."""
+    slope = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    model = SimpleNamespace(fit=lambda *_: None, predict=lambda x: torch.from_numpy(x) @ slope)
+    stacked = stack(rng.random((2, 20)), [0, 1] * 10, model)
+    assert stacked.predict([[0.25], [0.5]]).tolist() == [0.75]
+    assert stacked.predict([[], []]).tolist() == []
 
 
 def test_a_stack_of_noise_is_no_gain() -> None:

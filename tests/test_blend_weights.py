@@ -311,6 +311,13 @@ def test_threshold() -> None:
     assert found.spread == pytest.approx(np.std(found.folds, ddof=1))
 
 
+def test_threshold_of_objects() -> None:
+    """A target of 0 and 1 may be of any dtype, as of a column that held other things before."""
+    scores, target = [0.1, 0.4, 0.6, 0.9] * 5, np.array([0, 0, 1, 1] * 5)
+    for other in (target.astype(object), target.astype(bool), target * 1.0):
+        assert find_threshold(scores, other, "f1") == find_threshold(scores, target, "f1")
+
+
 def test_threshold_of_many_scores() -> None:
     """Of many scores the cut-offs lie between quantiles, and a metric may be minimised."""
     oof, target = OOF[0][:400], TARGET[:400]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
 import math
 import multiprocessing
+import pickle
 import random
 import tracemalloc
 from collections import Counter
@@ -108,6 +110,16 @@ def test_positions_of_any_shape(shape: tuple[int, ...]) -> None:
     positions = np.arange(7)[: math.prod(shape)].reshape(shape)
     assert order(positions).shape == shape
     assert (order(positions) == order(np.arange(7))[positions]).all()
+
+
+def test_positions_of_any_type() -> None:
+    """Positions may be a list, a range or a tensor; a fraction is not rounded."""
+    order = Shuffle(7, (42,))
+    for positions in ([1, 2], range(1, 3), torch.tensor([1, 2]), np.array([1, 2], np.uint8)):
+        assert order(positions).tolist() == order(np.array([1, 2])).tolist()
+    for wrong in ([1.5], ["1"], [True]):
+        with pytest.raises(TypeError, match=r"positions are .*; expected integers"):
+            order(wrong)
 
 
 class Huge(Dataset[int]):
@@ -439,6 +451,54 @@ def test_positions_out_of_range() -> None:
     """A position that the epoch does not have is refused."""
     with pytest.raises(ValueError, match="position is 38; expected 0 to 37"):
         loader().load_state_dict({**loader().state_dict(), "position": 38})
+    data = loader(batches_per_pass=2)
+    with pytest.raises(ValueError, match="done is 3; expected 0 to 2"):  # it would never end
+        data.load_state_dict({**data.state_dict(), "done": 3})
+
+
+def test_what_is_no_sampler() -> None:
+    """A number in place of a sampler, or indices in place of their lists, are named."""
+    with pytest.raises(TypeError, match="the sampler is 3; expected indices, or lists of them"):
+        loader(shuffle=None, sampler=3)
+    with pytest.raises(TypeError, match="batch_sampler yields 0; expected lists of indices"):
+        list(loader(batch_size=1, shuffle=None, batch_sampler=[0, 1]))
+
+
+def test_a_number_of_workers_as_text() -> None:
+    """A number that an argument parser has left as a text is named."""
+    with pytest.raises(TypeError, match="num_workers is '2'; expected a whole number"):
+        loader(num_workers="2")
+
+
+@pytest.mark.parametrize("length", [None, "sampler"])
+def test_without_a_length(length: str | None) -> None:
+    """The error names the object that has no length, and says what to do."""
+
+    class Bare:
+        def __iter__(self) -> Iterator[int]:
+            return iter([0])
+
+    bare: Any = Bare()
+    data = loader(shuffle=None, sampler=bare) if length else DataLoader(bare)
+    remedy = r"give it __len__$" if length else "or make it a torch.utils.data.IterableDataset"
+    with pytest.raises(TypeError, match=f"Bare has no length: .*{remedy}"):
+        len(data)
+
+
+@pytest.mark.parametrize("kind", ["samples", "stream", "sampler"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))])
+def test_copies_of_a_loader(kind: str, copied: Any) -> None:
+    """A copy of a loader, also of one in a pass, begins where the loader would begin again."""
+    data = {
+        "samples": lambda: loader(),
+        "stream": lambda: DataLoader(Lines(), seed=3, num_workers=1),
+        "sampler": lambda: loader(shuffle=None, sampler=[3, 1, 2]),
+    }[kind]()
+    list(data)
+    begun = iter(data)
+    first = next(begun)
+    found = [str(batch) for batch in copied(data)]
+    assert found == [str(batch) for batch in (first, *begun)]
 
 
 # ---------------------------------------------------------------- other samplers and streams
@@ -608,6 +668,9 @@ def test_streams_that_forget() -> None:
         DataLoader(Lines(), seed=3).load_state_dict(state)
     with pytest.raises(ValueError, match=r"was read by 1 workers .*, and there are 2"):
         DataLoader(Remembering(), seed=3, num_workers=2).load_state_dict(state)
+    other = {**state, "workers": [{"worker": 1, "items": 2, "ended": False}]}
+    with pytest.raises(ValueError, match=r"the state has workers \[1\]; expected 0 to 0"):
+        DataLoader(Remembering(), seed=3).load_state_dict(other)
     DataLoader(Lines(), seed=3).load_state_dict({**state, "position": 0, "epoch": 3})
 
 

@@ -247,6 +247,12 @@ def test_absent_gpu() -> None:
         to_device("even without tensors", "cuda:99")
 
 
+def test_what_is_no_device() -> None:
+    """Also a value that cannot be a key of a dict is named."""
+    with pytest.raises(ValueError, match=r"unknown device \[0\]: expected a torch.device"):
+        to_device(torch.ones(1), [0])  # type: ignore[arg-type]
+
+
 def test_other_absent_devices() -> None:
     """Any kind of device that the machine does not have is refused alike."""
     with pytest.raises(ValueError, match="no device 'xpu' on this machine"):

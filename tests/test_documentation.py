@@ -87,11 +87,28 @@ def test_the_commands_of_the_pages(words: list[str]) -> None:
     command.make_context(words[0], words[1:]).close()
 
 
+def anchors_of(page: Path) -> set[str]:
+    """The names by which links find the headings of a page."""
+    text = page.read_text()
+    if included := re.match(r"```{include} (.+)", text):
+        return anchors_of(page.parent / included[1])
+    text = re.sub(r"(?ms)^```.*?^```$", "", text)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    """Every link to a file of the project leads to one."""
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    """Every link to a file of the project leads to one, and to a heading that it has."""
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", page.read_text())
+    targets = [(page.parent / link if link else page, anchor) for link, anchor in links]
+    assert [target for target, _ in targets if not target.exists()] == []
+    dead = [
+        (target.name, anchor)
+        for target, anchor in targets
+        if anchor and target.suffix == ".md" and anchor not in anchors_of(target)
+    ]
+    assert dead == []
 
 
 def test_the_readme_is_short() -> None:

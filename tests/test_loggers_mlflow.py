@@ -44,7 +44,7 @@ def server(new_store: Path, tmp_path: Path) -> Iterator[str]:
         uri = f"http://127.0.0.1:{listening.getsockname()[1]}"
         process = warm.Popen(
             program,
-            stdin=listening,
+            stdin=listening.fileno(),
             stdout=nowhere,
             stderr=nowhere,
             start_new_session=True,

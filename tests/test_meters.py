@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,3 +171,10 @@ def test_device_tensors_are_not_read() -> None:
     meter.update(torch.tensor(1.0, device="meta"), 2)
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
         _ = meter.average
+
+
+@pytest.mark.parametrize("wrong", [[AverageMeter()], {"loss": 1.0}])
+def test_what_is_no_meter(wrong: Any) -> None:
+    """A list of meters, or a number, is named in the error."""
+    with pytest.raises(TypeError, match=r"meters is .*; expected AverageMeters by their names"):
+        all_reduce_meters(wrong)

@@ -305,6 +305,16 @@ def test_files(name: str) -> None:
     assert sorted(path.name for path in Path().iterdir()) == [name]
 
 
+def test_names_of_pandas_in_files() -> None:
+    """Ids may be a column of pandas, which has texts as objects, also in .npy files."""
+    pd: Any = pytest.importorskip("pandas")
+    outputs = Predictions(2)
+    outputs.add(range(2), x=torch.zeros(2))
+    for name in ("a.npy", "a.parquet"):
+        outputs.save(name, ids=pd.Series(["b", "a"], dtype=object))
+        assert predictions.load(name)["id"].tolist() == ["b", "a"]
+
+
 def test_objects_in_files() -> None:
     """Texts and ragged numbers are saved as .parquet, and refused as .npy."""
     outputs = Predictions(2)

@@ -106,6 +106,14 @@ def within(call: Callable[[Run], Any]) -> None:
         call(run)
 
 
+def words() -> splits.OutOfFold:
+    """Texts of repeated folds, and of the test rows."""
+    oof = splits.OutOfFold(splits.Folds(np.array([[0], [0]]), "kfold"))
+    for fold in range(2):
+        oof.add(fold, ["a"], ["a"])
+    return oof
+
+
 F, V, T, K = FileNotFoundError, ValueError, TypeError, KeyError
 M, D, N, R, L = ModuleNotFoundError, OSError, NotADirectoryError, RuntimeError, LookupError
 COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
@@ -150,6 +158,7 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
     },
     "check_submission": {
         V: lambda: blend.check_submission("a.csv", "a.csv"),
+        T: lambda: blend.check_submission("a.csv", "a.csv", ranges=ANY),  # type: ignore[arg-type]
         F: lambda: blend.check_submission("b.csv", "a.csv"),
         M: lambda: blend.check_submission("a.csv", "a.csv"),
     },
@@ -169,7 +178,7 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
         IndexError: lambda: splits.fold_indices(FOLDS, 2),
         T: lambda: splits.fold_indices(FOLDS, ANY),  # type: ignore[arg-type]
     },
-    "Folds.split": {V: lambda: FOLDS.split([1])},
+    "Folds.split": {V: lambda: FOLDS.split([1]), T: lambda: FOLDS.split(ANY)},
     "look": {
         T: lambda: splits.look(None, None),
         V: lambda: splits.look(TABLE, TABLE, groups="y"),
@@ -182,8 +191,10 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
         V: lambda: HALF.add(1, [1]),
         IndexError: lambda: HALF.add(2, [1]),
     },
-    "OutOfFold.predictions": {V: lambda: splits.OutOfFold(FOLDS).predictions},
-    "OutOfFold.test": {V: lambda: HALF.test},
+    "OutOfFold.predictions": {
+        V: lambda: splits.OutOfFold(FOLDS).predictions, T: lambda: words().predictions
+    },
+    "OutOfFold.test": {V: lambda: HALF.test, T: lambda: words().test},
     "OutOfFold.score": {
         T: lambda: HALF.score(Y, of_sizes), V: lambda: HALF.score([1], "auc"),
         M: lambda: HALF.score(Y, "auc"),
@@ -241,7 +252,10 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
         T: lambda: lines().log_histogram("a", ["x"], 1),
         V: lambda: lines().log_histogram("a", [1], 1, bins=0),
     },
-    "BackgroundLogger.load_state_dict": {R: lambda: begun().load_state_dict({})},
+    "BackgroundLogger.load_state_dict": {
+        R: lambda: begun().load_state_dict({}), K: lambda: lines().load_state_dict({}),
+        T: lambda: lines().load_state_dict(ANY),  # type: ignore[arg-type]
+    },
     "Loggers": {T: lambda: Loggers([lines()])},  # type: ignore[arg-type]
     "Loggers.log_metrics": {
         T: lambda: Loggers().log_metrics({"a": "x"}, 1),  # type: ignore[dict-item]
@@ -271,6 +285,14 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
     "EarlyStopping": {
         T: lambda: EarlyStopping(), V: lambda: EarlyStopping(-1, metric_minimization=True)
     },
+    "AverageMeter.load_state_dict": {
+        K: lambda: AverageMeter().load_state_dict({}),
+        T: lambda: AverageMeter().load_state_dict(ANY),  # type: ignore[arg-type]
+    },
+    "EarlyStopping.load_state_dict": {
+        K: lambda: EarlyStopping(metric_minimization=True).load_state_dict({}),
+        T: lambda: EarlyStopping(metric_minimization=True).load_state_dict(ANY),  # type: ignore[arg-type]
+    },
     "EarlyStopping.step": {T: lambda: EarlyStopping(metric_minimization=True).step(None)},
     "get_logger": {
         N: lambda: get_logger("a", "a.csv/log.txt"),
@@ -295,7 +317,9 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
     "seed_all": {T: lambda: seed_all("1"), V: lambda: seed_all(-1)},  # type: ignore[arg-type]
     "seed_worker": {R: lambda: seed_worker(0)},
     "set_rng_state": {
-        K: lambda: set_rng_state({}), V: lambda: set_rng_state({**rng_state(), "cuda": [0] * 99})
+        K: lambda: set_rng_state({}), T: lambda: set_rng_state(ANY),  # type: ignore[arg-type]
+
+        V: lambda: set_rng_state({**rng_state(), "cuda": [0] * 99})
     },
 }  # fmt: skip
 RANKS = {"all_reduce_meters", "check_in_sync", "distribute"}  # tests of these rooms have ranks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import inspect
 import math
 import os
@@ -283,13 +284,27 @@ RAISES: dict[str, Callable[[], object]] = {
     ),
     "DataLoader.load_state_dict RuntimeError": loaded_within,
     "Shuffle ValueError": lambda: da.Shuffle(-1, (0,)),
+    "Shuffle TypeError": lambda: da.Shuffle(3, (0.5,)),
     "Shuffle.__call__ IndexError": lambda: da.Shuffle(5, (0,))(np.array([5])),
+    "Shuffle.__call__ TypeError": lambda: da.Shuffle(5, (0,))([0.5]),
+    **{
+        f"{type(p).__name__}.load_state_dict {error}": functools.partial(p.load_state_dict, state)
+        for p in (da.DataLoader([1]), tr.StepPolicy(), di.PerRank(b.AverageMeter()),
+                  av.EMA(model()), av.SWA(model()))
+        for error, state in (("KeyError", {}), ("TypeError", None))
+    },
     "LearningRates.plot ModuleNotFoundError": lambda: tr.LearningRates([1], [1]).plot(),
     "StepPolicy ValueError": lambda: tr.StepPolicy("stop"),
     "StepPolicy TypeError": lambda: tr.StepPolicy(history=0.5),
     "StepPolicy.accepts FloatingPointError": lambda: tr.StepPolicy().accepts(NAN),
+    "StepPolicy.accepts TypeError": lambda: tr.StepPolicy().accepts(None),
+    "Throughput ValueError": lambda: tr.Throughput(peak_flops=0),
+    "Throughput TypeError": lambda: tr.Throughput(peak_flops="1e12"),
     "Throughput.count_flops ValueError": counted,
+    "Throughput.count_flops TypeError": lambda: tr.Throughput().count_flops("2").__enter__(),
+    "Throughput.update TypeError": lambda: tr.Throughput().update("2"),
     "Window.backward ValueError": lambda: first().window.backward(torch.ones(2)),
+    "Window.backward TypeError": lambda: first().window.backward(0.5),
     "Window.clip ValueError": lambda: (own := first()).window.clip(own.optimizer, -1),
     "Window.clip RuntimeError": lambda: (own := first(steps=2)).window.clip(own.optimizer, 1),
     "Window.clip TypeError": lambda: (own := scaled()).window.clip(own.model.parameters(), 1),

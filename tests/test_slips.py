@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
+from sklearn import metrics
 from sklearn.linear_model import RidgeClassifier
 from torch import nn
 
@@ -28,6 +31,7 @@ from batteries import (
     distribute,
     load_checkpoint,
     make_checkpoint,
+    predictions,
     resume,
     save_checkpoint,
     set_backends,
@@ -47,8 +51,9 @@ from batteries.scoreboard import (
     read_runs,
     record_scores,
 )
-from batteries.splits import Folds, OutOfFold, check_folds, look, make_folds
+from batteries.splits import Folds, OutOfFold, check_folds, fold_indices, look, make_folds
 
+pd: Any = pytest.importorskip("pandas")
 LINEAR: Any = nn.Linear(2, 1)
 PATH: Any = "a.pth"
 NAMES: Any = {"cnn": 1, "tree": 3}
@@ -57,7 +62,20 @@ NAN = float("nan")
 HALF: Any = 0.5
 TABLE = {"a": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
 DAYS = np.arange(6).astype("datetime64[D]")
+AB = np.array([0, 1, 1, 1, 1, 1])
 FOLDS = Folds(np.array([0, 1] * 3), "kfold")
+
+
+def fit(features: Any, target: Any) -> None:
+    """The `fit` of a model that learns nothing."""
+
+
+def stacked(fit: Any, **methods: Any) -> Any:
+    """A stack of a model with these methods."""
+    oof = np.random.default_rng(0).random((2, 36))
+    return blend.stack(oof, [0, 1] * 18, SimpleNamespace(fit=fit, **methods), folds=2)
+
+
 SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a file to resume": (lambda _: resume("a.pth", LINEAR), "one checkpoint: read it with load_ch"),
     "a shard to resume": (lambda _: latest("sharded/last.dcp"), "or pass its directory"),
@@ -310,6 +328,182 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda _: Shuffle(2**63, key=(1,)),
         r"expected 0 or more, and at most 2\*\*62",
     ),
+    "a power twice": (
+        lambda _: blend.power_average([0.2], [0.8], 3, power=2),
+        "power is 2, but 3 was passed as well: pass one power",
+    ),
+    "the area under any curve": (
+        lambda _: blend.find_weights([[0.1, 0.2]], [0, 1], metrics.auc),
+        "metric is sklearn.metrics.auc, which takes the points of a curve; expected roc_auc",
+    ),
+    "two columns of one name": (
+        lambda _: blend.mean(pd.DataFrame([[0.1, 0.2]], columns=["1", "1"])),
+        "more than one model is called '1': give each model its own name",
+    ),
+    "two keys of one name": (lambda _: blend.mean({1: [0.1], "1": [0.2]}), "is called '1': give"),
+    "rows of other lengths": (
+        lambda _: blend.mean({"cnn": [[0.1, 0.2], [0.3]]}),
+        "model 'cnn' has parts of different lengths; expected an array",
+    ),
+    "pairs as folds": (
+        lambda _: blend.find_weights([[0.1] * 6], [0, 1] * 3, "auc", folds=list(Folds(AB, "x"))),
+        "folds has parts of different lengths; expected an array",
+    ),
+    "sparse predictions": (
+        lambda _: blend.mean([torch.eye(2).to_sparse()]),
+        "model 0 is a sparse, .* tensor, which numpy cannot hold: pass a dense tensor",
+    ),
+    "tensors without data": (
+        lambda _: blend.mean([torch.empty(2, device="meta")]),
+        "or meta tensor, which numpy cannot hold",
+    ),
+    "half folds": (
+        lambda _: blend.find_weights([[0.1] * 3], [0, 1, 1], "auc", folds=[0, HALF, 1]),
+        r"folds has 0\.5 in row 1; expected whole numbers or names",
+    ),
+    "an infinite fold": (
+        lambda _: blend.find_threshold([0.1, 0.2], [0, 1], "auc", folds=[0, float("inf")]),
+        "folds has inf in row 1; expected whole numbers or names",
+    ),
+    "repeats of folds": (
+        lambda _: blend.find_weights([[0.1] * 2], [0, 1], "auc", folds=np.eye(2, dtype=int)),
+        r"folds have shape \(2, 2\); expected \(rows,\)",
+    ),
+    "one target": (
+        lambda _: blend.find_weights([[0.1]], HALF, "auc"),
+        r"target is 0\.5; expected an array, a tensor or a list",
+    ),
+    "one target to score": (
+        lambda _: OutOfFold(FOLDS).score(HALF, "auc"),
+        r"targets is 0\.5; expected an array",
+    ),
+    "one target to divide": (
+        lambda _: make_folds(6, 2, "stratified", targets=1),
+        "targets is 1; expected an array",
+    ),
+    "one time": (lambda _: make_folds(6, 2, "time", time=1), "time is 1; expected an array"),
+    "one group": (lambda _: check_folds(FOLDS, groups=1), "groups is 1; expected an array"),
+    "one sample": (
+        lambda _: check_folds(FOLDS, data=1),
+        "data is 1; expected a table, an array or a list",
+    ),
+    "one number a column": (
+        lambda _: look({"a": 1}, {"a": 1}),
+        "column 'a' is 1; expected an array",
+    ),
+    "a table that is not read": (
+        lambda _: look(TABLE, pl.LazyFrame(TABLE)),
+        "data is a LazyFrame; expected an array",
+    ),
+    "models that are not read": (
+        lambda _: blend.mean(pl.LazyFrame(TABLE)),
+        "model 0 is a LazyFrame; expected an array",
+    ),
+    "one id": (
+        lambda _: Predictions(0).save("b.npy", ids=HALF),
+        r"ids is 0\.5; expected an array",
+    ),
+    "half a rank": (
+        lambda _: Predictions(0).gather(dst=HALF),
+        r"dst is 0\.5; expected a whole number",
+    ),
+    "predictions in CSV": (
+        lambda _: predictions.load("a.csv"),
+        r"a\.csv has an unknown format; expected \.parquet or \.npy",
+    ),
+    "labels in words": (
+        lambda _: make_folds(6, 2, "stratified", targets=[["a", "b"]] * 6),
+        "labels are of <U1; expected numbers, 0 if a row does not have the label",
+    ),
+    "an unknown label": (
+        lambda _: make_folds(TABLE, 2, "stratified", targets=["a", "b"]),
+        "there is no column 'b'",
+    ),
+    "a time in words": (
+        lambda _: make_folds(6, 2, "time", time=list("abcdef")),
+        "time has the dtype <U1, such as 'a'; expected dates or numbers",
+    ),
+    "folds of words": (
+        lambda _: Folds(np.array(["a", "b"]), "kfold"),
+        "assignment is of <U1; expected whole numbers",
+    ),
+    "a fold first": (
+        lambda _: fold_indices(LISTED, 0),
+        r"folds is \[1\]; expected what make_folds",
+    ),
+    "a method in a list": (
+        lambda _: blend.blend_files("a.csv", LISTED),
+        r"method is \[1\]; expected one of mean",
+    ),
+    "a search in a list": (
+        lambda _: blend.find_weights([[0.1, 0.2]], [0, 1], "auc", LISTED),
+        r"method is \[1\]; expected 'hill_climb'",
+    ),
+    "one end of a range": (
+        lambda _: blend.check_submission("a.csv", "a.csv", ranges={"p": LISTED}),
+        r"ranges\['p'\] is \[1\]; expected the lowest and the highest number, such as \(0, 1\)",
+    ),
+    "an open range": (
+        lambda any_: blend.check_submission("a.csv", "a.csv", ranges={"p": (any_, 1)}),
+        r"ranges\['p'\] is \(None, 1\); expected",
+    ),
+    "a range of no column": (
+        lambda _: blend.check_submission("a.csv", "a.csv", ranges=LISTED),
+        r"ranges is \[1\]; expected a mapping, such as \{'target': \(0, 1\)\}",
+    ),
+    "arrays submitted": (
+        lambda _: blend.check_submission("arrays.parquet", "arrays.parquet"),
+        "arrays.parquet has List.* in column 'p'; expected numbers or texts",
+    ),
+    "arrays in a CSV": (
+        lambda _: blend.blend_files("arrays.npy", out="b.csv"),
+        r"a \.csv cannot hold the arrays of column 'p': write \.parquet",
+    ),
+    "a space before a name": (
+        lambda _: blend.blend_files(["a.csv", "space.csv"]),
+        "only one of them has ' p', p; pass `columns`",
+    ),
+    "a model that only fits": (
+        lambda _: stacked(fit),
+        "model is .*; expected an object with fit and predict",
+    ),
+    "a model without classes": (
+        lambda _: stacked(fit, predict_proba=lambda x: x),
+        "model has no classes_ after fit, as scikit-learn's models with predict_proba",
+    ),
+    "a model of other classes": (
+        lambda _: stacked(fit, predict_proba=lambda x: x[:, :2], classes_=np.array([0, 7])),
+        "the classes_ of model are 0, 7; expected classes of the target: 0, 1",
+    ),
+    "a model of one column": (
+        lambda _: stacked(fit, predict_proba=lambda x: x[:, 0], classes_=np.array([0, 1])),
+        r"the predictions of model have shape \(18,\) for 18 rows; expected \(18, 2\)",
+    ),
+    "a model of too few rows": (
+        lambda _: stacked(fit, predict=lambda x: x[1:, 0]),
+        r"the predictions of model have shape \(17,\) for 18 rows; expected \(18, \.\.\.\)",
+    ),
+    "a model of nothing": (
+        lambda _: stacked(fit, predict=lambda _: None),
+        "what model predicts is a NoneType; expected an array",
+    ),
+    "a model of NaN": (
+        lambda _: stacked(fit, predict=lambda x: x[:, 0] * NAN),
+        "the stack has nan in row 0; expected finite numbers",
+    ),
+    "a model of words": (
+        lambda _: stacked(fit, predict=lambda x: x[:, 0].astype(str)),
+        r"model predicts classes such as '0\.\d+'; expected a model with predict_proba",
+    ),
+    "folds in another order": (
+        lambda _: blend.find_weights(
+            pd.DataFrame({"a": [0.1, 0.2, 0.3]}),
+            [0, 1, 0],
+            "auc",
+            folds=pd.Series([0, 1, 2], index=[2, 1, 0]),
+        ),
+        "the folds and the predictions have the same rows in different orders",
+    ),
     "masked": (
         lambda _: Predictions(1).add([0], x=np.ma.array([1.0], mask=[True])),
         r"x is a masked array: pass x\.filled",
@@ -323,6 +517,11 @@ def _checkpoints() -> None:
     CheckpointManager("sharded", sharded=True).process(0.5, 1, {"epoch": 1})
     Path("a.csv").write_text("id,p\n1,0.5\n")
     Path("index.csv").write_text(",id,p\n0,1,0.5\n")
+    Path("space.csv").write_text("id, p\n1,0.5\n")
+    pl.DataFrame({"id": [1], "p": [[0.5]]}).write_parquet("arrays.parquet")
+    arrays = Predictions(1)
+    arrays.add([0], p=torch.zeros(1, 2))
+    arrays.save("arrays.npy")
 
 
 @pytest.mark.parametrize("name", SLIPS)

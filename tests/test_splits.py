@@ -468,6 +468,22 @@ def test_folds_of_other_dtypes() -> None:
     assert collected.test.tolist() == [4.5]
 
 
+def test_texts_out_of_fold() -> None:
+    """Texts of some of the folds have NaN elsewhere, and not the text 'nan'; texts have no mean."""
+    texts = OutOfFold(Folds(np.array([0, 0, -1]), "kfold"))
+    texts.add(0, ["cat", "dog"], test=["cat"])
+    assert texts.predictions.tolist()[:2] == ["cat", "dog"]
+    assert texts.predictions[2] != texts.predictions[2]
+    assert texts.score(["cat", "cat", "dog"], "accuracy").value == 0.5
+    with pytest.raises(TypeError, match="the test predictions are texts, which have no mean"):
+        _ = texts.test
+    repeated = OutOfFold(Folds(np.array([[0, 0], [0, 0]]), "kfold"))
+    for fold in range(2):
+        repeated.add(fold, np.array(["cat", "dog"], object))
+    with pytest.raises(TypeError, match="the predictions are texts, which have no mean: add"):
+        _ = repeated.predictions
+
+
 def test_some_of_the_folds() -> None:
     """With `allow_missing`, rows of folds that are missing are NaN, and are not scored."""
     folds = make_folds(12, 4)

@@ -19,7 +19,7 @@ from sklearn.model_selection import (
     cross_val_score,
 )
 
-from batteries.splits import Folds, make_folds
+from batteries.splits import Folds, check_folds, make_folds
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(120, 3))
@@ -195,6 +195,44 @@ def test_several_labels(seed: int) -> None:
     counts = np.array([labels[valid].sum(0) for _, valid in folds])
     assert (np.ptp(counts, 0) <= np.maximum(2, 0.05 * labels.sum(0))).all()
     assert np.ptp([len(valid) for _, valid in folds]) <= 6
+
+
+def test_targets_of_one_column() -> None:
+    """A column of a frame, and a frame of this column, are the same targets, groups and times."""
+    pd: Any = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"y": rng.integers(0, 3, 60), "g": np.arange(60) // 4})
+    targets = make_folds(60, 3, "stratified", targets=frame["y"])
+    assert make_folds(60, 3, "stratified", targets=frame[["y"]]).hash == targets.hash
+    assert make_folds(frame, 3, "stratified", targets=["y"]).hash == targets.hash
+    assert check_folds(targets, frame[["y"]]).equals(check_folds(targets, frame["y"]))
+    groups = make_folds(60, 3, "group", groups=frame["g"])
+    assert make_folds(frame, 3, "group", groups=["g"]).hash == groups.hash
+    parts = [
+        (frame["y"].to_numpy()[valid] == 2).mean()
+        for _, valid in make_folds(60, 3, "stratified", targets=frame[["y"]])
+    ]
+    assert np.ptp(parts) <= 0.05
+
+
+def test_shares_of_labels() -> None:
+    """A label counts once, whatever its number is, as in the folds."""
+    labels = np.array([[3, 0], [0, 0], [5, 1], [0, 2]])
+    table = check_folds(Folds(np.array([0, 0, 1, 1]), "kfold"), labels)
+    assert table.select("label 0", "label 1").rows() == [(0.5, 0.0), (0.5, 1.0)]
+
+
+def test_folds_by_hand() -> None:
+    """Folds may be made of a list, a column or a tensor, also of no rows."""
+    expected = Folds(np.array([0, 1, -1]), "kfold")
+    assert Folds([0, 1, -1], "kfold").hash == expected.hash  # type: ignore[arg-type]
+    assert Folds(np.array([0, 1, -1], np.int8), "kfold").assignment.dtype == np.int64
+    assert list(Folds(np.array([]), "kfold")) == []
+
+
+def test_gaps_of_numpy() -> None:
+    """A gap of numpy is the gap that it is, in a file of folds, too."""
+    made = make_folds(30, 3, "time", gap=2, path="gap.csv")
+    assert make_folds(30, 3, "time", gap=np.int64(2), path="gap.csv").hash == made.hash
 
 
 def test_repeats() -> None:

@@ -126,6 +126,17 @@ def test_what_is_clipped() -> None:
     for wrong in (-1.0, math.nan):
         with pytest.raises(ValueError, match=f"max_norm is {wrong}; expected 0 or more"):
             window.clip(model.parameters(), wrong)
+    other: Any
+    for other in (model, None, 3):
+        with pytest.raises(
+            TypeError, match=r"(?s)clip got .*; expected an optimizer, or parameters"
+        ):
+            window.clip(other, 1.0)
+    for other in ([torch.optim.SGD(model.parameters())], model):
+        with pytest.raises(TypeError, match=r"(?s)step got .*; expected optimizers: "):
+            window.step(other)
+    with pytest.raises(TypeError, match=r"the loss is 0\.5; expected a tensor"):
+        window.backward(0.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu

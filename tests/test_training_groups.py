@@ -106,6 +106,11 @@ def test_slips() -> None:
         parameter_groups(model, 0.1, lr=1.0, layer_decay=0.9, layers=[model[0], model])
     with pytest.raises(TypeError, match=r"layers\[1\] has '1'; expected modules or parameters"):
         parameter_groups(model, 0.1, lr=1.0, layer_decay=0.9, layers=[model[0], "1"])  # type: ignore[list-item]
+    for layers in (model[0].weight, model[0], None):
+        with pytest.raises(TypeError, match=r"(?s)layers is .*; expected a list of modules"):
+            parameter_groups(model, 0.1, lr=1.0, layer_decay=0.9, layers=layers)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"weight_decay is -0\.1; expected 0 or more"):
+        parameter_groups(model, -0.1)
     with pytest.raises(ValueError, match="no parameter that can be trained"):
         parameter_groups(model.requires_grad_(False), 0.1)
 

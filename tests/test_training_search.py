@@ -166,6 +166,11 @@ def test_the_suggestion() -> None:
     assert np.asarray(found.plot().axes[0].lines[0].get_xdata())[0] == found.lr[0]
     with pytest.raises(ValueError, match="expected rates that rise"):
         lr_range_test(step, model, optimizer, lowest=1.0, highest=0.1)
+    with pytest.raises(ValueError, match="expected rates that rise"):
+        lr_range_test(step, model, optimizer, highest=float("inf"))
+    for wrong in (0, float("nan")):  # the test would not end early
+        with pytest.raises(ValueError, match=r"diverged is .*; expected 1 or more"):
+            lr_range_test(step, model, optimizer, diverged=wrong)
     assert LearningRates([1.0], [1.0]).suggestion == 0.1
 
 

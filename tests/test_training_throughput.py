@@ -151,6 +151,21 @@ def test_the_wait_for_data_is_that_of_the_steps(monkeypatch: pytest.MonkeyPatch)
     assert throughput.compute()["data_share"] == 0.5
 
 
+def test_what_cannot_be_counted() -> None:
+    """Zero items, or a peak of zero, would be divided by."""
+    for items in (None, "4", torch.ones(2)):
+        with pytest.raises(TypeError, match=r"items is .*; expected one number"):
+            Throughput().update(items)  # type: ignore[arg-type]
+    for wrong in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"peak_flops is .*; expected a number above 0"):
+            Throughput(peak_flops=wrong)
+        with (
+            pytest.raises(ValueError, match=r"items is .*; expected a number above 0"),
+            Throughput().count_flops(wrong),
+        ):
+            pass
+
+
 def counted_by_rank_0() -> dict[str, float]:
     with pytest.MonkeyPatch.context() as patch:
         clock, throughput = Clock(patch), Throughput(peak_flops=100.0)

@@ -39,13 +39,23 @@ from batteries import (
 )
 from batteries.averaging import best_checkpoints, greedy_soup, save_average
 from batteries.blend import find_threshold, find_weights
-from batteries.distributed import setup
+from batteries.data import DataLoader, Shuffle
+from batteries.distributed import PerRank, setup
 from batteries.scoreboard import paired_bootstrap, read_run, read_runs, record_scores
 from batteries.splits import Folds, OutOfFold, check_folds, look, make_folds
-from batteries.training import StepPolicy, find_batch_size, log_checksums, parameter_groups
+from batteries.training import (
+    StepPolicy,
+    Throughput,
+    find_batch_size,
+    log_checksums,
+    lr_range_test,
+    parameter_groups,
+)
 
 pd: Any = pytest.importorskip("pandas")
 MODEL = nn.Linear(2, 1)
+RANGE: Any = range(3)
+SGD = torch.optim.SGD(MODEL.parameters(), lr=0.1)
 TARGET = [0, 1] * 10
 SCORES = [0.2, 0.7, 0.4, 0.9] * 5
 FRAME = pd.DataFrame({"a": range(20)})
@@ -53,6 +63,11 @@ FRAME = pd.DataFrame({"a": range(20)})
 
 def distance(target: Any, prediction: Any) -> float:
     return float(np.abs(target - prediction).mean())
+
+
+def counted(items: Any) -> None:
+    with Throughput().count_flops(items):
+        MODEL(torch.ones(1, 2))
 
 
 def soup_of(result: Any) -> Any:
@@ -78,17 +93,29 @@ NUMBERS: dict[str, Callable[[Any], Any]] = {
     "spike": lambda value: StepPolicy(spike=value),
     "max_norm": lambda value: next(iter(accumulate([torch.ones(1)], MODEL)))[1].clip([], value),
     "weight_decay": lambda value: parameter_groups(MODEL, value),
+    "lr": lambda value: parameter_groups(MODEL, 0.1, lr=value, layers=[MODEL], layer_decay=1),
+    "layer_decay": lambda value: parameter_groups(
+        MODEL, 0.1, lr=0.1, layers=[MODEL], layer_decay=1 if value is None else value
+    ),
+    "norm": lambda value: StepPolicy().accepts(value),
+    "loss": lambda value: StepPolicy().accepts(1.0, value),
+    "items": lambda value: counted(value),
+    "peak_flops": lambda value: Throughput(peak_flops=value),
+    "lowest": lambda value: lr_range_test(lambda: 1.0, MODEL, SGD, steps=2, lowest=value),
+    "highest": lambda value: lr_range_test(lambda: 1.0, MODEL, SGD, steps=2, highest=value),
+    "diverged": lambda value: lr_range_test(lambda: 1.0, MODEL, SGD, steps=2, diverged=value),
 }
+OPTIONAL = {"spike", "lr", "layer_decay", "loss", "peak_flops"}
 
 
 @pytest.mark.parametrize("place", NUMBERS)
 def test_one_number(place: str) -> None:
     """A number may be of Python, numpy or torch; all else is named, with what was expected."""
-    odd = [None] if place != "spike" else []
+    odd = [None] if place not in OPTIONAL else []
     for value in (*odd, "0.5", 1j, [1], object(), 10**400, torch.zeros(2), np.zeros((1, 2))):
         with pytest.raises(TypeError, match=r"is .*; expected one number"):
             NUMBERS[place](value)
-    good = 1.5 if place == "spike" else 0.5
+    good = 1.5 if place in ("spike", "diverged") else 0.5
     for value in (good, np.float32(good), torch.tensor([good]), np.array([good])):
         NUMBERS[place](value)
 
@@ -114,6 +141,12 @@ WHOLE: dict[str, Callable[[Any], Any]] = {
     "rank": lambda n: seed_all(1, rank=n),
     "number": lambda n: best_checkpoints("logs", n),
     "seed": lambda n: seed_all(n),
+    "n": lambda n: DataLoader(RANGE).check(n),
+    "epoch": lambda n: DataLoader(RANGE).load_state_dict(
+        {**DataLoader(RANGE).state_dict(), "epoch": n}
+    ),
+    "(length)": lambda n: Shuffle(n, (1,)),
+    "a number of key": lambda n: Shuffle(3, (n,)),
 }
 
 
@@ -249,6 +282,20 @@ def test_no_array(place: str) -> None:
             continue
         with pytest.raises((TypeError, ValueError), match=r"expected an array|masked array: pass"):
             ARRAYS[place](wrong)
+
+
+def test_models_that_are_out_of_fold() -> None:
+    """Out-of-fold predictions are a model in every place, also as the last argument."""
+    folds = Folds(np.array([0, 0, 1]), "kfold")
+    first, second = OutOfFold(folds), OutOfFold(folds)
+    for oof, scale in ((first, 1.0), (second, 2.0)):
+        for fold, (_, valid) in enumerate(folds):
+            oof.add(fold, (valid + 1) * scale)
+    for function in (blend.mean, blend.power_average, blend.geometric, blend.rank_average):
+        expected = function([first.predictions, second.predictions])
+        assert function(first, second).tolist() == expected.tolist()
+    cubes = blend.power_average(first, second, power=3)
+    assert blend.power_average(first, second, 3).tolist() == cubes.tolist()
 
 
 def test_models_of_pandas_in_other_orders() -> None:
@@ -458,15 +505,30 @@ def test_targets_in_one_column() -> None:
 
 def test_foreign_states() -> None:
     """A state that has no numbers is refused, and nothing changes."""
-    parts: list[Any] = [AverageMeter(), EarlyStopping(metric_minimization=True)]
+    parts: list[Any] = [AverageMeter(), EarlyStopping(metric_minimization=True), StepPolicy()]
 
     for part in parts:
         state = part.state_dict()
         for name in state:
-            with pytest.raises(TypeError, match=rf"{name} is 'x'; expected"):
+            with pytest.raises(TypeError, match=r" is 'x'; expected"):
                 part.load_state_dict({**state, name: "x"})
         part.load_state_dict(state)
         assert part.state_dict() == state
+
+
+def test_states_that_lack_a_value() -> None:
+    """The error has the names that are missing, and the function that returns such states."""
+    parts: list[Any] = [AverageMeter(), EarlyStopping(metric_minimization=True), StepPolicy()]
+    parts += [EMA(MODEL), PerRank(AverageMeter()), JsonLinesLogger("lines")]
+    for part in (*parts, DataLoader(RANGE)):
+        state = part.state_dict()
+        for name in state.keys() - {"length", "order", "step"} if part not in parts else state:
+            rest = {key: value for key, value in state.items() if key != name}
+            told = rf"the state has no '{name}'; expected what .*state_dict returns"
+            with pytest.raises(KeyError, match=told):
+                part.load_state_dict(rest)
+        with pytest.raises(TypeError, match=r"the state is None; expected what .*state_dict"):
+            part.load_state_dict(None)
 
 
 def test_slips_of_names() -> None:

@@ -18,16 +18,31 @@ def as_array(values: Any, name: str) -> NDArray[Any]:
     if type(values) is np.ndarray:  # the common case has to be fast
         return values
     if _is_tensor(values):
-        values = values.detach().cpu().resolve_conj().resolve_neg()
-        known = str(values.dtype) in _KNOWN or not values.is_floating_point()
-        return np.asarray(values if known else values.float())
+        return _of_tensor(values, name)
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise ValueError(f"{name} is a masked array: pass its .filled(...)")
-    array = np.asarray(_listed(values, name))
+    listed = _listed(values, name)
+    try:
+        array = np.asarray(listed)
+    except ValueError as error:
+        if "inhomogeneous" not in str(error):  # such as [[1, 2], [3]]
+            raise
+        raise ValueError(
+            f"{name} has parts of different lengths; expected an array, a tensor or a list of "
+            "equally long rows"
+        ) from error
     if not array.ndim and array.dtype.kind in "OUS":
         raise TypeError(
             f"{name} is a {type(values).__name__}; expected an array, a tensor or a list"
         )
+    return array
+
+
+def as_rows(values: Any, name: str) -> NDArray[Any]:
+    """The array of `as_array`, (rows, ...). One number is a TypeError."""
+    array = as_array(values, name)
+    if not array.ndim:
+        raise TypeError(f"{name} is {array.item()!r}; expected an array, a tensor or a list")
     return array
 
 
@@ -41,6 +56,11 @@ def by_name(values: Any) -> Any:
 def as_names(names: str | Iterable[str]) -> list[str]:
     """Names that users pass. A string is one name, not a name for each letter."""
     return [names] if isinstance(names, str) else list(names)
+
+
+def is_frame(values: Any) -> bool:
+    """Whether values are a frame of pandas or polars, but no LazyFrame, which has no rows yet."""
+    return hasattr(values, "__len__") and hasattr(values, "columns")
 
 
 def index_of(values: Any) -> Any:
@@ -76,6 +96,18 @@ def _listed(values: Any, name: str) -> Any:
     if not of_tensors:
         return values
     return [as_array(each, f"{name}[{at}]") for at, each in enumerate(values)]
+
+
+def _of_tensor(tensor: Any, name: str) -> NDArray[Any]:
+    odd = tensor.is_nested or tensor.is_quantized or tensor.is_meta
+    if odd or str(tensor.layout) != "torch.strided":
+        raise ValueError(
+            f"{name} is a sparse, nested, quantized or meta tensor, which numpy cannot hold: pass "
+            "a dense tensor with data"
+        )
+    values = tensor.detach().cpu().resolve_conj().resolve_neg()
+    known = str(values.dtype) in _KNOWN or not values.is_floating_point()
+    return np.asarray(values if known else values.float())
 
 
 def _is_tensor(value: Any) -> bool:

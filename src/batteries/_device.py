@@ -41,7 +41,7 @@ def to_device(data: T, device: torch.device | str | int, *, non_blocking: bool =
         ValueError: There is no such device.
         TypeError: A Mapping, or a subclass of tuple, cannot be made again from its items.
     """
-    moved: T = _MOVES[type(data)](data, _known(device), non_blocking)
+    moved: T = _MOVES[type(data)](data, known_device(device), non_blocking)
     return moved
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from batteries import distributed
 from batteries._direction import said_direction
+from batteries._foreign import values_in
 from batteries._numbers import as_number, as_whole
 
 
@@ -101,8 +102,13 @@ class EarlyStopping:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a `state_dict`."""
-        score, epoch, checks = (state[name] for name in ("best_score", "best_epoch", "checks"))
+        """Restore a `state_dict`.
+
+        Raises:
+            KeyError, TypeError: The state does not come from `state_dict`.
+        """
+        names = "best_score", "best_epoch", "checks"
+        score, epoch, checks = values_in(state, "EarlyStopping.state_dict", *names)
         self._checks = as_whole(checks, "checks", 0)
         self.best_score = None if score is None else as_number(score, "best_score")
         self.best_epoch = None if epoch is None else as_whole(epoch, "best_epoch", 1)

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -152,6 +152,22 @@ def check(value: Any, kind: Any, place: str = "it") -> None:
     elif isinstance(kind, list):
         for index, each in enumerate(value):
             check(each, kind[0], f"{place}[{index}]")
+
+
+def values_in(state: Any, maker: str, *names: str) -> list[Any]:
+    """The values of a state by their names; an error says which ones are missing.
+
+    Args:
+        maker: The function that returns such states.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"the state is {brief(state)}; expected what {maker} returns")
+    missing = sorted({*names} - {*state})
+    if missing:
+        raise KeyError(
+            f"the state has no {', '.join(map(repr, missing))}; expected what {maker} returns"
+        )
+    return [state[name] for name in names]
 
 
 def _is(value: Any, kind: type) -> bool:

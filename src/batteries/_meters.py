@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from batteries import distributed
+from batteries._foreign import brief, values_in
 from batteries._numbers import as_number
 from batteries.distributed._groups import Group
 
@@ -114,9 +115,14 @@ class AverageMeter:
         return {"value": self.value, "sum": self.sum, "counter": self.counter}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Restore a `state_dict`."""
+        """Restore a `state_dict`.
+
+        Raises:
+            KeyError, TypeError: The state does not come from `state_dict`.
+        """
         names = "value", "sum", "counter"
-        self._value, self._sum, self._counter = (as_number(state[each], each) for each in names)
+        values = values_in(state, "AverageMeter.state_dict", *names)
+        self._value, self._sum, self._counter = map(as_number, values, names)
 
 
 AverageMetter = AverageMeter  # the specification's spelling
@@ -134,11 +140,15 @@ def all_reduce_meters(meters: Mapping[str, AverageMeter], group: Group = None) -
     The meters do not change. The average is NaN if the meters of that name have no numbers.
 
     Args:
+        meters: The meters by name, with the same names on all ranks.
         group: As in `AverageMeter.all_reduce`.
 
     Raises:
         KeyError: A rank has meters with other names.
+        TypeError: `meters` is something else, such as a list.
     """
+    if not (isinstance(meters, Mapping) and all(hasattr(m, "counter") for m in meters.values())):
+        raise TypeError(f"meters is {brief(meters)}; expected AverageMeters by their names")
     own = {name: (meter.sum, meter.counter) for name, meter in meters.items()}
     ranks = distributed.all_gather(own, group=group)
     for rank, theirs in enumerate(ranks):

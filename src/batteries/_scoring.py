@@ -103,6 +103,11 @@ def as_scoring(
     """
     name = metric if isinstance(metric, str) else getattr(metric, "__name__", "")
     ours = isinstance(metric, str) or _is_of_sklearn(metric)
+    if name == "auc" and ours and not isinstance(metric, str):
+        raise ValueError(
+            "metric is sklearn.metrics.auc, which takes the points of a curve; expected "
+            "roc_auc_score or 'auc'"
+        )
     if ours and name in _FAST:
         fast, sign, minimized = _FAST[name]
         own = None if isinstance(metric, str) else metric

@@ -17,6 +17,7 @@ from torch.utils.data import get_worker_info
 
 from batteries import distributed
 from batteries._backends import adopt_backends, chosen_backends
+from batteries._foreign import values_in
 from batteries._numbers import as_seed, as_whole
 
 _SEED = "BATTERIES_SEED"
@@ -184,26 +185,21 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     >>> set_rng_state(rng_state())
 
     Raises:
-        KeyError: The state does not come from `rng_state`.
+        KeyError, TypeError: The state does not come from `rng_state`.
         ValueError: The state has more GPUs than this machine.
     """
-    missing = sorted({"cuda", "numpy", "python", "torch"} - set(state))
-    if missing:
-        raise KeyError(
-            f"the state has no {', '.join(map(repr, missing))}; expected what rng_state returns"
-        )
+    names = "cuda", "python", "numpy", "torch"
+    gpus, (version, words, gauss), (kind, array, *rest), own = values_in(state, "rng_state", *names)
     # Counting the GPUs takes some milliseconds, so it is left out if the state has none.
-    if state["cuda"] and len(state["cuda"]) > torch.cuda.device_count():
+    if gpus and len(gpus) > torch.cuda.device_count():
         raise ValueError(
-            f"the state has the generators of {len(state['cuda'])} GPUs, but this machine has "
+            f"the state has the generators of {len(gpus)} GPUs, but this machine has "
             f"{torch.cuda.device_count()}: use as many GPUs, or do not load the state"
         )
-    version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
-    kind, words, *rest = state["numpy"]
-    np.random.set_state((kind, words.cpu().numpy(), *rest))  # it may be read onto any device
-    torch.set_rng_state(state["torch"].cpu())
-    for index, generator in enumerate(state["cuda"]):
+    np.random.set_state((kind, array.cpu().numpy(), *rest))  # it may be read onto any device
+    torch.set_rng_state(own.cpu())
+    for index, generator in enumerate(gpus):
         torch.cuda.set_rng_state(generator.cpu(), index)
 
 

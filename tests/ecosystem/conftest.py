@@ -22,7 +22,8 @@ This page has the results of the tests in `tests/ecosystem`. `make ecosystem` in
 libraries, runs the tests and writes this page. Python {python}, torch {torch}.
 
 - **works**: the last column says what was tested.
-- **with a remedy**: it works if you do what the last column says.
+- **with a remedy**: it works if you do what the last column says. That column also says what does
+  not work, or was not tried.
 - **cannot**: a part of it does not work. The last column says which part.
 - **not here**: the tests could not run.
 

@@ -64,7 +64,7 @@ class Rows(Dataset[Any]):
 
 FORKS = (
     'Pass `multiprocessing_context="spawn"`: threads of polars do not survive a fork, so a forked '
-    "worker that opens a file waits for ever, also in torch's loader."
+    "worker that opens a file waits for ever, as in torch's loader."
 )
 
 

@@ -11,9 +11,9 @@ from batteries.data import DataLoader
 
 REMEDY = (
     "Its `StreamingDataLoader` can be resumed. In our loader, the dataset is a stream without a "
-    "state. Do not iterate over it in the main process before workers are forked: its locks do not "
-    "allow this, also in torch's loader. It requires older versions of numpy and transformers than "
-    "those of this page, so it was installed with `--no-deps`."
+    "state. Do not iterate over the dataset in the main process before workers are forked: its "
+    "locks do not allow this, as in torch's loader. The package requires older versions of numpy "
+    "and transformers than those of this page, so it was installed with `--no-deps`."
 )
 pytestmark = [
     pytest.mark.beside("mosaicml-streaming", remedy=REMEDY),

@@ -50,7 +50,7 @@ def test_a_loader_goes_on(made: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("made", [nodes, stateful, lambda: stateful(2)])
 def test_a_state_inside_a_window(made: Any, tmp_path: Path) -> None:
-    """Inside a window, its state resumes with the window's first batch; after it, with the next."""
+    """A state inside a window resumes with its first batch, one after it with the next batch."""
     for done, first in ((6, 16), (8, 32)):
         loader = made()
         pairs = iter(accumulate(loader, nn.Identity(), 4, count=len))

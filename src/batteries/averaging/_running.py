@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from batteries._device import known_device
+from batteries._foreign import values_in
 from batteries._modules import own_part, reshard, sharded_like, unwrap
 from batteries._numbers import as_number, as_whole
 from batteries.averaging._copies import copy_of
@@ -66,7 +67,9 @@ class _Running:
         Raises:
             RuntimeError: The state is of another model. The message has the names or shapes that
                 differ.
+            KeyError, TypeError: The state does not come from `state_dict`.
         """
+        values_in(state, f"{type(self).__name__}.state_dict", "module", "shadows", "updates")
         tensors = [*self.module.parameters(), *self.module.buffers()]
         before = [tensor.data for tensor in tensors]
         for tensor in tensors:  # the tensors of an earlier state_dict must not change

@@ -85,8 +85,8 @@ def correlation(
     b  -1.0000   1.0000
 
     Args:
-        predictions: As for `mean`. All numbers of a model become one column. If the numbers of a
-            model are all equal, its correlations are NaN, also that with itself.
+        predictions, *more: As for `mean`. All numbers of a model become one column. If the numbers
+            of a model are all equal, its correlations are NaN, also that with itself.
         names: The names of the models. Default: the names in `predictions`, or "model 0" and so on.
         kind: "pearson", or "spearman" (the correlation of the ranks).
 
@@ -100,7 +100,7 @@ def correlation(
         raise ValueError("there are no rows to correlate")
     if kind not in ("pearson", "spearman"):
         raise ValueError(f"kind is {kind!r}; expected 'pearson' or 'spearman'")
-    names = None if names is None else as_names(names)
+    names = None if names is None else list(map(str, as_names(names)))
     if names is not None and len(names) != len(models.arrays):
         raise ValueError(
             f"there are {len(names)} names for {len(models.arrays)} models; expected one for each"
@@ -115,4 +115,4 @@ def correlation(
     scale[[column.min() == column.max() for column in flat]] = np.nan
     with np.errstate(invalid="ignore", divide="ignore"):
         values = np.clip(products / np.outer(scale, scale), -1, 1)
-    return Correlation(list(names) if names is not None else models.keys, values)
+    return Correlation(models.keys if names is None else names, values)

@@ -17,6 +17,7 @@ from batteries.blend._models import BLOCK, Array, Models, as_models, as_weights,
 from batteries.splits._tables import is_missing
 
 Weights = Mapping[Any, float] | Sequence[float] | NDArray[Any] | None
+_SQUARES = float("2")  # no other 2.0 is this object, so an explicit power=2 differs from it
 _FEW = 2**11  # with fewer numbers, torch's calls take longer than their work
 _Together = Callable[[Array], Array]  # its argument: all numbers, (models, numbers)
 # Its arguments: a block of each model, and two arrays of float64. One takes the result, and the
@@ -33,7 +34,8 @@ def mean(predictions: Any, *more: Any, weights: Weights = None) -> NDArray[Any]:
 
     Args:
         predictions: (models, rows, ...), or an array or tensor (rows, ...) for each model: a list,
-            a mapping by name, a frame with a column for each, or separate arguments.
+            a mapping by name, or a frame with a column for each.
+        *more: The other models, if `predictions` is the first of several.
         weights: (models,), 0 or more, or a mapping by name. Their sum does not matter. Default:
             all equal.
 
@@ -43,9 +45,9 @@ def mean(predictions: Any, *more: Any, weights: Weights = None) -> NDArray[Any]:
 
     Raises:
         TypeError: Predictions that are not real numbers, or an unknown argument.
-        ValueError: A NaN or an infinity, with model and row; no models; arrays of different shapes,
-            or with different indexes of pandas; not one weight for each model, a negative weight,
-            or no weight above 0.
+        ValueError: A NaN or an infinity, with model and row; no models, or two of one name; arrays
+            of different shapes, or with different indexes of pandas; not one weight for each model,
+            a negative weight, or no weight above 0.
     """
     models = as_models(predictions, more)
     own = as_weights(weights, models)
@@ -63,7 +65,7 @@ def weighted(models: Models, own: Array) -> NDArray[Any]:
 
 @hints
 def power_average(
-    predictions: Any, *more: Any, power: float = 2.0, weights: Weights = None
+    predictions: Any, *more: Any, power: float = _SQUARES, weights: Weights = None
 ) -> NDArray[Any]:
     """The power mean of predictions: the mean of their powers, to the power of `1 / power`.
 
@@ -74,7 +76,7 @@ def power_average(
     mean, 0 the geometric mean, -1 the harmonic mean, inf the maximum and -inf the minimum.
 
     Args:
-        predictions: As for `mean`, not negative.
+        predictions, *more: As for `mean`, not negative.
         power: Any number, or an infinity. It may also be the last positional argument.
         weights: As for `mean`.
 
@@ -82,15 +84,23 @@ def power_average(
         (rows, ...), with the dtype of `mean`.
 
     Raises:
-        TypeError: As for `mean`, or a power that is not one number.
+        TypeError: As for `mean`, a power that is not one number, or two powers.
         ValueError: As for `mean`, a negative prediction, or a power that is NaN.
     """
-    if more and (not isinstance(more[-1], Iterable) or getattr(more[-1], "ndim", 1) == 0):
+    if more and _is_power(more[-1]):
+        if power is not _SQUARES:
+            raise TypeError(f"power is {power}, but {more[-1]} was passed as well: pass one power")
         *more, power = more  # type: ignore[assignment]
     power = as_number(power, "power")
     if math.isnan(power):
         raise ValueError("the power is NaN; expected a number, such as 2")
     return _power_mean(as_models(predictions, more), power, weights)
+
+
+def _is_power(value: Any) -> bool:
+    """Whether a positional argument is a power, and not the predictions of a model."""
+    of_rows = isinstance(value, Iterable) or hasattr(value, "__array__")  # such as OutOfFold
+    return not of_rows or getattr(value, "ndim", 1) == 0
 
 
 def _power_mean(models: Models, power: float, weights: Weights) -> NDArray[Any]:
@@ -116,8 +126,8 @@ def geometric(predictions: Any, *more: Any, weights: Weights = None) -> NDArray[
     >>> geometric([[0.2, 0.9], [0.8, 0.9]])
     array([0.4, 0.9])
 
-    This is the power mean of power 0. `predictions`, `weights`, the result and the errors are
-    those of `power_average`.
+    This is the power mean of power 0. `predictions`, `more`, `weights`, the result and the errors
+    are those of `power_average`.
     """
     return _power_mean(as_models(predictions, more), 0, weights)
 
@@ -130,8 +140,8 @@ def majority_vote(labels: Any, *more: Any, weights: Weights = None) -> NDArray[A
     array([1, 2])
 
     Args:
-        labels: As for `mean`, but whole numbers, bools or strings. For class probabilities, take
-            the `argmax` first, or use `mean`.
+        labels, *more: As for `mean`, but whole numbers, bools or strings. For class probabilities,
+            take the `argmax` first, or use `mean`.
         weights: As for `mean`.
 
     Returns:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from batteries._arrays import as_array, by_name
+from batteries._arrays import as_array, by_name, is_frame
 
 Array = NDArray[Any]
 _FLOAT32 = np.dtype(np.float32)
@@ -79,12 +79,16 @@ def as_models(predictions: Any, more: Sequence[Any] = (), *, labels: bool = Fals
     if isinstance(predictions, Models):
         return predictions
     predictions = [predictions, *more] if more else predictions
-    names: Sequence[str] = ()
+    names: list[str] = []
     if isinstance(predictions, Mapping):
         names, predictions = list(map(str, predictions)), predictions.values()
-    elif hasattr(predictions, "columns"):
+    elif is_frame(predictions):
         names = list(map(str, predictions.columns))
         predictions = [predictions[name] for name in predictions.columns]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"more than one model is called {twice[0]!r}: give each model its own name"
+        )
     if not isinstance(predictions, Iterable) or getattr(predictions, "ndim", 1) == 0:
         predictions = [predictions]
     parts = list(predictions)
@@ -120,7 +124,7 @@ def _check(models: Models, parts: list[Any], labels: bool) -> None:
             f"{models.names[0]} and another model have different indexes of pandas: bring their "
             "rows into one order, or pass .to_numpy() if they are in one order already"
         )
-    columns = [list(part.columns) for part in parts if hasattr(part, "columns")]
+    columns = [list(part.columns) for part in parts if is_frame(part)]
     for other in columns[1:]:
         if other != columns[0] and set(other) == set(columns[0]):
             raise ValueError(
@@ -163,6 +167,11 @@ def as_weights(weights: Any, models: Models, negative: bool = False) -> NDArray[
             "above 0"
         )
     return np.asarray(own / own.sum())
+
+
+def flat(array: Array) -> Array:
+    """The numbers of each row: (rows, numbers)."""
+    return array.reshape(len(array), math.prod(array.shape[1:]))
 
 
 def in_blocks(number: int, work: Callable[[int, int], None]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from batteries._files import PathLike
+from batteries._foreign import brief
 from batteries._spellings import hints
 from batteries.blend._tables import names_in, polars_of, reading
 
@@ -38,7 +39,7 @@ def check_submission(
         sample: The sample of the competition, `.csv` or `.parquet`.
         id_column: The column of the ids. Default: the first column of the sample.
         ranges: The lowest and the highest number that a column may have, such as
-            `{"target": (0, 1)}`.
+            `{"target": (0, 1)}`. An end may be infinite.
 
     Returns:
         The number of rows.
@@ -47,10 +48,13 @@ def check_submission(
         ValueError: A list of all faults: other columns; other ids, or the same ids in another
             order; missing values in a column without any in the sample, infinities, other types,
             numbers out of range; predictions that are all equal to those of the sample. Also: a
-            file that cannot be read, or a column in the arguments that is not there.
+            file that cannot be read, a column of arrays, a column in the arguments that is not
+            there, or a range that is not two numbers in rising order.
+        TypeError: `ranges` is no mapping, or an unknown argument.
         FileNotFoundError: No such file.
         ModuleNotFoundError: polars is not installed.
     """
+    spans = _spans(ranges)
     own, given = (_read(Path(each)) for each in (path, sample))
     key = given.columns[0] if id_column is None else id_column
     if key not in given.columns:
@@ -62,18 +66,38 @@ def check_submission(
         faults += _of_ids(own[key], given[key])
     shared = [name for name in given.columns if name != key and name in own.columns]
     for name in shared:
-        low, high = (ranges or {}).get(name, (-np.inf, np.inf))
+        low, high = spans.get(name, (-np.inf, np.inf))
         faults += [
             f"column {name!r}: {fault}" for fault in _of_column(own[name], given[name], low, high)
         ]
     alike = len(own) == len(given) > 1 and shared and not faults
     if alike and all(_same(own[name], given[name]) for name in shared):
         faults.append("all predictions are equal to those of the sample")
-    if unknown := sorted(set(ranges or {}) - set(shared)):
+    if unknown := sorted(set(spans) - set(shared)):
         faults.append(f"ranges= has columns without predictions in both: {', '.join(unknown)}")
     if faults:
         raise ValueError("\n- ".join([f"{path} is not as {sample}:", *faults]))
     return len(own)
+
+
+def _spans(ranges: Any) -> dict[str, tuple[float, float]]:
+    if not isinstance(ranges, Mapping | None):
+        raise TypeError(
+            f"ranges is {brief(ranges)}; expected a mapping, such as {{'target': (0, 1)}}"
+        )
+    spans = {}
+    for name, span in (ranges or {}).items():
+        try:
+            low, high = map(float, span)
+        except (TypeError, ValueError):
+            low = high = np.nan
+        if not low <= high:
+            raise ValueError(
+                f"ranges[{name!r}] is {brief(span)}; expected the lowest and the highest number, "
+                "such as (0, 1)"
+            )
+        spans[name] = (low, high)
+    return spans
 
 
 def _read(path: Path) -> Any:
@@ -81,9 +105,13 @@ def _read(path: Path) -> Any:
         raise ValueError(f"{path} is not a submission; expected .csv or .parquet")
     header = names_in(path)
     with reading(path) as polars:
-        if path.suffix == ".parquet":
-            return polars.read_parquet(path, columns=header)
-        return polars.read_csv(path, infer_schema=False)
+        if path.suffix == ".csv":
+            return polars.read_csv(path, infer_schema=False)
+        table = polars.read_parquet(path, columns=header)
+    for name, dtype in table.schema.items():
+        if dtype.is_nested():
+            raise ValueError(f"{path} has {dtype} in column {name!r}; expected numbers or texts")
+    return table
 
 
 def _of_ids(own: Any, given: Any) -> list[str]:

@@ -84,13 +84,13 @@ def blend_files(
         ValueError: Ids that differ or repeat, other columns, or numbers that are missing or not
             finite, with file and id. Also: no files, a file that cannot be read, an unknown method
             or kind of file, wrong weights as for `mean`, a sum that is not above 0 to renormalise,
-            or `out` among the files to read.
+            `out` among the files to read, or arrays to write to a CSV.
         TypeError: A power that is not one number, or an unknown argument.
         FileNotFoundError: No such file.
         OSError: `out` cannot be written.
         ModuleNotFoundError: polars is not installed.
     """
-    if method not in _METHODS:
+    if method not in list(_METHODS):  # a list has no hash
         raise ValueError(f"method is {method!r}; expected one of {', '.join(_METHODS)}")
     options = {"weights": weights} | ({"power": power} if method == "power" else {})
     files = listed(paths.values() if isinstance(paths, Mapping) else paths)
@@ -229,7 +229,7 @@ def _aligned(
     if plan.whole and more:
         raise ValueError(
             f"{path} has other columns than {first_path}: only one of them has "
-            f"{', '.join(name or repr(name) for name in more)}; "
+            f"{', '.join(name if name and name == name.strip() else repr(name) for name in more)}; "
             "pass `columns` to blend those that both have"
         )
     table = _read(path, plan, [name for name in header if name in (plan.key, *plan.names)])
@@ -355,6 +355,9 @@ def _decimals(path: Path, names: list[str]) -> int | None:
 
 
 def _write(table: Any, path: Path, decimals: int | None) -> None:
+    for name, dtype in table.schema.items():
+        if path.suffix == ".csv" and dtype.is_nested():
+            raise ValueError(f"a .csv cannot hold the arrays of column {name!r}: write .parquet")
     size = table.estimated_size()
     with write_whole(path, size) as file:
         if path.suffix == ".csv":

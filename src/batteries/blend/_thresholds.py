@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from batteries._arrays import as_array, index_of, refuse_other_order
+from batteries._arrays import as_rows, index_of, refuse_other_order
 from batteries._numbers import as_whole
 from batteries._scoring import as_scoring
 from batteries._spellings import hints
@@ -126,6 +126,7 @@ def find_threshold(
             f"the target has {', '.join(map(str, others[:3].tolist()))}; expected 0 and 1: pass "
             "target == positive_class"
         )
+    truth = truth.astype(np.int64)  # scikit-learn takes no object array of 0 and 1
     scoring = as_scoring(metric, metric_minimization, "find_threshold")
     sign, function = -1 if scoring.minimized else 1, scoring.of(truth)
 
@@ -171,6 +172,7 @@ def find_thresholds(
     Args:
         oof: (rows,) scores, higher for higher classes.
         target: (rows,) classes, which are numbers, such as 0 to 4. Each class needs a row.
+            scikit-learn's metrics of classes take whole numbers only.
         metric: As for `find_weights`. It gets the target and classes.
         metric_minimization, folds, allow_missing, seed: As for `find_threshold`.
         candidates: The largest number of places for a cut-off. They lie between neighbouring
@@ -227,14 +229,15 @@ def _given(
 ) -> tuple[NDArray[Any], NDArray[Any], list[Pair]]:
     models = as_models({"oof": oof})
     refuse_other_order("the target and the scores", models.index, index_of(target))
-    truth = as_array(target, "target")
+    refuse_other_order("the folds and the target", index_of(target), index_of(folds))
+    truth = as_rows(target, "target")
     if models.shape != truth.shape or truth.ndim != 1:
         raise ValueError(
             f"there are scores of shape {models.shape} for targets of {truth.shape}; expected "
             "(rows,) for both"
         )
     number = len(truth)
-    models, truth, rows = predicted_by_all(models, truth, allow_missing)
+    models, truth, rows = predicted_by_all(models, truth, allow_missing, folds)
     return models.arrays[0], truth, as_pairs(folds, truth, seed, rows, number)
 
 

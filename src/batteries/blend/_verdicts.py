@@ -10,10 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from batteries._arrays import as_array, index_of, refuse_other_order
+from batteries._arrays import as_rows, index_of, refuse_other_order
 from batteries._numbers import as_seed, as_whole
 from batteries.blend._metrics import Problem
-from batteries.blend._models import Models
+from batteries.blend._models import Models, flat
 from batteries.splits._assignment import Folds
 from batteries.splits._tables import is_missing
 
@@ -85,10 +85,18 @@ class Trial:
         return f"{told}the {what} beats both beyond noise"
 
 
-def predicted_by_all(models: Models, target: Any, allow_missing: bool) -> tuple[Models, Any, Rows]:
-    """The predictions and targets of the rows that all models have predicted, and their numbers."""
+def predicted_by_all(
+    models: Models, target: Any, allow_missing: bool, folds: Any
+) -> tuple[Models, Any, Rows]:
+    """The predictions and targets of the rows that all models have predicted, and their numbers.
+
+    Args:
+        folds: The folds of all rows, if they are an array. They are only compared with the others.
+    """
     refuse_other_order("the target and the predictions", models.index, index_of(target))
-    truth = as_array(target, "target")
+    refuse_other_order("the folds and the predictions", models.index, index_of(folds))
+    refuse_other_order("the folds and the target", index_of(target), index_of(folds))
+    truth = as_rows(target, "target")
     if truth.shape[1:] == (1,):  # a frame of one column
         truth = truth[:, 0]
     if len(truth) != models.shape[0]:
@@ -97,7 +105,7 @@ def predicted_by_all(models: Models, target: Any, allow_missing: bool) -> tuple[
         )
     rows = np.arange(len(truth))
     if allow_missing:
-        gone = [np.isnan(array.reshape(len(rows), -1)).any(1) for array in models.arrays]
+        gone = [np.isnan(flat(array)).any(1) for array in models.arrays]
         rows = np.flatnonzero(~np.any(gone, axis=0))
         if not len(rows):
             raise ValueError(
@@ -164,7 +172,7 @@ def _check_rows(number: int, rows: int) -> None:
 
 def as_folds(folds: int | ArrayLike, target: ArrayLike, seed: int) -> NDArray[Any]:
     """The fold of each row. A number makes stratified folds."""
-    truth = as_array(target, "target")
+    truth = as_rows(target, "target")
     if folds is None:
         raise ValueError("folds is None; expected their number, the Folds, or the fold of each row")
     if _is_number(folds):
@@ -175,15 +183,28 @@ def as_folds(folds: int | ArrayLike, target: ArrayLike, seed: int) -> NDArray[An
         own = np.empty(len(truth), dtype=np.int64)
         number = as_whole(folds, "folds", told=", the Folds, or the fold of each row")
         own[order] = np.arange(len(truth)) % max(number, 1)
-    else:
-        own = as_array(folds, "folds")
-        if own.dtype.kind == "f":  # whole numbers of a frame in which some are missing
-            own = np.where(np.isnan(own), -1, own).astype(np.int64)
-        elif own.dtype.kind not in "iu":  # names
-            names = own.reshape(-1)
-            gone = is_missing(names)
-            own = np.full(len(names), -1)
-            own[~gone] = np.unique(names[~gone], return_inverse=True)[1]
+        return own
+    return _of_rows(as_rows(folds, "folds"))
+
+
+def _of_rows(folds: NDArray[Any]) -> NDArray[np.int64]:
+    """The number of each row's fold; -1 for a row without a fold."""
+    if folds.shape[1:] == (1,):  # a frame of one column
+        folds = folds[:, 0]
+    if folds.ndim != 1:
+        raise ValueError(f"folds have shape {folds.shape}; expected (rows,)")
+    if folds.dtype.kind in "iu":
+        return folds.astype(np.int64, copy=False)
+    gone = is_missing(folds)
+    own = np.full(len(folds), -1)
+    if folds.dtype.kind == "f":  # whole numbers of a frame in which some are missing
+        odd = ~gone & ~(np.isfinite(folds) & (folds == np.floor(folds)))
+        if odd.any():
+            at = int(np.argmax(odd))
+            raise ValueError(f"folds has {folds[at]} in row {at}; expected whole numbers or names")
+        own[~gone] = folds[~gone]
+    else:  # names
+        own[~gone] = np.unique(folds[~gone], return_inverse=True)[1]
     return own
 
 

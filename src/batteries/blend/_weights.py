@@ -75,6 +75,8 @@ class FoundWeights(Trial):
     def blend(self, predictions: Any, *more: Any) -> NDArray[Any]:
         """The weighted mean of other predictions of the same models.
 
+        `predictions` and `more` are those of `mean`.
+
         Raises:
             TypeError: As for `mean`.
             ValueError: As for `mean`, or other models.
@@ -145,18 +147,21 @@ def find_weights(
             does not return one number; or `rounds`, `folds` or `seed` of another type.
         ValueError: Predictions or targets with NaN, other shapes, predictions that the metric
             cannot score, an unknown metric or method, a wrong `metric_minimization`, `rounds` below
-            1, a wrong seed, fewer than two folds, folds of another number of rows, or a fold on
-            which the metric is not a number.
+            1, a wrong seed, fewer than two folds, folds of another number of rows, folds that are
+            fractions, or a fold on which the metric is not a number. Also: predictions, target or
+            folds that have the same rows in different orders, by their indexes of pandas.
         ModuleNotFoundError: scipy is not installed, for "simplex"; or scikit-learn, for its
             metrics.
     """
-    models, truth, rows = predicted_by_all(everything := as_models(oof), target, allow_missing)
+    models, truth, rows = predicted_by_all(
+        everything := as_models(oof), target, allow_missing, folds
+    )
     problem = as_problem(models.arrays, truth, metric, metric_minimization, names=models.names)
     searches: dict[str, Callable[[Problem], list[Step]]] = {
         "hill_climb": lambda part: _climb(part, rounds, negative),
         "simplex": lambda part: _on_simplex(part, negative),
     }
-    if method not in searches:
+    if method not in list(searches):  # a list has no hash
         raise ValueError(f"method is {method!r}; expected 'hill_climb' or 'simplex'")
     rounds = as_whole(rounds, "rounds", 1)
     search = searches[method]

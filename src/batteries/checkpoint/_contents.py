@@ -79,7 +79,7 @@ def make_checkpoint(
     | `datetime`, `date`, `time`; `bytearray` | ISO 8601 string; bytes |
     | `Namespace`, dataclass, named tuple, attrs, pydantic, omegaconf, other mappings | dict |
     | `Enum` member | its value |
-    | `SecretStr` and other secrets of pydantic | "***" |
+    | `SecretStr` and other secrets of pydantic | `"***"` |
 
     Values that `torch.load` reads stay as they are. `save_checkpoint` refuses all others.
 

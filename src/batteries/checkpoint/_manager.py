@@ -220,8 +220,8 @@ class CheckpointManager:
             TypeError: A score that is not a number, or whose name is not a string. Or a value that
                 cannot be saved, with its place. Nothing has changed then.
             CheckpointError: A newer run has taken the directory over; or the directory has
-                checkpoints of another program, and this program has loaded none; or a file of yours
-                has the name that this epoch needs.
+                checkpoints of another program, and this program has not loaded the last one; or a
+                file of yours has the name that this epoch needs.
             OSError: An error of the disk. If the save had begun to change files, the next save or
                 the next manager completes it.
             RuntimeError: The manager saves in the background, and is closed. Or a signal handler

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import operator
 import os
 import warnings
@@ -16,6 +17,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from batteries._backends import adopt_backends
+from batteries._foreign import brief, values_in
 from batteries._numbers import as_whole
 from batteries._preemption import holding_signals, ignore_signals
 from batteries._seeding import (
@@ -70,7 +72,7 @@ class _Pass:
         self.epoch, self.begin, self.rank = epoch, begin, rank
         self.place = begin
         self.unsettled: list[tuple[int, int, int, Any]] = []  # of batches whose step is open
-        self.plan = Plan(_ for _ in ())
+        self.plan = Plan()
         self.ended = False
         self.before: dict[str, Any] | None = None  # the generators, if they are restored after it
 
@@ -80,6 +82,8 @@ def _check(options: dict[str, Any], batches_per_pass: int | None, sampler: Any) 
         raise TypeError(
             f"the sampler is a {type(sampler).__name__}, which ends after one epoch; pass a list"
         )
+    if not (sampler is None or hasattr(sampler, "__iter__") or hasattr(sampler, "__getitem__")):
+        raise TypeError(f"the sampler is {brief(sampler)}; expected indices, or lists of them")
     if options.get("in_order") is False:
         raise ValueError(
             "in_order is False, which yields batches in an unknown order; leave it out"
@@ -114,7 +118,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
 
     After a pass, the global generators are seeded by the seed, the epoch and the rank. If the
     loader has no shuffle, no sampler, no `batches_per_pass` and no saved state, as in validation,
-    they are as before the pass.
+    these generators are as before the pass.
 
     `state_dict()` counts the batches that the loop has received, not those read ahead. Another run
     resumes from it at the next sample, with any number of workers and ranks.
@@ -131,6 +135,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     also with shuffling. For short passes use `batches_per_pass=100`, not `islice(loader, 100)`.
 
     Args:
+        batch_sampler, pin_memory, drop_last: As for torch's loader. With several ranks,
+            `drop_last` leaves out the last step of a dataset with indices if a rank would not have
+            a full batch.
         seed: The same on every rank. Loaders with the same seed and length have the same order.
             Default: derived from the seed of the last `seed_all` (42 without it) and the number of
             loaders made since without a seed. Loaders of another `group` are not counted, and
@@ -169,8 +176,8 @@ class DataLoader(torch.utils.data.DataLoader[T]):
     Raises:
         ValueError: `in_order=False`, an unknown `sharded` or `prefetch_to`, a number out of range,
             or arguments that torch's loader refuses.
-        TypeError: A number that is not whole, a `group` that is no group, or a sampler that is an
-            iterator and so ends after one epoch.
+        TypeError: A number that is not whole, a `group` that is no group, or a sampler that is not
+            iterable, or is an iterator and so ends after one epoch.
     """
 
     _sampled: Sampled | None = None  # the last order of a sampler
@@ -196,6 +203,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         **options: Any,
     ) -> None:
         self._prefetch = Prefetch(prefetch_to)
+        num_workers = as_whole(num_workers, "num_workers")
         options.update(num_workers=num_workers, pin_memory=pin_memory or self._prefetch.pins)
         told = shown_to_torch(dataset, shuffle, sampler, batch_sampler)
         super().__init__(  # checks the arguments, and keeps them as attributes
@@ -224,7 +232,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         self._number = unseeded_number(self._made, self.in_step, members) if seed is None else 0
         self.in_step = self.in_step or batches_per_pass is not None
         self._key = numbered_seed(self.seed, self._number)
-        self._running: Callable[[], Any] = lambda: None
+        self._running: Callable[[], Any] = _nothing
         self._keeps_samples = collate_fn is None and batch_size is not None
         own = self._read_by(sharded, collate_fn is not None)
         with warnings.catch_warnings():
@@ -258,6 +266,16 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             "collate_fn": functools.partial(called, "collate_fn", self.collate_fn),
             **(asked or {"batch_sampler": self._asked}),
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has the loader's place, but not its pass and its workers."""
+        fresh = {"_pass": None, "_latest": _Pass(self.epoch, self._begin, self._rank)}
+        return {**vars(self), **fresh, "_open": None, "_running": _nothing}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self._is_stream:
+            self._stream._of = self.group  # a stream leaves it out, for its workers
 
     @functools.cached_property
     def _is_stream(self) -> bool:
@@ -506,7 +524,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         The result is None if the numbers are not known before the batches are read: for streams,
         batch samplers, a `collate_fn`, `batch_size=None`, and ranks with different numbers of
         batches.
+
+        Args:
+            arrival: The first of the steps: the latest one that `arrivals` yielded.
+            steps: The number of steps, 1 or more. Fewer are returned at the end of the pass.
         """
+        steps = as_whole(steps, "steps", 1)
         self._come_back(arrival.of)
         ranks = self._ranks()
         if self._is_stream or self._unit == "batches" or not self._keeps_samples:
@@ -532,13 +555,15 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         `collate_fn` is not read: it uses no random numbers.
 
         Args:
-            n: The number of samples.
+            n: The number of samples, 1 or more.
 
         Raises:
             ValueError: Some samples differ. The message has their indices, the places that differ
-                and a remedy.
-            TypeError: The dataset is iterable, so a sample cannot be read again.
+                and a remedy. Or `n` is below 1.
+            TypeError: The dataset is iterable, so a sample cannot be read again. Or `n` is not a
+                whole number.
         """
+        n = as_whole(n, "n", 1, " samples")
         if self._is_stream:
             raise TypeError(
                 f"{type(self.dataset).__name__} is iterable; check asks for samples by their index"
@@ -591,7 +616,7 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         if self.batches_per_pass is not None:
             return self.batches_per_pass
         if self._is_stream:
-            items, ranks = len(cast(Any, self.dataset)), self._ranks()
+            items, ranks = self._length(), self._ranks()
             own = items if self._stream.by_ranks else len(range(ranks.rank, items, ranks.size))
             size = self.batch_size or 1
             return own // size if self.drop_last else -(-own // size)
@@ -678,33 +703,40 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             ValueError: The state's loader had another seed, length, order or `batches_per_pass`. Or
                 an iterable dataset cannot resume in the middle of a pass: it has no state, or the
                 number of ranks or workers differs.
+            KeyError, TypeError: The state does not come from `state_dict`.
             RuntimeError: A pass is under way.
         """
         if self._pass is not None:
             raise RuntimeError(
                 "a pass over the loader is under way: load its state before the loop"
             )
-        own = self.state_dict()
+        own, names = self.state_dict(), ["epoch", "position"]
+        names += ["turn", "done"] * (self.batches_per_pass is not None)
+        values_in(state, "DataLoader.state_dict", "seed", *names)
         for name in ("seed", "length", "order", "batches_per_pass"):
             if state.get(name) != own.get(name):
                 raise ValueError(
                     f"the state is that of a loader with {name} {state.get(name)!r}, and this one "
                     f"has {own.get(name)!r}: make the loader as before, or do not load its state"
                 )
+        found = {name: as_whole(state[name], f"the state's {name}") for name in names}
+        number = as_whole(state.get("loader", 0), "the state's loader")
+        counted = not self._is_stream and self._sampler is None
+        most = {"position": self._length() if counted else None, "done": self.batches_per_pass}
+        for name in most.keys() & found.keys():
+            end = most[name]
+            if not 0 <= found[name] <= (math.inf if end is None else end):
+                expected = "0 or more" if end is None else f"0 to {end}"
+                raise ValueError(f"the state's {name} is {found[name]}; expected {expected}")
         kept = state.get("sampler")
         if self._is_stream:
             kept = self._start_of(0).state
-            if state["position"] > 0:
-                self._stream.check(state, len(kept))
-                kept = state["workers"]
-        elif self._sampler is None and not 0 <= state["position"] <= self._length():
-            raise ValueError(
-                f"the state's position is {state['position']}; expected 0 to {self._length()}"
-            )
-        self.epoch, self._number = state["epoch"], state.get("loader", 0)
-        self._key = numbered_seed(self.seed, self._number)
-        turn, done = state.get("turn", self.epoch), state.get("done", 0)
-        self._begin = self._place = _Place(turn, state["position"], done, kept)
+            if found["position"] > 0:
+                kept = self._stream.checked(state, len(kept))
+        self.epoch, self._number = found["epoch"], number
+        self._key = numbered_seed(self.seed, number)
+        turn, done = found.get("turn", self.epoch), found.get("done", 0)
+        self._begin = self._place = _Place(turn, found["position"], done, kept)
         self._open = None
 
     # ---------------------------------------------------------------- the order of an epoch
@@ -714,8 +746,16 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         return self.drop_last and self._unit == "samples"
 
     def _length(self) -> int:
-        """The number of positions in an epoch."""
-        return len(self.dataset if self._sampler is None else self._sampler)  # type: ignore[arg-type]
+        """The number of positions in an epoch, or of items in a stream."""
+        order: Any = self.dataset if self._sampler is None else self._sampler
+        if not hasattr(order, "__len__"):
+            remedy = (
+                ""
+                if self._is_stream or order is self._sampler
+                else (", or make it a torch.utils.data.IterableDataset, which is read item by item")
+            )
+            raise TypeError(f"{type(order).__name__} has no length: give it __len__{remedy}")
+        return len(order)
 
     def _ranks(self) -> Ranks:
         return ranks_of(self.group)
@@ -802,6 +842,10 @@ _REMEDY = (
     "and collate_fn through attributes, containers and closures. Use one of these. Do not use "
     "random.SystemRandom, os.urandom, the time, or values that an earlier sample has changed."
 )
+
+
+def _nothing() -> None:
+    return None
 
 
 def _alone(samples: Any) -> Any:

@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import Any, TypeAlias
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, DistributedSampler
 
+from batteries._foreign import brief
 from batteries._seeding import isolated_rng, rekey, rng_state, set_rng_state
 from batteries.data._copies import Pickled, copy_from, pickled
 from batteries.data._generators import generators_in, rekey_each
@@ -152,6 +153,10 @@ class Sampled:
             self._begun = None if self._base else self.state()
         self._draws = rng_state()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What `left` needs: a copy of the loader begins an order of its own."""
+        return {"_ended": self._ended, "_begun": self._begun}
+
     def reach(self, start: int, stop: int) -> int:
         gone = min(start - self._base, len(self._values))
         if gone > 0:
@@ -177,6 +182,11 @@ class Sampled:
         except StopIteration:
             self._ended = True
             return
+        if self._batches and not isinstance(value, Iterable):
+            raise TypeError(
+                f"batch_sampler yields {brief(value)}; expected lists of indices: pass sampler= "
+                "for single indices"
+            )
         if position == self._most:
             raise ValueError(
                 f"resumed in the middle of an epoch, {type(self._sampler).__name__} yields more "

@@ -48,11 +48,14 @@ class Arrival(NamedTuple):
 class Plan:
     """The batches that a pass requests: those awaited, and some after them."""
 
-    def __init__(self, steps: Generator[tuple[Any, Arrival], None, None]) -> None:
-        self._steps = steps
+    def __init__(self, steps: Generator[tuple[Any, Arrival], None, None] | None = None) -> None:
+        self._steps = (_ for _ in ()) if steps is None else steps
         self._ahead: deque[tuple[Any, Arrival]] = deque()
         self.awaited: deque[Arrival] = deque()
         self.broken = False  # after an error of the sampler the next batches are not known
+
+    def __reduce__(self) -> Any:  # a copy of a loader is not in a pass
+        return Plan, ()
 
     def __iter__(self) -> Plan:
         return self
@@ -88,7 +91,7 @@ class Asked:
     """The batch sampler of torch's loader; it yields the requests of the pass under way."""
 
     def __init__(self) -> None:
-        self.plan = Plan(_ for _ in ())
+        self.plan = Plan()
 
     def __iter__(self) -> Iterator[Any]:
         return self.plan

@@ -6,7 +6,9 @@ import hashlib
 import math
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from batteries._numbers import as_whole
 
 _ROUNDS = 16  # with 12 or more, all orders of a few elements are equally frequent
 _LONGEST = 2**62
@@ -23,7 +25,7 @@ class Shuffle:
     >>> sorted(Shuffle(5, key=(42, 0))(np.arange(5)).tolist())
     [0, 1, 2, 3, 4]
 
-    Call it with an integer array of positions from 0. The result is int64, of the same shape.
+    Call it with integers, the positions from 0. The result is int64, of the same shape.
 
     It is a Feistel network over pairs of digits. Each round shifts one digit by a keyed hash of the
     other. A round can be undone, so no two positions get the same number. A result outside the
@@ -36,24 +38,34 @@ class Shuffle:
 
     Raises:
         ValueError: A length below 0 or above 2**62.
+        TypeError: The length or a number of the key is not whole.
     """
 
     def __init__(self, length: int, key: tuple[int, ...]) -> None:
+        length = as_whole(length, "length")
         if not 0 <= length <= _LONGEST:
             raise ValueError(f"length is {length}; expected 0 or more, and at most 2**62")
         self._length = length
         first = math.isqrt(max(length - 1, 0)) + 1
         second = max(1, -(-length // first))
         self._sides = np.uint64(first), np.uint64(second)  # a few more pairs of digits than numbers
-        digest = hashlib.shake_128(repr([int(n) for n in key]).encode()).digest(8 * _ROUNDS)
+        numbers = [as_whole(number, "a number of key") for number in key]
+        digest = hashlib.shake_128(repr(numbers).encode()).digest(8 * _ROUNDS)
         self._keys = np.frombuffer(digest, "<u8")
 
-    def __call__(self, positions: NDArray[np.integer]) -> NDArray[np.int64]:
+    def __call__(self, positions: ArrayLike) -> NDArray[np.int64]:
         """The numbers at positions of the order, int64.
+
+        Args:
+            positions: An array, a list or a range of integers, or one integer.
 
         Raises:
             IndexError: A position is outside of the order.
+            TypeError: The positions are not integers.
         """
+        positions = np.asarray(positions)
+        if positions.size and positions.dtype.kind not in "iu":
+            raise TypeError(f"positions are {positions.dtype}; expected integers")
         outside = positions[(positions < 0) | (positions >= self._length)]
         if len(outside):
             raise IndexError(

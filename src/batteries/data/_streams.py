@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from batteries._foreign import values_in
 from batteries._seeding import isolated_rng, rekey
 from batteries.data._carried import Orders
 from batteries.data._failing import Failed, called, say_where, stopped
@@ -229,22 +230,27 @@ class Stream(IterableDataset[Any]):
 
     # ---------------------------------------------------------------- resuming
 
-    def check(self, state: dict[str, Any], workers: int) -> None:
-        """Raise if this stream cannot resume from a state in the middle of a pass."""
+    def checked(self, state: dict[str, Any], workers: int) -> list[Part]:
+        """The workers' parts of a state; raise if this stream cannot resume from them."""
         self.check_memory()
-        name, own = self._name, self._ranks()[:2]
-        if (state["rank"], state["ranks"]) != own:
+        name, own, told = self._name, self._ranks()[:2], "DataLoader.state_dict"
+        rank, ranks, parts = values_in(state, told, "rank", "ranks", "workers")
+        if (rank, ranks) != own:
             raise ValueError(
-                f"the state is that of rank {state['rank']} of {state['ranks']}, and this is rank "
+                f"the state is that of rank {rank} of {ranks}, and this is rank "
                 f"{own[0]} of {own[1]}, but each rank has its own place in {name}: start as many "
                 "ranks, and save and load the loader as loader=PerRank(loader)"
             )
-        if len(state["workers"]) != workers:
+        if len(parts) != workers:
             raise ValueError(
-                f"{name} was read by {len(state['workers'])} workers (num_workers=0 counts as 1), "
+                f"{name} was read by {len(parts)} workers (num_workers=0 counts as 1), "
                 f"and there are {workers}, but each worker has its own place in it: use as many "
                 "workers as before to resume in the middle of an epoch"
             )
+        numbers = [values_in(part, told, "worker", "items", "ended")[0] for part in parts]
+        if {*numbers} != {*range(workers)}:
+            raise ValueError(f"the state has workers {numbers}; expected 0 to {workers - 1}")
+        return parts  # type: ignore[no-any-return]
 
     def check_memory(self) -> None:
         """Raise if the dataset has no state to resume from."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from batteries._foreign import values_in
 from batteries._memory import check_remember, memory_of
 from batteries.distributed._collectives import all_gather
 from batteries.distributed._launch import rank, world_size
@@ -38,12 +39,14 @@ class PerRank:
         """Load this rank's state.
 
         Raises:
+            KeyError, TypeError: The state does not come from a `PerRank`.
             ValueError: The state was saved by another number of ranks.
         """
-        saved = len(state["ranks"])
+        [states] = values_in(state, "PerRank.state_dict", "ranks")
+        saved = len(states)
         if saved != world_size():
             raise ValueError(
                 f"the state was saved by {saved} rank{'s' * (saved != 1)}, and there are "
                 f"{world_size()}: start as many ranks, or do not load this object"
             )
-        self._part.load_state_dict(state["ranks"][rank()])
+        self._part.load_state_dict(states[rank()])

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from batteries import distributed
 from batteries._files import PathLike, Place
+from batteries._foreign import values_in
 from batteries._masking import masked
 from batteries._numbers import as_whole
 from batteries._processes import call_at_end
@@ -193,13 +194,14 @@ class BackgroundLogger:
         """Continue the run of a state, after its step.
 
         Raises:
+            KeyError, TypeError: The state does not come from `state_dict`.
             RuntimeError: The logger has logged already.
         """
         if self._thread is not None:
             raise RuntimeError(
                 f"{self._name} has begun to log: load its state before the first call"
             )
-        self.run_id, self._step = state["run_id"], state["step"]
+        self.run_id, self._step = values_in(state, f"{self._name}.state_dict", "run_id", "step")
         self._continues = -1 if self._step is None else self._step
 
     def start_over(self) -> None:

@@ -157,6 +157,7 @@ class Predictions:
             ValueError: Samples are missing or were added more than once, duplicates do not agree,
                 the ranks have added different arrays or called `Predictions` or `gather` with
                 different arguments, or `dst` is not a rank of the group. Every rank raises it.
+            TypeError: `dst` is not a whole number.
         """
         return Gathered(self._gathered(dst))
 
@@ -192,6 +193,7 @@ class Predictions:
 
     def _gathered(self, dst: int | None) -> dict[str, Any]:
         group = ranks_of(self._group)
+        dst = None if dst is None else as_whole(dst, "dst")
         if dst is not None and not 0 <= dst < group.size:
             raise ValueError(f"dst is {dst}; expected a rank, 0 to {group.size - 1}")
         indices, rows = self._joined()

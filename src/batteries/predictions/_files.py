@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from batteries._arrays import as_array
+from batteries._arrays import as_rows
 from batteries._files import PathLike, write_whole
 from batteries._foreign import brief, check_regular
 from batteries._optional import import_optional
@@ -32,9 +32,12 @@ def load(path: PathLike) -> dict[str, NDArray[Any]]:
     Raises:
         FileNotFoundError: No such file.
         OSError: The path is no regular file, or the file cannot be read.
-        ValueError: The file is damaged, or holds no predictions.
+        ValueError: The file is damaged, holds no predictions, or has another suffix.
         ModuleNotFoundError: A `.parquet` file needs polars, which is not installed.
     """
+    known = Path(path).suffix in (".npy", ".parquet")
+    if not known and Path(path).is_file():
+        raise ValueError(f"{path} has an unknown format; expected .parquet or .npy")
     try:
         columns = _read(Path(path))
     except (OSError, ImportError):
@@ -74,7 +77,9 @@ def _polars() -> Any:
 
 def write(path: Path, columns: dict[str, Any], ids: Any) -> None:
     length = len(next(iter(columns.values()), ()))
-    ids = np.arange(length) if ids is None else as_array(ids, "ids")
+    ids = np.arange(length) if ids is None else as_rows(ids, "ids")
+    if ids.dtype == object and all(isinstance(each, str) for each in ids):  # a column of pandas
+        ids = ids.astype(str)
     if len(ids) != length:
         raise ValueError(f"there are {len(ids)} ids for {length} samples; expected one for each")
     arrays = {"id": ids} | {name: _as_column(name, value) for name, value in columns.items()}

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from batteries._arrays import as_rows
+from batteries._foreign import brief
 from batteries._numbers import as_whole
 from batteries.splits._tables import length_of
 
@@ -42,6 +44,12 @@ class Folds:
     kind: str
     left_out: NDArray[np.bool_] | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        own = as_rows(self.assignment, "assignment")
+        if len(own) and own.dtype.kind not in "biu":
+            raise TypeError(f"assignment is of {own.dtype}; expected whole numbers")
+        object.__setattr__(self, "assignment", own.astype(np.int64, copy=False))
+
     def __len__(self) -> int:
         return self.n_folds
 
@@ -65,7 +73,7 @@ class Folds:
         return np.flatnonzero(train), np.flatnonzero(valid)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """The assignment, so that folds can be a column of a frame."""
+        """The assignment, for functions of numpy. A column of a frame needs `assignment`."""
         make = np.array if copy else np.asarray  # numpy 1 has no copy=None
         return make(self.assignment, dtype=dtype)
 
@@ -77,7 +85,7 @@ class Folds:
     @property
     def _of_one(self) -> int:
         """The number of folds of one repeat."""
-        return int(self.assignment.max()) + 1
+        return int(self.assignment.max(initial=-1)) + 1
 
     @property
     def n_folds(self) -> int:
@@ -100,15 +108,18 @@ class Folds:
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """The rows to train and to validate on, by fold, as scikit-learn's splitters return them.
 
+        `y` and `groups` are not used.
+
         Raises:
             ValueError: `X` has another number of rows.
+            TypeError: `X` has no rows, such as one number.
         """
-        if X is not None and length_of(X) != self.rows:
-            raise ValueError(f"X has {length_of(X)} rows, but the folds have {self.rows}")
+        if X is not None and (rows := length_of(X, "X")) != self.rows:
+            raise ValueError(f"X has {rows} rows, but the folds have {self.rows}")
         return iter(self)
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:  # noqa: ARG002, N803
-        """The number of folds, for scikit-learn."""
+        """The number of folds, for scikit-learn. `X`, `y` and `groups` are not used."""
         return self.n_folds
 
 
@@ -121,6 +132,13 @@ def fold_indices(folds: Folds, fold: int) -> tuple[NDArray[np.int64], NDArray[np
 
     Raises:
         IndexError: There is no such fold.
-        TypeError: `fold` is not a whole number.
+        TypeError: `folds` is not what `make_folds` returns, or `fold` is not a whole number.
     """
-    return folds[fold]
+    return made(folds)[fold]
+
+
+def made(folds: Any) -> Folds:
+    """The folds that a user passes, or a TypeError."""
+    if not isinstance(folds, Folds):
+        raise TypeError(f"folds is {brief(folds)}; expected what make_folds returns")
+    return folds

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from batteries._foreign import brief
 from batteries._spellings import hints
-from batteries.splits._assignment import Folds
+from batteries.splits._assignment import Folds, made
 from batteries.splits._duplicates import hashes, near_hashes, rows_of
+from batteries.splits._strata import as_labels
 from batteries.splits._tables import (
     as_table,
     column_of,
@@ -76,8 +76,7 @@ def check_folds(
             cannot compare.
         ModuleNotFoundError: polars is not installed.
     """
-    if not isinstance(folds, Folds):
-        raise TypeError(f"folds is {brief(folds)}; expected what make_folds returns")
+    folds = made(folds)
     targets, groups = column_of(data, targets, "targets"), groups_of(data, groups)
     _check_rows(folds, targets=targets, groups=groups, data=data)
     parts = list(folds)
@@ -120,8 +119,8 @@ def check_folds(
 
 def _check_rows(folds: Folds, **values: Any) -> None:
     for name, value in values.items():
-        if value is not None and length_of(value) != folds.rows:
-            raise ValueError(f"{name} has {length_of(value)} rows, but the folds have {folds.rows}")
+        if value is not None and (rows := length_of(value, name)) != folds.rows:
+            raise ValueError(f"{name} has {rows} rows, but the folds have {folds.rows}")
 
 
 def _compared(data: Any, ids: str | Sequence[str] | None, *given: Any) -> tuple[Any, str]:
@@ -145,7 +144,8 @@ def _samples(data: Any) -> Any:
 def _shares(targets: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
     """The columns whose mean over the validation rows is in the table."""
     if targets.ndim > 1:
-        return {f"label {at}": column for at, column in enumerate(targets.T.astype(np.float64))}
+        labels = as_labels(targets).astype(np.float64)
+        return {f"label {at}": column for at, column in enumerate(labels.T)}
     classes, counts = np.unique(targets, return_counts=True)
     if len(classes) > _CLASSES and np.issubdtype(targets.dtype, np.number):
         return {"mean": targets.astype(np.float64)}

@@ -38,7 +38,8 @@ def kept(
 
 
 def digest(*parts: Any) -> str:
-    listed = (part.tolist() if isinstance(part, np.ndarray) else part for part in parts)
+    numpys = np.ndarray | np.generic  # their repr depends on numpy's version
+    listed = (part.tolist() if isinstance(part, numpys) else part for part in parts)
     return hashlib.blake2b("".join(map(repr, listed)).encode(), digest_size=8).hexdigest()
 
 

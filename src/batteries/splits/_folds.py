@@ -81,12 +81,13 @@ def make_folds(
         gap: For "time": the span next to the validation rows that is not trained on. It is a whole
             number of rows, a `timedelta`, or a float if times are numbers. A row at exactly this
             distance in time is trained on.
-        embargo: For "time": a fold also trains on later rows, except for the rows in the gap and in
+        embargo: For "time": a fold also trains on later rows, but not on those within `gap` plus
             this span after the validation rows. With an embargo, every row is validated.
         window: For "time": the longest span to train on, before the gap. Default: all.
         repeats: The number of times that all folds are made, with `seed`, `seed + 1` and so on.
         path: A `.csv` or `.parquet` file of the folds. It is loaded if it exists, else written.
-            Rank 0 does this. All ranks make the call, and get the same folds or the same error.
+            Rank 0 does this. All ranks make the call, and get the folds or the error of rank 0. A
+            rank with other data or arguments raises.
 
     Returns:
         The folds. `for train, valid in folds` gives the numbers of the rows of each fold.

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from batteries._arrays import as_array
-from batteries._foreign import brief
+from batteries._arrays import as_array, as_rows
 from batteries._scoring import as_scoring
-from batteries.splits._assignment import Folds
+from batteries.splits._assignment import Folds, made
 
 
 class Score(NamedTuple):
@@ -56,9 +55,7 @@ class OutOfFold:
     """
 
     def __init__(self, folds: Folds, *, allow_missing: bool = False) -> None:
-        if not isinstance(folds, Folds):
-            raise TypeError(f"folds is {brief(folds)}; expected what make_folds returns")
-        self._folds = folds
+        self._folds = made(folds)
         self._allow_missing = allow_missing
         self._valid: dict[int, NDArray[Any]] = {}
         self._test: dict[int, NDArray[Any]] = {}
@@ -98,6 +95,7 @@ class OutOfFold:
             raise ValueError(f"fold {fold} was added before: add each fold once")
         # A copy: the caller may use its memory again.
         own = np.array(as_array(predictions, "predictions"), ndmin=1)
+        test = None if test is None else np.array(as_rows(test, "test"))
         if len(own) != len(rows):
             raise ValueError(
                 f"fold {fold} has {len(rows)} rows, but there are {len(own)} predictions"
@@ -105,16 +103,16 @@ class OutOfFold:
         for kept, array, name in ((self._valid, own, "rows"), (self._test, test, "test rows")):
             if array is None:
                 continue
-            new, first = as_array(array, name), next(iter(kept.values()), None)
+            first = next(iter(kept.values()), None)
             skip = name == "rows"  # their number differs between folds
-            if first is not None and new.shape[skip:] != first.shape[skip:]:
+            if first is not None and array.shape[skip:] != first.shape[skip:]:
                 raise ValueError(
-                    f"fold {fold} has {name} of shape {new.shape}, but earlier folds have "
+                    f"fold {fold} has {name} of shape {array.shape}, but earlier folds have "
                     f"{first.shape}"
                 )
         self._valid[fold] = own
         if test is not None:
-            self._test[fold] = np.array(as_array(test, "test"))
+            self._test[fold] = test
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """The predictions, so that they can be blended as an array."""
@@ -131,17 +129,22 @@ class OutOfFold:
         """The predictions of all rows, (rows, ...).
 
         With repeated folds, it is the mean of the repeats. Rows without a prediction are NaN. The
-        dtype is the common one of the folds; it is a float if there are repeats or NaNs.
+        dtype is the common one of the folds. If there are repeats or NaNs, numbers are floats, and
+        an array of texts is one of objects.
 
         Raises:
             ValueError: Folds are missing. The error names them.
+            TypeError: The folds are repeated, and the predictions are texts.
         """
         self._check_complete(self._valid)
         times = np.zeros(self._folds.rows, dtype=np.int64)
         for fold in self._valid:
             times[self._folds[fold][1]] += 1
-        floating = [np.float32] if (times != 1).any() else []
-        dtype = np.result_type(*self._valid.values(), *floating)
+        dtype = np.result_type(*self._valid.values())
+        if times.max() > 1:
+            _refuse_texts("predictions", self._valid.values())
+        if (times != 1).any():
+            dtype = np.dtype(object) if dtype.kind in "US" else np.result_type(dtype, np.float32)
         shape = next(iter(self._valid.values())).shape[1:]
         whole = np.zeros((self._folds.rows, *shape), dtype=dtype)
         for fold, values in self._valid.items():
@@ -162,9 +165,11 @@ class OutOfFold:
 
         Raises:
             ValueError: Folds, or their test predictions, are missing. The error names the folds.
+            TypeError: The test predictions are texts.
         """
         self._check_complete(self._test)
         dtype = np.result_type(*self._test.values())
+        _refuse_texts("test predictions", self._test.values())
         mean = np.mean([self._test[fold] for fold in sorted(self._test)], axis=0, dtype=np.float64)
         kept = dtype if np.issubdtype(dtype, np.floating) else np.float64
         return np.asarray(mean, dtype=kept)
@@ -189,7 +194,7 @@ class OutOfFold:
                 unknown.
             ModuleNotFoundError: scikit-learn is not installed, for a metric by its name.
         """
-        truth = as_array(targets, "targets")
+        truth = as_rows(targets, "targets")
         if len(truth) != self._folds.rows:
             raise ValueError(
                 f"there are {len(truth)} targets for {self._folds.rows} rows; expected one for each"
@@ -217,3 +222,11 @@ class OutOfFold:
             f"{len(absent)} of {self._folds.n_folds} folds {what} "
             f"({', '.join(map(str, absent))}): {add}{more}"
         )
+
+
+def _refuse_texts(what: str, arrays: Iterable[NDArray[Any]]) -> None:
+    for array in arrays:
+        if any(isinstance(each, str | bytes) for each in array.flat[:1]):
+            raise TypeError(
+                f"the {what} are texts, which have no mean: add numbers, such as probabilities"
+            )

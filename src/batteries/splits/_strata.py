@@ -31,6 +31,17 @@ def strata(targets: NDArray[Any], n_folds: int) -> NDArray[Any]:
     return np.zeros(len(targets), dtype=np.int64)
 
 
+def as_labels(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which labels each row has, (rows, labels)."""
+    try:
+        return np.asarray(labels.astype(np.float64) != 0)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"the labels are of {labels.dtype}; expected numbers, 0 if a row does not have the "
+            "label"
+        ) from None
+
+
 def of_labels(labels: NDArray[Any], n_folds: int, seed: int) -> NDArray[np.int64]:
     """The fold of each row, (rows,). Each label has about as many rows in each fold.
 
@@ -40,7 +51,7 @@ def of_labels(labels: NDArray[Any], n_folds: int, seed: int) -> NDArray[np.int64
     Args:
         labels: (rows, labels), 0 if a row does not have a label.
     """
-    has = np.asarray(labels).astype(bool)
+    has = as_labels(labels)
     chance = np.random.default_rng(seed)
     order = chance.permutation(len(has))
     lacking = np.tile(has.sum(0) / n_folds, (n_folds, 1))  # (folds, labels)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batteries._arrays import as_array, as_names
+from batteries._arrays import as_array, as_names, as_rows, is_frame
 from batteries._foreign import brief
 from batteries._optional import import_optional
 
@@ -17,7 +17,7 @@ _NAMED = 5  # rows in an error
 
 def is_table(data: Any) -> bool:
     """Whether data has named columns: a polars or pandas frame, or a dict."""
-    return isinstance(data, Mapping) or hasattr(data, "columns")
+    return isinstance(data, Mapping) or is_frame(data)
 
 
 def column_of(data: Any, column: Any, told: str = "it") -> Any:
@@ -28,16 +28,17 @@ def column_of(data: Any, column: Any, told: str = "it") -> Any:
     Args:
         told: The name of the argument, for errors.
     """
-    names = isinstance(column, list | tuple) and all(isinstance(each, str) for each in column)
-    if names and column and is_table(data) and set(column) <= set(names_in(data)):
-        return np.stack([column_of(data, name) for name in column], axis=1)
-    if isinstance(column, str):
+    if _are_names(column, data):
+        column = np.stack([column_of(data, name) for name in column], axis=1)
+    elif isinstance(column, str):
         column = data[known_names(data, column)[0]]
     if column is None:
         return None
     if isinstance(column, Iterator):
         column = list(column)
-    array = as_array(column, told)
+    array = as_rows(column, told)
+    if array.shape[1:] == (1,):  # a frame of one column
+        return column_of(data, array[:, 0], told)
     texts = isinstance(column, list | tuple) and array.dtype.kind in "US"
     if array.dtype != object and not texts:
         return array
@@ -45,6 +46,13 @@ def column_of(data: Any, column: Any, told: str = "it") -> Any:
     mixed = np.array(values, dtype=object)
     # As text or numbers, a missing value would look like another class.
     return mixed if mixed.ndim == 1 and is_missing(mixed).any() else np.asarray(values)
+
+
+def _are_names(column: Any, data: Any) -> bool:
+    """Whether a list has the names of columns, and not a text for each row."""
+    texts = isinstance(column, list | tuple) and all(isinstance(each, str) for each in column)
+    known = set(column) & set(names_in(data)) if texts and is_table(data) else set()
+    return bool(known) and (known == set(column) or len(column) != length_of(data))
 
 
 def groups_of(data: Any, groups: Any) -> Any:
@@ -62,14 +70,17 @@ def names_in(data: Any) -> list[str]:
     return list(data if isinstance(data, Mapping) else getattr(data, "columns", []))
 
 
-def length_of(data: Any) -> int:
-    return len(next(iter(data.values()), ())) if isinstance(data, Mapping) else len(data)
+def length_of(data: Any, told: str = "data") -> int:
+    rows = next(iter(data.values()), ()) if isinstance(data, Mapping) else data
+    if not hasattr(rows, "__len__"):
+        raise TypeError(f"{told} is {brief(data)}; expected a table, an array or a list")
+    return len(rows)
 
 
 def as_table(data: Any) -> dict[str, NDArray[Any]]:
     """The columns as arrays. An array becomes a table with one column, "values"."""
     if is_table(data):
-        table = {name: as_array(data[name], f"column {name!r}") for name in names_in(data)}
+        table = {name: as_rows(data[name], f"column {name!r}") for name in names_in(data)}
         lengths = {name: len(column) for name, column in table.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the columns of a table have different lengths: {lengths}")

@@ -22,8 +22,9 @@ def as_times(values: Any, rows: int) -> NDArray[Any]:
     refuse_missing("times", times)
     times = _dates(times)
     if times.dtype.kind not in "iufM":
+        (first,) = times.ravel()[:1].tolist() or [None]
         raise ValueError(
-            f"time has the dtype {times.dtype}, such as {times.ravel()[0]!r}; expected dates or "
+            f"time has the dtype {times.dtype}, such as {first!r}; expected dates or "
             "numbers, since texts sort in another order"
         )
     if times.shape != (rows,):
@@ -92,9 +93,10 @@ def in_blocks(times: NDArray[Any], n_folds: int, gap: Any, embargo: Any, window:
 
 
 def _moved(ordered: NDArray[Any], row: int, span: Any, way: int, of: int | None = None) -> int:
-    """The first row that is at least a span after `row - 1`.
+    """A row of the sorted times, a span away from another row.
 
-    If `way` is -1: the end of the rows that are at least a span before the row `of`.
+    If `way` is 1, it is the first row that is at least a span after `row - 1`. If `way` is -1, it
+    is the row after the last one that is at least a span before `of`.
 
     Args:
         of: Default: `row`.

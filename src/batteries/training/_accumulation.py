@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from batteries import distributed
+from batteries._foreign import brief
 from batteries._modules import as_module, drop_unreduced, own_part
 from batteries._numbers import as_number, as_whole
 from batteries.data import Arrival, DataLoader
@@ -31,7 +32,7 @@ _latest: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # the pass of 
 
 
 class Window:
-    """One micro-batch of a window; `accumulate` makes it. A window's gradients are added up.
+    """One micro-batch of a window; only `accumulate` makes it. A window's gradients are added up.
 
     >>> loss = nn.Linear(2, 1)(torch.ones(4, 2)).mean()
     >>> for x, window in accumulate([torch.ones(4, 2)], nn.Linear(2, 1)):
@@ -82,7 +83,12 @@ class Window:
 
         Raises:
             ValueError: The loss is not a scalar, or DDP cannot reduce its gradient.
+            TypeError: The loss is not a tensor.
         """
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                f"the loss is {brief(loss)}; expected a tensor that depends on the model's output"
+            )
         if loss.dim():
             raise ValueError(
                 f"the loss has shape {tuple(loss.shape)}; expected one number, the mean over the "
@@ -172,13 +178,18 @@ class Window:
         overflow. Pass all optimizers in one call, because the scaler is updated after it.
 
         Raises:
-            TypeError: No optimizer was passed.
+            TypeError: No optimizer was passed, or something else was passed, such as a list.
             RuntimeError: The window is not closed, so its gradient is not complete. Or there is a
                 scaler, and an optimizer that was clipped is missing.
         """
         self._check_closed("step")
         if not optimizers:
             raise TypeError("step got no optimizer: pass all of them, window.step(optimizer)")
+        for optimizer in optimizers:
+            if not hasattr(optimizer, "step"):
+                raise TypeError(
+                    f"step got {brief(optimizer)}; expected optimizers: window.step(first, second)"
+                )
         scaler = self._pass.scaler
         if scaler is None:
             for optimizer in optimizers:
@@ -253,7 +264,7 @@ class _Pass:
 
 
 class Windows(Generic[T]):
-    """The pairs of batch and window that `accumulate` returns; `len` is that of the loader.
+    """The pairs of batch and window. `accumulate` makes it; `len` is that of the loader.
 
     >>> len(accumulate([torch.ones(4, 2)] * 3, nn.Linear(2, 1), 2))
     3

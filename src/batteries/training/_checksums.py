@@ -41,6 +41,8 @@ def log_checksums(run: PathLike, step: int, model: nn.Module, batch: Any = None)
 
     Args:
         run: The run's directory.
+        step: The number of the step, under which `first_difference` compares two runs.
+        model: The model, wrapped or not.
         batch: Tensors, arrays and plain values, in lists, dicts and dataclasses.
 
     Raises:

@@ -25,7 +25,8 @@ def clip(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     The ranks of each mesh add up the squared norms of its DTensors. The rest is local arithmetic.
     """
     meshes: dict[Any, list[Any]] = defaultdict(list)
-    for parameter in [parameters] if isinstance(parameters, Tensor) else parameters:
+    one = isinstance(parameters, Tensor) or not isinstance(parameters, Iterable)
+    for parameter in [parameters] if one else parameters:
         if not isinstance(parameter, Tensor):
             raise TypeError(f"clip got {brief(parameter)}; expected an optimizer, or parameters")
         gradient: Any = parameter.grad

@@ -41,6 +41,8 @@ def parameter_groups(
     has none.
 
     Args:
+        model: The model, wrapped or not.
+        weight_decay: The decay of the other parameters, 0 or more.
         no_decay: Names or patterns of more parameters without weight decay, such as
             `["pos_embed", "*.scale"]`.
         lr: The learning rate of parameters that are in no layer, such as the head.
@@ -51,14 +53,22 @@ def parameter_groups(
             the last has `lr * layer_decay` and the first `lr * layer_decay**n` (ELECTRA, BEiT).
 
     Raises:
-        ValueError: Some of `lr`, `layers` and `layer_decay` are missing; no parameter matches a
-            pattern; a parameter of `layers` is in two of them, or not in the model; no parameter is
-            trainable.
-        TypeError: `weight_decay` is not a number, or `layers` has something else, such as a name.
+        ValueError: Some of `lr`, `layers` and `layer_decay` are missing; `weight_decay` is
+            negative; no parameter matches a pattern; a parameter of `layers` is in two of them, or
+            not in the model; no parameter is trainable.
+        TypeError: `weight_decay`, `lr` or `layer_decay` is not a number; `layers` is no list, or
+            has something else, such as a name.
     """
+    if isinstance(layers, Tensor) or not isinstance(layers, Iterable):
+        raise TypeError(f"layers is {brief(layers)}; expected a list of modules or parameters")
+    layers = list(layers)
     if len({lr is None, not layers, layer_decay is None}) > 1:
         raise ValueError("layer-wise decay needs all three of lr=, layers= and layer_decay=")
     model, weight_decay = unwrap(model), as_number(weight_decay, "weight_decay")
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay is {weight_decay}; expected 0 or more")
+    lr = None if lr is None else as_number(lr, "lr")
+    layer_decay = None if layer_decay is None else as_number(layer_decay, "layer_decay")
     free = _without_decay(model, as_names(no_decay))
     depths = _depths(model, layers)
     groups: dict[tuple[int, bool], list[Tensor]] = defaultdict(list)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from batteries import distributed
+from batteries._foreign import values_in
 from batteries._numbers import as_number, as_whole
 from batteries.distributed._groups import Group, ranks_of
 from batteries.training._clipping import whole
@@ -83,6 +84,7 @@ class StepPolicy:
                 it may be NaN.
 
         Raises:
+            TypeError: `norm` or `loss` is not one number.
             FloatingPointError: The step is refused under `action="raise"`, or too many were
                 skipped in a row. The message has the step. If a number is not finite, it also
                 names the ranks.
@@ -154,16 +156,31 @@ class StepPolicy:
         return {"skipped": dict(self.skipped), "norms": list(self._norms), **counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a `state_dict`."""
-        self.skipped = dict(state["skipped"])
-        self._norms = deque(state["norms"], maxlen=self._norms.maxlen)
-        self._steps, self._in_a_row = state["steps"], state["in_a_row"]
+        """Restore a `state_dict`.
+
+        Raises:
+            KeyError, TypeError: The state does not come from `state_dict`.
+        """
+        names = "skipped", "norms", "steps", "in_a_row"
+        told = "StepPolicy.state_dict"
+        skipped, norms, steps, in_a_row = values_in(state, told, *names)
+        counts = zip(self.skipped, values_in(skipped, told, *self.skipped), strict=True)
+        skipped = {reason: as_whole(count, reason) for reason, count in counts}
+        numbers = [as_number(norm, "a norm") for norm in norms]
+        self._steps, self._in_a_row = as_whole(steps, "steps"), as_whole(in_a_row, "in_a_row")
+        self.skipped, self._norms = skipped, deque(numbers, maxlen=self._norms.maxlen)
 
 
 def _numbers(norm: Any, loss: Any) -> Tensor:
     """Norm and loss (0 if it is None), (2,), on the device of the norm."""
-    own, other = (
-        torch.as_tensor(each, device=getattr(each, "device", "cpu")).detach()
-        for each in (whole(norm), 0.0 if loss is None else whole(loss))
-    )
+    own, other = _tensor(norm, "norm"), _tensor(0.0 if loss is None else loss, "loss")
     return torch.stack([own.float(), other.to(own.device, torch.float32)])
+
+
+def _tensor(value: Any, name: str) -> Tensor:
+    """A scalar on its device. Only numbers on the CPU are read, so nothing waits."""
+    found = whole(value)
+    if not (isinstance(found, Tensor) and found.numel() == 1):
+        found = torch.tensor(as_number(found, name), dtype=torch.float64, device="cpu")
+    scalar: Tensor = found.detach().reshape(())
+    return scalar

@@ -110,16 +110,20 @@ def lr_range_test(
             the largest rate, and the others keep their ratio to it.
         highest: The last rate, unless the loss diverges before.
         steps: The number of rates, and so the most steps.
-        diverged: The test ends if the smoothed loss is above `diverged` times its lowest value. It
-            always ends if the loss is not finite.
+        diverged: The test ends if the smoothed loss is above `diverged` times its lowest value; 1
+            or more. It always ends if the loss is not finite.
 
     Raises:
-        ValueError: The rates do not rise, there are fewer than 2 steps, or the first loss is not
-            finite.
-        TypeError: `step` returned None or no single number, or `steps` is not a whole number.
+        ValueError: The rates do not rise, there are fewer than 2 steps, `diverged` is below 1, or
+            the first loss is not finite.
+        TypeError: `step` returned None or no single number, `steps` is not a whole number, or
+            another argument is not a number.
     """
-    steps = as_whole(steps, "steps")
-    if not (0 < lowest < highest and steps >= 2):
+    steps, diverged = as_whole(steps, "steps"), as_number(diverged, "diverged")
+    lowest, highest = as_number(lowest, "lowest"), as_number(highest, "highest")
+    if not diverged >= 1:
+        raise ValueError(f"diverged is {diverged}; expected 1 or more")
+    if not (0 < lowest < highest < math.inf and steps >= 2):
         raise ValueError(
             f"lowest is {lowest}, highest {highest} and steps {steps}; expected rates that rise "
             "from above 0, and 2 steps or more"

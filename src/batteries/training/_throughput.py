@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from batteries import distributed
+from batteries._numbers import as_number
 from batteries.distributed._groups import Group
 
 T = TypeVar("T")
@@ -36,11 +39,15 @@ class Throughput:
 
     Attributes:
         flops_per_item: FLOPs of the forward and backward pass of one item; None until counted.
+
+    Raises:
+        ValueError: `peak_flops` is not above 0.
+        TypeError: `peak_flops` is not a number.
     """
 
     def __init__(self, *, peak_flops: float | None = None, group: Group = None) -> None:
         self.flops_per_item: float | None = None
-        self._peak = peak_flops
+        self._peak = None if peak_flops is None else _above_zero(peak_flops, "peak_flops")
         self._group = group
         self._watched = False
         self._mark: float | None = None  # the end of the last measured step
@@ -54,17 +61,27 @@ class Throughput:
         """Measure how long the loop waits for batches of the loader, or of `accumulate`."""
         return Watched(batches, self)
 
-    def update(self, items: int) -> None:
-        """Record the end of a step, with the number of samples or tokens on this rank.
+    def update(self, items: float | Tensor) -> None:
+        """Record the end of a step.
 
         Without `watch`, the first call only starts the clock, and the time between two passes
         counts.
+
+        Args:
+            items: The number of samples or tokens of the step on this rank. A tensor of one number
+                is not waited for.
+
+        Raises:
+            TypeError: `items` is not one number.
         """
         now = time.perf_counter()
+        count: Any = items
+        if type(items) is not int and not (isinstance(items, Tensor) and items.numel() == 1):
+            count = as_number(items, "items")
         if self._mark is not None:
             self._elapsed += now - self._mark
             self._waiting += self._waited
-            self._items += items
+            self._items += count
             self._steps += 1
         self._mark, self._waited = now, 0.0
 
@@ -79,7 +96,7 @@ class Throughput:
                 self._mark += time.perf_counter() - begun
 
     @contextmanager
-    def count_flops(self, items: int) -> Iterator[None]:
+    def count_flops(self, items: float) -> Iterator[None]:
         """Count the FLOPs of a forward and backward pass over some items. Once is enough.
 
         >>> throughput, model = Throughput(peak_flops=1e12), nn.Linear(8, 4)
@@ -93,11 +110,16 @@ class Throughput:
         does not count recomputed FLOPs. Recurrent layers and kernels of your own are not counted:
         set `flops_per_item` yourself then.
 
+        Args:
+            items: The number of samples or tokens in the batch, counted as for `update`.
+
         Raises:
-            ValueError: No FLOPs were counted.
+            ValueError: No FLOPs were counted, or `items` is not above 0.
+            TypeError: `items` is not a number.
         """
         from torch.utils.flop_counter import FlopCounterMode
 
+        items = _above_zero(items, "items")
         counter = FlopCounterMode(display=False, custom_mapping=_formulas())
         with counter:
             yield
@@ -170,6 +192,13 @@ class _Timed(Iterator[T]):
             return next(self._batches)
         finally:
             self._of._waited += time.perf_counter() - begun
+
+
+def _above_zero(value: Any, name: str) -> float:
+    number = as_number(value, name)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} is {number}; expected a number above 0")
+    return number
 
 
 def _formulas() -> dict[Any, Any]:
