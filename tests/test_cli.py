@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -104,6 +105,16 @@ def test_groups_of_runs() -> None:
     assert markdown[0] == "| lr | runs | count | mean | std | sem | median | min | max |"
     assert markdown[3].startswith("| 0.1 | 2 | 2 | 0.6000 | 0.1414 |")
     assert r"0.1 & 2 & 2 & 0.6000 & 0.1414" in run(*words, "--latex").output
+    rows = json.loads(run(*words[:2], "lr, seed", *words[3:], "--json", "--sort=-seed").output)
+    assert [(row["lr"], row["seed"]) for row in rows] == [(0.1, 2), (0.1, 1), (0.2, 1)]
+
+
+def test_options_that_contradict() -> None:
+    """They are named. Before, one of them won."""
+    log_run({"lr": 0.1}, [0.5])
+    output = run("runs", "--minimize", "loss", "--maximize", "loss", code=2).output
+    assert "expected --minimize or --maximize loss; found both" in " ".join(output.split())
+    assert "expected one of --json, --csv" in run("runs", "--json", "--csv", code=2).output
 
 
 def test_tables_of_papers() -> None:
@@ -122,6 +133,7 @@ def test_odd_tables() -> None:
         assert not {"NaN", "Infinity"} & set(re.findall(r"\w+", run(*words, "--json").output)), (
             words
         )
+    assert run("runs", "--filter", "run=9").output == "runs: 0 runs\n"
     for kind, head in (("latex", "run & lr"), ("markdown", "| run | lr |"), ("csv", "run,lr")):
         empty = ("runs", "--filter", "run=9", "--columns", "run,lr", f"--{kind}")
         assert head in run(*empty).output
@@ -131,6 +143,11 @@ def test_odd_tables() -> None:
     for lines, shown in ((0, []), (1, ["two"]), (5, ["one", "two"])):
         assert json.loads(run("show", "1", "--json", "--lines", f"{lines}").output)["log"] == shown
     assert "99999 is not in the range" in run("report", "--watch", "--port", "99999", code=2).output
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        output = run("report", "--watch", "--port", port, code=1).output
+    assert f"port {port} cannot be used: " in output
+    assert "Leave out --port, or choose another" in output
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 300])
@@ -187,6 +204,11 @@ def test_a_damaged_run() -> None:
     told, errors = outputs("runs", "runs", "--json", "--sort", "run")
     assert [row["state"] for row in json.loads(told)] == ["finished", "unreadable", "finished"]
     assert errors.startswith("002: runs/002/run.json is not the record of a run")
+    Path("runs/001/metrics.jsonl").write_text("torn\n")
+    told = "runs/001/metrics.jsonl: 1 lines are not JSON objects"
+    for words in (("compare", "1", "3"), ("prune", "--state", "failed"), ("export", "-o", "a.csv")):
+        assert told in run(*words).output, words
+    assert "002: runs/002/run.json is not the record of a run" in run("gaps").output
 
 
 def test_why_a_run_was_stopped() -> None:
@@ -257,6 +279,10 @@ def test_compare() -> None:
     assert told["arguments"] == {"lr": [0.1, 0.2]}
     assert json.loads(run(*words, "--json", "--metric", "roc_auc").output)["by_rows"]
     assert json.loads(run(*words, "--json", "--metric", "log_loss").output)["by_rows"]
+    Path("runs/004").mkdir()
+    record_scores("runs/004", test=0.5)
+    lines = run("compare", "1", "4", "--logdir", "runs").output.splitlines()
+    assert any(line.split() == ["arguments", "001", "004"] for line in lines)
     three = run("compare", "1", "2", "3").output
     assert "001 and 003: the same commit" in three or "the commit of one run is not known" in three
     assert three.count("0.9500") == 1
@@ -316,6 +342,11 @@ def test_gaps() -> None:
     assert "001: test - validation is -0.0100" in output
     assert "8 runs by accuracy: test moves with validation (rank correlation +1.00" in output
     assert json.loads(run("gaps", "runs", "--json").output)["all"][0]["runs"] == 8
+    Path("empty").mkdir()
+    assert "there are no runs in empty" in run("gaps", "empty", code=1).output
+    Path("other/1").mkdir(parents=True)
+    record_scores("other/1", test=0.5)
+    assert "no run has both a validation score" in run("gaps", "other").output
 
 
 def test_one_of_each() -> None:
@@ -328,6 +359,10 @@ def test_one_of_each() -> None:
     assert run("runs").output.startswith("runs: 1 run, by")
     assert run("show", "1").output.startswith("runs/001: unknown, ")
     assert "1 tensor, 4 bytes" in run("inspect", str(path / "exp_1.pth")).output
+    record_scores("runs/001", test=0.5)
+    assert "\n1 run by loss: too few" in run("gaps").output
+    Path("a.csv").write_text("id,p\n1,0.5\n")
+    assert run("blend", "a.csv", "-o", "b.csv").output == "b.csv has 1 row, the mean of 1 file\n"
     output = run("prune", "--state", "unknown", "--yes").output
     assert "checkpoints of 1 run\n" in output
     assert "1 file is removed" in output
@@ -367,6 +402,9 @@ def test_average() -> None:
     run(*words, "--model", "factory:model", "--loader", "factory:loader")
     assert torch.load("swa.pth")["model_state_dict"]["0.running_mean"].tolist() == [7.0, 7.0]
     assert "factory has no nothing" in run(*words, "--model", "factory:nothing", code=1).output
+    assert "expected MODULE:FUNCTION" in run(*words, "--model", "factory:", code=2).output
+    output = run(*words, "--model", "factory:torch", code=1).output
+    assert "--model: factory:torch raises TypeError: 'module' object is not callable" in output
     Path("broken.py").write_text("float('a')")
     output = run(*words, "--loader", "broken:loader", code=1).output
     assert "--loader: broken cannot be imported (ValueError: could not convert" in output

@@ -211,6 +211,15 @@ def test_arguments_without_end() -> None:
     assert len(text) < 2_000_000
 
 
+def test_secret_arrays() -> None:
+    """An array or a column under a secret's name is masked, and does not end the run."""
+    import numpy as np
+
+    pd: Any = pytest.importorskip("pandas")
+    for value in (np.arange(3), pd.Series([1, 2]), torch.arange(3)):
+        assert masked({"token": value}) == {"token": "***"}
+
+
 def test_numbers_stay_numbers() -> None:
     """numpy's numbers are numbers, and truth is truth."""
     import numpy as np

@@ -236,7 +236,11 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
     "best_first": {
         L: lambda: scoreboard.best_first(["no"]), T: lambda: scoreboard.best_first("no"),
     },
-    "find_run": {L: lambda: scoreboard.find_run("no")},
+    "find_run": {
+        L: lambda: scoreboard.find_run("no"),
+        T: lambda: scoreboard.find_run(7),  # type: ignore[arg-type]
+    },
+    "Metric.best": {T: lambda: scoreboard.Metric(0.5, 1, 1, None, None).best(ANY)},  # type: ignore[arg-type]
     # ---------------------------------------------------------------- loggers, report
     "BackgroundLogger.log_metrics": {
         T: lambda: lines().log_metrics({"a": "x"}, 1),  # type: ignore[dict-item]

@@ -20,6 +20,7 @@ from batteries import CheckpointManager, JsonLinesLogger, get_logger, start_run
 from batteries.report import write_report
 from batteries.report._contents import Text
 from batteries.report._curves import Curve
+from batteries.report._live import LiveReport
 from batteries.scoreboard import record_scores
 
 EVIL = "<script>alert(1)</script><!--"
@@ -455,6 +456,11 @@ def test_foreign_pictures() -> None:
         assert run["media"] == [], run["name"]
         assert len(run["problems"]) == 1, run["name"]
         assert "shown" in run["problems"][0]
+    live = LiveReport("runs")
+    for time in (1, 2):  # one run changes, and the others are not read again
+        Path("runs", name, "log.txt").write_text("more" * time)
+        found = json.loads(live.data()[1])["runs"]
+        assert all(len(each["problems"]) == 1 for each in found)
 
 
 def test_many_runs_are_read_by_processes(monkeypatch: pytest.MonkeyPatch, logdir: Path) -> None:

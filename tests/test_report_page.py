@@ -251,6 +251,9 @@ def test_columns_against_each_other(page: Page) -> None:
     assert page.read("document.querySelectorAll('#parallel path[data-run]').length") == 5
     compared = page.read("document.getElementById('compare').textContent")
     assert "(best)" in compared
+    tie = "data.columns.loss = [1, 2, 1]; known.clear(); data.minimization.loss = true"
+    table = page.read(f"{tie}; sideBySide('', ['loss'], [0, 1, 2], false).textContent")
+    assert table.endswith("loss1 (best)21 (best)")
     assert page.read("lineDiff(['a', 'b', 'c'], ['a', 'x', 'c'])") == [" a", "-b", "+x", " c"]
 
 

@@ -96,6 +96,15 @@ def test_filters_with_types() -> None:
         found("lr")
 
 
+def test_a_large_seed() -> None:
+    """A condition finds a seed that a float cannot hold, and no seed beside it."""
+    paths = [log_run({"seed": seed}, [0.5]) for seed in (2**53 + 1, 2**64 - 1)]
+    runs = Runs(paths)
+    assert [run.path for run in runs.where(f"seed={2**53 + 1}")] == paths[:1]
+    assert [run.path for run in runs.where(f"seed={2**64 - 1}")] == paths[1:]
+    assert not runs.where(f"seed={2**53}")
+
+
 def test_orders() -> None:
     """Best first is by the metric's own direction; the last and the best have other winners."""
     for losses in ([0.5, 0.1, 0.6], [0.3, 0.4, 0.2], [math.nan]):

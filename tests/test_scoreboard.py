@@ -375,6 +375,12 @@ def test_bootstrap() -> None:
     oracle = stats.bootstrap((gains,), np.mean, method="percentile").confidence_interval
     assert found.value == pytest.approx(gains.mean())
     assert found.interval == pytest.approx((oracle.low, oracle.high), abs=0.005)
+    p, q = generator.random((2, 400))
+    wide_p, wide_q = (np.stack([1 - each, each], axis=1) for each in (p, q))
+    for metric in ("roc_auc", "average_precision"):
+        assert paired_bootstrap(target, wide_p, wide_q, metric) == paired_bootstrap(
+            target, p, q, metric
+        )
     with pytest.raises(ValueError, match=r"\[399, 400\] rows"):
         paired_bootstrap(target[:-1], first, second, accuracy)
 
@@ -407,6 +413,19 @@ def test_the_gap_of_a_run() -> None:
     ]
     [found] = check_gap(info(0.95, 0.9, [0.8, 0.9]))
     assert found.startswith("test - validation is -0.0500, inside the spread of 2 folds")
+
+
+def test_a_leaderboard_named_test() -> None:
+    """Its gap does not take the place of the gap of the test score."""
+    path = make_run([0.9])
+    record_scores(path, test=0.8, leaderboard=0.5, name="test")
+    row = read_run(path).row()
+    names = ("test", "leaderboard.test", "test - validation", "leaderboard test - validation")
+    assert [round(row[name], 9) for name in names] == [0.8, 0.5, -0.1, -0.4]
+    assert check_gap(path) == [
+        "test - validation is -0.1000",
+        "leaderboard test - validation is -0.4000",
+    ]
 
 
 def test_one_equal_score() -> None:

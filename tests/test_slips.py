@@ -42,7 +42,15 @@ from batteries.averaging import greedy_soup, save_average
 from batteries.checkpoint import export_safetensors, latest
 from batteries.data import DataLoader, Shuffle
 from batteries.distributed import all_reduce, broadcast
-from batteries.scoreboard import RunInfo, best_first, compare, read_runs, record_scores
+from batteries.scoreboard import (
+    Metric,
+    RunInfo,
+    best_first,
+    compare,
+    paired_bootstrap,
+    read_runs,
+    record_scores,
+)
 from batteries.splits import Folds, OutOfFold, check_folds, fold_indices, look, make_folds
 
 pd: Any = pytest.importorskip("pandas")
@@ -234,6 +242,34 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda _: read_runs(".", metric_minimization={"loss": NAMES}),
         r"pass metric_minimization=\{'loss': True\} for losses",
     ),
+    "a run's bare number": (
+        lambda any_: compare(NAMES["cnn"], any_),
+        r'run is 1; expected a path, a name, or a number as a text, as in "7"',
+    ),
+    "a list of runs": (
+        lambda _: compare(LISTED),
+        r"needs two or more runs; found 1: compare\(\*runs\)",
+    ),
+    "one direction": (
+        lambda _: read_runs(".", metric_minimization=True),  # type: ignore[arg-type]
+        "metric_minimization is True; expected a direction for each metric by its name",
+    ),
+    "no direction": (
+        lambda any_: Metric(0.5, 1, 1, (0.5, 1), (0.5, 1)).best(any_),
+        "minimization is None; expected True if lower is better",
+    ),
+    "a list of conditions": (
+        lambda _: read_runs(".").where(LISTED),
+        r"\[1\] is not a condition: expected COLUMN",
+    ),
+    "one row": (
+        lambda _: paired_bootstrap([1], [1], [0], "accuracy"),
+        "have 1 rows; the noise of rows needs two or more",
+    ),
+    "three classes": (
+        lambda _: paired_bootstrap([0, 1, 2], np.eye(3), np.eye(3), "roc_auc"),
+        r"roc_auc needs two classes and \(rows,\) predictions; found predictions of shape \(3, 3\)",
+    ),
     "runs to compare with": (
         lambda _: compare(RunInfo("a", Path("a")), RunInfo("b", Path("b")), among="runs"),
         r"among is 'runs'; expected several runs: read_runs\(logdir\)",
@@ -272,7 +308,10 @@ SLIPS: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "no window": (lambda _: make_folds(6, 2, "time", window=0), "window is 0; expected 1 or more"),
     "no columns": (lambda _: make_folds({}, 2), "there are 0 rows; expected 2 or more"),
-    "one row": (lambda _: make_folds(2, 2, "time"), "there are 2 rows; expected 3 or more"),
+    "a fold of one row": (
+        lambda _: make_folds(2, 2, "time"),
+        "there are 2 rows; expected 3 or more",
+    ),
     "an array submitted": (
         lambda _: blend.check_submission("a.npy", "a.csv"),
         "a.npy is not a submission; expected .csv or .parquet",

@@ -183,7 +183,7 @@ def _shown(value: Any) -> str:
 
 
 def _hidden(value: Any) -> Any:
-    if value in ("", b"", MASK):
+    if isinstance(value, str | bytes) and value in ("", b"", MASK):
         return value if isinstance(value, str) else ""
     if _looks_made(value):
         _seen.add(value)

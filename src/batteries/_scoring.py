@@ -27,6 +27,7 @@ class Scoring(NamedTuple):
     function: Function | None = None  # the function, if it is not ours
     of_labels: bool = False  # whether the function takes classes and not probabilities
     with_classes: bool = False  # whether it takes labels=, for rows that lack some classes
+    of_scores: bool = False  # whether it takes one score a row, if there are two classes
 
     def of(self, target: Any) -> Function:
         """The function of target and prediction. `target` shows which classes there are."""
@@ -39,6 +40,13 @@ class Scoring(NamedTuple):
 
         def score(y: Any, p: Any) -> float:
             y, p = _in_rows(y), _in_rows(p)
+            if self.of_scores and y.ndim == 1 and p.shape[1:] == (2,):
+                p = p[:, 1]  # the probability of the second class, as in scikit-learn's scorers
+            elif self.fast == "auc" and y.ndim == 1 and p.ndim == 2:
+                raise ValueError(
+                    f"{self.name} needs two classes and (rows,) predictions; found predictions of "
+                    f"shape {p.shape}: use 'roc_auc_ovr' for more classes"
+                )
             if classes is not None and self.of_labels:
                 p = _labels(p, classes)
             return as_number(function(wide(y), wide(p), **more), f"the result of {self.name}")
@@ -103,8 +111,8 @@ def as_scoring(
     if ours and name in _FAST:
         fast, sign, minimized = _FAST[name]
         own = None if isinstance(metric, str) else metric
-        of_labels = fast == "accuracy" and own is None
-        found = Scoring(name, fast, sign, minimized, own, of_labels, fast == "log_loss")
+        kinds = (fast == "accuracy" and own is None, fast == "log_loss", fast == "auc")
+        found = Scoring(name, fast, sign, minimized, own, *kinds)
     elif isinstance(metric, str) or hasattr(metric, "_score_func"):
         found = _of_scorer(metric)
     else:
@@ -150,7 +158,8 @@ def _of_scorer(metric: Any) -> Scoring:
     def function(y: Any, p: Any, **more: Any) -> Any:
         return sign * score(y, p, **{**more, **options})
 
-    return Scoring(name, None, 1, False, function, of_labels, with_classes)
+    of_scores = of_classes and not of_labels and score.__name__ != "log_loss"
+    return Scoring(name, None, 1, False, function, of_labels, with_classes, of_scores)
 
 
 def _of_sklearn(scoring: Scoring) -> Function:

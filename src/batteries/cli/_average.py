@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +59,15 @@ def average(
     else:
         files = [Path(path) for path in paths]
     told = (("--model", model), ("--loader", loader))
-    made = [None if name is None else _imported(option, name)() for option, name in told]
+    made = [None if name is None else _made(option, name) for option, name in told]
     save_average(files, output, list(weights) or None, model=made[0], loader=made[1])
     say(f"{output} is the average of {', '.join(map(str, files))}")
 
 
-def _imported(option: str, name: str) -> Callable[[], Any]:
-    """The function of "module:function". Modules of the current directory come first."""
-    module, colon, function = name.partition(":")
-    if not colon:
+def _made(option: str, name: str) -> Any:
+    """The result of "module:function". Modules of the current directory come first."""
+    module, _, function = name.partition(":")
+    if not module or not function:
         raise click.UsageError(f"{option} is {name!r}; expected MODULE:FUNCTION")
     sys.path.insert(0, "")
     try:
@@ -79,5 +78,7 @@ def _imported(option: str, name: str) -> Callable[[], Any]:
         ) from error
     if not hasattr(found, function):
         raise LookupError(f"{option}: {module} has no {function}; expected MODULE:FUNCTION")
-    made: Callable[[], Any] = getattr(found, function)
-    return made
+    try:
+        return getattr(found, function)()
+    except Exception as error:  # the function is the user's
+        raise RuntimeError(f"{option}: {name} raises {type(error).__name__}: {error}") from error

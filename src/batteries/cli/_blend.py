@@ -49,4 +49,8 @@ def blend(paths: tuple[str, ...], output: str, method: Any, **options: Any) -> N
         name: None if value == () else value for name, value in options.items()
     }
     table = blend_files(paths, method, out=output, **given)
-    click.echo(f"{output} has {len(table):,} rows, the {method} of {len(paths)} files")
+    rows, files = len(table), len(paths)
+    click.echo(
+        f"{output} has {rows:,} row{'s' * (rows != 1)}, the {method} of {files} "
+        f"file{'s' * (files != 1)}"
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batteries._digits import shown
-from batteries.cli._group import as_json_option, logdir_option, main, say
+from batteries.cli._group import as_json_option, logdir_option, main, say, say_problems
 from batteries.cli._tables import dumped, print_table
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def compare(
     above = dict.fromkeys(info.path.resolve().parent for info in infos)
     among = [run for place in above for run in scoreboard.read_runs(place)]
     found = scoreboard.compare(*infos, among=among)
+    say_problems(infos)
     both = [(infos[0].path, other.path) for other in infos[1:]]
     partings = []
     for pair in both:
@@ -113,7 +114,8 @@ def _print_tables(found: Comparison) -> None:
             some = itertools.islice(pairs.items(), _MANY)
             lines = [(name[:_LONG], *_texts(values)) for name, values in some]
             heads = (title, *found.names)
-            print_table("", [dict(zip(heads, line, strict=True)) for line in lines])
+            rows = [dict(zip(heads, line, strict=True)) for line in lines]
+            print_table("", rows, with_empty=True)
             if len(pairs) > _MANY:
                 say(f"{len(pairs) - _MANY:,} more {title} are not shown: use --json to see all")
     say(f"\ncode: {found.code}\n")

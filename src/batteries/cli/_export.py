@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from batteries._files import write_whole
-from batteries.cli._group import main, read, say
+from batteries.cli._group import main, read, say, say_problems
 from batteries.cli._tables import as_csv, dumped
 
 
@@ -45,7 +45,5 @@ def export(logdir: str, output: str, metrics: bool) -> None:
             rows = [{**row, "run": paths[row["run"]]} for row in rows]
             names = ["run", "metric", "step", "time", "value"] if metrics else runs.columns
             file.write((as_csv(rows, names) if kind == ".csv" else dumped(rows)).encode())
-    for run in runs:
-        for problem in run.problems:
-            say(f"{run.name}: {problem}", err=True)
+    say_problems(runs)
     say(f"{output} is written")

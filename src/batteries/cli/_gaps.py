@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from batteries.cli._group import as_json_option, main, say
+from batteries.cli._group import as_json_option, main, read, say, say_problems
 from batteries.cli._tables import dumped
 
 
@@ -19,10 +19,11 @@ def gaps(logdir: str, as_json: bool) -> None:
     \b
     batteries gaps runs
     """  # noqa: D301
-    from batteries.scoreboard import check_gap, check_gaps, read_runs
+    from batteries.scoreboard import check_gap, check_gaps
 
-    found = read_runs(logdir)
+    found = read(logdir)
     checks = check_gaps(found)
+    say_problems(found)
     if as_json:
         each = {run.name: check_gap(run) for run in found if check_gap(run)}
         click.echo(dumped({"all": [check._asdict() for check in checks], "runs": each}))
@@ -38,6 +39,6 @@ def gaps(logdir: str, as_json: bool) -> None:
         say(text)
     if not checks:
         click.echo(
-            "no run has a test or leaderboard score: record one, for example with\n"
-            "batteries score RUN --test SCORE"
+            "no run has both a validation score and a test or leaderboard score: record one, for "
+            "example with\nbatteries score RUN --test SCORE"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -11,7 +12,7 @@ from batteries import __version__
 from batteries._foreign import printable
 
 if TYPE_CHECKING:
-    from batteries.scoreboard import Runs
+    from batteries.scoreboard import RunInfo, Runs
 
 _LONG = 5000  # letters of an error
 
@@ -28,7 +29,7 @@ class _Named(click.Group):
             if isinstance(error, OSError) and error.errno == errno.EPIPE:  # click handles `| head`
                 raise
             text = error.args[0] if isinstance(error, KeyError) else error
-            lines = str(text or type(error).__name__)[:_LONG].split("\n")
+            lines = str(text or type(error).__name__)[:_LONG].expandtabs(4).split("\n")
             raise click.ClickException("\n".join(map(printable, lines))) from error
 
 
@@ -44,6 +45,12 @@ def main() -> None:
 def say(text: str, err: bool = False) -> None:
     """Print lines that may have texts from files. Control characters are escaped."""
     click.echo("\n".join(map(printable, text.split("\n"))), err=err)
+
+
+def say_problems(runs: Sequence[RunInfo]) -> None:
+    for run in runs:
+        for problem in run.problems:
+            say(f"{run.name}: {problem}", err=True)
 
 
 def read(

@@ -12,7 +12,7 @@ import click
 
 from batteries._files import check_inside
 from batteries._rundir.names import epoch_of
-from batteries.cli._group import main, read, say
+from batteries.cli._group import main, read, say, say_problems
 from batteries.cli._tables import print_table
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def prune(
 
     found = read(logdir)
     named = [run for run in found.where(*filters) if run.state != "running"]
+    say_problems(found)
     if state is None:
         sure = [run for run in named if run.state not in ("unknown", "unreadable")]
         if left_out := len(named) - len(sure):

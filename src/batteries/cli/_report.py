@@ -33,7 +33,12 @@ def report(logdir: str, output: str, watch: bool, port: int) -> None:
     if watch:
         from batteries.report._live import report_server
 
-        server, address = report_server(logdir, port)
+        try:
+            server, address = report_server(logdir, port)
+        except OSError as error:
+            raise OSError(
+                f"port {port} cannot be used: {error.strerror}. Leave out --port, or choose another"
+            ) from error
         try:
             click.echo(f"{address} shows the runs in {logdir}; press Ctrl-C to stop")
             server.serve_forever()

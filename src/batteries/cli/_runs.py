@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batteries.cli._group import as_json_option, main, read, say
+from batteries.cli._group import as_json_option, main, read, say, say_problems
 from batteries.cli._tables import as_csv, as_latex, as_markdown, dumped, print_table
 
 if TYPE_CHECKING:
@@ -50,7 +50,11 @@ def _formats(command: Callable[..., None]) -> Callable[..., None]:
     metavar="COLUMNS",
     help="Show mean and spread of runs with equal values in these columns, separated by commas.",
 )
-@click.option("--columns", metavar="COLUMNS", help="Show only these columns, separated by commas.")
+@click.option(
+    "--columns",
+    metavar="COLUMNS",
+    help="Show only these columns, separated by commas. --group-by has its own columns.",
+)
 @click.option("--all-columns", is_flag=True, help="Show all columns.")
 @_formats
 def runs(
@@ -79,16 +83,20 @@ def runs(
     """  # noqa: D301 (click's \b)
     if best and last:
         raise click.UsageError("expected --best or --last; found both")
+    if both := {*minimize} & {*maximize}:
+        raise click.UsageError(f"expected --minimize or --maximize {both.pop()}; found both")
+    if sum(formats.values()) > 1:
+        raise click.UsageError("expected one of --json, --csv, --markdown and --latex")
     said = {**dict.fromkeys(minimize, True), **dict.fromkeys(maximize, False)}
     found = read(logdir, said, which="last" if last else "best")
     shown, column = _ranked(found.where(*filters), best, last, sort)
     if group_by:
-        rows: Sequence[dict[str, Any]] = _groups(shown, group_by.split(","), column)
-        names = list(rows[0]) if rows else group_by.split(",")
+        rows: Sequence[dict[str, Any]] = _groups(shown, _split(group_by), column, sort)
+        names = list(rows[0]) if rows else _split(group_by)
     else:
         rows = shown.rows()
         if columns:
-            names = [shown.column(name) for name in columns.split(",")]
+            names = [shown.column(name) for name in _split(columns)]
         elif all_columns or formats["as_json"] or formats["as_csv"]:
             names = shown.columns
         else:
@@ -99,9 +107,7 @@ def runs(
         paths = {run.name: str(run.path) for run in shown}
         rows = [{**row, "run": paths[row["run"]]} if "run" in row else row for row in rows]
     _print(_title(logdir, shown, column), rows, names, exact, **formats)
-    for run in found:
-        for problem in run.problems:
-            say(f"{run.name}: {problem}", err=True)
+    say_problems(found)
 
 
 def _ranked(runs: Runs, best: str | None, last: str | None, sort: str | None) -> tuple[Runs, str]:
@@ -151,11 +157,16 @@ def _default(runs: Runs, rows: Sequence[dict[str, Any]], column: str) -> list[st
     return list(dict.fromkeys(["run", *differ, *own]))
 
 
-def _groups(runs: Runs, by: Sequence[str], column: str) -> list[dict[str, Any]]:
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",")]
+
+
+def _groups(runs: Runs, by: Sequence[str], column: str, sort: str | None) -> list[dict[str, Any]]:
+    """The groups, best first; with --sort, in the order of their first runs."""
     found = runs.groups(by, of=column)
     lower = runs.lower_is_better(_metric_of(runs, column))
     worst = float("inf")
-    if lower is not None:
+    if lower is not None and sort is None:
         sign = 1 if lower else -1
         found.sort(key=lambda row: worst if row["mean"] is None else sign * row["mean"])
     return found

@@ -26,19 +26,25 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def print_table(
-    title: str, rows: Rows, spare: Sequence[str] = (), exact: Collection[str] = ()
+    title: str,
+    rows: Rows,
+    spare: Sequence[str] = (),
+    exact: Collection[str] = (),
+    with_empty: bool = False,
 ) -> list[str]:
     """Print rows. Spare columns are left out if the terminal is too narrow.
 
     Args:
         spare: The columns to leave out, the first ones first.
         exact: Columns whose numbers are shown in full, such as learning rates.
+        with_empty: Whether columns without values are shown.
 
     Returns:
         The names of the columns that are left out.
     """
     columns = _cells(rows, list(dict.fromkeys(name for row in rows for name in row)), exact)
-    columns = {name: cells for name, cells in columns.items() if any(cells[1:])}
+    if not with_empty:
+        columns = {name: cells for name, cells in columns.items() if any(cells[1:])}
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
     widths = {name: max(map(_width, cells)) for name, cells in columns.items()}
     left_out = []
@@ -48,6 +54,8 @@ def print_table(
             left_out.append(name)
     numbers = {name for name in columns if any(_is_number(row.get(name)) for row in rows)}
     click.echo("".join(f"{printable(line)}\n" for line in title.split("\n")), nl=False)
+    if not rows:
+        return []
     lines = [
         [_padded(cells[line], widths[name], name in numbers) for name, cells in columns.items()]
         for line in range(len(rows) + 1)

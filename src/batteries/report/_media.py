@@ -93,7 +93,8 @@ def fitting(found: list[tuple[Path, list[Shown], list[str]]], room: int) -> list
         try:
             value = _picture(run, each.value) if each.kind == "figure" else each.value
         except (OSError, ValueError) as error:
-            problems.append(f"a figure cannot be shown: {error}"[:500])
+            text = f"a figure cannot be shown: {error}"[:500]
+            problems += [text] if text not in problems else []  # a live page calls this repeatedly
             continue
         size = len(json.dumps(value)) + len(each.name) + 30
         if size <= room:

@@ -139,7 +139,7 @@ def compare(*runs: RunInfo | PathLike, among: Sequence[RunInfo | PathLike] = ())
     the intervals wider: all verdicts "beyond noise" are right with a probability of at least 95 %.
 
     Args:
-        runs: Two or more runs, or paths or numbers as for `find_run`.
+        runs: Two or more runs, or paths, names or numbers as for `find_run`, such as "7".
         among: Other runs. Those with the configuration of one of the runs show the noise of seeds.
             Those that have not finished are left out.
 
@@ -150,7 +150,7 @@ def compare(*runs: RunInfo | PathLike, among: Sequence[RunInfo | PathLike] = ())
         ModuleNotFoundError: scipy is not installed. Noise of seeds or folds needs it.
     """
     if len(runs) < 2:
-        raise ValueError(f"compare needs two or more runs; found {len(runs)}")
+        raise ValueError(f"compare needs two or more runs; found {len(runs)}: compare(*runs)")
     infos, others = [run_info(run) for run in runs], run_infos(among, "among")
     names, sessions = _names(infos), [info.session for info in infos]
     rows = Runs(infos).rows()

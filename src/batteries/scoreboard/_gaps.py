@@ -10,7 +10,7 @@ import numpy as np
 from batteries._digits import shown
 from batteries._files import PathLike
 from batteries._optional import import_optional
-from batteries.scoreboard._info import RunInfo, folds_of
+from batteries.scoreboard._info import RunInfo, folds_of, other_scores
 from batteries.scoreboard._runs import run_info, run_infos
 
 _FEW = 5  # runs that a verdict needs
@@ -43,7 +43,7 @@ class GapCheck(NamedTuple):
 
     def __str__(self) -> str:
         by = f" by {self.metric}" if self.metric else ""
-        return f"{self.runs} runs{by}: {self.verdict}"
+        return f"{self.runs} run{'s' * (self.runs != 1)}{by}: {self.verdict}"
 
 
 def check_gaps(runs: Sequence[RunInfo | PathLike]) -> list[GapCheck]:
@@ -137,10 +137,9 @@ def check_gap(run: RunInfo | PathLike) -> list[str]:
     """
     run = run_info(run)
     folds, validation = folds_of(run), run.validation
-    others = {"test": run.scores.get("test"), **run.scores.get("leaderboard", {})}
     found = []
-    for name, score in others.items():
-        if score is None or validation is None:
+    for name, score in other_scores(run.scores):
+        if validation is None:
             continue
         text = f"{name} - validation is {shown([score - validation], sign='+')[0]}"
         if len(folds) > 1:

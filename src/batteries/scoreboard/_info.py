@@ -288,8 +288,11 @@ class RunInfo:
             "epoch": told.epoch if told else None,
             "test": test,
             **{f"leaderboard.{name}": score for name, score in boards.items()},
-            "test - validation": _gap(test, value),
-            **{f"{name} - validation": _gap(score, value) for name, score in boards.items()},
+            "test - validation": None,
+            **{
+                f"{name} - validation": None if value is None else score - value
+                for name, score in other_scores(self.scores)
+            },
             "started": str(self.session.get("started") or ""),
             "stopped": str(self.session.get("stopped") or ""),
             "seconds": self.seconds,
@@ -439,8 +442,12 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
-def _gap(score: float | None, validation: float | None) -> float | None:
-    return None if score is None or validation is None else score - validation
+def other_scores(scores: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """The test score and those of leaderboards. A leaderboard named "test" has another name."""
+    if "test" in scores:
+        yield "test", scores["test"]
+    for name, score in scores.get("leaderboard", {}).items():
+        yield "leaderboard test" if name == "test" else name, score
 
 
 def _span(session: dict[str, Any]) -> float | None:

@@ -238,8 +238,8 @@ def paired_bootstrap(
 
     Raises:
         TypeError: The metric does not return one number.
-        ValueError: Different numbers of rows, an unknown metric, or one that is not a finite number
-            on these rows.
+        ValueError: Different numbers of rows, fewer than two of them, an unknown metric, or one
+            that is not a finite number on these rows.
         ModuleNotFoundError: scikit-learn is not installed, for a metric by its name.
     """
     refuse_other_order("target and predictions", *map(index_of, (target, first, second)))
@@ -252,13 +252,17 @@ def by_rows(
     target: ArrayLike, predictions: Sequence[ArrayLike], metric: Callable[[Any, Any], float]
 ) -> Iterator[Evidence]:
     arrays = [as_array(array, "target or prediction") for array in (target, *predictions)]
-    lengths = {len(array) for array in arrays}
+    lengths = {len(np.atleast_1d(array)) for array in arrays}
     if len(lengths) > 1:
         raise ValueError(
             f"target and predictions have {sorted(lengths)} rows; expected equal numbers of rows"
         )
     y, *ours = arrays
-    count, generator = len(y), np.random.default_rng(_SEED)
+    count, generator = max(lengths), np.random.default_rng(_SEED)
+    if count < 2:
+        raise ValueError(
+            f"target and predictions have {count} rows; the noise of rows needs two or more"
+        )
     samples = tqdm(range(_SAMPLES), "bootstrap", leave=False, disable=None)
     drawn = []
     with warnings.catch_warnings():  # samples without a rare class have no score

@@ -48,7 +48,7 @@ class Runs(Sequence[RunInfo]):
     last value. With `which="last"`, the best value is not used.
 
     Args:
-        runs: The runs.
+        runs: The runs, or their paths.
         metric_minimization: As for `read_runs`.
         which: "last" if a metric's name alone stands for its last value.
 
@@ -60,14 +60,20 @@ class Runs(Sequence[RunInfo]):
 
     def __init__(
         self,
-        runs: Sequence[RunInfo],
+        runs: Sequence[RunInfo | PathLike],
         metric_minimization: Mapping[str, bool] | None = None,
         which: Literal["last", "best"] = "best",
     ) -> None:
-        self._runs = list(runs)
+        self._runs = run_infos(runs)
+        told = {} if metric_minimization is None else metric_minimization
+        if not isinstance(told, Mapping):
+            raise TypeError(
+                f"metric_minimization is {told!r}; expected a direction for each metric by its "
+                'name, such as {"valid/loss": True}'
+            )
         self._told = {
             name: said_direction(lower, f"the metric {name!r}", name)
-            for name, lower in (metric_minimization or {}).items()
+            for name, lower in told.items()
         }
         self._which = which
 
@@ -228,6 +234,9 @@ class Runs(Sequence[RunInfo]):
         >>> [run.name for run in Runs([RunInfo("1", Path("1"))]).sorted("run")]
         ['1']
 
+        Args:
+            descending: Whether the highest value comes first.
+
         Raises:
             KeyError: There is no such column.
         """
@@ -297,12 +306,13 @@ def read_runs(logdir: PathLike, *, metric_minimization: Mapping[str, bool] | Non
     itself. Files that cannot be read are in the run's `problems`. Logged values are read on demand.
 
     Args:
+        logdir: The directory of the runs, or of one run.
         metric_minimization: Whether lower is better, by the names of metrics, if the runs do not
             say it: `{"valid/loss": True}`.
 
     Raises:
         NotADirectoryError: There is no such directory.
-        TypeError: A direction is not a bool.
+        TypeError: `metric_minimization` is not a mapping, or a direction is not a bool.
     """
     root = Path(logdir)
     if not root.is_dir():
@@ -314,7 +324,8 @@ def read_runs(logdir: PathLike, *, metric_minimization: Mapping[str, bool] | Non
         read_run(path, path.name if path == root else path.relative_to(root).as_posix())
         for path in paths
     ]
-    return Runs(sorted(found, key=lambda run: _natural(run.name)), metric_minimization)
+    found.sort(key=lambda run: _natural(run.name))
+    return Runs(found, metric_minimization)
 
 
 def some_runs(logdir: PathLike) -> Runs:
@@ -371,10 +382,16 @@ def find_run(run: PathLike, logdir: PathLike = ".") -> RunInfo:
     Args:
         run: "runs/digits/007"; "digits/007" in "runs"; or "7", if one run below the log directory
             has this number.
+        logdir: The log directory. Default: the current directory.
 
     Raises:
+        TypeError: `run` is a number. Pass it as a text.
         LookupError: There is no such run, with the nearest names; or several have the number.
     """
+    if not isinstance(run, str | os.PathLike):
+        raise TypeError(
+            f'run is {run!r}; expected a path, a name, or a number as a text, as in "7"'
+        )
     for path in (Path(run), Path(logdir, run)):
         if path.is_dir() and path in _run_paths(path):
             return read_run(path)

@@ -26,7 +26,8 @@ def select(rows: Sequence[Row], condition: str, column_of: Callable[[str], str])
     Args:
         column_of: Returns the name of the column that a user's name stands for.
     """
-    parts = re.fullmatch(r"\s*(.+?)\s*(!=|>=|<=|==|=|>|<|~)\s*(.*?)\s*", condition)
+    form = r"\s*(.+?)\s*(!=|>=|<=|==|=|>|<|~)\s*(.*?)\s*"
+    parts = re.fullmatch(form, condition) if isinstance(condition, str) else None
     if parts is None:
         raise ValueError(
             f"{condition!r} is not a condition: expected COLUMN, a sign (=, !=, <, <=, >, >=, or ~ "
@@ -68,7 +69,8 @@ def _typed(text: str) -> Any:
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     try:
-        return float(text)
+        number, whole = float(text), text.lstrip("+-").isdecimal()
+        return int(text) if whole and int(text) != number else number  # a float would be rounded
     except ValueError:
         return text
 

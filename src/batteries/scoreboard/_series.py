@@ -45,7 +45,18 @@ class Metric(NamedTuple):
     highest: tuple[float, float] | None
 
     def best(self, minimization: bool) -> tuple[float, float] | None:
-        """The best finite value and its step; None if there is none."""
+        """The best finite value and its step; None if there is none.
+
+        Args:
+            minimization: Whether lower is better.
+
+        Raises:
+            TypeError: `minimization` is not a bool, for example None.
+        """
+        if not isinstance(minimization, bool | np.bool_):
+            raise TypeError(
+                f"minimization is {minimization!r}; expected True if lower is better, else False"
+            )
         return self.lowest if minimization else self.highest
 
 

@@ -40,11 +40,11 @@ function sideBySide(title, columns, some, differ) {
   const body = rows.map((name) => {
     const values = some.map((run) => valueOf(run, name));
     const digits = digitsOf(values);
-    const best = values.indexOf(bestOf(name, values));
-    return make("tr", null, make("th", { scope: "row" }, heading(name)), ...values.map((value, index) => {
+    const best = bestOf(name, values);
+    return make("tr", null, make("th", { scope: "row" }, heading(name)), ...values.map((value) => {
       const text = cell(name, value, digits);
       return make("td", { class: typeof value === "number" ? "number" : null },
-        index === best ? make("strong", null, `${text} (best)`) : text);
+        best !== undefined && value === best ? make("strong", null, `${text} (best)`) : text);
     }));
   });
   const none = differ ? "The arguments of these runs are the same." : "No scores or metrics of these runs are known.";
