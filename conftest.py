@@ -15,7 +15,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import pytest
 import torch
-import warm
 from torch import nn
 
 import batteries
@@ -69,16 +68,6 @@ LONG = (
 
 def is_long(item: pytest.Item) -> bool:
     return item.path.name.removeprefix("test_").startswith(LONG)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node: Any) -> None:
-    node.workerinput["warm"] = warm.begin()  # one for all
-
-
-def pytest_configure(config: Any) -> None:
-    if hasattr(config, "workerinput"):
-        warm.share(config.workerinput["warm"])
 
 
 @pytest.hookimpl(optionalhook=True)

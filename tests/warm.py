@@ -26,7 +26,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -57,34 +56,8 @@ context.set_forkserver_preload(
 os.register_at_fork(after_in_child=lambda: torch.set_num_threads(torch.get_num_threads()))
 
 
-_server: Any = forkserver._forkserver
-
-
-def begin() -> str:
-    """Start the process that forks; the address at which other processes can `share` it."""
-    if _server._forkserver_address is None:
-        own = [os.dup(number) for number in (1, 2)]
-        with Path(os.devnull).open("w") as nowhere:  # for what functions print; programs have files
-            for number in (1, 2):
-                os.dup2(nowhere.fileno(), number)
-            _server.ensure_running()
-        for number, file in enumerate(own, start=1):
-            os.dup2(file, number)
-            os.close(file)
-    address: str = _server._forkserver_address
-    return address
-
-
-def share(address: str) -> None:
-    """Fork from what another process has begun, and end without ending it."""
-    _server._forkserver_address = address
-    _server._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
-    _server.ensure_running = resource_tracker.ensure_running
-
-
 def start(function: Callable[..., object], *args: Any) -> BaseProcess:
     """Call a function in a new process."""
-    begin()
     process = context.Process(target=_call, args=(function, args))
     process.start()
     return process

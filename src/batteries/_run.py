@@ -152,27 +152,25 @@ class Run:
             return
         told = {} if why is None else {"why": why}
         self._end = self._end or {"state": state, "error": error, "stopped": _now(), **told}
-        if not self.path.exists():
-            raise self._removed()
-        with locked_directory(self.path):
-            record = read_record(self.path) or {"sessions": []}
-            own = [each for each in record["sessions"] if each.get("id") == self._session]
-            if not own:
-                raise self._removed()
-            own[0].update(self._end, stages=summaries(self.path))
-            write_record(self.path, record)
+        own: list[dict[str, Any]] = []
+        if self.path.exists():
+            with locked_directory(self.path):
+                record = read_record(self.path) or {"sessions": []}
+                own = [each for each in record["sessions"] if each.get("id") == self._session]
+                if own:
+                    own[0].update(self._end, stages=summaries(self.path))
+                    write_record(self.path, record)
+        if not own:
+            raise FileNotFoundError(
+                errno.ENOENT,
+                f"the end of the run is not recorded ({self._end['state']}): its {NAME} was "
+                "removed, or the whole directory",
+                str(self.path / NAME),
+            )
         self._ended.set()
         _runs.pop(self._session, None)
         self._program.forget()
         self._cancel_exit()
-
-    def _removed(self) -> FileNotFoundError:
-        return FileNotFoundError(
-            errno.ENOENT,
-            f"the end of the run is not recorded ({self._end['state']}): its {NAME} was removed, "
-            "or the whole directory",
-            str(self.path / NAME),
-        )
 
     def _close_at_exit(self) -> None:
         if self._program.is_this():
