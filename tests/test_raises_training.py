@@ -306,11 +306,13 @@ RAISES: dict[str, Callable[[], object]] = {
     "lr_range_test TypeError": lambda: rates(None),
     "parameter_groups TypeError": lambda: tr.parameter_groups(model(), "0.1"),
     "parameter_groups ValueError": lambda: tr.parameter_groups(model(), 0.1, no_decay=["no"]),
+    "PerRank TypeError": lambda: di.PerRank(3),
     "PerRank.load_state_dict ValueError": lambda: di.PerRank(
         b.AverageMeter()
     ).load_state_dict({"ranks": [1, 2]}),
     "all_reduce TypeError": lambda: di.all_reduce("1"),
     "all_reduce ValueError": lambda: di.all_reduce(1, "median"),
+    "broadcast TypeError": lambda: di.broadcast(1, "0"),
     "barrier TypeError": lambda: di.barrier("dp"),
     "barrier RuntimeError": lambda: of_two(di.barrier),
     "local_rank RuntimeError": lambda: of_two(di.local_rank),

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from batteries._foreign import brief
 from batteries.distributed._launch import in_group, place, rank
 from batteries.distributed._waiting import Notes, StoreGoneError, wait_until
 
@@ -80,8 +81,8 @@ def ranks_of(group: Group = None) -> Ranks:
                 "make this call"
             )
         raise TypeError(
-            f"group is a {type(own).__name__}; expected a ProcessGroup, a DeviceMesh of one "
-            'dimension, or (mesh, "dp")'
+            f"group is {brief(own)}; expected a ProcessGroup, a DeviceMesh of one dimension, or "
+            '(mesh, "dp")'
         )
     if own is dist.group.WORLD:
         return Ranks(*place())

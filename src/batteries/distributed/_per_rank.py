@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from batteries._foreign import brief
 from batteries._memory import check_remember, memory_of
 from batteries.distributed._collectives import all_gather
 from batteries.distributed._launch import rank, world_size
@@ -23,9 +25,16 @@ class PerRank:
 
     Args:
         part: An object with `state_dict` and `load_state_dict`. Its state must be picklable.
+
+    Raises:
+        TypeError: `part` lacks these methods.
     """
 
     def __init__(self, part: Any) -> None:
+        if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
+            raise TypeError(
+                f"part is {brief(part)}; expected an object with state_dict() and load_state_dict()"
+            )
         self._part = memory_of(part)
 
     def state_dict(self) -> dict[str, Any]:
@@ -37,13 +46,22 @@ class PerRank:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load this rank's state.
 
+        Args:
+            state: What `state_dict` returned.
+
         Raises:
-            ValueError: The state was saved by another number of ranks.
+            ValueError: The state was saved by another number of ranks, or without `PerRank`.
         """
-        saved = len(state["ranks"])
+        states = state.get("ranks") if isinstance(state, Mapping) else None
+        if not isinstance(states, list):
+            raise ValueError(
+                "the state has no list of ranks, so it was saved without PerRank: load it into the "
+                "object itself"
+            )
+        saved = len(states)
         if saved != world_size():
             raise ValueError(
                 f"the state was saved by {saved} rank{'s' * (saved != 1)}, and there are "
                 f"{world_size()}: start as many ranks, or do not load this object"
             )
-        self._part.load_state_dict(state["ranks"][rank()])
+        self._part.load_state_dict(states[rank()])
