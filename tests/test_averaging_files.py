@@ -279,6 +279,10 @@ def test_files_that_do_not_fit() -> None:
             average_checkpoints(["a.pth", "a.pth"], weights)
     with pytest.raises(ValueError, match="no checkpoints to average"):
         average_checkpoints([])
+    for dtype in ("float32", None, torch.complex64, torch.int32, torch.float8_e4m3fn):
+        wrong: Any = dtype
+        with pytest.raises(TypeError, match=rf"dtype is {dtype!r}; expected .*torch\.float32"):
+            average_checkpoints(["a.pth"], dtype=wrong)
 
 
 @pytest.mark.parametrize("write", [save_checkpoint, torch.save])
@@ -357,6 +361,9 @@ def test_an_average_that_says_what_it_is() -> None:
     loaded = make_model()
     load_checkpoint("bn.pth", loaded)
     torch.testing.assert_close(loaded.state_dict(), oracle.state_dict())
+    wrapped = nn.DataParallel(make_model())
+    save_average(paths, "wrapped.pth", model=wrapped)
+    torch.testing.assert_close(wrapped.module.state_dict(), average_checkpoints(paths))
     with pytest.raises(ValueError, match="a loader but no model"):
         save_average(paths, "c.pth", loader=BATCHES)
 

@@ -208,6 +208,13 @@ def test_broadcast() -> None:
         assert nothing.numel() == 0
 
 
+@pytest.mark.parametrize("src", ["0", None, True, 0.5])
+def test_a_source_that_is_no_number(src: Any) -> None:
+    """A source that is no whole number is named, also if it would compare as one."""
+    with pytest.raises(TypeError, match=f"src is {src!r}; expected a whole number"):
+        distributed.broadcast(1, src)
+
+
 def reduce_all() -> dict[str, object]:
     value = distributed.rank() + 2
     numbers = {op: distributed.all_reduce(value, op) for op in _collectives._REDUCTIONS}
@@ -260,9 +267,14 @@ def test_all_reduce_of_an_array() -> None:
     """An array of several numbers is refused: only tensors are reduced by element."""
     one: Any = np.array(2)
     assert distributed.all_reduce(one) == 2
+    row = distributed.all_reduce(np.array([2]))  # type: ignore[call-overload]
+    assert (row, type(row)) == (2, int)
     several: Any = np.array([1, 2])
     with pytest.raises(TypeError, match=r"got array\(\[1, 2\]\); expected a number or a tensor"):
         distributed.all_reduce(several)
+    text: Any = np.array(["a"])
+    with pytest.raises(TypeError, match=r"got array\(\['a'\].*; expected a number or a tensor"):
+        distributed.all_reduce(text)
 
 
 def reduce_large(dtype: torch.dtype) -> list[Tensor]:
@@ -513,6 +525,46 @@ def test_setup_cleans_up() -> None:
     assert run_ranks(ranks_around_a_raising_body, group=False) == [(False, 0), (False, 1)]
 
 
+def error_of_leaving() -> None:
+    destroy = dist.destroy_process_group
+
+    def broken() -> None:
+        destroy()
+        raise RuntimeError("no way out")
+
+    dist.destroy_process_group = broken  # type: ignore[assignment]
+    with distributed.setup():
+        raise KeyError("weight")
+
+
+def test_an_error_of_leaving_hides_no_other() -> None:
+    """If torch raises while it ends the group, the block's own error still leaves it."""
+    [error] = run_ranks(error_of_leaving, world_size=1, group=False)
+    assert isinstance(error, KeyError)
+
+
+def set_up_twice() -> None:
+    with distributed.setup():
+        pass
+
+
+def test_a_second_group() -> None:
+    """`setup` in a program that has a process group says which call is too much."""
+    [error] = run_ranks(set_up_twice, world_size=1)
+    assert isinstance(error, RuntimeError)
+    assert "already a process group: call setup() once" in str(error)
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 9e9, timedelta.max])
+def test_a_timeout_that_torch_cannot_count(timeout: Any) -> None:
+    """A timeout of centuries would overflow in torch, and each wait would end or hang."""
+    with (
+        pytest.raises(ValueError, match=r"timeout is .*; expected 10,000 days at most"),
+        distributed.setup(timeout=timeout),
+    ):
+        pass
+
+
 def test_setup_alone() -> None:
     """Started by hand there is no group, and a device all the same."""
     with distributed.setup() as device:
@@ -710,6 +762,17 @@ def test_state_of_each_rank() -> None:
         ValueError, match="saved by 2 ranks, and there are 1: start as many ranks, or"
     ):
         meter_of_each(states[0])
+
+
+def test_state_that_another_object_saved() -> None:
+    """`PerRank` refuses an object without a state, and a state that was saved without `PerRank`."""
+    part = distributed.PerRank(AverageMeter())
+    with pytest.raises(KeyError, match=r"the state has no 'ranks'; expected what PerRank"):
+        part.load_state_dict({"value": 0.5, "sum": 0.5, "counter": 1})
+    with pytest.raises(TypeError, match="ranks is 2; expected what PerRank"):
+        part.load_state_dict({"ranks": 2})
+    with pytest.raises(TypeError, match="part is 3; expected an object with state_dict"):
+        distributed.PerRank(3)
 
 
 def test_local_rank_that_nobody_said() -> None:

@@ -411,6 +411,17 @@ def test_images(image: Any, pixels: Any) -> None:
     assert read.tolist() == (given if pixels is None else pixels).tolist()
 
 
+@pytest.mark.parametrize("mode", ["P", "PA", "LA", "CMYK", "YCbCr", "HSV", "RGBa", "RGBX"])
+def test_images_of_other_modes_of_pillow(mode: str) -> None:
+    """An image of Pillow has its own colors in the file, however it stores them."""
+    way = {"PA": "P", "RGBa": "RGBA"}.get(mode, mode)
+    given = Image.new("RGB", (3, 2), (200, 10, 30)).convert(way).convert(mode)
+    with JsonLinesLogger("logs") as logger:
+        logger.log_image("a", given, 1)
+    with Image.open("logs/figures/a_1.png") as picture:
+        assert picture.convert("RGB").tobytes() == given.convert("RGB").tobytes()
+
+
 def test_what_is_no_image() -> None:
     """Another shape, type or range is named with what was expected."""
     with JsonLinesLogger("logs") as logger:
@@ -425,6 +436,19 @@ def test_what_is_no_image() -> None:
             logger.log_image("a", torch.zeros(2, 8, 9), 1)
         with pytest.raises(TypeError, match="histogram 'w' is of str; expected numbers"):
             logger.log_histogram("w", "many", 1)
+        with pytest.raises(TypeError, match="figure 'f' is 3; expected a figure of matplotlib"):
+            logger.log_figure("f", 3, 1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.array([1 + 2j]), torch.tensor([1 + 2j]), ["1", "2"], [1.0, None], [[1], [1, 2]],
+     np.array(["2020-01-01"], dtype="datetime64[D]")],
+)  # fmt: skip
+def test_values_that_have_no_histogram(values: Any) -> None:
+    """What is no real number raises: no imaginary part is left out, and no text is read."""
+    with JsonLinesLogger("logs") as logger, pytest.raises(TypeError, match=r"'w' is .*; expected"):
+        logger.log_histogram("w", values, 1)
 
 
 class Numbers:
@@ -565,6 +589,8 @@ def test_histograms_of_any_numbers(values: list[float], lost: int) -> None:
         assert (np.diff(found.edges) > 0).all()
     with pytest.raises(ValueError, match="histogram 'w' has 300 bins; expected 1 to 256"):
         histogram_of("w", values, 300)
+    with pytest.raises(TypeError, match=r"bins of the histogram 'w' is 2\.5; expected a whole"):
+        histogram_of("w", values, 2.5)  # type: ignore[arg-type]
 
 
 class Begun(JsonLinesLogger):

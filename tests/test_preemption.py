@@ -431,6 +431,15 @@ def test_a_guard_that_was_not_entered() -> None:
     assert not guard.stop()
 
 
+def test_a_guard_that_was_entered_twice() -> None:
+    """A guard is for one block: in a second one, the ranks would not agree, and it says so."""
+    guard = PreemptionGuard()
+    with guard:
+        pass
+    with pytest.raises(RuntimeError, match="entered before: make a new PreemptionGuard"):
+        guard.__enter__()
+
+
 def test_the_first_interval_counts() -> None:
     """A limit is kept though all that was measured is the time before the first stop()."""
     limit = seconds_lived() + 1.5

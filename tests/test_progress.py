@@ -5,6 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import nbclient
 import nbformat
@@ -70,6 +71,16 @@ def test_a_meter_of_nothing() -> None:
         pass
     assert "loss" not in file.getvalue()
     assert "norm nan" in file.getvalue()
+
+
+def test_what_is_no_meter() -> None:
+    """Wrong arguments raise when the bar is made, not at the first line minutes later."""
+    for meters in ([AverageMeter()], {"loss": 0.5}, AverageMeter()):
+        wrong: Any = meters
+        with pytest.raises(TypeError, match=r"meters is .*; expected meters by their names"):
+            tqdm(range(4), meters=wrong, disable=True)
+    with pytest.raises(TypeError, match="batch_size is '32'; expected one number"):
+        tqdm(range(4), batch_size="32", disable=True)  # type: ignore[arg-type]
 
 
 def test_meters_wait_for_nothing() -> None:

@@ -222,6 +222,7 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
         V: lambda: scoreboard.paired_bootstrap(Y, Y, [1], "accuracy"),
         M: lambda: scoreboard.paired_bootstrap(Y, Y, Y, "f1"),
     },
+    "Runs": {T: lambda: scoreboard.Runs([], True)},
     "Runs.table": {M: lambda: RUNS.table()},
     "Runs.metrics": {M: lambda: RUNS.metrics()},
     "Runs.column": {K: lambda: RUNS.column("no")},
@@ -247,6 +248,7 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
         V: lambda: lines().log_metrics({"a/b": 1.0, "a": {"b": 1.0}}, 1),
     },
     "BackgroundLogger.log_params": {V: lambda: lines().log_params({"a/b": 1, "a": {"b": 1}})},
+    "BackgroundLogger.log_figure": {T: lambda: lines().log_figure("a", ANY, 1)},
     "BackgroundLogger.log_image": {V: lambda: lines().log_image("a", [0.5], 1)},
     "BackgroundLogger.log_histogram": {
         T: lambda: lines().log_histogram("a", ["x"], 1),
@@ -264,6 +266,9 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
     "Loggers.log_params": {V: lambda: Loggers().log_params({"a/b": 1, "a": {"b": 1}})},
     "MLflowLogger": {M: lambda: loggers.MLflowLogger("a")},
     "TensorBoardLogger": {M: lambda: loggers.TensorBoardLogger("a")},
+    "TensorBoardXLogger.add_metric": {
+        T: lambda: loggers.TensorBoardXLogger("a").add_metric("a", "x", 1),
+    },
     "TensorBoardXLogger": {M: lambda: loggers.TensorBoardXLogger("a")},
     "TrackioLogger": {M: lambda: loggers.TrackioLogger("a").log_metrics({}, 1)},
     "WandbLogger": {M: lambda: loggers.WandbLogger("a")},

@@ -321,11 +321,13 @@ RAISES: dict[str, Callable[[], object]] = {
     "lr_range_test TypeError": lambda: rates(None),
     "parameter_groups TypeError": lambda: tr.parameter_groups(model(), "0.1"),
     "parameter_groups ValueError": lambda: tr.parameter_groups(model(), 0.1, no_decay=["no"]),
+    "PerRank TypeError": lambda: di.PerRank(3),
     "PerRank.load_state_dict ValueError": lambda: di.PerRank(
         b.AverageMeter()
     ).load_state_dict({"ranks": [1, 2]}),
     "all_reduce TypeError": lambda: di.all_reduce("1"),
     "all_reduce ValueError": lambda: di.all_reduce(1, "median"),
+    "broadcast TypeError": lambda: di.broadcast(1, "0"),
     "barrier TypeError": lambda: di.barrier("dp"),
     "barrier RuntimeError": lambda: of_two(di.barrier),
     "local_rank RuntimeError": lambda: of_two(di.local_rank),
@@ -338,6 +340,7 @@ RAISES: dict[str, Callable[[], object]] = {
     "Predictions.add ValueError": lambda: predicted(a=[1, 2]),
     "Predictions.add Exception": lambda: predicted(a=[lambda: 1]),
     "Predictions.gather ValueError": lambda: pr.Predictions(1).gather(),
+    "Predictions.gather TypeError": lambda: pr.Predictions(0).gather(dst=0.5),
     "Predictions.save ValueError": lambda: predicted(a=[1]).save("a.csv"),
     "Predictions.save TypeError": lambda: predicted(a=[1]).save("a.npy"),
     "Predictions.save ModuleNotFoundError": lambda: predicted(a=[1]).save("a.parquet"),

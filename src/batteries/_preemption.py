@@ -70,7 +70,8 @@ class PreemptionGuard:
         exit_code: 75, for "start again". If a run ends with this code, its record has the reason.
 
     Raises:
-        RuntimeError: The guard was entered outside of the main thread, which alone gets signals.
+        RuntimeError: The guard was entered outside of the main thread, which alone gets signals, or
+            for the second time.
         TypeError: A time is neither a number, a text nor a timedelta.
         ValueError: A time cannot be read, or is negative.
     """
@@ -106,6 +107,7 @@ class PreemptionGuard:
         self._failed = False  # an error or SystemExit has left the block
         self._store: Any = None
         self._look = threading.Event()
+        self._threads: list[threading.Thread] = []
 
     @property
     def requested(self) -> bool:
@@ -122,6 +124,8 @@ class PreemptionGuard:
 
     def request(self, why: str = "the program asked for it") -> None:
         """Ask all ranks to stop, as a signal does. A call on one rank is enough.
+
+        The attribute `why` and the run's record get the reason `why`.
 
         >>> with PreemptionGuard() as guard:
         ...     guard.request("the disk is nearly full")
@@ -172,6 +176,10 @@ class PreemptionGuard:
             raise RuntimeError(
                 "PreemptionGuard was not entered in the main thread, but only that thread gets "
                 "signals: enter it in the main thread"
+            )
+        if self._threads:
+            raise RuntimeError(
+                "this guard was entered before: make a new PreemptionGuard for each block"
             )
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)

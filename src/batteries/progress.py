@@ -10,7 +10,9 @@ from typing import Any
 from tqdm.auto import tqdm as _tqdm
 
 from batteries import distributed
+from batteries._foreign import brief
 from batteries._meters import AverageMeter
+from batteries._numbers import as_number
 
 __all__ = ["tqdm"]
 
@@ -34,6 +36,9 @@ class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
             shown.
         meters: Meters to show, by name. Reading a meter waits for its device, so they are read only
             when the bar is drawn, at most ten times a second.
+
+    Raises:
+        TypeError: `batch_size` is no number, or `meters` has other values than meters.
     """
 
     def __init__(
@@ -43,7 +48,13 @@ class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
         meters: Mapping[str, AverageMeter] | None = None,
         **kwargs: Any,
     ) -> None:
-        self._batch_size, self._meters = batch_size, meters or {}
+        self._batch_size = None if batch_size is None else as_number(batch_size, "batch_size")
+        self._meters = {} if meters is None else meters
+        named = isinstance(self._meters, Mapping)
+        if not named or not all("average" in dir(each) for each in self._meters.values()):
+            raise TypeError(
+                f"meters is {brief(meters)}; expected meters by their names: {{'loss': meter}}"
+            )
         self._last_line = 0.0
         if distributed.rank() != 0 or (kwargs.get("file") or sys.stderr) is None:
             kwargs["disable"] = True

@@ -67,17 +67,23 @@ def average_checkpoints(
         paths: Checkpoints or state dicts of one model.
         weights: The weight of each file, 0 or more, in order or by path. Their sum does not matter.
             Default: all equal.
-        dtype: The least precise dtype to compute in: float64 tensors are averaged in float64. The
-            result has the dtypes of the files.
+        dtype: The least precise dtype to compute in: float64 tensors are averaged in float64. It
+            has 16 bits or more. The result has the dtypes of the files.
 
     Raises:
         FileNotFoundError: No such file.
         ValueError: No files, not one weight for each, a weight below 0, a weight that is not
             finite, or no weight above 0.
-        TypeError: A weight that is not a number.
+        TypeError: A weight that is not a number, or another `dtype`.
         CheckpointError: A damaged file, a file without a model's weights, or files of different
             models. The message has the file and, if models differ, the tensor's name.
     """
+    real = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    if not real or dtype.itemsize < 2:
+        raise TypeError(
+            f"dtype is {dtype!r}; expected a floating-point dtype of 16 bits or more, such as "
+            "torch.float32"
+        )
     files = listed(paths)
     counts = _counts(weights, files)
     with ExitStack() as stack:
@@ -132,8 +138,8 @@ def save_average(
     Args:
         out: The file to write.
         paths, weights, dtype: As for `average_checkpoints`.
-        model: A model of the same class. It gets the averaged weights. With `loader` it also gets
-            new statistics of batch norm (`update_bn`), which are stored.
+        model: A model of the same class, bare or wrapped. It gets the averaged weights. With
+            `loader` it also gets new statistics of batch norm (`update_bn`), which are stored.
         loader, device: For `update_bn`.
 
     Returns:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from batteries._foreign import brief
+from batteries._numbers import as_whole
 from batteries.distributed._agreement import Transfer, agree
 from batteries.distributed._groups import Group, Ranks, ranks_of
 from batteries.distributed._launch import in_group
@@ -209,10 +210,11 @@ def broadcast(data: T, src: int = 0, *, check: bool = True, group: Group = None)
 
     Raises:
         ValueError: `src` is not a rank of the group.
+        TypeError: `src` is not a whole number.
         Exception: The data of rank `src` cannot be pickled. All ranks raise its error.
         RuntimeError: The ranks are not doing the same, or some are missing; the message names them.
     """
-    ranks = ranks_of(group)
+    ranks, src = ranks_of(group), as_whole(src, "src")
     if not 0 <= src < ranks.size:
         raise ValueError(f"src is {src}; expected a rank of the group, 0 to {ranks.size - 1}")
     if alone("broadcast", ranks):
@@ -274,11 +276,13 @@ def all_reduce(
         raise ValueError(f"op is {op!r}; all_reduce knows {', '.join(_REDUCTIONS)}")
     ranks = ranks_of(group)
     if not isinstance(value, Tensor):
-        if not isinstance(value, Number | np.generic | np.ndarray) or np.size(value) != 1:
+        one = isinstance(value, np.generic | np.ndarray) and value.size == 1
+        number: Any = value.item() if one else value  # type: ignore[attr-defined]
+        if not isinstance(number, Number):
             raise TypeError(f"all_reduce got {brief(value)}; expected a number or a tensor")
         operation = f"all_reduce({op}) of a number"
         single = alone("all_reduce", ranks)
-        values = [value] if single else _all_gather(value, operation, check, ranks)
+        values: list[Any] = [number] if single else _all_gather(number, operation, check, ranks)
         return _reduced(values, op)
     refuse_sharded(value, "the value of all_reduce")
     reduced = value.detach().clone(memory_format=torch.contiguous_format)
@@ -315,8 +319,7 @@ def _all_reduced(own: Tensor, op: str, transfer: Transfer) -> Tensor:
     return own
 
 
-def _reduced(values: list[float], op: str) -> float:
-    numbers = [value.item() if isinstance(value, np.generic) else value for value in values]
+def _reduced(numbers: list[float], op: str) -> float:
     if op in ("min", "max"):
         return next((x for x in numbers if x != x), min(numbers) if op == "min" else max(numbers))
     if op == "product":

@@ -79,9 +79,10 @@ def ranks_of(group: Group = None) -> Ranks:
                 f"rank {rank()} is not in the group that it passed: only the group's ranks may "
                 "make this call"
             )
+        kind = type(own).__name__
         raise TypeError(
-            f"group is a {type(own).__name__}; expected a ProcessGroup, a DeviceMesh of one "
-            'dimension, or (mesh, "dp")'
+            f"group is {'an' if kind[0] in 'aeiou' else 'a'} {kind}; expected a ProcessGroup, a "
+            'DeviceMesh of one dimension, or (mesh, "dp")'
         )
     if own is dist.group.WORLD:
         return Ranks(*place())

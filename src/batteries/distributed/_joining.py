@@ -31,11 +31,12 @@ from batteries.distributed._groups import (
     take_back,
     with_cause,
 )
-from batteries.distributed._launch import Launch, launched, local_rank, number, said
+from batteries.distributed._launch import Launch, in_group, launched, local_rank, number, said
 from batteries.distributed._waiting import Notes, StoreGoneError, seconds_between, wait_until
 
 _LET_GO = 1.0  # seconds for gloo's threads to release tensors
 _LEAVE = 10.0  # seconds for the other ranks to reach the end of the block
+_LONGEST = 10_000 * 86400  # seconds; torch's 64 bits of nanoseconds end after 292 years
 _PATIENCE = 30.0  # seconds of a wait, after which a warning names the missing ranks
 
 
@@ -62,24 +63,30 @@ def setup(
         backend: Default: "gloo" for the CPU, and "nccl" for GPUs if there are some. With "gloo",
             the device is always the CPU.
         timeout: The longest time of a collective, including the wait for other ranks: "10m",
-            seconds or a timedelta. Default: 30 minutes, or torch's 10 with `backend="nccl"`.
+            seconds or a timedelta, 10,000 days at most. Default: 30 minutes, or torch's 10 with
+            `backend="nccl"`.
 
     Raises:
-        ValueError: The timeout cannot be read or is negative. Or more processes were started on
-            this host than it has GPUs. Or a variable of the launcher is missing or wrong. For
-            example, `torch.multiprocessing.spawn` sets no variables.
+        ValueError: The timeout cannot be read, is negative or too long. Or more processes were
+            started on this host than it has GPUs. Or a variable of the launcher is missing or
+            wrong. For example, `torch.multiprocessing.spawn` sets no variables.
         TypeError: The timeout is neither a number, a text nor a timedelta.
-        RuntimeError: A collective in the block has failed. The message names the first cause.
+        RuntimeError: A collective in the block has failed. The message names the first cause. Or
+            the program already has a process group.
         TimeoutError: Under torchrun, a rank did not come in time. The message names it. Under other
             launchers, torch raises its `DistStoreError`.
     """
-    limit = None if timeout is None else timedelta(seconds=as_seconds(timeout, "timeout"))
+    limit = None if timeout is None else _limit(timeout)
     launch = launched()
     gpus = torch.cuda.device_count()
     if launch is None:
         _refuse_spawned()
         yield torch.device("cuda", 0) if gpus and backend != "gloo" else torch.device("cpu")
         return
+    if in_group():
+        raise RuntimeError(
+            "there is already a process group: call setup() once, and leave out init_process_group"
+        )
     device = torch.device("cpu")
     if (gpus and backend != "gloo") or backend == "nccl":
         device = torch.device("cuda", _gpu_index(local_rank(), launch.local_world_size, gpus))
@@ -92,7 +99,7 @@ def setup(
         timeout=limit,
         device_id=device if device.type == "cuda" else None,
     )
-    why, well = "it came to its end", True
+    why, well, raised = "it came to its end", True, False
     try:
         if "gloo" in dist.get_backend_config():
             # A rank that ends at once would close a connection that another rank still opens.
@@ -102,6 +109,7 @@ def setup(
         notes().set(f"host/{launch.rank}", platform.node())
         yield device
     except BaseException as error:
+        raised = True
         why, well = f"{type(error).__name__}: {error}", isinstance(error, SystemExit)
         told = why if well else with_cause(error)
         says_who = isinstance(error, MissingRankError) or not isinstance(error, RuntimeError)
@@ -109,7 +117,21 @@ def setup(
             raise RuntimeError(told) from error
         raise
     finally:
-        _leave(why, well)
+        try:
+            _leave(why, well)
+        except Exception:
+            if not raised:  # else the error of the block counts
+                raise
+
+
+def _limit(timeout: str | float | timedelta) -> timedelta:
+    seconds = as_seconds(timeout, "timeout")
+    if seconds > _LONGEST:
+        raise ValueError(
+            f"timeout is {timeout}; expected {_LONGEST // 86400:,} days at most, since torch "
+            "counts nanoseconds"
+        )
+    return timedelta(seconds=seconds)
 
 
 def _leave(why: str, well: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from batteries._foreign import values_in
+from batteries._foreign import brief, values_in
 from batteries._memory import check_remember, memory_of
 from batteries.distributed._collectives import all_gather
 from batteries.distributed._launch import rank, world_size
@@ -24,9 +24,16 @@ class PerRank:
 
     Args:
         part: An object with `state_dict` and `load_state_dict`. Its state must be picklable.
+
+    Raises:
+        TypeError: `part` lacks these methods.
     """
 
     def __init__(self, part: Any) -> None:
+        if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
+            raise TypeError(
+                f"part is {brief(part)}; expected an object with state_dict() and load_state_dict()"
+            )
         self._part = memory_of(part)
 
     def state_dict(self) -> dict[str, Any]:
@@ -38,11 +45,16 @@ class PerRank:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load this rank's state.
 
+        Args:
+            state: What `state_dict` returned.
+
         Raises:
-            KeyError, TypeError: The state does not come from a `PerRank`.
+            KeyError, TypeError: The state was saved without `PerRank`.
             ValueError: The state was saved by another number of ranks.
         """
         [states] = values_in(state, "PerRank.state_dict", "ranks")
+        if not isinstance(states, list):
+            raise TypeError(f"ranks is {brief(states)}; expected what PerRank.state_dict returns")
         saved = len(states)
         if saved != world_size():
             raise ValueError(

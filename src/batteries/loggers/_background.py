@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from batteries import distributed
 from batteries._files import PathLike, Place
-from batteries._foreign import values_in
+from batteries._foreign import brief, values_in
 from batteries._masking import masked
 from batteries._numbers import as_whole
 from batteries._processes import call_at_end
@@ -110,8 +110,22 @@ class BackgroundLogger:
         self._call("_write_params", flatten(masked(params)))
 
     def log_figure(self, name: str, figure: Any, step: int) -> None:
-        """Write a matplotlib figure, or another object with `savefig`, as an image."""
+        """Write a matplotlib figure, or another object with `savefig`, as an image.
+
+        Args:
+            name: The name in the tracker, such as "valid/curve".
+            figure: The figure.
+            step: As for `log_metrics`.
+
+        Raises:
+            TypeError: The figure has no `savefig`.
+        """
         if distributed.is_main():
+            if not hasattr(figure, "savefig"):
+                raise TypeError(
+                    f"the figure {name!r} is {brief(figure)}; expected a figure of matplotlib: of "
+                    "axes, pass axes.figure"
+                )
             image = io.BytesIO()
             figure.savefig(image, format="png")
             self._put("_write_figure", name, image.getvalue(), self._counted(step))
@@ -120,8 +134,11 @@ class BackgroundLogger:
         """Write an image of uint8, or of floats from 0 to 1.
 
         Args:
+            name: As for `log_figure`.
             image: A tensor (channels, height, width) or (height, width); an array (height, width,
-                channels) or (height, width); or an image of Pillow. It has 1, 3 or 4 channels.
+                channels) or (height, width); or an image of Pillow. It has 1, 3 or 4 channels. A
+                Pillow image of another mode than gray, RGB and RGBA becomes RGBA.
+            step: As for `log_metrics`.
 
         Raises:
             ValueError: The image has another shape or dtype, or floats outside of 0 to 1.
@@ -136,10 +153,13 @@ class BackgroundLogger:
         device, because it copies the values.
 
         Args:
+            name: As for `log_figure`.
+            values: Real numbers, of any shape.
+            step: As for `log_metrics`.
             bins: 1 to 256.
 
         Raises:
-            TypeError: The values are no numbers.
+            TypeError: The values are no real numbers, or `bins` is no whole number.
             ValueError: Another number of bins.
         """
         if distributed.is_main():
@@ -147,7 +167,13 @@ class BackgroundLogger:
             self._put("_write_histogram", name, histogram, self._counted(step))
 
     def log_text(self, name: str, text: str, step: int) -> None:
-        """Write a text."""
+        """Write a text.
+
+        Args:
+            name: As for `log_figure`.
+            text: A text. Other values are written as `str` shows them.
+            step: As for `log_metrics`.
+        """
         self._call("_write_text", name, str(text), self._counted(step))
 
     def close(self) -> None:
@@ -192,6 +218,9 @@ class BackgroundLogger:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the run of a state, after its step.
+
+        Args:
+            state: What `state_dict` returned.
 
         Raises:
             KeyError, TypeError: The state does not come from `state_dict`.

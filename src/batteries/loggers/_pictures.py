@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor
 
 from batteries._foreign import LARGEST
+from batteries._numbers import as_number, as_whole
 from batteries._optional import import_optional
 from batteries._rundir.lines import BINS
 
 _KINDS = {1: 0, 3: 2, 4: 6}  # PNG's color types by the number of channels
+# Modes of Pillow whose arrays have indices of a palette, or other colors than red, green and blue.
+_OTHER_COLORS = ("P", "PA", "LA", "La", "CMYK", "HSV", "LAB", "RGBX", "RGBa", "YCbCr")
 
 
 class Histogram(NamedTuple):
@@ -31,20 +35,30 @@ class Histogram(NamedTuple):
 
 
 def histogram_of(name: str, values: Any, bins: int) -> Histogram:
+    bins = as_whole(bins, f"the number of bins of the histogram {name!r}")
     if not 1 <= bins <= BINS:
         raise ValueError(f"the histogram {name!r} has {bins} bins; expected 1 to {BINS}")
-    if isinstance(values, Tensor):
-        values = values.detach().to(device="cpu", dtype=torch.float64).numpy()
-    try:
-        numbers = np.asarray(values, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError):
-        kind = type(values).__name__
-        raise TypeError(f"the histogram {name!r} is of {kind}; expected numbers") from None
+    numbers = _real_numbers(name, values)
     kept = numbers[np.abs(numbers) < LARGEST]
     counts, edges = np.histogram(kept, bins, _wide_enough(kept, bins))
     with np.errstate(over="ignore"):
         moments = (len(kept), float(kept.sum()), float(np.square(kept).sum()))
     return Histogram(counts.tolist(), edges.tolist(), moments, len(numbers) - len(kept))
+
+
+def _real_numbers(name: str, values: Any) -> Any:
+    """The values as float64, (number,)."""
+    if isinstance(values, Tensor) and not values.is_complex():
+        values = values.detach().to(device="cpu", dtype=torch.float64).numpy()
+    kind = type(values).__name__
+    with suppress(TypeError, ValueError, RuntimeError):
+        given = np.asarray(values)
+        kind = str(given.dtype) if hasattr(values, "dtype") else kind
+        if given.dtype.kind in "biuf":
+            return given.astype(np.float64).reshape(-1)
+        if given.dtype.kind == "O" and given.ndim:  # of Python's own numbers, such as fractions
+            return np.array([as_number(each, name) for each in given.flat])
+    raise TypeError(f"the histogram {name!r} is of {kind}; expected numbers")
 
 
 def _wide_enough(values: Any, bins: int) -> tuple[float, float] | None:
@@ -61,6 +75,8 @@ def png_of(name: str, image: Any) -> bytes:
         image = image.detach().cpu()
         image = image.float() if image.is_floating_point() else image
         image = (image.movedim(0, -1) if image.ndim == 3 else image).numpy()
+    elif getattr(image, "mode", None) in _OTHER_COLORS:
+        image = image.convert("RGBA")
     pixels = np.asarray(image)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]

@@ -23,8 +23,16 @@ class Logger(Protocol):
     calls only the methods that exist.
     """
 
-    def log_metrics(self, metrics: Any, step: int) -> None: ...
-    def close(self) -> None: ...
+    def log_metrics(self, metrics: Any, step: int) -> None:
+        """Write numbers. On rank 0, `Loggers` passes `metrics` as floats by joined names.
+
+        Args:
+            metrics: Such as {"train/loss": 0.5}.
+            step: A whole number.
+        """
+
+    def close(self) -> None:
+        """Write all that waits."""
 
 
 class Loggers:
@@ -55,7 +63,11 @@ class Loggers:
         self._failed: set[int] = set()
 
     def log_metrics(self, metrics: Metrics, step: int) -> None:
-        """Write each number under its name.
+        """Write each number under its name; nested names are joined: "train/loss".
+
+        Args:
+            metrics: Numbers or tensors of one element.
+            step: Your own count of epochs, updates or samples, the same in all calls.
 
         Raises:
             TypeError: A value is not one number (the message has its name), `metrics` is no
@@ -68,6 +80,9 @@ class Loggers:
     def log_params(self, params: Any) -> None:
         """Write the run's parameters.
 
+        Args:
+            params: A mapping, or an object with fields or attributes.
+
         Raises:
             ValueError: Two values have the same joined name.
         """
@@ -75,22 +90,43 @@ class Loggers:
         self._each("log_params", params)
 
     def log_figure(self, name: str, figure: Any, step: int) -> None:
-        """Write a matplotlib figure as an image."""
+        """Write a matplotlib figure as an image.
+
+        Args:
+            name: The name in the trackers, such as "valid/curve".
+            figure: A figure, or another object with `savefig`.
+            step: As for `log_metrics`.
+        """
         self._each("log_figure", name, figure, step)
 
     def log_image(self, name: str, image: Any, step: int) -> None:
         """Write an image: a tensor (channels, height, width) or an array (height, width, channels).
 
         The values are uint8, or floats from 0 to 1.
+
+        Args:
+            name, step: As for `log_figure`.
+            image: The tensor or array, or an image of Pillow.
         """
         self._each("log_image", name, image, step)
 
     def log_histogram(self, name: str, values: ArrayLike, step: int, bins: int = 64) -> None:
-        """Write a histogram of the values of a tensor or array."""
+        """Write a histogram of the values of a tensor or array.
+
+        Args:
+            name, step: As for `log_figure`.
+            values: Real numbers, of any shape.
+            bins: 1 to 256.
+        """
         self._each("log_histogram", name, values, step, bins)
 
     def log_text(self, name: str, text: str, step: int) -> None:
-        """Write a text."""
+        """Write a text.
+
+        Args:
+            name, step: As for `log_figure`.
+            text: The text.
+        """
         self._each("log_text", name, text, step)
 
     def close(self) -> None:

@@ -105,6 +105,10 @@ class TensorBoardXLogger(TensorBoardLogger):
     >>> with TensorBoardXLogger("runs/digits/tensorboardx") as tensorboard:
     ...     tensorboard.add_metric("loss", 0.5, global_step=1)
 
+    Args:
+        logdir: The directory of the event files.
+        run_id: The id in the logger's state. Default: the checkpoint's, else a new one.
+
     Raises:
         ModuleNotFoundError: tensorboardX is not installed.
     """
@@ -117,5 +121,14 @@ class TensorBoardXLogger(TensorBoardLogger):
     )
 
     def add_metric(self, tag: str, value: Any, global_step: int) -> None:
-        """Write one number, with the names of tensorboardX's arguments."""
+        """Write one number, with the names of tensorboardX's arguments.
+
+        Args:
+            tag: The name, such as "train/loss".
+            value: A number or a tensor of one element.
+            global_step: The `step` of `log_metrics`.
+
+        Raises:
+            TypeError: The value is not one number, or the step is no whole number.
+        """
         self.log_metrics({tag: value}, global_step)

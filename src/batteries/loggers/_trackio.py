@@ -19,8 +19,9 @@ class TrackioLogger(BackgroundLogger):
 
     Trackio keeps its files in TRACKIO_DIR, by default in the cache of Hugging Face. The run's name
     is made of `logdir` and `run_id`, so a resumed run continues under the same name. Metrics of
-    steps that Trackio already has are not sent again. Images, histograms and texts are. A run that
-    the program itself has begun is not changed.
+    steps that Trackio already has are not sent again. Images, histograms and texts are sent again,
+    so Trackio may have them twice for a step. A run that the program itself has begun is not
+    changed.
 
     Args:
         logdir: Its name is the beginning of the run's name. Nothing is written into it.

@@ -56,6 +56,9 @@ class Runs(Sequence[RunInfo]):
         minimization: Whether lower is better, by the names of metrics. It comes from
             `CheckpointManager`, `record_scores` and `metric_minimization` of `read_runs`. "loss"
             also counts for "valid/loss".
+
+    Raises:
+        TypeError: `metric_minimization` is not a mapping.
     """
 
     def __init__(
