@@ -10,9 +10,11 @@ from typing import Any
 import nbclient
 import nbformat
 import pytest
+import torch
 from ranks import run_ranks
 
-from batteries import AverageMeter, distributed
+from batteries import AverageMeter, accumulate, distributed
+from batteries.data import DataLoader
 from batteries.progress import tqdm
 
 
@@ -130,6 +132,22 @@ def test_iterables_without_a_length() -> None:
     file = io.StringIO()
     assert list(tqdm(numbers(), file=file)) == [0, 1, 2, 3]
     assert file.getvalue().startswith("4it [")
+
+
+@pytest.mark.parametrize("share", [{}, {"batches_per_pass": 3}])
+def test_a_resumed_pass(share: dict[str, int]) -> None:
+    """After a resume inside of an epoch, the bar begins at the batches before it and ends full."""
+    killed, resumed = (DataLoader(range(12), 4, shuffle=True, seed=1, **share) for _ in "12")
+    next(iter(killed))
+    for loop in (resumed, accumulate(resumed, torch.nn.Linear(1, 1), 2)):
+        resumed.load_state_dict(killed.state_dict())
+        file = Terminal()
+        assert len(list(tqdm(loop, file=file, mininterval=0))) == 2
+        assert re.findall(r"(\d)/3", file.getvalue())[0] == "1"
+        assert re.findall(r"(\d)/3", file.getvalue())[-1] == "3"
+    file = Terminal()
+    assert len(list(tqdm(resumed, file=file, mininterval=0))) == 3
+    assert re.findall(r"(\d)/3", file.getvalue())[0] == "0"
 
 
 def test_an_empty_loader() -> None:

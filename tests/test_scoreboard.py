@@ -375,12 +375,6 @@ def test_bootstrap() -> None:
     oracle = stats.bootstrap((gains,), np.mean, method="percentile").confidence_interval
     assert found.value == pytest.approx(gains.mean())
     assert found.interval == pytest.approx((oracle.low, oracle.high), abs=0.005)
-    p, q = generator.random((2, 400))
-    wide_p, wide_q = (np.stack([1 - each, each], axis=1) for each in (p, q))
-    for metric in ("roc_auc", "average_precision"):
-        assert paired_bootstrap(target, wide_p, wide_q, metric) == paired_bootstrap(
-            target, p, q, metric
-        )
     with pytest.raises(ValueError, match=r"\[399, 400\] rows"):
         paired_bootstrap(target[:-1], first, second, accuracy)
 

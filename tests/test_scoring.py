@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
+from batteries._scoring import as_scoring
 from batteries.blend import find_threshold, find_weights, mean
 from batteries.scoreboard import paired_bootstrap
 from batteries.splits import Folds, OutOfFold
@@ -32,6 +33,16 @@ def test_accuracy_of_a_column() -> None:
     expected = metrics.accuracy_score(TARGET, guess)
     assert out_of_fold(guess[:, None]).score(TARGET, "accuracy").value == expected
     assert paired_bootstrap(TARGET, guess[:, None], TARGET, "accuracy").scores == (expected, 1.0)
+
+
+@pytest.mark.parametrize("metric", ["auc", "roc_auc", "average_precision"])
+def test_probabilities_of_two_classes(metric: str) -> None:
+    """Of probabilities (rows, 2), a metric of scores gets those of the second class."""
+    own, other = chance.random((2, 60))
+    wide = [np.stack([1 - each, each], axis=1) for each in (own, other)]
+    score = as_scoring(metric).of(TARGET)
+    assert [score(TARGET, each) for each in wide] == [score(TARGET, own), score(TARGET, other)]
+    assert out_of_fold(wide[0]).score(TARGET, metric) == out_of_fold(own).score(TARGET, metric)
 
 
 def test_accuracy_of_several_labels() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from batteries._changes import CONTAINERS, PLAIN, attributes, changed, ids_in, is_library
+from batteries._warnings import warn
 
 _SIMPLE = (*PLAIN, *CONTAINERS)
 _COUNT = "_update_count"  # the number of a metric's updates, which its averages need
@@ -79,11 +79,10 @@ def check_remember(parts: Mapping[str, tuple[Any, Any]]) -> None:
                 "leave the object out"
             )
         if new:
-            warnings.warn(
+            warn(
                 f"{told} the same as at the last save, but the object's attributes "
                 f"({', '.join(new)}) have changed: a resumed run does not get them back. If it "
                 "needs them, let state_dict() return them and load_state_dict() set them",
-                stacklevel=3,
             )
 
 
@@ -120,11 +119,10 @@ def _warn_of_lost(name: str, optimizer: Any, states: list[Any]) -> None:
         if not any(_equal(each, other) for other in saved)
     ]
     if lost:
-        warnings.warn(
+        warn(
             f"state_dict() of {name}, a {type(optimizer).__name__}, lacks the tensors in its "
             f"attributes ({', '.join(lost)}): a resumed run does not get them back. Let "
             "state_dict() return them and load_state_dict() set them",
-            stacklevel=4,
         )
 
 

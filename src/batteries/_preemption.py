@@ -9,7 +9,6 @@ import signal
 import socket
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ import torch.distributed as dist
 
 from batteries._numbers import as_seconds
 from batteries._processes import seconds_lived
+from batteries._warnings import warn
 from batteries.distributed._launch import in_group
 from batteries.distributed._waiting import seconds_between
 
@@ -148,10 +148,9 @@ class PreemptionGuard:
         """Whether to stop now; once True, always True. Every rank calls it after every step."""
         now = time.monotonic()
         if self._at is None and self._ends is None and not self._requested:
-            warnings.warn(
+            warn(
                 "PreemptionGuard was not entered, so it gets no signals: put the loop into "
                 "'with PreemptionGuard() as guard:'",
-                stacklevel=2,
             )
         self._longest = max(self._longest, now - (self._at or now))
         self._at = now

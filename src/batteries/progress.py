@@ -29,7 +29,8 @@ class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
 
     Only rank 0 shows it: in a terminal as a bar, in a notebook as a widget. In a log file or a pipe
     it writes a line every 10 seconds, or every `mininterval` seconds. It also writes a line at the
-    end, unless `leave=False`.
+    end, unless `leave=False`. After a resume inside of an epoch it begins at the batches that
+    `data.DataLoader` gave before.
 
     Args:
         batch_size: The samples of a step on all ranks together. With it, samples a second are
@@ -58,7 +59,8 @@ class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
         self._last_line = 0.0
         if distributed.rank() != 0 or (kwargs.get("file") or sys.stderr) is None:
             kwargs["disable"] = True
-        super().__init__(*args, **kwargs)
+        before = getattr(args[0] if args else kwargs.get("iterable"), "batches_before", 0)
+        super().__init__(*args, **({"initial": before} if before else {}) | kwargs)
         if self.disable or self._redraws():
             return
         self._last_line = self.start_t

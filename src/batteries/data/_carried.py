@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import reduce
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from batteries._changes import PLAIN, is_library, lasting
+from batteries._warnings import warn
 from batteries.data._copies import ALONE, copy_from, pickled
 
 _MOST = 100_000  # items of a list to look at
@@ -33,12 +33,11 @@ def warn_of_old_values(dataset: Any, before: dict[str, str], now: dict[str, str]
     """Warn if the program has changed values since the workers were started. They keep the old."""
     names = [name for name in before if before[name] != now.get(name, before[name])]
     if names:
-        warnings.warn(
+        warn(
             f"{type(dataset).__name__} has changed since its workers were started "
             f"({', '.join(names)}): persistent workers keep the old values, and a resumed run "
             "starts with the new ones. Pass persistent_workers=False, or share the value with the "
             "workers: torch.tensor(0).share_memory_()",
-            stacklevel=7,  # of the loop
         )
 
 
@@ -65,11 +64,10 @@ class Orders:
         for name in names[:1]:
             if self._differs(name, begin):
                 kind = type(self._dataset).__name__
-                warnings.warn(
+                warn(
                     f"{kind} puts its list {name} into another order when it is read, and the next "
                     "pass begins with that order: a run that resumes gets other orders. Shuffle a "
                     f"copy, random.sample(list(self.{name}), len(self.{name})), or sort it first",
-                    stacklevel=2,
                 )
         return bool(names)
 

@@ -28,6 +28,7 @@ from batteries._seeding import (
     rng_state,
     set_rng_state,
 )
+from batteries._warnings import warn
 from batteries.data._carried import plain_values, warn_of_old_values
 from batteries.data._failing import Failed, Going, called
 from batteries.data._generators import difference
@@ -89,10 +90,9 @@ def _check(options: dict[str, Any], batches_per_pass: int | None, sampler: Any) 
             "in_order is False, which yields batches in an unknown order; leave it out"
         )
     if options.get("generator") is not None:
-        warnings.warn(
+        warn(
             "the loader does not use generator: its order depends on seed and epoch; pass seed= to "
             "choose the order",
-            stacklevel=3,
         )
     if batches_per_pass is not None:
         as_whole(batches_per_pass, "batches_per_pass", 1)
@@ -349,10 +349,9 @@ class DataLoader(torch.utils.data.DataLoader[T]):
                 f"{goes_on}, but an iterable dataset, and persistent workers, have only one place "
                 "in the data: make a second loader for the other pass"
             )
-        warnings.warn(
+        warn(
             f"{goes_on}. Between the two, state_dict() has the other pass's place: if you save "
             "there, make a second loader for the other pass",
-            stacklevel=5,  # of the loop
         )
         self._latest, self._pass = this, None if this.ended else this
         self.epoch, self._begin, self._place, self._rank = (
@@ -656,6 +655,19 @@ class DataLoader(torch.utils.data.DataLoader[T]):
         starts = self._starts(self._length())
         turn, step = divmod(epoch * self.batches_per_pass, len(starts) or 1)
         return self._start_of(turn, step * self._group())
+
+    @property
+    def batches_before(self) -> int:
+        """The batches of the next pass that came before it, because a saved state was loaded.
+
+        >>> loader = DataLoader(range(6), batch_size=2, seed=42)
+        >>> loader.load_state_dict({**loader.state_dict(), "position": 4})
+        >>> loader.batches_before, len(loader)
+        (2, 3)
+        """
+        if self.batches_per_pass is not None:
+            return self._begin.done
+        return -(-self._begin.position // (1 if self._is_stream else self._group()))
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the loop in the data, as plain values.

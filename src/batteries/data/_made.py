@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from typing import Any, NamedTuple
 
 from batteries._seeding import is_made_again, next_number
+from batteries._warnings import warn
 from batteries.distributed._agreement import check_same, place
 from batteries.distributed._groups import Ranks
 
@@ -32,11 +32,10 @@ def unseeded_number(made: Made, in_step: bool, members: tuple[int, ...]) -> int:
     Warns of a place that makes a loader again after a checkpoint, as in a loop over rounds.
     """
     if in_step and is_made_again(made.at):
-        warnings.warn(
+        warn(
             f"{made.at.partition(',')[0]} makes a loader again, after a checkpoint. Its order "
             "depends on the number of loaders made before it, so a run that resumes after this "
             "checkpoint gets other batches: pass seed=, such as the number of the round",
-            stacklevel=3,
         )
     return next_number((in_step, members))
 
@@ -68,7 +67,6 @@ def warn_of_repeats(count: int, again: bool, length: int) -> None:
         if count == length
         else f"pass batches_per_pass={count} if each pass should go on where the last one stopped"
     )
-    warnings.warn(
+    warn(
         f"{why}: {remedy}",
-        stacklevel=6,  # of the loop
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -17,6 +16,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from batteries._foreign import brief
 from batteries._seeding import isolated_rng, rekey, rng_state, set_rng_state
+from batteries._warnings import warn
 from batteries.data._copies import Pickled, copy_from, pickled
 from batteries.data._generators import generators_in, rekey_each
 from batteries.data._samples import number_of
@@ -229,12 +229,11 @@ class Sampled:
         if first == second or not (first and second):
             return
         name = type(self._sampler).__name__
-        warnings.warn(
+        warn(
             f"{name} changes itself when it is read, so its order depends on the passes before: a "
             "run that resumes gets another order, in which samples may be missing. In __iter__, "
             "shuffle a copy (batches = list(self.batches)), or give it set_epoch(epoch), or "
             "state_dict() and load_state_dict(state)",
-            stacklevel=2,
         )
 
     def _first_of(self, state: Pickled) -> str:

@@ -9,7 +9,6 @@ import platform
 import sys
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from batteries._numbers import as_seconds
+from batteries._warnings import warn
 from batteries.distributed._groups import (
     ANY_LEFT,
     MissingRankError,
@@ -285,10 +285,9 @@ def _telling(over: Callable[[], bool], who: Callable[[], str]) -> Callable[[], b
         answer = over()
         if not answer and late is not None and time.monotonic() > late:
             late = None
-            warnings.warn(
+            warn(
                 f"{who()} in setup() for {_PATIENCE:g} s: check whether all ranks have started, "
                 "and whether one has ended",
-                stacklevel=8,  # the program's `with setup()`
             )
         return answer
 

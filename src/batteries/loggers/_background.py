@@ -7,7 +7,6 @@ import os
 import threading
 import time
 import uuid
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,6 +21,7 @@ from batteries._foreign import brief, values_in
 from batteries._masking import masked
 from batteries._numbers import as_whole
 from batteries._processes import call_at_end
+from batteries._warnings import warn
 from batteries.loggers._calls import BOUND, PATIENCE, Call, Calls
 from batteries.loggers._pictures import Histogram, histogram_of, png_of
 from batteries.loggers._values import Metrics, Numbers, flatten, read_together
@@ -194,7 +194,7 @@ class BackgroundLogger:
             self._thread = None
         self._report()
         if self._lost:
-            warnings.warn(f"{self._name}: {self._lost} calls were lost", stacklevel=2)
+            warn(f"{self._name}: {self._lost} calls were lost")
             self._lost = 0
 
     def __enter__(self: Own) -> Own:
@@ -328,10 +328,9 @@ class BackgroundLogger:
             self._told = True
             error, given = self._error, self.logdir
             text = str(error).replace(str(given.absolute()), str(given))  # the thread's is absolute
-            warnings.warn(
+            warn(
                 f"{self._name} ({given}) fails, and training goes on: "
                 f"{type(error).__name__}: {text}",
-                stacklevel=4,
             )
 
     def __del__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +11,7 @@ from batteries import distributed
 from batteries._foreign import brief
 from batteries._masking import masked
 from batteries._numbers import as_whole
+from batteries._warnings import warn
 from batteries.loggers._values import Metrics, flatten, read_together
 
 
@@ -179,10 +179,9 @@ class Loggers:
         except Exception as error:
             if number not in self._failed:
                 self._failed.add(number)
-                warnings.warn(
+                warn(
                     f"{type(self._loggers[number]).__name__}.{method.__name__} fails, and training "
                     f"goes on: {type(error).__name__}: {error}",
-                    stacklevel=4,
                 )
 
     def __enter__(self) -> Loggers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain, islice
@@ -19,6 +18,7 @@ from batteries import distributed
 from batteries._foreign import brief
 from batteries._modules import as_module, drop_unreduced, own_part
 from batteries._numbers import as_number, as_whole
+from batteries._warnings import warn
 from batteries.data import Arrival, DataLoader
 from batteries.data._failing import Failed, Going
 from batteries.distributed._groups import Group, ranks_of
@@ -260,7 +260,7 @@ class _Pass:
         if not math.isfinite(loss):
             epoch = "" if self._epoch is None else f" of epoch {self._epoch}"
             where = f"at micro-batch {step}{epoch}, counted from 0"
-            warnings.warn(f"the loss is {loss} {where}", stacklevel=4)
+            warn(f"the loss is {loss} {where}")
 
 
 class Windows(Generic[T]):
@@ -288,6 +288,11 @@ class Windows(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._loader)  # type: ignore[arg-type]
+
+    @property
+    def batches_before(self) -> int:
+        """That of the loader."""
+        return getattr(self._loader, "batches_before", 0)
 
     def __iter__(self) -> Iterator[tuple[T, Window]]:
         return Going(self._pairs())
