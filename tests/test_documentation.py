@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 import textwrap
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import _reference
@@ -215,6 +216,18 @@ def test_every_public_name_is_in_the_reference() -> None:
         r"^reference/(\w+)$", (ROOT / "docs/reference.md").read_text(), re.MULTILINE
     )
     assert set(listed) == rooms | {"batteries"}
+
+
+def test_stars_in_docstrings() -> None:
+    """A star stands in code, or before the name of an argument. Elsewhere it begins emphasis."""
+    for room, names in _reference.rooms().items():
+        for value in (getattr(sys.modules[room], name) for name in names):
+            methods = vars(value).values() if isinstance(value, type) else ()
+            own = [value, *(part for part in methods if isinstance(part, FunctionType | property))]
+            for part in own if value.__module__ == room else ():
+                text = re.sub(r"(?m)^ *(>>>|\.\.\.).*", "", part.__doc__ or "")
+                text = re.sub(r"(?m)^ +\*\*?\w+:|`[^`]*`", "", text)
+                assert not re.search(r"(^|\s|\")\*\S", text), part
 
 
 def test_every_message_is_in_the_index() -> None:

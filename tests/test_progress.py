@@ -134,10 +134,13 @@ def test_iterables_without_a_length() -> None:
     assert file.getvalue().startswith("4it [")
 
 
-@pytest.mark.parametrize("share", [{}, {"batches_per_pass": 3}])
-def test_a_resumed_pass(share: dict[str, int]) -> None:
+@pytest.mark.parametrize("batches", [None, 3])
+def test_a_resumed_pass(batches: int | None) -> None:
     """After a resume inside of an epoch, the bar begins at the batches before it and ends full."""
-    killed, resumed = (DataLoader(range(12), 4, shuffle=True, seed=1, **share) for _ in "12")
+    data: Any = range(12)
+    killed, resumed = (
+        DataLoader(data, 4, shuffle=True, seed=1, batches_per_pass=batches) for _ in range(2)
+    )
     next(iter(killed))
     for loop in (resumed, accumulate(resumed, torch.nn.Linear(1, 1), 2)):
         resumed.load_state_dict(killed.state_dict())

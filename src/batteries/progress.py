@@ -59,8 +59,9 @@ class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
         self._last_line = 0.0
         if distributed.rank() != 0 or (kwargs.get("file") or sys.stderr) is None:
             kwargs["disable"] = True
-        before = getattr(args[0] if args else kwargs.get("iterable"), "batches_before", 0)
-        super().__init__(*args, **({"initial": before} if before else {}) | kwargs)
+        if before := getattr(args[0] if args else kwargs.get("iterable"), "batches_before", 0):
+            kwargs.setdefault("initial", before)
+        super().__init__(*args, **kwargs)
         if self.disable or self._redraws():
             return
         self._last_line = self.start_t

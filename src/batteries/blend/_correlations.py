@@ -85,7 +85,7 @@ def correlation(
     b  -1.0000   1.0000
 
     Args:
-        predictions, *more: As for `mean`. All numbers of a model become one column. If the numbers
+        predictions, more: As for `mean`. All numbers of a model become one column. If the numbers
             of a model are all equal, its correlations are NaN, also that with itself.
         names: The names of the models. Default: the names in `predictions`, or "model 0" and so on.
         kind: "pearson", or "spearman" (the correlation of the ranks).

@@ -76,7 +76,7 @@ def power_average(
     mean, 0 the geometric mean, -1 the harmonic mean, inf the maximum and -inf the minimum.
 
     Args:
-        predictions, *more: As for `mean`, not negative.
+        predictions, more: As for `mean`, not negative.
         power: Any number, or an infinity. It may also be the last positional argument.
         weights: As for `mean`.
 
@@ -140,7 +140,7 @@ def majority_vote(labels: Any, *more: Any, weights: Weights = None) -> NDArray[A
     array([1, 2])
 
     Args:
-        labels, *more: As for `mean`, but whole numbers, bools or strings. For class probabilities,
+        labels, more: As for `mean`, but whole numbers, bools or strings. For class probabilities,
             take the `argmax` first, or use `mean`.
         weights: As for `mean`.
 

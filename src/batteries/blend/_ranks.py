@@ -31,7 +31,7 @@ def rank_average(predictions: Any, *more: Any, weights: Weights = None) -> NDArr
     get the mean of their ranks, as in `scipy.stats.rankdata`.
 
     Args:
-        predictions, *more: As for `mean`. Each column is ranked on its own.
+        predictions, more: As for `mean`. Each column is ranked on its own.
         weights: As for `mean`.
 
     Returns:
