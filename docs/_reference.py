@@ -141,7 +141,8 @@ def message_page() -> str:
         by_room.setdefault(room, []).append(f"| `{kind}` | `{cell}` |")
     parts = [
         "# Messages\n\nThis page lists the texts of errors and warnings. `…` stands for names, "
-        "numbers, paths and other texts. A message says where the problem is, what was "
+        "numbers, paths and other texts. A ` / ` with spaces stands between two texts of which a "
+        "message has one. A message says where the problem is, what was "
         "found, what was expected and what to do. Some texts, above all short ones, are only a "
         "part of a message. To find a message, search for a few of its words.\n"
     ]

@@ -235,9 +235,9 @@ def locked_directory(path: PathLike, timeout: float = 60) -> Iterator[None]:
         place = os.fstat(descriptor)[1:3]  # the inode and the device
         if place in held:
             raise RuntimeError(
-                f"a save into {path} is under way in this thread, and a signal handler has "
-                "interrupted it to save, too: let the handler only set a flag, and save after the "
-                "step, as with PreemptionGuard"
+                f"a save into {path} is under way in this thread, and a signal handler in the "
+                "middle of it saves there, too: let the handler only set a flag, and save after "
+                "the step, as with PreemptionGuard"
             )
         held.add(place)
         try:

@@ -201,12 +201,14 @@ def start_run(
     Each start adds a session to `run.json` in the run's directory: arguments, command line, git
     commit, versions, machine, world size and times. The changes since the commit are in
     `diff-1.patch` for the first session, `diff-2.patch` for the second, and so on. Secrets are
-    masked. At the end of the `with` or of the program, the session becomes "finished", "stopped" (a
-    signal or Ctrl-C) or "failed". A session that stays "running" was killed, for example by a
-    SIGTERM without a `PreemptionGuard`. Without a `with`, a program that ends with
+    masked. At the end of the `with` or of the program, the session becomes "finished", "failed"
+    or "stopped" (Ctrl-C, or a signal that the program caught, for example with a
+    `PreemptionGuard`). A session that stays "running" was killed, for example by a SIGTERM that
+    nothing caught. Without a `with`, a program that ends with
     `raise SystemExit(...)` is "stopped", because Python hides the exit code.
 
-    A run is resumed only with its own arguments; an error names those that differ. A finished run
+    If `logdir` is the directory of numbered runs, its newest run is resumed only with its own
+    arguments; an error names those that differ. A finished run
     is resumed only if `logdir` is its own directory; otherwise a new run begins. If the new run
     differs from the finished one only in more epochs or steps, there is a warning. In a notebook, a
     second call stops the run of the first call and resumes it.
@@ -225,8 +227,8 @@ def start_run(
 
     Raises:
         RuntimeError: Another process or this program is recording the run; the message says which.
-        ValueError: The run to resume has other arguments, or its `run.json` is not the record of a
-            run; or `new=True`, and `logdir` is the directory of a run.
+        ValueError: The newest run of `logdir` has other arguments, or its `run.json` is not the
+            record of a run; or `new=True`, and `logdir` is the directory of a run.
         NotADirectoryError: `logdir` is a file.
     """
     same = as_names(may_differ)
@@ -340,8 +342,8 @@ def _asked_for(logdir: Path) -> Path | None:
     if run:
         warn(
             f"{RESUMED} asks for {run}, which is not in {logdir.resolve()}, so another run begins "
-            "there. If the log directory of the program is relative, start the program in the "
-            "directory that `batteries resume` prints",
+            "or goes on there. If the log directory of the program is relative, start the program "
+            "in the directory that `batteries resume` prints",
         )
     return None
 

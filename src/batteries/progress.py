@@ -42,6 +42,8 @@ class tqdm(_tqdm):  # type: ignore[type-arg]  # noqa: N801
         TypeError: `batch_size` is no number, or `meters` has other values than meters.
     """
 
+    disable = True  # older tqdm read it in `__del__`, also after an error in `__init__`
+
     def __init__(
         self,
         *args: Any,

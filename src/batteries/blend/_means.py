@@ -121,7 +121,7 @@ def _power_mean(models: Models, power: float, weights: Weights) -> NDArray[Any]:
 
 @hints
 def geometric(predictions: Any, *more: Any, weights: Weights = None) -> NDArray[Any]:
-    """The geometric mean of predictions. If one prediction is zero, the mean is zero.
+    """The geometric mean of predictions; 0 if one with a weight above 0 is 0.
 
     >>> geometric([[0.2, 0.9], [0.8, 0.9]])
     array([0.4, 0.9])

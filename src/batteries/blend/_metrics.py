@@ -179,7 +179,8 @@ def _for_rmse(arrays: list[Array], target: Array) -> _Prepared:
     if not arrays[0].shape == target.shape == (len(target),):
         raise ValueError(
             f"rmse needs (rows,) predictions and targets; found {arrays[0].shape} and "
-            f"{target.shape}: pass [:, 0] of one column, or a function of your own"
+            f"{target.shape}: if there is only one column, pass array[:, 0]; else pass "
+            "a function of your own as the metric"
         )
     try:
         return arrays, target.astype(np.float64)

@@ -67,15 +67,14 @@ def blend_files(
         method: "mean", "power", "geometric", "rank" or "vote": the functions of this module.
         out: A `.csv` or `.parquet` to write, whole or not at all.
         id_column: The column of the ids. Default: the first column.
-        columns: The columns to blend. Default: all but the ids. Files other than CSV may have the
-            targets beside out-of-fold predictions. So their column "target" or "targets" is not
-            blended, unless it is the only one.
+        columns: The columns to blend. Default: all but the ids. If the first file is no CSV, its
+            column "target" or "targets" is not blended either, because it may be the truth beside
+            out-of-fold predictions. It is blended if there is no other column.
         weights: One for each file, in order or by name. The name of a file is its path,
             unless `paths` is a mapping.
         power: The power of the method "power", as in `power_average`.
-        renormalise: Divide probabilities of classes by their sum. If each class has a column, it is
-            the sum of the columns. If a column has an array in each row, it is the sum of the
-            array.
+        renormalise: Divide the probabilities of each row by their sum: over the columns if each
+            class has a column, or over the array if a column has an array in each row.
 
     Returns:
         A polars frame with the columns of the first file. The ids of a CSV are text.
@@ -307,8 +306,8 @@ def _refuse_spellings(sources: list[str], arrays: list[Array]) -> None:
             text, told = known.setdefault(_meaning(label), (label, source))
             if text != label:
                 raise ValueError(
-                    f"{source} has the label {label!r}, and {told} has {text!r}: write equal "
-                    "labels alike in all files"
+                    f"{source} has the label {label!r}, and {told} has {text!r}: write the "
+                    "same label in the same way in all files"
                 )
 
 

@@ -176,7 +176,7 @@ def find_thresholds(
         metric: As for `find_weights`. It gets the target and classes.
         metric_minimization, folds, allow_missing, seed: As for `find_threshold`.
         candidates: The largest number of places for a cut-off. They lie between neighbouring
-            scores, or between quantiles of many scores. The lowest score is one more place.
+            scores, or between quantiles of many scores. A cut-off may also be at the lowest score.
 
     Raises:
         TypeError, ModuleNotFoundError: As for `find_weights`.

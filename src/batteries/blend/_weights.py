@@ -133,11 +133,11 @@ def find_weights(
             scikit-learn's functions of the fast metrics. Known for names and scorers.
         negative: Whether weights may be negative. A step of "hill_climb" may then also subtract a
             model.
-        folds: The folds to test on: their number (then they are stratified by the target), the
-            `Folds` of the models (of repeated ones, the first repeat), or the fold of each row,
-            (rows,): a number or a name. Rows whose fold is -1, NaN or None are in no test.
-            With folds in the order of time, weights are found on earlier folds. None: no test, and
-            the scores of unseen folds are NaN.
+        folds: The folds to test on. A number: so many folds, stratified by the target. Or the
+            `Folds` of the models, of which the first repeat is used. Or an array (rows,) with the
+            number or the name of each row's fold. Rows whose fold is -1, NaN or None are in no
+            test. With folds in the order of time, weights are found on earlier folds. None: no
+            test, and the scores of unseen folds are NaN.
         allow_missing: Whether models may have NaN, as for rows that no fold validates. Rows
             without predictions of all models are left out, and counted.
         seed: The seed of the folds, if `folds` is a number.

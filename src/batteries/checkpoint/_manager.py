@@ -54,10 +54,11 @@ class CheckpointManager:
     written once. `metrics.json` has the scores of all epochs and is the manager's memory. A new
     manager on the same directory reads it, and completes a save that was interrupted.
 
-    A manager does not replace another program's checkpoints: its first save is refused unless
-    this program has loaded the last checkpoint, or the epoch is the next one. It removes only
-    checkpoints that `metrics.json` names, so other files stay. It follows no symbolic link out of
-    the directory. The directory itself may be a link.
+    A manager does not replace another program's checkpoints. If the directory has some, the first
+    save works only if this program has loaded the last checkpoint, or if its epoch is the one after
+    the last saved epoch. A manager removes only checkpoints that `metrics.json` names, so other
+    files stay. It follows no symbolic link out of the directory. The directory itself may be a
+    link.
 
     Args:
         logdir: Created when the first checkpoint is written.

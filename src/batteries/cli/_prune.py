@@ -42,13 +42,14 @@ _NAMES = ("best.pth", "last.pth", "best.dcp", "last.dcp")
 def prune(
     logdir: str, keep_best: int | None, state: str | None, filters: tuple[str, ...], yes: bool
 ) -> None:
-    """List the checkpoints of the runs that all rules select, and remove them if you confirm it.
+    """List the checkpoints of selected runs, and remove these checkpoints if you confirm it.
 
-    The runs are those below LOGDIR (default: runs). Scores, logged lines, records and all other
-    files stay. Running runs are never selected: --state running selects nothing. With --keep-best,
-    the best N runs of each metric are not selected, and neither are runs that cannot be ranked,
-    such as runs without a score. A run without a record may be running: only --state unknown (or
-    unreadable) selects it.
+    The runs are those below LOGDIR (default: runs). Give one or more of the rules --keep-best,
+    --state and --filter: a run is selected if all given rules select it. Scores, logged lines,
+    records and all other files stay. Running runs are never selected: --state running selects
+    nothing. With --keep-best, the best N runs of each metric are not selected, and neither are runs
+    that cannot be ranked, such as runs without a score. A run without a record may be running: only
+    --state unknown (or unreadable) selects it.
 
     \b
     batteries prune runs --keep-best 3

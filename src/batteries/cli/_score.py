@@ -42,7 +42,7 @@ def score(
     """Write scores into RUN, and print how far they are from the validation score.
 
     Each submission is kept with its file, hash, time, message and scores. If you submitted the same
-    file before and give another score, such as the private one, that submission gets the score.
+    file before, a new score, such as the private one, is added to that submission.
 
     \b
     batteries score 3 --leaderboard 0.907 --file submission.csv -m "with warmup"

@@ -139,11 +139,12 @@ class DataLoader(torch.utils.data.DataLoader[T]):
             `drop_last` leaves out the last step of a dataset with indices if a rank would not have
             a full batch.
         seed: The same on every rank. Loaders with the same seed and length have the same order.
-            Default: derived from the seed of the last `seed_all` (42 without it) and the number of
-            loaders made since without a seed. Loaders of another `group` are not counted, and
-            loaders with and without shuffling (or a sampler) are counted separately. So two loaders
-            differ, and a program that makes its loaders in the same order on all ranks of their
-            group can be repeated. A loaded state restores the number of loaders, too.
+            Default: computed from the seed of the last `seed_all` (42 if it was not called), and
+            from how many loaders without `seed=` were made after that call. Loaders of another
+            `group` are not counted, and loaders with and without shuffling (or a sampler) are
+            counted separately. So two loaders differ, and a program that makes its loaders in the
+            same order on all ranks of their group can be repeated. A loaded state restores the
+            number of loaders, too.
         sharded: Which parts of the data an iterable dataset yields. False: every rank and worker
             yields all items, and each keeps every n-th. "workers": the workers of a rank yield
             different parts, and the loader divides these among the ranks. "ranks": the ranks yield

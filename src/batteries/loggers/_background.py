@@ -123,8 +123,8 @@ class BackgroundLogger:
         if distributed.is_main():
             if not hasattr(figure, "savefig"):
                 raise TypeError(
-                    f"the figure {name!r} is {brief(figure)}; expected a figure of matplotlib: of "
-                    "axes, pass axes.figure"
+                    f"the figure {name!r} is {brief(figure)}; expected a figure of matplotlib: if "
+                    "you have axes, pass axes.figure"
                 )
             image = io.BytesIO()
             figure.savefig(image, format="png")

@@ -49,9 +49,9 @@ class MLflowLogger(BackgroundLogger):
             the run's name.
         tracking_uri: A tracking server, "http://host:5000". Default: the address in
             MLFLOW_TRACKING_URI or of `mlflow.set_tracking_uri`. Without such an address, it is
-            MLflow's own default if the program has an active run or has called
-            `mlflow.set_experiment`, or if MLFLOW_RUN_ID or MLFLOW_EXPERIMENT_ID is set. Otherwise
-            it is `mlflow.db` in `logdir`.
+            `mlflow.db` in `logdir`. But it is MLflow's own default if the program already uses
+            MLflow: an active run, a call of `mlflow.set_experiment`, or the variable MLFLOW_RUN_ID
+            or MLFLOW_EXPERIMENT_ID.
         experiment: The MLflow experiment of the run. Default: that of `mlflow.set_experiment`,
             MLFLOW_EXPERIMENT_ID or MLFLOW_EXPERIMENT_NAME, else "batteries".
         run_id: The id in the tag `batteries.run_id`, which is not MLflow's own id of the run.

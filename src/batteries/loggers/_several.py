@@ -102,7 +102,7 @@ class Loggers:
     def log_image(self, name: str, image: Any, step: int) -> None:
         """Write an image: a tensor (channels, height, width) or an array (height, width, channels).
 
-        The values are uint8, or floats from 0 to 1.
+        Both may also be (height, width). The values are uint8, bools, or floats from 0 to 1.
 
         Args:
             name, step: As for `log_figure`.

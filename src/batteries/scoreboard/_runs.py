@@ -44,8 +44,9 @@ class Runs(Sequence[RunInfo]):
     - for each logged metric "valid/loss.last", "valid/loss.best" and "valid/loss.best_step". The
       best is None if it is not known whether lower is better.
 
-    "valid/loss" alone is the argument of that name, else the best value of the metric, else its
-    last value. With `which="last"`, the best value is not used.
+    The name "valid/loss" without an ending stands for the run's argument of that name. If there is
+    none, it stands for the metric's best value, or for its last value if the best is not known, or
+    with `which="last"`.
 
     Args:
         runs: The runs, or their paths.
@@ -58,7 +59,8 @@ class Runs(Sequence[RunInfo]):
             also counts for "valid/loss".
 
     Raises:
-        TypeError: `metric_minimization` is not a mapping.
+        TypeError: `runs` is one path, or `metric_minimization` is not a mapping of bools.
+        LookupError: There is no such run.
     """
 
     def __init__(
@@ -336,8 +338,8 @@ def some_runs(logdir: PathLike) -> Runs:
     found = read_runs(logdir)
     if not found:
         raise LookupError(
-            f"there are no runs in {logdir}: a run is a directory with a run.json (start_run) or "
-            "the checkpoints of a CheckpointManager"
+            f"there are no runs in {logdir}: a run is a directory with a run.json (start_run), a "
+            "scores.json (record_scores) or the checkpoints of a CheckpointManager"
         )
     return found
 

@@ -73,8 +73,8 @@ def make_folds(
             on both sides; "stratified_group": both; "time": a fold trains on earlier rows only.
         seed: The seed of the shuffle, from 0 to 2**64 - 1. "time" does not use it.
         targets: Classes, (rows,); numbers, (rows,), which are binned by quantiles; or labels,
-            (rows, labels), 0 if a row does not have one. Or the name of a column of the table, or
-            the names of the columns of labels.
+            (rows, labels): 0 where a row does not have the label. Or the name of a column of
+            the table, or the names of the columns of labels.
         groups: Groups, (rows,), or the name of a column of the table.
         time: For "time": dates or numbers that order the rows, (rows,), or the name of a column.
             Rows of one time are in one fold. Default: the rows are in order.
@@ -95,7 +95,7 @@ def make_folds(
     Raises:
         OSError: The file cannot be opened or written. All ranks raise it.
         TypeError: A number or a span of another type, or an unknown argument. If scikit-learn has
-            this argument, the error has its name here.
+            this argument, the error says what `make_folds` calls it.
         ValueError: Too few rows, groups, or members of a class for so many folds; an unknown kind
             or column; missing targets or groups, or not one for each row; groups for a kind that
             would divide them; arguments that exclude each other; a negative span, or one that

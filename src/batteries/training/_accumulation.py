@@ -197,8 +197,8 @@ class Window:
             return True
         if any(all(one is not other for other in optimizers) for one in self._unscaled):
             raise RuntimeError(
-                "step did not get all optimizers that clip has unscaled: the scaler would unscale "
-                "the others again; pass all of them, window.step(first, second)"
+                "step did not get all optimizers that clip has unscaled. The scaler would later "
+                "unscale the missing ones again: pass all of them, window.step(first, second)"
             )
         before = scaler.get_scale()
         for optimizer in optimizers:
@@ -392,9 +392,9 @@ def accumulate(
     The last window may be shorter, and batches may differ in size, also between ranks: each is
     weighted by its number of samples. DDP and FSDP2 reduce gradients once a window.
 
-    All batches of a window are fetched before the first is returned. With `batteries.data`'s
-    loader, only one batch is fetched ahead if the sizes of batches are known: without `count`,
-    `collate_fn` and `batch_sampler`, and not for an iterable dataset.
+    All batches of a window are fetched before the first is returned. `batteries.data`'s loader
+    fetches only one batch ahead, if it knows the sizes of the batches. It does not know them if you
+    pass `count`, `collate_fn` or `batch_sampler`, or if the dataset is iterable.
 
     If a batch fails, `next` raises its error, and the next call goes on with the next batch. The
     last good batch closes the window. A checkpoint of the loader inside a window resumes with the
@@ -435,9 +435,9 @@ def _check_not_joining(model: nn.Module) -> None:
     """Raise inside of torch's `Join`: a rank that has ended does not take part in our exchange."""
     if getattr(getattr(model, "_join_config", None), "enable", False):
         raise RuntimeError(
-            "accumulate was called inside of torch's Join, but its ranks must have the same number "
-            "of batches: leave out Join, and use shuffle=True, drop_last=True or batches_per_pass "
-            "of batteries.data.DataLoader"
+            "accumulate was called inside of torch's Join, but accumulate needs the same number "
+            "of batches on all ranks: leave out Join, and use shuffle=True, drop_last=True or "
+            "batches_per_pass of batteries.data.DataLoader"
         )
 
 
