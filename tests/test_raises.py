@@ -222,7 +222,10 @@ COMES: dict[str, dict[type[BaseException], Callable[[], Any]]] = {
         V: lambda: scoreboard.paired_bootstrap(Y, Y, [1], "accuracy"),
         M: lambda: scoreboard.paired_bootstrap(Y, Y, Y, "f1"),
     },
-    "Runs": {T: lambda: scoreboard.Runs([], True)},  # type: ignore[arg-type]
+    "Runs": {
+        T: lambda: scoreboard.Runs([], True),  # type: ignore[arg-type]
+        L: lambda: scoreboard.Runs(["no"]),
+    },
     "Runs.table": {M: lambda: RUNS.table()},
     "Runs.metrics": {M: lambda: RUNS.metrics()},
     "Runs.column": {K: lambda: RUNS.column("no")},
