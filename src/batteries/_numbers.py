@@ -14,6 +14,8 @@ _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 def as_number(value: Any, name: str) -> float:
     """One number, of Python, numpy or torch. Anything else is a TypeError with its name."""
+    if type(value) in (int, float) and abs(value) < 1e300:  # at once: a loop asks for each batch
+        return float(value)
     if not isinstance(value, str | bytes):
         with suppress(TypeError, ValueError, RuntimeError, OverflowError):
             return float(value.item() if hasattr(value, "item") else value)

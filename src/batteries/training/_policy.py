@@ -180,7 +180,7 @@ def _numbers(norm: Any, loss: Any) -> Tensor:
 def _tensor(value: Any, name: str) -> Tensor:
     """A scalar on its device. Only numbers on the CPU are read, so nothing waits."""
     found = whole(value)
-    if not (isinstance(found, Tensor) and found.numel() == 1):
-        found = torch.tensor(as_number(found, name), dtype=torch.float64, device="cpu")
-    scalar: Tensor = found.detach().reshape(())
-    return scalar
+    if isinstance(found, Tensor) and found.numel() == 1:
+        scalar: Tensor = found.detach()
+        return scalar.reshape(()) if scalar.ndim else scalar
+    return torch.tensor(as_number(found, name), dtype=torch.float32, device="cpu")
